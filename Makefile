@@ -1,0 +1,89 @@
+# One word for each thing one does here; `make` alone lists them.
+
+# The Python that makes .venv, and where. With USE_PYTHON=… (`make gpu USE_PYTHON=python3`) nothing is installed: that
+# interpreter must have the packages of constraints.txt, as images for GPU machines often do.
+PYTHON ?= python3
+VENV ?= .venv
+# Processes that share the tests; torch gets one thread in each.
+WORKERS ?= 2
+# Where `make base-model` puts the model, and how many processes train it.
+BASE_MODEL ?= build/base-model
+PROCESSES ?= 2
+
+ifdef USE_PYTHON
+PY := $(USE_PYTHON)
+RUNTIME :=
+DEVELOPMENT :=
+export PYTHONPATH := src
+else
+PY := $(VENV)/bin/python
+RUNTIME := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
+endif
+
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := HF_HUB_OFFLINE=1 $(PY) -m pytest
+BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench gpu base-model clean
+
+help: ## List these words
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+demo: $(RUNTIME) ## Install if need be, then extend a tiny model's context in front of your eyes
+	@$(PY) -m longlora.cli demo
+
+test: lint ## Lint, then run the tests, offline
+	@$(PYTEST) -n $(WORKERS)
+
+test-slow: $(DEVELOPMENT) ## Run the tests that `make test` leaves out for time
+	@$(PYTEST) -n $(WORKERS) -m slow
+
+lint: $(DEVELOPMENT) ## Check style, format, types and the direction of imports
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy src
+	@$(PY) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
+
+format: $(DEVELOPMENT) ## Put the code into its format and mend what ruff can mend
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+bench: $(RUNTIME) ## Run every benchmark
+	@$(if $(BENCHMARKS),,echo "There is no benchmark in benchmarks/ yet.")
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(PY) "$$script" || exit 1; done
+
+gpu: $(DEVELOPMENT) ## On a machine with CUDA: the tests that need it, then the benchmarks
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: torch sees no CUDA device here")'
+	@$(PYTEST) -m gpu || { status=$$?; [ $$status = 5 ] && echo "No test is marked gpu yet." || exit $$status; }
+	@$(MAKE) --no-print-directory bench
+
+base-model: $(RUNTIME) ## Train the tiny base model anew, into $(BASE_MODEL) (a run that was cut short goes on)
+	@$(PY) -m torch.distributed.run --nproc-per-node $(PROCESSES) -m longlora.tiny.pretrain $(BASE_MODEL)
+
+clean: ## Remove what builds, tests and tools left behind; .venv stays
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name one with make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: longlora needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+	    "name another with make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) cannot make virtual environments; install them first" \
+	    "(on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and by its pin, so that it is the build this machine's pip is set up for.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing longlora and its libraries into $(VENV) (some minutes, once)"
+	@$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools for tests and lint into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,72 @@
+"""S²-Attn by an explicit mask: slow, and the definition that every fast path must equal.
+
+B batch rows, H query heads, H_kv key-value heads, T tokens of a row, D head dimension, g group size.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def s2_attention_reference(
+    query: Float[Tensor, "B H T D"],
+    key: Float[Tensor, "B H_kv T D"],
+    value: Float[Tensor, "B H_kv T D"],
+    *,
+    group_size: int,
+    scale: float | None = None,
+    cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
+    padding_mask: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """Attend causally within groups, the second half of the heads with groups shifted by half a group.
+
+    Token t of a document (counted from the document's first token) belongs to group ⌊t / g⌋ in the first ⌈H/2⌉ heads
+    and to group ⌊(t - ⌊g/2⌋) / g⌋ in the others; a token attends to itself and to earlier tokens of its own document
+    and group. This is the strictly causal form of section 3.2 (variant 2 of the paper's table 8): where the rolled form
+    of algorithm 1 joins the last half group to the first, here both stand alone.
+
+    `cu_seqlens` holds the borders of documents in the flattened batch, from 0 to B·T; rows are borders in any case.
+    Where `padding_mask` is False there is padding: a stretch of it is treated as a document of its own, so that its
+    outputs are finite and mean nothing.
+
+    Memory: O(B·H·T²).
+    """
+    num_heads = query.shape[1]
+    mask = s2_mask(query, group_size=group_size, cu_seqlens=cu_seqlens, padding_mask=padding_mask)  # (B, H, T, T)
+    repeats = num_heads // key.shape[1]
+    key = key.repeat_interleave(repeats, dim=1)  # (B, H, T, D)
+    value = value.repeat_interleave(repeats, dim=1)  # (B, H, T, D)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.transpose(-1, -2)) * scale  # (B, H, T, T)
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value  # (B, H, T, D)
+
+
+def s2_mask(
+    query: Float[Tensor, "B H T D"],
+    *,
+    group_size: int,
+    cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
+    padding_mask: Bool[Tensor, "B T"] | None = None,
+) -> Bool[Tensor, "B H T T"]:
+    """Tell which query (third axis) sees which key (fourth axis)."""
+    batch_size, num_heads, num_tokens, _ = query.shape
+    device = query.device
+    is_first = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=device)  # (B, T)
+    is_first[:, 0] = True
+    if cu_seqlens is not None:
+        is_first.view(-1)[cu_seqlens[cu_seqlens < is_first.numel()].long()] = True
+    if padding_mask is not None:
+        is_first[:, 1:] |= padding_mask[:, 1:] != padding_mask[:, :-1]
+    time = torch.arange(num_tokens, device=device).expand(batch_size, num_tokens)  # (B, T)
+    document = is_first.cumsum(dim=1)  # (B, T)
+    position = time - torch.where(is_first, time, 0).cummax(dim=1).values  # (B, T), from the document's first token
+
+    unshifted_group = position.div(group_size, rounding_mode="floor")  # (B, T)
+    shifted_group = (position - group_size // 2).div(group_size, rounding_mode="floor")  # (B, T)
+    is_shifted = torch.arange(num_heads, device=device) >= (num_heads + 1) // 2  # (H,)
+    group = torch.where(is_shifted[:, None], shifted_group[:, None], unshifted_group[:, None])  # (B, H, T)
+
+    same_group = group[..., :, None] == group[..., None, :]  # (B, H, T, T)
+    same_document = (document[:, :, None] == document[:, None, :])[:, None]  # (B, 1, T, T)
+    causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()  # (T, T)
+    return same_group & same_document & causal

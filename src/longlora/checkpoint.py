@@ -1,0 +1,86 @@
+"""What a directory with a model or an adapter holds, and how one is written without ever being half there."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from longlora.errors import CheckpointError
+
+ADAPTER_CONFIG = "adapter_config.json"
+EXTENSION_FILE = "longlora.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """What `longlora.json` says beside an adapter: the model it belongs to and the positions it was trained with."""
+
+    base_model: str
+    """Directory or hub name of the model that was extended."""
+
+    base_context: int
+    """Tokens that model reads by itself."""
+
+    context_length: int
+    """Tokens it reads with the adapter."""
+
+    rope_parameters: dict[str, Any]
+    """transformers' `rope_parameters` that go with the adapter."""
+
+
+def is_adapter(directory: Path) -> bool:
+    """Tell an adapter's directory from a model's."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
+def write_extension(directory: Path, extension: Extension) -> None:
+    """Write `longlora.json`."""
+    (directory / EXTENSION_FILE).write_text(json.dumps(asdict(extension), indent=2) + "\n", encoding="utf-8")
+
+
+def read_extension(directory: Path) -> Extension | None:
+    """Read `longlora.json`; None if the adapter was not made by longlora.
+
+    Raises:
+        CheckpointError: the file is there and cannot be used.
+    """
+    path = directory / EXTENSION_FILE
+    if not path.exists():
+        return None
+    try:
+        return Extension(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """Give a temporary folder to write into, and put it in `target`'s place once the block has ended well.
+
+    Raises:
+        CheckpointError: `target` exists and is not empty.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists already; choose another place or delete it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

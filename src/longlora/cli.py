@@ -1,0 +1,130 @@
+"""The command line. Commands import what they need inside their bodies, so that help is instant."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longlora.errors import ConfigError, LongLoRAError
+
+INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
+
+app = typer.Typer(
+    name="longlora",
+    help="Extend a language model's context with LongLoRA (arXiv 2309.12307).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+evaluate = typer.Typer(help="Measure a model, merged or not, or an adapter.", no_args_is_help=True)
+app.add_typer(evaluate, name="eval")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the report, the adapter and the merged model.")] = Path(
+        "longlora-demo"
+    ),
+) -> None:
+    """Extend the tiny model that ships with longlora from 256 to 1024 tokens, and show before and after."""
+    from longlora.demo import run_demo
+
+    run_demo(output)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Values to change: key=value, section.key=value.")] = None,
+) -> None:
+    """Follow a recipe; started again after an interruption, go on where it stopped."""
+    from longlora.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from longlora.training.run import train as run_training
+
+    result = run_training(loaded)
+    typer.echo(f"written to {result}")
+    if loaded.tuning != "full":
+        typer.echo(f"next: longlora merge {result} {Path(loaded.output_dir) / 'merged'}")
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto.")] = "float32",
+) -> None:
+    """Fold an adapter into its base model, and check the result against the adapter."""
+    if dtype not in ("float32", "bfloat16", "float16", "auto"):
+        raise ConfigError(f"--dtype must be float32, bfloat16, float16 or auto, not {dtype!r}")
+    from longlora.merge import merge_adapter
+
+    report = merge_adapter(adapter, output, dtype=dtype)
+    typer.echo(
+        f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
+        f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
+    )
+
+
+@evaluate.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")],
+    data: Annotated[list[str], typer.Option(help="Texts: files, folders, globs, data sets; may be repeated.")],
+    lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
+    stride: Annotated[int, typer.Option(help="Tokens scored in each window.")] = 256,
+    max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the text, for tabular data.")] = "text",
+    split: Annotated[str, typer.Option(help="Split, for data that has splits.")] = "validation",
+    max_documents: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Perplexity by context length, on the same target tokens at every length."""
+    from longlora.evaluation.measure import measure_perplexity
+
+    results = measure_perplexity(
+        model,
+        data,
+        lengths=_parse_lengths(lengths),
+        stride=stride,
+        max_targets=max_targets,
+        text_column=text_column,
+        split=split,
+        max_documents=max_documents,
+    )
+    if as_json:
+        typer.echo(json.dumps({"model": model, "perplexity": {str(k): v.to_dict() for k, v in results.items()}}, indent=2))
+        return
+    for length, result in results.items():
+        typer.echo(f"{length:>9,} tokens   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
+
+
+def _parse_lengths(text: str) -> list[int] | None:
+    if not text:
+        return None
+    try:
+        return [int(part.replace("_", "")) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--lengths must be whole numbers with commas between, as in 256,1024; got {text!r}") from error
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with status 2 and a message, an interrupt with 130."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("longlora").setLevel(logging.INFO)
+    try:
+        app()
+    except LongLoRAError as error:
+        print(f"longlora: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("longlora: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    main()

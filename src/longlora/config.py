@@ -1,0 +1,295 @@
+"""A recipe: one YAML file that says what a run does, checked before anything heavy is imported.
+
+Keys carry the names of transformers and TRL where those have one. Every field has a sentence and a unit; an unknown key
+is an error that names the nearest known one. `load_recipe` is the only way in, for files and for `key=value` overrides
+alike.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from longlora.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class AttentionConfig(_Section):
+    """Which attention the model trains with; evaluation and generation always use its ordinary attention."""
+
+    pattern: Literal["s2", "full"] = "s2"
+    """`s2`: shifted sparse attention (the paper, section 3.2); `full`: ordinary causal attention."""
+
+    group_ratio: float = Field(default=0.25, gt=0, le=1)
+    """Group size as a fraction of `context_length` (the paper: 1/4)."""
+
+    group_size: int | None = Field(default=None, ge=1)
+    """Group size in tokens; overrides `group_ratio`."""
+
+    dense_finish: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of the steps, at the end of the run, trained with full attention (0: the paper)."""
+
+
+class RopeConfig(_Section):
+    """How positions are rescaled to the new context."""
+
+    rope_type: Literal["linear"] = "linear"
+    """`linear`: position interpolation (Chen et al., arXiv 2306.15595), as in the paper."""
+
+    base_context: int | None = Field(default=None, ge=1)
+    """Tokens the model reads before the extension; by default its `max_position_embeddings`. Set it for a checkpoint
+    whose configuration kept the number of an earlier base."""
+
+
+class LoraConfig(_Section):
+    """The low-rank adapter; ignored by `tuning: full`."""
+
+    r: int = Field(default=8, ge=1)
+    """Rank of the update matrices (the paper: 8)."""
+
+    lora_alpha: float = Field(default=16, gt=0)
+    """Scale of the update: it is multiplied by `lora_alpha / r`."""
+
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout probability on the input of the update."""
+
+    target_modules: Literal["attention", "all-linear"] = "attention"
+    """`attention`: every linear layer inside attention (the paper); `all-linear`: also those of the feed-forward."""
+
+
+class DataConfig(_Section):
+    """What to train on."""
+
+    source: str | tuple[str, ...]
+    """Text files, a folder, a glob, JSONL or Parquet files, a saved `datasets` directory, or a hub name; or several."""
+
+    text_column: str = "text"
+    """Column that holds the text, for tabular sources."""
+
+    split: str = "train"
+    """Split to read, for sources that have splits."""
+
+    cross_document_attention: bool = False
+    """Let tokens see the documents packed before theirs in the row, as the original implementation does."""
+
+    max_documents: int | None = Field(default=None, ge=1)
+    """Read at most this many documents; needed for a streamed hub data set without end."""
+
+    cache_dir: str | None = None
+    """Folder for tokenised documents; by default `longlora` in the user's cache folder."""
+
+
+class Recipe(_Section):
+    """Everything a run depends on. Defaults are the paper's (section 4.1 and appendix B)."""
+
+    model_name_or_path: str
+    """The pretrained model: a directory or a hub name; `tiny` is the model that ships with longlora."""
+
+    output_dir: str
+    """Folder of the run: checkpoints, metrics, the final adapter."""
+
+    context_length: int = Field(gt=0)
+    """New context, in tokens; training rows have exactly this length."""
+
+    data: DataConfig
+    """What to train on."""
+
+    attention: AttentionConfig = AttentionConfig()
+    """Attention while training."""
+
+    rope: RopeConfig = RopeConfig()
+    """Position scaling."""
+
+    tuning: Literal["lora+", "lora", "full"] = "lora+"
+    """`lora+`: LoRA with trainable embeddings and norms (the paper, section 3.3); `lora`: LoRA alone; `full`: every
+    weight."""
+
+    lora: LoraConfig = LoraConfig()
+    """The low-rank adapter."""
+
+    max_steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+
+    per_device_train_batch_size: int = Field(default=1, ge=1)
+    """Rows per device and micro-step."""
+
+    gradient_accumulation_steps: int = Field(default=8, ge=1)
+    """Micro-steps per optimizer step."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate (the paper: 2e-5 for 7B and 13B, 1e-5 for 70B)."""
+
+    lr_scheduler_type: str = "constant_with_warmup"
+    """Schedule, by its name in transformers."""
+
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's second moment decay."""
+
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradient norm above which gradients are scaled down."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Weights and compute while training; `auto`: bfloat16 where the device computes in it, else float32."""
+
+    gradient_checkpointing: bool = True
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    logging_steps: int = Field(default=1, ge=1)
+    """Steps between two lines of `metrics.jsonl`."""
+
+    save_steps: int = Field(default=100, ge=1)
+    """Steps between two checkpoints."""
+
+    save_total_limit: int = Field(default=2, ge=2)
+    """Checkpoints to keep; two, so that one is whole while the next is being written."""
+
+    seed: int = 42
+    """Seed of the adapter's initial weights and of the order of the rows."""
+
+    report_to: str | tuple[str, ...] = "none"
+    """Trackers to log to besides `metrics.jsonl`, by their names in transformers (`tensorboard`, `wandb`, …)."""
+
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the model; off unless you have read it."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Recipe":
+        if self.attention.pattern == "full" and self.attention.dense_finish > 0:
+            raise ValueError(
+                f"attention.dense_finish={self.attention.dense_finish} needs attention.pattern=s2: "
+                "a run with pattern=full is dense from the first step"
+            )
+        if self.group_size > self.context_length:
+            raise ValueError(
+                f"attention.group_size={self.group_size} must not exceed context_length={self.context_length}; "
+                "use attention.pattern=full for one group"
+            )
+        return self
+
+    @property
+    def group_size(self) -> int:
+        """Group size of S²-Attn in tokens, fixed for the whole run."""
+        return self.attention.group_size or max(1, round(self.context_length * self.attention.group_ratio))
+
+    @property
+    def first_dense_step(self) -> int:
+        """Number of steps done when the dense finish begins; `max_steps` if there is none."""
+        return self.max_steps - round(self.max_steps * self.attention.dense_finish)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides (`attention.dense_finish=0.2`); values are YAML.
+
+    Raises:
+        ConfigError: no such file, not a YAML mapping, an unknown key, a wrong type, an impossible combination.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, found {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_recipe(values, where=str(path))
+
+
+def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check a mapping and turn it into a recipe.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, an impossible combination; every problem is named.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise ConfigError(f"{where} cannot be used:\n{problems}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe with every value spelled out, as YAML that `load_recipe` reads back to the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override must read key=value, found {override!r}")
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {section} is a value, not a section")
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML") from error
+
+
+def _explain(problem: Any) -> str:
+    """Turn one of pydantic's error records into a line with key, value, and remedy."""
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "str", "function-"))]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1) or _ALIASES.get(location[-1], [])
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{key!r} is required"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{key}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+# What other tools call the same thing; used only for the hint.
+_ALIASES = {
+    "base_model": ["model_name_or_path"],
+    "model": ["model_name_or_path"],
+    "sequence_len": ["context_length"],
+    "max_seq_length": ["context_length"],
+    "model_max_length": ["context_length"],
+    "max_length": ["context_length"],
+    "cutoff_len": ["context_length"],
+    "shift_attn": ["attention.pattern"],
+    "s2_attention": ["attention.pattern"],
+    "use_full_attn": ["attention.pattern"],
+    "low_rank_training": ["tuning"],
+    "trainable_params": ["tuning"],
+    "lora_r": ["lora.r"],
+    "lora_rank": ["lora.r"],
+    "lora_alpha": ["lora.lora_alpha"],
+    "dataset": ["data.source"],
+    "data_path": ["data.source"],
+    "rope_scaling": ["rope.rope_type"],
+    "bf16": ["dtype"],
+    "fp16": ["dtype"],
+    "micro_batch_size": ["per_device_train_batch_size"],
+    "num_epochs": ["max_steps"],
+    "num_train_epochs": ["max_steps"],
+}
+
+
+def _known_keys(sections: list[str]) -> list[str]:
+    schema: Any = Recipe
+    for section in sections:
+        schema = schema.model_fields[section].annotation
+    return list(schema.model_fields)

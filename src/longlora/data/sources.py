@@ -1,0 +1,186 @@
+"""Turns what a user calls a data source into a stream of documents with an identity."""
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from longlora.data.readers import (
+    MissingColumnError,
+    Skipped,
+    UnreadableError,
+    is_table,
+    read_file,
+    read_hub,
+    read_saved,
+)
+from longlora.errors import DataError
+
+logger = logging.getLogger("longlora")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# A dot and a letter: `notes.txt` is a file that is not there, `owner/corpus-v1.2` may be a data set.
+_FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSource:
+    """Documents in a fixed order as `(name, text)`, read anew by every iteration.
+
+    Files are looked at only then: an iteration skips what it cannot read, says so in one warning at its end, and raises
+    `DataError` if nothing was left.
+    """
+
+    identity: str
+    """Digest of all that decides the documents: paths, sizes and times of files, hub name, split, column, limit."""
+
+    num_documents: int | None
+    """Most documents there can be, where that is known before reading."""
+
+    read: Callable[[], Iterator[tuple[str, str]]]
+    """Starts an iteration."""
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Read the documents from the first one on."""
+        return self.read()
+
+
+@dataclass(frozen=True)
+class _Part:
+    kind: Literal["file", "saved", "hub"]
+    location: str
+    is_named: bool
+    """The user named it, rather than a folder or a glob that holds it."""
+
+
+def read_documents(
+    source: str | Sequence[str],
+    *,
+    text_column: str = "text",
+    split: str = "train",
+    max_documents: int | None = None,
+) -> DocumentSource:
+    """Find the documents of one or several sources, in the order given; folders and globs in the order of their paths.
+
+    A source is a text file (whatever decodes as UTF-8 and holds no NUL), a folder (with its subfolders, without hidden
+    files), a glob, a JSON, JSON-lines or Parquet file, a directory written by `datasets.save_to_disk`, or else the name
+    of a hub data set, which is streamed. `split` concerns the last two. A hub data set that changes under its name
+    keeps its identity.
+
+    Raises:
+        DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
+    """
+    names = [source] if isinstance(source, str) else list(source)
+    parts = [part for name in names for part in _locate(name)]
+    if not parts:
+        raise DataError("at least one data source must be given, found an empty list; set data.source")
+    identity = [text_column, split, max_documents, [_identify(part) for part in parts]]
+    is_countable = all(part.kind == "file" and not is_table(Path(part.location)) for part in parts)
+    return DocumentSource(
+        identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        num_documents=min(len(parts), max_documents or len(parts)) if is_countable else max_documents,
+        read=partial(_read_parts, parts, ", ".join(names), text_column, split, max_documents),
+    )
+
+
+def _locate(name: str) -> list[_Part]:
+    path = os.path.expanduser(name)
+    if os.path.isdir(path) and name.strip():
+        if _is_saved_dataset(path):
+            return [_Part("saved", path, True)]
+        return [_Part("file", file, False) for file in _walk(path)]
+    if os.path.exists(path):
+        return [_Part("file", path, True)]
+    if any(character in name for character in "*?["):
+        files = sorted(Path(match) for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
+        if not files:
+            raise DataError(f"the glob {name!r} must match at least one file, found none; '**' enters subfolders")
+        return [_Part("file", str(file), False) for file in files]
+    if _HUB_NAME.fullmatch(name) and not _FILE_SUFFIX.fullmatch(Path(name).suffix):
+        return [_Part("hub", name, True)]
+    raise DataError(
+        f"source {name!r} does not exist; data.source must be a text file, a folder, a glob, a JSON, JSONL or Parquet "
+        "file, a saved `datasets` directory, or the name of a hub data set"
+    )
+
+
+def _is_saved_dataset(folder: str) -> bool:
+    is_split = os.path.isfile(os.path.join(folder, "dataset_dict.json"))
+    return is_split or all(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_info.json", "state.json"))
+
+
+def _walk(folder: str) -> list[str]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"folder {error.filename!r} cannot be listed ({error.strerror}); allow it or move it away")
+
+    files = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    if not files:
+        raise DataError(f"folder {folder!r} must hold at least one text file, found none (hidden files do not count)")
+    return [str(file) for file in sorted(files)]
+
+
+def _identify(part: _Part) -> list[object]:
+    if part.kind == "hub":
+        return ["hub", part.location]
+    files = _walk(part.location) if part.kind == "saved" else [part.location]
+    return [part.kind, *(_stamp(file) for file in files)]
+
+
+def _stamp(file: str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return os.path.abspath(file), -1, -1
+    return os.path.abspath(file), status.st_size, status.st_mtime_ns
+
+
+def _read_parts(
+    parts: list[_Part], source_name: str, text_column: str, split: str, max_documents: int | None
+) -> Iterator[tuple[str, str]]:
+    skipped = Skipped()
+    documents = (document for part in parts for document in _read_part(part, text_column, split, skipped))
+    num_read = 0
+    for document in islice(documents, max_documents):
+        num_read += 1
+        yield document
+    if num_read == 0:
+        raise DataError(
+            f"no readable text in {source_name}: {skipped.summary() or 'it holds no rows'}; data.source needs at least "
+            "one text in UTF-8, data.text_column names the column of a table that holds it"
+        )
+    if skipped.counts:
+        logger.warning("skipped %d files or rows: %s", skipped.counts.total(), skipped.summary())
+
+
+def _read_part(part: _Part, text_column: str, split: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    path = Path(part.location)
+    try:
+        if part.kind == "hub":
+            documents = read_hub(part.location, text_column=text_column, split=split, skipped=skipped)
+        elif part.kind == "saved":
+            documents = read_saved(path, text_column=text_column, split=split, skipped=skipped)
+        else:
+            documents = read_file(path, text_column=text_column, skipped=skipped)
+        for name, text in documents:
+            if text.strip():
+                yield name, text
+            else:
+                skipped.add("empty", name)
+    except MissingColumnError as error:
+        # A folder of texts may well hold a settings.json; a table that the user named must be what was meant.
+        if part.is_named:
+            raise DataError(f"{part.location} has {error}; set data.text_column to one of them") from error
+        skipped.add(f"with {error}", part.location)
+    except UnreadableError as error:
+        skipped.add(str(error), part.location)

@@ -1,0 +1,161 @@
+"""The whole job on one small example: extend the tiny model, and compare five ways of doing it before and after.
+
+Everything is measured in the run: nothing in the report comes from elsewhere.
+"""
+
+import logging
+import os
+import platform
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from longlora.checkpoint import write_atomically
+from longlora.config import Recipe, parse_recipe
+from longlora.data import read_documents, tokenize_documents
+from longlora.demo_report import DemoResult, write_report
+from longlora.errors import ConfigError
+from longlora.evaluation.perplexity import perplexity_by_length
+from longlora.merge import merge_adapter
+from longlora.model import extended_config, load_config, load_for_inference, load_tokenizer, load_weights, model_source
+from longlora.tiny import TINY_MODEL
+from longlora.tiny.stdlib import standard_library_files
+from longlora.training.run import train
+
+logger = logging.getLogger("longlora")
+
+CONTEXT_LENGTH = 1024
+LENGTHS = (128, 256, 512, 1024, 2048)
+EVALUATION_STRIDE = 64
+EVALUATION_TARGETS = 8192
+DENSE_FINISH = 0.2
+SHARED_SETTINGS: dict[str, Any] = {
+    "model_name_or_path": TINY_MODEL,
+    "context_length": CONTEXT_LENGTH,
+    "tuning": "lora+",
+    "max_steps": 100,
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-3,
+    "warmup_steps": 10,
+    "save_steps": 50,
+    "gradient_checkpointing": False,
+    "dtype": "float32",
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "longlora": {"pattern": "s2"},
+    "longlora, dense finish": {"pattern": "s2", "dense_finish": DENSE_FINISH},
+    "full attention": {"pattern": "full"},
+}
+RECOMMENDED = "longlora, dense finish"
+
+
+def run_demo(output: Path) -> DemoResult:
+    """Train, evaluate, merge and report into `output`; started again after an interruption, go on where it stopped.
+
+    Raises:
+        ConfigError: `output` holds a finished demo.
+    """
+    if (output / "report.json").exists():
+        raise ConfigError(f"{output} holds a finished demo; choose another --output, or delete it")
+    result = DemoResult(settings=_settings(), environment=_environment())
+    documents = _held_out_documents(output)
+
+    _evaluate(result, "base", load_for_inference(TINY_MODEL)[0], documents)
+    _evaluate(result, "interpolation only", _interpolated_base(output), documents)
+    for name in METHODS:
+        adapter = _train(result, name, output)
+        _evaluate(result, name, load_for_inference(adapter)[0], documents)
+    result.merge = asdict(merge_adapter(Path(_recipe(RECOMMENDED, output).output_dir) / "adapter", output / "merged"))
+
+    write_report(result, output)
+    return result
+
+
+def _recipe(name: str, output: Path) -> Recipe:
+    """The recipe of one method; all that differs between methods is the attention they train with."""
+    return parse_recipe(
+        {
+            **SHARED_SETTINGS,
+            "output_dir": str(output / name.replace(", ", "-").replace(" ", "-")),
+            "attention": METHODS[name],
+            "data": {
+                "source": [str(path) for path in standard_library_files("train")],
+                "cache_dir": str(output / "cache"),
+            },
+        }
+    )
+
+
+def _train(result: DemoResult, name: str, output: Path) -> Path:
+    """Train one method, unless an earlier start of the demo has; the seconds are those of the last start."""
+    recipe = _recipe(name, output)
+    directory = Path(recipe.output_dir)
+    seconds_file = directory / "seconds.txt"
+    if not seconds_file.exists():
+        logger.info("\n%s", name)
+        started = time.monotonic()
+        train(recipe)
+        write_atomically(seconds_file, f"{time.monotonic() - started:.1f}\n")
+    result.seconds.setdefault(name, {})["training"] = float(seconds_file.read_text())
+    return directory / "adapter"
+
+
+def _evaluate(
+    result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]
+) -> None:
+    started = time.monotonic()
+    measured = perplexity_by_length(
+        model,
+        documents,
+        lengths=LENGTHS,
+        stride=EVALUATION_STRIDE,
+        max_targets=EVALUATION_TARGETS,
+        description=name,
+    )
+    result.perplexity[name] = {length: value.perplexity for length, value in measured.items()}
+    result.standard_error[name] = {length: value.standard_error for length, value in measured.items()}
+    result.seconds.setdefault(name, {})["evaluation"] = time.monotonic() - started
+
+
+def _interpolated_base(output: Path) -> PreTrainedModel:
+    """The base with the positions of the extended models and none of their training."""
+    name = model_source(TINY_MODEL)
+    config = load_config(name)
+    extended_config(config, _recipe(RECOMMENDED, output))
+    return load_weights(name, config, dtype=torch.float32, attention="sdpa").eval()
+
+
+def _held_out_documents(output: Path) -> list[list[int]]:
+    source = read_documents([str(path) for path in standard_library_files("validation")])
+    return tokenize_documents(source, load_tokenizer(model_source(TINY_MODEL)), cache_dir=output / "cache")["input_ids"]
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        **SHARED_SETTINGS,
+        "methods": METHODS,
+        "evaluation": {
+            "texts": "held-out files of Python's standard library",
+            "stride": EVALUATION_STRIDE,
+            "max_targets": EVALUATION_TARGETS,
+            "lengths": LENGTHS,
+        },
+    }
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "base_context": load_config(model_source(TINY_MODEL)).max_position_embeddings,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("longlora", "torch", "transformers", "peft", "trl")},
+    }

@@ -1,0 +1,41 @@
+"""Measure a model by name on texts by name: what `longlora eval` does."""
+
+from collections.abc import Sequence
+
+from longlora.data import read_documents, tokenize_documents
+from longlora.evaluation.perplexity import Perplexity, perplexity_by_length
+from longlora.model import load_for_inference
+
+
+def measure_perplexity(
+    model_name: str,
+    sources: Sequence[str],
+    *,
+    lengths: Sequence[int] | None = None,
+    stride: int = 256,
+    max_targets: int | None = None,
+    text_column: str = "text",
+    split: str = "validation",
+    max_documents: int | None = None,
+) -> dict[int, Perplexity]:
+    """Load a model, read and tokenise texts, and measure perplexity at each length on the same targets.
+
+    Without `lengths`: an eighth, a quarter, a half and the whole of the model's context.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+        DataError: the texts cannot be read, or none is as long as the longest length.
+        ConfigError: lengths and stride do not go together.
+    """
+    model, tokenizer = load_for_inference(model_name)
+    context = model.config.get_text_config().max_position_embeddings
+    source = read_documents(sources, text_column=text_column, split=split, max_documents=max_documents)
+    documents = tokenize_documents(source, tokenizer)
+    return perplexity_by_length(
+        model,
+        documents["input_ids"],
+        lengths=lengths or [context // 8, context // 4, context // 2, context],
+        stride=stride,
+        max_targets=max_targets,
+        description=model_name,
+    )

@@ -1,0 +1,86 @@
+"""Fold an adapter into its base: an ordinary model directory that needs neither PEFT nor longlora."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from longlora.checkpoint import is_adapter, whole_directory
+from longlora.errors import CheckpointError
+from longlora.model import DtypeName, compute_dtype, load_adapter, load_tokenizer
+
+logger = logging.getLogger("longlora")
+
+_PROBE_TOKENS = 512
+# Largest difference of logits, relative to the largest logit, that rounding of the merged weights explains.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    """How well a merged model, read back from disk, agrees with the adapter that it was made of."""
+
+    largest_difference: float
+    """Largest absolute difference of any logit over the probe."""
+
+    largest_logit: float
+    """Largest absolute logit of the adapter over the probe: the scale of the difference."""
+
+    probe_tokens: int
+    """Tokens compared, drawn at random from the vocabulary."""
+
+
+def merge_adapter(adapter: Path, output: Path, *, dtype: DtypeName = "float32", verify: bool = True) -> MergeReport | None:
+    """Write the merged model to `output`, then load it with plain transformers and compare logits.
+
+    The merged configuration carries the extended positions. Memory: twice the model, three times while verifying.
+
+    Raises:
+        CheckpointError: `adapter` is no adapter or damaged, `output` exists, or the merged model does not agree.
+    """
+    if not is_adapter(adapter):
+        raise CheckpointError(f"{adapter} holds no adapter: adapter_config.json is missing")
+    resolved = compute_dtype(dtype)
+    adapted = load_adapter(adapter, dtype=resolved).eval()
+    tokens = _probe(adapted.config.get_text_config().vocab_size, adapted.config.get_text_config().max_position_embeddings)
+    expected = _logits(adapted, tokens) if verify else None
+    with whole_directory(output) as directory:
+        _save_merged(adapted, adapter, directory)
+        report = _verify(directory, tokens, expected, resolved) if expected is not None else None
+    return report
+
+
+def _save_merged(adapted: PeftModel, adapter: Path, directory: Path) -> None:
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(directory)
+    has_tokenizer = (adapter / "tokenizer_config.json").exists()
+    load_tokenizer(str(adapter) if has_tokenizer else merged.config.name_or_path).save_pretrained(directory)
+
+
+def _verify(directory: Path, tokens: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> MergeReport:
+    AutoTokenizer.from_pretrained(directory)
+    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").eval()
+    report = MergeReport(
+        largest_difference=float((_logits(reloaded, tokens) - expected).abs().max()),
+        largest_logit=float(expected.abs().max()),
+        probe_tokens=tokens.numel(),
+    )
+    if not report.largest_difference <= _TOLERANCE[dtype] * max(1.0, report.largest_logit):
+        raise CheckpointError(
+            f"the merged model does not agree with the adapter: logits differ by up to {report.largest_difference:.3g} "
+            f"on a scale of {report.largest_logit:.3g}; nothing was written"
+        )
+    return report
+
+
+def _probe(vocab_size: int, context_length: int) -> torch.Tensor:
+    length = min(_PROBE_TOKENS, context_length)
+    return torch.randint(vocab_size, (1, length), generator=torch.Generator().manual_seed(0))  # (1, length)
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel | PeftModel, tokens: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()  # (1, length, vocabulary)

@@ -1,0 +1,217 @@
+"""The one place where a checkpoint becomes a model: for training, evaluation and merging alike."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from longlora.checkpoint import Extension, is_adapter, read_extension
+from longlora.config import Recipe
+from longlora.errors import CheckpointError
+from longlora.lora import add_adapter
+from longlora.register import check_s2_reaches, set_group_size
+from longlora.rope import extend_rope
+from longlora.tiny import TINY_MODEL, tiny_model_directory
+
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingModel:
+    """A model ready to train, and what makes it what it is."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    extension: Extension
+
+
+def load_for_training(recipe: Recipe) -> TrainingModel:
+    """Load the recipe's model with its new positions, the training attention, and what is to be trained.
+
+    Raises:
+        ConfigError: the model cannot be extended or trained as the recipe says.
+        CheckpointError: the model is missing, incomplete or damaged.
+    """
+    name = model_source(recipe.model_name_or_path)
+    config = load_config(name, trust_remote_code=recipe.trust_remote_code)
+    extension = extended_config(config, recipe)
+    check_s2_reaches(config)
+    dtype = compute_dtype(recipe.dtype)
+    # Full fine-tuning keeps float32 master weights and computes in `dtype` under autocast, as does the adapter.
+    weights_dtype = torch.float32 if recipe.tuning == "full" else dtype
+    model = load_weights(name, config, dtype=weights_dtype, attention="s2", trust_remote_code=recipe.trust_remote_code)
+    set_group_size(model, recipe.group_size if recipe.attention.pattern == "s2" else None)
+    if recipe.tuning != "full":
+        model = add_adapter(
+            model, train_embeddings_and_norms=recipe.tuning == "lora+", **recipe.lora.model_dump(mode="python")
+        )
+    return TrainingModel(model=model, tokenizer=load_tokenizer(name), extension=extension)
+
+
+def load_for_inference(
+    name_or_path: str | Path, *, dtype: DtypeName = "auto", device: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.
+
+    An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is.
+
+    Raises:
+        CheckpointError: the model is missing, incomplete or damaged.
+    """
+    name = model_source(str(name_or_path))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not is_adapter(Path(name)):
+        config = load_config(name, trust_remote_code=trust_remote_code)
+        model = load_weights(
+            name, config, dtype=compute_dtype(dtype), attention="sdpa", trust_remote_code=trust_remote_code
+        )
+        return model.to(device).eval(), load_tokenizer(name)
+    model = load_adapter(Path(name), dtype=compute_dtype(dtype), trust_remote_code=trust_remote_code)
+    tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
+    return model.to(device).eval(), load_tokenizer(tokenizer_source)
+
+
+def load_adapter(directory: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PeftModel:
+    """Load an adapter on its base, on the CPU.
+
+    Raises:
+        CheckpointError: the adapter or its base is missing, incomplete or damaged.
+    """
+    from peft import PeftConfig
+
+    extension = read_extension(directory)
+    base = extension.base_model if extension else PeftConfig.from_pretrained(directory).base_model_name_or_path
+    base = model_source(base)
+    config = load_config(base, trust_remote_code=trust_remote_code)
+    if extension:
+        apply_extension(config, extension)
+    model = load_weights(base, config, dtype=dtype, attention="sdpa", trust_remote_code=trust_remote_code)
+    try:
+        return PeftModel.from_pretrained(model, directory)
+    except Exception as error:  # safetensors, PEFT and torch each have exceptions of their own for a bad file
+        raise CheckpointError(f"the adapter in {directory} cannot be loaded: {_first_line(error)}") from error
+
+
+def model_source(name_or_path: str) -> str:
+    """Turn what a user writes for a model into what transformers loads.
+
+    Raises:
+        CheckpointError: it looks like a path, and there is no model there.
+    """
+    if name_or_path == TINY_MODEL:
+        return str(tiny_model_directory())
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists() and not is_adapter(path):
+            raise CheckpointError(f"{path} holds no model: it has neither config.json nor adapter_config.json")
+        return str(path)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; name the directory of a model")
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1:
+        raise CheckpointError(f"there is no model directory {name_or_path}")
+    return name_or_path
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load a model's configuration.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot load the configuration of {name!r}, neither from a directory of that name nor from the hub: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+
+
+def load_weights(
+    name: str, config: PreTrainedConfig, *, dtype: torch.dtype, attention: str, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a model's weights under a given configuration, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing or cut short, or weights are missing in it.
+    """
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, torch and transformers each have exceptions of their own for a bad file
+        raise CheckpointError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{name!r} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}; download it again"
+        )
+    return model
+
+
+def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
+    """Give a configuration the recipe's positions, in place, and tell what changed.
+
+    Raises:
+        ConfigError: the model already reads that far, or its positions cannot be scaled.
+    """
+    text_config = config.get_text_config()
+    rope = extend_rope(
+        text_config.rope_parameters,
+        base_context=recipe.rope.base_context or text_config.max_position_embeddings,
+        context_length=recipe.context_length,
+        rope_type=recipe.rope.rope_type,
+    )
+    extension = Extension(
+        base_model=recipe.model_name_or_path,
+        base_context=rope.base_context,
+        context_length=rope.context_length,
+        rope_parameters=rope.rope_parameters,
+    )
+    apply_extension(config, extension)
+    return extension
+
+
+def apply_extension(config: PreTrainedConfig, extension: Extension) -> None:
+    """Write an extension's positions into a configuration, in place."""
+    text_config = config.get_text_config()
+    text_config.rope_parameters = dict(extension.rope_parameters)
+    text_config.max_position_embeddings = extension.context_length
+
+
+def compute_dtype(name: DtypeName) -> torch.dtype:
+    """Resolve a dtype's name; `auto` is bfloat16 where the device computes in it, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""From a recipe to an extended model: `run.py` tells the story."""

@@ -1,0 +1,125 @@
+"""What happens beside the training loop: the dense finish, the log, the progress bar, the mark on whole checkpoints."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from longlora.checkpoint import write_atomically
+from longlora.register import set_group_size
+from longlora.training.directory import RunDirectory, mark_complete
+
+
+class DenseFinish(TrainerCallback):
+    """Trains with groups until `first_dense_step` steps are done, and with full attention from there on."""
+
+    def __init__(self, *, group_size: int | None, first_dense_step: int) -> None:
+        self._group_size = group_size
+        self._first_dense_step = first_dense_step
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        **kwargs: Any,
+    ) -> None:
+        """Choose the attention of the coming step by the number of steps done, so that a resumed run agrees."""
+        set_group_size(model, self._group_size if state.global_step < self._first_dense_step else None)
+
+
+class MetricsLog(TrainerCallback):
+    """Writes every logged step as a line of JSON, and drops lines past the checkpoint that a run resumes from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep only what the resumed run has not yet to do again."""
+        if not state.is_world_process_zero or not self._path.exists():
+            return
+        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= state.global_step]
+        write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Add a line; the summary at the end of the run, which has no loss of a step, is left out."""
+        if state.is_world_process_zero and "loss" in logs:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint once all of it is on disk, so that one cut short by a crash is never resumed from."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint of this step."""
+        if state.is_world_process_zero:
+            mark_complete(self._run.checkpoints / f"checkpoint-{state.global_step}")
+
+
+class ProgressBar(TrainerCallback):
+    """Shows steps, loss, tokens per second and the time that is left."""
+
+    def __init__(self, *, tokens_per_step: int, description: str) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._progress = Progress(
+            TextColumn(description),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the bar at the step that the run resumes from."""
+        self._progress.disable = not state.is_world_process_zero
+        self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
+        self._first_step, self._started = state.global_step, time.monotonic()
+        self._progress.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Show the latest loss."""
+        if "loss" in logs:
+            speed = (state.global_step - self._first_step) * self._tokens_per_step / (time.monotonic() - self._started)
+            self._progress.update(self._task, status=f"loss {float(logs['loss']):.3f}  {speed:,.0f} tokens/s")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=state.global_step)
+
+    def close(self) -> None:
+        """Stop drawing; safe to call at any time, needed when training ends by an exception."""
+        self._progress.stop()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a JSONL file, without a last one that was cut short."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]

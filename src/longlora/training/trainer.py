@@ -1,0 +1,91 @@
+"""TRL's `SFTTrainer`, set up from a recipe; the only place that knows its arguments."""
+
+import logging
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from longlora.compat import checkpointing_arguments
+from longlora.config import Recipe
+from longlora.errors import DivergenceError
+from longlora.model import TrainingModel, compute_dtype
+from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, MetricsLog, ProgressBar
+from longlora.training.directory import RunDirectory
+
+
+class ExtensionTrainer(SFTTrainer):
+    """Stops before the optimizer steps on a loss that is not a number, so that no checkpoint ever holds one."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do one micro-step.
+
+        Raises:
+            DivergenceError: the loss is NaN or infinite.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise DivergenceError(
+                f"the loss became {float(loss)} at step {self.state.global_step + 1}; lower learning_rate (it is "
+                f"{self.args.learning_rate:g}) and start again: the last good checkpoint is kept"
+            )
+        return loss
+
+
+def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: RunDirectory) -> ExtensionTrainer:
+    """Set up the loop: rows go in as they are, one flattened batch with its document borders."""
+    bar = ProgressBar(
+        tokens_per_step=recipe.context_length
+        * recipe.per_device_train_batch_size
+        * recipe.gradient_accumulation_steps,
+        description="training",
+    )
+    callbacks = [
+        DenseFinish(
+            group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
+            first_dense_step=recipe.first_dense_step,
+        ),
+        MetricsLog(run.metrics),
+        CompleteCheckpoints(run),
+        bar,
+    ]
+    # It advises against padding-free batches of one row, which here is what keeps documents apart.
+    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
+    trainer = ExtensionTrainer(
+        model=prepared.model,
+        args=_arguments(recipe, run),
+        train_dataset=rows,
+        processing_class=prepared.tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.progress_bar = bar
+    return trainer
+
+
+def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
+    dtype = compute_dtype(recipe.dtype)
+    passed_on = (
+        "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps "
+        "weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
+        "save_total_limit seed"
+    ).split()
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        **{name: getattr(recipe, name) for name in passed_on},
+        **checkpointing_arguments(recipe.gradient_checkpointing),
+        report_to=[recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to),
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        eval_strategy="no",
+        save_strategy="steps",
+        # Rows are already tokenised, full, and marked with the documents in them.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        padding_free=True,
+        max_length=None,
+    )

@@ -1,0 +1,49 @@
+"""The lowest floor and the command line's help load neither torch nor the Hugging Face libraries."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
+
+REPORT = f"""
+import json
+print()
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
+HELP = """
+import runpy
+sys.argv = ["longlora", "--help"]
+try:
+    runpy.run_module("longlora.cli", run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+"""
+
+
+def heavy_modules_after(statements: str) -> list[str]:
+    """Run statements in a fresh Python and tell which heavy modules that loaded."""
+    program = "import sys\n" + statements + REPORT
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["longlora", "longlora.errors", "longlora.config", "longlora.planner"])
+def test_import_is_light(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not written yet")
+    assert heavy_modules_after(f"import {name}") == []
+
+
+def test_help_of_the_command_line_is_light() -> None:
+    if importlib.util.find_spec("longlora.cli") is None:
+        pytest.skip("longlora.cli is not written yet")
+    assert heavy_modules_after(HELP) == []
+
+
+def test_a_heavy_import_would_be_noticed() -> None:
+    assert heavy_modules_after("import longlora.attention") == ["torch"]

@@ -1,0 +1,106 @@
+"""constraints.txt pins what pyproject.toml asks for, within the ranges it promises, and all that comes along."""
+
+import ast
+import importlib.metadata
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+# Whoever makes the environment brings the installers; torch's CUDA builds pin the libraries they were built with.
+INSTALLERS = {"pip", "setuptools", "wheel"}
+FROM_TORCH = ("nvidia-", "cuda-", "triton")
+
+
+def pins() -> dict[str, Version]:
+    """Read constraints.txt: every line that is no comment is NAME==VERSION."""
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {name: Version(version) for name, version in pairs}
+
+
+def installed_closure(requirements: list[str]) -> set[str]:
+    """Name every installed distribution that the requirements bring along, directly or through others."""
+    found: set[str] = set()
+    waiting = [(Requirement(text), "") for text in requirements]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for wanted_extra in ("", *requirement.extras):
+            if (name, wanted_extra) in seen:
+                continue
+            seen.add((name, wanted_extra))
+            try:
+                needs = importlib.metadata.requires(name) or []
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            found.add(name)
+            waiting.extend((Requirement(text), wanted_extra) for text in needs)
+    return found
+
+
+def imported_packages() -> set[str]:
+    """Name the packages that the source imports anywhere, its own and Python's left out."""
+    names: set[str] = set()
+    for path in (REPOSITORY / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module)
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"longlora"}
+
+
+def test_every_imported_package_is_asked_for() -> None:
+    distributions = importlib.metadata.packages_distributions()
+    everything = PROJECT["dependencies"] + [text for name, extra in EXTRAS.items() if name != "dev" for text in extra]
+    asked_for = {canonicalize_name(Requirement(text).name) for text in everything}
+    undeclared = {
+        package
+        for package in imported_packages()
+        if asked_for.isdisjoint(map(canonicalize_name, distributions.get(package, [package])))
+    }
+    assert undeclared == set()
+
+
+def test_pins_are_canonical_with_torch_first_and_the_rest_sorted() -> None:
+    names = list(pins())
+    assert names[0] == "torch"
+    assert names[1:] == sorted(map(canonicalize_name, names[1:]))
+
+
+def test_pins_name_no_build_of_one_machine() -> None:
+    assert [name for name, version in pins().items() if version.local] == []
+
+
+def test_every_requirement_is_pinned() -> None:
+    wanted = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"] + EXTRAS["dev"]}
+    assert wanted - pins().keys() == set()
+
+
+def test_pins_lie_in_the_promised_ranges() -> None:
+    pinned = pins()
+    everything = PROJECT["dependencies"] + [text for extra in EXTRAS.values() for text in extra]
+    outside = [
+        f"{requirement} but {pinned[name]} is pinned"
+        for requirement in map(Requirement, everything)
+        if (name := canonicalize_name(requirement.name)) in pinned and pinned[name] not in requirement.specifier
+    ]
+    assert outside == []
+
+
+def test_everything_installed_along_is_pinned() -> None:
+    installed = installed_closure(PROJECT["dependencies"] + EXTRAS["dev"])
+    assert {"torch", "sympy", "pluggy"} <= installed  # the walk goes through others
+    unpinned = installed - pins().keys() - INSTALLERS
+    assert {name for name in unpinned if not name.startswith(FROM_TORCH)} == set()

@@ -1,0 +1,73 @@
+"""Rules about the source that no linter checks: short files and functions, everything documented and annotated."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = sorted((REPOSITORY / "src").rglob("*.py"))
+MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FUNCTION = 80
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def violations(source: str) -> Iterator[str]:
+    """Name every rule that the text of a module breaks, with the line."""
+    num_lines = len(source.splitlines())
+    if num_lines > MOST_LINES_OF_A_FILE:
+        yield f"1: {num_lines} lines in one file, {MOST_LINES_OF_A_FILE} at most"
+    module = ast.parse(source)
+    if not ast.get_docstring(module):
+        yield "1: the module has no docstring"
+    yield from _undocumented(module)
+    for node in ast.walk(module):
+        if isinstance(node, Function):
+            num_lines = node.end_lineno - node.lineno + 1
+            if num_lines > MOST_LINES_OF_A_FUNCTION:
+                yield f"{node.lineno}: {node.name} has {num_lines} lines, {MOST_LINES_OF_A_FUNCTION} at most"
+            if missing := list(_unannotated(node)):
+                yield f"{node.lineno}: {node.name} has no annotation for {', '.join(missing)}"
+
+
+def _undocumented(parent: ast.Module | ast.ClassDef) -> Iterator[str]:
+    """Go through public classes, functions and methods; what stands inside a function is its own affair."""
+    for node in parent.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                yield f"{node.lineno}: {node.name} has no docstring"
+            if isinstance(node, ast.ClassDef):
+                yield from _undocumented(node)
+
+
+def _unannotated(function: Function) -> Iterator[str]:
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    for argument in named:
+        if argument and argument.annotation is None and argument.arg not in ("self", "cls"):
+            yield argument.arg
+    if function.returns is None:
+        yield "the result"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_source_keeps_the_rules(path: Path) -> None:
+    assert list(violations(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "violation"),
+    [
+        ("x = 1\n", "1: the module has no docstring"),
+        ('"""M."""\nclass Public:\n    x = 1\n', "2: Public has no docstring"),
+        ('"""M."""\nclass Public:\n    """P."""\n    def act(self) -> None: ...\n', "4: act has no docstring"),
+        ('"""M."""\ndef _act(self, x: int, *y, z=1) -> None: ...\n', "2: _act has no annotation for z, y"),
+        ('"""M."""\ndef _act():\n    pass\n', "2: _act has no annotation for the result"),
+        ('"""M."""\ndef _act() -> None:\n' + "    pass\n" * 80, "2: _act has 81 lines, 80 at most"),
+        ('"""M."""\n' + "x = 1\n" * 400, "1: 401 lines in one file, 400 at most"),
+    ],
+)
+def test_a_broken_rule_would_be_noticed(source: str, violation: str) -> None:
+    assert list(violations(source)) == [violation]
