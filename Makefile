@@ -59,7 +59,7 @@ gpu: $(DEVELOPMENT) ## On a machine with CUDA: the tests that need it, then the 
 	@$(PYTEST) -m gpu || { status=$$?; [ $$status = 5 ] && echo "No test is marked gpu yet." || exit $$status; }
 	@$(MAKE) --no-print-directory bench
 
-base-model: $(RUNTIME) ## Train the tiny base model anew, into $(BASE_MODEL) (a run that was cut short goes on)
+base-model: $(RUNTIME) ## Train the tiny base model anew, into build/base-model (a run that was cut short goes on)
 	@$(PY) -m torch.distributed.run --nproc-per-node $(PROCESSES) -m longlora.tiny.pretrain $(BASE_MODEL)
 
 clean: ## Remove what builds, tests and tools left behind; .venv stays

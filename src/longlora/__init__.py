@@ -1,1 +1,77 @@
+"""Extend a language model's context with LongLoRA (Chen et al., arXiv 2309.12307).
 
+After `import longlora`, `AutoModelForCausalLM.from_pretrained(path, attn_implementation="s2")` gives a model that
+trains with shifted sparse attention and reads with its ordinary one. Importing the package loads neither torch nor
+transformers: the names below are looked up when they are first used.
+"""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+
+_HOMES = {
+    "CheckpointError": "longlora.errors",
+    "ConfigError": "longlora.errors",
+    "DataError": "longlora.errors",
+    "DivergenceError": "longlora.errors",
+    "LongLoRAError": "longlora.errors",
+    "Recipe": "longlora.config",
+    "load_for_inference": "longlora.model",
+    "load_recipe": "longlora.config",
+    "merge_adapter": "longlora.merge",
+    "parse_recipe": "longlora.config",
+    "perplexity": "longlora.evaluation.perplexity",
+    "perplexity_by_length": "longlora.evaluation.perplexity",
+    "s2_attention": "longlora.attention",
+    "s2_attention_reference": "longlora.attention",
+    "set_group_size": "longlora.register",
+    "train": "longlora.training.run",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'longlora' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*globals(), *__all__]
+
+
+class _RegisterWithTransformers(MetaPathFinder):
+    """Makes "s2" known as soon as transformers has loaded the table of attentions, whoever imports it and when."""
+
+    table = "transformers.modeling_utils"
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Let the ordinary finders load the table, and add ours at the end of its loading."""
+        if fullname != self.table:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load_table = spec.loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load_table(module)
+                importlib.import_module("longlora.register")
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if _RegisterWithTransformers.table in sys.modules:
+    importlib.import_module("longlora.register")
+else:
+    sys.meta_path.insert(0, _RegisterWithTransformers())

@@ -38,7 +38,7 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Values to change: key=value, section.key=value.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")] = None,
 ) -> None:
     """Follow a recipe; started again after an interruption, go on where it stopped."""
     from longlora.config import load_recipe
@@ -96,7 +96,8 @@ def perplexity(
         max_documents=max_documents,
     )
     if as_json:
-        typer.echo(json.dumps({"model": model, "perplexity": {str(k): v.to_dict() for k, v in results.items()}}, indent=2))
+        by_length = {str(length): result.to_dict() for length, result in results.items()}
+        typer.echo(json.dumps({"model": model, "perplexity": by_length}, indent=2))
         return
     for length, result in results.items():
         typer.echo(f"{length:>9,} tokens   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
@@ -108,7 +109,7 @@ def _parse_lengths(text: str) -> list[int] | None:
     try:
         return [int(part.replace("_", "")) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--lengths must be whole numbers with commas between, as in 256,1024; got {text!r}") from error
+        raise ConfigError(f"--lengths must be whole numbers, as in 256,1024; got {text!r}") from error
 
 
 def main() -> None:

@@ -108,9 +108,7 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
     return directory / "adapter"
 
 
-def _evaluate(
-    result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]
-) -> None:
+def _evaluate(result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]) -> None:
     started = time.monotonic()
     measured = perplexity_by_length(
         model,

@@ -66,7 +66,7 @@ def attention_linear_names(model: nn.Module) -> list[str]:
     }
     if not names:
         raise ConfigError(
-            f"no linear layers found inside the attention of {type(model).__name__}; use lora.target_modules: all-linear"
+            f"no linear layers found in the attention of {type(model).__name__}; use lora.target_modules: all-linear"
         )
     return sorted(names)
 

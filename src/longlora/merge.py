@@ -33,10 +33,10 @@ class MergeReport:
     """Tokens compared, drawn at random from the vocabulary."""
 
 
-def merge_adapter(adapter: Path, output: Path, *, dtype: DtypeName = "float32", verify: bool = True) -> MergeReport | None:
+def merge_adapter(adapter: Path, output: Path, *, dtype: DtypeName = "float32") -> MergeReport:
     """Write the merged model to `output`, then load it with plain transformers and compare logits.
 
-    The merged configuration carries the extended positions. Memory: twice the model, three times while verifying.
+    The merged configuration carries the extended positions. Memory: up to three times the model.
 
     Raises:
         CheckpointError: `adapter` is no adapter or damaged, `output` exists, or the merged model does not agree.
@@ -45,12 +45,12 @@ def merge_adapter(adapter: Path, output: Path, *, dtype: DtypeName = "float32", 
         raise CheckpointError(f"{adapter} holds no adapter: adapter_config.json is missing")
     resolved = compute_dtype(dtype)
     adapted = load_adapter(adapter, dtype=resolved).eval()
-    tokens = _probe(adapted.config.get_text_config().vocab_size, adapted.config.get_text_config().max_position_embeddings)
-    expected = _logits(adapted, tokens) if verify else None
+    config = adapted.config.get_text_config()
+    tokens = _probe(config.vocab_size, config.max_position_embeddings)
+    expected = _logits(adapted, tokens)
     with whole_directory(output) as directory:
         _save_merged(adapted, adapter, directory)
-        report = _verify(directory, tokens, expected, resolved) if expected is not None else None
-    return report
+        return _verify(directory, tokens, expected, resolved)
 
 
 def _save_merged(adapted: PeftModel, adapter: Path, directory: Path) -> None:

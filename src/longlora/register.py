@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
@@ -185,6 +185,8 @@ def check_s2_reaches(config: PreTrainedConfig) -> None:
         ConfigError: the architecture computes attention by itself, or in windows of its own, so that "s2" would train
             something else in silence; or it needs what S²-Attn does not implement.
     """
+    from transformers import AutoModelForCausalLM  # not at the top: this module loads while transformers does
+
     reached = []
 
     def counting(

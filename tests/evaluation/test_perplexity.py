@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ TOLERANCE = 1e-5  # relative, float32
 class PlainLlama(LlamaForCausalLM):
     """A model whose forward has no `logits_to_keep`."""
 
-    def forward(self, input_ids: Tensor, use_cache: bool) -> CausalLMOutputWithPast:  # type: ignore[override]
+    def forward(self, input_ids: Tensor, use_cache: bool) -> CausalLMOutputWithPast:
         return super().forward(input_ids=input_ids, use_cache=use_cache)
 
 
@@ -63,12 +64,13 @@ def model() -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[list[int]]:
+def documents() -> list[tuple[int, ...]]:
     generator = np.random.default_rng(0)
-    return [generator.integers(0, VOCABULARY_SIZE, size=length).tolist() for length in DOCUMENT_LENGTHS]
+    return [tuple(generator.integers(0, VOCABULARY_SIZE, size=length).tolist()) for length in DOCUMENT_LENGTHS]
 
 
-def naive_nats(model: nn.Module, document: Sequence[int], start: int, target: int) -> float:
+@cache
+def naive_nats(model: nn.Module, document: tuple[int, ...], start: int, target: int) -> float:
     """The negative log-probability of one token after tokens [start, target)."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([document[start:target]]), use_cache=False).logits[0, -1]
@@ -76,7 +78,7 @@ def naive_nats(model: nn.Module, document: Sequence[int], start: int, target: in
 
 
 def naive_sliding_loss(
-    model: nn.Module, documents: Sequence[Sequence[int]], *, window: int, stride: int, late: int = 0
+    model: nn.Module, documents: Sequence[tuple[int, ...]], *, window: int, stride: int, late: int = 0
 ) -> float:
     """The definition of score="new", token by token; `late` starts every full context that many tokens too late."""
     step = min(stride, window - 1)
@@ -160,7 +162,7 @@ def test_batches_have_one_shape_and_the_largest_comes_first() -> None:
     [(2, 1), (2, 2), (3, 2), (5, 1), (5, 3), (5, 5), (8, 7), (8, 8), (16, 4), (24, 24), (39, 3), (64, 8)],
 )
 def test_new_equals_the_token_loop(
-    model: LlamaForCausalLM, documents: list[list[int]], window: int, stride: int
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], window: int, stride: int
 ) -> None:
     expected = naive_sliding_loss(model, documents, window=window, stride=stride)
     for batch_size in (1, 3, 64):
@@ -172,20 +174,22 @@ def test_new_equals_the_token_loop(
 
 @pytest.mark.parametrize("arrangement", [[0, 4], [4, 0], [3], [5, 5, 1], [2, 3, 4, 5]])
 def test_new_equals_the_token_loop_for_other_documents(
-    model: LlamaForCausalLM, documents: list[list[int]], arrangement: list[int]
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], arrangement: list[int]
 ) -> None:
     chosen = [documents[index] for index in arrangement]
     expected = naive_sliding_loss(model, chosen, window=7, stride=4)
     assert perplexity(model, chosen, window=7, stride=4, progress=False).loss == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_a_context_that_starts_one_token_late_is_noticed(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_a_context_that_starts_one_token_late_is_noticed(
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]]
+) -> None:
     result = perplexity(model, documents, window=16, stride=4, progress=False)
     wrong = naive_sliding_loss(model, documents, window=16, stride=4, late=1)
     assert abs(result.loss - wrong) > 100 * TOLERANCE * wrong
 
 
-def test_batch_size_changes_nothing(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_batch_size_changes_nothing(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     one, *others = (
         perplexity(model, documents, window=9, stride=2, batch_size=batch_size, progress=False).to_dict()
         for batch_size in (1, 2, 5, 100)
@@ -194,8 +198,8 @@ def test_batch_size_changes_nothing(model: LlamaForCausalLM, documents: list[lis
         assert other == pytest.approx(one, rel=1e-6)
 
 
-def test_across_documents_reads_one_stream(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
-    stream = [token for document in documents for token in document]
+def test_across_documents_reads_one_stream(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
+    stream = tuple(token for document in documents for token in document)
     joined = perplexity(model, documents, window=9, stride=4, across_documents=True, progress=False)
     apart = perplexity(model, documents, window=9, stride=4, progress=False)
     assert joined == perplexity(model, [stream], window=9, stride=4, progress=False)
@@ -204,7 +208,7 @@ def test_across_documents_reads_one_stream(model: LlamaForCausalLM, documents: l
     assert abs(joined.loss - apart.loss) > 100 * TOLERANCE
 
 
-def test_max_windows_takes_windows_from_everywhere(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_max_windows_takes_windows_from_everywhere(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     chosen = evenly_spread(sliding_windows(DOCUMENT_LENGTHS, window=6, stride=3), 5)
     expected = [naive_nats(model, documents[w.document], w.start, t) for w in chosen for _, t in scored_tokens([w])]
     result = perplexity(model, documents, window=6, stride=3, max_windows=5, batch_size=2, progress=False)
@@ -247,7 +251,7 @@ def test_all_is_the_original_but_for_the_weight_of_a_short_batch(
         assert abs(result.perplexity - original) > 100 * TOLERANCE * original
 
 
-def test_all_leaves_short_documents_out(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_all_leaves_short_documents_out(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     every = perplexity(model, documents, window=20, stride=6, score="all", progress=False)
     long = perplexity(model, [documents[3], documents[4]], window=20, stride=6, score="all", progress=False)
     assert every == long
@@ -257,7 +261,7 @@ def test_all_leaves_short_documents_out(model: LlamaForCausalLM, documents: list
 # By length
 
 
-def test_by_length_equals_the_token_loop(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_by_length_equals_the_token_loop(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     stride, longest = 4, 17
     results = perplexity_by_length(
         model, documents, lengths=[longest, 5, 8], stride=stride, batch_size_tokens=16, progress=False
@@ -303,7 +307,9 @@ def test_by_length_scores_the_same_tokens_at_every_length(
         assert min(seen[4]) < 30 and max(seen[4]) > 80
 
 
-def test_by_length_result_is_independent_of_the_batch(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_by_length_result_is_independent_of_the_batch(
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]]
+) -> None:
     small, large = (
         perplexity_by_length(model, documents, lengths=[6, 12], stride=2, batch_size_tokens=size, progress=False)
         for size in (1, 4096)
@@ -315,7 +321,7 @@ def test_by_length_result_is_independent_of_the_batch(model: LlamaForCausalLM, d
 # The model
 
 
-def test_only_the_logits_needed_are_computed(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_only_the_logits_needed_are_computed(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     rows: list[int] = []
     hook = model.lm_head.register_forward_hook(lambda _module, _inputs, output: rows.append(output.shape[1]))
     perplexity_by_length(model, documents, lengths=[16], stride=3, progress=False)
@@ -323,7 +329,7 @@ def test_only_the_logits_needed_are_computed(model: LlamaForCausalLM, documents:
     assert set(rows) == {4}
 
 
-def test_a_model_without_logits_to_keep(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_a_model_without_logits_to_keep(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     plain = perplexity(tiny_llama(PlainLlama), documents, window=9, stride=4, progress=False)
     assert plain.to_dict() == pytest.approx(
         perplexity(model, documents, window=9, stride=4, progress=False).to_dict(), rel=1e-6
@@ -331,7 +337,7 @@ def test_a_model_without_logits_to_keep(model: LlamaForCausalLM, documents: list
 
 
 def test_chunks_of_logits_change_nothing(
-    model: LlamaForCausalLM, documents: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = perplexity(model, documents, window=9, stride=4, batch_size=3, progress=False)
     monkeypatch.setattr(module, "LOGIT_ROWS_PER_CHUNK", 3)
@@ -339,7 +345,7 @@ def test_chunks_of_logits_change_nothing(
     assert chunked.to_dict() == pytest.approx(whole.to_dict(), rel=1e-7)
 
 
-def test_probabilities_are_float32_in_a_bfloat16_model(documents: list[list[int]]) -> None:
+def test_probabilities_are_float32_in_a_bfloat16_model(documents: list[tuple[int, ...]]) -> None:
     model = tiny_llama().to(torch.bfloat16)
     document = documents[4]
     with torch.no_grad():
@@ -351,7 +357,7 @@ def test_probabilities_are_float32_in_a_bfloat16_model(documents: list[list[int]
     assert abs(rounded - expected) > 1e-5 * expected
 
 
-def test_dropout_is_off_and_every_module_gets_its_mode_back(documents: list[list[int]]) -> None:
+def test_dropout_is_off_and_every_module_gets_its_mode_back(documents: list[tuple[int, ...]]) -> None:
     model = tiny_llama(attention_dropout=0.5)
     expected = perplexity(model, documents, window=9, stride=4, progress=False)
     assert not any(part.training for part in model.modules())
@@ -363,7 +369,7 @@ def test_dropout_is_off_and_every_module_gets_its_mode_back(documents: list[list
     model(input_ids=torch.tensor([documents[3]]), labels=torch.tensor([documents[3]])).loss.backward()
 
 
-def test_modes_come_back_after_an_error(documents: list[list[int]]) -> None:
+def test_modes_come_back_after_an_error(documents: list[tuple[int, ...]]) -> None:
     model = tiny_llama().train()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
@@ -373,7 +379,7 @@ def test_modes_come_back_after_an_error(documents: list[list[int]]) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_a_peft_model_equals_its_merged_weights(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_a_peft_model_equals_its_merged_weights(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     config = LoraConfig(
         r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["embed_tokens"], init_lora_weights=False
     )
@@ -397,14 +403,14 @@ def test_a_peft_model_equals_its_merged_weights(model: LlamaForCausalLM, documen
     [
         lambda documents: [torch.tensor(document) for document in documents],
         lambda documents: [np.array(document, dtype=np.uint16) for document in documents],
-        lambda documents: [tuple(document) for document in documents],
+        lambda documents: [list(document) for document in documents],
         lambda documents: Dataset.from_dict({"input_ids": documents})["input_ids"],
         lambda documents: Dataset.from_dict({"input_ids": documents}).with_format("torch")["input_ids"],
         iter,
     ],
 )
 def test_documents_of_any_kind(
-    model: LlamaForCausalLM, documents: list[list[int]], convert: Callable[[list[list[int]]], Any]
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], convert: Callable[[list[tuple[int, ...]]], Any]
 ) -> None:
     expected = perplexity(model, documents, window=9, stride=4, progress=False)
     assert perplexity(model, convert(documents), window=9, stride=4, progress=False) == expected
@@ -414,7 +420,7 @@ def test_documents_of_any_kind(
 
 
 def test_standard_error_of_equal_windows_is_that_of_their_means(
-    model: LlamaForCausalLM, documents: list[list[int]]
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]]
 ) -> None:
     result = perplexity_by_length(model, documents, lengths=[16], stride=3, progress=False)[16]
     means = [
@@ -426,7 +432,9 @@ def test_standard_error_of_equal_windows_is_that_of_their_means(
     assert result.standard_error == pytest.approx(np.std(means, ddof=1) / math.sqrt(len(means)), rel=1e-4)
 
 
-def test_standard_error_weighs_windows_by_their_tokens(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_standard_error_weighs_windows_by_their_tokens(
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]]
+) -> None:
     document = documents[4][:9]  # windows of 4, 2 and 2 targets
     nats = [
         naive_nats(model, document, start, target)
@@ -450,7 +458,7 @@ def test_to_dict_is_json_even_where_a_number_is_not_finite() -> None:
     }
 
 
-def test_one_window_has_no_standard_error_and_a_huge_loss_no_perplexity(documents: list[list[int]]) -> None:
+def test_one_window_has_no_standard_error_and_a_huge_loss_no_perplexity(documents: list[tuple[int, ...]]) -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.lm_head.weight *= 1e4
@@ -464,7 +472,7 @@ def test_one_window_has_no_standard_error_and_a_huge_loss_no_perplexity(document
 
 
 def test_progress_is_on_stderr(
-    model: LlamaForCausalLM, documents: list[list[int]], capfd: pytest.CaptureFixture[str]
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = perplexity(model, documents, window=9, stride=4)
     captured = capfd.readouterr()
@@ -476,7 +484,7 @@ def test_progress_is_on_stderr(
 
 
 def test_no_progress_is_silent_even_beyond_the_trained_context(
-    model: LlamaForCausalLM, documents: list[list[int]], capfd: pytest.CaptureFixture[str]
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert model.config.max_position_embeddings < 40
     perplexity(model, documents, window=40, stride=4, progress=False)
@@ -500,7 +508,7 @@ def test_no_progress_is_silent_even_beyond_the_trained_context(
     ],
 )
 def test_arguments_out_of_range(
-    model: LlamaForCausalLM, documents: list[list[int]], arguments: dict[str, Any], message: str
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         perplexity(model, documents, progress=False, **arguments)
@@ -517,13 +525,13 @@ def test_arguments_out_of_range(
     ],
 )
 def test_arguments_by_length_out_of_range(
-    model: LlamaForCausalLM, documents: list[list[int]], arguments: dict[str, Any], message: str
+    model: LlamaForCausalLM, documents: list[tuple[int, ...]], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         perplexity_by_length(model, documents, progress=False, **arguments)
 
 
-def test_no_document_is_long_enough(model: LlamaForCausalLM, documents: list[list[int]]) -> None:
+def test_no_document_is_long_enough(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     with pytest.raises(
         DataError, match=r"max\(lengths\) = 41 tokens, the longest has 40: give longer documents or set"
     ):

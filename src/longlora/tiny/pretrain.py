@@ -92,7 +92,7 @@ def build_model() -> LlamaForCausalLM:
 
 def token_stream(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """Tokenise documents and join them, each between BOS and EOS, to one row of token ids, shape (tokens,)."""
-    ids = [document + [tokenizer.eos_token_id] for document in tokenizer(texts)["input_ids"]]
+    ids = [[*document, tokenizer.eos_token_id] for document in tokenizer(texts)["input_ids"]]
     return torch.tensor([token for document in ids for token in document])
 
 
@@ -214,7 +214,11 @@ def write_record(
         "training_tokens_available": num_train_tokens,
         "parameters": num_parameters,
         "validation_perplexity": math.exp(history[-1]["validation_loss"]),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "history": history,
     }
     (output / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -109,9 +109,7 @@ class ProgressBar(TrainerCallback):
             speed = (state.global_step - self._first_step) * self._tokens_per_step / (time.monotonic() - self._started)
             self._progress.update(self._task, status=f"loss {float(logs['loss']):.3f}  {speed:,.0f} tokens/s")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
         self._progress.update(self._task, completed=state.global_step)
 

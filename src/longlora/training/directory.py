@@ -1,10 +1,10 @@
 """The folder of a run: what it holds, whether it can be resumed, and how it is never overwritten.
 
-    recipe.yaml        the recipe with every value spelled out
-    environment.json   versions, device, command line of every start
-    metrics.jsonl      a line per logged step
-    checkpoints/       checkpoint-N, the last ones
-    adapter/ or model/ what was trained; its presence means that the run has finished
+recipe.yaml        the recipe with every value spelled out
+environment.json   versions, device, command line of every start
+metrics.jsonl      a line per logged step
+checkpoints/       checkpoint-N, the last ones
+adapter/ or model/ what was trained; its presence means that the run has finished
 """
 
 import json

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from longlora.compat import checkpointing_arguments
@@ -37,9 +37,7 @@ class ExtensionTrainer(SFTTrainer):
 def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: RunDirectory) -> ExtensionTrainer:
     """Set up the loop: rows go in as they are, one flattened batch with its document borders."""
     bar = ProgressBar(
-        tokens_per_step=recipe.context_length
-        * recipe.per_device_train_batch_size
-        * recipe.gradient_accumulation_steps,
+        tokens_per_step=recipe.context_length * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
         description="training",
     )
     callbacks = [
@@ -68,8 +66,8 @@ def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: R
 def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
     dtype = compute_dtype(recipe.dtype)
     passed_on = (
-        "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps "
-        "weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
+        "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
+        "warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
         "save_total_limit seed"
     ).split()
     return SFTConfig(

@@ -1,0 +1,104 @@
+"""Where rows are cut: by hand, against the definition's mask, and what is refused."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longlora.attention import CutPoints, cut_points
+from longlora.attention.reference import s2_mask
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "group_size", "unshifted", "shifted"),
+    [
+        (8, 4, (4, 4), (2, 4, 2)),
+        (10, 4, (4, 4, 2), (2, 4, 4)),
+        (8, 5, (5, 3), (2, 5, 1)),
+        (3, 4, (3,), (2, 1)),
+        (2, 4, (2,), (2,)),
+        (1, 4, (1,), (1,)),
+        (3, 1, (1, 1, 1), (1, 1, 1)),
+        (4, 100, (4,), (4,)),
+    ],
+)
+def test_one_row(num_tokens, group_size, unshifted, shifted):
+    assert cut_points(1, num_tokens, group_size=group_size) == CutPoints(unshifted=unshifted, shifted=shifted)
+
+
+def test_rows_are_borders():
+    assert cut_points(2, 5, group_size=4) == CutPoints(unshifted=(4, 1, 4, 1), shifted=(2, 3, 2, 3))
+
+
+def test_documents_are_borders_and_so_are_rows_that_a_document_crosses():
+    cuts = cut_points(2, 5, group_size=4, cu_seqlens=torch.tensor([0, 3, 8, 10]))
+    assert cuts.unshifted == (3, 2, 3, 2)
+
+
+def test_empty_documents_are_left_out():
+    cuts = cut_points(1, 5, group_size=4, cu_seqlens=torch.tensor([0, 0, 3, 3, 5, 5]))
+    assert cuts == cut_points(1, 5, group_size=4, cu_seqlens=torch.tensor([0, 3, 5]))
+
+
+def test_without_a_group_size_documents_stay_whole_for_all_heads():
+    padding_mask = torch.tensor([[True] * 5, [False, False, True, True, True]])
+    cuts = cut_points(2, 5, group_size=None, cu_seqlens=torch.tensor([0, 3, 10]), padding_mask=padding_mask)
+    assert cuts == CutPoints(unshifted=(3, 2, 2, 3), shifted=None)
+
+
+def test_a_row_of_nothing_but_padding_is_allowed():
+    padding_mask = torch.tensor([[True] * 4, [False] * 4])
+    assert cut_points(2, 4, group_size=4, padding_mask=padding_mask).unshifted == (4, 4)
+
+
+@st.composite
+def batches(draw):
+    batch_size, num_tokens = draw(st.integers(1, 3)), draw(st.integers(1, 30))
+    total = batch_size * num_tokens
+    borders = draw(st.none() | st.lists(st.integers(0, total), max_size=6))
+    padding_mask = None
+    if draw(st.booleans()):
+        stretches = [
+            sorted((draw(st.integers(0, num_tokens)), draw(st.integers(0, num_tokens)))) for _ in range(batch_size)
+        ]
+        time = torch.arange(num_tokens)
+        padding_mask = torch.stack([(time >= first) & (time < last) for first, last in stretches])  # (B, T)
+    return {
+        "batch_size": batch_size,
+        "num_tokens": num_tokens,
+        "group_size": draw(st.integers(1, 40)),
+        "cu_seqlens": None if borders is None else torch.tensor(sorted([0, *borders, total])),
+        "padding_mask": padding_mask,
+    }
+
+
+@given(batches())
+def test_cuts_are_where_the_definition_hides_the_previous_token(batch):
+    batch_size, num_tokens = batch.pop("batch_size"), batch.pop("num_tokens")
+    cuts = cut_points(batch_size, num_tokens, **batch)
+    mask = s2_mask(torch.empty(batch_size, 2, num_tokens, 1), **batch)  # (B, 2, T, T)
+    for head, lengths in enumerate((cuts.unshifted, cuts.shifted)):
+        is_first = torch.ones(batch_size, num_tokens, dtype=torch.bool)
+        is_first[:, 1:] = ~mask[:, head].diagonal(offset=-1, dim1=1, dim2=2)
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        assert starts[:-1].tolist() == is_first.flatten().nonzero().flatten().tolist()
+        assert starts[-1] == batch_size * num_tokens
+
+
+@pytest.mark.parametrize("group_size", [0, -1])
+def test_refuses_a_group_without_tokens(group_size):
+    with pytest.raises(ValueError, match=f"at least 1 token, got {group_size}"):
+        cut_points(1, 8, group_size=group_size)
+
+
+@pytest.mark.parametrize("borders", [[0], [1, 8], [0, 7], [0, 9], [0, 5, 3, 8]])
+def test_refuses_documents_that_do_not_rise_from_the_first_token_to_the_last(borders):
+    with pytest.raises(ValueError, match="must rise from 0 to the 8 tokens"):
+        cut_points(2, 4, group_size=4, cu_seqlens=torch.tensor(borders))
+
+
+@pytest.mark.parametrize("row", [[1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1]])
+def test_refuses_padding_between_real_tokens(row):
+    padding_mask = torch.tensor([[1, 1, 1, 1], row]).bool()
+    with pytest.raises(ValueError, match="one stretch of real tokens"):
+        cut_points(2, 4, group_size=4, padding_mask=padding_mask)

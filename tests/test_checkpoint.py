@@ -1,0 +1,60 @@
+"""Directories are whole or absent."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longlora.checkpoint import Extension, read_extension, whole_directory, write_atomically, write_extension
+from longlora.errors import CheckpointError
+
+EXTENSION = Extension(
+    base_model="m", base_context=64, context_length=256, rope_parameters={"rope_type": "linear", "factor": 4.0}
+)
+
+
+def test_the_extension_reads_back(tmp_path: Path) -> None:
+    write_extension(tmp_path, EXTENSION)
+    assert read_extension(tmp_path) == EXTENSION
+
+
+def test_an_adapter_of_another_maker_has_no_extension(tmp_path: Path) -> None:
+    assert read_extension(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"base_model": "m"})])
+def test_a_damaged_extension(tmp_path: Path, text: str) -> None:
+    (tmp_path / "longlora.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_extension(tmp_path)
+
+
+def test_a_directory_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "target"
+    with whole_directory(target) as directory:
+        (directory / "file").write_text("x")
+        assert not target.exists()
+    assert (target / "file").read_text() == "x"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"), whole_directory(tmp_path / "target") as directory:
+        (directory / "file").write_text("x")
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").write_text("x")
+    with pytest.raises(CheckpointError, match="exists already"), whole_directory(tmp_path / "target"):
+        pass
+    assert (tmp_path / "target" / "mine").read_text() == "x"
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", "old")
+    write_atomically(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "new"

@@ -1,0 +1,173 @@
+"""The command line: help at once, mistakes in one message with status 2, the main job end to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longlora import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process; give its status and what it printed to stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["longlora", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capfd.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def recipe(base_model: Path, text_folder: Path, tmp_path: Path) -> Path:
+    values: dict[str, Any] = {
+        "model_name_or_path": str(base_model),
+        "output_dir": str(tmp_path / "run"),
+        "context_length": 128,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "gradient_accumulation_steps": 1,
+        "save_steps": 2,
+        "data": {"source": str(text_folder), "cache_dir": str(tmp_path / "cache")},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def test_train_evaluate_merge_evaluate(run: Run, recipe: Path, tmp_path: Path, text_folder: Path) -> None:
+    status, out, err = run("train", recipe, "attention.dense_finish=0.5")
+    assert status == 0, err
+    adapter = tmp_path / "run" / "adapter"
+    assert f"longlora merge {adapter}" in out
+    assert "S² with groups of 32 tokens, full attention in the last 2 of 4 steps" in err
+    assert "embeddings" in err
+
+    perplexities = []
+    status, out, err = run("merge", adapter, tmp_path / "merged")
+    assert status == 0, err
+    for model in (adapter, tmp_path / "merged"):
+        arguments = ("--data", text_folder, "--lengths", "64,128", "--stride", 32, "--json")
+        status, out, err = run("eval", "perplexity", model, *arguments)
+        assert status == 0, err
+        perplexities.append({k: v["perplexity"] for k, v in json.loads(out)["perplexity"].items()})
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-4)
+    assert set(perplexities[0]) == {"64", "128"}
+
+
+def test_perplexity_as_a_table_at_default_lengths(run: Run, base_model: Path, text_folder: Path) -> None:
+    status, out, err = run("eval", "perplexity", base_model, "--data", text_folder, "--stride", 4)
+    assert status == 0, err
+    assert [int(line.split()[0]) for line in out.splitlines()] == [8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("learning_rat=1", "did you mean 'learning_rate'?"),
+        ("model_name_or_path=./nowhere", "there is no model directory ./nowhere"),
+        ("context_length=32", "context_length=32 must exceed the 64 tokens"),
+        ("context_length=1000000", "1000000"),
+        ("data.source=./no/texts", "./no/texts"),
+    ],
+)
+def test_a_mistake_ends_in_one_message(run: Run, recipe: Path, override: str, expected: str) -> None:
+    status, _, err = run("train", recipe, override)
+    assert status == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("longlora:")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("train", "nowhere.yaml"), "cannot read the recipe"),
+        (("merge", "nowhere", "out"), "holds no adapter"),
+        (("merge", "a", "b", "--dtype", "int3"), "--dtype must be"),
+        (("eval", "perplexity", "tiny", "--data", "x", "--lengths", "a"), "--lengths must be whole numbers"),
+        (("eval", "perplexity", "./nowhere", "--data", "x"), "there is no model directory"),
+    ],
+)
+def test_a_wrong_argument(run: Run, arguments: tuple[str, ...], expected: str) -> None:
+    status, _, err = run(*arguments)
+    assert (status, expected in err, "Traceback" in err) == (2, True, False), err
+
+
+def test_help_imports_nothing_heavy_and_is_quick() -> None:
+    program = """
+import sys, time
+started = time.process_time()
+sys.argv = ["longlora", "--help"]
+from longlora.cli import main
+try:
+    main()
+finally:
+    assert not {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
+    assert time.process_time() - started < 0.5
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_every_command_has_help(run: Run) -> None:
+    commands = [["demo"], ["train"], ["merge"], ["eval"], ["eval", "perplexity"]]
+    for command in commands:
+        status, out, _ = run(*command, "--help")
+        assert status == 0
+        assert "Usage" in out
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_losses(recipe: Path, tmp_path: Path) -> None:
+    """SIGKILL, so that nothing can be tidied up, as soon as the first checkpoint is whole."""
+    command = [sys.executable, "-m", "longlora.cli", "train", str(recipe), "max_steps=12", "save_steps=3"]
+    subprocess.run([*command, f"output_dir={tmp_path / 'alone'}"], check=True, capture_output=True)
+
+    victim = [*command, f"output_dir={tmp_path / 'killed'}"]
+    process = subprocess.Popen(victim, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "killed").glob("checkpoints/*/complete")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "adapter").exists(), "killed too late to show anything"
+    subprocess.run(victim, check=True, capture_output=True)
+    curves = [_losses(tmp_path / name) for name in ("alone", "killed")]
+    assert len(curves[0]) == 12
+    assert curves[1] == pytest.approx(curves[0], abs=1e-6)
+
+
+def test_ctrl_c_ends_with_130(recipe: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longlora.cli", "train", str(recipe), "max_steps=1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in err
+    assert "Traceback" not in err
+
+
+def _losses(run_directory: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_directory / "metrics.jsonl").read_text().splitlines()]

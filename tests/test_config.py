@@ -1,0 +1,113 @@
+"""A recipe is checked before anything heavy is imported, and every mistake is named with its remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from longlora.config import Recipe, dump_recipe, load_recipe, parse_recipe
+from longlora.errors import ConfigError
+
+MINIMAL = {"model_name_or_path": "m", "output_dir": "o", "context_length": 8192, "data": {"source": "texts"}}
+
+
+def test_defaults_are_the_paper_s() -> None:
+    recipe = parse_recipe(MINIMAL)
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.warmup_steps) == (2e-5, 0.0, 20)
+    assert (recipe.adam_beta1, recipe.adam_beta2) == (0.9, 0.95)
+    assert (recipe.lr_scheduler_type, recipe.max_steps) == ("constant_with_warmup", 1000)
+    assert (recipe.attention.pattern, recipe.group_size, recipe.attention.dense_finish) == ("s2", 2048, 0.0)
+    assert (recipe.tuning, recipe.lora.r, recipe.lora.lora_alpha) == ("lora+", 8, 16)
+
+
+def test_a_dumped_recipe_reads_back_as_the_same(tmp_path: Path) -> None:
+    recipe = parse_recipe({**MINIMAL, "data": {"source": ["a", "b"]}, "attention": {"dense_finish": 0.2}})
+    (tmp_path / "r.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+
+
+def test_overrides_reach_sections_and_create_them(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, ["attention.dense_finish=0.25", "learning_rate=1e-4", "data.source=[x, y]"])
+    assert recipe.attention.dense_finish == 0.25
+    assert recipe.learning_rate == 1e-4
+    assert recipe.data.source == ("x", "y")
+
+
+def test_group_size_and_the_first_dense_step() -> None:
+    recipe = parse_recipe({**MINIMAL, "max_steps": 10, "attention": {"group_size": 100, "dense_finish": 0.3}})
+    assert (recipe.group_size, recipe.first_dense_step) == (100, 7)
+    assert parse_recipe({**MINIMAL, "max_steps": 10}).first_dense_step == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"context_lenght": 1}, "did you mean 'context_length'?"),
+        ({"cutoff_len": 1}, "did you mean 'context_length'?"),
+        ({"lora": {"rank": 4}}, "unknown key 'lora.rank'"),
+        ({"context_length": "long"}, "context_length='long'"),
+        ({"context_length": 0}, "context_length=0"),
+        ({"attention": {"dense_finish": 2}}, "attention.dense_finish=2"),
+        ({"attention": {"pattern": "full", "dense_finish": 0.5}}, "needs attention.pattern=s2"),
+        ({"attention": {"group_size": 9000}}, "must not exceed context_length=8192"),
+        ({"tuning": "qlora"}, "tuning='qlora'"),
+        ({"save_total_limit": 1}, "save_total_limit=1"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(change: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=_escaped(expected)):
+        parse_recipe({**MINIMAL, **change})
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_recipe({"output_dir": "o", "learning_rate": -1, "data": {"source": "t"}, "colour": 1})
+    for expected in ("'model_name_or_path' is required", "learning_rate=-1", "unknown key 'colour'"):
+        assert expected in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a: [", "not valid YAML"), ("- a", "must hold a mapping"), (None, "cannot read the recipe")]
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str | None, expected: str) -> None:
+    path = tmp_path / "r.yaml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("max_steps", "key=value"), ("max_steps.x=1", "is a value, not a section"), ("max_steps=[", "not valid YAML")],
+)
+def test_a_wrong_override(tmp_path: Path, override: str, expected: str) -> None:
+    path = _write(tmp_path, {**MINIMAL, "max_steps": 3})
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(path, [override])
+
+
+def test_every_field_has_a_sentence() -> None:
+    def fields(model: type, prefix: str = "") -> list[tuple[str, str | None]]:
+        found = []
+        for name, info in model.model_fields.items():
+            found.append((prefix + name, info.description))
+            if hasattr(info.annotation, "model_fields"):
+                found += fields(info.annotation, f"{prefix}{name}.")
+        return found
+
+    assert [name for name, description in fields(Recipe) if not description] == []
+
+
+def _write(folder: Path, values: dict[str, object]) -> Path:
+    import yaml
+
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def _escaped(text: str) -> str:
+    import re
+
+    return re.escape(text)

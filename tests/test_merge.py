@@ -1,0 +1,96 @@
+"""A merged model is the adapter's, and needs neither PEFT nor longlora."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longlora import merge
+from longlora.config import parse_recipe
+from longlora.errors import CheckpointError
+from longlora.merge import merge_adapter
+from longlora.model import load_for_inference
+from longlora.training.run import train
+
+
+@pytest.fixture(scope="module")
+def adapter(base_model: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    values: dict[str, Any] = {
+        "model_name_or_path": str(base_model),
+        "output_dir": str(folder / "run"),
+        "context_length": 128,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "gradient_accumulation_steps": 1,
+        "data": {"source": str(text_folder), "cache_dir": str(folder / "cache")},
+    }
+    return train(parse_recipe(values))
+
+
+def test_the_merged_model_agrees_with_the_adapter(adapter: Path, tmp_path: Path) -> None:
+    report = merge_adapter(adapter, tmp_path / "merged")
+    assert report.largest_difference < 1e-4
+    assert report.probe_tokens == 128
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["rope_parameters"]["factor"]) == (128, 2.0)
+    assert config["tie_word_embeddings"] is True
+
+
+def test_the_merged_model_loads_without_longlora(adapter: Path, tmp_path: Path) -> None:
+    merge_adapter(adapter, tmp_path / "merged")
+    program = """
+import sys
+sys.modules["longlora"] = sys.modules["peft"] = None  # an import of either fails
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+AutoTokenizer.from_pretrained(sys.argv[1])
+torch.save(model(input_ids=torch.arange(100)[None]).logits, sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path / "merged", tmp_path / "logits.pt"], check=True)
+    with torch.no_grad():
+        expected = load_for_inference(adapter)[0](input_ids=torch.arange(100)[None]).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-4, rtol=0)
+
+
+def test_a_merge_that_goes_wrong_is_noticed_and_leaves_nothing(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = merge.PeftModel.merge_and_unload
+
+    def wrong(self: Any) -> Any:
+        merged = original(self)
+        with torch.no_grad():
+            merged.get_input_embeddings().weight.mul_(1.01)
+        return merged
+
+    monkeypatch.setattr(merge.PeftModel, "merge_and_unload", wrong)
+    with pytest.raises(CheckpointError, match="does not agree with the adapter"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_no_adapter(base_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no adapter"):
+        merge_adapter(base_model, tmp_path / "merged")
+
+
+def test_an_adapter_that_is_cut_short(adapter: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(adapter, tmp_path / "broken"))
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        merge_adapter(broken, tmp_path / "merged")
+
+
+def test_bfloat16_within_its_noise(adapter: Path, tmp_path: Path) -> None:
+    report = merge_adapter(adapter, tmp_path / "merged", dtype="bfloat16")
+    assert report.largest_difference <= 0.05 * max(1.0, report.largest_logit)
