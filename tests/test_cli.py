@@ -99,7 +99,7 @@ def test_a_mistake_ends_in_one_message(run: Run, recipe: Path, override: str, ex
     [
         (("train", "nowhere.yaml"), "cannot read the recipe"),
         (("merge", "nowhere", "out"), "holds no adapter"),
-        (("merge", "a", "b", "--dtype", "int3"), "--dtype must be"),
+        (("merge", "a", "b", "--dtype", "int3"), "int3"),
         (("eval", "perplexity", "tiny", "--data", "x", "--lengths", "a"), "--lengths must be whole numbers"),
         (("eval", "perplexity", "./nowhere", "--data", "x"), "there is no model directory"),
     ],

@@ -4,12 +4,13 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from longlora.errors import ConfigError, LongLoRAError
 
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
 
 app = typer.Typer(
@@ -56,11 +57,9 @@ def train(
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights.")] = "float32",
 ) -> None:
     """Fold an adapter into its base model, and check the result against the adapter."""
-    if dtype not in ("float32", "bfloat16", "float16", "auto"):
-        raise ConfigError(f"--dtype must be float32, bfloat16, float16 or auto, not {dtype!r}")
     from longlora.merge import merge_adapter
 
     report = merge_adapter(adapter, output, dtype=dtype)

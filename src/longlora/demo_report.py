@@ -68,7 +68,10 @@ def draw(result: DemoResult, path: Path) -> None:
 
     base, target = result.environment["base_context"], result.settings["context_length"]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
-    styles = {"base": {"color": "#888888"}, "interpolation only": {"color": "#888888", "linestyle": "--"}}
+    styles: dict[str, Any] = {
+        "base": {"color": "#888888"},
+        "interpolation only": {"color": "#888888", "linestyle": "--"},
+    }
     for name, values in result.perplexity.items():
         axes.plot(list(values), list(values.values()), marker="o", label=name, **styles.get(name, {}))
     for length, label in ((base, "base context"), (target, "extended to")):

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 
 from longlora.errors import CheckpointError, ConfigError, DataError
 
-Model = PreTrainedModel | PeftModel
-Document = Sequence[int] | Tensor | np.ndarray
+Model: TypeAlias = PreTrainedModel | PeftModel
+Document: TypeAlias = Sequence[int] | Tensor | np.ndarray
 
 # Rows of logits in float32 at a time: 1024 of a 128k vocabulary are 0.5 GB; a whole window of 100k tokens, 50 GB.
 LOGIT_ROWS_PER_CHUNK = 1024
