@@ -22,7 +22,7 @@ def test_the_report_is_whole(
         "standard_library_files",
         lambda split: few_files if split == "train" else original("validation"),
     )
-    short = {"max_steps": 2, "warmup_steps": 1, "per_device_train_batch_size": 1}
+    short = {"max_steps": 2, "warmup_steps": 1, "save_steps": 1, "per_device_train_batch_size": 1}
     monkeypatch.setattr(demo, "SHARED_SETTINGS", {**demo.SHARED_SETTINGS, **short})
     output = tmp_path / "demo"
     demo.run_demo(output)

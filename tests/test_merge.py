@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraModel
 
-from longlora import merge
 from longlora.config import parse_recipe
 from longlora.errors import CheckpointError
 from longlora.merge import merge_adapter
@@ -62,7 +62,7 @@ torch.save(model(input_ids=torch.arange(100)[None]).logits, sys.argv[2])
 def test_a_merge_that_goes_wrong_is_noticed_and_leaves_nothing(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = merge.PeftModel.merge_and_unload
+    original = LoraModel.merge_and_unload
 
     def wrong(self: Any) -> Any:
         merged = original(self)
@@ -70,7 +70,7 @@ def test_a_merge_that_goes_wrong_is_noticed_and_leaves_nothing(
             merged.get_input_embeddings().weight.mul_(1.01)
         return merged
 
-    monkeypatch.setattr(merge.PeftModel, "merge_and_unload", wrong)
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
     with pytest.raises(CheckpointError, match="does not agree with the adapter"):
         merge_adapter(adapter, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

@@ -420,6 +420,12 @@ def test_a_layer_that_gets_no_positions_trains_whole_rows(model):
     assert cuts.unshifted == (4, 2)
 
 
+def test_positions_within_padding_make_no_documents(model):
+    mask = deferred_mask(model, attention_mask=torch.tensor([[0, 0, 0, 1, 1, 1]]))
+    cuts = mask.cuts(6, group_size=100, position_ids=torch.tensor([[1, 1, 1, 0, 1, 2]]), cu_seqlens=None)
+    assert cuts.unshifted == (3, 3)
+
+
 def test_training_refuses_attention_that_goes_both_ways(seed):
     config = LlamaConfig(**SIZES)
     config.is_causal = False

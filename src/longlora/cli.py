@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -113,8 +114,11 @@ def _parse_lengths(text: str) -> list[int] | None:
 
 def main() -> None:
     """Run the command line; a user's mistake ends with status 2 and a message, an interrupt with 130."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("longlora").setLevel(logging.INFO)
+    logger = logging.getLogger("longlora")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    # PEFT still asks transformers by the older name; nothing that a user could mend.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         app()
     except LongLoRAError as error:

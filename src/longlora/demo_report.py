@@ -68,12 +68,11 @@ def draw(result: DemoResult, path: Path) -> None:
 
     base, target = result.environment["base_context"], result.settings["context_length"]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
-    styles: dict[str, Any] = {
-        "base": {"color": "#888888"},
-        "interpolation only": {"color": "#888888", "linestyle": "--"},
-    }
+    untrained = {"base": "-", "interpolation only": "--"}
     for name, values in result.perplexity.items():
-        axes.plot(list(values), list(values.values()), marker="o", label=name, **styles.get(name, {}))
+        (line,) = axes.plot(list(values), list(values.values()), marker="o", label=name)
+        if name in untrained:
+            line.set(color="#888888", linestyle=untrained[name])
     for length, label in ((base, "base context"), (target, "extended to")):
         axes.axvline(length, color="#cccccc", zorder=0)
         axes.annotate(f" {label}", (length, 1), xycoords=("data", "axes fraction"), va="top", color="#888888")
