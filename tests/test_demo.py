@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from longlora import demo
+from longlora.config import load_recipe
 from longlora.errors import ConfigError
 from longlora.model import load_for_inference
 
@@ -36,6 +37,9 @@ def test_the_report_is_whole(
     assert report["merge"]["largest_difference"] < 1e-3
     assert report["environment"]["packages"]["torch"]
     assert report["settings"]["evaluation"]["stride"] == 64
+
+    assert report["seconds"]["longlora, dense finish"]["shared_steps"] == 1
+    assert load_recipe(output / "starter.yaml").attention.dense_finish == 0.2
 
     markdown = (output / "report.md").read_text()
     assert all(f"| {name} |" in markdown for name in MODELS)

@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from longlora.errors import CheckpointError
-from longlora.model import compute_dtype, load_config, load_for_inference, load_tokenizer, model_source
+from longlora import model as model_module
+from longlora.config import parse_recipe
+from longlora.errors import CheckpointError, ConfigError
+from longlora.model import (
+    compute_dtype,
+    load_config,
+    load_for_inference,
+    load_for_training,
+    load_tokenizer,
+    model_source,
+)
 
 
 @pytest.fixture
@@ -52,7 +61,7 @@ def test_a_tokenizer_that_is_missing(copied: Path) -> None:
         load_tokenizer(str(copied))
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "nowhere"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/nowhere"])
 def test_a_path_where_nothing_is(name: str) -> None:
     with pytest.raises(CheckpointError, match="there is no model directory"):
         model_source(name)
@@ -89,3 +98,20 @@ def test_dtypes_by_name() -> None:
     assert compute_dtype("float16") == torch.float16
     if not torch.cuda.is_available():
         assert compute_dtype("auto") == torch.float32
+
+
+@pytest.mark.parametrize("pattern", ["s2", "full"])
+def test_a_model_that_s2_cannot_serve_is_refused_or_trains_with_its_own_attention(
+    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    def refuse(config: object) -> None:
+        raise ConfigError("this architecture goes its own way")
+
+    monkeypatch.setattr(model_module, "check_s2_reaches", refuse)
+    values = {"model_name_or_path": str(base_model), "output_dir": str(tmp_path), "context_length": 128}
+    recipe = parse_recipe({**values, "data": {"source": "x"}, "attention": {"pattern": pattern}})
+    if pattern == "s2":
+        with pytest.raises(ConfigError, match="goes its own way"):
+            load_for_training(recipe)
+    else:
+        assert load_for_training(recipe).model.config._attn_implementation == "sdpa"

@@ -113,7 +113,9 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
         started = time.monotonic()
         train(recipe)
         write_atomically(seconds_file, f"{time.monotonic() - started:.1f}\n")
-    result.seconds.setdefault(name, {})["training"] = float(seconds_file.read_text())
+    result.seconds[name] = {"training": float(seconds_file.read_text())}
+    if name == RECOMMENDED:
+        result.seconds[name]["shared_steps"] = recipe.first_dense_step
     return directory / "adapter"
 
 

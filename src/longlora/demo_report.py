@@ -24,18 +24,19 @@ class DemoResult:
     """Of the mean loss in nats per token, as in `perplexity`."""
 
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Wall time of `training` and `evaluation` for each model."""
+    """Wall time of `training` and `evaluation` for each model; `shared_steps` were trained by an earlier one."""
 
     merge: dict[str, float] = field(default_factory=dict)
     """Agreement of the merged model with its adapter."""
 
 
 def write_report(result: DemoResult, output: Path) -> None:
-    """Write `report.md`, `perplexity.png` and `report.json` into `output`, and print the table and the next steps.
+    """Write report, picture and a starter recipe into `output`, and print the table and the next steps.
 
     `report.json` comes last: it stands for a finished demo.
     """
     draw(result, output / "perplexity.png")
+    write_atomically(output / "starter.yaml", STARTER_RECIPE)
     write_atomically(output / "report.md", _markdown(result, output))
     write_atomically(output / "report.json", json.dumps(asdict(result), indent=2) + "\n")
     console = Console()
@@ -47,13 +48,23 @@ def write_report(result: DemoResult, output: Path) -> None:
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
+STARTER_RECIPE = """\
+# The demo's job on a model of your own, with the settings of the LongLoRA paper (arXiv 2309.12307, appendix B).
+# MODEL and TEXTS stand for a directory or hub name, and for folders, files, globs or a data set.
+model_name_or_path: MODEL
+output_dir: runs/mine
+context_length: 32768
+data:
+  source: TEXTS
+attention:
+  dense_finish: 0.2  # the last fifth of the steps with full attention; 0 is the paper
+"""
+
+
 def next_commands(output: Path) -> list[str]:
-    """Three commands that do the demo's job on a user's model and texts, starting from the demo's own recipe."""
-    recipe = output / "longlora-dense-finish" / "recipe.yaml"
+    """Three commands that do the demo's job on a user's model and texts."""
     return [
-        f"longlora train {recipe} model_name_or_path=MODEL data.source=TEXTS output_dir=runs/mine context_length=32768 "
-        "per_device_train_batch_size=1 gradient_accumulation_steps=8 learning_rate=2e-5 gradient_checkpointing=true "
-        "dtype=auto",
+        f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
         "longlora eval perplexity runs/mine/adapter --data HELD_OUT_TEXTS",
         "longlora merge runs/mine/adapter runs/mine/merged",
     ]
@@ -67,20 +78,25 @@ def draw(result: DemoResult, path: Path) -> None:
     from matplotlib import pyplot
 
     base, target = result.environment["base_context"], result.settings["context_length"]
+    lengths = list(result.perplexity["base"])
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     untrained = {"base": "-", "interpolation only": "--"}
     for name, values in result.perplexity.items():
-        (line,) = axes.plot(list(values), list(values.values()), marker="o", label=name)
+        (line,) = axes.plot(lengths, list(values.values()), marker="o", markersize=4, label=name)
         if name in untrained:
             line.set(color="#888888", linestyle=untrained[name])
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    ticks = [10, 20, 50, 100, 200, 500]
+    lowest, highest = axes.get_ylim()
+    axes.set_yticks([tick for tick in ticks if lowest < tick < highest])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     for length, label in ((base, "base context"), (target, "extended to")):
         axes.axvline(length, color="#cccccc", zorder=0)
-        axes.annotate(f" {label}", (length, 1), xycoords=("data", "axes fraction"), va="top", color="#888888")
-    best = min(value for values in result.perplexity.values() for value in values.values())
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(result.perplexity["base"]), [str(length) for length in result.perplexity["base"]])
-    axes.set_ylim(best * 0.9, 2.2 * result.perplexity["base"][base])
-    axes.set(xlabel="context length (tokens)", ylabel="perplexity, full attention, same targets")
+        axes.annotate(f" {label}", (length, 0.99), xycoords=("data", "axes fraction"), va="top", color="#888888")
+    axes.set(xlabel="context length (tokens)", ylabel="perplexity (full attention, same targets)")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -98,13 +114,17 @@ def _table(result: DemoResult) -> Table:
 
 
 def _rows(result: DemoResult) -> list[list[str]]:
-    rows = []
-    for name, values in result.perplexity.items():
-        training = result.seconds[name].get("training")
-        rows.append(
-            [name, *(f"{value:.2f}" for value in values.values()), f"{training:.0f} s" if training is not None else ""]
-        )
-    return rows
+    return [
+        [name, *(f"{value:.2f}" for value in values.values()), _training_time(result.seconds[name])]
+        for name, values in result.perplexity.items()
+    ]
+
+
+def _training_time(seconds: dict[str, float]) -> str:
+    if "training" not in seconds:
+        return ""
+    shared = f" after {seconds['shared_steps']:.0f} shared steps" if "shared_steps" in seconds else ""
+    return f"{seconds['training']:.0f} s{shared}"
 
 
 def _verdict(result: DemoResult) -> str:

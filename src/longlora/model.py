@@ -17,7 +17,7 @@ from transformers import (
 
 from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
 from longlora.register import check_s2_reaches, set_group_size
 from longlora.rope import extend_rope
@@ -45,11 +45,13 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     name = model_source(recipe.model_name_or_path)
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
-    check_s2_reaches(config)
+    attention = _training_attention(config, recipe)
     dtype = compute_dtype(recipe.dtype)
     # Full fine-tuning keeps float32 master weights and computes in `dtype` under autocast, as does the adapter.
     weights_dtype = torch.float32 if recipe.tuning == "full" else dtype
-    model = load_weights(name, config, dtype=weights_dtype, attention="s2", trust_remote_code=recipe.trust_remote_code)
+    model = load_weights(
+        name, config, dtype=weights_dtype, attention=attention, trust_remote_code=recipe.trust_remote_code
+    )
     set_group_size(model, recipe.group_size if recipe.attention.pattern == "s2" else None)
     if recipe.tuning != "full":
         model = add_adapter(
@@ -117,7 +119,7 @@ def model_source(name_or_path: str) -> str:
         return str(path)
     if path.exists():
         raise CheckpointError(f"{path} is a file; name the directory of a model")
-    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1:
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise CheckpointError(f"there is no model directory {name_or_path}")
     return name_or_path
 
@@ -150,9 +152,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_weights(
-    name: str, config: PreTrainedConfig, *, dtype: torch.dtype, attention: str, trust_remote_code: bool = False
+    name: str, config: PreTrainedConfig, *, dtype: torch.dtype, attention: str | None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a model's weights under a given configuration, on the CPU.
+    """Load a model's weights under a given configuration, on the CPU; `attention=None` is the model's own choice.
 
     Raises:
         CheckpointError: a file is missing or cut short, or weights are missing in it.
@@ -211,6 +213,17 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
+    """Name the attention to train with: "s2", which also does full attention within documents without a mask."""
+    try:
+        check_s2_reaches(config)
+    except ConfigError:
+        if recipe.attention.pattern == "s2":
+            raise
+        return None
+    return "s2"
 
 
 def _first_line(error: Exception) -> str:

@@ -183,6 +183,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     assert not (Path(recipe.output_dir) / "adapter").exists()
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_too(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    original = trainer_module.SFTTrainer.training_step
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = original(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            next(p for p in self.model.parameters() if p.grad is not None).grad[0] = math.inf
+        return loss
+
+    monkeypatch.setattr(trainer_module.SFTTrainer, "training_step", poisoned)
+    with pytest.raises(DivergenceError, match="gradients stopped being numbers at step 5"):
+        train(recipe)
+
+
 def test_a_finished_run_is_not_overwritten(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(max_steps=1)
     train(recipe)

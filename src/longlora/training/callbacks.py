@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from longlora.checkpoint import write_atomically
+from longlora.errors import DivergenceError
 from longlora.register import set_group_size
 from longlora.training.directory import RunDirectory, mark_complete
 
@@ -30,6 +32,32 @@ class DenseFinish(TrainerCallback):
     ) -> None:
         """Choose the attention of the coming step by the number of steps done, so that a resumed run agrees."""
         set_group_size(model, self._group_size if state.global_step < self._first_dense_step else None)
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops before the optimizer takes up a gradient that is not a number, though the loss still was one."""
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        **kwargs: Any,
+    ) -> None:
+        """Look at every gradient.
+
+        Raises:
+            DivergenceError: one of them is NaN or infinite.
+        """
+        if args.fp16:  # there the gradient scaler meets infinities on purpose, and leaves out the step
+            return
+        finite = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
+        if finite and not torch.stack(finite).all():
+            raise DivergenceError(
+                f"gradients stopped being numbers at step {state.global_step + 1}; lower learning_rate (it is "
+                f"{args.learning_rate:g}) and start again: the last good checkpoint is kept"
+            )
 
 
 class MetricsLog(TrainerCallback):

@@ -12,12 +12,14 @@ from longlora.compat import checkpointing_arguments
 from longlora.config import Recipe
 from longlora.errors import DivergenceError
 from longlora.model import TrainingModel, compute_dtype
-from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, MetricsLog, ProgressBar
+from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
 
 
 class ExtensionTrainer(SFTTrainer):
     """Stops before the optimizer steps on a loss that is not a number, so that no checkpoint ever holds one."""
+
+    progress_bar: ProgressBar
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Do one micro-step.
@@ -45,6 +47,7 @@ def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: R
             group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
             first_dense_step=recipe.first_dense_step,
         ),
+        FiniteGradients(),
         MetricsLog(run.metrics),
         CompleteCheckpoints(run),
         bar,
