@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,22 @@ def test_a_mistake_ends_in_one_message(run: Run, recipe: Path, override: str, ex
     assert expected in err
     assert "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("longlora:")]) == 1
+
+
+def test_a_folder_without_text(run: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, err = run("train", recipe, f"data.source={tmp_path / 'empty'}")
+    assert (status, "Traceback" in err) == (2, False)
+    assert str(tmp_path / "empty") in err
+
+
+def test_a_model_that_is_cut_short(run: Run, recipe: Path, base_model: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(base_model, tmp_path / "broken"))
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    status, _, err = run("train", recipe, f"model_name_or_path={broken}")
+    assert (status, "Traceback" in err) == (2, False)
+    assert f"cannot load the weights of '{broken}'" in err
 
 
 @pytest.mark.parametrize(

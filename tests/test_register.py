@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -241,12 +242,18 @@ def test_cumulative_lengths_pack_as_positions_do(model, seed):
     """As data collators for variable-length attention hand them over."""
     set_group_size(model, 3)
     batch = {"input_ids": random_tokens(seed, batch_size=1), "use_cache": False}
-    by_positions = model.train()(**batch, position_ids=BATCHES["packed"]["position_ids"]).logits
+    by_positions = logits_and_gradients(model.train(), **batch, position_ids=BATCHES["packed"]["position_ids"])
     borders = torch.tensor([0, *torch.tensor(PACKED_LENGTHS).cumsum(0)], dtype=torch.int32)
-    by_lengths = model(
-        **batch, position_ids=BATCHES["packed"]["position_ids"], cu_seq_lens_q=borders, cu_seq_lens_k=borders
-    ).logits
-    assert torch.equal(by_positions, by_lengths)
+    by_lengths = logits_and_gradients(model, **batch, cu_seq_lens_q=borders, cu_seq_lens_k=borders)
+    assert_same_training(by_lengths, by_positions, f"seed {seed}")
+
+
+def test_training_scales_scores_as_the_model_asks(seed, reference_attention):
+    model = tiny_model(seed, GraniteConfig(**SIZES, attention_multiplier=0.7)).train()
+    set_group_size(model, 3)
+    actual = logits_and_gradients(model, input_ids=random_tokens(seed))
+    expected = logits_and_gradients(with_attention(model, reference_attention), input_ids=random_tokens(seed))
+    assert_same_training(actual, expected, f"seed {seed}")
 
 
 @pytest.mark.parametrize("stretch", [(5, 12), (0, 7)], ids=["left", "right"])
