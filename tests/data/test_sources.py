@@ -84,8 +84,8 @@ def test_existing_path_wins_over_glob(tmp_path: Path) -> None:
         ("a.json", json_lines(ROWS)),
         ("a.json", json.dumps(ROWS)),
         ("a.json", json.dumps(ROWS, indent=1)),
-        ("a.jsonl.gz", gzip.compress(json_lines(ROWS, mtime=0).encode())),
-        ("a.json.gz", gzip.compress(json.dumps(ROWS, mtime=0).encode())),
+        ("a.jsonl.gz", gzip.compress(json_lines(ROWS).encode(), mtime=0)),
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
     ],
 )
 def test_json_in_each_of_its_shapes(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -172,7 +172,7 @@ def test_bad_files_are_skipped_and_named_once(tmp_path: Path, caplog: pytest.Log
             "broken.json": "{",
             "broken.parquet": "PAR1 not really",
             "broken.jsonl.gz": "not gzip",
-            "cut.jsonl.gz": gzip.compress(json_lines(ROWS, mtime=0).encode())[:-9],
+            "cut.jsonl.gz": gzip.compress(json_lines(ROWS).encode(), mtime=0)[:-9],
             "settings.json": '{"colour": "red"}',
             "good.txt": "good",
         },
