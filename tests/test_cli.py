@@ -170,8 +170,11 @@ def test_a_run_that_is_killed_goes_on_with_the_same_losses(recipe: Path, tmp_pat
 
 
 def test_ctrl_c_ends_with_130(recipe: Path, tmp_path: Path) -> None:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: put Python's own handler back.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from longlora.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "longlora.cli", "train", str(recipe), "max_steps=1000"],
+        [sys.executable, "-c", program, "train", str(recipe), "max_steps=1000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
