@@ -211,10 +211,16 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer_module.ProgressBar, "on_step_end", _interrupt_after(1))
+        patch.setattr(trainer_module.ProgressBar, "on_step_end", _interrupt_after(4))
         train(make_recipe())
     with pytest.raises(ConfigError, match=r"another recipe \(learning_rate: 0.01 -> 0.5\)"):
         train(make_recipe(learning_rate=0.5))
+
+
+def test_a_mended_recipe_starts_in_the_same_folder(make_recipe: MakeRecipe, tmp_path: Path, text_folder: Path) -> None:
+    with pytest.raises(DataError):
+        train(make_recipe(data={"source": str(tmp_path / "nowhere.txt")}))
+    assert train(make_recipe(max_steps=1)).is_dir()
 
 
 def test_a_folder_that_is_something_else_is_left_alone(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -225,7 +231,8 @@ def test_a_folder_that_is_something_else_is_left_alone(make_recipe: MakeRecipe, 
 
 
 def test_a_damaged_record_of_a_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete").touch()
     (tmp_path / "run" / "recipe.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="is damaged"):
         train(make_recipe())

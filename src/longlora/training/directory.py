@@ -68,7 +68,8 @@ def open_run(recipe: Recipe) -> RunDirectory:
     if run.result.exists():
         raise ConfigError(f"{root} holds a finished run; choose another output_dir, or delete it to train again")
     if recipe_file.exists():
-        _check_same_recipe(recipe, recipe_file)
+        if run.last_checkpoint():  # else nothing was trained yet, and the recipe may have been mended
+            _check_same_recipe(recipe, recipe_file)
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
