@@ -171,7 +171,9 @@ def _attend(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):  # autocast does not know `varlen_attn`
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    # FlashAttention's limits, which `varlen_attn` inherits.
+    fits_flash = query.shape[2] == value.shape[2] and query.shape[2] % 8 == 0 and query.shape[2] <= 256
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and fits_flash:
         return _attend_varlen(query, key, value, segments, scale)
     return _attend_sdpa(query, key, value, segments, scale)
 
