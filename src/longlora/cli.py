@@ -75,7 +75,7 @@ def perplexity(
     model: Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")],
     data: Annotated[list[str], typer.Option(help="Texts: files, folders, globs, data sets; may be repeated.")],
     lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
-    stride: Annotated[int, typer.Option(help="Tokens scored in each window.")] = 256,
+    stride: Annotated[int | None, typer.Option(help="Tokens scored in each window; 256 if the lengths allow.")] = None,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
     text_column: Annotated[str, typer.Option(help="Column with the text, for tabular data.")] = "text",
     split: Annotated[str, typer.Option(help="Split, for data that has splits.")] = "validation",

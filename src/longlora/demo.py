@@ -76,17 +76,19 @@ def run_demo(output: Path) -> DemoResult:
     documents = _held_out_documents(output)
 
     _evaluate(result, "base", load_for_inference(TINY_MODEL)[0], documents)
-    _evaluate(result, "interpolation only", _interpolated_base(output), documents)
+    _evaluate(result, "interpolation only", interpolated_base(output), documents)
     for name in METHODS:
         adapter = _train(result, name, output)
         _evaluate(result, name, load_for_inference(adapter)[0], documents)
-    result.merge = asdict(merge_adapter(Path(_recipe(RECOMMENDED, output).output_dir) / "adapter", output / "merged"))
+    result.merge = asdict(
+        merge_adapter(Path(method_recipe(RECOMMENDED, output).output_dir) / "adapter", output / "merged")
+    )
 
     write_report(result, output)
     return result
 
 
-def _recipe(name: str, output: Path) -> Recipe:
+def method_recipe(name: str, output: Path) -> Recipe:
     """The recipe of one method; all that differs between methods is the attention they train with."""
     return parse_recipe(
         {
@@ -103,13 +105,13 @@ def _recipe(name: str, output: Path) -> Recipe:
 
 def _train(result: DemoResult, name: str, output: Path) -> Path:
     """Train one method, unless an earlier start of the demo has; the seconds are those of its last start."""
-    recipe = _recipe(name, output)
+    recipe = method_recipe(name, output)
     directory = Path(recipe.output_dir)
     seconds_file = directory / "seconds.txt"
     if not seconds_file.exists():
         logger.info("\n%s", name)
         if name == RECOMMENDED and not directory.exists():
-            _begin_where_they_part(recipe, _recipe("longlora", output))
+            _begin_where_they_part(recipe, method_recipe("longlora", output))
         started = time.monotonic()
         train(recipe)
         write_atomically(seconds_file, f"{time.monotonic() - started:.1f}\n")
@@ -142,11 +144,11 @@ def _evaluate(result: DemoResult, name: str, model: PreTrainedModel | PeftModel,
     result.seconds.setdefault(name, {})["evaluation"] = time.monotonic() - started
 
 
-def _interpolated_base(output: Path) -> PreTrainedModel:
+def interpolated_base(output: Path) -> PreTrainedModel:
     """The base with the positions of the extended models and none of their training."""
     name = model_source(TINY_MODEL)
     config = load_config(name)
-    extended_config(config, _recipe(RECOMMENDED, output))
+    extended_config(config, method_recipe(RECOMMENDED, output))
     return load_weights(name, config, dtype=torch.float32, attention="sdpa").eval()
 
 

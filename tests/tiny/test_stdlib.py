@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from longlora.errors import DataError
+from longlora import tiny
+from longlora.errors import CheckpointError, DataError
 from longlora.tiny import stdlib
 
 
@@ -22,6 +23,12 @@ def test_only_the_library_s_own_code() -> None:
     folders = {part for path in files for part in path.parts}
     assert not folders & {"site-packages", "idlelib", "encodings", "__pycache__"}
     assert {path.suffix for path in files} == {".py"}
+
+
+def test_a_package_without_its_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tiny, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(CheckpointError, match="make it with `make base-model`"):
+        tiny.tiny_model_directory()
 
 
 def test_a_python_without_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

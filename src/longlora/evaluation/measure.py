@@ -12,7 +12,7 @@ def measure_perplexity(
     sources: Sequence[str],
     *,
     lengths: Sequence[int] | None = None,
-    stride: int = 256,
+    stride: int | None = None,
     max_targets: int | None = None,
     text_column: str = "text",
     split: str = "validation",
@@ -20,7 +20,8 @@ def measure_perplexity(
 ) -> dict[int, Perplexity]:
     """Load a model, read and tokenise texts, and measure perplexity at each length on the same targets.
 
-    Without `lengths`: an eighth, a quarter, a half and the whole of the model's context.
+    Without `lengths`: an eighth, a quarter, a half and the whole of the model's context. Without `stride`: 256 tokens
+    as in the paper, or half of the shortest length where that is less.
 
     Raises:
         CheckpointError: the model cannot be loaded.
@@ -29,13 +30,14 @@ def measure_perplexity(
     """
     model, tokenizer = load_for_inference(model_name)
     context = model.config.get_text_config().max_position_embeddings
+    lengths = lengths or [context // 8, context // 4, context // 2, context]
     source = read_documents(sources, text_column=text_column, split=split, max_documents=max_documents)
     documents = tokenize_documents(source, tokenizer)
     return perplexity_by_length(
         model,
         documents["input_ids"],
-        lengths=lengths or [context // 8, context // 4, context // 2, context],
-        stride=stride,
+        lengths=lengths,
+        stride=stride or max(1, min(256, min(lengths) // 2)),
         max_targets=max_targets,
         description=model_name,
     )
