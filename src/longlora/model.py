@@ -19,7 +19,8 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
-from longlora.register import check_s2_reaches, set_group_size
+from longlora.probe import check_s2_reaches
+from longlora.register import set_group_size
 from longlora.rope import extend_rope
 from longlora.tiny import TINY_MODEL, tiny_model_directory
 
@@ -75,7 +76,7 @@ def load_for_inference(
     if not is_adapter(Path(name)):
         config = load_config(name, trust_remote_code=trust_remote_code)
         model = load_weights(
-            name, config, dtype=compute_dtype(dtype), attention="sdpa", trust_remote_code=trust_remote_code
+            name, config, dtype=compute_dtype(dtype), attention=None, trust_remote_code=trust_remote_code
         )
         return model.to(device).eval(), load_tokenizer(name)
     model = load_adapter(Path(name), dtype=compute_dtype(dtype), trust_remote_code=trust_remote_code)
@@ -97,7 +98,7 @@ def load_adapter(directory: Path, *, dtype: torch.dtype, trust_remote_code: bool
     config = load_config(base, trust_remote_code=trust_remote_code)
     if extension:
         apply_extension(config, extension)
-    model = load_weights(base, config, dtype=dtype, attention="sdpa", trust_remote_code=trust_remote_code)
+    model = load_weights(base, config, dtype=dtype, attention=None, trust_remote_code=trust_remote_code)
     try:
         return PeftModel.from_pretrained(model, directory)
     except Exception as error:  # safetensors, PEFT and torch each have exceptions of their own for a bad file

@@ -5,14 +5,13 @@ generates with ordinary attention, exactly as with "sdpa". Nothing is patched: o
 transformers' two public tables, the one of attentions and the one of masks.
 """
 
-import copy
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
 from longlora.attention import CutPoints, attend_in_segments, cut_points
@@ -20,7 +19,8 @@ from longlora.errors import ConfigError
 
 DEFAULT_GROUP_RATIO = 0.25
 # Arguments of the interface that change what attention computes and that S²-Attn does not implement.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+_UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
+_NO_DROPOUT = "S²-Attn has no attention dropout: set attention_dropout to 0 in the model's config, not {}"
 
 
 def set_group_size(model: PreTrainedModel, group_size: int | None) -> None:
@@ -117,7 +117,7 @@ def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
     return DeferredMask(arguments)
 
 
-def _s2_attention_forward(
+def s2_attention_forward(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -125,6 +125,8 @@ def _s2_attention_forward(
     attention_mask: DeferredMask | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     position_ids: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     **interface_arguments: Any,
@@ -135,15 +137,20 @@ def _s2_attention_forward(
             f"{type(module).__name__} needs {', '.join(unsupported)}, which S²-Attn does not implement; "
             "train this model with attention.pattern: full"
         )
-    if isinstance(attention_mask, DeferredMask) and module.training and not attention_mask.is_windowed:
-        if dropout > 0:
-            raise ConfigError(
-                f"S²-Attn has no attention dropout: set attention_dropout to 0 in the model's config, not {dropout}"
-            )
-        default_group_size = max(1, round(query.shape[2] * DEFAULT_GROUP_RATIO))
-        group_size = getattr(module.config, "s2_group_size", default_group_size)
+    if trains_in_groups(module, attention_mask):
+        _refuse_what_groups_lack(module, query, key, dropout)
+        group_size = getattr(module.config, "s2_group_size", max(1, round(query.shape[2] * DEFAULT_GROUP_RATIO)))
         output = _attend_in_groups(
-            query, key, value, attention_mask, group_size, position_ids, cu_seq_lens_q, scaling
+            query,
+            key,
+            value,
+            attention_mask,
+            group_size,
+            position_ids=position_ids,
+            cu_seqlens=cu_seq_lens_q,
+            scale=scaling,
+            softcap=softcap,
+            sinks=s_aux,
         )  # (B, H, T, D)
         return output.transpose(1, 2), None  # (B, T, H, D)
     if module.training and not isinstance(attention_mask, DeferredMask):
@@ -154,9 +161,57 @@ def _s2_attention_forward(
     dense = attention_mask.dense if isinstance(attention_mask, DeferredMask) else attention_mask
     if dense is not None:  # layers may be spread over devices
         dense = dense.to(query.device)
-    return sdpa_attention_forward(
-        module, query, key, value, dense, dropout=dropout, scaling=scaling, **interface_arguments
-    )
+    if softcap is None and s_aux is None:
+        return sdpa_attention_forward(
+            module, query, key, value, dense, dropout=dropout, scaling=scaling, **interface_arguments
+        )
+    if dropout > 0:
+        raise ConfigError(_NO_DROPOUT.format(dropout))
+    output = _masked_attention(query, key, value, dense, scale=scaling, softcap=softcap, sinks=s_aux)  # (B, H, T, D)
+    return output.transpose(1, 2), None  # (B, T, H, D)
+
+
+def trains_in_groups(module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None) -> bool:
+    """Whether a layer that got this mask trains with S²-Attn, and not as it evaluates."""
+    return module.training and isinstance(attention_mask, DeferredMask) and not attention_mask.is_windowed
+
+
+def _refuse_what_groups_lack(module: torch.nn.Module, query: Tensor, key: Tensor, dropout: float) -> None:
+    if query.shape[2] != key.shape[2]:
+        raise ConfigError(
+            f"{type(module).__name__} attends from {query.shape[2]} tokens to {key.shape[2]} others, which S²-Attn "
+            "cannot cut into groups; train this model with attention.pattern: full"
+        )
+    if dropout > 0:
+        raise ConfigError(_NO_DROPOUT.format(dropout))
+
+
+def _masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attend with what "sdpa" lacks, as the models' own "eager" attention does; memory O(B·H·T²)."""
+    num_heads, num_tokens = query.shape[1:3]
+    if mask is None and num_tokens > 1:
+        key, value = key[:, :, :num_tokens], value[:, :, :num_tokens]  # the rest of a static cache is empty yet
+        mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=query.device).tril()  # (T, T)
+    key, value = (repeat_kv(tensor, num_heads // tensor.shape[1]) for tensor in (key, value))  # (B, H, T_kv, D)
+    scores = (query @ key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, T, T_kv)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)  # (B, H, T, 1)
+        scores = torch.cat([scores, column], dim=-1)  # (B, H, T, T_kv + 1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return weights[..., : key.shape[2]] @ value  # (B, H, T, D)
 
 
 @torch.compiler.disable  # cut points are numbers that differ from batch to batch: traced, each would compile anew
@@ -166,57 +221,16 @@ def _attend_in_groups(
     value: Tensor,
     mask: DeferredMask,
     group_size: int | None,
+    *,
     position_ids: Tensor | None,
     cu_seqlens: Tensor | None,
     scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     cuts = mask.cuts(query.shape[2], group_size=group_size, position_ids=position_ids, cu_seqlens=cu_seqlens)
-    return attend_in_segments(query, key, value, cuts, scale=scale)
+    return attend_in_segments(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks)
 
 
-AttentionInterface.register("s2", _s2_attention_forward)
+AttentionInterface.register("s2", s2_attention_forward)
 AttentionMaskInterface.register("s2", _s2_mask)
-
-
-def check_s2_reaches(config: PreTrainedConfig) -> None:
-    """Prove, on a weightless copy of the model, that S²-Attn is active in it when it trains.
-
-    Raises:
-        ConfigError: the architecture computes attention by itself, or in windows of its own, so that "s2" would train
-            something else in silence; or it needs what S²-Attn does not implement.
-    """
-    from transformers import AutoModelForCausalLM  # not at the top: this module loads while transformers does
-
-    reached = []
-
-    def counting(
-        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **named: Any
-    ) -> tuple[Tensor, None]:
-        output = _s2_attention_forward(module, query, key, value, attention_mask, **named)
-        if not attention_mask.is_windowed:
-            reached.append(module)
-        return output
-
-    AttentionInterface.register("s2", counting)
-    try:
-        # bfloat16, because torch knows no grouped matrix product (mixtures of experts) of float32 on "meta".
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), attn_implementation="s2", dtype=torch.bfloat16
-            ).train()
-            tokens = torch.zeros(1, 8, dtype=torch.long)
-            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever an architecture does with an attention and a mask that it does not know
-        raise ConfigError(
-            f'{config.model_type} does not run with attn_implementation="s2" ({type(error).__name__}: {error}); '
-            "train it with attention.pattern: full"
-        ) from error
-    finally:
-        AttentionInterface.register("s2", _s2_attention_forward)
-    if not reached:
-        raise ConfigError(
-            f"no layer of {config.model_type} would train with S²-Attn: they do not use transformers' attention "
-            "interface, or have windows of their own; train it with attention.pattern: full"
-        )

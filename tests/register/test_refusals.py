@@ -1,0 +1,87 @@
+"""What S²-Attn cannot follow is refused, and never trained in another way without a word."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tests.register.models import SIZES, deferred_mask, random_tokens, tiny_model
+from transformers import Gemma2Config, LlamaConfig
+
+from longlora.errors import ConfigError
+from longlora.register import s2_attention_forward
+
+
+def test_training_refuses_a_mask_of_queries_by_keys(model):
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    with pytest.raises(ConfigError, match="neither a mask of queries by keys nor a KV cache"):
+        model.train()(random_tokens(0, 1, 4), attention_mask=mask)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2])
+def test_training_refuses_a_cache_with_tokens_in_it(model, num_tokens):
+    cache = model.eval()(random_tokens(0), use_cache=True).past_key_values
+    with pytest.raises(ConfigError, match="neither a mask of queries by keys nor a KV cache"):
+        model.train()(random_tokens(1, num_tokens=num_tokens), past_key_values=cache)
+
+
+def test_training_refuses_attention_dropout(seed):
+    model = tiny_model(seed, LlamaConfig(**SIZES, attention_dropout=0.1))
+    model.eval()(random_tokens(seed))
+    with pytest.raises(ConfigError, match=r"set attention_dropout to 0 .*, not 0\.1"):
+        model.train()(random_tokens(seed))
+
+
+def test_training_refuses_keys_that_are_not_the_tokens_of_the_row(model):
+    """As where an architecture puts compressed keys beside those of the row."""
+    query, keys = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 9, 8)
+    layer = model.model.layers[0].self_attn.train()
+    with pytest.raises(ConfigError, match="LlamaAttention attends from 6 tokens to 9 others"):
+        s2_attention_forward(layer, query, keys, keys, deferred_mask(model))
+
+
+def test_attention_with_sinks_or_a_softcap_refuses_dropout_outside_of_groups_too():
+    config = Gemma2Config(**SIZES, head_dim=8, attention_dropout=0.1, sliding_window=4)
+    with pytest.raises(ConfigError, match=r"set attention_dropout to 0 .*, not 0\.1"):
+        tiny_model(0, config).train()(random_tokens(0))
+
+
+@pytest.mark.parametrize("name", ["position_bias", "indices", "block_indices", "sinks"])
+@pytest.mark.parametrize("training", [True, False])
+def test_refuses_what_would_change_attention_and_is_not_implemented(model, name, training):
+    """In evaluation too: "sdpa" would leave most of them out without a word."""
+    with pytest.raises(ConfigError, match=f"LlamaAttention needs {name}"):
+        model.train(training)(random_tokens(0), **{name: torch.ones(4)})
+
+
+def own_masks() -> Iterator[tuple[str, dict]]:
+    packed = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    blocks = torch.tensor([[-1, 0, 0, 0, -1, -1]])
+    positions = {"position_ids": packed}
+    yield "intersection", {"and_mask_function": lambda b, h, q, k: k > 1}
+    yield "union", {"or_mask_function": lambda b, h, q, k: k < 2}
+    yield "union, packed", {"or_mask_function": lambda b, h, q, k: k < 2, **positions}
+    yield "image", {"block_sequence_ids": blocks}
+    yield "image, packed", {"block_sequence_ids": blocks, **positions}
+
+
+@pytest.mark.parametrize("arguments", [own for _, own in own_masks()], ids=[name for name, _ in own_masks()])
+def test_refuses_a_mask_of_the_models_own(model, arguments):
+    mask = deferred_mask(model, **arguments)
+    positions = arguments.get("position_ids", torch.arange(6)[None])
+    with pytest.raises(ConfigError, match="a mask of its own"):
+        mask.cuts(6, group_size=2, position_ids=positions, cu_seqlens=None)
+
+
+def test_refuses_packed_documents_whose_positions_do_not_reach_the_layer(model):
+    mask = deferred_mask(model, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
+    with pytest.raises(ConfigError, match="a mask of its own"):
+        mask.cuts(6, group_size=2, position_ids=None, cu_seqlens=None)
+
+
+def test_training_refuses_attention_that_goes_both_ways(seed):
+    config = LlamaConfig(**SIZES)
+    config.is_causal = False
+    model = tiny_model(seed, config)
+    model.eval()(random_tokens(seed))
+    with pytest.raises(ConfigError, match="a mask of its own"):
+        model.train()(random_tokens(seed))
