@@ -11,13 +11,15 @@ from torch import Tensor
 def s2_attention_reference(
     query: Float[Tensor, "B H T D"],
     key: Float[Tensor, "B H_kv T D"],
-    value: Float[Tensor, "B H_kv T D"],
+    value: Float[Tensor, "B H_kv T D_v"],
     *,
     group_size: int,
     scale: float | None = None,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
-) -> Float[Tensor, "B H T D"]:
+    softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
+) -> Float[Tensor, "B H T D_v"]:
     """Attend causally within groups, the second half of the heads with groups shifted by half a group.
 
     Token t of a document (counted from the document's first token) belongs to group ⌊t / g⌋ in the first ⌈H/2⌉ heads
@@ -29,16 +31,30 @@ def s2_attention_reference(
     Where `padding_mask` is False there is padding: a stretch of it is treated as a document of its own, so that its
     outputs are finite and mean nothing.
 
+    `softcap` c bounds the scores, after scaling and before the mask: s becomes c · tanh(s / c), as in Gemma 2 (arXiv
+    2408.00118, "Logit soft-capping").
+
+    `sinks` holds one learned logit a_h for each query head h. It takes part in the denominator of the softmax and has
+    no value: the weight of key j is exp(s_j) / (exp(a_h) + Σ_i exp(s_i)), as in gpt-oss (arXiv 2508.10925; in
+    transformers the parameter `sinks` of `GptOssAttention`). It is neither scaled nor capped.
+
     Memory: O(B·H·T²).
     """
     num_heads = query.shape[1]
     mask = s2_mask(query, group_size=group_size, cu_seqlens=cu_seqlens, padding_mask=padding_mask)  # (B, H, T, T)
     repeats = num_heads // key.shape[1]
     key = key.repeat_interleave(repeats, dim=1)  # (B, H, T, D)
-    value = value.repeat_interleave(repeats, dim=1)  # (B, H, T, D)
+    value = value.repeat_interleave(repeats, dim=1)  # (B, H, T, D_v)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query @ key.transpose(-1, -2)) * scale  # (B, H, T, T)
-    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value  # (B, H, T, D)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is None:
+        return scores.softmax(dim=-1) @ value  # (B, H, T, D_v)
+    sink_scores = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)  # (B, H, T, 1)
+    weights = torch.cat([scores, sink_scores], dim=-1).softmax(dim=-1)  # (B, H, T, T+1)
+    return weights[..., :-1] @ value  # (B, H, T, D_v)
 
 
 def s2_mask(

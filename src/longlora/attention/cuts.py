@@ -1,0 +1,167 @@
+"""Where rows are cut into segments, which heads take which cuts, and what kernels derive from that once a forward pass.
+
+B batch rows, H query heads, H_kv key-value heads, T tokens of a row, N = B·T tokens of the batch.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class CutPoints:
+    """Where the flattened batch of N tokens is cut, for each half of the heads, as lengths of segments that sum to N.
+
+    `shifted` is None when all heads share the cuts of `unshifted`: full causal attention within documents.
+
+    One object serves all layers of a forward pass, so it keeps what the kernels make of it (`once`).
+    """
+
+    unshifted: tuple[int, ...]
+    shifted: tuple[int, ...] | None
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the tokens of the flattened batch."""
+        return self.once("tokens", lambda: sum(self.unshifted))
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what `make` returned when it was first called for this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def lengths(self, *, shifted: bool) -> tuple[int, ...]:
+        """Lengths of the segments of one half of the heads, in tokens."""
+        lengths = self.shifted if shifted else self.unshifted
+        assert lengths is not None  # `head_ranges` names no shifted heads then
+        return lengths
+
+    def longest(self, *, shifted: bool) -> int:
+        """Length of the longest segment of one half of the heads, in tokens."""
+        return self.once(("longest", shifted), lambda: max(self.lengths(shifted=shifted)))
+
+    def runs(self, *, shifted: bool) -> tuple[tuple[int, int], ...]:
+        """Runs of neighbouring segments of equal length: (length, how many)."""
+
+        def make() -> tuple[tuple[int, int], ...]:
+            return tuple((length, len(list(same))) for length, same in groupby(self.lengths(shifted=shifted)))
+
+        return self.once(("runs", shifted), make)
+
+    def borders(self, device: torch.device, *, shifted: bool) -> Int[Tensor, " segments_plus_1"]:
+        """Borders of the segments of one half of the heads on a device, from 0 to N, as int32."""
+
+        def make() -> Tensor:
+            lengths = torch.tensor((0, *self.lengths(shifted=shifted)), dtype=torch.int32)
+            return lengths.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)  # (segments + 1,)
+
+        return self.once(("borders", shifted, device), make)
+
+
+def cut_points(
+    batch_size: int,
+    num_tokens: int,
+    *,
+    group_size: int | None,
+    cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
+    padding_mask: Bool[Tensor, "B T"] | None = None,
+) -> CutPoints:
+    """Cut the documents of a batch into groups; `group_size=None` leaves them whole.
+
+    Groups are counted from each document's first token: g, g, g, … for the unshifted heads and ⌊g/2⌋, g, g, … for the
+    shifted ones.
+
+    Raises:
+        ValueError: as `s2_attention`.
+    """
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size must be at least 1 token, got {group_size}")
+    documents = _document_lengths(batch_size, num_tokens, cu_seqlens, padding_mask)
+    if group_size is None:
+        return CutPoints(unshifted=tuple(documents), shifted=None)
+    return CutPoints(
+        unshifted=tuple(part for length in documents for part in _cut(length, group_size, first=group_size)),
+        shifted=tuple(part for length in documents for part in _cut(length, group_size, first=group_size // 2)),
+    )
+
+
+def _document_lengths(
+    batch_size: int,
+    num_tokens: int,
+    cu_seqlens: Int[Tensor, " documents_plus_1"] | None,
+    padding_mask: Bool[Tensor, "B T"] | None,
+) -> list[int]:
+    total = batch_size * num_tokens
+    borders = set(range(0, total + 1, num_tokens))
+    if cu_seqlens is not None:
+        given = cu_seqlens.tolist()
+        if not given or given[0] != 0 or given[-1] != total or any(left > right for left, right in pairwise(given)):
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to the {total} tokens of the batch ({batch_size} x {num_tokens}), "
+                + (f"got {given[:3]} … {given[-3:]}" if given else "got none")
+            )
+        borders.update(given)
+    if padding_mask is not None:
+        changes = padding_mask[:, 1:] != padding_mask[:, :-1]  # (B, T-1)
+        if (padding_mask[:, 0].int() + (padding_mask[:, 1:] & changes).sum(dim=1)).max() > 1:
+            raise ValueError("padding_mask must be one stretch of real tokens in each row, found one with a hole")
+        rows, columns = changes.nonzero(as_tuple=True)
+        borders.update((rows * num_tokens + columns + 1).tolist())
+    return [right - left for left, right in pairwise(sorted(borders))]
+
+
+def _cut(length: int, group_size: int, *, first: int) -> list[int]:
+    """Cut `length` tokens into a first segment, whole groups, and the rest; empty segments are left out."""
+    head = min(first, length)
+    num_groups, rest = divmod(length - head, group_size)
+    return [part for part in (head, *[group_size] * num_groups, rest) if part > 0]
+
+
+@dataclass(frozen=True)
+class HeadRange:
+    """Neighbouring query heads with the same cuts, and the key-value heads that they read.
+
+    Either the key-value heads serve these query heads alone, each the same number of them, or it is one head that the
+    range shares with its neighbour. In both cases kernels for grouped queries take the two slices as they are.
+    """
+
+    query: slice
+    key_value: slice
+    shifted: bool
+
+
+def head_ranges(num_heads: int, num_kv_heads: int, cuts: CutPoints) -> tuple[HeadRange, ...]:
+    """Divide the heads where the cuts change, and where a key-value head serves both halves, so that none is copied.
+
+    The first ⌈H/2⌉ query heads are unshifted. A single head, or cuts without a second half, is one range.
+
+    Raises:
+        ValueError: the query heads are not a multiple of the key-value heads.
+    """
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"the query heads must be a multiple of the key-value heads, got {num_heads} and {num_kv_heads}"
+        )
+    queries_per_kv = num_heads // num_kv_heads
+    middle = num_heads if cuts.shifted is None else (num_heads + 1) // 2
+    shared = middle // queries_per_kv * queries_per_kv  # the first query head of the key-value head at the middle
+    borders = {0, middle, num_heads}
+    if shared != middle:
+        borders |= {shared, shared + queries_per_kv}
+    return tuple(
+        HeadRange(
+            query=slice(first, last),
+            key_value=slice(first // queries_per_kv, (last - 1) // queries_per_kv + 1),
+            shifted=first >= middle,
+        )
+        for first, last in pairwise(sorted(borders))
+    )

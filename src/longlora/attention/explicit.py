@@ -1,0 +1,106 @@
+"""Segments by plain torch mathematics: any device, with what the fused kernels lack (softcap, sinks).
+
+N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from longlora.attention.by_range import attend_by_range
+from longlora.attention.cuts import CutPoints, HeadRange
+
+_MOST_SCORES = 2**24  # that exist at a time; some four tensors of them in the backward pass, 256 MiB in float32
+_MOST_ROWS = 512  # queries of a segment that are scored at a time, against the keys up to the last of them
+
+
+def attend(
+    query: Float[Tensor, "N H D"],
+    key: Float[Tensor, "N H_kv D"],
+    value: Float[Tensor, "N H_kv D_v"],
+    cuts: CutPoints,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
+) -> Float[Tensor, "N H D_v"]:
+    """Run causal attention inside every segment, some queries of some segments at a time.
+
+    The backward pass computes the scores of each block once more, so that no more than one block of them exists.
+    Differentiable as often as one likes.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+
+    def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
+        capped_by = softcap
+        range_sinks = None if sinks is None else sinks[heads.query]  # (h,)
+        outputs = []
+        first = 0
+        for length, count in _parts(cuts.runs(shifted=heads.shifted), num_heads=query.shape[1]):
+            tokens = slice(first, first + length * count)
+            q, k, v = (t[tokens].unflatten(0, (count, length)).transpose(1, 2) for t in (query, key, value))
+            # (count, h or h_kv, length, D)
+            blocks = [
+                _attend_block(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], scale, capped_by, range_sinks)
+                for start, stop in _blocks(length, count * query.shape[1])
+            ]
+            outputs.append(torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1))  # (count · length, h, D_v)
+            first = tokens.stop
+        return torch.cat(outputs)  # (N, h, D_v)
+
+    return attend_by_range(attend_range, query, key, value, cuts)
+
+
+def _parts(runs: tuple[tuple[int, int], ...], *, num_heads: int) -> Iterator[tuple[int, int]]:
+    """Divide runs of equal segments so that the scores of each part fit, unless those of one segment do not."""
+    for length, count in runs:
+        most = max(1, _MOST_SCORES // (num_heads * length * min(length, _MOST_ROWS)))
+        for first in range(0, count, most):
+            yield length, min(most, count - first)
+
+
+def _blocks(length: int, num_rows: int) -> Iterator[tuple[int, int]]:
+    """Divide the queries of a segment of which there are `num_rows` (segments × heads) at a time."""
+    size = max(1, min(_MOST_ROWS, _MOST_SCORES // (num_rows * length)))
+    for start in range(0, length, size):
+        yield start, min(start + size, length)
+
+
+def _attend_block(
+    query: Float[Tensor, "count h rows D"],
+    key: Float[Tensor, "count h_kv seen D"],
+    value: Float[Tensor, "count h_kv seen D_v"],
+    scale: float,
+    softcap: float | None,
+    sinks: Float[Tensor, " h"] | None,
+) -> Float[Tensor, "count h rows D_v"]:
+    """Attend from the last queries of the `seen` tokens, keeping nothing but the inputs for the backward pass."""
+    if not torch.is_grad_enabled():
+        return _weigh(query, key, value, scale, softcap, sinks)
+    return checkpoint(
+        _weigh, query, key, value, scale, softcap, sinks, use_reentrant=False, preserve_rng_state=False
+    )
+
+
+def _weigh(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    num_kv_heads, num_seen = key.shape[1:3]
+    grouped = query.unflatten(1, (num_kv_heads, -1))  # (count, h_kv, h / h_kv, rows, D)
+    scores = (grouped * scale) @ key.unsqueeze(2).transpose(-1, -2)  # (count, h_kv, h / h_kv, rows, seen)
+    # As the fused kernels do, whatever the inputs' type. Products of float16 may need it, sums of it do.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    num_rows = query.shape[2]
+    causal = torch.ones(num_rows, num_seen, dtype=torch.bool, device=query.device).tril(num_seen - num_rows)
+    scores = scores.masked_fill(~causal, -torch.inf)
+    log_sums = scores.logsumexp(dim=-1, keepdim=True)  # (count, h_kv, h / h_kv, rows, 1)
+    if sinks is not None:
+        by_head = sinks.to(scores.dtype).view(num_kv_heads, -1, 1, 1)  # (h_kv, h / h_kv, 1, 1)
+        log_sums = torch.logaddexp(log_sums, by_head)
+    weights = (scores - log_sums).exp().to(value.dtype)  # (count, h_kv, h / h_kv, rows, seen)
+    return (weights @ value.unsqueeze(2)).flatten(1, 2)  # (count, h, rows, D_v)

@@ -1,0 +1,117 @@
+"""All heads at once by FlexAttention, with softcap and sinks: one call whose mask depends on the head.
+
+The batch is one row of N tokens; the cut points of both halves become a sparse mask of blocks. On CUDA the kernel is
+compiled when it is first used. On the CPU torch has no backward pass for it, and runs it as ordinary operations with
+all N² scores in memory: that is for checking, not for use.
+
+N tokens of the batch, H query heads, H_kv key-value heads, D head dimension, b blocks of `BLOCK_SIZE` tokens.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from longlora.attention.cuts import CutPoints
+
+BLOCK_SIZE = 128  # tokens; FlexAttention's own choice
+
+
+def attend(
+    query: Float[Tensor, "N H D"],
+    key: Float[Tensor, "N H_kv D"],
+    value: Float[Tensor, "N H_kv D_v"],
+    cuts: CutPoints,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
+) -> Float[Tensor, "N H D_v"]:
+    """Run causal attention inside every segment.
+
+    Memory beside the inputs and the output: the mask, 16·H·(N/128)² bytes, made once a forward pass.
+    """
+    num_heads = query.shape[1]
+    mask = cuts.once(
+        ("flex", num_heads, query.device), lambda: block_mask(cuts, num_heads=num_heads, device=query.device)
+    )
+    q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))  # (1, H or H_kv, N, D)
+    kernel = _compiled() if query.is_cuda else flex_attention
+    output, aux = kernel(
+        q,
+        k,
+        v,
+        score_mod=None if softcap is None else _capped_at(softcap),
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+        return_aux=AuxRequest(lse=sinks is not None),
+    )  # (1, H, N, D_v) and (1, H, N)
+    if sinks is not None:
+        # exp(s) / (exp(a) + Σ exp(s)) = softmax(s) · sigmoid(log Σ exp(s) - a)
+        share = (aux.lse - sinks.to(aux.lse.dtype)[:, None]).sigmoid()  # (1, H, N)
+        output = (output * share.unsqueeze(-1)).to(output.dtype)
+    return output.squeeze(0).transpose(0, 1)  # (N, H, D_v)
+
+
+@cache
+def _compiled() -> Callable:
+    return torch.compile(flex_attention)
+
+
+@cache  # the compiler knows a function again by its identity
+def _capped_at(softcap: float) -> Callable:
+    def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return score_mod
+
+
+def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device) -> BlockMask:
+    """Make the sparse mask of the segments, for each head by its half, without the N × N mask in between."""
+    halves = (False,) if cuts.shifted is None or num_heads == 1 else (False, True)
+    starts = torch.stack([_starts(cuts, device, shifted=shifted) for shifted in halves])  # (halves, N)
+    middle = (num_heads + 1) // 2 if len(halves) == 2 else num_heads
+    half_of_head = (torch.arange(num_heads, device=device) >= middle).long()  # (H,)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= starts[half_of_head[head], query])
+
+    partial_and_full = [_blocks_of_half(row) for row in starts]
+    tables = [torch.stack(half)[half_of_head].unsqueeze(0) for half in zip(*partial_and_full, strict=True)]
+    return BlockMask.from_kv_blocks(
+        *tables, BLOCK_SIZE=BLOCK_SIZE, mask_mod=sees, seq_lengths=(cuts.num_tokens, cuts.num_tokens)
+    )  # (1, H, N, N)
+
+
+def _starts(cuts: CutPoints, device: torch.device, *, shifted: bool) -> Int[Tensor, " N"]:
+    """Give each token the first token of its segment."""
+    borders = cuts.borders(device, shifted=shifted)
+    return borders[:-1].repeat_interleave(borders.diff(), output_size=cuts.num_tokens)
+
+
+def _blocks_of_half(
+    starts: Int[Tensor, " N"],
+) -> tuple[Int[Tensor, " b"], Int[Tensor, "b b"], Int[Tensor, " b"], Int[Tensor, "b b"]]:
+    """Name the blocks of keys that a block of queries sees in part, and those that it sees whole: numbers and indices.
+
+    Segments are stretches, so a block of queries sees the blocks from the one with its first token's first key up to
+    itself. All its queries see all keys of a block that lies before it and not before the last token's first key.
+    """
+    num_tokens, device = starts.shape[0], starts.device
+    num_blocks = -(-num_tokens // BLOCK_SIZE)
+    block = torch.arange(num_blocks, dtype=torch.int32, device=device)  # (b,)
+    first_token = block * BLOCK_SIZE
+    last_token = (first_token + BLOCK_SIZE - 1).clamp(max=num_tokens - 1)
+    first_block = starts[first_token] // BLOCK_SIZE  # (b,)
+    first_full = ((starts[last_token] + BLOCK_SIZE - 1) // BLOCK_SIZE).clamp(max=block)  # (b,)
+
+    num_partial = first_full - first_block + 1  # (b,), the block on the diagonal among them
+    partial = first_block[:, None] + block  # (b, b), of which the first few count
+    partial = partial.where(partial < first_full[:, None], block[:, None])
+    num_full = block - first_full  # (b,)
+    full = (first_full[:, None] + block).clamp(max=num_blocks - 1)  # (b, b)
+    return num_partial, partial, num_full, full
