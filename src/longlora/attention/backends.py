@@ -1,13 +1,13 @@
 """Which kernel runs the segments: what each can do, and which one "auto" takes.
 
-| backend    | runs on                          | softcap | sinks | memory beside inputs and output                      |
-|------------|----------------------------------|---------|-------|------------------------------------------------------|
-| `cpu`      | CPU                              |         | yes   | a log-sum-exp per query and head, one segment        |
-| `varlen`   | CUDA, bfloat16 or float16        |         |       | a log-sum-exp per query and head                     |
-| `flash`    | CUDA, the same, with flash-attn  | yes     |       | a log-sum-exp per query and head                     |
-| `flex`     | CUDA; CPU without gradients      | yes     | yes   | a mask of blocks (on the CPU all N² scores)          |
-| `sdpa`     | everywhere                       |         |       | the outputs of the segments                          |
-| `explicit` | everywhere                       | yes     | yes   | the scores of some queries; computes forward twice   |
+| backend    | runs on                         | softcap | sinks | memory beside inputs and output              |
+|------------|---------------------------------|---------|-------|----------------------------------------------|
+| `cpu`      | CPU                             |         | yes   | N·H log-sum-exps, one segment                |
+| `varlen`   | CUDA, bfloat16 or float16       |         |       | N·H log-sum-exps                             |
+| `flash`    | CUDA, the same, with flash-attn | yes     |       | N·H log-sum-exps                             |
+| `flex`     | CUDA; CPU without gradients     | yes     | yes   | a mask of blocks (on the CPU all N² scores)  |
+| `sdpa`     | everywhere                      |         |       | the outputs of the segments                  |
+| `explicit` | everywhere                      | yes     | yes   | scores of some queries, each computed twice  |
 
 "auto" takes `varlen` on CUDA and `cpu` on the CPU where they can do what is asked, then `flex` on CUDA and else
 `sdpa`, or `explicit` for softcap and sinks. It never takes `flash`, whose advantage over `varlen` (the same algorithm)
@@ -43,7 +43,8 @@ class Wish:
     @property
     def needs_gradients(self) -> bool:
         """Whether a backward pass may follow."""
-        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (self.query, self.key, self.value))
+        tensors = (self.query, self.key, self.value, self.sinks)
+        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def choose_backend(backend: Backend, wish: Wish) -> Backend:
@@ -57,7 +58,7 @@ def choose_backend(backend: Backend, wish: Wish) -> Backend:
     if backend not in get_args(Backend):
         raise ConfigError(f"there is no attention backend {backend!r}; there are {', '.join(get_args(Backend))}")
     if reason := refusal(backend, wish):
-        raise ConfigError(f"the attention backend {backend!r} {reason}; choose another, or \"auto\"")
+        raise ConfigError(f'the attention backend {backend!r} {reason}; choose another, or "auto"')
     return backend
 
 

@@ -80,9 +80,7 @@ def _attend_block(
     """Attend from the last queries of the `seen` tokens, keeping nothing but the inputs for the backward pass."""
     if not torch.is_grad_enabled():
         return _weigh(query, key, value, scale, softcap, sinks)
-    return checkpoint(
-        _weigh, query, key, value, scale, softcap, sinks, use_reentrant=False, preserve_rng_state=False
-    )
+    return checkpoint(_weigh, query, key, value, scale, softcap, sinks, use_reentrant=False, preserve_rng_state=False)
 
 
 def _weigh(

@@ -38,6 +38,8 @@ def attend(
     mask = cuts.once(
         ("flex", num_heads, query.device), lambda: block_mask(cuts, num_heads=num_heads, device=query.device)
     )
+    if not torch.is_grad_enabled():  # on the CPU a tensor that could ask for gradients is refused all the same
+        query, key, value = query.detach(), key.detach(), value.detach()
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))  # (1, H or H_kv, N, D)
     kernel = _compiled() if query.is_cuda else flex_attention
     output, aux = kernel(
