@@ -20,6 +20,8 @@ _HOMES = {
     "DivergenceError": "longlora.errors",
     "LongLoRAError": "longlora.errors",
     "Recipe": "longlora.config",
+    "check_s2_reaches": "longlora.probe",
+    "extend_rope": "longlora.rope",
     "load_for_inference": "longlora.model",
     "load_recipe": "longlora.config",
     "merge_adapter": "longlora.merge",

@@ -5,16 +5,16 @@ generates with ordinary attention, exactly as with "sdpa". Nothing is patched: o
 transformers' two public tables, the one of attentions and the one of masks.
 """
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from longlora.attention import CutPoints, attend_in_segments, cut_points
+from longlora.attention import attend_in_segments
+from longlora.deferred_mask import DeferredMask
 from longlora.errors import ConfigError
 
 DEFAULT_GROUP_RATIO = 0.25
@@ -39,74 +39,6 @@ def forget_group_size(model: PreTrainedModel) -> None:
     text_config = model.config.get_text_config()
     if hasattr(text_config, "s2_group_size"):
         del text_config.s2_group_size
-
-
-class DeferredMask:
-    """What a batch's attention mask is made of, so that each kind of attention takes from it what it needs.
-
-    transformers makes the mask once, before the first layer, when it is not known yet whether the layers train. S²-Attn
-    needs only the places to cut; ordinary attention needs the (B, 1, T, T) mask. Each is computed at most once a
-    forward pass, and only if asked for.
-    """
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
-        self._cuts: dict[int | None, CutPoints] = {}
-
-    @cached_property
-    def dense(self) -> Tensor | None:
-        """The mask that "sdpa" would get: (B, 1, T, T) booleans, or None for plain causal attention."""
-        return sdpa_mask(**self._arguments)
-
-    @cached_property
-    def is_causal(self) -> bool:
-        """Whether no token sees the one after it, as where attention goes both ways, or does within an image."""
-        mask_function, device = self._arguments["mask_function"], self._arguments["device"]
-        if mask_function is causal_mask_function:
-            return True
-        rows = torch.arange(self._arguments["batch_size"], device=device)[:, None]  # (B, 1)
-        time = torch.arange(self._arguments["q_length"] - 1, device=device)  # (T-1,)
-        return not mask_function(rows, 0, time, time + 1).any()
-
-    @property
-    def is_windowed(self) -> bool:
-        """Whether the layer limits how far back it looks by itself (sliding window, chunks)."""
-        return self._arguments.get("local_size") is not None
-
-    def cuts(
-        self, num_tokens: int, *, group_size: int | None, position_ids: Tensor | None, cu_seqlens: Tensor | None
-    ) -> CutPoints:
-        """The cut points of S²-Attn; documents begin where `position_ids` do not go on by one, or at `cu_seqlens`."""
-        if group_size not in self._cuts:
-            batch_size, padding_mask = self._arguments["batch_size"], self._arguments["attention_mask"]
-            if self._arguments["mask_function"] is not causal_mask_function and (
-                self._arguments["use_vmap"] or (position_ids is None and cu_seqlens is None) or not self.is_causal
-            ):
-                raise ConfigError(
-                    "this model hides tokens from one another by a mask of its own, which S²-Attn cannot follow; "
-                    "train it with attention.pattern: full"
-                )
-            if padding_mask is not None and padding_mask.all():
-                padding_mask = None
-            if cu_seqlens is None and position_ids is not None:
-                position_ids = position_ids.to(self._arguments["device"]).expand(batch_size, -1)  # (B, T)
-                cu_seqlens = _document_borders(position_ids, padding_mask)
-            self._cuts[group_size] = cut_points(
-                batch_size, num_tokens, group_size=group_size, cu_seqlens=cu_seqlens, padding_mask=padding_mask
-            )
-        return self._cuts[group_size]
-
-
-def _document_borders(position_ids: Tensor, padding_mask: Tensor | None) -> Tensor | None:
-    """Borders of documents in the flattened batch, from 0 to B·T; positions within padding (B, T) mean nothing."""
-    if position_ids.is_meta:
-        return None
-    is_first = position_ids.diff(dim=1, prepend=position_ids[:, :1]) != 1  # (B, T)
-    if padding_mask is not None:
-        is_first &= padding_mask
-    is_first[:, 0] = True
-    starts = is_first.flatten().nonzero().flatten()  # (documents,)
-    return torch.cat([starts, starts.new_tensor([position_ids.numel()])])
 
 
 def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
@@ -137,15 +69,16 @@ def s2_attention_forward(
             f"{type(module).__name__} needs {', '.join(unsupported)}, which S²-Attn does not implement; "
             "train this model with attention.pattern: full"
         )
-    if trains_in_groups(module, attention_mask):
-        _refuse_what_groups_lack(module, query, key, dropout)
+    if _trains_in_segments(module, attention_mask, query, key):
+        if dropout > 0:
+            raise ConfigError(_NO_DROPOUT.format(dropout))
         group_size = getattr(module.config, "s2_group_size", max(1, round(query.shape[2] * DEFAULT_GROUP_RATIO)))
-        output = _attend_in_groups(
+        output = _attend_in_segments(
             query,
             key,
             value,
             attention_mask,
-            group_size,
+            group_size if attention_mask.window is None else None,
             position_ids=position_ids,
             cu_seqlens=cu_seq_lens_q,
             scale=scaling,
@@ -172,18 +105,25 @@ def s2_attention_forward(
 
 
 def trains_in_groups(module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None) -> bool:
-    """Whether a layer that got this mask trains with S²-Attn, and not as it evaluates."""
-    return module.training and isinstance(attention_mask, DeferredMask) and not attention_mask.is_windowed
+    """Whether a layer that got this mask trains with S²-Attn, and not with the attention that it evaluates with."""
+    return module.training and isinstance(attention_mask, DeferredMask) and attention_mask.window is None
 
 
-def _refuse_what_groups_lack(module: torch.nn.Module, query: Tensor, key: Tensor, dropout: float) -> None:
-    if query.shape[2] != key.shape[2]:
+def _trains_in_segments(
+    module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None, query: Tensor, key: Tensor
+) -> bool:
+    """Whether attention is computed between cuts: in groups, or within a window and documents without a mask for it."""
+    if not (module.training and isinstance(attention_mask, DeferredMask)):
+        return False
+    keys_are_the_row = query.shape[2] == key.shape[2]
+    if attention_mask.window is not None:
+        return keys_are_the_row and attention_mask.is_cut
+    if not keys_are_the_row:
         raise ConfigError(
             f"{type(module).__name__} attends from {query.shape[2]} tokens to {key.shape[2]} others, which S²-Attn "
             "cannot cut into groups; train this model with attention.pattern: full"
         )
-    if dropout > 0:
-        raise ConfigError(_NO_DROPOUT.format(dropout))
+    return True
 
 
 def _masked_attention(
@@ -215,7 +155,7 @@ def _masked_attention(
 
 
 @torch.compiler.disable  # cut points are numbers that differ from batch to batch: traced, each would compile anew
-def _attend_in_groups(
+def _attend_in_segments(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
-from longlora.register import DeferredMask
+from longlora.deferred_mask import DeferredMask
 
 TOLERANCE = 64 * torch.finfo(torch.float32).eps  # of a tensor's largest number
 NUM_TOKENS = 12

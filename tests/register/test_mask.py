@@ -5,12 +5,19 @@ import torch
 from accelerate.utils import send_to_device
 from tests.register.models import deferred_mask
 
-from longlora import register
+from longlora import deferred_mask as deferred_mask_module
 
 
 def test_a_layer_that_gets_no_positions_trains_whole_rows(model):
     cuts = deferred_mask(model).cuts(6, group_size=4, position_ids=None, cu_seqlens=None)
     assert cuts.unshifted == (4, 2)
+
+
+def test_documents_are_known_from_the_mask_alone(model):
+    """As where an architecture does not hand positions to its layers."""
+    mask = deferred_mask(model, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
+    cuts = mask.cuts(6, group_size=None, position_ids=None, cu_seqlens=None)
+    assert cuts.unshifted == (3, 3)
 
 
 def test_positions_within_padding_make_no_documents(model):
@@ -26,8 +33,8 @@ def test_the_mask_is_made_once_for_all_layers(model, batch, monkeypatch):
         made.append(arguments)
         return cut_points(*arguments, **named)
 
-    cut_points = register.cut_points
-    monkeypatch.setattr(register, "cut_points", counting)
+    cut_points = deferred_mask_module.cut_points
+    monkeypatch.setattr(deferred_mask_module, "cut_points", counting)
     model.train()(**batch)
     assert len(made) == 1 < model.config.num_hidden_layers
 
@@ -36,7 +43,7 @@ def test_training_makes_no_mask_of_queries_by_keys(model, batch, monkeypatch):
     def refuse(**arguments):
         raise AssertionError("made a dense mask")
 
-    monkeypatch.setattr(register, "sdpa_mask", refuse)
+    monkeypatch.setattr(deferred_mask_module, "sdpa_mask", refuse)
     model.train()(**batch)
     with pytest.raises(AssertionError, match="made a dense mask"):
         model.eval()(**batch)

@@ -72,12 +72,6 @@ def test_refuses_a_mask_of_the_models_own(model, arguments):
         mask.cuts(6, group_size=2, position_ids=positions, cu_seqlens=None)
 
 
-def test_refuses_packed_documents_whose_positions_do_not_reach_the_layer(model):
-    mask = deferred_mask(model, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
-    with pytest.raises(ConfigError, match="a mask of its own"):
-        mask.cuts(6, group_size=2, position_ids=None, cu_seqlens=None)
-
-
 def test_training_refuses_attention_that_goes_both_ways(seed):
     config = LlamaConfig(**SIZES)
     config.is_causal = False

@@ -1,0 +1,110 @@
+"""What a batch's attention mask is made of, kept until it is known which kind of attention asks for it.
+
+transformers makes the mask once, before the first layer, when it is not known yet whether the layers train. S²-Attn
+needs only the places to cut; ordinary attention needs the (B, 1, T, T) mask. Each is computed at most once a forward
+pass, and only if asked for.
+
+B batch rows, T tokens of a row.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from longlora.attention import CutPoints, cut_points
+from longlora.errors import ConfigError
+
+
+class DeferredMask:
+    """The arguments of a mask that transformers would make, and what attention needs of it."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._cuts: dict[int | None, CutPoints] = {}
+
+    @cached_property
+    def dense(self) -> Tensor | None:
+        """The mask that "sdpa" would get: (B, 1, T, T) booleans, or None for plain causal attention."""
+        return sdpa_mask(**self._arguments)
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens the layer sees at most, its own included, where it has a limit (sliding window, chunks)."""
+        return self._arguments.get("local_size")
+
+    @cached_property
+    def is_cut(self) -> bool:
+        """Whether causal attention between cuts, and within the window, sees all that this mask lets it see.
+
+        So it is for packed documents and for chunks; not where tokens see later ones, as they do within an image, nor
+        where the model combines the mask with a function of its own.
+        """
+        mask_function = self._arguments["mask_function"]
+        if mask_function is causal_mask_function:
+            return True
+        return not self._arguments["use_vmap"] and (self._is_meta or not self._sees(1).any())
+
+    def cuts(
+        self, num_tokens: int, *, group_size: int | None, position_ids: Tensor | None, cu_seqlens: Tensor | None
+    ) -> CutPoints:
+        """The cut points of S²-Attn, or of documents alone for a group size of None.
+
+        Documents begin where a token does not see the one before it, where `position_ids` do not go on by one, or at
+        `cu_seqlens`. Not every architecture tells its mask of packed documents, nor every one its layers.
+
+        Raises:
+            ConfigError: the mask hides tokens otherwise.
+        """
+        if group_size not in self._cuts:
+            if not self.is_cut:
+                raise ConfigError(
+                    "this model hides tokens from one another by a mask of its own, which S²-Attn cannot follow; "
+                    "train it with attention.pattern: full"
+                )
+            self._cuts[group_size] = cut_points(
+                self._arguments["batch_size"],
+                num_tokens,
+                group_size=group_size,
+                cu_seqlens=self._borders(position_ids, cu_seqlens),
+                padding_mask=self._padding_mask,
+            )
+        return self._cuts[group_size]
+
+    @property
+    def _is_meta(self) -> bool:
+        """Whether there are no values to look at, but shapes alone."""
+        return torch.device(self._arguments["device"]).type == "meta"
+
+    @cached_property
+    def _padding_mask(self) -> Tensor | None:
+        mask = self._arguments["attention_mask"]
+        return None if mask is None or mask.all() else mask
+
+    def _sees(self, later: int) -> Tensor:
+        """Which tokens see the next one (`later` = 1), or the one before them (-1): (B, T - 1) booleans."""
+        device = self._arguments["device"]
+        rows = torch.arange(self._arguments["batch_size"], device=device)[:, None]  # (B, 1)
+        time = torch.arange(self._arguments["q_length"] - 1, device=device)  # (T - 1,)
+        first, second = (time, time + 1) if later == 1 else (time + 1, time)
+        return self._arguments["mask_function"](rows, 0, first, second).expand(len(rows), -1)
+
+    def _borders(self, position_ids: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+        """Borders of documents in the flattened batch, from 0 to B·T; positions within padding mean nothing."""
+        batch_size, num_tokens = self._arguments["batch_size"], self._arguments["q_length"]
+        device = self._arguments["device"]
+        if self._is_meta:
+            return None
+        is_first = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=device)  # (B, T)
+        is_first[:, 0] = True
+        if self._arguments["mask_function"] is not causal_mask_function:
+            is_first[:, 1:] |= ~self._sees(-1)
+        if cu_seqlens is not None:
+            is_first.view(-1)[cu_seqlens[cu_seqlens < is_first.numel()].long()] = True
+        elif position_ids is not None:
+            jumps = position_ids.to(device).expand(batch_size, -1).diff(dim=1) != 1  # (B, T - 1)
+            is_first[:, 1:] |= jumps if self._padding_mask is None else jumps & self._padding_mask[:, 1:]
+        starts = is_first.flatten().nonzero().flatten()  # (documents,)
+        return torch.cat([starts, starts.new_tensor([is_first.numel()])])

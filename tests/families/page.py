@@ -1,0 +1,139 @@
+"""Writes docs/models.md out of what the probe and LoRA+ find: `python -m tests.families.page` (or `make models-page`)."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tests.families.families import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from longlora.errors import ConfigError
+from longlora.lora import attention_linear_names, embedding_and_norm_names
+from longlora.probe import S2Layers, check_s2_reaches
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+# What their default configurations leave open.
+COMPLETIONS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+    "emu3": {"attention_dropout": 0.0},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "ministral": {"head_dim": 128},
+    "mistral": {"sliding_window": None},
+    "nemotron": {"num_key_value_heads": 8},
+    "dots1": {"n_routed_experts": 8},
+    "seed_oss": {"attention_dropout": 0.0},
+}
+
+HEAD = """\
+# Models
+
+<!-- Written by `make models-page`; the tests compare it with what the code does. -->
+
+Which architectures of transformers train with S²-Attn, and what LoRA+ trains in them. `check_s2_reaches(config)` answers
+the same question for one configuration; `longlora train` asks it before it loads any weights, and stops where the answer
+is no. No model is ever trained with full attention in its place.
+
+- **S² layers** train with S²-Attn and evaluate with ordinary attention. **Windowed** layers have a sliding window or
+  chunks of their own and keep them, in training too.
+- **Softcap** (Gemma 2) and **sinks** (gpt-oss) are computed while training, by kernels that know them
+  (`longlora.attention.backends`). transformers' "sdpa" knows neither; such models evaluate with "eager" attention, whose
+  memory grows with the square of the length, unless you load them with another.
+- Layers of **linear attention** (Qwen3-Next, Mamba hybrids) are outside of all this: they carry a state over the whole
+  row, also from one packed document to the next.
+"""
+
+FAMILIES_HEAD = """
+## Families
+
+Each of these is tested, with a tiny random model, for: groups in training (by the calls, and by which token's output
+moves with which token's input), ordinary attention in evaluation, generation with a cache, packed and padded batches,
+gradients in all that LoRA+ trains, and a merged model equal to its adapter (`tests/families`).
+
+| model type | S² layers | windowed | softcap, sinks | LoRA on | trained whole |
+|---|---|---|---|---|---|
+"""
+
+OTHERS_HEAD = """
+## Everything else
+
+The other architectures for causal language models in transformers {version} that have rotary positions, asked with their
+default configuration{completed}. They are not tested one by one.
+
+| model type | S² layers | windowed | or why not |
+|---|---|---|---|
+"""
+
+
+def families_table() -> str:
+    """List the tested families, with what their tiny models have."""
+    rows = []
+    for family in FAMILIES:
+        layers = check_s2_reaches(family.config())
+        model = AutoModelForCausalLM.from_config(family.config())
+        lora, whole = (
+            ", ".join(f"`{name}`" for name in names(model))
+            for names in (attention_linear_names, embedding_and_norm_names)
+        )
+        total = family.config().num_hidden_layers
+        rows.append(
+            f"| {family.model_type} | {len(layers.grouped)} of {total} | {len(layers.windowed)} of {total} "
+            f"| {_extras(layers)} | {lora} | {whole} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _extras(layers: S2Layers) -> str:
+    return ", ".join(["softcap"] * layers.softcapped + ["sinks"] * layers.with_sinks)
+
+
+def others_table() -> str:
+    """Ask every other architecture with rotary positions; minutes of work."""
+    return "\n".join(f"| {name} | {_answer(config)} |" for name, config in sorted(_others())) + "\n"
+
+
+def _others() -> Iterator[tuple[str, PreTrainedConfig]]:
+    tested = {family.model_type for family in FAMILIES}
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if name in tested:
+            continue
+        try:
+            config = AutoConfig.for_model(name, **COMPLETIONS.get(name, {}))
+            text_config = config.get_text_config()
+        except Exception:  # no default configuration
+            continue
+        if getattr(text_config, "rope_parameters", None):
+            yield name, config
+
+
+def _answer(config: PreTrainedConfig) -> str:
+    try:
+        layers = check_s2_reaches(config)
+    except ConfigError as error:
+        reason = str(error).splitlines()[0].removesuffix("; train it with attention.pattern: full").replace("|", "\\|")
+        return f"| | {reason}"
+    total = config.get_text_config().num_hidden_layers
+    return f"{len(layers.grouped)} of {total} | {len(layers.windowed)} of {total} | {_extras(layers)}"
+
+
+def page(others: str) -> str:
+    """Put the page together around the table of the others."""
+    completed = f", completed for {', '.join(sorted(name for name in COMPLETIONS if name in CONFIG_MAPPING))}"
+    head = OTHERS_HEAD.format(version=transformers.__version__, completed=completed)
+    return HEAD + FAMILIES_HEAD + families_table() + head + others
+
+
+def written_others() -> str:
+    """Return the table of the others as the page has it."""
+    return PAGE.read_text(encoding="utf-8").rpartition("|---|---|---|---|\n")[2]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    PAGE.write_text(page(others_table()), encoding="utf-8")

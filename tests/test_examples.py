@@ -1,0 +1,69 @@
+"""The scripts in examples/ train with S²-Attn as they stand."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from longlora import register
+from longlora.attention import CutPoints
+from longlora.merge import merge_adapter
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CONTEXT_LENGTH, GROUP_SIZE = 256, 64
+
+
+@pytest.fixture
+def cuts_of_training(monkeypatch) -> list[CutPoints]:
+    """Keep the cut points of every call of S²-Attn."""
+    seen = []
+
+    def watching(query, key, value, cuts, **named):
+        seen.append(cuts)
+        return attend_in_segments(query, key, value, cuts, **named)
+
+    attend_in_segments = register.attend_in_segments
+    monkeypatch.setattr(register, "attend_in_segments", watching)
+    return seen
+
+
+def run(monkeypatch, name: str, *arguments: object) -> None:
+    options = ["--context-length", CONTEXT_LENGTH, "--max-steps", 1, *arguments]
+    monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_transformers_trainer(base_model, text_folder, tmp_path, monkeypatch, capsys, cuts_of_training):
+    output = tmp_path / "out"
+    run(monkeypatch, "with_trainer.py", text_folder / "one.txt", "--model", base_model, "--output-dir", output)
+    assert len(cuts_of_training) == 2 * 2  # layers × rows of a step; evaluation adds none
+    for cuts in cuts_of_training:
+        assert cuts.unshifted == (GROUP_SIZE,) * 4
+        assert cuts.shifted == (GROUP_SIZE // 2, GROUP_SIZE, GROUP_SIZE, GROUP_SIZE, GROUP_SIZE // 2)
+    assert "eval_loss" in capsys.readouterr().out
+    saved = AutoModelForCausalLM.from_pretrained(output)
+    assert saved.config.max_position_embeddings == CONTEXT_LENGTH
+    assert saved.config.rope_parameters["factor"] == CONTEXT_LENGTH / 64
+
+
+def test_transformers_trainer_wants_enough_text(base_model, tmp_path, monkeypatch):
+    (tmp_path / "short.txt").write_text("A word.", encoding="utf-8")
+    with pytest.raises(SystemExit, match="two rows of 256 are needed"):
+        run(monkeypatch, "with_trainer.py", tmp_path / "short.txt", "--model", base_model)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
+def test_trl_with_packed_documents(base_model, tmp_path, monkeypatch, cuts_of_training):
+    texts, output = tmp_path / "texts", tmp_path / "out"
+    texts.mkdir()
+    for number, length in enumerate((100, 40, 300)):
+        (texts / f"{number}.txt").write_text("x" * length, encoding="utf-8")
+    run(monkeypatch, "with_trl.py", texts, "--model", base_model, "--output-dir", output)
+    assert len(cuts_of_training) == 2 * 2
+    packed = [cuts for cuts in cuts_of_training if len(cuts.unshifted) > 4]
+    assert packed, "no row held two documents"
+    assert all(max(*cuts.unshifted, *cuts.shifted) <= GROUP_SIZE for cuts in cuts_of_training)
+    report = merge_adapter(output, tmp_path / "merged")
+    assert report.largest_difference < 1e-4
