@@ -26,10 +26,10 @@ PYTEST := HF_HUB_OFFLINE=1 $(PY) -m pytest
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench gpu base-model clean
+.PHONY: help demo test test-slow lint format bench gpu models-page base-model clean
 
 help: ## List these words
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(RUNTIME) ## Install if need be, then extend a tiny model's context in front of your eyes
 	@$(PY) -m longlora.cli demo
@@ -58,6 +58,9 @@ gpu: $(DEVELOPMENT) ## On a machine with CUDA: the tests that need it, then the 
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: torch sees no CUDA device here")'
 	@$(PYTEST) -m gpu || { status=$$?; [ $$status = 5 ] && echo "No test is marked gpu yet." || exit $$status; }
 	@$(MAKE) --no-print-directory bench
+
+models-page: $(DEVELOPMENT) ## Write docs/models.md anew: which architectures train with S²-Attn (minutes)
+	@HF_HUB_OFFLINE=1 $(PY) -m tests.families.page
 
 base-model: $(RUNTIME) ## Train the tiny base model anew, into build/base-model (a run that was cut short goes on)
 	@$(PY) -m torch.distributed.run --nproc-per-node $(PROCESSES) -m longlora.tiny.pretrain $(BASE_MODEL)

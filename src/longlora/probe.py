@@ -52,7 +52,7 @@ def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
 
     AttentionInterface.register("s2", watching)
     try:
-        model = _run_without_weights(config)
+        model = _run_without_weights(config, calls)
     except ConfigError:
         raise
     except Exception as error:  # whatever an architecture does with an attention and a mask that it does not know
@@ -70,14 +70,23 @@ def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
     return layers
 
 
-def _run_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+def _run_without_weights(config: PreTrainedConfig, calls: list) -> PreTrainedModel:
     """Run a forward pass on "meta": shapes alone, whatever the size of the model."""
     # bfloat16, because torch knows no grouped matrix product (mixtures of experts) of float32 on "meta".
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), attn_implementation="s2", dtype=torch.bfloat16
         ).train()
-        model(input_ids=torch.zeros(1, _PROBE_TOKENS, dtype=torch.long), use_cache=True)
+        tokens = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long)
+        try:
+            # With a cache transformers does not look for packed documents, and without a mask linear attention does
+            # not look for padding: on "meta" there are no values to look at.
+            model(input_ids=tokens, use_cache=True)
+        except ConfigError:
+            raise
+        except Exception:  # a few take no cache, or look for something else: those may get along with a mask
+            calls.clear()
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return model
 
 

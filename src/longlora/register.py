@@ -85,7 +85,7 @@ def s2_attention_forward(
             softcap=softcap,
             sinks=s_aux,
         )  # (B, H, T, D)
-        return output.transpose(1, 2), None  # (B, T, H, D)
+        return output.transpose(1, 2).contiguous(), None  # (B, T, H, D); some models take a view of it
     if module.training and not isinstance(attention_mask, DeferredMask):
         raise ConfigError(
             'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '

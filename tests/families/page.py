@@ -1,4 +1,4 @@
-"""Writes docs/models.md out of what the probe and LoRA+ find: `python -m tests.families.page` (or `make models-page`)."""
+"""Writes docs/models.md out of what the probe and LoRA+ find: `make models-page`."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from typing import Any
 import transformers
 from tests.families.families import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from longlora.errors import ConfigError
@@ -19,14 +18,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 # What their default configurations leave open.
 COMPLETIONS: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
-    "emu3": {"attention_dropout": 0.0},
+    "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 1408},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "ministral": {"head_dim": 128},
     "mistral": {"sliding_window": None},
     "nemotron": {"num_key_value_heads": 8},
-    "dots1": {"n_routed_experts": 8},
     "seed_oss": {"attention_dropout": 0.0},
 }
 
@@ -35,15 +32,15 @@ HEAD = """\
 
 <!-- Written by `make models-page`; the tests compare it with what the code does. -->
 
-Which architectures of transformers train with S²-Attn, and what LoRA+ trains in them. `check_s2_reaches(config)` answers
-the same question for one configuration; `longlora train` asks it before it loads any weights, and stops where the answer
-is no. No model is ever trained with full attention in its place.
+Which architectures of transformers train with S²-Attn, and what LoRA+ trains in them. `check_s2_reaches(config)`
+answers the same question for one configuration; `longlora train` asks it before it loads any weights, and stops where
+the answer is no. No model is ever trained with full attention in its place.
 
 - **S² layers** train with S²-Attn and evaluate with ordinary attention. **Windowed** layers have a sliding window or
   chunks of their own and keep them, in training too.
 - **Softcap** (Gemma 2) and **sinks** (gpt-oss) are computed while training, by kernels that know them
-  (`longlora.attention.backends`). transformers' "sdpa" knows neither; such models evaluate with "eager" attention, whose
-  memory grows with the square of the length, unless you load them with another.
+  (`longlora.attention.backends`). transformers' "sdpa" knows neither; such models evaluate with "eager" attention,
+  whose memory grows with the square of the length, unless you load them with another.
 - Layers of **linear attention** (Qwen3-Next, Mamba hybrids) are outside of all this: they carry a state over the whole
   row, also from one packed document to the next.
 """
@@ -62,10 +59,11 @@ gradients in all that LoRA+ trains, and a merged model equal to its adapter (`te
 OTHERS_HEAD = """
 ## Everything else
 
-The other architectures for causal language models in transformers {version} that have rotary positions, asked with their
-default configuration{completed}. They are not tested one by one.
+The other architectures for causal language models in transformers {version} that have rotary positions, asked with
+their default configuration (where that is incomplete, with more: {completed}). They are not tested one by one. Models
+without rotary positions (GPT-2, OPT, BLOOM, MPT …) cannot be extended by rescaling them, and are not listed.
 
-| model type | S² layers | windowed | or why not |
+| model type | S² layers | windowed | softcap, sinks; or why not |
 |---|---|---|---|
 """
 
@@ -123,8 +121,7 @@ def _answer(config: PreTrainedConfig) -> str:
 
 def page(others: str) -> str:
     """Put the page together around the table of the others."""
-    completed = f", completed for {', '.join(sorted(name for name in COMPLETIONS if name in CONFIG_MAPPING))}"
-    head = OTHERS_HEAD.format(version=transformers.__version__, completed=completed)
+    head = OTHERS_HEAD.format(version=transformers.__version__, completed=", ".join(sorted(COMPLETIONS)))
     return HEAD + FAMILIES_HEAD + families_table() + head + others
 
 
