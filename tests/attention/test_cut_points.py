@@ -1,4 +1,4 @@
-"""Where rows are cut: by hand, against the definition's mask, and what is refused."""
+"""Where rows are cut and heads divided: by hand, against the definition's mask, and what is refused."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longlora.attention import CutPoints, cut_points
+from longlora.attention.cuts import HeadRange, head_ranges
 from longlora.attention.reference import s2_mask
 
 
@@ -85,6 +86,50 @@ def test_cuts_are_where_the_definition_hides_the_previous_token(batch):
         assert starts[-1] == batch_size * num_tokens
 
 
+def test_what_kernels_need_is_made_once():
+    cuts = cut_points(2, 10, group_size=4)
+    cpu = torch.device("cpu")
+    assert cuts.num_tokens == 20
+    assert cuts.borders(cpu, shifted=False).tolist() == [0, 4, 8, 10, 14, 18, 20]
+    assert cuts.borders(cpu, shifted=True).tolist() == [0, 2, 6, 10, 12, 16, 20]
+    assert cuts.borders(cpu, shifted=True).dtype == torch.int32
+    assert cuts.borders(cpu, shifted=True) is cuts.borders(cpu, shifted=True)
+    assert cuts.borders(torch.device("meta"), shifted=True).is_meta
+    assert cuts.longest(shifted=False) == 4
+    assert cuts.runs(shifted=False) == ((4, 2), (2, 1), (4, 2), (2, 1))
+    assert cuts.runs(shifted=True) == ((2, 1), (4, 2), (2, 1), (4, 2))
+    assert cuts.runs(shifted=True) is cuts.runs(shifted=True)
+
+
+def test_what_was_made_is_no_part_of_the_cut_points():
+    used, fresh = cut_points(1, 10, group_size=4), cut_points(1, 10, group_size=4)
+    used.borders(torch.device("cpu"), shifted=False)
+    assert used == fresh and hash(used) == hash(fresh) and repr(used) == repr(fresh)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "ranges"),
+    [
+        (1, 1, [(0, 1, 0, 1, False)]),
+        (4, 4, [(0, 2, 0, 2, False), (2, 4, 2, 4, True)]),
+        (5, 5, [(0, 3, 0, 3, False), (3, 5, 3, 5, True)]),
+        (8, 2, [(0, 4, 0, 1, False), (4, 8, 1, 2, True)]),
+        (4, 1, [(0, 2, 0, 1, False), (2, 4, 0, 1, True)]),
+        (6, 3, [(0, 2, 0, 1, False), (2, 3, 1, 2, False), (3, 4, 1, 2, True), (4, 6, 2, 3, True)]),
+        (9, 3, [(0, 3, 0, 1, False), (3, 5, 1, 2, False), (5, 6, 1, 2, True), (6, 9, 2, 3, True)]),
+    ],
+)
+def test_heads_are_divided_where_the_cuts_change_and_where_a_key_value_head_is_shared(num_heads, num_kv_heads, ranges):
+    expected = tuple(HeadRange(slice(a, b), slice(c, d), shifted) for a, b, c, d, shifted in ranges)
+    assert head_ranges(num_heads, num_kv_heads, cut_points(1, 8, group_size=4)) == expected
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (5, 5), (8, 2), (9, 3)])
+def test_without_a_shifted_half_the_heads_are_one_range(num_heads, num_kv_heads):
+    (heads,) = head_ranges(num_heads, num_kv_heads, cut_points(1, 8, group_size=None))
+    assert heads == HeadRange(slice(0, num_heads), slice(0, num_kv_heads), shifted=False)
+
+
 @pytest.mark.parametrize("group_size", [0, -1])
 def test_refuses_a_group_without_tokens(group_size):
     with pytest.raises(ValueError, match=f"at least 1 token, got {group_size}"):
@@ -102,3 +147,8 @@ def test_refuses_padding_between_real_tokens(row):
     padding_mask = torch.tensor([[1, 1, 1, 1], row]).bool()
     with pytest.raises(ValueError, match="one stretch of real tokens"):
         cut_points(2, 4, group_size=4, padding_mask=padding_mask)
+
+
+def test_refuses_borders_of_no_documents():
+    with pytest.raises(ValueError, match="must rise from 0 to the 8 tokens of the batch \\(2 x 4\\), got none"):
+        cut_points(2, 4, group_size=4, cu_seqlens=torch.tensor([], dtype=torch.int32))

@@ -82,7 +82,15 @@ def test_empty_documents_change_nothing():
 
 
 def naive_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, group_size: int, scale: float, document_lengths: list[list[int]]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    group_size: int,
+    scale: float,
+    document_lengths: list[list[int]],
+    softcap: float | None = None,
+    sinks: list[float] | None = None,
 ) -> list:
     """Write the docstring's sentence as a loop over rows, heads, queries and keys, in Python's floats."""
     batch_size, num_heads, num_tokens, head_dim = query.shape
@@ -96,9 +104,13 @@ def naive_attention(
             kv = h // (num_heads // key.shape[1])
             for t in range(num_tokens):
                 seen = [s for s in range(t + 1) if groups[s] == groups[t]]
-                weights = [math.exp(scale * math.fsum(map(float.__mul__, q[b][h][t], k[b][kv][s]))) for s in seen]
+                scores = [scale * math.fsum(map(float.__mul__, q[b][h][t], k[b][kv][s])) for s in seen]
+                if softcap is not None:
+                    scores = [softcap * math.tanh(score / softcap) for score in scores]
+                weights = [math.exp(score) for score in scores]
+                total = math.fsum(weights) + (math.exp(sinks[h]) if sinks is not None else 0)
                 output[b][h][t] = [
-                    math.fsum(w * v[b][kv][s][i] for w, s in zip(weights, seen, strict=True)) / math.fsum(weights)
+                    math.fsum(w * v[b][kv][s][i] for w, s in zip(weights, seen, strict=True)) / total
                     for i in range(head_dim)
                 ]
     return output
@@ -114,6 +126,27 @@ def test_equals_a_loop_over_rows_heads_queries_and_keys(group_size, num_heads, n
     actual = s2_attention_reference(
         query, key, value, group_size=group_size, scale=0.3, cu_seqlens=torch.tensor([0, 7, 10, 11, 14])
     )
+    torch.testing.assert_close(actual, query.new_tensor(expected), rtol=0, atol=TOLERANCE, msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_softcap_and_sinks_equal_the_same_in_a_loop(softcap, has_sinks, seed):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(2, 6, 7, 3, dtype=torch.float64, generator=generator)
+    key, value = torch.randn(2, 2, 3, 7, 3, dtype=torch.float64, generator=generator)
+    sinks = torch.randn(6, dtype=torch.float64, generator=generator) if has_sinks else None
+    expected = naive_attention(
+        query,
+        key,
+        value,
+        group_size=3,
+        scale=0.9,
+        document_lengths=[[7], [7]],
+        softcap=softcap,
+        sinks=sinks.tolist() if has_sinks else None,
+    )
+    actual = s2_attention_reference(query, key, value, group_size=3, scale=0.9, softcap=softcap, sinks=sinks)
     torch.testing.assert_close(actual, query.new_tensor(expected), rtol=0, atol=TOLERANCE, msg=f"seed {seed}")
 
 

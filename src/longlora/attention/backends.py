@@ -27,24 +27,41 @@ from longlora.errors import ConfigError
 
 Backend = Literal["auto", "cpu", "varlen", "flash", "flex", "sdpa", "explicit"]
 
-_HALF = (torch.bfloat16, torch.float16)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a backend would have to run: the (N, H or H_kv, D) tensors and what changes their attention."""
+    """What a backend would have to run, as far as any of them minds."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    softcap: float | None
-    sinks: Tensor | None
+    device: str
+    """The kind of device, as "cuda"."""
+    dtype: torch.dtype
+    head_dim: int
+    value_dim: int
+    needs_gradients: bool = False
+    has_softcap: bool = False
+    has_sinks: bool = False
 
-    @property
-    def needs_gradients(self) -> bool:
-        """Whether a backward pass may follow."""
-        tensors = (self.query, self.key, self.value, self.sinks)
-        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    @staticmethod
+    def of(
+        query: Float[Tensor, "N H D"],
+        key: Float[Tensor, "N H_kv D"],
+        value: Float[Tensor, "N H_kv D_v"],
+        *,
+        softcap: float | None,
+        sinks: Float[Tensor, " H"] | None,
+    ) -> "Wish":
+        """Read it off the tensors."""
+        tensors = (query, key, value, sinks)
+        return Wish(
+            device=query.device.type,
+            dtype=query.dtype,
+            head_dim=query.shape[2],
+            value_dim=value.shape[2],
+            needs_gradients=torch.is_grad_enabled()
+            and any(tensor is not None and tensor.requires_grad for tensor in tensors),
+            has_softcap=softcap is not None,
+            has_sinks=sinks is not None,
+        )
 
 
 def choose_backend(backend: Backend, wish: Wish) -> Backend:
@@ -64,63 +81,59 @@ def choose_backend(backend: Backend, wish: Wish) -> Backend:
 
 def _suits(backend: Backend, wish: Wish) -> bool:
     # FlexAttention is only for what `varlen` cannot do, and the CPU's is only for checking.
-    if backend == "flex" and not (wish.query.is_cuda and (wish.softcap is not None or wish.sinks is not None)):
+    if backend == "flex" and not (wish.device == "cuda" and (wish.has_softcap or wish.has_sinks)):
         return False
     return refusal(backend, wish) is None
 
 
 def refusal(backend: Backend, wish: Wish) -> str | None:
     """Say why a backend cannot run this here, as the rest of a sentence, or None if it can."""
-    device, dtype = wish.query.device.type, wish.query.dtype
-    if wish.softcap is not None and backend in ("cpu", "varlen", "sdpa"):
+    if wish.has_softcap and backend in ("cpu", "varlen", "sdpa"):
         return "knows no softcap"
-    if wish.sinks is not None and backend in ("varlen", "flash", "sdpa"):
+    if wish.has_sinks and backend in ("varlen", "flash", "sdpa"):
         return "knows no sinks"
     if backend == "cpu":
         return _refusal_of_cpu(wish)
     if backend in ("varlen", "flash"):
-        if device != "cuda":
-            return f"runs on CUDA only, not on {device}"
-        if backend == "flash" and varlen.flash_function() is None:
-            return "needs the package flash-attn (2 or 3), which is not installed or does not load"
-        return _refusal_of_flash_kernels(wish)
-    if backend == "flex":
-        if device == "cpu":
-            return "has no backward pass on the CPU" if wish.needs_gradients else None
-        return _refusal_of_compiled_flex(device, dtype, wish.query.shape[2])
-    return None
+        return _refusal_of_flash_kernels(backend, wish)
+    return _refusal_of_flex(wish) if backend == "flex" else None
 
 
 def _refusal_of_cpu(wish: Wish) -> str | None:
-    if wish.query.device.type != "cpu":
-        return f"runs on the CPU only, not on {wish.query.device.type}"
+    if wish.device != "cpu":
+        return f"runs on the CPU only, not on {wish.device}"
     if not cpu.is_available():
         return f"needs a kernel that torch {torch.__version__} does not have"
-    if wish.value.shape[2] != wish.query.shape[2]:
-        return f"needs values of the keys' head dimension, got {wish.value.shape[2]} and {wish.query.shape[2]}"
+    if wish.value_dim != wish.head_dim:
+        return f"needs values of the keys' head dimension, got {wish.value_dim} and {wish.head_dim}"
     return None
 
 
-def _refusal_of_flash_kernels(wish: Wish) -> str | None:
+def _refusal_of_flash_kernels(backend: Backend, wish: Wish) -> str | None:
     """Give the limits of FlashAttention, which `varlen_attn` inherits."""
-    head_dim = wish.query.shape[2]
-    if wish.query.dtype not in _HALF:
-        return f"runs in bfloat16 or float16, not in {str(wish.query.dtype).removeprefix('torch.')}"
-    if wish.value.shape[2] != head_dim or head_dim % 8 or head_dim > 256:
+    if wish.device != "cuda":
+        return f"runs on CUDA only, not on {wish.device}"
+    if backend == "flash" and varlen.flash_function() is None:
+        return "needs the package flash-attn (2 or 3), which is not installed or does not load"
+    if wish.dtype not in (torch.bfloat16, torch.float16):
+        return f"runs in bfloat16 or float16, not in {wish.dtype}"
+    if wish.value_dim != wish.head_dim or wish.head_dim % 8 or wish.head_dim > 256:
         return (
             "needs a head dimension of keys and values alike that is a multiple of 8 up to 256, "
-            f"got {head_dim} and {wish.value.shape[2]}"
+            f"got {wish.head_dim} and {wish.value_dim}"
         )
     return None
 
 
-def _refusal_of_compiled_flex(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    if device != "cuda":
-        return f"runs on CUDA, and for checking on the CPU, not on {device}"
+def _refusal_of_flex(wish: Wish) -> str | None:
+    if wish.device == "cpu":
+        return "has no backward pass on the CPU" if wish.needs_gradients else None
+    if wish.device != "cuda":
+        return f"runs on CUDA, and for checking on the CPU, not on {wish.device}"
     if importlib.util.find_spec("triton") is None:
         return "is compiled by triton, which is not installed"
-    if dtype == torch.float64 or head_dim < 16:
-        return f"needs a head dimension from 16 and at most float32, got {head_dim} and {dtype}"
+    if wish.dtype == torch.float64 or min(wish.head_dim, wish.value_dim) < 16:
+        return f"needs head dimensions from 16 and at most float32, got {wish.head_dim} and {wish.dtype}"
     return None
 
 

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from longlora.attention.cuts import CutPoints, HeadRange, head_ranges
+from longlora.attention.cuts import CutPoints, head_ranges
 
 _forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
@@ -29,6 +28,10 @@ _backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu
 # backward pass three tensors of it exist beside the gradients.
 _LARGEST_PART = 1 / 8
 _FEWEST_TOKENS = 1024  # of a call, unless the segments are over: a call costs as much as a few hundred tokens
+
+
+# Query heads, the key-value heads that they read, tokens that are whole segments, and the length of each of these.
+Part = tuple[slice, slice, slice, int]
 
 
 def is_available() -> bool:
@@ -48,12 +51,13 @@ def attend(
     """Run causal attention inside every segment.
 
     Memory beside the inputs, the output and their gradients: N·H log-sum-exps, and what the kernel returns for the
-    largest part of the batch, N/8 tokens or a segment. Differentiable once; torch refuses a second derivative and
-    forward-mode differentiation.
+    largest part of the batch, N/8 tokens or a segment. Differentiable once: torch knows no derivative of the kernel's
+    backward pass, and no forward-mode one, and says so (`explicit.py` has the first).
     """
     # The kernel reads rows of D neighbouring numbers.
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-    return _SegmentedAttention.apply(query, key, value, sinks, cuts, scale)[0]
+    parts = tuple(_parts(query, key, cuts))
+    return _SegmentedAttention.apply(query, key, value, sinks, parts, scale)[0]
 
 
 class _SegmentedAttention(torch.autograd.Function):
@@ -61,33 +65,30 @@ class _SegmentedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, cuts: CutPoints, scale: float | None
+        query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, parts: tuple[Part, ...], scale: float | None
     ) -> tuple[Tensor, Tensor]:
         output = torch.empty_like(query, memory_format=torch.contiguous_format)  # (N, H, D)
         sums_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         log_sums = query.new_empty(query.shape[:2], dtype=sums_dtype)  # (N, H)
-        for heads, tokens, length in _parts(query, key, cuts):
-            q, k, v = (
-                _segments(tensor[tokens, each], length)
-                for tensor, each in ((query, heads.query), (key, heads.key_value), (value, heads.key_value))
-            )  # (count, h or h_kv, length, D)
+        for h, h_kv, tokens, length in parts:
+            q = _segments(query[tokens, h], length)  # (count, h, length, D)
+            k, v = (_segments(tensor[tokens, h_kv], length) for tensor in (key, value))  # (count, h_kv, length, D)
             part, part_log_sums = _forward(q, k, v, 0.0, True, scale=scale)  # … and (count, h, length)
             if sinks is not None:
                 without_sink = part_log_sums
-                part_log_sums = torch.logaddexp(without_sink, sinks[heads.query, None].to(sums_dtype))
+                part_log_sums = torch.logaddexp(without_sink, sinks[h, None].to(sums_dtype))
                 part = part * (without_sink - part_log_sums).exp().unsqueeze(-1)
-            _segments(output[tokens, heads.query], length).copy_(part)
-            _segments(log_sums[tokens, heads.query], length).copy_(part_log_sums)
+            _segments(output[tokens, h], length).copy_(part)
+            _segments(log_sums[tokens, h], length).copy_(part_log_sums)
         return output, log_sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, sinks, ctx.cuts, ctx.scale = inputs
+        query, key, value, sinks, ctx.parts, ctx.scale = inputs
         ctx.save_for_backward(query, key, value, sinks, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate by the kernel: with P = exp(s - log-sum-exp), dS = P ∘ (dO Vᵀ - rowsum(dO ∘ O)).
 
@@ -98,15 +99,14 @@ class _SegmentedAttention(torch.autograd.Function):
         d_output = d_output if d_output.stride(-1) == 1 else d_output.contiguous()
         d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
         d_key, d_value = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (key, value))
-        for heads, tokens, length in _parts(query, key, ctx.cuts):
-            sources = (d_output, heads.query), (query, heads.query), (key, heads.key_value), (value, heads.key_value)
-            d_o, q, k, v = (_segments(tensor[tokens, each], length) for tensor, each in sources)
-            o, sums = (_segments(tensor[tokens, heads.query], length) for tensor in (output, log_sums))
+        for h, h_kv, tokens, length in ctx.parts:
+            d_o, q, o, sums = (_segments(t[tokens, h], length) for t in (d_output, query, output, log_sums))
+            k, v = (_segments(t[tokens, h_kv], length) for t in (key, value))
             d_q, d_k, d_v = _backward(d_o, q, k, v, o, sums, 0.0, True, scale=ctx.scale)
-            _segments(d_query[tokens, heads.query], length).copy_(d_q)
+            _segments(d_query[tokens, h], length).copy_(d_q)
             # A key-value head may serve two ranges of query heads.
-            _segments(d_key[tokens, heads.key_value], length).add_(d_k)
-            _segments(d_value[tokens, heads.key_value], length).add_(d_v)
+            _segments(d_key[tokens, h_kv], length).add_(d_k)
+            _segments(d_value[tokens, h_kv], length).add_(d_v)
         d_sinks = None
         if sinks is not None and ctx.needs_input_grad[3]:
             towards_output = torch.einsum("nhd,nhd->nh", d_output.to(log_sums.dtype), output.to(log_sums.dtype))
@@ -114,20 +114,25 @@ class _SegmentedAttention(torch.autograd.Function):
         return d_query, d_key, d_value, d_sinks, None, None
 
 
-def _parts(query: Tensor, key: Tensor, cuts: CutPoints) -> Iterator[tuple[HeadRange, slice, int]]:
-    """Go through ranges of heads and, in each, through slices of tokens that are segments of one length."""
+def _parts(query: Tensor, key: Tensor, cuts: CutPoints) -> Iterator[Part]:
+    """Go through the ranges of heads and, in each, through the segments."""
     num_tokens, num_heads = query.shape[:2]
     most_tokens = max(int(num_tokens * _LARGEST_PART), _FEWEST_TOKENS)
     for heads in head_ranges(num_heads, key.shape[1], cuts):
         # The kernel's backward pass shares out segments and heads among the threads, and nothing smaller.
-        fewest_segments = -(-torch.get_num_threads() // (heads.query.stop - heads.query.start))
+        fewest_segments = -(-_num_threads() // (heads.query.stop - heads.query.start))
         first = 0
         for length, count in cuts.runs(shifted=heads.shifted):
             tokens_of_a_part = max(most_tokens // length, fewest_segments) * length
             end = first + length * count
             for start in range(first, end, tokens_of_a_part):
-                yield heads, slice(start, min(start + tokens_of_a_part, end)), length
+                yield heads.query, heads.key_value, slice(start, min(start + tokens_of_a_part, end)), length
             first = end
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot trace the question
+def _num_threads() -> int:
+    return torch.get_num_threads()
 
 
 def _segments(tensor: Tensor, length: int) -> Tensor:

@@ -66,10 +66,7 @@ def _compiled() -> Callable:
 
 @cache  # the compiler knows a function again by its identity
 def _capped_at(softcap: float) -> Callable:
-    def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    return score_mod
+    return lambda score, batch, head, query, key: softcap * torch.tanh(score / softcap)
 
 
 def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device) -> BlockMask:
@@ -79,13 +76,13 @@ def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device) -> Bloc
     middle = (num_heads + 1) // 2 if len(halves) == 2 else num_heads
     half_of_head = (torch.arange(num_heads, device=device) >= middle).long()  # (H,)
 
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (key >= starts[half_of_head[head], query])
-
     partial_and_full = [_blocks_of_half(row) for row in starts]
     tables = [torch.stack(half)[half_of_head].unsqueeze(0) for half in zip(*partial_and_full, strict=True)]
     return BlockMask.from_kv_blocks(
-        *tables, BLOCK_SIZE=BLOCK_SIZE, mask_mod=sees, seq_lengths=(cuts.num_tokens, cuts.num_tokens)
+        *tables,
+        BLOCK_SIZE=BLOCK_SIZE,
+        mask_mod=lambda batch, head, query, key: (key <= query) & (key >= starts[half_of_head[head], query]),
+        seq_lengths=(cuts.num_tokens, cuts.num_tokens),
     )  # (1, H, N, N)
 
 

@@ -77,7 +77,7 @@ def attend_in_segments(
     query, key, value = in_autocast_dtype(query, key, value)
     # The memory of projections is (B, T, H, D), so tokens first is a view.
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (N, H or H_kv, D)
-    chosen = choose_backend(backend, Wish(query, key, value, softcap=softcap, sinks=sinks))
+    chosen = choose_backend(backend, Wish.of(query, key, value, softcap=softcap, sinks=sinks))
     if chosen == "cpu":
         output = cpu.attend(query, key, value, cuts, scale=scale, sinks=sinks)  # (N, H, D_v)
     elif chosen == "varlen":
