@@ -35,6 +35,7 @@ def run(monkeypatch, name: str, *arguments: object) -> None:
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
 def test_transformers_trainer(base_model, text_folder, tmp_path, monkeypatch, capsys, cuts_of_training):
     output = tmp_path / "out"
     run(monkeypatch, "with_trainer.py", text_folder / "one.txt", "--model", base_model, "--output-dir", output)
@@ -61,9 +62,8 @@ def test_trl_with_packed_documents(base_model, tmp_path, monkeypatch, cuts_of_tr
     for number, length in enumerate((100, 40, 300)):
         (texts / f"{number}.txt").write_text("x" * length, encoding="utf-8")
     run(monkeypatch, "with_trl.py", texts, "--model", base_model, "--output-dir", output)
-    assert len(cuts_of_training) == 2 * 2
-    packed = [cuts for cuts in cuts_of_training if len(cuts.unshifted) > 4]
-    assert packed, "no row held two documents"
-    assert all(max(*cuts.unshifted, *cuts.shifted) <= GROUP_SIZE for cuts in cuts_of_training)
+    assert len(cuts_of_training) == 2 * 2 * 2  # TRL recomputes activations
+    # The longest document fills a row, and its rest shares one with the others; TRL adds an end to each.
+    assert {tuple(sorted(cuts.unshifted)) for cuts in cuts_of_training} == {(64,) * 4, (37, 41, 45, 64)}
     report = merge_adapter(output, tmp_path / "merged")
     assert report.largest_difference < 1e-4

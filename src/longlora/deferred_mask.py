@@ -30,6 +30,10 @@ class DeferredMask:
         """The mask that "sdpa" would get: (B, 1, T, T) booleans, or None for plain causal attention."""
         return sdpa_mask(**self._arguments)
 
+    def contiguous(self) -> Tensor | None:
+        """Return the dense mask: `generate` makes masks by itself for a static cache, and asks this of each."""
+        return self.dense
+
     @property
     def window(self) -> int | None:
         """How many tokens the layer sees at most, its own included, where it has a limit (sliding window, chunks)."""

@@ -169,7 +169,7 @@ def _attend_in_segments(
     sinks: Tensor | None,
 ) -> Tensor:
     cuts = mask.cuts(query.shape[2], group_size=group_size, position_ids=position_ids, cu_seqlens=cu_seqlens)
-    return attend_in_segments(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks)
+    return attend_in_segments(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks, window=mask.window)
 
 
 AttentionInterface.register("s2", s2_attention_forward)

@@ -18,7 +18,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 # What their default configurations leave open.
 COMPLETIONS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
     "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 1408},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "ministral": {"head_dim": 128},

@@ -77,7 +77,8 @@ def test_the_probe_and_a_training_step_agree_on_the_layers_with_groups(family, s
     calls = []
 
     def counting(*arguments, **named):
-        calls.append(arguments)
+        if named["window"] is None:
+            calls.append(arguments)
         return attend_in_segments(*arguments, **named)
 
     attend_in_segments = register.attend_in_segments

@@ -1,17 +1,17 @@
 """Which kernel runs the segments: what each can do, and which one "auto" takes.
 
-| backend    | runs on                         | softcap | sinks | memory beside inputs and output              |
-|------------|---------------------------------|---------|-------|----------------------------------------------|
-| `cpu`      | CPU                             |         | yes   | N·H log-sum-exps, one segment                |
-| `varlen`   | CUDA, bfloat16 or float16       |         |       | N·H log-sum-exps                             |
-| `flash`    | CUDA, the same, with flash-attn | yes     |       | N·H log-sum-exps                             |
-| `flex`     | CUDA; CPU without gradients     | yes     | yes   | a mask of blocks (on the CPU all N² scores)  |
-| `sdpa`     | everywhere                      |         |       | the outputs of the segments                  |
-| `explicit` | everywhere                      | yes     | yes   | scores of some queries, each computed twice  |
+| backend    | runs on                     | softcap | sinks | window | memory beside inputs and output             |
+|------------|-----------------------------|---------|-------|--------|---------------------------------------------|
+| `cpu`      | CPU                         |         | yes   |        | N·H log-sum-exps, one segment               |
+| `varlen`   | CUDA, bfloat16 or float16   |         |       | yes    | N·H log-sum-exps                            |
+| `flash`    | the same, with flash-attn   | yes     |       | yes    | N·H log-sum-exps                            |
+| `flex`     | CUDA; CPU without gradients | yes     | yes   | yes    | a mask of blocks (on the CPU all N² scores) |
+| `sdpa`     | everywhere                  |         |       |        | the outputs of the segments                 |
+| `explicit` | everywhere                  | yes     | yes   | yes    | scores of some queries, each computed twice |
 
 "auto" takes `varlen` on CUDA and `cpu` on the CPU where they can do what is asked, then `flex` on CUDA and else
-`sdpa`, or `explicit` for softcap and sinks. It never takes `flash`, whose advantage over `varlen` (the same algorithm)
-we have not measured.
+`sdpa`, or `explicit` for softcap, sinks and windows. It never takes `flash`, whose advantage over `varlen` (the same
+algorithm) we have not measured.
 """
 
 import importlib.util
@@ -40,6 +40,7 @@ class Wish:
     needs_gradients: bool = False
     has_softcap: bool = False
     has_sinks: bool = False
+    has_window: bool = False
 
     @staticmethod
     def of(
@@ -49,6 +50,7 @@ class Wish:
         *,
         softcap: float | None,
         sinks: Float[Tensor, " H"] | None,
+        window: int | None,
     ) -> "Wish":
         """Read it off the tensors."""
         tensors = (query, key, value, sinks)
@@ -61,6 +63,7 @@ class Wish:
             and any(tensor is not None and tensor.requires_grad for tensor in tensors),
             has_softcap=softcap is not None,
             has_sinks=sinks is not None,
+            has_window=window is not None,
         )
 
 
@@ -81,7 +84,7 @@ def choose_backend(backend: Backend, wish: Wish) -> Backend:
 
 def _suits(backend: Backend, wish: Wish) -> bool:
     # FlexAttention is only for what `varlen` cannot do, and the CPU's is only for checking.
-    if backend == "flex" and not (wish.device == "cuda" and (wish.has_softcap or wish.has_sinks)):
+    if backend == "flex" and not (wish.device == "cuda" and (wish.has_softcap or wish.has_sinks or wish.has_window)):
         return False
     return refusal(backend, wish) is None
 
@@ -92,6 +95,8 @@ def refusal(backend: Backend, wish: Wish) -> str | None:
         return "knows no softcap"
     if wish.has_sinks and backend in ("varlen", "flash", "sdpa"):
         return "knows no sinks"
+    if wish.has_window and backend in ("cpu", "sdpa"):
+        return "knows no window"
     if backend == "cpu":
         return _refusal_of_cpu(wish)
     if backend in ("varlen", "flash"):

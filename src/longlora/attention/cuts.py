@@ -39,6 +39,11 @@ class CutPoints:
             self._made[key] = make()
         return self._made[key]
 
+    @property
+    def halves(self) -> tuple[bool, ...]:
+        """Of which halves of the heads there are cuts, as values of `shifted`."""
+        return (False,) if self.shifted is None else (False, True)
+
     def lengths(self, *, shifted: bool) -> tuple[int, ...]:
         """Lengths of the segments of one half of the heads, in tokens."""
         lengths = self.shifted if shifted else self.unshifted

@@ -26,6 +26,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "N H D_v"]:
     """Run causal attention inside every segment, some queries of some segments at a time.
 
@@ -35,7 +36,6 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
     def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
-        capped_by = softcap
         range_sinks = None if sinks is None else sinks[heads.query]  # (h,)
         outputs = []
         first = 0
@@ -43,10 +43,14 @@ def attend(
             tokens = slice(first, first + length * count)
             q, k, v = (t[tokens].unflatten(0, (count, length)).transpose(1, 2) for t in (query, key, value))
             # (count, h or h_kv, length, D)
-            blocks = [
-                _attend_block(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], scale, capped_by, range_sinks)
-                for start, stop in _blocks(length, count * query.shape[1])
-            ]
+            blocks = []
+            for start, stop in _blocks(length, count * query.shape[1]):
+                seen = slice(0 if window is None else max(0, start - window + 1), stop)
+                blocks.append(
+                    _attend_block(
+                        q[:, :, start:stop], k[:, :, seen], v[:, :, seen], scale, softcap, range_sinks, window
+                    )
+                )
             outputs.append(torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1))  # (count · length, h, D_v)
             first = tokens.stop
         return torch.cat(outputs)  # (N, h, D_v)
@@ -76,15 +80,24 @@ def _attend_block(
     scale: float,
     softcap: float | None,
     sinks: Float[Tensor, " h"] | None,
+    window: int | None,
 ) -> Float[Tensor, "count h rows D_v"]:
     """Attend from the last queries of the `seen` tokens, keeping nothing but the inputs for the backward pass."""
     if not torch.is_grad_enabled():
-        return _weigh(query, key, value, scale, softcap, sinks)
-    return checkpoint(_weigh, query, key, value, scale, softcap, sinks, use_reentrant=False, preserve_rng_state=False)
+        return _weigh(query, key, value, scale, softcap, sinks, window)
+    return checkpoint(
+        _weigh, query, key, value, scale, softcap, sinks, window, use_reentrant=False, preserve_rng_state=False
+    )
 
 
 def _weigh(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    window: int | None,
 ) -> Tensor:
     num_kv_heads, num_seen = key.shape[1:3]
     grouped = query.unflatten(1, (num_kv_heads, -1))  # (count, h_kv, h / h_kv, rows, D)
@@ -94,8 +107,11 @@ def _weigh(
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
     num_rows = query.shape[2]
-    causal = torch.ones(num_rows, num_seen, dtype=torch.bool, device=query.device).tril(num_seen - num_rows)
-    scores = scores.masked_fill(~causal, -torch.inf)
+    diagonal = num_seen - num_rows  # where a query finds its own key
+    visible = torch.ones(num_rows, num_seen, dtype=torch.bool, device=query.device).tril(diagonal)
+    if window is not None:
+        visible = visible.triu(diagonal - window + 1)
+    scores = scores.masked_fill(~visible, -torch.inf)
     log_sums = scores.logsumexp(dim=-1, keepdim=True)  # (count, h_kv, h / h_kv, rows, 1)
     if sinks is not None:
         by_head = sinks.to(scores.dtype).view(num_kv_heads, -1, 1, 1)  # (h_kv, h / h_kv, 1, 1)

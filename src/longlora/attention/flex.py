@@ -29,6 +29,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "N H D_v"]:
     """Run causal attention inside every segment.
 
@@ -36,7 +37,8 @@ def attend(
     """
     num_heads = query.shape[1]
     mask = cuts.once(
-        ("flex", num_heads, query.device), lambda: block_mask(cuts, num_heads=num_heads, device=query.device)
+        ("flex", num_heads, window, query.device),
+        lambda: block_mask(cuts, num_heads=num_heads, window=window, device=query.device),
     )
     if not torch.is_grad_enabled():  # on the CPU a tensor that could ask for gradients is refused all the same
         query, key, value = query.detach(), key.detach(), value.detach()
@@ -69,10 +71,12 @@ def _capped_at(softcap: float) -> Callable:
     return lambda score, batch, head, query, key: softcap * torch.tanh(score / softcap)
 
 
-def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device) -> BlockMask:
+def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device, window: int | None = None) -> BlockMask:
     """Make the sparse mask of the segments, for each head by its half, without the N × N mask in between."""
-    halves = (False,) if cuts.shifted is None or num_heads == 1 else (False, True)
+    halves = (False,) if num_heads == 1 else cuts.halves
     starts = torch.stack([_starts(cuts, device, shifted=shifted) for shifted in halves])  # (halves, N)
+    if window is not None:
+        starts = starts.maximum(torch.arange(cuts.num_tokens, device=device) - window + 1)
     middle = (num_heads + 1) // 2 if len(halves) == 2 else num_heads
     half_of_head = (torch.arange(num_heads, device=device) >= middle).long()  # (H,)
 
@@ -97,8 +101,9 @@ def _blocks_of_half(
 ) -> tuple[Int[Tensor, " b"], Int[Tensor, "b b"], Int[Tensor, " b"], Int[Tensor, "b b"]]:
     """Name the blocks of keys that a block of queries sees in part, and those that it sees whole: numbers and indices.
 
-    Segments are stretches, so a block of queries sees the blocks from the one with its first token's first key up to
-    itself. All its queries see all keys of a block that lies before it and not before the last token's first key.
+    What a query sees is a stretch that begins no earlier than that of the query before, so a block of queries sees the
+    blocks from the one with its first token's first key up to itself. All its queries see all keys of a block that lies
+    before it and not before the last token's first key.
     """
     num_tokens, device = starts.shape[0], starts.device
     num_blocks = -(-num_tokens // BLOCK_SIZE)

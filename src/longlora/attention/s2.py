@@ -61,33 +61,40 @@ def attend_in_segments(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
+    window: int | None = None,
     backend: Backend = "auto",
 ) -> Float[Tensor, "B H T D_v"]:
     """Run causal attention inside every segment, each half of the heads with its own cuts.
 
+    `window` limits how many tokens each sees besides: its own and the `window - 1` before it.
+
     Raises:
         ConfigError: a backend that cannot run these tensors here.
-        ValueError: as `s2_attention`, of softcap, sinks and heads.
+        ValueError: a window below 1; and as `s2_attention`, of softcap, sinks and heads.
     """
     num_heads, num_tokens = query.shape[1:3]
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be above 0, got {softcap}; None leaves the scores as they are")
     if sinks is not None and sinks.shape != (num_heads,):
         raise ValueError(f"sinks must hold one logit for each of the {num_heads} query heads, got {tuple(sinks.shape)}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 token, got {window}; None sets no limit")
+    if window is not None and window >= max(cuts.longest(shifted=shifted) for shifted in cuts.halves):
+        window = None  # no segment is longer, and more kernels can do without
     query, key, value = in_autocast_dtype(query, key, value)
     # The memory of projections is (B, T, H, D), so tokens first is a view.
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (N, H or H_kv, D)
-    chosen = choose_backend(backend, Wish.of(query, key, value, softcap=softcap, sinks=sinks))
+    chosen = choose_backend(backend, Wish.of(query, key, value, softcap=softcap, sinks=sinks, window=window))
     if chosen == "cpu":
         output = cpu.attend(query, key, value, cuts, scale=scale, sinks=sinks)  # (N, H, D_v)
     elif chosen == "varlen":
-        output = varlen.attend(query, key, value, cuts, scale=scale)
+        output = varlen.attend(query, key, value, cuts, scale=scale, window=window)
     elif chosen == "flash":
-        output = varlen.attend_flash(query, key, value, cuts, scale=scale, softcap=softcap)
+        output = varlen.attend_flash(query, key, value, cuts, scale=scale, softcap=softcap, window=window)
     elif chosen == "flex":
-        output = flex.attend(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks)
+        output = flex.attend(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks, window=window)
     elif chosen == "explicit":
-        output = explicit.attend(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks)
+        output = explicit.attend(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks, window=window)
     else:
         output = sdpa.attend(query, key, value, cuts, scale=scale)
     return output.unflatten(0, (-1, num_tokens)).transpose(1, 2)  # (B, H, T, D_v)

@@ -28,18 +28,28 @@ def attend(
     cuts: CutPoints,
     *,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "N H D"]:
     """Run causal attention inside every segment by `torch.nn.attention.varlen.varlen_attn`."""
 
     def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
         borders = cuts.borders(query.device, shifted=heads.shifted)  # (segments + 1,)
         longest = cuts.longest(shifted=heads.shifted)
-        arguments = {"scale": scale, "window_size": (-1, 0), **_grouped(query.shape[1] != key.shape[1])}
+        arguments = {
+            "scale": scale,
+            "window_size": _before_and_after(window),
+            **_grouped(query.shape[1] != key.shape[1]),
+        }
         output = varlen.varlen_attn(query, key, value, borders, borders, longest, longest, **arguments)
         assert isinstance(output, Tensor)  # a pair only where `return_aux` asks for it
         return output
 
     return attend_by_range(attend_range, query, key, value, cuts)
+
+
+def _before_and_after(window: int | None) -> tuple[int, int]:
+    """Say how many tokens before and after its own a query sees; -1 is their word for all."""
+    return (-1 if window is None else window - 1, 0)
 
 
 def _grouped(is_grouped: bool) -> dict[str, bool]:
@@ -59,6 +69,7 @@ def attend_flash(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "N H D"]:
     """Run causal attention inside every segment by flash-attn 3 or 2, whichever is installed.
 
@@ -80,6 +91,7 @@ def attend_flash(
             max_seqlen_k=longest,
             softmax_scale=scale,
             causal=True,
+            window_size=_before_and_after(window),
             softcap=softcap or 0.0,  # 0 is their word for none
         )
         return output[0] if isinstance(output, tuple) else output  # early versions of 3 add the log-sum-exps
