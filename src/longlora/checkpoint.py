@@ -31,6 +31,9 @@ class Extension:
     rope_parameters: dict[str, Any]
     """transformers' `rope_parameters` that go with the adapter."""
 
+    max_position_embeddings: int | None = None
+    """What the configuration must say where that is not `context_length`: dynamic NTK counts from it. In tokens."""
+
 
 def is_adapter(directory: Path) -> bool:
     """Tell an adapter's directory from a model's."""

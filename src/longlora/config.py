@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from longlora.errors import ConfigError
+from longlora.rope import OPTIONS, RopeType
 
 
 class _Section(BaseModel):
@@ -36,14 +37,69 @@ class AttentionConfig(_Section):
 
 
 class RopeConfig(_Section):
-    """How positions are rescaled to the new context."""
+    """How positions are rescaled to the new context; formulas and sources stand in `rope/methods.py`.
 
-    rope_type: Literal["linear"] = "linear"
-    """`linear`: position interpolation (Chen et al., arXiv 2306.15595), as in the paper."""
+    Below `base_context` each key belongs to the types that its sentence names, and is refused with others.
+    """
+
+    rope_type: RopeType = "linear"
+    """`linear`: position interpolation, as in the paper; `dynamic`: NTK by length; `yarn`; `llama3`; `longrope`;
+    `theta`: a larger base."""
 
     base_context: int | None = Field(default=None, ge=1)
-    """Tokens the model reads before the extension; by default its `max_position_embeddings`. Set it for a checkpoint
+    """Tokens the model reads before the extension; by default what its configuration says. Set it for a checkpoint
     whose configuration kept the number of an earlier base."""
+
+    factor: float | None = Field(default=None, ge=1)
+    """llama3: divisor of the slow frequencies; by default counted from the model's original context."""
+
+    rope_theta: float | None = Field(default=None, gt=1)
+    """theta: the new base; by default the NTK-aware one."""
+
+    beta_fast: float | None = Field(default=None, gt=0)
+    """yarn: turns within the original context above which a frequency is left alone; by default 32."""
+
+    beta_slow: float | None = Field(default=None, gt=0)
+    """yarn: turns within the original context below which a frequency is divided by the whole factor; by default 1."""
+
+    attention_factor: float | None = Field(default=None, gt=0)
+    """yarn, longrope: what cos and sin are multiplied by; by default computed from the factor."""
+
+    mscale: float | None = Field(default=None, gt=0)
+    """yarn: weight of ln(factor) in the numerator of the attention factor; goes with `mscale_all_dim`."""
+
+    mscale_all_dim: float | None = Field(default=None, gt=0)
+    """yarn: weight of ln(factor) in the denominator of the attention factor; goes with `mscale`."""
+
+    truncate: bool | None = None
+    """yarn: round the ends of the ramp to whole frequencies; by default true."""
+
+    low_freq_factor: float | None = Field(default=None, gt=0)
+    """llama3: wavelengths above original context / this are divided by the whole factor; by default 1."""
+
+    high_freq_factor: float | None = Field(default=None, gt=0)
+    """llama3: wavelengths below original context / this are left alone; by default 4."""
+
+    short_factor: tuple[PositiveFloat, ...] | None = None
+    """longrope: divisor of each frequency for texts within the original context; by default ones."""
+
+    long_factor: tuple[PositiveFloat, ...] | None = None
+    """longrope: divisor of each frequency for longer texts; required."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The parameters that are set, without `rope_type` and `base_context`."""
+        return self.model_dump(exclude={"rope_type", "base_context"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "RopeConfig":
+        for name in self.options:
+            if name not in OPTIONS[self.rope_type]:
+                owners = " or ".join(owner for owner, names in OPTIONS.items() if name in names)
+                raise ValueError(f"rope.{name} belongs to rope_type {owners}, not to rope.rope_type={self.rope_type}")
+        if self.rope_type == "longrope" and self.long_factor is None:
+            raise ValueError("rope.rope_type=longrope needs rope.long_factor, a number for each frequency")
+        return self
 
 
 class LoraConfig(_Section):

@@ -19,9 +19,9 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
+from longlora.positions import extend_positions, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
-from longlora.rope import extend_rope
 from longlora.tiny import TINY_MODEL, tiny_model_directory
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
@@ -183,30 +183,31 @@ def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
     """Give a configuration the recipe's positions, in place, and tell what changed.
 
     Raises:
-        ConfigError: the model already reads that far, or its positions cannot be scaled.
+        ConfigError: the model already reads that far, or its positions cannot be scaled so.
     """
-    text_config = config.get_text_config()
-    rope = extend_rope(
-        text_config.rope_parameters,
-        base_context=recipe.rope.base_context or text_config.max_position_embeddings,
+    rope = extend_positions(
+        config,
         context_length=recipe.context_length,
         rope_type=recipe.rope.rope_type,
+        base_context=recipe.rope.base_context,
+        options=recipe.rope.options,
     )
-    extension = Extension(
+    return Extension(
         base_model=recipe.model_name_or_path,
         base_context=rope.base_context,
         context_length=rope.context_length,
         rope_parameters=rope.rope_parameters,
+        max_position_embeddings=rope.max_position_embeddings,
     )
-    apply_extension(config, extension)
-    return extension
 
 
 def apply_extension(config: PreTrainedConfig, extension: Extension) -> None:
     """Write an extension's positions into a configuration, in place."""
-    text_config = config.get_text_config()
-    text_config.rope_parameters = dict(extension.rope_parameters)
-    text_config.max_position_embeddings = extension.context_length
+    set_positions(
+        config,
+        rope_parameters=extension.rope_parameters,
+        max_position_embeddings=extension.max_position_embeddings or extension.context_length,
+    )
 
 
 def compute_dtype(name: DtypeName) -> torch.dtype:

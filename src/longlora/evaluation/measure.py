@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from longlora.data import read_documents, tokenize_documents
 from longlora.evaluation.perplexity import Perplexity, perplexity_by_length
 from longlora.model import load_for_inference
+from longlora.positions import readable_context
 
 
 def measure_perplexity(
@@ -29,7 +30,7 @@ def measure_perplexity(
         ConfigError: lengths and stride do not go together.
     """
     model, tokenizer = load_for_inference(model_name)
-    context = model.config.get_text_config().max_position_embeddings
+    context = readable_context(model.config)
     lengths = lengths or [context // 8, context // 4, context // 2, context]
     source = read_documents(sources, text_column=text_column, split=split, max_documents=max_documents)
     documents = tokenize_documents(source, tokenizer)

@@ -12,6 +12,7 @@ from longlora.data import pack_rows, read_documents, tokenize_documents
 from longlora.lora import trainable_parameters
 from longlora.model import TrainingModel, load_for_training
 from longlora.register import forget_group_size
+from longlora.rope import describe_rope
 from longlora.training.directory import open_run
 from longlora.training.trainer import build_trainer
 
@@ -80,12 +81,11 @@ def _tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items() if count and kind != "total")
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
     logger.info(
-        "%s: %s -> %s tokens (rope %s, factor %g)",
+        "%s: %s -> %s tokens (rope %s)",
         extension.base_model,
         f"{extension.base_context:,}",
         f"{extension.context_length:,}",
-        extension.rope_parameters["rope_type"],
-        extension.rope_parameters["factor"],
+        describe_rope(extension.rope_parameters),
     )
     logger.info("training %s of %s parameters: %s", f"{counts['total']:,}", f"{total:,}", kinds)
     if recipe.attention.pattern == "full":

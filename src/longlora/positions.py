@@ -1,0 +1,101 @@
+"""Read the rotary positions of a model's configuration, and write longer ones into it."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from longlora.errors import ConfigError
+from longlora.rope import RopeExtension, extend_rope, extended_parameters, present_context
+
+
+def extend_positions(
+    config: PreTrainedConfig,
+    *,
+    context_length: int,
+    rope_type: str,
+    base_context: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> RopeExtension:
+    """Give a configuration positions for `context_length` tokens, in place, and tell what changed.
+
+    Arguments are those of `extend_rope`. Layers without positions (NoPE) stay without; of a model whose positions
+    differ by kind of layer, those of full attention are extended.
+
+    Raises:
+        ConfigError: the model has no rotary positions, already reads that far, or cannot be scaled so.
+    """
+    text_config = config.get_text_config()
+    extension = extend_rope(
+        rotary_parameters(config),
+        max_position_embeddings=text_config.max_position_embeddings,
+        context_length=context_length,
+        head_dim=_head_dim(text_config),
+        rope_type=rope_type,
+        base_context=base_context,
+        options=options,
+    )
+    set_positions(
+        config,
+        rope_parameters=extension.rope_parameters,
+        max_position_embeddings=extension.max_position_embeddings,
+    )
+    _check_kept(text_config, rope_type)
+    return extension
+
+
+def set_positions(
+    config: PreTrainedConfig, *, rope_parameters: Mapping[str, Any], max_position_embeddings: int
+) -> None:
+    """Write positions into a configuration, in place."""
+    text_config = config.get_text_config()
+    text_config.rope_parameters = copy.deepcopy(dict(rope_parameters))
+    text_config.max_position_embeddings = max_position_embeddings
+    original = extended_parameters(rope_parameters).get("original_max_position_embeddings")
+    if original is not None and "original_max_position_embeddings" in text_config.to_dict():
+        # Phi-3 keeps it beside the parameters too, and that one counts.
+        text_config.original_max_position_embeddings = original
+
+
+def rotary_parameters(config: PreTrainedConfig) -> dict[str, Any]:
+    """transformers' `rope_parameters` of a model, a copy.
+
+    Raises:
+        ConfigError: the model has none, or does not use them.
+    """
+    values = config.get_text_config().to_dict()
+    # Falcon has both, and ALiBi wins; Granite 4's hybrids name what they use.
+    unused = values.get("alibi") or values.get("position_embedding_type", "rope") not in ("rope", "rotary")
+    if not values.get("rope_parameters") or unused:
+        raise ConfigError(
+            f"{values['model_type']} has no rotary positions that can be rescaled to a longer context; choose a model "
+            "with rotary positions"
+        )
+    return copy.deepcopy(values["rope_parameters"])
+
+
+def readable_context(config: PreTrainedConfig) -> int:
+    """Tokens a model reads: its `max_position_embeddings`, or more where its positions are scaled beyond that."""
+    text_config = config.get_text_config()
+    return present_context(text_config.to_dict().get("rope_parameters") or {}, text_config.max_position_embeddings)
+
+
+def _head_dim(text_config: PreTrainedConfig) -> int:
+    values = text_config.to_dict()
+    return int(values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"])
+
+
+def _check_kept(text_config: PreTrainedConfig, rope_type: str) -> None:
+    """Save and read the configuration in memory: some model types take other positions than they are given."""
+    wanted = text_config.rope_parameters
+    try:
+        text_config.validate_rope()
+        kept = type(text_config).from_dict(text_config.to_dict()).rope_parameters
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{text_config.model_type} cannot take rope.rope_type={rope_type}: {error}") from error
+    if kept != wanted:
+        raise ConfigError(
+            f"{text_config.model_type} cannot take rope.rope_type={rope_type}: its configuration would read "
+            f"{kept} where {wanted} was written"
+        )

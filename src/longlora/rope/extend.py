@@ -1,0 +1,139 @@
+"""What a model's positions reach now, and the parameters with which they reach further."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longlora.errors import ConfigError
+from longlora.rope.methods import METHODS, OPTIONS, Positions
+
+FULL_ATTENTION = "full_attention"
+"""transformers' name of the layers that see the whole text, in parameters that differ by kind of layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeExtension:
+    """New positions of a model, and where they came from."""
+
+    rope_parameters: dict[str, Any]
+    """transformers' `rope_parameters` of the extended model, `rope_theta` included."""
+
+    base_context: int
+    """Tokens the model could read before."""
+
+    context_length: int
+    """Tokens it is extended to."""
+
+    max_position_embeddings: int
+    """What its configuration must say: `context_length`, but for `dynamic` the tokens that the scaling counts from."""
+
+
+def extend_rope(
+    rope_parameters: Mapping[str, Any],
+    *,
+    max_position_embeddings: int,
+    context_length: int,
+    head_dim: int,
+    rope_type: str = "linear",
+    base_context: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> RopeExtension:
+    """Compute the `rope_parameters` that take a model to `context_length` tokens.
+
+    What each `rope_type` computes, and what a second extension means for it, stands with its function in `methods.py`.
+    Parameters that differ by kind of layer are extended for full attention only: a layer with a sliding window never
+    sees a distance that it was not trained with.
+
+    Args:
+        rope_parameters: the model's present ones, flat or by kind of layer.
+        max_position_embeddings: from the model's configuration, in tokens.
+        context_length: new context, in tokens.
+        head_dim: dimensions of an attention head.
+        rope_type: a key of `OPTIONS`.
+        base_context: tokens the model reads now, where its configuration does not tell.
+        options: values of the parameters named in `OPTIONS[rope_type]`.
+
+    Raises:
+        ConfigError: the new context is not longer than the old, an option does not belong to the type, or the model's
+            positions cannot be scaled so.
+    """
+    options = options or {}
+    if rope_type not in METHODS:
+        raise ConfigError(f"rope.rope_type={rope_type!r} is unknown; use one of {', '.join(METHODS)}")
+    for name in options:
+        if name not in OPTIONS[rope_type]:
+            owners = " or ".join(owner for owner, names in OPTIONS.items() if name in names) or "no type"
+            raise ConfigError(f"rope.{name} belongs to {owners}, not to rope.rope_type={rope_type}")
+    present = extended_parameters(rope_parameters)
+    by_layer_type = present is not rope_parameters
+    if by_layer_type and "truncate" in options:
+        raise ConfigError("rope.truncate has no effect on a model whose positions differ by kind of layer; leave it out")
+    if base_context is None:
+        base_context = present_context(rope_parameters, max_position_embeddings)
+    if context_length <= base_context:
+        raise ConfigError(
+            f"context_length={context_length} must exceed the {base_context} tokens that the model already reads"
+        )
+    positions = Positions(
+        parameters=present,
+        max_position_embeddings=max_position_embeddings,
+        base_context=base_context,
+        context_length=context_length,
+        rotary_dim=int(head_dim * _rotated_part(present)),
+    )
+    extended = METHODS[rope_type](positions, options)
+    return RopeExtension(
+        rope_parameters={**rope_parameters, FULL_ATTENTION: extended} if by_layer_type else extended,
+        base_context=base_context,
+        context_length=context_length,
+        max_position_embeddings=positions.original_context if rope_type == "dynamic" else context_length,
+    )
+
+
+def extended_parameters(rope_parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters that an extension changes: all, or those of full attention where they differ by kind of layer.
+
+    Raises:
+        ConfigError: they differ by kind of layer, and no kind is full attention with rotary positions.
+    """
+    if not any(isinstance(value, Mapping) for value in rope_parameters.values()):
+        return rope_parameters
+    full: Mapping[str, Any] | None = rope_parameters.get(FULL_ATTENTION)
+    if full is None:
+        raise ConfigError(
+            f"the model has rotary positions for layers of the kinds {', '.join(rope_parameters)}, and none for "
+            f"{FULL_ATTENTION}: there is nothing to extend"
+        )
+    return full
+
+
+def present_context(rope_parameters: Mapping[str, Any], max_position_embeddings: int) -> int:
+    """Tokens a model reads as it stands, which its configuration does not always say in `max_position_embeddings`.
+
+    dynamic: `factor` times that, which is where its scaling counts from. yarn: `factor` times the original context if
+    that is more, for configurations that were given YaRN by hand (as Qwen's model cards advise) keep the shorter number.
+    """
+    parameters = extended_parameters(rope_parameters)
+    rope_type = parameters.get("rope_type", "default")
+    if rope_type == "dynamic":
+        return round(parameters["factor"] * max_position_embeddings)
+    if rope_type == "yarn":
+        return max(max_position_embeddings, round(parameters["factor"] * parameters["original_max_position_embeddings"]))
+    return max_position_embeddings
+
+
+def describe_rope(rope_parameters: Mapping[str, Any]) -> str:
+    """Say in a few words how positions are scaled, as in "linear, factor 8"."""
+    parameters = extended_parameters(rope_parameters)
+    words = [str(parameters.get("rope_type", "default"))]
+    if "factor" in parameters:
+        words.append(f"factor {parameters['factor']:g}")
+    words.append(f"theta {parameters['rope_theta']:g}")
+    return ", ".join(words)
+
+
+def _rotated_part(parameters: Mapping[str, Any]) -> float:
+    """Fraction of a head's dimensions over which the frequencies are spread."""
+    if parameters.get("rope_type") == "proportional":  # spread over the whole head, the slow ones then stopped
+        return 1.0
+    return float(parameters.get("partial_rotary_factor") or 1.0)
