@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraModel
+from typer.testing import CliRunner
 
+from longlora import merge as merge_module
+from longlora.cli import app
 from longlora.config import parse_recipe
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, ConfigError
 from longlora.merge import merge_adapter
 from longlora.model import load_for_inference
 from longlora.training.run import train
@@ -57,6 +60,28 @@ torch.save(model(input_ids=torch.arange(100)[None]).logits, sys.argv[2])
     with torch.no_grad():
         expected = load_for_inference(adapter)[0](input_ids=torch.arange(100)[None]).logits
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-4, rtol=0)
+
+
+def test_older_readers_get_their_keys_on_request(adapter: Path, tmp_path: Path) -> None:
+    merge_adapter(adapter, tmp_path / "merged")
+    assert "rope_scaling" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    done = CliRunner().invoke(app, ["merge", str(adapter), str(tmp_path / "older"), "--v4-rope"])
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "older" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["rope_scaling"] == {"rope_type": "linear", "type": "linear", "factor": 2.0}
+    again = load_for_inference(tmp_path / "older")[0].config
+    assert {**again.rope_parameters, "type": "linear"} == {**config["rope_parameters"], "type": "linear"}
+
+
+def test_older_keys_that_would_change_what_is_read_are_refused(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}
+    monkeypatch.setattr(merge_module, "v4_rope", lambda *_, **__: wrong)
+    with pytest.raises(ConfigError, match="would be read with positions"):
+        merge_adapter(adapter, tmp_path / "merged", older_readers=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_merge_that_goes_wrong_is_noticed_and_leaves_nothing(

@@ -59,11 +59,14 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
     dtype: Annotated[Dtype, typer.Option(help="Of the merged weights.")] = "float32",
+    v4_rope: Annotated[
+        bool, typer.Option("--v4-rope", help="Add rope_theta and rope_scaling for readers before transformers 5.")
+    ] = False,
 ) -> None:
     """Fold an adapter into its base model, and check the result against the adapter."""
     from longlora.merge import merge_adapter
 
-    report = merge_adapter(adapter, output, dtype=dtype)
+    report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope)
     typer.echo(
         f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
         f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"

@@ -1,16 +1,18 @@
 """Fold an adapter into its base: an ordinary model directory that needs neither PEFT nor longlora."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from longlora.checkpoint import is_adapter, whole_directory
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, ConfigError
 from longlora.model import DtypeName, compute_dtype, load_adapter, load_tokenizer
+from longlora.rope import extended_parameters, v4_rope
 
 logger = logging.getLogger("longlora")
 
@@ -33,13 +35,18 @@ class MergeReport:
     """Tokens compared, drawn at random from the vocabulary."""
 
 
-def merge_adapter(adapter: Path, output: Path, *, dtype: DtypeName = "float32") -> MergeReport:
+def merge_adapter(
+    adapter: Path, output: Path, *, dtype: DtypeName = "float32", older_readers: bool = False
+) -> MergeReport:
     """Write the merged model to `output`, then load it with plain transformers and compare logits.
 
-    The merged configuration carries the extended positions. Memory: up to three times the model.
+    The merged configuration carries the extended positions; with `older_readers` also in the keys of transformers 4
+    (`rope_theta`, `rope_scaling`), where vLLM and llama.cpp's converter may look for them. Memory: up to three times
+    the model.
 
     Raises:
         CheckpointError: `adapter` is no adapter or damaged, `output` exists, or the merged model does not agree.
+        ConfigError: the keys of transformers 4 have no room for the model's positions.
     """
     if not is_adapter(adapter):
         raise CheckpointError(f"{adapter} holds no adapter: adapter_config.json is missing")
@@ -50,6 +57,8 @@ def merge_adapter(adapter: Path, output: Path, *, dtype: DtypeName = "float32") 
     expected = _logits(adapted, tokens)
     with whole_directory(output) as directory:
         _save_merged(adapted, adapter, directory)
+        if older_readers:
+            _add_v4_keys(directory, config)
         return _verify(directory, tokens, expected, resolved)
 
 
@@ -58,6 +67,24 @@ def _save_merged(adapted: PeftModel, adapter: Path, directory: Path) -> None:
     merged.save_pretrained(directory)
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
     load_tokenizer(str(adapter) if has_tokenizer else merged.config.name_or_path).save_pretrained(directory)
+
+
+def _add_v4_keys(directory: Path, config: PreTrainedConfig) -> None:
+    """Write the positions in the older keys too, and see that transformers 5 still reads the same ones."""
+    path = directory / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values.get("text_config", values).update(v4_rope(config.rope_parameters, model_type=config.model_type))
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    wanted = dict(extended_parameters(config.rope_parameters))
+    read = dict(extended_parameters(AutoConfig.from_pretrained(directory).get_text_config().rope_parameters))
+    wanted.pop("type", None), read.pop("type", None)
+    if config.model_type == "phi3":  # three keys and no factor, which follows from the contexts
+        wanted.pop("factor", None)
+    if read != wanted:
+        raise ConfigError(
+            f"with the keys of transformers 4 beside its own, {config.model_type} would be read with positions {read} "
+            f"instead of {wanted}; merge without --v4-rope"
+        )
 
 
 def _verify(directory: Path, tokens: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> MergeReport:

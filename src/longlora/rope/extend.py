@@ -67,7 +67,9 @@ def extend_rope(
     present = extended_parameters(rope_parameters)
     by_layer_type = present is not rope_parameters
     if by_layer_type and "truncate" in options:
-        raise ConfigError("rope.truncate has no effect on a model whose positions differ by kind of layer; leave it out")
+        raise ConfigError(
+            "rope.truncate has no effect on a model whose positions differ by kind of layer; leave it out"
+        )
     if base_context is None:
         base_context = present_context(rope_parameters, max_position_embeddings)
     if context_length <= base_context:
@@ -118,7 +120,9 @@ def present_context(rope_parameters: Mapping[str, Any], max_position_embeddings:
     if rope_type == "dynamic":
         return round(parameters["factor"] * max_position_embeddings)
     if rope_type == "yarn":
-        return max(max_position_embeddings, round(parameters["factor"] * parameters["original_max_position_embeddings"]))
+        return max(
+            max_position_embeddings, round(parameters["factor"] * parameters["original_max_position_embeddings"])
+        )
     return max_position_embeddings
 
 

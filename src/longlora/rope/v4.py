@@ -12,7 +12,8 @@ from longlora.rope.extend import FULL_ATTENTION, extended_parameters
 
 _SLIDING_ATTENTION = "sliding_attention"
 # Stood beside `rope_scaling`, not in it.
-_OUTSIDE = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
+_PARTIAL = "partial_rotary_factor"
+_OUTSIDE = ("rope_theta", "rope_type", "type", _PARTIAL)
 
 
 def v4_rope(rope_parameters: Mapping[str, Any], *, model_type: str) -> dict[str, Any]:
@@ -29,12 +30,10 @@ def v4_rope(rope_parameters: Mapping[str, Any], *, model_type: str) -> dict[str,
         ConfigError: the older keys have no room for these positions.
     """
     parameters = extended_parameters(rope_parameters)
-    keys = {"rope_theta": parameters["rope_theta"], "rope_scaling": _scaling(parameters, model_type)}
-    if parameters.get("partial_rotary_factor") is not None:
-        keys["partial_rotary_factor"] = parameters["partial_rotary_factor"]
-    if model_type == "gpt_neox":
-        keys["rotary_emb_base"] = parameters["rope_theta"]
-        keys["rotary_pct"] = parameters["partial_rotary_factor"]
+    theta, rotated_part = ("rotary_emb_base", "rotary_pct") if model_type == "gpt_neox" else ("rope_theta", _PARTIAL)
+    keys = {theta: parameters["rope_theta"], "rope_scaling": _scaling(parameters, model_type)}
+    if parameters.get(_PARTIAL) is not None:
+        keys[rotated_part] = parameters[_PARTIAL]
     if parameters.get("rope_type") == "longrope":
         keys["original_max_position_embeddings"] = parameters["original_max_position_embeddings"]
     if parameters is not rope_parameters:
