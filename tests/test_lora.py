@@ -29,7 +29,7 @@ def llama(*, tied: bool = False) -> LlamaForCausalLM:
 
 
 def adapted(model: LlamaForCausalLM, **changes: Any) -> PeftModel:
-    settings = {"train_embeddings_and_norms": True, "r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+    settings = {"trainable": ("embed", "norm"), "r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
     return add_adapter(model, **{**settings, "target_modules": "attention", **changes})
 
 
@@ -47,7 +47,7 @@ def test_trained_parameters_are_counted_by_kind() -> None:
     lora = 2 * 4 * ((32 + 32) + (32 + 16) + (32 + 16) + (32 + 32))
     expected = {"lora": lora, "embeddings": 64 * 32, "norms": 5 * 32, "other": 0}
     assert trainable_parameters(adapted(llama())) == {**expected, "total": sum(expected.values())}
-    plain = adapted(llama(), train_embeddings_and_norms=False)
+    plain = adapted(llama(), trainable=())
     assert trainable_parameters(plain) == {"lora": lora, "embeddings": 0, "norms": 0, "other": 0, "total": lora}
 
 

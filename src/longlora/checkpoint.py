@@ -34,6 +34,9 @@ class Extension:
     max_position_embeddings: int | None = None
     """What the configuration must say where that is not `context_length`: dynamic NTK counts from it. In tokens."""
 
+    vocabulary_rows: int | None = None
+    """Rows of the embedding where it was resized for new tokens."""
+
 
 def is_adapter(directory: Path) -> bool:
     """Tell an adapter's directory from a model's."""

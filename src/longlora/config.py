@@ -5,7 +5,6 @@ is an error that names the nearest known one. `load_recipe` is the only way in, 
 alike.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from longlora.errors import ConfigError
+from longlora.explain import explain
 from longlora.rope import OPTIONS, RopeType
 
 
@@ -114,8 +114,13 @@ class LoraConfig(_Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability on the input of the update."""
 
-    target_modules: Literal["attention", "all-linear"] = "attention"
-    """`attention`: every linear layer inside attention (the paper); `all-linear`: also those of the feed-forward."""
+    target_modules: Literal["attention", "all-linear"] | tuple[str, ...] = "attention"
+    """`attention`: every linear layer inside attention (the paper); `all-linear`: also those of the feed-forward; or a
+    list of layers' names, such as `[q_proj, v_proj]`."""
+
+    trainable: tuple[Literal["embed", "norm"], ...] | None = None
+    """What is trained whole beside the low-rank updates: `embed` (the input embedding), `norm` (every norm); by default
+    both with `tuning: lora+`, neither with `tuning: lora`."""
 
 
 class DataConfig(_Section):
@@ -168,6 +173,9 @@ class Recipe(_Section):
     lora: LoraConfig = LoraConfig()
     """The low-rank adapter."""
 
+    new_tokens: tuple[str, ...] = ()
+    """Tokens to add to the tokenizer; they take free rows of the embedding first. Without any, nothing is resized."""
+
     max_steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
 
@@ -179,6 +187,9 @@ class Recipe(_Section):
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate (the paper: 2e-5 for 7B and 13B, 1e-5 for 70B)."""
+
+    embedding_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the embeddings; by default `learning_rate`. They are most of what LoRA+ trains."""
 
     lr_scheduler_type: str = "constant_with_warmup"
     """Schedule, by its name in transformers."""
@@ -234,7 +245,34 @@ class Recipe(_Section):
                 f"attention.group_size={self.group_size} must not exceed context_length={self.context_length}; "
                 "use attention.pattern=full for one group"
             )
+        self._check_trainable()
         return self
+
+    def _check_trainable(self) -> None:
+        trainable = list(self.lora.trainable or ())
+        if self.tuning != "lora+" and trainable:
+            raise ValueError(f"lora.trainable={trainable} needs tuning=lora+, not tuning={self.tuning}")
+        if self.tuning == "lora+" and not self.trainable:
+            raise ValueError(
+                "lora.trainable=[] with tuning=lora+ leaves plain LoRA; use tuning=lora, or name embed or norm"
+            )
+        trains_embeddings = self.tuning == "full" or "embed" in self.trainable
+        remedy = "use tuning=lora+ with embed in lora.trainable, or tuning=full"
+        if self.embedding_learning_rate is not None and not trains_embeddings:
+            raise ValueError(
+                f"embedding_learning_rate={self.embedding_learning_rate:g}: this run trains no embeddings; {remedy}"
+            )
+        if self.new_tokens and not trains_embeddings:
+            raise ValueError(f"new_tokens={list(self.new_tokens)}: this run trains no embeddings; {remedy}")
+        if len(set(self.new_tokens)) < len(self.new_tokens) or not all(map(str.strip, self.new_tokens)):
+            raise ValueError(f"new_tokens={list(self.new_tokens)} must be different and not blank")
+
+    @property
+    def trainable(self) -> tuple[Literal["embed", "norm"], ...]:
+        """What is trained whole beside the low-rank updates."""
+        if self.lora.trainable is not None:
+            return self.lora.trainable
+        return ("embed", "norm") if self.tuning == "lora+" else ()
 
     @property
     def group_size(self) -> int:
@@ -276,7 +314,7 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        problems = "\n".join(f"  {explain(problem, Recipe)}" for problem in error.errors())
         raise ConfigError(f"{where} cannot be used:\n{problems}") from None
 
 
@@ -298,54 +336,3 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[name] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not valid YAML") from error
-
-
-def _explain(problem: Any) -> str:
-    """Turn one of pydantic's error records into a line with key, value, and remedy."""
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "str", "function-"))]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1) or _ALIASES.get(location[-1], [])
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
-    if problem["type"] == "missing":
-        return f"{key!r} is required"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return f"{key}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-# What other tools call the same thing; used only for the hint.
-_ALIASES = {
-    "base_model": ["model_name_or_path"],
-    "model": ["model_name_or_path"],
-    "sequence_len": ["context_length"],
-    "max_seq_length": ["context_length"],
-    "model_max_length": ["context_length"],
-    "max_length": ["context_length"],
-    "cutoff_len": ["context_length"],
-    "shift_attn": ["attention.pattern"],
-    "s2_attention": ["attention.pattern"],
-    "use_full_attn": ["attention.pattern"],
-    "low_rank_training": ["tuning"],
-    "trainable_params": ["tuning"],
-    "lora_r": ["lora.r"],
-    "lora_rank": ["lora.r"],
-    "lora_alpha": ["lora.lora_alpha"],
-    "dataset": ["data.source"],
-    "data_path": ["data.source"],
-    "rope_scaling": ["rope.rope_type"],
-    "bf16": ["dtype"],
-    "fp16": ["dtype"],
-    "micro_batch_size": ["per_device_train_batch_size"],
-    "num_epochs": ["max_steps"],
-    "num_train_epochs": ["max_steps"],
-}
-
-
-def _known_keys(sections: list[str]) -> list[str]:
-    schema: Any = Recipe
-    for section in sections:
-        schema = schema.model_fields[section].annotation
-    return list(schema.model_fields)

@@ -77,7 +77,8 @@ def _add_v4_keys(directory: Path, config: PreTrainedConfig) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     wanted = dict(extended_parameters(config.rope_parameters))
     read = dict(extended_parameters(AutoConfig.from_pretrained(directory).get_text_config().rope_parameters))
-    wanted.pop("type", None), read.pop("type", None)
+    wanted.pop("type", None)
+    read.pop("type", None)
     if config.model_type == "phi3":  # three keys and no factor, which follows from the contexts
         wanted.pop("factor", None)
     if read != wanted:

@@ -1,6 +1,6 @@
 """The one place where a checkpoint becomes a model: for training, evaluation and merging alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from longlora.positions import extend_positions, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
 from longlora.tiny import TINY_MODEL, tiny_model_directory
+from longlora.vocabulary import fit_vocabulary
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -54,11 +55,19 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
         name, config, dtype=weights_dtype, attention=attention, trust_remote_code=recipe.trust_remote_code
     )
     set_group_size(model, recipe.group_size if recipe.attention.pattern == "s2" else None)
+    tokenizer = load_tokenizer(name)
+    rows = model.get_input_embeddings().num_embeddings
+    fit_vocabulary(model, tokenizer, new_tokens=recipe.new_tokens)
+    if model.get_input_embeddings().num_embeddings != rows:
+        extension = replace(extension, vocabulary_rows=model.get_input_embeddings().num_embeddings)
     if recipe.tuning != "full":
         model = add_adapter(
-            model, train_embeddings_and_norms=recipe.tuning == "lora+", **recipe.lora.model_dump(mode="python")
+            model,
+            trainable=recipe.trainable,
+            train_output=bool(recipe.new_tokens),
+            **recipe.lora.model_dump(mode="python", exclude={"trainable"}),
         )
-    return TrainingModel(model=model, tokenizer=load_tokenizer(name), extension=extension)
+    return TrainingModel(model=model, tokenizer=tokenizer, extension=extension)
 
 
 def load_for_inference(
@@ -99,6 +108,9 @@ def load_adapter(directory: Path, *, dtype: torch.dtype, trust_remote_code: bool
     if extension:
         apply_extension(config, extension)
     model = load_weights(base, config, dtype=dtype, attention=None, trust_remote_code=trust_remote_code)
+    if extension and extension.vocabulary_rows:
+        # The adapter holds every row of the resized embeddings, so it does not matter how the new ones start.
+        model.resize_token_embeddings(extension.vocabulary_rows, mean_resizing=False)
     try:
         return PeftModel.from_pretrained(model, directory)
     except Exception as error:  # safetensors, PEFT and torch each have exceptions of their own for a bad file

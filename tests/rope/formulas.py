@@ -1,4 +1,4 @@
-"""The formulas of the papers and of their authors' code, written out once more: frequencies, and the factor of cos and sin.
+"""The papers' formulas and those of their authors' code, written out once more: frequencies, factor of cos and sin.
 
 Each takes what a paper speaks of, not what a configuration holds: θ, d, the original context L, the new context C, the
 length n of the sequence.
@@ -28,7 +28,7 @@ def dynamic(theta: float, d: int, *, original: int, new: int, length: int) -> Ro
 
 
 def yarn(theta: float, d: int, *, original: int, new: int, fast: float = 32.0, slow: float = 1.0) -> Rope:
-    """The ramp over whole pairs of the authors' code; outside of it the paper's own condition on the turns is checked."""
+    """The ramp over whole pairs of the authors' code; outside of it the paper's condition on the turns is checked."""
     scale = new / original
 
     def pair_that_turns(times: float) -> float:

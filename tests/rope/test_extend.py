@@ -1,4 +1,4 @@
-"""Positions are scaled from the model's true state, in parameters that transformers takes; contradictions are refused."""
+"""Positions are scaled from the model's true state, in transformers' parameters; contradictions are refused."""
 
 import math
 from typing import Any
@@ -61,8 +61,15 @@ def test_the_factor_is_the_exact_quotient() -> None:
 
 @pytest.mark.parametrize(
     ("rope_type", "options"),
-    [("linear", {}), ("dynamic", {}), ("yarn", {}), ("yarn", {"beta_fast": 16.0}), ("llama3", {})]
-    + [("longrope", {"long_factor": LONG}), ("theta", {})],
+    [
+        ("linear", {}),
+        ("dynamic", {}),
+        ("yarn", {}),
+        ("yarn", {"beta_fast": 16.0}),
+        ("llama3", {}),
+        ("longrope", {"long_factor": LONG}),
+        ("theta", {}),
+    ],
 )
 def test_two_extensions_are_one(rope_type: str, options: dict[str, Any]) -> None:
     in_two, at_once = twice(rope_type, **options)

@@ -24,7 +24,7 @@ CASES = [
 
 
 def read_as_v4_does(config: dict[str, Any], length: int) -> formulas.Rope:
-    """Frequencies by transformers 4.57's documented keys: θ and rotated part at the top, the scaling in `rope_scaling`."""
+    """Frequencies by the keys of transformers 4.57: θ and rotated part at the top, the scaling in `rope_scaling`."""
     theta = config.get("rotary_emb_base", config.get("rope_theta", 10_000.0))
     rotated = config.get("rotary_pct", config.get("partial_rotary_factor", 1.0))
     d = int((config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]) * rotated)

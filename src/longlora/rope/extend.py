@@ -113,7 +113,7 @@ def present_context(rope_parameters: Mapping[str, Any], max_position_embeddings:
     """Tokens a model reads as it stands, which its configuration does not always say in `max_position_embeddings`.
 
     dynamic: `factor` times that, which is where its scaling counts from. yarn: `factor` times the original context if
-    that is more, for configurations that were given YaRN by hand (as Qwen's model cards advise) keep the shorter number.
+    that is more; configurations that were given YaRN by hand, as Qwen's model cards advise, keep the shorter number.
     """
     parameters = extended_parameters(rope_parameters)
     rope_type = parameters.get("rope_type", "default")

@@ -28,7 +28,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor", "attention_factor"),
     "theta": ("rope_theta",),
 }
-# The key with which longlora's and transformers' names for a way of scaling its own present parameters differ.
+# What an extension replaces; all else is no part of the scaling.
 _SCALING_KEYS = {"type", "rope_type", "factor", "original_max_position_embeddings"} | {
     key for keys in OPTIONS.values() for key in keys if key != "rope_theta"
 }
@@ -127,12 +127,12 @@ def dynamic(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def yarn(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
-    """YaRN (Peng et al., arXiv 2309.00071, definitions 2 and 3): interpolate slow pairs, leave fast ones, blend between.
+    """YaRN (Peng et al., arXiv 2309.00071, definitions 2 and 3): interpolate slow pairs, leave fast ones, blend others.
 
     ω_i · ((1-γ_i)/s + γ_i), and cos and sin times `attention_factor`, 0.1·ln(s) + 1 unless given (or the quotient of
     0.1·mscale·ln(s) + 1 and the same with mscale_all_dim). γ is 1 where a pair turns more than `beta_fast` times within
-    L, 0 where fewer than `beta_slow` times. Between, γ falls evenly over the pairs' numbers, as in the authors' code; in
-    the paper it is linear in the number of turns. `truncate` rounds the ends of the ramp outwards to whole pairs.
+    L, 0 where fewer than `beta_slow` times. Between, γ falls evenly over the pairs' numbers, as in the authors' code;
+    in the paper it is linear in the number of turns. `truncate` rounds the ends of the ramp outwards to whole pairs.
 
     A second extension counts s from L again, and keeps what the model has set unless it is set anew.
 
@@ -155,7 +155,7 @@ def yarn(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def llama3(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Llama 3.1's scaling (`apply_scaling` in Meta's llama-models; no paper): by wavelength, without a change of cos and sin.
+    """Llama 3.1's scaling (`apply_scaling` in Meta's llama-models; no paper): by wavelength; cos and sin stay as large.
 
     ω_i / s where λ_i > L / `low_freq_factor` (1 unless given), ω_i where λ_i < L / `high_freq_factor` (4), and between
     (1-t)·ω_i/s + t·ω_i with t = (L/λ_i - low) / (high - low).
@@ -184,7 +184,7 @@ def llama3(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def longrope(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
-    """LongRoPE (Ding et al., arXiv 2402.13753, section 3): a factor for every pair, found by search; they must be given.
+    """LongRoPE (Ding et al., arXiv 2402.13753, section 3): a factor for every pair, found by search; not searched here.
 
     ω_i / long_factor_i where the sequence is longer than L, ω_i / short_factor_i where it is not (ones unless given).
     cos and sin times `attention_factor`, √(1 + ln s / ln L) with s = C / L unless given (as in Phi-3).
@@ -256,10 +256,11 @@ def _own(positions: Positions, rope_type: str) -> dict[str, Any]:
 def _settle_attention_factor(
     positions: Positions, chosen: dict[str, Any], options: Mapping[str, Any], usual: float
 ) -> None:
-    """Let transformers compute the attention factor anew, unless it is given; the model's own was for its own factor."""
+    """Let transformers compute the attention factor anew unless it is given; the model's own was for its own factor."""
     if "attention_factor" in options:
         chosen["attention_factor"] = float(options["attention_factor"])
-        chosen.pop("mscale", None), chosen.pop("mscale_all_dim", None)
+        chosen.pop("mscale", None)
+        chosen.pop("mscale_all_dim", None)
     elif (own := chosen.pop("attention_factor", None)) is not None and not math.isclose(own, usual, rel_tol=1e-3):
         raise ConfigError(
             f"the model sets an attention_factor of its own, {own:g}, for its present factor "

@@ -69,7 +69,11 @@ def train(recipe: Recipe) -> Path:
 def save_trained(model: PreTrainedModel | PeftModel, prepared: TrainingModel, directory: Path) -> None:
     """Write the adapter, or the whole model, with its tokenizer and the positions it was trained with."""
     forget_group_size(model)
-    model.save_pretrained(directory)
+    if isinstance(model, PeftModel):
+        # Embeddings that were trained are in it anyhow; PEFT would add the base's as well where they were resized.
+        model.save_pretrained(directory, save_embedding_layers=False)
+    else:
+        model.save_pretrained(directory)
     prepared.tokenizer.model_max_length = prepared.extension.context_length
     prepared.tokenizer.save_pretrained(directory)
     write_extension(directory, prepared.extension)

@@ -1,6 +1,7 @@
 """TRL's `SFTTrainer`, set up from a recipe; the only place that knows its arguments."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,16 +11,29 @@ from trl import SFTConfig, SFTTrainer
 
 from longlora.compat import checkpointing_arguments
 from longlora.config import Recipe
-from longlora.errors import DivergenceError
+from longlora.errors import ConfigError, DivergenceError
+from longlora.lora import embedding_parameters
 from longlora.model import TrainingModel, compute_dtype
 from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
 
 
 class ExtensionTrainer(SFTTrainer):
-    """Stops before the optimizer steps on a loss that is not a number, so that no checkpoint ever holds one."""
+    """Stops before the optimizer steps on a loss that is not a number, so that no checkpoint ever holds one.
+
+    Embeddings may learn at a rate of their own.
+    """
 
     progress_bar: ProgressBar
+    embedding_learning_rate: float | None = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Set up the optimizer, with the embeddings in groups of their own if they have a rate of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.embedding_learning_rate is not None:
+            give_own_rate(optimizer, embedding_parameters(self.model), self.embedding_learning_rate)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Do one micro-step.
@@ -34,6 +48,29 @@ class ExtensionTrainer(SFTTrainer):
                 f"{self.args.learning_rate:g}) and start again: the last good checkpoint is kept"
             )
         return loss
+
+
+def give_own_rate(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], learning_rate: float
+) -> None:
+    """Move parameters to groups that differ from their old ones in the learning rate alone.
+
+    Before the first step and before a schedule is made: a schedule multiplies the rate that it finds in each group.
+
+    Raises:
+        ConfigError: the optimizer holds others in their place, as where a model was wrapped in pieces.
+    """
+    members = {id(parameter) for parameter in parameters}
+    if not members <= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
+        raise ConfigError(
+            f"embedding_learning_rate={learning_rate:g} cannot be followed: the optimizer does not hold the embeddings "
+            "by themselves; leave it out"
+        )
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if id(parameter) in members]
+        if moved:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in members]
+            optimizer.add_param_group({**group, "params": moved, "lr": learning_rate})
 
 
 def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: RunDirectory) -> ExtensionTrainer:
@@ -63,6 +100,7 @@ def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: R
     )
     trainer.remove_callback(PrinterCallback)
     trainer.progress_bar = bar
+    trainer.embedding_learning_rate = recipe.embedding_learning_rate
     return trainer
 
 
