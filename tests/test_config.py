@@ -39,6 +39,18 @@ def test_group_size_and_the_first_dense_step() -> None:
     assert parse_recipe({**MINIMAL, "max_steps": 10}).first_dense_step == 10
 
 
+def test_what_is_trained_whole_follows_from_the_tuning_or_is_said() -> None:
+    assert parse_recipe(MINIMAL).trainable == ("embed", "norm")
+    assert parse_recipe({**MINIMAL, "tuning": "lora"}).trainable == ()
+    assert parse_recipe({**MINIMAL, "lora": {"trainable": ["norm"]}}).trainable == ("norm",)
+
+
+def test_only_rope_options_that_are_set_are_passed_on() -> None:
+    assert parse_recipe(MINIMAL).rope.options == {}
+    recipe = parse_recipe({**MINIMAL, "rope": {"rope_type": "yarn", "beta_fast": 16, "truncate": False}})
+    assert recipe.rope.options == {"beta_fast": 16.0, "truncate": False}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -52,6 +64,23 @@ def test_group_size_and_the_first_dense_step() -> None:
         ({"attention": {"group_size": 9000}}, "must not exceed context_length=8192"),
         ({"tuning": "qlora"}, "tuning='qlora'"),
         ({"save_total_limit": 1}, "save_total_limit=1"),
+        ({"rope": {"rope_type": "cubic"}}, "rope.rope_type='cubic'"),
+        ({"rope": {"beta_fast": 16}}, "rope.beta_fast belongs to rope_type yarn, not to rope.rope_type=linear"),
+        (
+            {"rope": {"rope_type": "llama3", "attention_factor": 1.1}},
+            "rope.attention_factor belongs to rope_type yarn or longrope, not to rope.rope_type=llama3",
+        ),
+        ({"rope": {"rope_type": "longrope"}}, "rope.rope_type=longrope needs rope.long_factor"),
+        ({"rope": {"rope_type": "longrope", "long_factor": [1, -2]}}, "rope.long_factor.1=-2"),
+        ({"rope_theta": 1e6}, "did you mean 'rope.rope_theta'?"),
+        ({"modules_to_save": ["embed_tokens"]}, "did you mean 'lora.trainable'?"),
+        ({"lora": {"trainable": ["head"]}}, "lora.trainable.0='head'"),
+        ({"tuning": "lora", "lora": {"trainable": ["norm"]}}, "lora.trainable=['norm'] needs tuning=lora+"),
+        ({"lora": {"trainable": []}}, "with tuning=lora+ leaves plain LoRA"),
+        ({"tuning": "lora", "embedding_learning_rate": 1e-5}, "embedding_learning_rate=1e-05: this run trains no"),
+        ({"lora": {"trainable": ["norm"]}, "new_tokens": ["<a>"]}, "new_tokens=['<a>']: this run trains no embeddings"),
+        ({"new_tokens": ["<a>", "<a>"]}, "must be different and not blank"),
+        ({"new_tokens": [" "]}, "must be different and not blank"),
     ],
 )
 def test_a_wrong_recipe_is_explained(change: dict[str, object], expected: str) -> None:

@@ -1,6 +1,7 @@
 """TRL's `SFTTrainer`, set up from a recipe; the only place that knows its arguments."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,13 @@ class ExtensionTrainer(SFTTrainer):
         if is_new and self.embedding_learning_rate is not None:
             give_own_rate(optimizer, embedding_parameters(self.model), self.embedding_learning_rate)
         return optimizer
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint's model."""
+        with warnings.catch_warnings():
+            # PEFT tells that it adds resized embeddings to what it saves; they are in it already.
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
+            super().save_model(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Do one micro-step.
