@@ -16,19 +16,28 @@ from transformers import (
     Cohere2Config,
     FalconConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteMoeHybridConfig,
     LlamaConfig,
+    MambaConfig,
     MptConfig,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     SmolLM3Config,
 )
 
 from longlora.errors import ConfigError
-from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
+from longlora.positions import (
+    extend_positions,
+    readable_context,
+    rotary_parameters,
+    set_positions,
+    without_dynamic_scaling,
+)
 
 ORIGINAL, NEW = 64, 256
 SIZES = {"vocab_size": 40, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -217,6 +226,37 @@ def test_models_without_rotary_positions_are_refused(config: PreTrainedConfig) -
 def test_models_with_rotary_positions_are_not() -> None:
     assert rotary_parameters(FalconConfig())["rope_theta"] == 10_000
     assert rotary_parameters(GraniteMoeHybridConfig(position_embedding_type="rope"))["rope_theta"] == 10_000
+
+
+def test_a_configuration_that_does_not_say_how_far_it_reads() -> None:
+    with pytest.raises(ConfigError, match="configuration of mamba does not say its max_position_embeddings"):
+        readable_context(MambaConfig())
+
+
+def test_a_larger_head_in_full_attention_counts() -> None:
+    config = Gemma4TextConfig()
+    present = config.rope_parameters["full_attention"]
+    assert (config.to_dict()["head_dim"], present["rope_type"]) == (256, "proportional")
+    before = dict(present)
+    extend_positions(config, context_length=2 * config.max_position_embeddings, rope_type="theta")
+    wanted = {**before, "rope_theta": pytest.approx(before["rope_theta"] * 2 ** (512 / 510), rel=1e-12)}
+    assert config.rope_parameters["full_attention"] == wanted
+
+
+def test_a_model_type_that_chokes_on_a_scaling_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"phimoe cannot take rope\.rope_type=yarn"):
+        extend_positions(PhimoeConfig(), context_length=1_000_000, rope_type="yarn")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_dynamic_scaling_is_left_out_of_a_copy(family: str) -> None:
+    config = FAMILIES[family][0]()
+    plain = config.to_dict()["rope_parameters"]
+    extend_positions(config, context_length=NEW, rope_type="dynamic")
+    scaled = config.to_dict()["rope_parameters"]
+    assert without_dynamic_scaling(config).rope_parameters == plain
+    assert config.rope_parameters == scaled != plain
+    assert without_dynamic_scaling(GPT2Config()).to_dict() == GPT2Config().to_dict()
 
 
 def test_positions_are_copied() -> None:

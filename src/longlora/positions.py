@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from longlora.errors import ConfigError
-from longlora.rope import RopeExtension, extend_rope, extended_parameters, present_context
+from longlora.rope import FULL_ATTENTION, RopeExtension, extend_rope, extended_parameters, present_context
 
 
 def extend_positions(
@@ -29,7 +29,7 @@ def extend_positions(
     text_config = config.get_text_config()
     extension = extend_rope(
         rotary_parameters(config),
-        max_position_embeddings=text_config.max_position_embeddings,
+        max_position_embeddings=_size(text_config, "max_position_embeddings"),
         context_length=context_length,
         head_dim=_head_dim(text_config),
         rope_type=rope_type,
@@ -75,15 +75,45 @@ def rotary_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     return copy.deepcopy(values["rope_parameters"])
 
 
-def readable_context(config: PreTrainedConfig) -> int:
-    """Tokens a model reads: its `max_position_embeddings`, or more where its positions are scaled beyond that."""
+def without_dynamic_scaling(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy whose positions do not depend on the length, for a model without data: on "meta" there is none to ask."""
+    config = copy.deepcopy(config)
     text_config = config.get_text_config()
-    return present_context(text_config.to_dict().get("rope_parameters") or {}, text_config.max_position_embeddings)
+    rope_parameters = text_config.to_dict().get("rope_parameters") or {}
+    for parameters in (rope_parameters, rope_parameters.get(FULL_ATTENTION) or {}):
+        if parameters.get("rope_type") == "dynamic":
+            parameters["rope_type"] = "default"
+            del parameters["factor"]
+            text_config.rope_parameters = rope_parameters
+    return config
+
+
+def readable_context(config: PreTrainedConfig) -> int:
+    """Tokens a model reads: its `max_position_embeddings`, or more where its positions are scaled beyond that.
+
+    Raises:
+        ConfigError: its configuration does not say.
+    """
+    text_config = config.get_text_config()
+    parameters = text_config.to_dict().get("rope_parameters") or {}
+    return present_context(parameters, _size(text_config, "max_position_embeddings"))
 
 
 def _head_dim(text_config: PreTrainedConfig) -> int:
+    """Dimensions of a head of the layers with full attention, which a few models make larger than those of others."""
     values = text_config.to_dict()
-    return int(values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"])
+    overridden = [layer["head_dim"] for layer in (values.get("per_layer_config") or {}).values() if "head_dim" in layer]
+    if overridden:
+        return int(max(overridden))
+    return int(values.get("head_dim") or _size(text_config, "hidden_size") // _size(text_config, "num_attention_heads"))
+
+
+def _size(text_config: PreTrainedConfig, name: str) -> int:
+    """A number by transformers' name for it, whatever the model type calls it."""
+    value = getattr(text_config, name, None)
+    if not isinstance(value, int):
+        raise ConfigError(f"the configuration of {text_config.model_type} does not say its {name}")
+    return value
 
 
 def _check_kept(text_config: PreTrainedConfig, rope_type: str) -> None:
@@ -92,7 +122,7 @@ def _check_kept(text_config: PreTrainedConfig, rope_type: str) -> None:
     try:
         text_config.validate_rope()
         kept = type(text_config).from_dict(text_config.to_dict()).rope_parameters
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{text_config.model_type} cannot take rope.rope_type={rope_type}: {error}") from error
     if kept != wanted:
         raise ConfigError(

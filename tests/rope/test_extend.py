@@ -217,3 +217,4 @@ def test_only_full_attention_is_extended() -> None:
     for without in ({"sliding_attention": DEFAULT}, {**gemma, "full_attention": None}):
         with pytest.raises(ConfigError, match="none for full_attention"):
             extended(without, 4096, 8192, "linear")
+        assert present_context(without, 4096) == 4096

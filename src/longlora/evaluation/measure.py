@@ -30,8 +30,9 @@ def measure_perplexity(
         ConfigError: lengths and stride do not go together.
     """
     model, tokenizer = load_for_inference(model_name)
-    context = readable_context(model.config)
-    lengths = lengths or [context // 8, context // 4, context // 2, context]
+    if not lengths:
+        context = readable_context(model.config)
+        lengths = [context // 8, context // 4, context // 2, context]
     source = read_documents(sources, text_column=text_column, split=split, max_documents=max_documents)
     documents = tokenize_documents(source, tokenizer)
     return perplexity_by_length(

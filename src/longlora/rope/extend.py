@@ -115,7 +115,8 @@ def present_context(rope_parameters: Mapping[str, Any], max_position_embeddings:
     dynamic: `factor` times that, which is where its scaling counts from. yarn: `factor` times the original context if
     that is more; configurations that were given YaRN by hand, as Qwen's model cards advise, keep the shorter number.
     """
-    parameters = extended_parameters(rope_parameters)
+    by_layer_type = any(isinstance(value, Mapping) for value in rope_parameters.values())
+    parameters = (rope_parameters.get(FULL_ATTENTION) or {}) if by_layer_type else rope_parameters
     rope_type = parameters.get("rope_type", "default")
     if rope_type == "dynamic":
         return round(parameters["factor"] * max_position_embeddings)

@@ -91,6 +91,12 @@ def _tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
         f"{extension.context_length:,}",
         describe_rope(extension.rope_parameters),
     )
+    if recipe.rope.rope_type in ("dynamic", "longrope") and not recipe.data.cross_document_attention:
+        logger.warning(
+            "rope.rope_type=%s goes by the longest document in a row: short ones do not train the positions that "
+            "long texts are read with; use long documents, or data.cross_document_attention: true",
+            recipe.rope.rope_type,
+        )
     logger.info("training %s of %s parameters: %s", f"{counts['total']:,}", f"{total:,}", kinds)
     if recipe.attention.pattern == "full":
         logger.info("attention: full")
