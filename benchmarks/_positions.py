@@ -1,4 +1,4 @@
-"""Perplexity of the tiny model by length under each scaling of positions, before any training: the table of docs/log.md.
+"""Perplexity of the tiny model by length under each scaling of positions, before any training (docs/positions.md).
 
     python benchmarks/_positions.py --lengths 128,256,512,1024 --factor 4
 
