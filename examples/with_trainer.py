@@ -28,12 +28,7 @@ def main() -> None:
 
     # Positions first: they are a matter of the configuration.
     config = AutoConfig.from_pretrained(options.model)
-    rope = longlora.extend_rope(
-        config.rope_parameters,
-        base_context=config.max_position_embeddings,
-        context_length=options.context_length,
-    )
-    config.rope_parameters, config.max_position_embeddings = rope.rope_parameters, rope.context_length
+    longlora.extend_positions(config, context_length=options.context_length)
 
     model = AutoModelForCausalLM.from_pretrained(options.model, config=config, attn_implementation="s2")
     longlora.set_group_size(model, options.context_length // 4)

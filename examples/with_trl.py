@@ -24,12 +24,7 @@ def main() -> None:
     options = parse_options()
 
     config = AutoConfig.from_pretrained(options.model)
-    rope = longlora.extend_rope(
-        config.rope_parameters,
-        base_context=config.max_position_embeddings,
-        context_length=options.context_length,
-    )
-    config.rope_parameters, config.max_position_embeddings = rope.rope_parameters, rope.context_length
+    longlora.extend_positions(config, context_length=options.context_length)
 
     # A model that is loaded already can be switched as well.
     model = AutoModelForCausalLM.from_pretrained(options.model, config=config)

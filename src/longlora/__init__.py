@@ -21,7 +21,7 @@ _HOMES = {
     "LongLoRAError": "longlora.errors",
     "Recipe": "longlora.config",
     "check_s2_reaches": "longlora.probe",
-    "extend_rope": "longlora.rope",
+    "extend_positions": "longlora.positions",
     "load_for_inference": "longlora.model",
     "load_recipe": "longlora.config",
     "merge_adapter": "longlora.merge",

@@ -14,7 +14,7 @@ def extend_positions(
     config: PreTrainedConfig,
     *,
     context_length: int,
-    rope_type: str,
+    rope_type: str = "linear",
     base_context: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> RopeExtension:

@@ -70,6 +70,7 @@ def s2_attention_forward(
             "train this model with attention.pattern: full"
         )
     if _trains_in_segments(module, attention_mask, query, key):
+        assert isinstance(attention_mask, DeferredMask)
         if dropout > 0:
             raise ConfigError(_NO_DROPOUT.format(dropout))
         group_size = getattr(module.config, "s2_group_size", max(1, round(query.shape[2] * DEFAULT_GROUP_RATIO)))

@@ -153,7 +153,7 @@ def test_padding_on_either_side_changes_nothing_for_real_tokens(family, seed):
 def adapted(family: Family, seed: int):
     return add_adapter(
         make(family, seed),
-        train_embeddings_and_norms=True,
+        trainable=("embed", "norm"),
         r=4,
         lora_alpha=8,
         lora_dropout=0.0,
