@@ -21,11 +21,11 @@ from torch import Tensor
 
 from longlora.attention.cuts import CutPoints, head_ranges
 
-_forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+_forward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 # Results of the kernel are copied into place, so a call covers this part of the batch at most (or one segment): in the
-# backward pass three tensors of it exist beside the gradients.
+# backward pass the kernel has four tensors of it beside the gradients.
 _LARGEST_PART = 1 / 8
 _FEWEST_TOKENS = 1024  # of a call, unless the segments are over: a call costs as much as a few hundred tokens
 
@@ -80,6 +80,7 @@ class _SegmentedAttention(torch.autograd.Function):
                 part = part * (without_sink - part_log_sums).exp().unsqueeze(-1)
             _segments(output[tokens, h], length).copy_(part)
             _segments(log_sums[tokens, h], length).copy_(part_log_sums)
+            del part  # before the next one is made
         return output, log_sums
 
     @staticmethod
@@ -102,11 +103,12 @@ class _SegmentedAttention(torch.autograd.Function):
         for h, h_kv, tokens, length in ctx.parts:
             d_o, q, o, sums = (_segments(t[tokens, h], length) for t in (d_output, query, output, log_sums))
             k, v = (_segments(t[tokens, h_kv], length) for t in (key, value))
-            d_q, d_k, d_v = _backward(d_o, q, k, v, o, sums, 0.0, True, scale=ctx.scale)
-            _segments(d_query[tokens, h], length).copy_(d_q)
+            of_part = _backward(d_o, q, k, v, o, sums, 0.0, True, scale=ctx.scale)
+            _segments(d_query[tokens, h], length).copy_(of_part[0])
             # A key-value head may serve two ranges of query heads.
-            _segments(d_key[tokens, h_kv], length).add_(d_k)
-            _segments(d_value[tokens, h_kv], length).add_(d_v)
+            _segments(d_key[tokens, h_kv], length).add_(of_part[1])
+            _segments(d_value[tokens, h_kv], length).add_(of_part[2])
+            del of_part  # before the next part's are made
         d_sinks = None
         if sinks is not None and ctx.needs_input_grad[3]:
             towards_output = torch.einsum("nhd,nhd->nh", d_output.to(log_sums.dtype), output.to(log_sums.dtype))

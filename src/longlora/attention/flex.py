@@ -1,8 +1,8 @@
 """All heads at once by FlexAttention, with softcap and sinks: one call whose mask depends on the head.
 
 The batch is one row of N tokens; the cut points of both halves become a sparse mask of blocks. On CUDA the kernel is
-compiled when it is first used. On the CPU torch has no backward pass for it, and runs it as ordinary operations with
-all N² scores in memory: that is for checking, not for use.
+compiled when it is first used. On the CPU torch has no backward pass for it, and uncompiled it is ordinary operations
+with all N² scores in memory: that is for checking, not for use.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension, b blocks of `BLOCK_SIZE` tokens.
 """
@@ -30,8 +30,9 @@ def attend(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
     window: int | None = None,
+    compiled: bool | None = None,
 ) -> Float[Tensor, "N H D_v"]:
-    """Run causal attention inside every segment.
+    """Run causal attention inside every segment; `compiled=None` compiles on CUDA only.
 
     Memory beside the inputs and the output: the mask, 16·H·(N/128)² bytes, made once a forward pass.
     """
@@ -43,7 +44,7 @@ def attend(
     if not torch.is_grad_enabled():  # on the CPU a tensor that could ask for gradients is refused all the same
         query, key, value = query.detach(), key.detach(), value.detach()
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))  # (1, H or H_kv, N, D)
-    kernel = _compiled() if query.is_cuda else flex_attention
+    kernel: Callable = _compiled() if (query.is_cuda if compiled is None else compiled) else flex_attention
     output, aux = kernel(
         q,
         k,
@@ -81,9 +82,14 @@ def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device, window:
     half_of_head = (torch.arange(num_heads, device=device) >= middle).long()  # (H,)
 
     partial_and_full = [_blocks_of_half(row) for row in starts]
-    tables = [torch.stack(half)[half_of_head].unsqueeze(0) for half in zip(*partial_and_full, strict=True)]
+    num_partial, partial, num_full, full = (
+        torch.stack(rows)[half_of_head].unsqueeze(0) for rows in zip(*partial_and_full, strict=True)
+    )  # (1, H, b) and (1, H, b, b), twice
     return BlockMask.from_kv_blocks(
-        *tables,
+        num_partial,
+        partial,
+        num_full,
+        full,
         BLOCK_SIZE=BLOCK_SIZE,
         mask_mod=lambda batch, head, query, key: (key <= query) & (key >= starts[half_of_head[head], query]),
         seq_lengths=(cuts.num_tokens, cuts.num_tokens),

@@ -9,6 +9,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -35,12 +36,18 @@ def attend(
     def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
         borders = cuts.borders(query.device, shifted=heads.shifted)  # (segments + 1,)
         longest = cuts.longest(shifted=heads.shifted)
-        arguments = {
-            "scale": scale,
-            "window_size": _before_and_after(window),
+        output = varlen.varlen_attn(
+            query,
+            key,
+            value,
+            borders,
+            borders,
+            longest,
+            longest,
+            scale=scale,
+            window_size=_before_and_after(window),
             **_grouped(query.shape[1] != key.shape[1]),
-        }
-        output = varlen.varlen_attn(query, key, value, borders, borders, longest, longest, **arguments)
+        )
         assert isinstance(output, Tensor)  # a pair only where `return_aux` asks for it
         return output
 
@@ -52,7 +59,7 @@ def _before_and_after(window: int | None) -> tuple[int, int]:
     return (-1 if window is None else window - 1, 0)
 
 
-def _grouped(is_grouped: bool) -> dict[str, bool]:
+def _grouped(is_grouped: bool) -> dict[str, Any]:
     """Ask for grouped queries where torch wants to be asked.
 
     torch 2.12 and 2.13 demand `enable_gqa`; earlier forms of the function know no such argument and let the kernel find

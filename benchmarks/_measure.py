@@ -1,0 +1,110 @@
+"""Time by interleaved rounds, and peak memory of one run.
+
+Memory on a CPU is measured in a process of its own, as the highest resident set during the run (`VmHWM`, set back
+by `/proc/self/clear_refs` just before; where there is no /proc, the highest of the process so far) less the resident
+set before it. glibc is told to give large blocks back at once (`MALLOC_MMAP_THRESHOLD_`), so that what counts is what
+the run has at a time, the kernels' and the libraries' own buffers among it, and not what the allocator keeps for
+later. On CUDA it is torch's `max_memory_allocated` less what was allocated before.
+"""
+
+import gc
+import math
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+Run = Callable[[], object]
+
+_SHORTEST_MEASUREMENT = 0.2  # seconds; shorter runs are repeated within a round
+
+
+def timed(run: Run, device: torch.device, repeats: int = 1) -> float:
+    """Seconds of one run."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(runs: Mapping[str, Run], device: torch.device, *, num_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run in each round; a round goes through all of them, so that a slow minute hits all alike."""
+    repeats = {name: max(1, math.ceil(_SHORTEST_MEASUREMENT / timed(run, device))) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(num_rounds):
+        for name, run in runs.items():
+            seconds[name].append(timed(run, device, repeats[name]))
+    return seconds
+
+
+def times_as_fast(seconds: Mapping[str, list[float]], name: str, than: str) -> float | None:
+    """Median, over the rounds, of how many times as fast one run was as another in the same round."""
+    if name not in seconds or than not in seconds:
+        return None
+    return statistics.median(slow / fast for slow, fast in zip(seconds[than], seconds[name], strict=True))
+
+
+def peak_memory(make_run: Callable[[], Run], device: torch.device) -> int:
+    """Bytes that one run needs at its highest beyond what `make_run` (of the top of a module) has made before."""
+    if device.type == "cuda":
+        run = make_run()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    # Forked from a process that has loaded the modules and run nothing: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "torch"])
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**16))  # read when that process starts
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_send_peak_of_resident_set, args=(make_run, torch.get_num_threads(), sending))
+    process.start()
+    sending.close()
+    try:
+        peak = receiving.recv()
+    except EOFError:
+        raise RuntimeError("the process that measures memory died, perhaps for want of memory") from None
+    finally:
+        process.join()
+    return peak
+
+
+def _send_peak_of_resident_set(make_run: Callable[[], Run], num_threads: int, answer: Connection) -> None:
+    torch.set_num_threads(num_threads)
+    run = make_run()
+    gc.collect()
+    before = _reset_peak()
+    run()
+    answer.send(_highest_resident_set() - before)
+
+
+def _reset_peak() -> int:
+    """Forget the highest resident set if the system can, and return the bytes it counts from."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+    return _highest_resident_set()
+
+
+def _highest_resident_set() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
