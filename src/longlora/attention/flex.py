@@ -9,6 +9,7 @@ N tokens of the batch, H query heads, H_kv key-value heads, D head dimension, b 
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +45,7 @@ def attend(
     if not torch.is_grad_enabled():  # on the CPU a tensor that could ask for gradients is refused all the same
         query, key, value = query.detach(), key.detach(), value.detach()
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))  # (1, H or H_kv, N, D)
-    kernel: Callable = _compiled() if (query.is_cuda if compiled is None else compiled) else flex_attention
+    kernel: Any = _compiled() if (query.is_cuda if compiled is None else compiled) else flex_attention
     output, aux = kernel(
         q,
         k,
