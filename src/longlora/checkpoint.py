@@ -35,7 +35,8 @@ class Extension:
     """What the configuration must say where that is not `context_length`: dynamic NTK counts from it. In tokens."""
 
     vocabulary_rows: int | None = None
-    """Rows of the embedding where it was resized for new tokens."""
+    """Rows of the embedding where it was resized for new tokens. Who loads the adapter with PEFT alone resizes the base
+    to as many first (`resize_token_embeddings`)."""
 
 
 def is_adapter(directory: Path) -> bool:

@@ -145,6 +145,8 @@ def test_an_attention_factor_of_the_models_own_must_be_said_anew() -> None:
     with pytest.raises(ConfigError, match=r"sets an attention_factor of its own, 1\.3, for its present factor 4\.0"):
         extended(own, 131072, 262144, "yarn")
     assert extended(own, 131072, 262144, "yarn", attention_factor=1.4).rope_parameters["attention_factor"] == 1.4
+    weights = {"mscale": 0.5, "mscale_all_dim": 1.0}
+    assert extended(own, 131072, 262144, "yarn", **weights).rope_parameters == {**QWEN_YARN, "factor": 8.0, **weights}
     deepseek = {**QWEN_YARN, "mscale": 0.7, "mscale_all_dim": 1.0}
     assert extended(deepseek, 131072, 262144, "yarn").rope_parameters == {**deepseek, "factor": 8.0}
     given = extended(deepseek, 131072, 262144, "yarn", attention_factor=1.4).rope_parameters

@@ -261,6 +261,8 @@ def _settle_attention_factor(
         chosen["attention_factor"] = float(options["attention_factor"])
         chosen.pop("mscale", None)
         chosen.pop("mscale_all_dim", None)
+    elif "mscale" in options:  # checked to come with mscale_all_dim; transformers would prefer the factor to both
+        chosen.pop("attention_factor", None)
     elif (own := chosen.pop("attention_factor", None)) is not None and not math.isclose(own, usual, rel_tol=1e-3):
         raise ConfigError(
             f"the model sets an attention_factor of its own, {own:g}, for its present factor "
