@@ -19,7 +19,7 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
-from longlora.positions import extend_positions, set_positions, without_dynamic_scaling
+from longlora.positions import extend_positions, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
 from longlora.tiny import TINY_MODEL, tiny_model_directory
@@ -232,7 +232,7 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
 def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
     """Name the attention to train with: "s2", which also does full attention within documents without a mask."""
     try:
-        check_s2_reaches(without_dynamic_scaling(config))
+        check_s2_reaches(config)
     except ConfigError:
         if recipe.attention.pattern == "s2":
             raise

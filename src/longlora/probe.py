@@ -1,6 +1,5 @@
 """Find out, before any weights are loaded, which layers of an architecture would train with S²-Attn."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from longlora.errors import ConfigError
+from longlora.positions import without_dynamic_scaling
 from longlora.register import s2_attention_forward, trains_in_groups
 
 _PROBE_TOKENS = 8
@@ -75,7 +75,7 @@ def _run_without_weights(config: PreTrainedConfig, calls: list) -> PreTrainedMod
     # bfloat16, because torch knows no grouped matrix product (mixtures of experts) of float32 on "meta".
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), attn_implementation="s2", dtype=torch.bfloat16
+            without_dynamic_scaling(config), attn_implementation="s2", dtype=torch.bfloat16
         ).train()
         tokens = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long)
         try:

@@ -41,7 +41,7 @@ class Family:
     """Last parts of the names of the linear layers in attention."""
 
     saved: tuple[str, ...] = LLAMA_SAVED
-    """Last parts of the names of the embedding and the norms."""
+    """Names of the embedding and the norms, whole where the last part would reach more (norms without a weight)."""
 
     one_layer: dict[str, Any] = field(default_factory=dict)
     """Configuration of a model of one layer of full attention, where it takes more than `num_hidden_layers`."""
@@ -167,6 +167,7 @@ FAMILIES = [
             "layer_types": ["chunked_attention", FULL],
             "intermediate_size_mlp": 48,
         },
+        saved=("embed_tokens", "input_layernorm", "model.norm", "post_attention_layernorm"),
         one_layer=ONE_FULL_LAYER,
         windowed_layers=1,
     ),
