@@ -1,5 +1,6 @@
 """A checkpoint becomes a model, or a message that says what is wrong with it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -115,3 +116,18 @@ def test_a_model_that_s2_cannot_serve_is_refused_or_trains_with_its_own_attentio
             load_for_training(recipe)
     else:
         assert load_for_training(recipe).model.config._attn_implementation == "sdpa"
+
+
+def test_attention_dropout_is_set_to_zero_with_a_warning(
+    base_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in Seed-OSS, whose published configuration has 0.1."""
+    model_directory = tmp_path / "model"
+    shutil.copytree(base_model, model_directory)
+    config = json.loads((model_directory / "config.json").read_text(encoding="utf-8"))
+    (model_directory / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}), encoding="utf-8")
+    values = {"model_name_or_path": str(model_directory), "output_dir": str(tmp_path), "context_length": 128}
+    with caplog.at_level("WARNING", logger="longlora"):
+        model = load_for_training(parse_recipe({**values, "data": {"source": "x"}})).model
+    assert "attention_dropout=0.1 in the model's config is set to 0" in caplog.text
+    model.train()(input_ids=torch.zeros(1, 128, dtype=torch.long))

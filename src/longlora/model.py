@@ -25,6 +25,8 @@ from longlora.register import set_group_size
 from longlora.tiny import TINY_MODEL, tiny_model_directory
 from longlora.vocabulary import fit_vocabulary
 
+logger = logging.getLogger("longlora")
+
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -231,6 +233,12 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
 
 def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
     """Name the attention to train with: "s2", which also does full attention within documents without a mask."""
+    text_config = config.get_text_config()
+    if dropout := text_config.to_dict().get("attention_dropout"):  # its kernels have none
+        logger.warning(
+            "attention_dropout=%s in the model's config is set to 0: S²-Attn has no attention dropout", dropout
+        )
+        text_config.attention_dropout = 0.0
     try:
         check_s2_reaches(config)
     except ConfigError:
