@@ -1,5 +1,6 @@
 """The one place where a checkpoint becomes a model: for training, evaluation and merging alike."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
