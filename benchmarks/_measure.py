@@ -23,8 +23,6 @@ import torch
 
 Run = Callable[[], object]
 
-_SHORTEST_MEASUREMENT = 0.2  # seconds; shorter runs are repeated within a round
-
 
 def timed(run: Run, device: torch.device, repeats: int = 1) -> float:
     """Seconds of one run."""
@@ -42,9 +40,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(runs: Mapping[str, Run], device: torch.device, *, num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round; a round goes through all of them, so that a slow minute hits all alike."""
-    repeats = {name: max(1, math.ceil(_SHORTEST_MEASUREMENT / timed(run, device))) for name, run in runs.items()}
+def interleaved(
+    runs: Mapping[str, Run], device: torch.device, *, num_rounds: int, shortest: float
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round; a round goes through all of them, so that a slow minute hits all alike.
+
+    Runs of less than `shortest` seconds are repeated within a round. Each has run once before the first round.
+    """
+    repeats = {name: max(1, math.ceil(shortest / timed(run, device))) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(num_rounds):
         for name, run in runs.items():
