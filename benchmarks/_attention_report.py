@@ -48,7 +48,8 @@ def write_report(
         "latter on the same kernel and with explicit scores and softmax. S² computes 0.234 of the query-key pairs of "
         "full attention, so 4.27 times as fast is the ideal.\n\n"
         f"Rounds: {num_rounds}, each through all attentions in turn. Times are medians over the rounds, ratios medians "
-        "of the ratios within each. Memory is the highest of one forward and backward pass beyond query, key, value, "
+        "of the ratios within each. FlexAttention is measured on CUDA only: on the CPU torch has no backward pass for it. "
+        "Memory is the highest of one forward and backward pass beyond query, key, value, "
         "output and the gradients of these four, and its share of them."
     )
     pages = {"": introduction, **{" · ".join(key): _table(part) for key, part in _parts(rows).items()}}

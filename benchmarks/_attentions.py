@@ -3,7 +3,6 @@
 q (B, H, T, D), k and v (B, H_kv, T, D), g group size.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from longlora.attention import Backend, cut_points, flex, s2_attention, s2_attention_reference
+from longlora.attention import Backend, s2_attention, s2_attention_reference
 from longlora.attention.backends import Wish, refusal
 
 FULL, ROLL, ROLL_UNFUSED = "full causal, SDPA", "roll, SDPA", "roll, unfused"
@@ -59,10 +58,8 @@ def attentions(device: torch.device, dtype: torch.dtype, *, head_dim: int, backw
     wish = Wish(device=device.type, dtype=dtype, head_dim=head_dim, value_dim=head_dim, needs_gradients=backward)
     able = [name for name in get_args(Backend) if name != "auto" and refusal(name, wish) is None]
     ours: dict[str, Attention] = {OURS.format(backend=name): partial(shifted_sparse, backend=name) for name in able}
-    if device.type == "cpu":  # uncompiled it is for checking only
+    if device.type == "cpu":  # all N² scores uncompiled; of lengths that vary torch 2.13 makes C++ that is none
         ours.pop(OURS.format(backend="flex"), None)
-        if not backward and shutil.which("g++"):
-            ours[OURS.format(backend="flex")] = flex_compiled_for_the_cpu
     return {FULL: full_causal, **ours, ROLL: rolled, ROLL_UNFUSED: rolled_unfused}
 
 
@@ -93,13 +90,6 @@ def full_causal(query: Tensor, key: Tensor, value: Tensor, _: int) -> Tensor:
 def shifted_sparse(query: Tensor, key: Tensor, value: Tensor, group_size: int, *, backend: Backend) -> Tensor:
     """Attend as this package does."""
     return s2_attention(query, key, value, group_size=group_size, backend=backend)
-
-
-def flex_compiled_for_the_cpu(query: Tensor, key: Tensor, value: Tensor, group_size: int) -> Tensor:
-    """Attend as this package does, by the C++ that torch makes of FlexAttention (forward only)."""
-    tokens_first = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    cuts = cut_points(1, query.shape[2], group_size=group_size)
-    return flex.attend(*tokens_first, cuts, compiled=True).transpose(0, 1).unsqueeze(0)
 
 
 def rolled(query: Tensor, key: Tensor, value: Tensor, group_size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """How fast is S²-Attn, and how much memory does it need, beside full attention and the paper's algorithm?
 
     python benchmarks/attention.py            # on CUDA if there is one, in bfloat16; else on the CPU, in float32
-    python benchmarks/attention.py --quick    # a minute, to see that everything runs
+    python benchmarks/attention.py --quick    # seconds, to see that everything runs
 
 One row of T tokens, groups of T/4, 8 heads of 64 numbers (on CUDA 32 of 128), with as many key-value heads and with an
 eighth of them. First all attentions are compared with their definitions, gradients too; if one differs there is no
@@ -49,7 +49,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short lengths, one round, nothing that is compiled")
+    parser.add_argument("--quick", action="store_true", help="short lengths, one round")
     parser.add_argument("--lengths", type=int, nargs="+", metavar="T", help="tokens of a row")
     parser.add_argument("--rounds", type=int, default=None, help="times that everything is measured (default: 5)")
     parser.add_argument("--most-seconds", type=float, default=15, help="longest single run (default: 15)")
@@ -79,8 +79,6 @@ def measure(
     """Measure all attentions at all lengths."""
     backward = passes == TRAINING
     names = list(attentions(device, dtype, head_dim=base.head_dim, backward=backward))
-    if arguments.quick and device.type == "cpu":
-        names = [name for name in names if "flex" not in name]  # compiles for longer than the rest takes
     seconds_per_pair: dict[str, float] = {}  # of a query and a key, at the last length that was measured
     for length in arguments.lengths:
         shape = replace(base, num_tokens=length)

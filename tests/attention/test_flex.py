@@ -91,13 +91,13 @@ def test_the_mask_is_made_once_for_all_layers():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_compiled_for_the_cpu_equals_the_definition(softcap, seed):
+def test_compiled_for_the_cpu_equals_the_definition(softcap, seed, monkeypatch):
     """The C++ that torch makes of it; without sinks, since the CPU's kernel returns no log-sum-exp."""
+    # torch 2.13 makes C++ that does not compile of lengths that vary.
+    monkeypatch.setattr(flex, "flex_attention", torch.compile(flex.flex_attention, dynamic=False))
     case = Case(num_tokens=300, group_size=70, head_dim=16, softcap=softcap, seed=seed)
     query, key, value = (tensor.float() for tensor in random_tensors(case)[:3])
-    tokens_first = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    cuts = cut_points(1, 300, group_size=70)
     with torch.no_grad():
-        actual = flex.attend(*tokens_first, cuts, softcap=softcap, compiled=True).transpose(0, 1)
-    expected = s2_attention_reference(query, key, value, **case.settings)[0]
+        actual = s2_attention(query, key, value, backend="flex", **case.settings)
+    expected = s2_attention_reference(query, key, value, **case.settings)
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance(expected, torch.float32), msg=f"seed {seed}")

@@ -31,9 +31,8 @@ def attend(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
     window: int | None = None,
-    compiled: bool | None = None,
 ) -> Float[Tensor, "N H D_v"]:
-    """Run causal attention inside every segment; `compiled=None` compiles on CUDA only.
+    """Run causal attention inside every segment.
 
     Memory beside the inputs and the output: the mask, 16·H·(N/128)² bytes, made once a forward pass.
     """
@@ -45,7 +44,7 @@ def attend(
     if not torch.is_grad_enabled():  # on the CPU a tensor that could ask for gradients is refused all the same
         query, key, value = query.detach(), key.detach(), value.detach()
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))  # (1, H or H_kv, N, D)
-    kernel: Any = _compiled() if (query.is_cuda if compiled is None else compiled) else flex_attention
+    kernel: Any = _compiled() if query.is_cuda else flex_attention
     output, aux = kernel(
         q,
         k,
