@@ -39,7 +39,7 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")] = None,
 ) -> None:
     """Follow a recipe; started again after an interruption, go on where it stopped."""
@@ -52,6 +52,21 @@ def train(
     typer.echo(f"written to {result}")
     if loaded.tuning != "full":
         typer.echo(f"next: longlora merge {result} {Path(loaded.output_dir) / 'merged'}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to read or to save as your own.")] = None,
+) -> None:
+    """List the recipes that ship with longlora, or print one."""
+    from longlora.recipes import describe_recipe, find_recipe, recipe_names
+
+    if name is not None:
+        typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+        return
+    width = max(map(len, recipe_names()))
+    for known in recipe_names():
+        typer.echo(f"{known:{width}}  {describe_recipe(known)}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from longlora.errors import ConfigError
 from longlora.explain import explain
+from longlora.recipes import find_recipe
 from longlora.rope import OPTIONS, RopeType
 
 
@@ -286,12 +287,14 @@ class Recipe(_Section):
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file and apply `key=value` overrides (`attention.dense_finish=0.2`); values are YAML.
+    """Read a recipe, a file or the name of one that ships with longlora, and apply `key=value` overrides.
+
+    An override reads as `attention.dense_finish=0.2`; values are YAML.
 
     Raises:
-        ConfigError: no such file, not a YAML mapping, an unknown key, a wrong type, an impossible combination.
+        ConfigError: no such recipe, not a YAML mapping, an unknown key, a wrong type, an impossible combination.
     """
-    path = Path(path)
+    path = find_recipe(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,0 +1,48 @@
+"""The recipes that ship with longlora: YAML files in this folder, one for each model, found by listing it.
+
+The names are those of the models that the paper's authors released (`Yukang/Llama-2-7b-longlora-8k-ft` and so on), in
+small letters.
+"""
+
+import difflib
+from pathlib import Path
+
+from longlora.errors import ConfigError
+
+_FOLDER = Path(__file__).parent
+
+
+def recipe_names() -> list[str]:
+    """List the recipes, in the order of model, context and kind of training."""
+    return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=_order)
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """Return the file of a recipe: the user's own, or else the one of that name that ships with longlora.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path, shipped = Path(name_or_path), _FOLDER / f"{name_or_path}.yaml"
+    if path.is_file() or not (shipped.parent == _FOLDER and shipped.is_file()):
+        if not path.exists() and not path.suffix:
+            near = difflib.get_close_matches(str(name_or_path), recipe_names(), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "`longlora recipes` lists those that ship with longlora"
+            raise ConfigError(f"there is no recipe {str(name_or_path)!r}, neither as a file nor by name; {hint}")
+        return path
+    return shipped
+
+
+def describe_recipe(name: str) -> str:
+    """Return the first line of a shipped recipe: what it makes out of what."""
+    first = find_recipe(name).read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").partition(": ")[2]
+
+
+def _order(name: str) -> tuple[list[tuple[int, int | str]], str]:
+    """Sort numbers within names by their value: 7b before 13b, 8k before 16k."""
+    parts: list[tuple[int, int | str]] = []
+    for part in name.split("-"):
+        digits = part.rstrip("bk")
+        parts.append((0, int(digits)) if digits.isdigit() else (1, part))
+    return parts, name
