@@ -48,9 +48,9 @@ def write_report(
         "latter on the same kernel and with explicit scores and softmax. S² computes 0.234 of the query-key pairs of "
         "full attention, so 4.27 times as fast is the ideal.\n\n"
         f"Rounds: {num_rounds}, each through all attentions in turn. Times are medians over the rounds, ratios medians "
-        "of the ratios within each. FlexAttention is measured on CUDA only: on the CPU torch has no backward pass for it. "
-        "Memory is the highest of one forward and backward pass beyond query, key, value, "
-        "output and the gradients of these four, and its share of them."
+        "of the ratios within each. Memory is the highest of one forward and backward pass beyond query, key, value, "
+        "output and the gradients of these four, and its share of them. FlexAttention is measured on CUDA only: on the "
+        "CPU torch has no backward pass for it."
     )
     pages = {"": introduction, **{" · ".join(key): _table(part) for key, part in _parts(rows).items()}}
     pages |= {"Picture": f"![Time and memory over length]({path.name}.png)", "How it is measured": how_measured.strip()}
@@ -120,7 +120,7 @@ def draw(rows: Sequence[Row], path: Path, origin: Provenance) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     figure.text(0.01, 0.005, caption(origin), fontsize=7, color="#666666", va="bottom")
-    figure.tight_layout(rect=(0, 0.04, 1, 0.93))
+    figure.tight_layout(rect=(0, 0.05, 1, 0.93))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,8 @@ class Provenance:
     versions: str
     date: str
     commit: str
+    load: str
+    """Processes that ran or waited, on average over a minute, before this one began and as it ended."""
 
 
 def provenance(device: torch.device, packages: Sequence[str] = ("torch",)) -> Provenance:
@@ -41,7 +43,19 @@ def provenance(device: torch.device, packages: Sequence[str] = ("torch",)) -> Pr
         versions=", ".join([f"Python {platform.python_version()}", *(f"{each} {version(each)}" for each in packages)]),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         commit=commit(),
+        load=_load(),
     )
+
+
+def finished(origin: Provenance) -> Provenance:
+    """Add how busy the machine is at the end: beyond this process's threads it was shared, and times are rough."""
+    return replace(
+        origin, load=f"{origin.load} at the start, {_load()} at the end, {origin.threads} threads of it ours"
+    )
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def device_name(device: torch.device) -> str:
@@ -99,8 +113,8 @@ def write_markdown(path: Path, title: str, sections: Mapping[str, str], origin: 
 
 
 def caption(origin: Provenance) -> str:
-    """Put the origin into two lines below a picture."""
+    """Put the origin into three lines below a picture."""
     return (
         f"{origin.device}, {origin.threads} threads · {origin.versions}\n"
-        f"{origin.date} · commit {origin.commit} · {origin.command}"
+        f"{origin.date} · commit {origin.commit} · load {origin.load}\n{origin.command}"
     )

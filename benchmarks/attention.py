@@ -42,6 +42,7 @@ def main() -> int:
     for heads, shape in shapes.items():
         for passes in (FORWARD, TRAINING):
             rows += measure(heads, shape, passes, arguments, device, dtype)
+    origin = _report.finished(origin)
     write_report(rows, arguments.output, device, dtype, origin, num_rounds=arguments.rounds)
     return 0
 
@@ -89,7 +90,7 @@ def measure(
         for name in names:
             row = Row(heads=heads, num_tokens=length, passes=passes, attention=name, note=notes[name])
             if name in seconds:
-                seconds_per_pair[name] = statistics.median(seconds[name]) / length**2
+                seconds_per_pair[name] = min(seconds[name]) / length**2
                 row = replace(
                     row,
                     seconds=statistics.median(seconds[name]),

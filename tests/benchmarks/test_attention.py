@@ -36,7 +36,7 @@ def test_the_report_is_whole(tmp_path):
     origin = dict(line.removeprefix("# ").split(": ", 1) for line in lines if line.startswith("#"))
     assert origin["command"].startswith("python benchmarks/attention.py --quick --lengths 64 128")
     assert origin["versions"].endswith(f"torch {torch.__version__}")
-    assert set(origin) == {"command", "device", "threads", "versions", "date", "commit"}
+    assert set(origin) == {"command", "device", "threads", "versions", "date", "commit", "load"}
 
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     keys = [(row["heads"], row["passes"], row["num_tokens"], row["attention"]) for row in rows]
