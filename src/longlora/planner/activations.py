@@ -1,0 +1,164 @@
+"""What one GPU holds for the backward pass, tensor by tensor as transformers' code makes them.
+
+All results are bytes per token unless a name says otherwise. `b` is the size of a number in compute, `R` in the hidden
+states between layers (`PlannedRun.residual_bytes`); h is the hidden size, q and kv the width of queries and of keys, f of
+the feed-forward. `tests/planner/test_activations.py` compares the sums with what a model on the CPU really holds.
+"""
+
+import math
+from dataclasses import dataclass
+
+from longlora.planner.run import PlannedRun
+
+LOGIT_BYTES = 12
+"""Three float32 tensors over the vocabulary at once: the log-probabilities, and in the backward pass of cross-entropy the
+gradients of these and of the logits."""
+
+LOSS_TILE = (4096, 32768)
+"""Tokens and vocabulary of one tile of TRL's chunked cross-entropy (trl 1.16, `kernels/chunked_logprob.py`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerActivations:
+    """Bytes per token that one layer holds while its gradient is computed."""
+
+    attention: int
+    """Kept for the gradient of attention, its norm included."""
+
+    attention_gradients: int
+    """In flight while attention's gradient is computed; what the feed-forward kept is gone by then."""
+
+    mlp: int
+    """Kept for the gradient of the feed-forward, its norm included."""
+
+    mlp_gradients: int
+    """In flight while the feed-forward's gradient is computed."""
+
+    @property
+    def kept(self) -> int:
+        """Kept by one layer that is not checkpointed, its input not counted."""
+        return self.attention + self.mlp
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at once while one layer's gradient is computed."""
+        return self.attention + max(self.mlp + self.mlp_gradients, self.attention_gradients)
+
+
+def layer_activations(run: PlannedRun) -> LayerActivations:
+    """Add up what a layer keeps, and what is in flight in its backward pass."""
+    shape, b, residual = run.architecture, run.compute_bytes, run.residual_bytes
+    hidden, query, kv = shape.hidden_size, shape.query_size, shape.kv_size
+    return LayerActivations(
+        attention=_kept_by_attention(run),
+        # Of its output, query, key and value; FlashAttention adds up the query's in float32.
+        attention_gradients=residual * hidden + b * (2 * query + 2 * kv) + 4 * query,
+        mlp=_kept_by_mlp(run),
+        mlp_gradients=_mlp_gradients(run),
+    )
+
+
+def layer_input(run: PlannedRun) -> int:
+    """The hidden state that a layer starts from, which is all that checkpointing keeps of it."""
+    return run.residual_bytes * run.architecture.hidden_size
+
+
+def kept_layers(run: PlannedRun) -> int:
+    """What all layers keep from forward to backward."""
+    if run.gradient_checkpointing:
+        return run.architecture.num_layers * layer_input(run)
+    # Without a float32 copy in its norm, a layer's input itself is what the norm keeps.
+    own_input = layer_input(run) if run.residual_bytes == 4 else 0
+    return run.architecture.num_layers * (layer_activations(run).kept + own_input)
+
+
+def shared_by_layers(run: PlannedRun) -> int:
+    """Token numbers, positions and labels (int64), and the table of rotary positions."""
+    table = 2 * run.architecture.head_dim
+    if run.rotary_cache_per_layer:
+        return 24 + run.architecture.num_layers * table * run.compute_bytes
+    return 24 + table * run.residual_bytes
+
+
+def loss_per_token(run: PlannedRun) -> int:
+    """The final norm, and the logits or what replaces them."""
+    shape = run.architecture
+    final = 4 * shape.hidden_size + _scaled(run, shape.hidden_size, run.residual_bytes) + 4
+    if not run.chunked_loss:
+        return final + run.trains_head * run.compute_bytes * shape.hidden_size + LOGIT_BYTES * shape.vocab_size
+    # The hidden state, its gradient in float32, and that in the type of compute.
+    return final + shape.hidden_size * (2 * run.compute_bytes + 4)
+
+
+def loss_fixed(run: PlannedRun) -> int:
+    """Bytes of the chunked cross-entropy that do not grow with the row (in all, not per token)."""
+    if not run.chunked_loss:
+        return 0
+    shape = run.architecture
+    tile = min(run.tokens, LOSS_TILE[0]) * min(shape.vocab_size, LOSS_TILE[1]) * run.compute_bytes
+    head_gradient = 4 * shape.vocab_size * shape.hidden_size if run.trains_head else 0
+    return tile + head_gradient
+
+
+def num_mlp_tiles(run: PlannedRun) -> int:
+    """Tiles of the feed-forward: as many tokens each as the hidden state is wide (ALST)."""
+    return max(1, math.ceil(run.tokens / run.architecture.hidden_size)) if run.tiled_mlp else 1
+
+
+def _kept_by_attention(run: PlannedRun) -> int:
+    shape, b = run.architecture, run.compute_bytes
+    hidden, query, kv = shape.hidden_size, shape.query_size, shape.kv_size
+    is_lora = run.tuning != "full"
+    # The norm scales a float32 copy; where the hidden state is float32 already, that is the layer's input itself.
+    kept = (0 if run.residual_bytes == 4 else 4 * hidden) + _scaled(run, hidden, run.residual_bytes) + 4
+    # Autocast casts the input once for every projection whose gradient needs it.
+    kept += b * hidden * (len(shape.attention_linears()) - 1 if run.mixed else 1)
+    if shape.qk_norm != "none":
+        kept += 4 * (query + kv) + _scaled(run, query + kv, b)
+    kept += b * (query + 2 * kv) + b * query + 4 * shape.num_heads  # FlashAttention: inputs, output, log-sum-exp
+    if is_lora:
+        kept += b * query if run.mixed else 0  # autocast's copy of the output projection's input
+        kept += b * run.lora_rank * len(shape.attention_linears())
+    if shape.norms_per_layer == 4:
+        kept += 4 * hidden + _scaled(run, hidden, b)
+    return kept
+
+
+def _kept_by_mlp(run: PlannedRun) -> int:
+    shape, b = run.architecture, run.compute_bytes
+    kept = 4 * shape.hidden_size + _scaled(run, shape.hidden_size, run.residual_bytes) + 4
+    if shape.norms_per_layer == 4:
+        kept += 4 * shape.hidden_size + _scaled(run, shape.hidden_size, b)
+    if run.tiled_mlp:
+        return kept + layer_input(run) + _kept_inside_mlp(run) // num_mlp_tiles(run)
+    return kept + _kept_inside_mlp(run)
+
+
+def _kept_inside_mlp(run: PlannedRun) -> int:
+    shape, b = run.architecture, run.compute_bytes
+    hidden, inner = shape.hidden_size, shape.active_intermediate_size
+    kept = 3 * b * inner  # gate, its activation, up
+    if run.trains_mlp:
+        copies = max(1, len(shape.mlp_linears()) - 1) if run.mixed else 1
+        kept += b * (copies * hidden + inner)
+        if run.tuning != "full":
+            kept += b * run.lora_rank * len(shape.mlp_linears())
+    if shape.num_experts:
+        # Tokens sorted by expert, each expert's output, and the router's float32 logits and probabilities.
+        kept += 2 * b * hidden * shape.experts_per_token + 8 * shape.num_experts
+    return kept
+
+
+def _mlp_gradients(run: PlannedRun) -> int:
+    hidden, inner = run.architecture.hidden_size, run.architecture.active_intermediate_size
+    inside = 3 * run.compute_bytes * inner  # of the product, and of its two factors
+    if run.tiled_mlp:
+        return 2 * run.residual_bytes * hidden + inside // num_mlp_tiles(run)
+    return run.residual_bytes * hidden + inside
+
+
+def _scaled(run: PlannedRun, width: int, size: int) -> int:
+    """The normalised vector, which the gradient of a norm's scale needs."""
+    if not run.trains_norms:
+        return 0
+    return width * (4 if run.architecture.wide_norms else size)

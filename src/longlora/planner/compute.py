@@ -1,0 +1,116 @@
+"""Arithmetic of a run and the time it takes: floating-point operations, counted causally, over a part of the peak."""
+
+from dataclasses import dataclass, replace
+
+from longlora.planner import activations
+from longlora.planner.hardware import Gpu
+from longlora.planner.run import PlannedRun
+
+ATTENTION_BACKWARD = 2.5
+"""Backward over forward of FlashAttention: five products where the forward has two (arXiv 2307.08691, section 4.1)."""
+
+HOST_BYTES_PER_SECOND = 25e9
+"""Between GPU and host, PCIe 4.0 × 16. Assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Operations of one row, forward and backward, with what is computed again."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """All operations of one row."""
+        return self.linear + self.attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """How long a run takes."""
+
+    seconds: float
+    tokens_per_second_per_gpu: float
+    flops_per_second_per_gpu: float
+    measured: str | None
+    """What the GPU's efficiency is fitted to; None if it is assumed."""
+
+
+def plan_duration(run: PlannedRun, gpu: Gpu) -> Duration:
+    """Time of all steps; communication, the optimizer and reading data are inside the GPU's efficiency."""
+    sparse = _seconds_per_row(run, gpu)
+    dense = _seconds_per_row(replace(run, attention="full"), gpu)
+    dense_part = run.dense_finish if run.attention == "s2" else 0.0
+    per_row = (1 - dense_part) * sparse + dense_part * dense
+    rows = run.steps * run.accumulation_steps * run.batch_size
+    sparse_flops, dense_flops = row_flops(run).total, row_flops(replace(run, attention="full")).total
+    return Duration(
+        seconds=rows * per_row,
+        tokens_per_second_per_gpu=run.context_length / per_row,
+        flops_per_second_per_gpu=((1 - dense_part) * sparse_flops + dense_part * dense_flops) / per_row,
+        measured=gpu.measured,
+    )
+
+
+def row_flops(run: PlannedRun) -> Flops:
+    """Operations of one row; S²-Attn as `run.attention` says, without the dense finish.
+
+    Linear layers: 2 operations per weight and token forward, as many for the gradient of the input, and again as many
+    for that of the weight where it is trained. Attention: 4·D per query-key pair and head forward, 2.5 times that
+    backward. Checkpointing repeats the forward pass of layers, chunked cross-entropy that of the output layer, and a
+    tiled feed-forward its own once more.
+    """
+    shape, tokens = run.architecture, run.context_length
+    layers = shape.attention_parameters + shape.active_mlp_parameters
+    head = shape.embedding_parameters  # the output layer has the embedding's shape, tied or not
+    lora = 0 if run.tuning == "full" else run.trained_by_kind()["lora"]
+    weight_gradients = (layers if run.tuning == "full" else lora) + run.trains_head * head
+    passes = 2 + run.gradient_checkpointing
+    products = passes * (layers + lora) + (2 + run.chunked_loss) * head + weight_gradients
+    if run.tiled_mlp:
+        products += shape.active_mlp_parameters
+    attention = 4 * shape.head_dim * head_pairs(run) * (1 + run.gradient_checkpointing + ATTENTION_BACKWARD)
+    return Flops(linear=2.0 * tokens * products, attention=float(attention))
+
+
+def head_pairs(run: PlannedRun) -> int:
+    """Query-key pairs of all heads and layers in one row that is one document."""
+    shape, tokens = run.architecture, run.context_length
+    windowed = shape.num_sliding_layers
+    pairs = shape.num_heads * window_pairs(tokens, shape.sliding_window or tokens) * windowed
+    group = run.group_size or max(1, round(tokens / 4))
+    if run.attention == "full":
+        return pairs + shape.num_heads * window_pairs(tokens, tokens) * (shape.num_layers - windowed)
+    unshifted_heads = (shape.num_heads + 1) // 2
+    per_layer = unshifted_heads * segment_pairs(tokens, group, first=group)
+    per_layer += (shape.num_heads - unshifted_heads) * segment_pairs(tokens, group, first=group // 2)
+    return pairs + per_layer * (shape.num_layers - windowed)
+
+
+def segment_pairs(tokens: int, group: int, *, first: int) -> int:
+    """Causal pairs of a row that is cut after `first` tokens and then after every `group`."""
+    first = min(first, tokens)
+    groups, rest = divmod(tokens - first, group)
+    return _triangle(first) + groups * _triangle(group) + _triangle(rest)
+
+
+def window_pairs(tokens: int, window: int) -> int:
+    """Causal pairs where each token sees itself and at most `window - 1` before it."""
+    window = min(window, tokens)
+    return _triangle(window) + (tokens - window) * window
+
+
+def _triangle(count: int) -> int:
+    return count * (count + 1) // 2
+
+
+def _seconds_per_row(run: PlannedRun, gpu: Gpu) -> float:
+    flops = row_flops(run)
+    seconds = flops.linear / (gpu.peak_flops * gpu.linear_efficiency)
+    seconds += flops.attention / (gpu.peak_flops * gpu.attention_efficiency)
+    if run.offload_checkpoints:
+        # Out and back, on the stream that computes.
+        held = run.context_length * activations.layer_input(run) * run.architecture.num_layers
+        seconds += 2 * held / HOST_BYTES_PER_SECOND
+    return seconds
