@@ -5,12 +5,18 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from longlora.errors import ConfigError, LongLoRAError
 
+if TYPE_CHECKING:
+    from longlora.config import Recipe
+    from longlora.planner import PlannedRun
+
+Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
 
@@ -35,6 +41,51 @@ def demo(
     from longlora.demo import run_demo
 
     run_demo(output)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of each; by default the GPU type's, or 80.")
+    ] = None,
+    gpu_type: Annotated[str, typer.Option(help="For the time: a100-80gb, h100-80gb, h200, rtx-4090, …")] = "",
+    strategy: Annotated[Strategy | None, typer.Option(help="By default `single`, or `ddp` on several GPUs.")] = None,
+    optimizer: Annotated[Optimizer, typer.Option(help="Optimizer, as torch or bitsandbytes has it.")] = "adamw",
+    offload: Annotated[bool, typer.Option("--offload", help="Layer inputs in host memory.")] = False,
+    four_bit: Annotated[bool, typer.Option("--four-bit", help="Frozen weights in 4 bits.")] = False,
+    tiled_mlp: Annotated[bool, typer.Option("--tiled-mlp", help="Feed-forward in tiles.")] = False,
+    full_logits: Annotated[bool, typer.Option("--full-logits", help="Cross-entropy over whole logits.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what a recipe needs in memory and time, without loading anything; status 1 if it does not fit."""
+    from longlora.config import load_recipe
+    from longlora.planner import GIB, find_gpu, make_plan
+    from longlora.planner.report import plan_to_dict, print_plan
+
+    run = _planned_run(
+        load_recipe(recipe, overrides or []),
+        num_gpus=gpus,
+        strategy=strategy or ("ddp" if gpus > 1 else "single"),
+        optimizer=optimizer,
+        offload_checkpoints=offload,
+        four_bit=four_bit,
+        tiled_mlp=tiled_mlp,
+        chunked_loss=not full_logits,
+    )
+    gpu = find_gpu(gpu_type) if gpu_type else None
+    memory_gib = memory or (gpu.memory_gib if gpu else 80.0)
+    result = make_plan(run, memory_bytes=int(memory_gib * GIB), gpu=gpu)
+    if as_json:
+        typer.echo(json.dumps(plan_to_dict(result), indent=2))
+    else:
+        from rich.console import Console
+
+        print_plan(result, Console())
+    if not result.fits:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -119,6 +170,31 @@ def perplexity(
         return
     for length, result in results.items():
         typer.echo(f"{length:>9,} tokens   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
+
+
+def _planned_run(recipe: "Recipe", **levers: Any) -> "PlannedRun":
+    """Turn a recipe into the plain values that a plan needs; `levers` are what recipes have no key for yet.
+
+    A lever that becomes a key of the recipe moves from the options of `plan` into this mapping.
+    """
+    from longlora.planner import PlannedRun, find_architecture
+
+    return PlannedRun(
+        architecture=find_architecture(recipe.model_name_or_path),
+        context_length=recipe.context_length,
+        tuning=recipe.tuning,
+        lora_rank=recipe.lora.r,
+        lora_targets=recipe.lora.target_modules,
+        dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        attention=recipe.attention.pattern,
+        group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
+        dense_finish=recipe.attention.dense_finish,
+        batch_size=recipe.per_device_train_batch_size,
+        accumulation_steps=recipe.gradient_accumulation_steps,
+        steps=recipe.max_steps,
+        **levers,
+    )
 
 
 def _parse_lengths(text: str) -> list[int] | None:

@@ -116,6 +116,8 @@ def _kept_by_attention(run: PlannedRun) -> int:
     if shape.qk_norm != "none":
         kept += 4 * (query + kv) + _scaled(run, query + kv, b)
     kept += b * (query + 2 * kv) + b * query + 4 * shape.num_heads  # FlashAttention: inputs, output, log-sum-exp
+    if shape.fused:  # the projection's result, of which the value is a part, and the masks of two dropouts
+        kept += b * (query + kv) + 2 * hidden
     if is_lora:
         kept += b * query if run.mixed else 0  # autocast's copy of the output projection's input
         kept += b * run.lora_rank * len(shape.attention_linears())
@@ -151,7 +153,8 @@ def _kept_inside_mlp(run: PlannedRun) -> int:
 
 def _mlp_gradients(run: PlannedRun) -> int:
     hidden, inner = run.architecture.hidden_size, run.architecture.active_intermediate_size
-    inside = 3 * run.compute_bytes * inner  # of the product, and of its two factors
+    # Of the product, and of its two factors; where the product itself is kept, it is gone by then.
+    inside = (2 if run.trains_mlp else 3) * run.compute_bytes * inner
     if run.tiled_mlp:
         return 2 * run.residual_bytes * hidden + inside // num_mlp_tiles(run)
     return run.residual_bytes * hidden + inside

@@ -58,7 +58,7 @@ def row_flops(run: PlannedRun) -> Flops:
 
     Linear layers: 2 operations per weight and token forward, as many for the gradient of the input, and again as many
     for that of the weight where it is trained. Attention: 4·D per query-key pair and head forward, 2.5 times that
-    backward. Checkpointing repeats the forward pass of layers, chunked cross-entropy that of the output layer, and a
+    backward. Checkpointing repeats the forward pass of layers but for their last product, chunked cross-entropy that of the output layer, and a
     tiled feed-forward its own once more.
     """
     shape, tokens = run.architecture, run.context_length
@@ -66,8 +66,12 @@ def row_flops(run: PlannedRun) -> Flops:
     head = shape.embedding_parameters  # the output layer has the embedding's shape, tied or not
     lora = 0 if run.tuning == "full" else run.trained_by_kind()["lora"]
     weight_gradients = (layers if run.tuning == "full" else lora) + run.trains_head * head
-    passes = 2 + run.gradient_checkpointing
-    products = passes * (layers + lora) + (2 + run.chunked_loss) * head + weight_gradients
+    products = 2 * (layers + lora) + (2 + run.chunked_loss) * head + weight_gradients
+    if run.gradient_checkpointing:
+        # The last product of a layer is not computed again: nothing needs its result (torch stops before it).
+        stops_early = not run.reentrant_checkpointing and (run.tuning == "full" or not run.trains_mlp)
+        last = shape.num_layers * shape.hidden_size * shape.active_intermediate_size
+        products += layers + lora - stops_early * last
     if run.tiled_mlp:
         products += shape.active_mlp_parameters
     attention = 4 * shape.head_dim * head_pairs(run) * (1 + run.gradient_checkpointing + ATTENTION_BACKWARD)

@@ -27,15 +27,15 @@ _HICI = "LongLoRA's hours in HiCI (arXiv 2603.20843; 8 GPUs, 7B), 64 rows a step
 
 GPUS = {
     "a100-40gb": Gpu(
-        memory_gib=40, peak_flops=312e12, linear_efficiency=0.45, attention_efficiency=0.70, measured=_PAPER
+        memory_gib=40, peak_flops=312e12, linear_efficiency=0.45, attention_efficiency=0.67, measured=_PAPER
     ),
     "a100-80gb": Gpu(
-        memory_gib=80, peak_flops=312e12, linear_efficiency=0.45, attention_efficiency=0.70, measured=_PAPER
+        memory_gib=80, peak_flops=312e12, linear_efficiency=0.45, attention_efficiency=0.67, measured=_PAPER
     ),
     "h100-80gb": Gpu(
-        memory_gib=80, peak_flops=989e12, linear_efficiency=0.31, attention_efficiency=0.35, measured=_HICI
+        memory_gib=80, peak_flops=989e12, linear_efficiency=0.31, attention_efficiency=0.36, measured=_HICI
     ),
-    "h200": Gpu(memory_gib=140, peak_flops=989e12, linear_efficiency=0.31, attention_efficiency=0.35),
+    "h200": Gpu(memory_gib=140, peak_flops=989e12, linear_efficiency=0.31, attention_efficiency=0.36),
     "l40s": Gpu(memory_gib=45, peak_flops=362e12),
     "l4": Gpu(memory_gib=22.5, peak_flops=121e12),
     "rtx-4090": Gpu(memory_gib=24, peak_flops=165e12),

@@ -13,7 +13,7 @@ CONTEXT_BYTES = GIB // 2
 COLLECTIVES_BYTES = GIB
 """NCCL's buffers with more than one GPU. Assumed."""
 
-FRAGMENTATION = 0.08
+FRAGMENTATION = 0.09
 """Part of what is allocated that torch's allocator holds beyond it. Fitted to LongLoRA's row of the paper's table 12."""
 
 FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -77,9 +77,7 @@ def plan_memory(run: PlannedRun) -> Memory:
     items.append(Item(name="fragmentation", bytes=margin, note=f"{FRAGMENTATION:.0%} of the above"))
     framework = CONTEXT_BYTES + (COLLECTIVES_BYTES if run.num_gpus > 1 else 0)
     items.append(Item(name="framework", bytes=framework, note="CUDA context" + (", NCCL" if run.num_gpus > 1 else "")))
-    return Memory(
-        items=tuple(item for item in items if item.bytes), host_items=tuple(_host(run)), moments=moments
-    )
+    return Memory(items=tuple(item for item in items if item.bytes), host_items=tuple(_host(run)), moments=moments)
 
 
 def _weights(run: PlannedRun) -> list[Item]:
@@ -96,10 +94,10 @@ def _weights(run: PlannedRun) -> list[Item]:
     else:
         held, note = split(run.compute_bytes * frozen), _number(run.compute_bytes)
     size = run.compute_bytes if run.strategy in ("zero2", "zero3") else 4
-    kinds = " + ".join(run.trained_by_kind())
+    kinds = ", ".join(run.trained_by_kind())
     return [
         Item(name="frozen weights", bytes=held, note=note),
-        Item(name="trained weights", bytes=split(size * run.trained_parameters), note=f"{kinds}, {_number(size)}"),
+        Item(name="trained weights", bytes=split(size * run.trained_parameters), note=f"{kinds}"),
     ]
 
 
@@ -110,12 +108,12 @@ def _training_state(run: PlannedRun) -> list[Item]:
     size = run.compute_bytes if deepspeed else 4
     items = [Item(name="gradients", bytes=split(size * trained), note=_number(size))]
     if deepspeed:
-        items.append(Item(name="float32 copies", bytes=split(4 * trained), note="of trained weights, in the optimizer"))
+        items.append(Item(name="float32 copies", bytes=split(4 * trained), note="of the trained weights"))
     if run.optimizer != "paged_adamw_8bit":
         items.append(Item(name="optimizer", bytes=split(_optimizer_bytes(run)), note=run.optimizer))
     step = (4 if deepspeed else 0) + (8 if run.optimizer == "adamw_foreach" else 0)
     # Blocks as large as the whole state, which the allocator does not hand to activations.
-    items.append(Item(name="optimizer step", bytes=split(step * trained), note="float32 gradients and temporaries"))
+    items.append(Item(name="optimizer step", bytes=split(step * trained), note="gradients in 32 bits, temporaries"))
     return items
 
 
@@ -141,7 +139,7 @@ def _communication(run: PlannedRun) -> list[Item]:
         root = shape.embedding_parameters + shape.head_parameters
         gathered = run.compute_bytes * ((0 if run.four_bit else 2 * layer) + root)
         reduced = 4 * trained // shape.num_layers
-        return [Item(name="communication", bytes=gathered + reduced, note="two gathered layers, embeddings, head")]
+        return [Item(name="communication", bytes=gathered + reduced, note="gathered: 2 layers, embeddings, head")]
     return []
 
 
@@ -155,7 +153,7 @@ def _kept(run: PlannedRun) -> list[Item]:
     if run.offload_checkpoints:
         # The layer in work, and the next one on its way.
         kept = 2 * run.tokens * activations.layer_input(run)
-        return [Item(name="layer inputs", bytes=kept, note="two at a time, the rest in host memory"), shared]
+        return [Item(name="layer inputs", bytes=kept, note="2 at a time, the rest on the host"), shared]
     return [Item(name="layer inputs", bytes=kept, note=f"{run.architecture.num_layers} layers, checkpointed"), shared]
 
 
@@ -169,13 +167,13 @@ def _peak(run: PlannedRun, worst: str, held: int) -> list[Item]:
     again = run.gradient_checkpointing
     kept = attention + run.tokens * (layer.mlp if in_mlp else 0)
     return [
-        Item(name="one layer again", bytes=kept if again else 0, note="its activations, recomputed"),
+        Item(name="one layer again", bytes=kept if again else 0, note="activations, recomputed"),
         Item(
             name="gradients in flight" if in_mlp else "attention workspace",
             bytes=total - kept,
             note="of the feed-forward" if in_mlp else "of attention",
         ),
-        Item(name="autocast", bytes=held - total, note="one layer's weights in 16 bits"),
+        Item(name="autocast copies", bytes=held - total, note="of a layer's weights"),
     ]
 
 
@@ -212,7 +210,9 @@ def _host(run: PlannedRun) -> list[Item]:
         Item(name="layer inputs", bytes=held if run.offload_checkpoints else 0, note="offloaded, pinned"),
         Item(
             name="optimizer",
-            bytes=processes * _split(run, "optimizer")(_optimizer_bytes(run)) if run.optimizer.startswith("paged") else 0,
+            bytes=processes * _split(run, "optimizer")(_optimizer_bytes(run))
+            if run.optimizer.startswith("paged")
+            else 0,
             note="paged",
         ),
     ]

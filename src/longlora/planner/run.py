@@ -91,6 +91,9 @@ class PlannedRun:
     trained_in_place: bool = False
     """Embeddings and norms are trained as they stand, not as PEFT's copies beside the frozen originals."""
 
+    reentrant_checkpointing: bool = False
+    """Checkpointing computes a layer again to its end, as torch's older form does; the newer stops when it has all."""
+
     rotary_cache_per_layer: bool = False
     """Every layer holds the table of rotary positions for itself, as transformers did up to 4.37."""
 

@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _fetch(name: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return _read(Path(hf_hub_download(name, "config.json")))

@@ -1,0 +1,181 @@
+"""A plan for people and for machines."""
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from longlora.planner.hardware import GIB
+from longlora.planner.memory import Item
+from longlora.planner.plan import Plan
+
+BAR_WIDTH = 16
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print a plan as tables and sentences."""
+    console.print(Group(*_parts(plan)), highlight=False)
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """Turn a plan into plain values; amounts are in bytes, times in seconds."""
+    run, duration = plan.run, plan.duration
+    return {
+        "model": run.architecture.name,
+        "parameters": run.architecture.num_parameters,
+        "trained_parameters": run.trained_by_kind(),
+        "context_length": run.context_length,
+        "num_gpus": run.num_gpus,
+        "strategy": run.strategy,
+        "fits": plan.fits,
+        "memory_bytes": plan.memory_bytes,
+        "total_bytes": plan.memory.total,
+        "items": [_item_to_dict(item) for item in plan.memory.items],
+        "host_bytes": plan.memory.host_total,
+        "host_items": [_item_to_dict(item) for item in plan.memory.host_items],
+        "longest_context": plan.longest_context,
+        "seconds": duration and duration.seconds,
+        "tokens_per_second_per_gpu": duration and duration.tokens_per_second_per_gpu,
+        "flops_per_second_per_gpu": duration and duration.flops_per_second_per_gpu,
+        "efficiency_measured_on": duration and duration.measured,
+        "advice": [
+            {"change": advice.text, "total_bytes": advice.total_bytes, "slowdown": advice.slowdown}
+            for advice in plan.advice
+        ],
+        "advice_suffices": plan.advice_suffices,
+    }
+
+
+def _item_to_dict(item: Item) -> dict[str, Any]:
+    return {"name": item.name, "bytes": item.bytes, "note": item.note}
+
+
+def _parts(plan: Plan) -> list[RenderableType]:
+    return [
+        _headline(plan),
+        Text(),
+        _memory_table(plan),
+        Text(),
+        _verdict(plan),
+        *_advice(plan),
+        Text(),
+        _facts(plan),
+    ]
+
+
+def _headline(plan: Plan) -> Text:
+    run = plan.run
+    attention = "full attention" if run.attention == "full" else "S²-Attn"
+    if run.attention == "s2" and run.dense_finish:
+        attention += f", the last {run.dense_finish:.0%} full"
+    gpus = "1 GPU" if run.num_gpus == 1 else f"{run.num_gpus} GPUs ({run.strategy})"
+    trained = run.trained_parameters
+    text = Text(f"{run.architecture.name}", style="bold")
+    text.append(f" at {run.context_length:,} tokens on {gpus}, {attention}\n", style="not bold")
+    text.append(
+        f"{run.tuning} trains {_count(trained)} of {_count(run.architecture.num_parameters)} parameters; "
+        f"{run.batch_size} x {run.accumulation_steps} rows per GPU and step",
+        style="dim not bold",
+    )
+    return text
+
+
+def _memory_table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
+    table.add_column("on each GPU", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column(f"of {plan.memory_bytes / GIB:g}", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("", style="dim")
+    scale = max(plan.memory_bytes, plan.memory.total)
+    for item in plan.memory.items:
+        table.add_row(item.name, _gib(item.bytes), _share(item.bytes, plan), _bar(item.bytes, scale), item.note)
+    total = plan.memory.total
+    table.add_row(
+        Text("total", style="bold"),
+        Text(_gib(total), style="bold"),
+        Text(_share(total, plan), style="bold"),
+        _bar(total, scale, style="green" if plan.fits else "red"),
+        "",
+    )
+    return table
+
+
+def _verdict(plan: Plan) -> Text:
+    difference = (plan.memory_bytes - plan.memory.total) / GIB
+    if plan.fits:
+        text = Text(f"It fits, with {difference:.1f} GiB to spare.", style="bold green")
+    else:
+        text = Text(f"It does not fit: {-difference:.1f} GiB are missing.", style="bold red")
+    longest = f"{plan.longest_context:,} tokens" if plan.longest_context else "none: not even one token fits"
+    return text.append(f" Longest context that fits so: {longest}.", style="default not bold")
+
+
+def _advice(plan: Plan) -> list[RenderableType]:
+    if plan.fits:
+        return []
+    if not plan.advice:
+        return [Text("Nothing that could be switched on helps; take more or larger GPUs, or a shorter context.")]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("what would help, in this order", ratio=1)
+    table.add_column("GiB then", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    for number, advice in enumerate(plan.advice, start=1):
+        time = f"{advice.slowdown - 1:+.0%}" if plan.duration else ""
+        table.add_row(f"{number}. {advice.text}", _gib(advice.total_bytes), time)
+    parts: list[RenderableType] = [Text(), table]
+    if not plan.advice_suffices:
+        parts.append(Text("Even so it does not fit; take more or larger GPUs, or a shorter context."))
+    return parts
+
+
+def _facts(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    host = ", ".join(f"{item.name} {_gib(item.bytes)}" for item in plan.memory.host_items)
+    table.add_row("host memory", f"{_gib(plan.memory.host_total)} GiB ({host})")
+    duration = plan.duration
+    if duration is None:
+        table.add_row("time", "unknown; name the GPU with --gpu-type")
+        return table
+    source = f"fitted to {duration.measured}" if duration.measured else "assumed"
+    table.add_row("time", f"{_time(duration.seconds)} for {plan.run.steps:,} steps")
+    table.add_row(
+        "speed",
+        f"{duration.tokens_per_second_per_gpu:,.0f} tokens/s and "
+        f"{duration.flops_per_second_per_gpu / 1e12:.0f} TFLOP/s per GPU; efficiency {source}",
+    )
+    return table
+
+
+def _bar(amount: int, scale: int, style: str = "cyan") -> Text:
+    eighths = round(8 * BAR_WIDTH * amount / scale)
+    full, rest = divmod(eighths, 8)
+    return Text("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else ""), style=style)
+
+
+def _gib(amount: int) -> str:
+    if amount < GIB / 200:
+        return "<0.01"
+    return f"{amount / GIB:.2f}" if amount < GIB else f"{amount / GIB:,.1f}"
+
+
+def _share(amount: int, plan: Plan) -> str:
+    return f"{amount / plan.memory_bytes:.0%}" if amount >= plan.memory_bytes / 200 else "<1%"
+
+
+def _count(number: int) -> str:
+    for size, letter in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return str(number)
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"

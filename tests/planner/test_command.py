@@ -1,0 +1,150 @@
+"""`longlora plan`: statuses, both forms of output, and that it loads nothing heavy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from longlora import cli
+from longlora.config import Recipe, load_recipe
+from longlora.planner import GIB
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    values = {
+        "model_name_or_path": "meta-llama/Llama-2-7b-hf",
+        "output_dir": "out",
+        "context_length": 32768,
+        "data": {"source": "texts"},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["longlora", "plan", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_status_says_whether_it_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    assert run(monkeypatch, recipe, "--gpus", 8, "--memory", 80) == 0
+    assert "It fits" in capsys.readouterr().out
+    assert run(monkeypatch, recipe, "--memory", 24) == 1
+    printed = capsys.readouterr()
+    assert "It does not fit" in printed.out
+    assert printed.err == ""
+
+
+def test_json_follows_recipe_overrides_and_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    assert run(monkeypatch, recipe, "tuning=lora", "--json", "--gpu-type", "h200") == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["memory_bytes"] == 140 * GIB
+    assert plain["trained_parameters"] == {"lora": 8_388_608}
+    options = ["--gpus", 4, "--strategy", "zero2", "--optimizer", "adamw_8bit", "--offload", "--four-bit"]
+    changed_options = [*options, "--tiled-mlp", "--full-logits", "--memory", 80]
+    assert run(monkeypatch, recipe, "context_length=8192", "tuning=lora", "--json", *changed_options) == 0
+    changed = json.loads(capsys.readouterr().out)
+    assert (changed["context_length"], changed["num_gpus"], changed["strategy"]) == (8192, 4, "zero2")
+    notes = {item["name"]: item["note"] for item in changed["items"]}
+    assert "bits" in notes["frozen weights"]
+    assert notes["optimizer"] == "adamw_8bit"
+    assert notes["logits and loss"].startswith("whole")
+    assert notes["layer inputs"].startswith("2 at a time")
+
+
+def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -> None:
+    overrides = {
+        "model_name_or_path": ("Qwen/Qwen3-8B", lambda plan: plan.architecture.name),
+        "context_length": (65536, lambda plan: plan.context_length),
+        "tuning": ("lora", lambda plan: plan.tuning),
+        "lora.r": (5, lambda plan: plan.lora_rank),
+        "lora.target_modules": ("all-linear", lambda plan: plan.lora_targets),
+        "dtype": ("float32", lambda plan: plan.dtype),
+        "gradient_checkpointing": (False, lambda plan: plan.gradient_checkpointing),
+        "attention.group_size": (77, lambda plan: plan.group_size),
+        "attention.dense_finish": (0.25, lambda plan: plan.dense_finish),
+        "per_device_train_batch_size": (3, lambda plan: plan.batch_size),
+        "gradient_accumulation_steps": (5, lambda plan: plan.accumulation_steps),
+        "max_steps": (7, lambda plan: plan.steps),
+    }
+    changed = load_recipe(recipe, [f"{key}={value}" for key, (value, _) in overrides.items()])
+    plan = cli._planned_run(changed)
+    assert {key: read(plan) for key, (_, read) in overrides.items()} == {key: v for key, (v, _) in overrides.items()}
+    full = cli._planned_run(load_recipe(recipe, ["attention.pattern=full"]))
+    assert (full.attention, full.group_size) == ("full", None)
+    # A key that is new in the recipe either changes memory or time, and then the mapping, or is listed here.
+    of_no_weight = {
+        "output_dir data rope learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1 adam_beta2 "
+        "max_grad_norm logging_steps save_steps save_total_limit seed report_to trust_remote_code"
+    }
+    mapped = {key.partition(".")[0] for key in overrides}
+    assert set(Recipe.model_fields) == mapped | set(" ".join(of_no_weight).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["context_lenght=1"], "did you mean 'context_length'?"),
+        (["--gpu-type", "tpu"], "unknown GPU 'tpu'"),
+        (["--gpus", 2, "--strategy", "single"], "strategy=single is for one GPU"),
+        (["model_name_or_path=./nowhere"], "there is no model directory ./nowhere"),
+        (["--strategy", "magic"], "magic"),
+        (["--gpus", 0], "--gpus"),
+    ],
+)
+def test_a_mistake_ends_with_status_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recipe: Path,
+    arguments: list[object],
+    message: str,
+) -> None:
+    assert run(monkeypatch, recipe, *arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+
+
+def test_it_loads_nothing_heavy_and_is_quick(recipe: Path) -> None:
+    program = f"""
+import sys, time
+started = time.process_time()
+sys.argv = ["longlora", "plan", {str(recipe)!r}, "--gpus", "8", "--memory", "80", "--gpu-type", "a100-80gb"]
+from longlora.cli import main
+try:
+    main()
+finally:
+    heavy = {{"torch", "transformers", "peft", "trl", "datasets", "accelerate"}} & set(sys.modules)
+    assert not heavy, heavy
+    assert time.process_time() - started < 1
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "It fits" in done.stdout
+
+
+def test_asking_the_hub_loads_no_torch() -> None:
+    program = """
+import sys
+from longlora.errors import CheckpointError
+from longlora.planner import find_architecture
+try:
+    find_architecture("nobody/knows-this-model")
+except CheckpointError:
+    assert "huggingface_hub" in sys.modules and "torch" not in sys.modules
+else:
+    raise AssertionError("offline, and yet found")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
