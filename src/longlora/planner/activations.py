@@ -1,8 +1,8 @@
 """What one GPU holds for the backward pass, tensor by tensor as transformers' code makes them.
 
 All results are bytes per token unless a name says otherwise. `b` is the size of a number in compute, `R` in the hidden
-states between layers (`PlannedRun.residual_bytes`); h is the hidden size, q and kv the width of queries and of keys, f of
-the feed-forward. `tests/planner/test_activations.py` compares the sums with what a model on the CPU really holds.
+states between layers (`PlannedRun.residual_bytes`); h is the hidden size, q and kv the width of queries and of keys, f
+of the feed-forward. `tests/planner/test_activations.py` compares the sums with what a model on the CPU really holds.
 """
 
 import math
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from longlora.planner.run import PlannedRun
 
 LOGIT_BYTES = 12
-"""Three float32 tensors over the vocabulary at once: the log-probabilities, and in the backward pass of cross-entropy the
-gradients of these and of the logits."""
+"""Three float32 tensors over the vocabulary at once: the log-probabilities, and in the backward pass of cross-entropy
+the gradients of these and of the logits."""
 
 LOSS_TILE = (4096, 32768)
 """Tokens and vocabulary of one tile of TRL's chunked cross-entropy (trl 1.16, `kernels/chunked_logprob.py`)."""

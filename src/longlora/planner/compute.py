@@ -58,8 +58,8 @@ def row_flops(run: PlannedRun) -> Flops:
 
     Linear layers: 2 operations per weight and token forward, as many for the gradient of the input, and again as many
     for that of the weight where it is trained. Attention: 4·D per query-key pair and head forward, 2.5 times that
-    backward. Checkpointing repeats the forward pass of layers but for their last product, chunked cross-entropy that of the output layer, and a
-    tiled feed-forward its own once more.
+    backward. Checkpointing repeats the forward pass of layers but for their last product, chunked cross-entropy that of
+    the output layer, and a tiled feed-forward its own once more.
     """
     shape, tokens = run.architecture, run.context_length
     layers = shape.attention_parameters + shape.active_mlp_parameters

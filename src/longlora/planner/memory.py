@@ -14,7 +14,8 @@ COLLECTIVES_BYTES = GIB
 """NCCL's buffers with more than one GPU. Assumed."""
 
 FRAGMENTATION = 0.09
-"""Part of what is allocated that torch's allocator holds beyond it. Fitted to LongLoRA's row of the paper's table 12."""
+"""What torch's allocator holds beyond what is allocated, as a part of that. Fitted to LongLoRA's row of the paper's
+table 12."""
 
 FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in NF4: a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales."""
@@ -46,7 +47,7 @@ class Memory:
     """In the memory of a machine that holds all GPUs of the run."""
 
     moments: dict[str, int]
-    """Activations beyond what layers keep, in bytes, at each moment that may be the worst; the largest is in `items`."""
+    """Bytes of activations beyond what layers keep, at each moment that may be the worst; the largest is in `items`."""
 
     @property
     def total(self) -> int:
@@ -62,7 +63,7 @@ class Memory:
 def plan_memory(run: PlannedRun) -> Memory:
     """Add up a run's memory at its worst moment."""
     moments = {
-        "loss": _bytes_of_loss(run),
+        "loss": run.tokens * activations.loss_per_token(run) + activations.loss_fixed(run) + _cast_weights(run),
         "one layer again": run.tokens * activations.layer_activations(run).peak + _layer_copies(run),
     }
     worst = max(moments, key=lambda moment: moments[moment])
@@ -160,7 +161,11 @@ def _kept(run: PlannedRun) -> list[Item]:
 def _peak(run: PlannedRun, worst: str, held: int) -> list[Item]:
     if worst == "loss":
         note = "chunked cross-entropy" if run.chunked_loss else "whole, three times in float32"
-        return [Item(name="logits and loss", bytes=held, note=note)]
+        copies = _cast_weights(run)
+        return [
+            Item(name="logits and loss", bytes=held - copies, note=note),
+            Item(name="autocast copies", bytes=copies, note="of all trained weights"),
+        ]
     layer = activations.layer_activations(run)
     attention, total = run.tokens * layer.attention, run.tokens * layer.peak
     in_mlp = layer.mlp + layer.mlp_gradients >= layer.attention_gradients
@@ -177,16 +182,12 @@ def _peak(run: PlannedRun, worst: str, held: int) -> list[Item]:
     ]
 
 
-def _bytes_of_loss(run: PlannedRun) -> int:
-    """At the end of the forward pass autocast holds a 16-bit copy of every trained weight that it multiplied with."""
-    return run.tokens * activations.loss_per_token(run) + activations.loss_fixed(run) + _cast_weights(run)
-
-
 def _layer_copies(run: PlannedRun) -> int:
     return _cast_weights(run) // run.architecture.num_layers
 
 
 def _cast_weights(run: PlannedRun) -> int:
+    """At the end of the forward pass autocast holds a 16-bit copy of every trained weight that it multiplied with."""
     if not run.mixed:
         return 0
     kinds = run.trained_by_kind()

@@ -110,7 +110,7 @@ def _levers(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
         ),
         (
             run.num_gpus > 1 and run.strategy in ("single", "ddp"),
-            "split gradients and optimizer state over the GPUs: --strategy zero2",
+            "split gradients and optimizer state: --strategy zero2",
             {"strategy": "zero2"},
         ),
         (
@@ -130,7 +130,9 @@ def _levers(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
         ),
         (
             not run.offload_checkpoints,
-            "layer inputs in host memory: --offload",
+            "layer inputs in host memory: "
+            + ("" if run.gradient_checkpointing else "gradient_checkpointing=true ")
+            + "--offload",
             {"offload_checkpoints": True, "gradient_checkpointing": True},
         ),
         (not run.tiled_mlp, "feed-forward in tiles: --tiled-mlp", {"tiled_mlp": True}),

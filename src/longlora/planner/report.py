@@ -105,11 +105,8 @@ def _memory_table(plan: Plan) -> Table:
 def _verdict(plan: Plan) -> Text:
     difference = (plan.memory_bytes - plan.memory.total) / GIB
     if plan.fits:
-        text = Text(f"It fits, with {difference:.1f} GiB to spare.", style="bold green")
-    else:
-        text = Text(f"It does not fit: {-difference:.1f} GiB are missing.", style="bold red")
-    longest = f"{plan.longest_context:,} tokens" if plan.longest_context else "none: not even one token fits"
-    return text.append(f" Longest context that fits so: {longest}.", style="default not bold")
+        return Text(f"It fits, with {difference:,.1f} GiB to spare.", style="bold green")
+    return Text(f"It does not fit: {-difference:,.1f} GiB are missing.", style="bold red")
 
 
 def _advice(plan: Plan) -> list[RenderableType]:
@@ -134,6 +131,8 @@ def _facts(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
+    longest = f"{plan.longest_context:,} tokens, all else as it is" if plan.longest_context else "none fits"
+    table.add_row("longest context", longest)
     host = ", ".join(f"{item.name} {_gib(item.bytes)}" for item in plan.memory.host_items)
     table.add_row("host memory", f"{_gib(plan.memory.host_total)} GiB ({host})")
     duration = plan.duration

@@ -58,8 +58,8 @@ class PlannedRun:
     """Hold the frozen linear layers in 4 bits (NF4 with double quantisation)."""
 
     optimizer: Optimizer = "adamw"
-    """`adamw`: torch's fused AdamW. `adamw_foreach`: torch's AdamW before it. `adamw_8bit`: bitsandbytes' with states of
-    one byte. `paged_adamw_8bit`: the same, in the host's memory."""
+    """`adamw`: torch's fused AdamW. `adamw_foreach`: torch's AdamW before it. `adamw_8bit`: bitsandbytes' with states
+    of one byte. `paged_adamw_8bit`: the same, in the host's memory."""
 
     chunked_loss: bool = True
     """Compute cross-entropy tile by tile; without, the logits of a whole row exist at once in float32."""
