@@ -179,12 +179,16 @@ def _planned_run(recipe: "Recipe", **levers: Any) -> "PlannedRun":
     """
     from longlora.planner import PlannedRun, find_architecture
 
+    targets = recipe.lora.target_modules
     return PlannedRun(
         architecture=find_architecture(recipe.model_name_or_path),
         context_length=recipe.context_length,
         tuning=recipe.tuning,
         lora_rank=recipe.lora.r,
-        lora_targets=recipe.lora.target_modules,
+        # A list of names weighs no more than all linear layers.
+        lora_targets=targets if isinstance(targets, str) else "all-linear",
+        train_embeddings="embed" in recipe.trainable,
+        train_norms="norm" in recipe.trainable,
         dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype,
         gradient_checkpointing=recipe.gradient_checkpointing,
         attention=recipe.attention.pattern,

@@ -81,11 +81,14 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
     changed = load_recipe(recipe, [f"{key}={value}" for key, (value, _) in overrides.items()])
     plan = cli._planned_run(changed)
     assert {key: read(plan) for key, (_, read) in overrides.items()} == {key: v for key, (v, _) in overrides.items()}
+    norms = cli._planned_run(load_recipe(recipe, ["lora.trainable=[norm]", "lora.target_modules=[q_proj, up_proj]"]))
+    assert (norms.train_embeddings, norms.train_norms, norms.lora_targets) == (False, True, "all-linear")
     full = cli._planned_run(load_recipe(recipe, ["attention.pattern=full"]))
     assert (full.attention, full.group_size) == ("full", None)
     # A key that is new in the recipe either changes memory or time, and then the mapping, or is listed here.
     of_no_weight = (
-        "output_dir data rope learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1 adam_beta2 "
+        "output_dir data rope learning_rate embedding_learning_rate new_tokens lr_scheduler_type warmup_steps "
+        "weight_decay adam_beta1 adam_beta2 "
         "max_grad_norm logging_steps save_steps save_total_limit seed report_to trust_remote_code"
     ).split()
     mapped = {key.partition(".")[0] for key in overrides}
