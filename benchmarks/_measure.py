@@ -72,7 +72,7 @@ def peak_memory(make_run: Callable[[], Run], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     # Forked from a process that has loaded the modules and run nothing: torch's threads do not survive a fork.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "torch"])
+    context.set_forkserver_preload(["torch", "torch.nn.attention.flex_attention", "longlora.attention", "matplotlib"])
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**16))  # read when that process starts
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_send_peak_of_resident_set, args=(make_run, torch.get_num_threads(), sending))
