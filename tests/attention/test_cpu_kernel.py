@@ -34,14 +34,15 @@ def test_a_part_is_a_segment_or_an_eighth_of_the_tokens_unless_threads_would_idl
     monkeypatch.setattr(cpu, "_FEWEST_TOKENS", 1)
     query = torch.empty(64, 4, 8)
 
-    def sizes(group_size: int, num_threads: int) -> list[int]:
+    def sizes(group_size: int, num_threads: int, num_kv_heads: int = 4) -> list[int]:
         monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
         cuts = cpu.CutPoints(unshifted=(group_size,) * (64 // group_size), shifted=None)
-        return [tokens.stop - tokens.start for _, _, tokens, _ in cpu._parts(query, query, cuts)]
+        return [tokens.stop - tokens.start for _, _, tokens, _ in cpu._parts(query, query[:, :num_kv_heads], cuts)]
 
     assert sizes(16, num_threads=2) == [16] * 4
     assert sizes(2, num_threads=2) == [8] * 8
     assert sizes(2, num_threads=48) == [24, 24, 16]  # 48 threads for 4 heads of 12 segments
+    assert sizes(16, num_threads=2, num_kv_heads=1) == [32, 32]  # of one key-value head each thread needs a segment
 
 
 def test_keeps_its_inputs_its_output_and_a_number_for_each_query(seed):

@@ -121,8 +121,8 @@ def _parts(query: Tensor, key: Tensor, cuts: CutPoints) -> Iterator[Part]:
     num_tokens, num_heads = query.shape[:2]
     most_tokens = max(int(num_tokens * _LARGEST_PART), _FEWEST_TOKENS)
     for heads in head_ranges(num_heads, key.shape[1], cuts):
-        # The kernel's backward pass shares out segments and heads among the threads, and nothing smaller.
-        fewest_segments = -(-_num_threads() // (heads.query.stop - heads.query.start))
+        # The kernel's backward pass shares out segments and key-value heads among the threads, and nothing smaller.
+        fewest_segments = -(-_num_threads() // (heads.key_value.stop - heads.key_value.start))
         first = 0
         for length, count in cuts.runs(shifted=heads.shifted):
             tokens_of_a_part = max(most_tokens // length, fewest_segments) * length
