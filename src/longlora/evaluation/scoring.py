@@ -1,0 +1,105 @@
+"""What each token costs a model, in nats, given the tokens before it in its window."""
+
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longlora.errors import CheckpointError, DataError
+from longlora.evaluation.windows import Window
+
+Model: TypeAlias = PreTrainedModel | PeftModel
+Document: TypeAlias = Sequence[int] | Tensor | np.ndarray
+
+# Rows of logits in float32 at a time: 1024 of a 128k vocabulary are 0.5 GB; a whole window of 100k tokens, 50 GB.
+LOGIT_ROWS_PER_CHUNK = 1024
+
+
+def base_model(model: Model) -> PreTrainedModel:
+    """Return the transformers model that an adapter sits on, or the model itself."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray]:
+    """Check that documents are rows of this model's token ids; an array stays what it is, memory-mapped or not.
+
+    Raises:
+        DataError: a document is empty or not made of the model's token ids, or there is none.
+    """
+    vocabulary_size = base_model(model).config.get_text_config().vocab_size
+    tokens = [_token_array(index, document, vocabulary_size) for index, document in enumerate(documents)]
+    if not tokens:
+        raise DataError("Nothing to score: there are no documents.")
+    return tokens
+
+
+def _token_array(index: int, document: Document, vocabulary_size: int) -> np.ndarray:
+    ids = np.asarray(document.cpu() if isinstance(document, Tensor) else document)
+    if ids.shape == (0,):
+        raise DataError(f"Document {index} has no tokens; leave it out.")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise DataError(
+            f"Document {index} must be a row of token ids, not a {type(document).__name__} of shape {ids.shape} and "
+            f'{ids.dtype}: tokenise text first, pass data_set["input_ids"] for a data set, [ids] for one document.'
+        )
+    foreign = np.flatnonzero((ids < 0) | (ids >= vocabulary_size))
+    if foreign.size:
+        raise DataError(
+            f"Document {index} has token id {ids[foreign[0]]} at position {foreign[0]}, the model knows 0 to "
+            f"{vocabulary_size - 1}: tokenise with the model's own tokenizer."
+        )
+    return ids
+
+
+def window_tokens(tokens: Sequence[np.ndarray], batch: Sequence[Window]) -> Tensor:
+    """Read the windows of a batch, all of one length T, into int64 of shape (B, T)."""
+    rows = [tokens[window.document][window.start : window.end].astype(np.int64) for window in batch]
+    return torch.from_numpy(np.stack(rows))
+
+
+def nats_of_targets(model: Model, tokens: Sequence[np.ndarray], batch: Sequence[Window]) -> Tensor:
+    """Return the negative log-likelihood of each target, (B, num_targets) in float64 on the CPU.
+
+    The windows have one shape. n targets need n + 1 rows of logits in memory, of which 1024 at a time are float32.
+
+    Raises:
+        CheckpointError: the model produces NaN.
+    """
+    base, num_targets = base_model(model), batch[0].num_targets
+    input_ids = window_tokens(tokens, batch)  # (B, T)
+    # The row that predicts a token stands one before it: one more row is asked for, and the last not used.
+    has_option = "logits_to_keep" in inspect.signature(base.forward).parameters
+    option = {"logits_to_keep": num_targets + 1} if has_option else {}
+    logits = model(input_ids=input_ids.to(base.device), use_cache=False, **option).logits
+    logits = logits[:, -num_targets - 1 : -1]  # (B, num_targets, V)
+    nats = []
+    for window, rows, targets in zip(batch, logits, input_ids[:, -num_targets:].to(logits.device), strict=True):
+        chunks = zip(rows.split(LOGIT_ROWS_PER_CHUNK), targets.split(LOGIT_ROWS_PER_CHUNK), strict=True)
+        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])  # (num_targets,)
+        nats.append(losses.cpu().double())  # on the CPU, because MPS has no float64
+        if math.isnan(nats[-1].sum().item()):
+            where = f"tokens {window.start} to {window.end - 1} of document {window.document}"
+            raise CheckpointError(f"The model produced NaN on {where}: load it in bfloat16 or float32, or mend it.")
+    return torch.stack(nats)
+
+
+@contextmanager
+def evaluation_mode(model: Model) -> Iterator[None]:
+    """Evaluate without gradients and without dropout, and give every module its mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # Not inference_mode: a tensor the model keeps from here, such as a RoPE buffer, could not serve training then.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True  # and not model.train(), which would switch modules that were in eval mode
