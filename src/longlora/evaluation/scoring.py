@@ -28,6 +28,11 @@ def base_model(model: Model) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
+def keeps_logits(model: Model) -> bool:
+    """Tell whether a model can be asked for the logits of the last tokens only."""
+    return "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+
+
 def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray]:
     """Check that documents are rows of this model's token ids; an array stays what it is, memory-mapped or not.
 
@@ -76,8 +81,7 @@ def nats_of_targets(model: Model, tokens: Sequence[np.ndarray], batch: Sequence[
     base, num_targets = base_model(model), batch[0].num_targets
     input_ids = window_tokens(tokens, batch)  # (B, T)
     # The row that predicts a token stands one before it: one more row is asked for, and the last not used.
-    has_option = "logits_to_keep" in inspect.signature(base.forward).parameters
-    option = {"logits_to_keep": num_targets + 1} if has_option else {}
+    option = {"logits_to_keep": num_targets + 1} if keeps_logits(model) else {}
     logits = model(input_ids=input_ids.to(base.device), use_cache=False, **option).logits
     logits = logits[:, -num_targets - 1 : -1]  # (B, num_targets, V)
     nats = []

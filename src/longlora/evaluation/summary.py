@@ -1,0 +1,117 @@
+"""What trials say together: shares with intervals by length and depth, and one sentence."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from longlora.evaluation.effective import Share, effective_length, wilson
+from longlora.evaluation.trials import FinishedTrial, RetrievalTest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthSummary:
+    """All trials of one length."""
+
+    length: int
+    mean_tokens: float
+    """Of the prompts."""
+
+    mean_distance: float
+    """Tokens from the fact to the end of the prompt."""
+
+    shares: dict[str, Share]
+    """Right answers by measure: `generated`, and `chosen` where there is a forced choice."""
+
+    by_depth: dict[str, dict[str, Share]]
+    """The same by depth; one entry `drawn` where the test draws or fixes the place."""
+
+    means: dict[str, float]
+    """Means of the graded scores: `found`, and of a forced choice `rank` and `margin` (nats)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult:
+    """A retrieval test's outcome; `result.json` is this."""
+
+    test: str
+    bar: float
+    effective_length: dict[str, int | None]
+    """By measure: the longest tested length with at least `bar` there and at every shorter one."""
+
+    verdict: str
+    chance: dict[str, float]
+    lengths: list[LengthSummary]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return asdict(self)
+
+
+def summarise(
+    trials: Sequence[FinishedTrial],
+    test: RetrievalTest,
+    *,
+    bar: float,
+    settings: dict[str, Any],
+    provenance: dict[str, Any],
+) -> RetrievalResult:
+    """Sum up finished trials of one test."""
+    lengths = [
+        _at_length([trial for trial in trials if trial.length == length], list(test.measures))
+        for length in sorted({trial.length for trial in trials})
+    ]
+    reached = {
+        measure: effective_length({row.length: row.shares[measure].share for row in lengths}, bar)
+        for measure in test.measures
+    }
+    return RetrievalResult(
+        test=test.name,
+        bar=bar,
+        effective_length=reached,
+        verdict="\n".join(
+            _verdict(measure, reached[measure], [row.length for row in lengths], bar) for measure in reached
+        ),
+        chance=test.measures,
+        lengths=lengths,
+        settings=settings,
+        provenance=provenance,
+    )
+
+
+def depth_name(depth: float | None) -> str:
+    """Write a depth for a table and for JSON's keys."""
+    return "drawn" if depth is None else f"{depth:g}"
+
+
+def _at_length(trials: Sequence[FinishedTrial], measures: Sequence[str]) -> LengthSummary:
+    graded = [name for name in trials[0].scores if name not in measures]
+    depths = dict.fromkeys(trial.depth for trial in trials)
+    return LengthSummary(
+        length=trials[0].length,
+        mean_tokens=statistics.fmean(trial.num_tokens for trial in trials),
+        mean_distance=statistics.fmean(trial.distance for trial in trials),
+        shares=_shares(trials, measures),
+        by_depth={
+            depth_name(depth): _shares([trial for trial in trials if trial.depth == depth], measures)
+            for depth in depths
+        },
+        means={name: statistics.fmean(trial.scores[name] for trial in trials) for name in graded},
+    )
+
+
+def _shares(trials: Sequence[FinishedTrial], measures: Sequence[str]) -> dict[str, Share]:
+    return {name: wilson(sum(trial.scores[name] for trial in trials), len(trials)) for name in measures}
+
+
+_VERBS = {"generated": "reads", "chosen": "tells the right value from the others"}
+
+
+def _verdict(measure: str, reached: int | None, lengths: Sequence[int], bar: float) -> str:
+    verb, share = _VERBS[measure], f"{100 * bar:g} %"
+    if reached is None:
+        return f"{verb} at no tested length, {lengths[0]:,} tokens being the shortest, at ≥ {share}"
+    limit = ", the longest tested" if reached == lengths[-1] else ""
+    return f"{verb} to {reached:,} tokens{limit} at ≥ {share}"
