@@ -142,7 +142,7 @@ finally:
 
 
 def test_every_command_has_help(run: Run) -> None:
-    commands = [["demo"], ["train"], ["merge"], ["eval"], ["eval", "perplexity"]]
+    commands = [["demo"], ["train"], ["merge"], ["eval"]]
     for command in commands:
         status, out, _ = run(*command, "--help")
         assert status == 0

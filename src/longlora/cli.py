@@ -1,6 +1,5 @@
 """The command line. Commands import what they need inside their bodies, so that help is instant."""
 
-import json
 import logging
 import sys
 import warnings
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longlora.errors import ConfigError, LongLoRAError
+from longlora.cli_eval import evaluate
+from longlora.errors import LongLoRAError
 
 if TYPE_CHECKING:
     from longlora.config import Recipe
@@ -27,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-evaluate = typer.Typer(help="Measure a model, merged or not, or an adapter.", no_args_is_help=True)
 app.add_typer(evaluate, name="eval")
 
 
@@ -139,39 +138,6 @@ def merge(
     )
 
 
-@evaluate.command()
-def perplexity(
-    model: Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")],
-    data: Annotated[list[str], typer.Option(help="Texts: files, folders, globs, data sets; may be repeated.")],
-    lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
-    stride: Annotated[int | None, typer.Option(help="Tokens scored in each window; 256 if the lengths allow.")] = None,
-    max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column with the text, for tabular data.")] = "text",
-    split: Annotated[str, typer.Option(help="Split, for data that has splits.")] = "validation",
-    max_documents: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Perplexity by context length, on the same target tokens at every length."""
-    from longlora.evaluation.measure import measure_perplexity
-
-    results = measure_perplexity(
-        model,
-        data,
-        lengths=_parse_lengths(lengths),
-        stride=stride,
-        max_targets=max_targets,
-        text_column=text_column,
-        split=split,
-        max_documents=max_documents,
-    )
-    if as_json:
-        by_length = {str(length): result.to_dict() for length, result in results.items()}
-        typer.echo(json.dumps({"model": model, "perplexity": by_length}, indent=2))
-        return
-    for length, result in results.items():
-        typer.echo(f"{length:>9,} tokens   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
-
-
 def _planned_run(recipe: "Recipe", **levers: Any) -> "PlannedRun":
     """Turn a recipe into the plain values that a plan needs; `levers` are what recipes have no key for yet.
 
@@ -199,15 +165,6 @@ def _planned_run(recipe: "Recipe", **levers: Any) -> "PlannedRun":
         steps=recipe.max_steps,
         **levers,
     )
-
-
-def _parse_lengths(text: str) -> list[int] | None:
-    if not text:
-        return None
-    try:
-        return [int(part.replace("_", "")) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--lengths must be whole numbers, as in 256,1024; got {text!r}") from error
 
 
 def main() -> None:

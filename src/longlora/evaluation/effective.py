@@ -24,6 +24,9 @@ class Share:
     high: float
     num_trials: int
 
+    def __str__(self) -> str:
+        return f"{self.share:.0%} of {self.num_trials} (95 % interval {self.low:.0%} to {self.high:.0%})"
+
 
 def wilson(right: float, num_trials: int) -> Share:
     """Compute the share and its interval; `right` need not be whole, for a tie of k choices counts one k-th."""
@@ -31,9 +34,9 @@ def wilson(right: float, num_trials: int) -> Share:
     middle = p + _Z**2 / (2 * n)
     spread = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n
-    return Share(
-        share=p, low=max(0.0, (middle - spread) / scale), high=min(1.0, (middle + spread) / scale), num_trials=n
-    )
+    # Bounds of 0 and 1 are exact; rounding must not move them past the share.
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return Share(share=p, low=max(0.0, min(p, low)), high=min(1.0, max(p, high)), num_trials=n)
 
 
 def effective_length(shares: Mapping[int, float], bar: float = DEFAULT_BAR) -> int | None:

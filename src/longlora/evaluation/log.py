@@ -83,7 +83,7 @@ def _mend(path: Path) -> int:
 def _read(path: Path, settings: Mapping[str, Any]) -> list[FinishedTrial]:
     if _mend(path) == 0:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     values = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
     try:
         _check_same(path, values[0]["settings"], json.loads(json.dumps(settings)))

@@ -1,4 +1,4 @@
-"""Several processes that share an evaluation, when accelerate or torchrun started them."""
+"""Several processes that share an evaluation, when torchrun or accelerate started them."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ class Processes:
     index: int
     count: int
     device: str | None
-    wait: Callable[[], None]
+    wait: Callable[[], object]
 
     @property
     def is_first(self) -> bool:
@@ -29,15 +29,21 @@ def alone() -> Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the other processes that a launcher started with this one, as `WORLD_SIZE` says, for the block's time."""
+    """Join the other processes that a launcher started with this one, as `WORLD_SIZE` says, for the block's time.
+
+    They only ever wait for one another, so gloo serves on every device. Each reads with a model of its own, on the GPU
+    that `LOCAL_RANK` counts.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield alone()
         return
-    from accelerate import PartialState
+    import torch
+    import torch.distributed as dist
 
-    # One process may have long prompts still to read when another is done: the backends' own limit is minutes.
-    state = PartialState(timeout=timedelta(days=7))
-    yield Processes(
-        index=state.process_index, count=state.num_processes, device=str(state.device), wait=state.wait_for_everyone
-    )
-    state.destroy_process_group()
+    # One process may have long prompts still to read when another is done: the default is half an hour.
+    dist.init_process_group("gloo", timeout=timedelta(days=7))
+    try:
+        device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else None
+        yield Processes(index=dist.get_rank(), count=dist.get_world_size(), device=device, wait=dist.barrier)
+    finally:
+        dist.destroy_process_group()

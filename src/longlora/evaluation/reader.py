@@ -87,7 +87,7 @@ class Reader:
         """Return each choice's log-probability, and a cache of the context's tokens but the last, if it can be cut."""
         context = self._tensor(question.input_ids[: question.choice_context])  # (1, T)
         last = question.input_ids[question.choice_context - 1]
-        cache = self._model(input_ids=context[:, :-1], use_cache=True, **self._one_row()).past_key_values
+        cache = self._model(input_ids=context[:, :-1], use_cache=True, **self._last_rows(1)).past_key_values
         values = []
         for choice in question.choices:
             tail = self._tensor([last, *choice[:-1]])  # (1, tokens of the choice)
@@ -96,7 +96,8 @@ class Reader:
                 cache = _cut(cache, tail.shape[1])
             else:
                 whole = torch.cat([context[:, :-1], tail], dim=1)
-                logits = self._model(input_ids=whole, use_cache=False).logits[:, -tail.shape[1] :]
+                rows = self._last_rows(tail.shape[1])
+                logits = self._model(input_ids=whole, use_cache=False, **rows).logits[:, -tail.shape[1] :]
             log_probabilities = torch.log_softmax(logits[0].float(), dim=-1)
             value = log_probabilities[torch.arange(len(choice)), torch.tensor(choice)].sum().item()
             if math.isnan(value):
@@ -104,9 +105,9 @@ class Reader:
             values.append(value)
         return values, cache
 
-    def _one_row(self) -> dict[str, int]:
-        """Ask for one row of logits where the model can be asked: the rows of a long prompt are larger than it."""
-        return {"logits_to_keep": 1} if keeps_logits(self._model) else {}
+    def _last_rows(self, count: int) -> dict[str, int]:
+        """Ask for few rows of logits where the model can be asked: those of a long prompt are larger than the model."""
+        return {"logits_to_keep": count} if keeps_logits(self._model) else {}
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([list(ids)], device=base_model(self._model).device)

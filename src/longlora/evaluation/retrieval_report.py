@@ -74,7 +74,8 @@ def draw(result: RetrievalResult, path: Path) -> None:
         _draw_heat_map(figure, panels.pop(0), result, depths)
     if has_margin:
         _draw_margin(panels.pop(0), result)
-    figure.suptitle(f"{result.test}: {result.verdict.splitlines()[0]}", fontsize=11)
+    verdict, _, _ = result.verdict.partition(";")
+    figure.suptitle(f"{result.test}: {verdict}", fontsize=11)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -88,11 +89,13 @@ def _length_axis(axes: "Axes", lengths: list[int]) -> None:
 
 def _draw_shares(axes: "Axes", result: RetrievalResult) -> None:
     lengths = [row.length for row in result.lengths]
-    for measure, chance in result.chance.items():
+    for shift, (measure, chance) in enumerate(result.chance.items()):
         shares = [row.shares[measure] for row in result.lengths]
         errors = [[s.share - s.low for s in shares], [s.high - s.share for s in shares]]
+        # Side by side where two measures would hide each other.
+        places = [length * 1.015**shift for length in lengths]
         line = axes.errorbar(
-            lengths, [s.share for s in shares], yerr=errors, marker="o", markersize=4, capsize=3, label=_LABELS[measure]
+            places, [s.share for s in shares], yerr=errors, marker="o", markersize=4, capsize=3, label=_LABELS[measure]
         )
         if chance:
             axes.axhline(chance, color=line[0].get_color(), linestyle=":", linewidth=1, label="chance")
@@ -101,13 +104,13 @@ def _draw_shares(axes: "Axes", result: RetrievalResult) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylabel("right answers, 95 % interval")
     _length_axis(axes, lengths)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
 def _draw_heat_map(figure: "Figure", axes: "Axes", result: RetrievalResult, depths: list[str]) -> None:
     measure = list(result.chance)[-1]
     shares = [[row.by_depth[depth][measure].share for row in result.lengths] for depth in depths]
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", alpha=0.75, aspect="auto")
     for y, line in enumerate(shares):
         for x, value in enumerate(line):
             axes.text(x, y, f"{value:.0%}", ha="center", va="center", fontsize=8)

@@ -1,7 +1,7 @@
 """What trials say together: shares with intervals by length and depth, and one sentence."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,7 +72,8 @@ def summarise(
         bar=bar,
         effective_length=reached,
         verdict="\n".join(
-            _verdict(measure, reached[measure], [row.length for row in lengths], bar) for measure in reached
+            _verdict(measure, reached[measure], {row.length: row.shares[measure] for row in lengths}, bar)
+            for measure in reached
         ),
         chance=test.measures,
         lengths=lengths,
@@ -109,9 +110,10 @@ def _shares(trials: Sequence[FinishedTrial], measures: Sequence[str]) -> dict[st
 _VERBS = {"generated": "reads", "chosen": "tells the right value from the others"}
 
 
-def _verdict(measure: str, reached: int | None, lengths: Sequence[int], bar: float) -> str:
-    verb, share = _VERBS[measure], f"{100 * bar:g} %"
+def _verdict(measure: str, reached: int | None, shares: Mapping[int, Share], bar: float) -> str:
+    verb, at_least = _VERBS[measure], f"{100 * bar:g} %"
+    lengths = sorted(shares)
     if reached is None:
-        return f"{verb} at no tested length, {lengths[0]:,} tokens being the shortest, at ≥ {share}"
-    limit = ", the longest tested" if reached == lengths[-1] else ""
-    return f"{verb} to {reached:,} tokens{limit} at ≥ {share}"
+        return f"{verb} at no tested length at ≥ {at_least}; at {lengths[0]:,}, the shortest: {shares[lengths[0]]}"
+    limit = ", the longest tested," if reached == lengths[-1] else ""
+    return f"{verb} to {reached:,} tokens{limit} at ≥ {at_least}; there: {shares[reached]}"

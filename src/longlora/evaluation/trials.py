@@ -99,7 +99,9 @@ def trial_grid(
     Raises:
         ConfigError: a number is out of its range.
     """
-    lengths, depths = sorted(set(lengths)), list(dict.fromkeys(depths))
+    lengths = sorted(set(lengths))
+    # 0 and 0.0 must be one depth: a seed is made of how it is written.
+    depths = list(dict.fromkeys(None if depth is None else float(depth) for depth in depths))
     if not lengths or lengths[0] < 1:
         raise ConfigError(f"lengths must be whole numbers above 0, at least one; got {lengths or 'none'}")
     wrong = [depth for depth in depths if depth is not None and not 0 <= depth <= 1]

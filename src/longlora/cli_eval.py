@@ -1,0 +1,280 @@
+"""The commands under `longlora eval`. Like all commands they import what they need inside their bodies."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import typer
+
+from longlora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longlora.evaluation.trials import RetrievalTest
+
+evaluate = typer.Typer(help="Measure a model, merged or not, or an adapter.", no_args_is_help=True)
+
+Protocol = Literal["same-targets", "new", "all", "original"]
+Form = Literal["measured", "original"]
+
+Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")]
+Data = Annotated[list[str], typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.")]
+TextColumn = Annotated[str, typer.Option(help="Column with the text, for tabular data.")]
+Split = Annotated[str, typer.Option(help="Split, for data that has splits.")]
+MaxDocuments = Annotated[int | None, typer.Option(help="Read at most this many documents.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Lengths = Annotated[str, typer.Option(help="Lengths in tokens, prompt and answer, with commas between.")]
+Depths = Annotated[str, typer.Option(help="Places of the fact, 0 (beginning) to 1 (end), with commas between.")]
+Trials = Annotated[int, typer.Option(help="Questions at each length and depth.")]
+Output = Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again goes on.")]
+Seed = Annotated[int, typer.Option(help="Decides every trial, with its length, depth and number.")]
+Bar = Annotated[float, typer.Option(help="Share of right answers that counts as reading.")]
+Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
+Beyond = Annotated[bool, typer.Option("--beyond", help="Read more tokens than the model has positions.")]
+Haystack = Annotated[list[str] | None, typer.Option(help="Texts to hide facts in, as for --data; else made up.")]
+
+Number = TypeVar("Number", int, float)
+
+DEPTHS = "0,0.25,0.5,0.75,1"
+
+
+@evaluate.command()
+def perplexity(
+    model: Model,
+    data: Data,
+    lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
+    stride: Annotated[int | None, typer.Option(help="Tokens by which windows move; 256 if the lengths allow.")] = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="same-targets: the same tokens at every length. new: every token once. all: whole windows. "
+            "original: whole windows and the averages of the original's eval.py."
+        ),
+    ] = "same-targets",
+    across_documents: Annotated[
+        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
+    ] = False,
+    max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
+    from longlora.evaluation.measure import Texts, measure_perplexity
+
+    results = measure_perplexity(
+        model,
+        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        lengths=_numbers(lengths, "--lengths", int),
+        stride=stride,
+        protocol=protocol,
+        across_documents=across_documents,
+        max_targets=max_targets,
+    )
+    if as_json:
+        by_length = {str(length): result.to_dict() for length, result in results.items()}
+        typer.echo(json.dumps({"model": model, "protocol": protocol, "perplexity": by_length}, indent=2))
+        return
+    for length, result in results.items():
+        typer.echo(f"{length:>9,} tokens   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
+
+
+@evaluate.command()
+def positions(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder for result and picture.")],
+    length: Annotated[int | None, typer.Option(help="Tokens of a window; the model's context if not given.")] = None,
+    buckets: Annotated[int, typer.Option(help="Ranges of position to average in.")] = 32,
+    max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows.")] = None,
+    across_documents: Annotated[
+        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
+    ] = False,
+    beyond: Beyond = False,
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Loss by position in the window: the curve that shows up to where a model reads."""
+    from longlora.evaluation.measure import Texts, measure_positions
+    from longlora.evaluation.positions_report import positions_table, write_positions
+
+    result = measure_positions(
+        model,
+        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        length=length,
+        num_buckets=buckets,
+        max_windows=max_windows,
+        across_documents=across_documents,
+        beyond=beyond,
+    )
+    write_positions(result, output)
+    _print(as_json, result.to_dict, positions_table(result), result.verdict, output)
+
+
+@evaluate.command()
+def tokens(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option(help="File to write, named .bin.")],
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+) -> None:
+    """Write texts as a .bin of token ids, as the original's evaluation reads them, with a model's tokenizer."""
+    from longlora.evaluation.measure import Texts, write_tokens
+
+    num_tokens = write_tokens(
+        model, Texts(data, text_column=text_column, split=split, max_documents=max_documents), output
+    )
+    typer.echo(f"{num_tokens:,} tokens written to {output}")
+
+
+@evaluate.command()
+def passkey(
+    model: Model,
+    output: Output,
+    lengths: Lengths = "",
+    depths: Depths = DEPTHS,
+    trials: Trials = 10,
+    form: Annotated[
+        Form, typer.Option(help="measured: sized in the model's own tokens. original: the original script's prompts.")
+    ] = "measured",
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find a number in a long text of nothing, in the words of the original LongLoRA's test."""
+    from longlora.evaluation.passkey import passkey as make_test
+
+    _retrieve(model, make_test(form=form, chat=chat), output, lengths, depths, trials, seed, bar, beyond, as_json)
+
+
+@evaluate.command()
+def needle(
+    model: Model,
+    output: Output,
+    lengths: Lengths = "",
+    depths: Depths = DEPTHS,
+    trials: Trials = 10,
+    needles: Annotated[int, typer.Option(help="Facts to hide and to ask for.")] = 1,
+    haystack: Haystack = None,
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find one or several facts in a text about other things; a heat map of length and depth."""
+    from longlora.evaluation.measure import Texts, haystack_of
+    from longlora.evaluation.needle import needle as make_test
+
+    texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
+    test = make_test(num_needles=needles, haystack=haystack_of(texts), chat=chat)
+    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, as_json)
+
+
+@evaluate.command()
+def topics(
+    model: Model,
+    output: Output,
+    lengths: Lengths = "",
+    trials: Trials = 10,
+    num_topics: Annotated[
+        int | None, typer.Option("--topics", help="Topics of a conversation; one for each 650 tokens if not given.")
+    ] = None,
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name the first topic of a long conversation, as in LongChat's LongEval."""
+    from longlora.evaluation.topics import topics as make_test
+
+    test = make_test(num_topics=num_topics, chat=chat)
+    _retrieve(model, test, output, lengths, DEPTHS, trials, seed, bar, beyond, as_json)
+
+
+@evaluate.command()
+def recall(
+    model: Model,
+    output: Output,
+    lengths: Lengths = "",
+    depths: Depths = "0",
+    trials: Trials = 20,
+    pairs: Annotated[int, typer.Option(help="Pairs in a prompt; chance is one in so many.")] = 8,
+    haystack: Haystack = None,
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recall the value of a key from far back, by generation and by choice: a graded signal for small models too."""
+    from longlora.evaluation.measure import Texts, haystack_of
+    from longlora.evaluation.recall import recall as make_test
+
+    texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
+    test = make_test(num_pairs=pairs, haystack=haystack_of(texts), chat=chat)
+    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, as_json)
+
+
+def _retrieve(
+    model: str,
+    test: "RetrievalTest",
+    output: Path,
+    lengths: str,
+    depths: str,
+    trials: int,
+    seed: int,
+    bar: float,
+    beyond: bool,
+    as_json: bool,
+) -> None:
+    from longlora.evaluation.measure import measure_retrieval
+    from longlora.evaluation.retrieval_report import result_table
+
+    result = measure_retrieval(
+        model,
+        test,
+        lengths=_numbers(lengths, "--lengths", int),
+        depths=_numbers(depths, "--depths", float) or [],
+        num_trials=trials,
+        seed=seed,
+        bar=bar,
+        beyond=beyond,
+        output=output,
+    )
+    if result is not None:  # of several processes the first one speaks
+        _print(as_json, result.to_dict, result_table(result), result.verdict, output)
+
+
+def _print(as_json: bool, to_dict: Callable[[], dict[str, object]], table: object, verdict: str, output: Path) -> None:
+    if as_json:
+        typer.echo(json.dumps(to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(table)
+    console.print(verdict, highlight=False, soft_wrap=True)
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+def _numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:
+    if not text:
+        return None
+    try:
+        return [kind(part.replace("_", "")) for part in text.split(",")]
+    except ValueError as error:
+        what, example = ("whole numbers", "256,1024") if kind is int else ("numbers", "0,0.5,1")
+        raise ConfigError(f"{option} must be {what}, as in {example}; got {text!r}") from error
