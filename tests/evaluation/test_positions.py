@@ -69,10 +69,11 @@ def header_model(visible: int) -> KnowsTheHeader:
 def test_the_curve_turns_up_where_reading_stops(visible: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     documents = [np.tile(generator.integers(0, VOCABULARY_SIZE, HEADER), 32) for _ in range(3)]
-    everything = loss_by_position(header_model(EVERYTHING), documents, length=256, num_buckets=17, progress=False)
+    settings: dict[str, Any] = {"length": 256, "num_buckets": 17, "batch_size_tokens": 256, "progress": False}
+    everything = loss_by_position(header_model(EVERYTHING), documents, **settings)
     assert all(bucket.loss < 1e-6 for bucket in everything[1:])
     assert reading_stops_at(everything) is None
-    curve = loss_by_position(header_model(visible), documents, length=256, num_buckets=17, progress=False)
+    curve = loss_by_position(header_model(visible), documents, **settings)
     for bucket in curve[1:]:
         if bucket.end <= visible + 1:
             assert bucket.loss < 1e-6

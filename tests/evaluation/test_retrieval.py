@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from longlora.errors import CheckpointError, ConfigError
 from longlora.evaluation.log import LOG_FILE
 from longlora.evaluation.needle import needle
 from longlora.evaluation.passkey import passkey
+from longlora.evaluation.processes import Processes
 from longlora.evaluation.recall import recall
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_report import result_table, write_result
@@ -98,12 +101,12 @@ class StopsAfter(ScriptedModel):
 
     prompts_left = 10**6
 
-    def forward(self, input_ids: Tensor, **options: Any) -> CausalLMOutputWithPast:
+    def forward(self, input_ids: Tensor, logits_to_keep: int = 0, **options: Any) -> CausalLMOutputWithPast:
         if input_ids.shape[1] > 20:
             if not self.prompts_left:
                 raise Interrupted
             self.prompts_left -= 1
-        return super().forward(input_ids, **options)
+        return super().forward(input_ids, logits_to_keep=logits_to_keep, **options)
 
 
 def stopping(tokenizer: PreTrainedTokenizerFast, prompts: int, *, visible: int = 900) -> StopsAfter:
@@ -149,6 +152,26 @@ def test_a_larger_grid_keeps_what_it_has_and_a_smaller_one_counts_its_own(
     assert evaluate(seeing_all(0), TESTS["passkey"], tmp_path, lengths=[700]).lengths == first.lengths
 
 
+def test_processes_share_the_trials_and_all_get_the_result(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Threads for processes: all that they have in common is the folder and a barrier."""
+    test, lengths, barrier = TESTS["passkey"], [700, 1000], Barrier(3)
+    whole = evaluate(stopping(byte_level, 12), test, tmp_path / "one", lengths=lengths)
+    with pytest.raises(Interrupted):
+        evaluate(stopping(byte_level, 2), test, tmp_path / "three", lengths=lengths)
+    models = [stopping(byte_level, prompts) for prompts in (4, 3, 3)]
+
+    def share(index: int) -> RetrievalResult:
+        processes = Processes(index=index, count=3, device=None, wait=lambda: barrier.wait(60))
+        return evaluate(models[index], test, tmp_path / "three", lengths=lengths, processes=processes)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(share, range(3)))
+    assert [model.prompts_left for model in models] == [0, 0, 0]
+    assert [result.lengths for result in results] == [whole.lengths] * 3
+    assert without_times(tmp_path / "three" / LOG_FILE) == without_times(tmp_path / "one" / LOG_FILE)
+    assert [path.name for path in (tmp_path / "three").iterdir()] == [LOG_FILE]
+
+
 @pytest.mark.parametrize(
     ("test", "changes", "named"),
     [
@@ -178,8 +201,8 @@ def test_a_folder_of_another_evaluation_is_refused(
 class BreaksAt(ScriptedModel):
     """Produces NaN for prompts of 900 tokens and more."""
 
-    def forward(self, input_ids: Tensor, **options: Any) -> CausalLMOutputWithPast:
-        output = super().forward(input_ids, **options)
+    def forward(self, input_ids: Tensor, logits_to_keep: int = 0, **options: Any) -> CausalLMOutputWithPast:
+        output = super().forward(input_ids, logits_to_keep=logits_to_keep, **options)
         if input_ids.shape[1] > 900:
             output.logits[..., 0] = float("nan")
         return output
