@@ -24,14 +24,26 @@ CHOICES = ((40, 41, 42), (40, 41, 43), (50, 51, 52), (60, 61, 62))
 
 def llama(vocabulary_size: int, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "eos_token_id": 1,
+    }
     config = LlamaConfig(vocab_size=vocabulary_size, initializer_range=0.4, max_position_embeddings=64, **shape)
     return LlamaForCausalLM(config).eval()
 
 
 def sliding(vocabulary_size: int) -> MistralForCausalLM:
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "eos_token_id": 1,
+    }
     config = MistralConfig(
         vocab_size=vocabulary_size, num_key_value_heads=1, initializer_range=0.4, sliding_window=7, **shape
     )
