@@ -16,7 +16,7 @@ from longlora.planner.architecture import Architecture, parse_architecture
 from longlora.planner.hardware import GIB, GPUS, Gpu, find_gpu
 from longlora.planner.plan import Advice, Plan, make_plan
 from longlora.planner.run import PlannedRun
-from longlora.planner.source import find_architecture
+from longlora.planner.source import find_architecture, published_config
 
 __all__ = [
     "GIB",
@@ -30,4 +30,5 @@ __all__ = [
     "find_gpu",
     "make_plan",
     "parse_architecture",
+    "published_config",
 ]

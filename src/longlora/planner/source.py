@@ -26,12 +26,17 @@ def find_architecture(name_or_path: str) -> Architecture:
     directory = Path(name_or_path).expanduser()
     if directory.is_dir():
         return parse_architecture(_read(directory / "config.json"), name_or_path)
-    fact = known_names().get(name_or_path.lower())
-    if fact is not None:
-        return parse_architecture(_read(FACTS / f"{fact}.json"), name_or_path)
+    if values := published_config(name_or_path):
+        return parse_architecture(values, name_or_path)
     if directory.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise CheckpointError(f"there is no model directory {name_or_path}")
     return parse_architecture(_fetch(name_or_path), name_or_path)
+
+
+def published_config(hub_name: str) -> dict[str, Any] | None:
+    """The shapes in a hub model's config.json, for the names that longlora knows; None for others."""
+    fact = known_names().get(hub_name.lower())
+    return None if fact is None else _read(FACTS / f"{fact}.json")
 
 
 @cache

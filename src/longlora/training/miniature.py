@@ -1,0 +1,120 @@
+"""A dry run: the recipe as it is, but for a random miniature of its model, short rows and few steps."""
+
+import copy
+import glob
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from longlora.checkpoint import whole_directory
+from longlora.config import Recipe
+from longlora.model import load_config, model_source
+from longlora.planner import published_config
+from longlora.positions import readable_context
+from longlora.tiny import tiny_model_directory
+from longlora.tiny.stdlib import standard_library_files
+
+logger = logging.getLogger("longlora")
+
+CONTEXT_LENGTH = 512  # tokens that a miniature is extended to, whatever the model is
+NUM_STEPS = 4
+_HEAD_DIM = 16
+_NUM_LAYERS = 2
+_NUM_DOCUMENTS = 40
+
+
+def miniature_recipe(recipe: Recipe) -> Recipe:
+    """Write a miniature of the recipe's model into its folder, and return the recipe that trains it.
+
+    The miniature has the architecture, the ratio of query heads to key-value heads and the kind of positions of its
+    model, two layers, the tiny model's tokenizer and random weights. Every number of tokens is divided by the same
+    number, so that the extension has the same factor; what is trained, how and by which engine stays. Where the
+    recipe's texts are not there, the source files of Python's standard library take their place.
+
+    Raises:
+        CheckpointError: the model's configuration cannot be had.
+    """
+    original = _original_config(recipe)
+    shrink = recipe.context_length / CONTEXT_LENGTH
+    output_dir = Path(f"{recipe.output_dir}-miniature")
+    model_directory = output_dir / "model"
+    if not model_directory.exists():
+        _write_model(_shrunk(original, shrink), model_directory, seed=recipe.seed)
+    base_context = recipe.rope.base_context or readable_context(original)
+    group_size = recipe.attention.group_size
+    changes = {
+        "model_name_or_path": str(model_directory),
+        "output_dir": str(output_dir / "run"),
+        "context_length": CONTEXT_LENGTH,
+        "max_steps": NUM_STEPS,
+        "save_steps": NUM_STEPS // 2,
+        "warmup_steps": min(recipe.warmup_steps, 1),
+        "gradient_accumulation_steps": min(recipe.gradient_accumulation_steps, 2),
+        "rope": {**_values(recipe.rope), "base_context": max(1, round(base_context / shrink))},
+        "attention": {
+            **_values(recipe.attention),
+            "group_size": None if group_size is None else max(1, round(group_size / shrink)),
+        },
+        "data": {**_values(recipe.data), **_texts(recipe)},
+    }
+    return Recipe.model_validate({**_values(recipe), **changes})
+
+
+def _texts(recipe: Recipe) -> dict[str, Any]:
+    """Some of the recipe's own texts, if they are on this machine."""
+    sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
+    if all(glob.glob(os.path.expanduser(source)) for source in sources):
+        return {"max_documents": min(recipe.data.max_documents or _NUM_DOCUMENTS, _NUM_DOCUMENTS)}
+    logger.info("%s is not here: the miniature reads Python's standard library", ", ".join(sources))
+    files = [str(path) for path in standard_library_files("train")[:_NUM_DOCUMENTS]]
+    return {"source": files, "max_documents": None}
+
+
+def _values(section: Any) -> dict[str, Any]:
+    return section.model_dump(exclude_unset=True)
+
+
+def _original_config(recipe: Recipe) -> PreTrainedConfig:
+    values = published_config(recipe.model_name_or_path)
+    if values is None:
+        return load_config(model_source(recipe.model_name_or_path), trust_remote_code=recipe.trust_remote_code)
+    return AutoConfig.for_model(**values)
+
+
+def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
+    config = copy.deepcopy(original)
+    text = config.get_text_config()
+    queries_per_kv = text.num_attention_heads // (text.num_key_value_heads or text.num_attention_heads)
+    text.num_key_value_heads = 1 if queries_per_kv > 4 else 2
+    text.num_attention_heads = queries_per_kv * text.num_key_value_heads
+    text.hidden_size = text.num_attention_heads * _HEAD_DIM
+    text.intermediate_size = 2 * text.hidden_size
+    text.num_hidden_layers = _NUM_LAYERS
+    values = text.to_dict()
+    if values.get("head_dim"):
+        text.head_dim = _HEAD_DIM
+    if values.get("layer_types"):
+        text.layer_types = values["layer_types"][-_NUM_LAYERS:]  # where windows alternate, both kinds
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory())
+    text.vocab_size = len(tokenizer)
+    text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    text.pad_token_id = tokenizer.pad_token_id
+    text.max_position_embeddings = max(1, round(text.max_position_embeddings / shrink))
+    rope_parameters = copy.deepcopy(text.rope_parameters)
+    if "original_max_position_embeddings" in rope_parameters:
+        original_context = rope_parameters["original_max_position_embeddings"]
+        rope_parameters["original_max_position_embeddings"] = max(1, round(original_context / shrink))
+    text.rope_parameters = rope_parameters
+    return config
+
+
+def _write_model(config: PreTrainedConfig, directory: Path, *, seed: int) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    with whole_directory(directory) as unfinished:
+        AutoModelForCausalLM.from_config(config).save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(tiny_model_directory()).save_pretrained(unfinished)

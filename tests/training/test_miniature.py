@@ -1,0 +1,67 @@
+"""Every recipe that ships with longlora trains, for a few steps, with a random miniature of its model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from longlora.config import Recipe, load_recipe
+from longlora.planner import find_architecture, published_config
+from longlora.recipes import recipe_names
+from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, miniature_recipe
+from longlora.training.run import train
+
+
+def small(name: str, folder: Path, *overrides: str) -> Recipe:
+    cache = f"data.cache_dir={folder / 'cache'}"
+    return miniature_recipe(load_recipe(name, [f"output_dir={folder / name}", cache, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One place for all, so that the texts are tokenised once."""
+    return tmp_path_factory.mktemp("miniatures")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_trains_in_miniature(name, folder):
+    original, recipe = load_recipe(name), small(name, folder, "dtype=float32")
+    result = train(recipe)
+    assert result.name == ("model" if original.tuning == "full" else "adapter")
+    lines = (Path(recipe.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    assert len(losses) == NUM_STEPS and all(0 < loss < 20 for loss in losses)
+    assert recipe.tuning == original.tuning
+    assert recipe.attention.dense_finish == original.attention.dense_finish
+    assert recipe.lora == original.lora
+    extension = json.loads((result / "longlora.json").read_text(encoding="utf-8"))
+    assert extension["context_length"] == CONTEXT_LENGTH
+    factor = original.context_length / extension_base(original)
+    assert CONTEXT_LENGTH / extension["base_context"] == pytest.approx(factor, rel=0.05)
+    assert extension["rope_parameters"]["rope_type"] == original.rope.rope_type
+
+
+def extension_base(recipe: Recipe) -> int:
+    return recipe.rope.base_context or find_architecture(recipe.model_name_or_path).max_position_embeddings
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipes_model_has_the_parameters_that_its_plan_counts(name):
+    recipe = load_recipe(name)
+    values = published_config(recipe.model_name_or_path)
+    if values is None:
+        pytest.skip("the tiny model is there in person")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    assert sum(p.numel() for p in model.parameters()) == find_architecture(recipe.model_name_or_path).num_parameters
+
+
+def test_a_miniature_keeps_the_ratio_of_heads_and_reads_texts_that_are_there(tmp_path, text_folder):
+    recipe = small("llama-2-70b-longlora-32k", tmp_path, f"data.source={text_folder}")
+    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
+    assert config.num_attention_heads == 8 * config.num_key_value_heads  # as 64 and 8
+    assert recipe.data.source == str(text_folder)
+    again = small("llama-2-70b-longlora-32k", tmp_path, f"data.source={text_folder}")
+    assert again == recipe
