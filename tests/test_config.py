@@ -81,6 +81,13 @@ def test_only_rope_options_that_are_set_are_passed_on() -> None:
         ({"lora": {"trainable": ["norm"]}, "new_tokens": ["<a>"]}, "new_tokens=['<a>']: this run trains no embeddings"),
         ({"new_tokens": ["<a>", "<a>"]}, "must be different and not blank"),
         ({"new_tokens": [" "]}, "must be different and not blank"),
+        ({"optim": "adamw_8bits"}, "optim=adamw_8bits: no optimizer of this name; did you mean adamw_8bit or"),
+        ({"optim": "x"}, "no optimizer of this name; known are adamw_torch, "),
+        ({"optimizer": "adamw_torch"}, "did you mean 'optim'?"),
+        ({"load_in_4bit": True}, "did you mean 'quantization'?"),
+        ({"quantization": "int8"}, "quantization='int8'"),
+        ({"quantization": "nf4", "tuning": "full"}, "quantization=nf4 freezes the base"),
+        ({"tiled_mlp": 0}, "tiled_mlp=0"),
     ],
 )
 def test_a_wrong_recipe_is_explained(change: dict[str, object], expected: str) -> None:

@@ -38,6 +38,9 @@ class Extension:
     """Rows of the embedding where it was resized for new tokens. Who loads the adapter with PEFT alone resizes the base
     to as many first (`resize_token_embeddings`)."""
 
+    quantization: str | None = None
+    """What the base's linear layers were packed to while the adapter was trained; nothing that is saved is packed."""
+
 
 def is_adapter(directory: Path) -> bool:
     """Tell an adapter's directory from a model's."""

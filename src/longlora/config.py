@@ -6,13 +6,14 @@ alike.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from longlora.errors import ConfigError
 from longlora.explain import explain
+from longlora.optimizers import DEFAULT, check_optimizer
 from longlora.recipes import find_recipe
 from longlora.rope import OPTIONS, RopeType
 
@@ -198,6 +199,10 @@ class Recipe(_Section):
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
 
+    optim: Annotated[str, AfterValidator(check_optimizer)] = DEFAULT
+    """Optimizer, by its name in transformers; `adamw_8bit` holds a quarter of AdamW's state, `paged_adamw_8bit` moves
+    it to the host when the GPU is full (both need bitsandbytes, and keep embeddings in 32 bits)."""
+
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
 
@@ -213,8 +218,21 @@ class Recipe(_Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Weights and compute while training; `auto`: bfloat16 where the device computes in it, else float32."""
 
+    quantization: Literal["nf4"] | None = None
+    """`nf4`: the base's linear layers in 4 bits while training (QLoRA); what is trained and what is saved are not."""
+
     gradient_checkpointing: bool = True
     """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    activation_offloading: bool = False
+    """Keep what the backward pass needs, with `gradient_checkpointing` the layers' inputs, in the host's memory."""
+
+    tiled_mlp: int | None = Field(default=None, ge=1)
+    """Tokens that go through a feed-forward layer at a time, each piece computed again in the backward pass; by default
+    all at once."""
+
+    chunked_loss: bool = True
+    """Compute the loss in pieces, without the logits of the whole row (tokens × vocabulary)."""
 
     logging_steps: int = Field(default=1, ge=1)
     """Steps between two lines of `metrics.jsonl`."""
@@ -246,6 +264,8 @@ class Recipe(_Section):
                 f"attention.group_size={self.group_size} must not exceed context_length={self.context_length}; "
                 "use attention.pattern=full for one group"
             )
+        if self.quantization and self.tuning == "full":
+            raise ValueError(f"quantization={self.quantization} freezes the base; use tuning=lora+ or tuning=lora")
         self._check_trainable()
         return self
 

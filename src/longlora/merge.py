@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from longlora.checkpoint import is_adapter, whole_directory
+from longlora.checkpoint import is_adapter, read_extension, whole_directory
 from longlora.errors import CheckpointError, ConfigError
 from longlora.model import DtypeName, compute_dtype, load_adapter, load_tokenizer
 from longlora.rope import extended_parameters, v4_rope
@@ -44,12 +44,23 @@ def merge_adapter(
     (`rope_theta`, `rope_scaling`), where vLLM and llama.cpp's converter may look for them. Memory: up to three times
     the model.
 
+    An adapter that was trained on a base of 4 bits is merged into the base itself: weights that were unpacked from 4
+    bits and updated would have to be stored in 16 bits anyhow, with the error of packing made permanent. The merged
+    model so differs by that error from what was trained, and a warning says so.
+
     Raises:
         CheckpointError: `adapter` is no adapter or damaged, `output` exists, or the merged model does not agree.
         ConfigError: the keys of transformers 4 have no room for the model's positions.
     """
     if not is_adapter(adapter):
         raise CheckpointError(f"{adapter} holds no adapter: adapter_config.json is missing")
+    extension = read_extension(adapter)
+    if extension and extension.quantization:
+        logger.warning(
+            "%s was trained on a base packed to %s and is merged into the base itself: evaluate the merged model",
+            adapter,
+            extension.quantization,
+        )
     resolved = compute_dtype(dtype)
     adapted = load_adapter(adapter, dtype=resolved).eval()
     config = adapted.config.get_text_config()

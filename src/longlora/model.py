@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -20,6 +20,8 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
+from longlora.memory import nf4_arguments, require_package, tile_feed_forward
+from longlora.optimizers import PACKAGES
 from longlora.positions import extend_positions, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
@@ -44,9 +46,10 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     """Load the recipe's model with its new positions, the training attention, and what is to be trained.
 
     Raises:
-        ConfigError: the model cannot be extended or trained as the recipe says.
+        ConfigError: the model cannot be extended or trained as the recipe says, or a package for it is missing.
         CheckpointError: the model is missing, incomplete or damaged.
     """
+    require_package(PACKAGES[recipe.optim], wanted_by=f"optim={recipe.optim}")
     name = model_source(recipe.model_name_or_path)
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
@@ -55,7 +58,12 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     # Full fine-tuning keeps float32 master weights and computes in `dtype` under autocast, as does the adapter.
     weights_dtype = torch.float32 if recipe.tuning == "full" else dtype
     model = load_weights(
-        name, config, dtype=weights_dtype, attention=attention, trust_remote_code=recipe.trust_remote_code
+        name,
+        config,
+        dtype=weights_dtype,
+        attention=attention,
+        trust_remote_code=recipe.trust_remote_code,
+        quantization=nf4_arguments(dtype) if recipe.quantization else None,
     )
     set_group_size(model, recipe.group_size if recipe.attention.pattern == "s2" else None)
     tokenizer = load_tokenizer(name)
@@ -70,6 +78,8 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
             train_output=bool(recipe.new_tokens),
             **recipe.lora.model_dump(mode="python", exclude={"trainable"}),
         )
+    if recipe.tiled_mlp:
+        tile_feed_forward(model, num_tokens=recipe.tiled_mlp)
     return TrainingModel(model=model, tokenizer=tokenizer, extension=extension)
 
 
@@ -168,9 +178,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_weights(
-    name: str, config: PreTrainedConfig, *, dtype: torch.dtype, attention: str | None, trust_remote_code: bool = False
+    name: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    attention: str | None,
+    trust_remote_code: bool = False,
+    quantization: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Load a model's weights under a given configuration, on the CPU; `attention=None` is the model's own choice.
+
+    With `quantization`, as `nf4_arguments` gives it, they are loaded on the device where they will be used.
 
     Raises:
         CheckpointError: a file is missing or cut short, or weights are missing in it.
@@ -183,6 +201,7 @@ def load_weights(
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **(quantization or {}),
         )
     except Exception as error:  # safetensors, torch and transformers each have exceptions of their own for a bad file
         raise CheckpointError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
@@ -213,6 +232,7 @@ def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
         context_length=rope.context_length,
         rope_parameters=rope.rope_parameters,
         max_position_embeddings=rope.max_position_embeddings,
+        quantization=recipe.quantization,
     )
 
 

@@ -2,11 +2,13 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -14,19 +16,23 @@ from longlora.compat import checkpointing_arguments
 from longlora.config import Recipe
 from longlora.errors import ConfigError, DivergenceError
 from longlora.lora import embedding_parameters
+from longlora.memory import why_not_in_pieces
 from longlora.model import TrainingModel, compute_dtype
 from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
+
+logger = logging.getLogger("longlora")
 
 
 class ExtensionTrainer(SFTTrainer):
     """Stops before the optimizer steps on a loss that is not a number, so that no checkpoint ever holds one.
 
-    Embeddings may learn at a rate of their own.
+    Embeddings may learn at a rate of their own, and the loss may be the model's own instead of TRL's.
     """
 
     progress_bar: ProgressBar
     embedding_learning_rate: float | None = None
+    chunked_loss: bool = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Set up the optimizer, with the embeddings in groups of their own if they have a rate of their own."""
@@ -35,6 +41,25 @@ class ExtensionTrainer(SFTTrainer):
         if is_new and self.embedding_learning_rate is not None:
             give_own_rate(optimizer, embedding_parameters(self.model), self.embedding_learning_rate)
         return optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Compute the loss of one micro-step: in pieces by TRL, or from all logits by the model itself."""
+        if self.chunked_loss:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs["use_cache"] = False
+        # What SFTTrainer stands on: transformers' Trainer, which takes the loss that the model computes.
+        loss, outputs = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
+        if self.aux_loss_enabled and num_items_in_batch is not None:
+            # The tokens' loss is a share of the whole batch's, the experts' balance a mean over this micro-step.
+            share = 1 / self.current_gradient_accumulation_steps - self._times_in_loss()
+            loss = loss + share * self.router_aux_loss_coef * outputs.aux_loss
+        return (loss, outputs) if return_outputs else loss
+
+    def _times_in_loss(self) -> int:
+        """How often transformers counts a micro-step's loss, since data parallelism averages over processes."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint's model."""
@@ -82,7 +107,16 @@ def give_own_rate(
 
 
 def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: RunDirectory) -> ExtensionTrainer:
-    """Set up the loop: rows go in as they are, one flattened batch with its document borders."""
+    """Set up the loop: rows go in as they are, one flattened batch with its document borders.
+
+    Raises:
+        ConfigError: the recipe asks for an update of the output layer.
+    """
+    if isinstance(prepared.model.get_output_embeddings(), BaseTunerLayer):
+        raise ConfigError(
+            f"lora.target_modules={recipe.lora.target_modules}: the loss is computed from the output layer's weights "
+            "and would pass over a low-rank update of it; leave that layer out"
+        )
     bar = ProgressBar(
         tokens_per_step=recipe.context_length * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
         description="training",
@@ -99,30 +133,64 @@ def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: R
     ]
     # It advises against padding-free batches of one row, which here is what keeps documents apart.
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
-    trainer = ExtensionTrainer(
-        model=prepared.model,
-        args=_arguments(recipe, run),
-        train_dataset=rows,
-        processing_class=prepared.tokenizer,
-        callbacks=callbacks,
-    )
+    with _keeping_precision(prepared.model):
+        trainer = ExtensionTrainer(
+            model=prepared.model,
+            args=_arguments(recipe, run),
+            train_dataset=rows,
+            processing_class=prepared.tokenizer,
+            callbacks=callbacks,
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.progress_bar = bar
     trainer.embedding_learning_rate = recipe.embedding_learning_rate
+    trainer.chunked_loss = _chunked_loss(recipe, prepared)
     return trainer
+
+
+@contextmanager
+def _keeping_precision(model: torch.nn.Module) -> Iterator[None]:
+    """Undo that SFTTrainer rounds all that is trained to bfloat16 where the base is quantised.
+
+    It does so for LoRA's sake, as the QLoRA paper did; embeddings and norms would hardly learn at a rate of 2e-5.
+    """
+    trained = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    yield
+    for parameter, data in trained:
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)
+
+
+def _chunked_loss(recipe: Recipe, prepared: TrainingModel) -> bool:
+    reason = why_not_in_pieces(prepared.model.config) if recipe.chunked_loss else None
+    if reason:
+        logger.warning(
+            "chunked_loss is not followed, the logits of whole rows will take memory: %s; chunked_loss: false says so "
+            "beforehand",
+            reason,
+        )
+    return recipe.chunked_loss and not reason
+
+
+def _activation_offloading(recipe: Recipe) -> bool:
+    if recipe.activation_offloading and not torch.cuda.is_available():
+        logger.warning("activation_offloading is not followed: without a GPU everything is in the host's memory anyhow")
+        return False
+    return recipe.activation_offloading
 
 
 def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
     dtype = compute_dtype(recipe.dtype)
     passed_on = (
         "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
-        "warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
+        "warmup_steps optim weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
         "save_total_limit seed"
     ).split()
     return SFTConfig(
         output_dir=str(run.checkpoints),
         **{name: getattr(recipe, name) for name in passed_on},
         **checkpointing_arguments(recipe.gradient_checkpointing),
+        activation_offloading=_activation_offloading(recipe),
         report_to=[recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
