@@ -1,5 +1,6 @@
 """The command line. Commands import what they need inside their bodies, so that help is instant."""
 
+import json
 import logging
 import sys
 import warnings
