@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from longlora.cli_eval import evaluate
-from longlora.errors import LongLoRAError
+from longlora.errors import ConfigError, LongLoRAError
 
 if TYPE_CHECKING:
     from longlora.config import Recipe
     from longlora.planner import PlannedRun
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
-Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
 
@@ -45,7 +44,7 @@ def demo(
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
     memory: Annotated[
@@ -53,11 +52,6 @@ def plan(
     ] = None,
     gpu_type: Annotated[str, typer.Option(help="For the time: a100-80gb, h100-80gb, h200, rtx-4090, …")] = "",
     strategy: Annotated[Strategy | None, typer.Option(help="By default `single`, or `ddp` on several GPUs.")] = None,
-    optimizer: Annotated[Optimizer, typer.Option(help="Optimizer, as torch or bitsandbytes has it.")] = "adamw",
-    offload: Annotated[bool, typer.Option("--offload", help="Layer inputs in host memory.")] = False,
-    four_bit: Annotated[bool, typer.Option("--four-bit", help="Frozen weights in 4 bits.")] = False,
-    tiled_mlp: Annotated[bool, typer.Option("--tiled-mlp", help="Feed-forward in tiles.")] = False,
-    full_logits: Annotated[bool, typer.Option("--full-logits", help="Cross-entropy over whole logits.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Say what a recipe needs in memory and time, without loading anything; status 1 if it does not fit."""
@@ -65,16 +59,8 @@ def plan(
     from longlora.planner import GIB, find_gpu, make_plan
     from longlora.planner.report import plan_to_dict, print_plan
 
-    run = _planned_run(
-        load_recipe(recipe, overrides or []),
-        num_gpus=gpus,
-        strategy=strategy or ("ddp" if gpus > 1 else "single"),
-        optimizer=optimizer,
-        offload_checkpoints=offload,
-        four_bit=four_bit,
-        tiled_mlp=tiled_mlp,
-        chunked_loss=not full_logits,
-    )
+    strategy = strategy or ("ddp" if gpus > 1 else "single")
+    run = _planned_run(load_recipe(recipe, overrides or []), num_gpus=gpus, strategy=strategy)
     gpu = find_gpu(gpu_type) if gpu_type else None
     memory_gib = memory or (gpu.memory_gib if gpu else 80.0)
     result = make_plan(run, memory_bytes=int(memory_gib * GIB), gpu=gpu)
@@ -139,13 +125,24 @@ def merge(
     )
 
 
-def _planned_run(recipe: "Recipe", **levers: Any) -> "PlannedRun":
-    """Turn a recipe into the plain values that a plan needs; `levers` are what recipes have no key for yet.
+# How planner and recipe call the optimizers whose memory the planner knows.
+_PLANNED_OPTIMIZERS: dict[str, Any] = {
+    "adamw_torch_fused": "adamw",
+    "adamw_torch": "adamw_foreach",
+    "adamw_8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 
-    A lever that becomes a key of the recipe moves from the options of `plan` into this mapping.
-    """
+
+def _planned_run(recipe: "Recipe", *, num_gpus: int = 1, strategy: Strategy = "single") -> "PlannedRun":
+    """Turn a recipe into the plain values that a plan needs."""
     from longlora.planner import PlannedRun, find_architecture
 
+    if recipe.optim not in _PLANNED_OPTIMIZERS:
+        raise ConfigError(
+            f"the memory of optim={recipe.optim} is not known here; plan with one of {', '.join(_PLANNED_OPTIMIZERS)}"
+        )
     targets = recipe.lora.target_modules
     return PlannedRun(
         architecture=find_architecture(recipe.model_name_or_path),
@@ -158,13 +155,19 @@ def _planned_run(recipe: "Recipe", **levers: Any) -> "PlannedRun":
         train_norms="norm" in recipe.trainable,
         dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype,
         gradient_checkpointing=recipe.gradient_checkpointing,
+        offload_checkpoints=recipe.activation_offloading,
+        four_bit=recipe.quantization == "nf4",
+        optimizer=_PLANNED_OPTIMIZERS[recipe.optim],
+        chunked_loss=recipe.chunked_loss,
+        tiled_mlp=recipe.tiled_mlp,
         attention=recipe.attention.pattern,
         group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
         dense_finish=recipe.attention.dense_finish,
         batch_size=recipe.per_device_train_batch_size,
         accumulation_steps=recipe.gradient_accumulation_steps,
         steps=recipe.max_steps,
-        **levers,
+        num_gpus=num_gpus,
+        strategy=strategy,
     )
 
 

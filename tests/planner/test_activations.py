@@ -92,7 +92,7 @@ def measure(run: PlannedRun, *, sizes: dict[str, Any] | None = None) -> Measured
     if tuned:
         model = add_adapter(
             model,
-            train_embeddings_and_norms=run.tuning == "lora+",
+            trainable=("embed", "norm") if run.tuning == "lora+" else (),
             r=run.lora_rank,
             lora_alpha=16,
             lora_dropout=0.0,
@@ -223,8 +223,8 @@ def test_a_term_that_is_left_out_would_be_noticed(monkeypatch: pytest.MonkeyPatc
 
 def test_tiles_of_the_feed_forward_shrink_with_the_row() -> None:
     """ALST's rule: as many tokens in a tile as the hidden state is wide."""
-    run = planned(2, strategy=BFLOAT16, tuning="lora", tiled_mlp=True)
-    whole, tiled = activations.layer_activations(replace(run, tiled_mlp=False)), activations.layer_activations(run)
+    run = planned(2, strategy=BFLOAT16, tuning="lora", tiled_mlp=96)
+    whole, tiled = activations.layer_activations(replace(run, tiled_mlp=None)), activations.layer_activations(run)
     assert activations.num_mlp_tiles(run) == 4  # ceil(320 / 96)
     inside = 6 * 2 * run.architecture.intermediate_size  # three tensors kept and three gradients of 16 bits
     assert whole.peak - tiled.peak == pytest.approx(inside * 3 / 4 - 2 * 2 * run.architecture.hidden_size, abs=2)

@@ -51,9 +51,10 @@ def test_json_follows_recipe_overrides_and_options(
     plain = json.loads(capsys.readouterr().out)
     assert plain["memory_bytes"] == 140 * GIB
     assert plain["trained_parameters"] == {"lora": 8_388_608}
-    options = ["--gpus", 4, "--strategy", "zero2", "--optimizer", "adamw_8bit", "--offload", "--four-bit"]
-    changed_options = [*options, "--tiled-mlp", "--full-logits", "--memory", 80]
-    assert run(monkeypatch, recipe, "context_length=8192", "tuning=lora", "--json", *changed_options) == 0
+    options = ["--gpus", 4, "--strategy", "zero2", "--memory", 80, "--json"]
+    levers = ["optim=adamw_8bit", "activation_offloading=true", "quantization=nf4", "tiled_mlp=4096"]
+    overrides = ["context_length=8192", "tuning=lora", *levers, "chunked_loss=false"]
+    assert run(monkeypatch, recipe, *overrides, *options) == 0
     changed = json.loads(capsys.readouterr().out)
     assert (changed["context_length"], changed["num_gpus"], changed["strategy"]) == (8192, 4, "zero2")
     notes = {item["name"]: item["note"] for item in changed["items"]}
@@ -77,6 +78,11 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
         "per_device_train_batch_size": (3, lambda plan: plan.batch_size),
         "gradient_accumulation_steps": (5, lambda plan: plan.accumulation_steps),
         "max_steps": (7, lambda plan: plan.steps),
+        "tiled_mlp": (999, lambda plan: plan.tiled_mlp),
+        "chunked_loss": (False, lambda plan: plan.chunked_loss),
+        "activation_offloading": (False, lambda plan: plan.offload_checkpoints),
+        "optim": ("paged_adamw_8bit", lambda plan: plan.optimizer),
+        "quantization": ("nf4", lambda plan: "nf4" if plan.four_bit else None),
     }
     changed = load_recipe(recipe, [f"{key}={value}" for key, (value, _) in overrides.items()])
     plan = cli._planned_run(changed)
@@ -104,6 +110,7 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
         (["model_name_or_path=./nowhere"], "there is no model directory ./nowhere"),
         (["--strategy", "magic"], "magic"),
         (["--gpus", 0], "--gpus"),
+        (["optim=adafactor"], "the memory of optim=adafactor is not known here"),
     ],
 )
 def test_a_mistake_ends_with_status_2(

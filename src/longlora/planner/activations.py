@@ -102,7 +102,7 @@ def loss_fixed(run: PlannedRun) -> int:
 
 def num_mlp_tiles(run: PlannedRun) -> int:
     """Tiles of the feed-forward: as many tokens each as the hidden state is wide (ALST)."""
-    return max(1, math.ceil(run.tokens / run.architecture.hidden_size)) if run.tiled_mlp else 1
+    return max(1, math.ceil(run.tokens / run.tiled_mlp)) if run.tiled_mlp else 1
 
 
 def _kept_by_attention(run: PlannedRun) -> int:

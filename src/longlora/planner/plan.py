@@ -101,8 +101,13 @@ def _advise(run: PlannedRun, memory_bytes: int, gpu: Gpu | None) -> tuple[tuple[
 def _levers(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
     """Changes that this run can still make, the one that costs least first."""
     rows = run.batch_size * run.accumulation_steps
+    tile = run.architecture.hidden_size  # tokens, as in ALST
     levers: list[tuple[bool, str, dict[str, Any]]] = [
-        (not run.chunked_loss, "chunked cross-entropy instead of whole logits", {"chunked_loss": True}),
+        (
+            not run.chunked_loss,
+            "chunked cross-entropy instead of whole logits: chunked_loss=true",
+            {"chunked_loss": True},
+        ),
         (
             run.batch_size > 1,
             f"rows one by one: per_device_train_batch_size=1 gradient_accumulation_steps={rows}",
@@ -125,20 +130,20 @@ def _levers(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
         ),
         (
             run.optimizer in ("adamw", "adamw_foreach") and run.tuning == "full",
-            "optimizer state of one byte: --optimizer adamw_8bit",
+            "optimizer state of one byte: optim=adamw_8bit",
             {"optimizer": "adamw_8bit"},
         ),
         (
             not run.offload_checkpoints,
             "layer inputs in host memory: "
             + ("" if run.gradient_checkpointing else "gradient_checkpointing=true ")
-            + "--offload",
+            + "activation_offloading=true",
             {"offload_checkpoints": True, "gradient_checkpointing": True},
         ),
-        (not run.tiled_mlp, "feed-forward in tiles: --tiled-mlp", {"tiled_mlp": True}),
+        (not run.tiled_mlp, f"feed-forward in tiles: tiled_mlp={tile}", {"tiled_mlp": tile}),
         (
             run.tuning != "full" and not run.four_bit and run.strategy != "zero3",
-            "frozen weights in 4 bits: --four-bit",
+            "frozen weights in 4 bits: quantization=nf4",
             {"four_bit": True},
         ),
         (run.tuning == "full", "an adapter instead of every weight: tuning=lora+", {"tuning": "lora+"}),

@@ -64,8 +64,8 @@ class PlannedRun:
     chunked_loss: bool = True
     """Compute cross-entropy tile by tile; without, the logits of a whole row exist at once in float32."""
 
-    tiled_mlp: bool = False
-    """Compute the feed-forward over `hidden_size` tokens at a time (ALST, arXiv 2506.13996, section 3.1.1)."""
+    tiled_mlp: int | None = None
+    """Tokens that go through the feed-forward at a time (ALST, arXiv 2506.13996, section 3.1.1, has `hidden_size`)."""
 
     attention: Literal["s2", "full"] = "s2"
     """Attention while training."""
@@ -106,7 +106,7 @@ class PlannedRun:
         if self.four_bit and self.strategy == "zero3":
             raise ConfigError("strategy=zero3 does not split weights in 4 bits; use ddp or zero2")
         if self.offload_checkpoints and not self.gradient_checkpointing:
-            raise ConfigError("offload_checkpoints needs gradient_checkpointing")
+            raise ConfigError("offloading is planned with gradient checkpointing only: it needs gradient_checkpointing")
         if self.group_size is not None and not 1 <= self.group_size <= self.context_length:
             raise ConfigError(
                 f"group_size={self.group_size} must lie between 1 and context_length={self.context_length}"
