@@ -116,8 +116,8 @@ def _kept_by_attention(run: PlannedRun) -> int:
     if shape.qk_norm != "none":
         kept += 4 * (query + kv) + _scaled(run, query + kv, b)
     kept += b * (query + 2 * kv) + b * query + 4 * shape.num_heads  # FlashAttention: inputs, output, log-sum-exp
-    if shape.fused:  # the projection's result, of which the value is a part, and the masks of two dropouts
-        kept += b * (query + kv) + 2 * hidden
+    if shape.fused:  # the projection's whole result, of which the value is a part
+        kept += b * (query + kv)
     if is_lora:
         kept += b * query if run.mixed else 0  # autocast's copy of the output projection's input
         kept += b * run.lora_rank * len(shape.attention_linears())
