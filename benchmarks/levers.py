@@ -1,0 +1,220 @@
+"""How much memory does each lever of training save, and what does it cost?
+
+    python benchmarks/levers.py            # the tiny model at 16k tokens; on CUDA a random model of Llama-2-7B's shape
+    python benchmarks/levers.py --quick    # a minute, to see that everything runs
+
+A recipe is trained for a few steps of one row, with groups of a quarter of the row, first without any lever, then with
+one more at a time: the library's own code path, from loading the weights to the last step. Each has a process of its
+own. Tokens per second are those of the median step, the first left out; on a CPU they are per second of processor time,
+so that other work on the machine does not count. Losses are compared with those of the first run: the levers above the
+optimizer must not change them, and if one does there is no report.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import _report
+import torch
+from _levers_report import Row, write_report
+from _measure import peak_memory, synchronize
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback, set_seed
+
+from longlora.config import Recipe, parse_recipe
+from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.model import load_for_training
+from longlora.tiny import tiny_model_directory
+from longlora.tiny.stdlib import standard_library_files
+from longlora.training.directory import open_run
+from longlora.training.trainer import build_trainer
+
+NO_LEVER = {"chunked_loss": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+SAME_LOSSES = 1e-3  # relative, over the steps: float32 in another order of sums; in bfloat16 ten times that
+
+
+def ladder(length: int, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Name the levers in the order in which they are added, with the recipe's keys of each."""
+    levers: dict[str, dict[str, Any]] = {
+        "none": {},
+        "loss in pieces": {"chunked_loss": True},
+        "checkpointing": {"gradient_checkpointing": True},
+        "tiled feed-forward": {"tiled_mlp": max(1, length // 16)},
+    }
+    if device.type == "cuda":
+        levers["offloading"] = {"activation_offloading": True}
+    if importlib.util.find_spec("bitsandbytes"):
+        levers |= {"8-bit AdamW": {"optim": "adamw_8bit"}, "4-bit base": {"quantization": "nf4"}}
+    return levers
+
+
+NEW_NUMBERS = ("8-bit AdamW", "4-bit base")
+
+
+def main() -> int:
+    """Measure, compare losses, report; return the exit status."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parse_arguments(device)
+    packages = ["torch", "transformers", "peft", "trl"]
+    packages += ["bitsandbytes"] if importlib.util.find_spec("bitsandbytes") else []
+    origin = _report.provenance(device, packages)
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        model = arguments.model or ("tiny" if device.type == "cpu" else random_7b(Path(scratch) / "model", device))
+        rows = list(measure(model, arguments, device, Path(scratch)))
+    if wrong := changed_losses(rows, device):
+        print("\n".join(["no report, these levers change the losses:", *wrong]), file=sys.stderr)
+        return 1
+    name = "Llama-2-7B's shape with random weights" if model.endswith("/model") else f"`{model}`"
+    write_report(rows, arguments.output, device, origin, model=name)
+    return 0
+
+
+def parse_arguments(device: torch.device) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="rows of 512 tokens")
+    parser.add_argument("--length", type=int, metavar="T", help="tokens of a row (default: 16384, on CUDA 32768)")
+    parser.add_argument("--steps", type=int, help="steps of each run, at least 2 (default: 4, quick: 2)")
+    parser.add_argument("--model", help="directory or name of a model (default: tiny, on CUDA a random 7B)")
+    parser.add_argument("--target-modules", default="attention", help="lora.target_modules (default: attention)")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where models and runs are written meanwhile")
+    parser.add_argument("--output", type=Path, default=_report.RESULTS, metavar="DIR", help="where the report goes")
+    arguments = parser.parse_args()
+    arguments.length = arguments.length or (512 if arguments.quick else 32768 if device.type == "cuda" else 16384)
+    arguments.steps = arguments.steps or (2 if arguments.quick else 4)
+    if arguments.steps < 2:
+        parser.error("--steps must be 2 or more: the first is not timed")
+    return arguments
+
+
+def random_7b(directory: Path, device: torch.device) -> str:
+    """Write a model of Llama-2-7B's shape with random weights in bfloat16 (13.5 GB), and the tiny model's tokenizer."""
+    with device:
+        model = AutoModelForCausalLM.from_config(LlamaConfig(max_position_embeddings=4096), dtype=torch.bfloat16)
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_model_directory()).save_pretrained(directory)
+    return str(directory)
+
+
+def measure(model: str, arguments: argparse.Namespace, device: torch.device, scratch: Path) -> Iterator[Row]:
+    """Train with more and more levers, each run in a process of its own."""
+    source = enough_text(arguments.length * arguments.steps)
+    keys = dict(NO_LEVER)
+    for number, (lever, changes) in enumerate(ladder(arguments.length, device).items()):
+        keys |= changes
+        run_directory = scratch / f"run-{number}"
+        values = {
+            "model_name_or_path": model,
+            "output_dir": str(run_directory),
+            "context_length": arguments.length,
+            "data": {"source": source, "cache_dir": str(scratch / "texts")},
+            "lora": {"target_modules": arguments.target_modules},
+            "max_steps": arguments.steps,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+            "save_steps": arguments.steps + 1,
+            **keys,
+        }
+        row = Row(lever=lever, keys=" ".join(f"{key}={value}" for key, value in changes.items()))
+        try:
+            row.peak_bytes = in_a_process(partial(make_run, values), device)
+        except RuntimeError as error:  # torch's out-of-memory error is one, and so is a process that died
+            row.note = str(error).splitlines()[0]
+        else:
+            seconds = json.loads((run_directory / "seconds.json").read_text())
+            row.tokens_per_second = arguments.length / statistics.median(seconds[1:])
+            lines = (run_directory / "metrics.jsonl").read_text().splitlines()
+            row.losses = " ".join(f"{json.loads(line)['loss']:.6f}" for line in lines)
+        print(f"{row.lever}: {row.peak_bytes} bytes, {row.tokens_per_second} tokens/s {row.note}", flush=True)
+        yield row
+
+
+def in_a_process(make_run: Callable[[], Callable[[], None]], device: torch.device) -> int:
+    """Measure the peak of one run in a process of its own: a CUDA context that failed is not used again."""
+    if device.type == "cpu":
+        return peak_memory(make_run, device)  # which takes one anyhow
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(peak_memory, make_run, device).result()
+
+
+def make_run(values: dict[str, Any]) -> Callable[[], None]:
+    """Prepare the rows, which are read from disk, and return the run: load the model and train it."""
+    recipe = parse_recipe(values)
+    tokenizer = AutoTokenizer.from_pretrained(
+        tiny_model_directory() if recipe.model_name_or_path == "tiny" else recipe.model_name_or_path
+    )
+    documents = tokenize_documents(read_documents(recipe.data.source), tokenizer, cache_dir=recipe.data.cache_dir)
+    rows = pack_rows(documents, context_length=recipe.context_length)
+    return partial(train, recipe, rows)
+
+
+def train(recipe: Recipe, rows: Any) -> None:
+    """Train as `longlora.training.run.train` does, up to the last step, with a clock beside it."""
+    set_seed(recipe.seed)
+    run = open_run(recipe)
+    trainer = build_trainer(recipe, load_for_training(recipe), rows, run)
+    clock = StepClock()
+    trainer.add_callback(clock)
+    try:
+        trainer.train()
+    finally:
+        trainer.progress_bar.close()
+    (run.root / "seconds.json").write_text(json.dumps(clock.seconds))
+
+
+class StepClock(TrainerCallback):
+    """Takes the seconds of each step: the processor's own on a CPU."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = self._now(args.device)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop it."""
+        self.seconds.append(self._now(args.device) - self._began)
+
+    @staticmethod
+    def _now(device: torch.device) -> float:
+        synchronize(device)
+        return time.process_time() if device.type == "cpu" else time.perf_counter()
+
+
+def enough_text(num_tokens: int) -> list[str]:
+    """Name files of Python's standard library that hold the tokens of all steps, at 3 bytes and more a token."""
+    files, num_bytes = [], 0
+    for path in standard_library_files("train"):
+        if num_bytes > 8 * num_tokens:
+            break
+        files.append(str(path))
+        num_bytes += path.stat().st_size
+    return files
+
+
+def changed_losses(rows: list[Row], device: torch.device) -> list[str]:
+    """Say which levers that compute the same differ from the first run by more than rounding."""
+    allowed = SAME_LOSSES * (10 if device.type == "cuda" else 1)
+    measured = [row for row in rows if row.losses]
+    found = []
+    for row in measured:
+        pairs = zip(row.losses.split(), measured[0].losses.split(), strict=True)
+        row.loss_difference = max(abs(float(loss) / float(first) - 1) for loss, first in pairs)
+        if row.lever not in NEW_NUMBERS and row.loss_difference > allowed:
+            found.append(f"{row.lever}: by up to {row.loss_difference:.1e}, {allowed:.0e} allowed")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
