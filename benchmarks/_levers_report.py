@@ -39,8 +39,8 @@ def write_report(rows: Sequence[Row], folder: Path, device: torch.device, origin
         f"{model}, LoRA+, one row a step, groups of a quarter of the row. From the first line to the last each run has "
         "one lever more than the one above it. Memory is the highest of a run from loading the weights to the last "
         f"step, all that it allocates; tokens per {second} are those of the median step after the first. The last "
-        "column is the largest relative difference of a step's loss from that of the run without levers: rounding, except "
-        "where the optimizer's state or the base is packed into fewer bits."
+        "column is the largest relative difference of a step's loss from that of the run without levers: rounding, "
+        "except where the optimizer's state or the base is packed into fewer bits."
     )
     pages = {
         "": introduction,
