@@ -28,10 +28,12 @@ class Row:
     """Why there are no numbers."""
 
 
-def write_report(rows: Sequence[Row], folder: Path, device: torch.device, origin: Provenance, *, model: str) -> None:
-    """Write `levers-cpu` or `levers-cuda` as .csv, .md and .png."""
+def write_report(
+    rows: Sequence[Row], folder: Path, device: torch.device, origin: Provenance, *, model: str, shape: str = ""
+) -> None:
+    """Write `levers-cpu` or `levers-cuda`, with the shape of a random model if there is one, as .csv, .md and .png."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"levers-{device.type}"
+    path = folder / "-".join(filter(None, ["levers", device.type, shape]))
     write_csv(path.with_suffix(".csv"), rows, origin)
     draw(rows, path.with_suffix(".png"), origin)
     second = "second of processor time" if device.type == "cpu" else "second"

@@ -1,6 +1,7 @@
 """How much memory does each lever of training save, and what does it cost?
 
-    python benchmarks/levers.py            # the tiny model at 16k tokens; on CUDA a random model of Llama-2-7B's shape
+    python benchmarks/levers.py            # the tiny model at 16k tokens; on CUDA Llama-2-7B's shape at 32k
+    python benchmarks/levers.py --random 512 1376 2 2048    # a random Llama of that shape
     python benchmarks/levers.py --quick    # a minute, to see that everything runs
 
 A recipe is trained for a few steps of one row, with groups of a quarter of the row, first without any lever, then with
@@ -68,13 +69,16 @@ def main() -> int:
     packages += ["bitsandbytes"] if importlib.util.find_spec("bitsandbytes") else []
     origin = _report.provenance(device, packages)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        model = arguments.model or ("tiny" if device.type == "cpu" else random_7b(Path(scratch) / "model", device))
+        model = arguments.model
+        if arguments.random:
+            model = random_model(Path(scratch) / "model", arguments.random, device)
         rows = list(measure(model, arguments, device, Path(scratch)))
     if wrong := changed_losses(rows, device):
         print("\n".join(["no report, these levers change the losses:", *wrong]), file=sys.stderr)
         return 1
-    name = "Llama-2-7B's shape with random weights" if model.endswith("/model") else f"`{model}`"
-    write_report(rows, arguments.output, device, origin, model=name)
+    shape = "x".join(map(str, arguments.random or ()))
+    name = f"a random Llama of shape {shape} (hidden, feed-forward, layers, vocabulary)" if shape else f"`{model}`"
+    write_report(rows, arguments.output, device, origin, model=f"{name} at {arguments.length:,} tokens", shape=shape)
     return 0
 
 
@@ -84,22 +88,47 @@ def parse_arguments(device: torch.device) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="rows of 512 tokens")
     parser.add_argument("--length", type=int, metavar="T", help="tokens of a row (default: 16384, on CUDA 32768)")
     parser.add_argument("--steps", type=int, help="steps of each run, at least 2 (default: 4, quick: 2)")
-    parser.add_argument("--model", help="directory or name of a model (default: tiny, on CUDA a random 7B)")
+    parser.add_argument("--model", help="directory or name of a model (default: tiny, on CUDA --random as below)")
+    parser.add_argument(
+        "--random",
+        type=int,
+        nargs=4,
+        metavar=("HIDDEN", "FEED_FORWARD", "LAYERS", "VOCABULARY"),
+        help="a Llama with random weights (default on CUDA: 4096 11008 32 32000, which is Llama-2-7B)",
+    )
     parser.add_argument("--target-modules", default="attention", help="lora.target_modules (default: attention)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where models and runs are written meanwhile")
     parser.add_argument("--output", type=Path, default=_report.RESULTS, metavar="DIR", help="where the report goes")
     arguments = parser.parse_args()
     arguments.length = arguments.length or (512 if arguments.quick else 32768 if device.type == "cuda" else 16384)
     arguments.steps = arguments.steps or (2 if arguments.quick else 4)
+    if not arguments.model and not arguments.random:
+        arguments.model = "tiny" if device.type == "cpu" else None
+        arguments.random = None if device.type == "cpu" else [4096, 11008, 32, 32000]
     if arguments.steps < 2:
         parser.error("--steps must be 2 or more: the first is not timed")
     return arguments
 
 
-def random_7b(directory: Path, device: torch.device) -> str:
-    """Write a model of Llama-2-7B's shape with random weights in bfloat16 (13.5 GB), and the tiny model's tokenizer."""
+def random_model(directory: Path, shape: list[int], device: torch.device) -> str:
+    """Write a Llama with random weights and heads of 128 or 64 numbers, and the tiny model's tokenizer.
+
+    In bfloat16 on CUDA: Llama-2-7B's shape takes 13.5 GB of disk.
+    """
+    hidden, feed_forward, num_layers, vocabulary = shape
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden // (128 if hidden >= 1024 else 64),
+        vocab_size=vocabulary,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
     with device:
-        model = AutoModelForCausalLM.from_config(LlamaConfig(max_position_embeddings=4096), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32
+        )
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(tiny_model_directory()).save_pretrained(directory)
     return str(directory)
