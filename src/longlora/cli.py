@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from longlora.config import Recipe
     from longlora.planner import PlannedRun
 
-Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
+TERMINATED = 143  # 128 + SIGTERM
 
 app = typer.Typer(
     name="longlora",
@@ -78,17 +80,54 @@ def plan(
 def train(
     recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")] = None,
+    strategy: Annotated[
+        Strategy | None, typer.Option(help="What divides the work among processes; docs/engines.md compares them.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on each node; by default one for each visible GPU.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that share the run.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of them this is, from 0.")] = 0,
+    main_address: Annotated[str | None, typer.Option(help="Address of node 0.")] = None,
+    main_port: Annotated[int | None, typer.Option(min=1, help="Port on node 0; by default 29500.")] = None,
+    miniature: Annotated[
+        bool, typer.Option("--miniature", help="A dry run: a random miniature of the model, four short steps.")
+    ] = False,
 ) -> None:
-    """Follow a recipe; started again after an interruption, go on where it stopped."""
+    """Follow a recipe, in one process or several; started again after an interruption, go on where it stopped."""
     from longlora.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    if miniature:
+        from longlora.training.miniature import miniature_recipe
+
+        loaded = miniature_recipe(loaded)
+    from longlora.training.engines import check_started, is_started_as_one_of_several
+
+    if is_started_as_one_of_several():
+        check_started(strategy, processes)
+    else:
+        from longlora.training.launch import choose_processes, launch
+
+        chosen = choose_processes(
+            engine=strategy,
+            per_node=processes,
+            nodes=nodes,
+            node_rank=node_rank,
+            main_address=main_address,
+            main_port=main_port,
+        )
+        if chosen is not None:
+            raise _Launched(launch(chosen, ["train", recipe, *(overrides or []), *["--miniature"] * miniature]))
+    from longlora.training.processes import is_first, leave
     from longlora.training.run import train as run_training
 
     result = run_training(loaded)
-    typer.echo(f"written to {result}")
-    if loaded.tuning != "full":
-        typer.echo(f"next: longlora merge {result} {Path(loaded.output_dir) / 'merged'}")
+    if is_first():
+        typer.echo(f"written to {result}")
+        if loaded.tuning != "full":
+            typer.echo(f"next: longlora merge {result} {Path(loaded.output_dir) / 'merged'}")
+    leave()
 
 
 @app.command()
@@ -181,12 +220,43 @@ def main() -> None:
     try:
         app()
     except LongLoRAError as error:
-        print(f"longlora: {error}", file=sys.stderr)
+        if not _recorded(error):
+            print(f"longlora: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print("longlora: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        _say_why(end)
         raise
+    except Exception as error:
+        if _recorded(error):  # the launcher shows the one traceback that explains the others
+            sys.exit(1)
+        raise
+
+
+def _recorded(error: Exception) -> bool:
+    """Whether the launcher that started this process tells the user of an error."""
+    from longlora.training.engines import LAUNCHER_VARIABLE
+
+    if LAUNCHER_VARIABLE not in os.environ:
+        return False
+    from longlora.training.launch import record_failure
+
+    record_failure(error)
+    return True
+
+
+class _Launched(SystemExit):
+    """The end of a launcher, whose processes have said why they ended."""
+
+
+def _say_why(end: SystemExit) -> None:
+    """Say, once for all processes, that the run can go on."""
+    if isinstance(end, _Launched) or os.environ.get("RANK", "0") != "0":
+        return
+    if end.code == INTERRUPTED:
+        print("longlora: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    elif end.code == TERMINATED:
+        kept = getattr(end, "message", "ended")
+        print(f"longlora: SIGTERM: {kept}; the same command goes on from there", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from longlora.checkpoint import write_atomically
+from longlora.checkpoint import whole_directory, write_atomically
 from longlora.config import Recipe, parse_recipe
 from longlora.data import read_documents, tokenize_documents
 from longlora.demo_report import DemoResult, write_report
@@ -123,10 +123,11 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
 
 def _begin_where_they_part(recipe: Recipe, other: Recipe) -> None:
     """Give a run the other's checkpoint of the last step that the two recipes share: the same run, in less time."""
-    checkpoint = f"checkpoint-{recipe.first_dense_step}"
-    run, source = open_run(recipe), Path(other.output_dir)
-    shutil.copytree(source / "checkpoints" / checkpoint, run.checkpoints / checkpoint)
-    shutil.copy(source / "metrics.jsonl", run.metrics)
+    checkpoint, source = f"checkpoint-{recipe.first_dense_step}", Path(other.output_dir)
+    with open_run(recipe) as run:
+        shutil.copy(source / "metrics.jsonl", run.metrics)
+        with whole_directory(run.checkpoints / checkpoint) as copy:
+            shutil.copytree(source / "checkpoints" / checkpoint, copy, dirs_exist_ok=True)
 
 
 def _evaluate(result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]) -> None:

@@ -1,12 +1,14 @@
 """Every recipe that ships with longlora trains, for a few steps, with a random miniature of its model."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from longlora import cli
 from longlora.config import Recipe, load_recipe
 from longlora.planner import find_architecture, published_config
 from longlora.recipes import recipe_names
@@ -65,3 +67,13 @@ def test_a_miniature_keeps_the_ratio_of_heads_and_reads_texts_that_are_there(tmp
     assert recipe.data.source == str(text_folder)
     again = small("llama-2-70b-longlora-32k", tmp_path, f"data.source={text_folder}")
     assert again == recipe
+
+
+def test_the_command_line_trains_a_miniature(tmp_path, monkeypatch, capsys):
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    arguments = ["train", "llama-2-7b-longlora-8k", f"output_dir={tmp_path / 'run'}", cache, "--miniature"]
+    monkeypatch.setattr(sys, "argv", ["longlora", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert f"written to {tmp_path / 'run-miniature' / 'run' / 'adapter'}" in capsys.readouterr().out

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets import Dataset, Features, List, Value
+from filelock import FileLock
 
 from longlora.errors import DataError
 
@@ -22,6 +24,7 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
 
     A document may continue in the next row. Tokens at the end that fill no row are left out; their number is logged.
     The rows are written beside the documents' own file and found there again; rows of documents in memory stay there.
+    Processes that ask for the same at once wait for the first of them.
 
     Args:
         documents: a column `input_ids`, as `tokenize_documents` returns.
@@ -43,14 +46,15 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
             "tokens; add documents or lower context_length"
         )
     try:
-        rows = documents.with_format("arrow").map(
-            _row_cutter(context_length, cross_document_attention),
-            batched=True,
-            batch_size=_BATCH_DOCUMENTS,
-            remove_columns=documents.column_names,
-            features=_ROW_FEATURES,
-            desc="Packing",
-        )
+        with _one_at_a_time(documents):
+            rows = documents.with_format("arrow").map(
+                _row_cutter(context_length, cross_document_attention),
+                batched=True,
+                batch_size=_BATCH_DOCUMENTS,
+                remove_columns=documents.column_names,
+                features=_ROW_FEATURES,
+                desc="Packing",
+            )
     except OSError as error:
         raise DataError(
             f"packed rows cannot be written beside the tokenized documents ({error.strerror or error}); "
@@ -64,6 +68,11 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
         num_left_out,
     )
     return rows.with_format(None)
+
+
+def _one_at_a_time(documents: Dataset) -> AbstractContextManager[object]:
+    """Lock the place where rows are written; documents in memory have none."""
+    return FileLock(f"{documents.cache_files[0]['filename']}.lock") if documents.cache_files else nullcontext()
 
 
 def _count_tokens(documents: Dataset) -> int:

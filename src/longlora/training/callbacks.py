@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from longlora.checkpoint import write_atomically
+from longlora.checkpoint import Extension, write_atomically
 from longlora.errors import DivergenceError
 from longlora.register import set_group_size
-from longlora.training.directory import RunDirectory, mark_complete
+from longlora.training.directory import RunDirectory, finish_checkpoint
+from longlora.training.processes import wait_for_all
 
 
 class DenseFinish(TrainerCallback):
@@ -52,7 +54,9 @@ class FiniteGradients(TrainerCallback):
         """
         if args.fp16:  # there the gradient scaler meets infinities on purpose, and leaves out the step
             return
-        finite = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        shards = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
+        finite = [shard.isfinite().all() for shard in shards]
         if finite and not torch.stack(finite).all():
             raise DivergenceError(
                 f"gradients stopped being numbers at step {state.global_step + 1}; lower learning_rate (it is "
@@ -90,15 +94,17 @@ class MetricsLog(TrainerCallback):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint once all of it is on disk, so that one cut short by a crash is never resumed from."""
+    """Marks a checkpoint once every process has written its part, so that one cut short is never resumed from."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, extension: Extension) -> None:
         self._run = run
+        self._extension = extension
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint of this step."""
+        wait_for_all()
         if state.is_world_process_zero:
-            mark_complete(self._run.checkpoints / f"checkpoint-{state.global_step}")
+            finish_checkpoint(self._run.checkpoints / f"checkpoint-{state.global_step}", self._extension)
 
 
 class ProgressBar(TrainerCallback):

@@ -1,16 +1,21 @@
 """The folder of a run: what it holds, whether it can be resumed, and how it is never overwritten.
 
 recipe.yaml        the recipe with every value spelled out
-environment.json   versions, device, command line of every start
+environment.json   versions, device, processes, command line of every start
 metrics.jsonl      a line per logged step
 checkpoints/       checkpoint-N, the last ones
+lock               held while a process is at work here
 adapter/ or model/ what was trained; its presence means that the run has finished
 """
 
 import json
+import math
+import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,12 +24,15 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
-from longlora.checkpoint import write_atomically
+from longlora.checkpoint import Extension, remove_partial, write_atomically, write_extension
 from longlora.config import Recipe, dump_recipe
 from longlora.errors import ConfigError
 
 _COMPLETE = "complete"
+# Their product with the number of processes is what matters: the rows of an optimizer step.
+_BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _PACKAGES = ("longlora", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
 
@@ -48,7 +56,7 @@ class RunDirectory:
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end; what was begun after it is deleted."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=_step_of)
+        found = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)
         whole = [path for path in found if (path / _COMPLETE).exists()]
         for path in found:
             if path not in whole:
@@ -56,66 +64,128 @@ class RunDirectory:
         return whole[-1] if whole else None
 
 
-def open_run(recipe: Recipe) -> RunDirectory:
-    """Make the folder of a run, or find the one that an interrupted start of the same recipe left.
+def run_directory(recipe: Recipe) -> RunDirectory:
+    """Name the folder of a run, without looking at it."""
+    root = Path(recipe.output_dir).expanduser()
+    return RunDirectory(root=root, result=root / ("model" if recipe.tuning == "full" else "adapter"))
+
+
+@contextmanager
+def open_run(recipe: Recipe, *, num_processes: int = 1, engine: str = "single") -> Iterator[RunDirectory]:
+    """Make the folder of a run, or find the one that an interrupted start of the same recipe left; hold it meanwhile.
+
+    Args:
+        recipe: the run.
+        num_processes: processes that share it.
+        engine: what divides the work among them; noted in `environment.json`.
 
     Raises:
-        ConfigError: the folder holds a finished run, a run of another recipe, or something else.
+        ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
     """
-    root = Path(recipe.output_dir).expanduser()
-    run = RunDirectory(root=root, result=root / ("model" if recipe.tuning == "full" else "adapter"))
-    recipe_file = root / "recipe.yaml"
+    run = run_directory(recipe)
     if run.result.exists():
-        raise ConfigError(f"{root} holds a finished run; choose another output_dir, or delete it to train again")
-    if recipe_file.exists():
-        if run.last_checkpoint():  # else nothing was trained yet, and the recipe may have been mended
-            _check_same_recipe(recipe, recipe_file)
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ConfigError(f"{run.root} holds a finished run; choose another output_dir, or delete it to train again")
+    recipe_file, starts_file = run.root / "recipe.yaml", run.root / "environment.json"
+    if not recipe_file.exists() and run.root.exists() and (not run.root.is_dir() or _holds_something(run.root)):
         raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_atomically(recipe_file, dump_recipe(recipe))
-    _record_start(root / "environment.json")
-    return run
+    with _held(run.root):
+        starts = _read_starts(starts_file)
+        if recipe_file.exists() and run.last_checkpoint():  # else nothing was trained yet, and it may have been mended
+            processes_before = starts[-1].get("processes", 1) if starts else 1
+            _check_same_recipe(recipe, num_processes, recipe_file, processes_before)
+        remove_partial(run.result)
+        write_atomically(recipe_file, dump_recipe(recipe))
+        starts.append({**_environment(), "processes": num_processes, "engine": engine})
+        write_atomically(starts_file, json.dumps(starts, indent=2) + "\n")
+        yield run
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Note that a checkpoint has been written to its end."""
+def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
+    """Make a checkpoint readable as an adapter or model, and mark it as written to its end.
+
+    All of it reaches the disk before the mark does, so that the mark holds after a power failure too.
+    """
+    write_extension(checkpoint, extension)
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            _flush(path)
     (checkpoint / _COMPLETE).touch()
+    _flush(checkpoint)
 
 
-def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps done when a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+@contextmanager
+def _held(root: Path) -> Iterator[None]:
+    """Keep other processes out of a run; the system lets go when this one ends, however it ends."""
+    lock = FileLock(root / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"{root} is in use by another process that trains there; wait for it or end it, or choose another "
+            "output_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holds_something(root: Path) -> bool:
+    return any(path.name not in ("checkpoints", "lock") for path in root.iterdir())
+
+
+def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:
     try:
         present = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{recipe_file} is damaged; choose another output_dir") from error
     wanted = yaml.safe_load(dump_recipe(recipe))
-    changed = [key for key in wanted if key != "output_dir" and wanted[key] != present.get(key)]
+    changed = [
+        f"{key}: {present.get(key)} -> {wanted[key]}"
+        for key in wanted
+        if key not in ("output_dir", *_BATCH_KEYS) and wanted[key] != present.get(key)
+    ]
+    rows_before, rows = _rows_per_step(present, processes_before), _rows_per_step(wanted, num_processes)
+    if rows != rows_before:
+        changed.append(f"{' × '.join(_BATCH_KEYS)} × processes: {rows_before} -> {rows}")
     if changed:
-        differences = ", ".join(f"{key}: {present.get(key)} -> {wanted[key]}" for key in changed)
         raise ConfigError(
-            f"{recipe_file.parent} holds an unfinished run of another recipe ({differences}); choose another "
+            f"{recipe_file.parent} holds an unfinished run of another recipe ({', '.join(changed)}); choose another "
             "output_dir, or delete it"
         )
 
 
-def _record_start(path: Path) -> None:
-    """Add this start to the run's list of starts."""
+def _rows_per_step(recipe: Mapping[str, Any], num_processes: int) -> int:
+    return num_processes * math.prod(recipe.get(key, 0) for key in _BATCH_KEYS)
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
     try:
-        starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        starts = []
-    starts.append(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in _PACKAGES},
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(),
-        }
-    )
-    write_atomically(path, json.dumps(starts, indent=2) + "\n")
+        return []
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _environment() -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

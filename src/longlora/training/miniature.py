@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from longlora.checkpoint import whole_directory
@@ -42,8 +43,10 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
     shrink = recipe.context_length / CONTEXT_LENGTH
     output_dir = Path(f"{recipe.output_dir}-miniature")
     model_directory = output_dir / "model"
-    if not model_directory.exists():
-        _write_model(_shrunk(original, shrink), model_directory, seed=recipe.seed)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(output_dir / "model.lock"):  # several processes may come here at once
+        if not model_directory.exists():
+            _write_model(_shrunk(original, shrink), model_directory, seed=recipe.seed)
     base_context = recipe.rope.base_context or readable_context(original)
     group_size = recipe.attention.group_size
     changes = {
@@ -113,7 +116,6 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
 
 
 def _write_model(config: PreTrainedConfig, directory: Path, *, seed: int) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     with whole_directory(directory) as unfinished:
         AutoModelForCausalLM.from_config(config).save_pretrained(unfinished)

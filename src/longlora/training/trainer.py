@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from longlora.compat import checkpointing_arguments
+from longlora.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
 from longlora.config import Recipe
 from longlora.errors import ConfigError, DivergenceError
 from longlora.lora import embedding_parameters
@@ -20,6 +20,9 @@ from longlora.memory import why_not_in_pieces
 from longlora.model import TrainingModel, compute_dtype
 from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
+from longlora.training.engines import engine
+from longlora.training.saving import gathered_weights
+from longlora.training.stopping import SaveAndStop, Termination
 
 logger = logging.getLogger("longlora")
 
@@ -31,6 +34,7 @@ class ExtensionTrainer(SFTTrainer):
     """
 
     progress_bar: ProgressBar
+    stop: SaveAndStop
     embedding_learning_rate: float | None = None
     chunked_loss: bool = True
 
@@ -61,12 +65,15 @@ class ExtensionTrainer(SFTTrainer):
         """How often transformers counts a micro-step's loss, since data parallelism averages over processes."""
         return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint's model."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint's model; under FSDP2 what is trained alone is gathered, not the frozen base."""
         with warnings.catch_warnings():
             # PEFT tells that it adds resized embeddings to what it saves; they are in it already.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
-            super().save_model(*args, **kwargs)
+            if self.is_fsdp_enabled:
+                self._save(output_dir, state_dict=gathered_weights(self))
+            else:
+                super().save_model(output_dir, _internal_call=_internal_call)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Do one micro-step.
@@ -106,7 +113,14 @@ def give_own_rate(
             optimizer.add_param_group({**group, "params": moved, "lr": learning_rate})
 
 
-def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: RunDirectory) -> ExtensionTrainer:
+def build_trainer(
+    recipe: Recipe,
+    prepared: TrainingModel,
+    rows: Dataset,
+    run: RunDirectory,
+    arguments: SFTConfig,
+    termination: Termination,
+) -> ExtensionTrainer:
     """Set up the loop: rows go in as they are, one flattened batch with its document borders.
 
     Raises:
@@ -117,10 +131,8 @@ def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: R
             f"lora.target_modules={recipe.lora.target_modules}: the loss is computed from the output layer's weights "
             "and would pass over a low-rank update of it; leave that layer out"
         )
-    bar = ProgressBar(
-        tokens_per_step=recipe.context_length * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
-        description="training",
-    )
+    bar = ProgressBar(tokens_per_step=recipe.context_length * rows_per_step(arguments), description="training")
+    stop = SaveAndStop(termination, within_steps=arguments.deepspeed_plugin is None)
     callbacks = [
         DenseFinish(
             group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
@@ -128,7 +140,8 @@ def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: R
         ),
         FiniteGradients(),
         MetricsLog(run.metrics),
-        CompleteCheckpoints(run),
+        CompleteCheckpoints(run, prepared.extension),
+        stop,
         bar,
     ]
     # It advises against padding-free batches of one row, which here is what keeps documents apart.
@@ -136,13 +149,13 @@ def build_trainer(recipe: Recipe, prepared: TrainingModel, rows: Dataset, run: R
     with _keeping_precision(prepared.model):
         trainer = ExtensionTrainer(
             model=prepared.model,
-            args=_arguments(recipe, run),
+            args=arguments,
             train_dataset=rows,
             processing_class=prepared.tokenizer,
             callbacks=callbacks,
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.progress_bar = bar
+    trainer.progress_bar, trainer.stop = bar, stop
     trainer.embedding_learning_rate = recipe.embedding_learning_rate
     trainer.chunked_loss = _chunked_loss(recipe, prepared)
     return trainer
@@ -179,14 +192,15 @@ def _activation_offloading(recipe: Recipe) -> bool:
     return recipe.activation_offloading
 
 
-def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
+def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
+    """Translate a recipe; in one of several processes this joins the others."""
     dtype = compute_dtype(recipe.dtype)
     passed_on = (
         "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
         "warmup_steps optim weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
         "save_total_limit seed"
     ).split()
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(run.checkpoints),
         **{name: getattr(recipe, name) for name in passed_on},
         **checkpointing_arguments(recipe.gradient_checkpointing),
@@ -194,7 +208,8 @@ def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         report_to=[recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available() and engine() not in ("zero2", "zero3"),
+        ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         eval_strategy="no",
@@ -204,3 +219,11 @@ def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         padding_free=True,
         max_length=None,
     )
+    use_one_gpu(arguments)
+    allow_fsdp_on_cpu(arguments)
+    return arguments
+
+
+def rows_per_step(arguments: SFTConfig) -> int:
+    """Rows that go into one optimizer step, over all processes."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -1,0 +1,171 @@
+"""Starts the processes of a run under accelerate, and gives back one status and one message for all of them."""
+
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed.run  # with all of its loggers
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
+
+from longlora.errors import ConfigError
+from longlora.training.engines import LAUNCHER_VARIABLE, Engine, check_installed, strategy_file
+
+logger = logging.getLogger("longlora")
+
+_MISTAKE, _INTERRUPTED, _TERMINATED = 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
+# Seconds that processes have between SIGTERM and SIGKILL: to end the running micro-step and write a checkpoint.
+_GRACE_VARIABLE, _GRACE_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120"
+_DEFAULT_PORT = 29500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """How many processes, and where."""
+
+    engine: Engine
+    """What divides the run among them."""
+
+    per_node: int
+    """Processes on each node; one for each GPU."""
+
+    nodes: int = 1
+    """Machines."""
+
+    node_rank: int = 0
+    """Which of them this is, from 0."""
+
+    main_address: str | None = None
+    """Address of node 0; needed with several nodes."""
+
+    main_port: int | None = None
+    """Port on node 0; on a single node any free one, with several 29500."""
+
+
+def choose_processes(
+    *,
+    engine: Engine | None,
+    per_node: int | None,
+    nodes: int = 1,
+    node_rank: int = 0,
+    main_address: str | None = None,
+    main_port: int | None = None,
+) -> Processes | None:
+    """Decide from the command line and the visible GPUs; None is one process, this one.
+
+    Raises:
+        ConfigError: the wishes contradict one another, or there are not so many GPUs.
+    """
+    num_gpus = torch.cuda.device_count()
+    if engine in (None, "single"):
+        if (per_node or 1) * nodes > 1:
+            raise ConfigError(
+                f"{(per_node or 1) * nodes} processes need --strategy ddp, fsdp2, zero2 or zero3"
+                + (", not single" if engine else "")
+            )
+        if engine is None and num_gpus > 1:
+            logger.warning(
+                "%d GPUs are visible and one is used; --strategy ddp, fsdp2, zero2 or zero3 uses all, --strategy "
+                "single says that one is meant",
+                num_gpus,
+            )
+        return None
+    assert engine is not None
+    check_installed(engine)
+    if per_node is None and not num_gpus:
+        raise ConfigError(f"--strategy {engine} without a visible GPU needs --processes, such as --processes 2")
+    per_node = per_node or num_gpus
+    if num_gpus and per_node > num_gpus:
+        raise ConfigError(f"--processes {per_node} must not exceed the {num_gpus} GPUs that are visible")
+    if per_node * nodes < 2:
+        raise ConfigError(f"--strategy {engine} needs two processes or more, found one; use --strategy single")
+    if not 0 <= node_rank < nodes:
+        raise ConfigError(f"--node-rank {node_rank} must lie below --nodes {nodes}; the first node is 0")
+    if nodes > 1 and main_address is None:
+        raise ConfigError(f"--nodes {nodes} needs --main-address, the address of node 0 as the others reach it")
+    return Processes(
+        engine=engine,
+        per_node=per_node,
+        nodes=nodes,
+        node_rank=node_rank,
+        main_address=main_address,
+        main_port=main_port,
+    )
+
+
+def launch(processes: Processes, command: list[str]) -> int:
+    """Run `longlora COMMAND` in every process, wait, and return the status of the whole.
+
+    0, or 2 with the message of a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 128 + N where signal N ended a
+    process, else what the first process that failed returned, with its traceback. Where one fails the others are ended.
+    """
+    os.environ.setdefault(_GRACE_VARIABLE, _GRACE_SECONDS)
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes.per_node))
+    options = launch_command_parser().parse_args([*_options(processes), "--module", "longlora.cli", *command])
+    for name in logging.root.manager.loggerDict:  # their levels are set one by one, and their news is in our message
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        launch_command(options)
+    except ChildFailedError as error:
+        return _tell_failure(error.failures)
+    except SignalException as stop:
+        return 128 + stop.sigval
+    finally:
+        del os.environ[LAUNCHER_VARIABLE]
+    return 0
+
+
+def record_failure(error: BaseException) -> None:
+    """Leave an exception where the launcher, ours or torchrun, looks for it."""
+    get_error_handler().record_exception(error)
+
+
+def _options(processes: Processes) -> list[str]:
+    options = {
+        "config_file": strategy_file(processes.engine),
+        "num_processes": processes.per_node * processes.nodes,
+        "num_machines": processes.nodes,
+        "machine_rank": processes.node_rank,
+        # 0 is any free one, which only processes of one node can agree on
+        "main_process_port": processes.main_port or (0 if processes.nodes == 1 else _DEFAULT_PORT),
+    }
+    if processes.main_address is not None:
+        options["main_process_ip"] = processes.main_address
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
+    """Print the failure that explains the others, and return its status."""
+    rank, failure = min(failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp, item[0]))
+    status = 128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode
+    if status in (_INTERRUPTED, _TERMINATED):
+        return status
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        hint = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+        print(
+            f"longlora: process {rank} was ended by {name}{hint}; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+    elif isinstance(failure.message, dict):
+        if status == _MISTAKE:
+            print(f"longlora: {failure.message['message'].partition(': ')[2]}", file=sys.stderr)
+        else:
+            print(f"in process {rank}:\n{failure.message['extraInfo']['py_callstack']}", file=sys.stderr)
+    return status
+
+
+def _consequence(failure: ProcessFailure) -> int:
+    """How likely a failure only follows from another's: those who lose a partner fail too, or are told to end."""
+    if failure.exitcode == _MISTAKE:
+        return 0
+    if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+        return 1
+    return 3 if failure.exitcode in (-signal.SIGTERM, _TERMINATED, _INTERRUPTED) else 2

@@ -1,0 +1,154 @@
+"""Which processes are started, how accelerate is told, and what is said when they fail."""
+
+import json
+import logging
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from longlora.errors import ConfigError
+from longlora.training import engines, launch
+from longlora.training.launch import Processes, choose_processes
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+
+
+def test_nothing_asked_is_one_process(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_processes(engine=None, per_node=None) is None
+    assert choose_processes(engine="single", per_node=1) is None
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_unused_gpus_are_told_and_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "longlora"):
+        assert choose_processes(engine=None, per_node=None) is None
+    assert "8 GPUs are visible and one is used" in caplog.text
+    caplog.clear()
+    assert choose_processes(engine="single", per_node=None) is None
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_an_engine_takes_every_gpu_unless_told() -> None:
+    assert choose_processes(engine="fsdp2", per_node=None) == Processes(engine="fsdp2", per_node=8)
+    assert choose_processes(engine="ddp", per_node=3) == Processes(engine="ddp", per_node=3)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"engine": None, "per_node": 2}, "2 processes need --strategy ddp, fsdp2, zero2 or zero3$"),
+        ({"engine": "single", "per_node": 2}, "zero3, not single"),
+        ({"engine": "ddp", "per_node": None}, "without a visible GPU needs --processes"),
+        ({"engine": "ddp", "per_node": 1}, "needs two processes or more, found one"),
+        ({"engine": "ddp", "per_node": 1, "nodes": 2, "node_rank": 2}, "--node-rank 2 must lie below --nodes 2"),
+        ({"engine": "ddp", "per_node": 1, "nodes": 2}, "--nodes 2 needs --main-address"),
+    ],
+)
+def test_wishes_that_cannot_be_followed(wishes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose_processes(**wishes)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_more_processes_than_gpus() -> None:
+    with pytest.raises(ConfigError, match="--processes 9 must not exceed the 8 GPUs"):
+        choose_processes(engine="ddp", per_node=9)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_is_not_there(monkeypatch: pytest.MonkeyPatch, engine: engines.Engine) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs DeepSpeed, which is not installed: pip install 'longlora\[gpu\]'"):
+        choose_processes(engine=engine, per_node=2)
+
+
+def test_every_engine_but_one_process_has_its_file() -> None:
+    folder = engines.strategy_file("ddp").parent
+    assert {path.stem for path in folder.glob("*.yaml")} == set(engines.ENGINES) - {"single"}
+    for path in folder.glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["mixed_precision"] == "no"  # else it would overrule the recipe's dtype
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ("ddp", {}),
+        ("fsdp2", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}),
+        ("zero2", {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        ("zero3", {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
+    ],
+)
+def test_accelerate_reads_the_strategies(
+    monkeypatch: pytest.MonkeyPatch, engine: engines.Engine, expected: dict[str, str]
+) -> None:
+    """What accelerate makes of a file is what a process started under it takes for its engine."""
+    processes = Processes(engine=engine, per_node=4, nodes=2, node_rank=1, main_address="10.0.0.1")
+    arguments = [*launch._options(processes), "--module", "longlora.cli", "train", "recipe.yaml"]
+    options, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    if engine.startswith("zero"):
+        options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        command, environment = prepare_deepspeed_cmd_env(options)
+        assert command is None  # torch's launcher, not DeepSpeed's over ssh
+    else:
+        environment = prepare_multi_gpu_env(options)
+    assert expected.items() <= environment.items()
+    assert (options.nproc_per_node, options.nnodes, options.node_rank) == ("4", "2", 1)
+    assert options.rdzv_endpoint == "10.0.0.1:29500"
+    monkeypatch.setattr(engines.os, "environ", {**environment, "WORLD_SIZE": "8"})
+    assert engines.engine() == engine
+
+
+def test_started_otherwise_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    engines.check_started(None, None)
+    engines.check_started("ddp", 2)
+    with pytest.raises(ConfigError, match=r"--strategy fsdp2: these processes were started for ddp; .*fsdp2\.yaml"):
+        engines.check_started("fsdp2", None)
+    with pytest.raises(ConfigError, match="--processes 4: 2 were started on this node"):
+        engines.check_started(None, 4)
+
+
+def failure(tmp_path: Path, status: int, *, message: str = "", seconds: int = 0) -> ProcessFailure:
+    file = tmp_path / f"{time.monotonic_ns()}.json"
+    if message:
+        extra = {"py_callstack": f"Traceback of {message}", "timestamp": str(seconds)}
+        file.write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+    return ProcessFailure(local_rank=0, pid=1, exitcode=status, error_file=str(file))
+
+
+def test_the_failure_that_explains_the_others_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = failure(tmp_path, 1, message="RuntimeError: Connection closed by peer", seconds=5)
+    mistake = failure(tmp_path, 2, message="DataError: no text: it is empty", seconds=6)
+    killed, ended = failure(tmp_path, -signal.SIGKILL), failure(tmp_path, -signal.SIGTERM)
+
+    def told(**failures: ProcessFailure) -> tuple[int, str]:
+        by_rank = {int(name[1:]): value for name, value in failures.items()}
+        return launch._tell_failure(by_rank), capsys.readouterr().err
+
+    assert told(r0=lost, r1=mistake) == (2, "longlora: no text: it is empty\n")
+    status, text = told(r0=lost, r1=killed)
+    assert (status, "process 1 was ended by SIGKILL, as the system does where memory runs out" in text) == (137, True)
+    first = failure(tmp_path, 1, message="ZeroDivisionError: by zero", seconds=4)
+    status, text = told(r0=lost, r1=first, r2=ended)
+    assert (status, "Traceback of ZeroDivisionError" in text, "Connection" in text) == (1, True, False)
+    assert told(r0=ended, r1=failure(tmp_path, 143)) == (143, "")
+    assert told(r0=failure(tmp_path, 130)) == (130, "")
