@@ -37,7 +37,8 @@ from longlora.model import load_for_training
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.directory import open_run
-from longlora.training.trainer import build_trainer
+from longlora.training.stopping import Termination
+from longlora.training.trainer import build_trainer, training_arguments
 
 NO_LEVER = {"chunked_loss": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
 SAME_LOSSES = 1e-3  # relative, over the steps: float32 in another order of sums; in bfloat16 ten times that
@@ -189,15 +190,16 @@ def make_run(values: dict[str, Any]) -> Callable[[], None]:
 def train(recipe: Recipe, rows: Any) -> None:
     """Train as `longlora.training.run.train` does, up to the last step, with a clock beside it."""
     set_seed(recipe.seed)
-    run = open_run(recipe)
-    trainer = build_trainer(recipe, load_for_training(recipe), rows, run)
-    clock = StepClock()
-    trainer.add_callback(clock)
-    try:
-        trainer.train()
-    finally:
-        trainer.progress_bar.close()
-    (run.root / "seconds.json").write_text(json.dumps(clock.seconds))
+    with open_run(recipe) as run:
+        arguments = training_arguments(recipe, run)
+        trainer = build_trainer(recipe, load_for_training(recipe), rows, run, arguments, Termination())
+        clock = StepClock()
+        trainer.add_callback(clock)
+        try:
+            trainer.train()
+        finally:
+            trainer.progress_bar.close()
+        (run.root / "seconds.json").write_text(json.dumps(clock.seconds))
 
 
 class StepClock(TrainerCallback):
