@@ -106,7 +106,8 @@ class DeferredMask:
         if self._arguments["mask_function"] is not causal_mask_function:
             is_first[:, 1:] |= ~self._sees(-1)
         if cu_seqlens is not None:
-            is_first.view(-1)[cu_seqlens[cu_seqlens < is_first.numel()].long()] = True
+            starts = cu_seqlens.to(device).long()
+            is_first.view(-1)[starts[starts < is_first.numel()]] = True
         elif position_ids is not None:
             jumps = position_ids.to(device).expand(batch_size, -1).diff(dim=1) != 1  # (B, T - 1)
             is_first[:, 1:] |= jumps if self._padding_mask is None else jumps & self._padding_mask[:, 1:]

@@ -35,7 +35,7 @@ class S2Layers:
 
 
 def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
-    """Prove, on a weightless copy of the model, that S²-Attn is active in it when it trains.
+    """Prove, on a weightless copy of the model, that S²-Attn is active in it when it trains, and tell in which layers.
 
     Raises:
         ConfigError: the architecture computes attention by itself, or in windows of its own, so that "s2" would train

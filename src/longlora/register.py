@@ -1,8 +1,9 @@
 """Make `attn_implementation="s2"` known to transformers; importing this module is enough.
 
-A model loaded or switched (`model.set_attn_implementation("s2")`) to "s2" trains with S²-Attn and evaluates and
-generates with ordinary attention, exactly as with "sdpa". Nothing is patched: one function is registered in each of
-transformers' two public tables, the one of attentions and the one of masks.
+A model loaded or switched (`model.set_attn_implementation("s2")`) to "s2" trains with S²-Attn. It evaluates and
+generates with ordinary attention: exactly as with "sdpa", or as with "eager" where it has a softcap or sinks, which
+"sdpa" lacks. Nothing is patched: one function is registered in each of transformers' two public tables, the one of
+attentions and the one of masks.
 """
 
 from typing import Any
@@ -20,7 +21,6 @@ from longlora.errors import ConfigError
 DEFAULT_GROUP_RATIO = 0.25
 # Arguments of the interface that change what attention computes and that S²-Attn does not implement.
 _UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
-_NO_DROPOUT = "S²-Attn has no attention dropout: set attention_dropout to 0 in the model's config, not {}"
 
 
 def set_group_size(model: PreTrainedModel, group_size: int | None) -> None:
@@ -69,10 +69,14 @@ def s2_attention_forward(
             f"{type(module).__name__} needs {', '.join(unsupported)}, which S²-Attn does not implement; "
             "train this model with attention.pattern: full"
         )
-    if _trains_in_segments(module, attention_mask, query, key):
+    in_segments = _trains_in_segments(module, attention_mask, query, key)
+    is_beyond_sdpa = softcap is not None or s_aux is not None
+    if dropout > 0 and (in_segments or is_beyond_sdpa):
+        raise ConfigError(
+            f"S²-Attn has no attention dropout: set attention_dropout to 0 in the model's config, not {dropout}"
+        )
+    if in_segments:
         assert isinstance(attention_mask, DeferredMask)
-        if dropout > 0:
-            raise ConfigError(_NO_DROPOUT.format(dropout))
         group_size = getattr(module.config, "s2_group_size", max(1, round(query.shape[2] * DEFAULT_GROUP_RATIO)))
         output = _attend_in_segments(
             query,
@@ -95,12 +99,10 @@ def s2_attention_forward(
     dense = attention_mask.dense if isinstance(attention_mask, DeferredMask) else attention_mask
     if dense is not None:  # layers may be spread over devices
         dense = dense.to(query.device)
-    if softcap is None and s_aux is None:
+    if not is_beyond_sdpa:
         return sdpa_attention_forward(
             module, query, key, value, dense, dropout=dropout, scaling=scaling, **interface_arguments
         )
-    if dropout > 0:
-        raise ConfigError(_NO_DROPOUT.format(dropout))
     output = _masked_attention(query, key, value, dense, scale=scaling, softcap=softcap, sinks=s_aux)  # (B, H, T, D)
     return output.transpose(1, 2), None  # (B, T, H, D)
 
