@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from longlora.corpus.pdf.drawings import CAPTION
+from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
 from longlora.corpus.pdf.lines import Line
 
-Kind = Literal["body", "caption", "footnote", "table"]
+Kind = Literal["body", "caption", "footnote", "table", "label"]
 
 _SMALLER = 0.94  # of the body's size of type
 _WIDE_GAP = 1.25  # of the usual distance between lines
@@ -36,7 +36,7 @@ def split_column(lines: Sequence[Line], *, body_size: float, page_height: float)
         return
     leading = usual_leading(lines)
     first_note = _first_footnote(lines, body_size, page_height)
-    kinds: list[Kind] = ["body"] * len(lines)
+    kinds: list[Kind] = ["table" if line.text == TABLE_MARK else "body" for line in lines]
     for index in range(first_note, len(lines)):
         kinds[index] = "footnote"
     # A caption begins a block of its own, so that two of them do not become one.
@@ -47,8 +47,10 @@ def split_column(lines: Sequence[Line], *, body_size: float, page_height: float)
             end = _end_of_caption(lines, index, first_note, leading)
             starts.add(index)
             kinds[index:end] = ["caption"] * (end - index)
-            if lines[index].text.lower().startswith("tab"):
+            if is_of_table(lines[index]):
                 _mark_table_beside(lines, kinds, index, end, leading)
+            else:
+                _mark_labels_above(lines, kinds, index, leading)
             index = end
         else:
             index += 1
@@ -65,6 +67,11 @@ def usual_leading(lines: Sequence[Line]) -> float:
     steps = [below.baseline - above.baseline for above, below in zip(lines, lines[1:], strict=False)]
     steps = [step for step in steps if step > 0]
     return median(steps) if steps else 1.2 * (lines[0].size if lines else 10.0)
+
+
+def is_of_table(caption: Line) -> bool:
+    """Tell a table's caption from a figure's."""
+    return caption.text.lower().startswith("tab")
 
 
 def note_mark(line: Line) -> str | None:
@@ -95,7 +102,9 @@ def _begins_caption(lines: Sequence[Line], index: int, leading: float, body_size
         return False
     gap = line.baseline - lines[index - 1].baseline if index else float("inf")
     is_set_off = gap > _WIDE_GAP * leading or line.size <= _SMALLER * body_size or line.words[0].is_bold
-    # Without a stop after the number it may be a sentence: "Figure 3 shows …" after a heading.
+    # A sentence may begin with "Figure 3 shows", and a line with "Figure 3. The", but hardly with "Figure 3:".
+    if match.group("end") in (":", "|"):
+        return True
     return is_set_off and (match.group("end") is not None or line.size <= _SMALLER * body_size)
 
 
@@ -108,7 +117,8 @@ def _end_of_caption(lines: Sequence[Line], index: int, limit: int, leading: floa
         step = line.baseline - above.baseline
         if abs(line.size - lines[index].size) > 0.06 * lines[index].size or step > _WIDE_GAP * (own_leading or leading):
             break
-        if len(line.cells) >= _FEWEST_CELLS or CAPTION.match(line.text) and CAPTION.match(line.text).group("end"):
+        following = CAPTION.match(line.text)
+        if len(line.cells) >= _FEWEST_CELLS or (following and following.group("end")):
             break
         own_leading = own_leading or step
         end += 1
@@ -131,6 +141,18 @@ def _mark_table_beside(lines: Sequence[Line], kinds: list[Kind], begin: int, end
             for index in rows:
                 kinds[index] = "table"
             return
+
+
+def _mark_labels_above(lines: Sequence[Line], kinds: list[Kind], begin: int, leading: float) -> None:
+    """Mark what stands right above a figure's caption in short cells: the figure's labels."""
+    edge = lines[begin]
+    for index in range(begin - 1, -1, -1):
+        line = lines[index]
+        is_near = abs(line.baseline - edge.baseline) <= _CAPTIONED_TABLE_GAP * leading
+        if kinds[index] != "body" or not is_near or not _is_row(line):
+            return
+        kinds[index] = "label"
+        edge = line
 
 
 def _mark_grids(lines: Sequence[Line], kinds: list[Kind]) -> None:

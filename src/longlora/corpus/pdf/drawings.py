@@ -30,7 +30,7 @@ _SAME_EDGE = 4.0  # points
 def without_drawn_words(page: Page) -> Page:
     """Return the page without labels of figures and cells of ruled tables; a table without a caption leaves a mark."""
     regions = [box for box in _figures(page) if _is_no_prose(_inside(page.words, box), page, box)]
-    tables = [box for box in _ruled_tables(page) if _is_grid(_inside(page.words, box))]
+    tables = list(_stacked([box for box in _ruled_tables(page) if _is_grid(_inside(page.words, box))]))
     words = [word for word in page.words if not any(box.holds(word) for box in (*regions, *tables))]
     for box in tables:
         if not _has_caption(page, box):
@@ -100,8 +100,9 @@ def _has_caption(page: Page, box: Box) -> bool:
     """Whether words such as `Figure 3` stand above or below."""
     for index, word in enumerate(page.words):
         is_near = box.top - _CAPTION_DISTANCE <= word.middle <= box.bottom + _CAPTION_DISTANCE
-        is_above_or_below = word.left < box.right and word.right > box.left and not box.holds(word)
-        if is_near and is_above_or_below and CAPTION.match(joined(page.words[index : index + 3])):
+        # A caption may begin left of what it describes.
+        is_above_or_below = box.left - 3 * _CAPTION_DISTANCE < word.right and word.left < box.right
+        if is_near and is_above_or_below and not box.holds(word) and CAPTION.match(joined(page.words[index : index + 3])):
             return True
     return False
 
@@ -122,6 +123,20 @@ def _ruled_tables(page: Page) -> Iterator[Box]:
         rules = [rule for rule in rules if rule not in same]
         for above, below in zip(same, same[1:], strict=False):
             yield Box(first.left - 2, above.top - 1, first.right + 2, below.bottom + 1)
+
+
+def _stacked(boxes: Sequence[Box]) -> Iterator[Box]:
+    """Put boxes that touch one another from above together."""
+    joined_box: Box | None = None
+    for box in boxes:
+        if joined_box is not None and box.left == joined_box.left and abs(box.top - joined_box.bottom) <= _SAME_EDGE:
+            joined_box = around([joined_box, box])
+            continue
+        if joined_box is not None:
+            yield joined_box
+        joined_box = box
+    if joined_box is not None:
+        yield joined_box
 
 
 def _is_grid(words: Sequence[Word]) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from longlora.corpus.pdf.asides import Block, Kind, note_mark, usual_leading
+from longlora.corpus.pdf.asides import Block, Kind, is_of_table, note_mark, usual_leading
 from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
 from longlora.corpus.pdf.lines import Line, joined
 from longlora.corpus.pdf.spelling import Vocabulary, clean
@@ -37,6 +37,8 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
     waiting: list[Paragraph] = []
     running: Paragraph | None = None
     for block in blocks:
+        if block.kind == "label":
+            continue
         if block.kind != "body":
             waiting.extend(_asides(block))
             continue
@@ -163,7 +165,7 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> No
     for index, paragraph in enumerate(paragraphs):
         if paragraph.kind == "table":
             beside = paragraphs[max(0, index - 1) : index + 2]
-            is_captioned = any(other.kind == "caption" and _is_of_table(other) for other in beside)
+            is_captioned = any(other.kind == "caption" and is_of_table(other.lines[0]) for other in beside)
             paragraph.text = "" if is_captioned else TABLE_MARK
             continue
         text = ""
@@ -173,10 +175,6 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> No
                 words = list(line.words)
             text = vocabulary.join(text, clean(joined(words))) if text else clean(joined(words))
         paragraph.text = _marked(paragraph, text)
-
-
-def _is_of_table(caption: Paragraph) -> bool:
-    return caption.lines[0].text.lower().startswith("tab")
 
 
 def _marked(paragraph: Paragraph, text: str) -> str:
