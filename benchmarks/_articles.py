@@ -74,9 +74,7 @@ def make_article(seed: int, *, num_sections: int = 5, paragraphs: int = 4, notes
         title=" ".join(choose.choice(vocabulary).capitalize() for _ in range(9)),
         abstract=paragraph(5),
         sections=[
-            Section(
-                f"{number} {phrase(3).capitalize()}", [paragraph(choose.randint(2, 7)) for _ in range(paragraphs)]
-            )
+            Section(f"{number} {phrase(3).capitalize()}", [paragraph(choose.randint(2, 7)) for _ in range(paragraphs)])
             for number in range(1, num_sections + 1)
         ],
         running_head=phrase(5).title(),
@@ -101,7 +99,9 @@ def words_of(text: str) -> list[str]:
 
 def without_asides(text: str) -> str:
     """Leave out the paragraphs that stand in brackets: figures, tables, footnotes."""
-    return "\n\n".join(part for part in text.split("\n\n") if not re.fullmatch(r"\[(Figure|Table|Footnote).*\]", part, re.S))
+    return "\n\n".join(
+        part for part in text.split("\n\n") if not re.fullmatch(r"\[(Figure|Table|Footnote).*\]", part, re.S)
+    )
 
 
 def agreement(source: Sequence[str], read: Sequence[str]) -> float:

@@ -43,7 +43,9 @@ def latex(article: Article, *, options: str) -> str:
             ]
         if number == 2:
             rows = r" \\ ".join(" & ".join(row) for row in article.table_rows)
-            tabular = rf"\begin{{tabular}}{{lrrr}}\hline model & 8k & 16k & 32k \\ \hline {rows} \\ \hline\end{{tabular}}"
+            tabular = (
+                rf"\begin{{tabular}}{{lrrr}}\hline model & 8k & 16k & 32k \\ \hline {rows} \\ \hline\end{{tabular}}"
+            )
             lines.append(rf"\begin{{table}}[t]\caption{{{article.table}}}\centering {tabular}\end{{table}}")
     entries = "\n".join(rf"\bibitem{{r{n}}} {entry.split(maxsplit=1)[1]}" for n, entry in enumerate(article.references))
     lines += [rf"\begin{{thebibliography}}{{99}}{entries}\end{{thebibliography}}", r"\end{document}"]
@@ -84,7 +86,10 @@ def print_by_chromium(path: Path, article: Article, *, columns: int = 1) -> None
         source = Path(folder) / "article.html"
         source.write_text(web_page(article, columns=columns), encoding="utf-8")
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-        _run([program, *flags.split(), f"--user-data-dir={folder}/profile", f"--print-to-pdf={path}", f"{source}"], folder)
+        _run(
+            [program, *flags.split(), f"--user-data-dir={folder}/profile", f"--print-to-pdf={path}", f"{source}"],
+            folder,
+        )
 
 
 def print_by_libreoffice(path: Path, article: Article) -> None:

@@ -98,9 +98,7 @@ class ArticlePrinter:
         if first:
             top = self._title(top, full)
         width = (full - (self.columns - 1) * GUTTER) / self.columns
-        self.places = [
-            _Place(MARGIN + index * (width + GUTTER), width, top, MARGIN) for index in range(self.columns)
-        ]
+        self.places = [_Place(MARGIN + index * (width + GUTTER), width, top, MARGIN) for index in range(self.columns)]
 
     def _title(self, top: float, full: float) -> float:
         canvas, article = self.canvas, self.article
@@ -114,8 +112,9 @@ class ArticlePrinter:
             top -= LEADING
         return top - 14
 
-    def _justified(self, line: str, x: float, y: float, width: float, *, is_last: bool, size: float = SIZE,
-                   font: str = REGULAR) -> None:
+    def _justified(
+        self, line: str, x: float, y: float, width: float, *, is_last: bool, size: float = SIZE, font: str = REGULAR
+    ) -> None:
         text = self.canvas.beginText(x, y)
         text.setFont(font, size)
         spaces = line.count(" ")

@@ -1,5 +1,6 @@
 """What interrupts the text of a column: captions, footnotes, and tables that no rules enclose."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def split_column(lines: Sequence[Line], *, body_size: float, page_height: float)
 
 def usual_leading(lines: Sequence[Line]) -> float:
     """Return the distance from line to line that is usual in a column, in points."""
-    steps = [below.baseline - above.baseline for above, below in zip(lines, lines[1:], strict=False)]
+    steps = [below.baseline - above.baseline for above, below in itertools.pairwise(lines)]
     steps = [step for step in steps if step > 0]
     return median(steps) if steps else 1.2 * (lines[0].size if lines else 10.0)
 

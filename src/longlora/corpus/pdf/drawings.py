@@ -1,5 +1,6 @@
 """Figures and ruled tables: where they stand, and which words are their labels and cells rather than text."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -102,7 +103,12 @@ def _has_caption(page: Page, box: Box) -> bool:
         is_near = box.top - _CAPTION_DISTANCE <= word.middle <= box.bottom + _CAPTION_DISTANCE
         # A caption may begin left of what it describes.
         is_above_or_below = box.left - 3 * _CAPTION_DISTANCE < word.right and word.left < box.right
-        if is_near and is_above_or_below and not box.holds(word) and CAPTION.match(joined(page.words[index : index + 3])):
+        if (
+            is_near
+            and is_above_or_below
+            and not box.holds(word)
+            and CAPTION.match(joined(page.words[index : index + 3]))
+        ):
             return True
     return False
 
@@ -121,7 +127,7 @@ def _ruled_tables(page: Page) -> Iterator[Box]:
             if abs(rule.left - first.left) <= _SAME_EDGE and abs(rule.right - first.right) <= _SAME_EDGE
         ]
         rules = [rule for rule in rules if rule not in same]
-        for above, below in zip(same, same[1:], strict=False):
+        for above, below in itertools.pairwise(same):
             yield Box(first.left - 2, above.top - 1, first.right + 2, below.bottom + 1)
 
 

@@ -16,7 +16,9 @@ _APART = 1.2  # of the size of type: the white between a head and the text
 _FEWEST_NUMBERED_PAGES = 3
 
 _ROMAN = re.compile(r"[ivxlcdm]{1,7}", re.IGNORECASE)
-_PAGE_NUMBER = re.compile(r"(?:page\s*)?[-–—\[(|·]*\s*(\d{1,4}|[ivxlcdm]{1,7})\s*[-–—\])|·]*(?:\s*(?:of|/)\s*\d{1,4})?", re.I)
+_PAGE_NUMBER = re.compile(
+    r"(?:page\s*)?[-–—\[(|·]*\s*(\d{1,4}|[ivxlcdm]{1,7})\s*[-–—\])|·]*(?:\s*(?:of|/)\s*\d{1,4})?", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def _is_number(row: _Row, index: int, offset: int | None, num_pages: int) -> boo
     """A number alone on its line, or a head whose first or last word counts the pages."""
     alone = _PAGE_NUMBER.fullmatch(row.line.text.strip())
     if offset is not None and index + offset in _numbers_at_the_ends(row):
-        return bool(alone) or row.is_outermost and row.is_apart
+        return bool(alone) or (row.is_outermost and row.is_apart)
     if not alone or not row.is_outermost or not row.is_apart:
         return False
     number = alone.group(1)
-    return number.isdigit() and num_pages < _FEWEST_NUMBERED_PAGES or bool(_ROMAN.fullmatch(number))
+    return (number.isdigit() and num_pages < _FEWEST_NUMBERED_PAGES) or bool(_ROMAN.fullmatch(number))

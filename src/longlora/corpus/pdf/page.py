@@ -22,7 +22,10 @@ _PRIVATE_USE = range(0xE000, 0xF900)
 _BACKGROUND_SHARE = 0.8
 _MOST_UNMAPPED_SHARE = 0.2
 _BOLD_NAME = re.compile(rb"bold|black|heavy|cmbx")
-_PERMISSION_ERRORS = {4: "encrypted, and it asks for a password: save a copy without one", 5: "of an unknown encryption"}
+_PERMISSION_ERRORS = {
+    4: "encrypted, and it asks for a password: save a copy without one",
+    5: "of an unknown encryption",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,7 @@ class Box:
 
     def holds(self, other: "Box") -> bool:
         """Tell whether the middle of another box lies inside."""
-        return (
-            self.left <= (other.left + other.right) / 2 <= self.right and self.top <= other.middle <= self.bottom
-        )
+        return self.left <= (other.left + other.right) / 2 <= self.right and self.top <= other.middle <= self.bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,7 @@ class _Words:
         for index in range(self._text.count_chars()):
             code = raw.FPDFText_GetUnicode(handle, index)
             letter = _HYPHENS.get(code) or chr(code)
-            if letter.isspace() or code == 0xAD and raw.FPDFText_IsGenerated(handle, index):
+            if letter.isspace() or (code == 0xAD and raw.FPDFText_IsGenerated(handle, index)):
                 yield from self._finish(at_space=True)
                 continue
             if code < 0x20 and code not in _HYPHENS:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from longlora.corpus.pdf.asides import Block, Kind, is_of_table, note_mark, usual_leading
 from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
@@ -153,7 +153,7 @@ def _asides(block: Block) -> Iterator[Paragraph]:
     begin = 0
     for index in range(1, len(block.lines) + 1):
         is_end = index == len(block.lines)
-        if is_end or block.kind == "footnote" and note_mark(block.lines[index]) is not None:
+        if is_end or (block.kind == "footnote" and note_mark(block.lines[index]) is not None):
             yield Paragraph(block.kind, list(block.lines[begin:index]))
             begin = index
 

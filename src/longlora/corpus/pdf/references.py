@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from longlora.corpus.pdf.paragraphs import Paragraph
 
 _HEADING = re.compile(
-    r"(?:\d{1,2}\.?\s+|[IVX]+\.\s+)?(?:references(?: cited)?|bibliography|literature cited|works cited)[.:]?", re.IGNORECASE
+    r"(?:\d{1,2}\.?\s+|[IVX]+\.\s+)?(?:references(?: cited)?|bibliography|literature cited|works cited)[.:]?",
+    re.IGNORECASE,
 )
 _APPENDIX = re.compile(
-    r"(?:appendix|appendices|supplement|supporting information|acknowledge?ments?|[A-H](?:\.\d+)?\.?\s+[A-Z])\b", re.IGNORECASE
+    r"(?:appendix|appendices|supplement|supporting information|acknowledge?ments?|[A-H](?:\.\d+)?\.?\s+[A-Z])\b",
+    re.IGNORECASE,
 )
 _ENTRY = re.compile(r"\[\d+\]|\d{1,3}\.\s|.*\b(?:1[89]|20)\d\d[a-z]?\b")
 _FEWEST_ENTRIES = 3
