@@ -76,7 +76,8 @@ def web_page(article: Article, *, columns: int = 1) -> str:
     parts.append(f"<p>Table 1: {article.table}</p><table>{rows}</table></div>")
     entries = "".join(f"<p>{entry}</p>" for entry in article.references)
     parts.append(f"<h2>References</h2>{entries}")
-    return f"<!doctype html><html lang='en'><meta charset='utf-8'><style>{style}</style><body>{''.join(parts)}</body></html>"
+    head = f"<meta charset='utf-8'><style>{style}</style>"
+    return f"<!doctype html><html lang='en'>{head}<body>{''.join(parts)}</body></html>"
 
 
 def print_by_chromium(path: Path, article: Article, *, columns: int = 1) -> None:

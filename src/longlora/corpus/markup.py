@@ -110,7 +110,7 @@ def _page_text(content: bytes) -> tuple[str, str]:
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for item in soup.find_all(_NO_TEXT):
         item.decompose()
-    for item in soup.find_all(attrs={"epub:type": _NOTE_TYPES}):
+    for item in soup.find_all(attrs={"epub:type": list(_NOTE_TYPES)}):
         item.decompose()
     for table in soup.find_all("table"):
         caption = table.find("caption")

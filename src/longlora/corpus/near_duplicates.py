@@ -1,4 +1,4 @@
-"""Texts that are nearly the same, by MinHash: estimated shares of the runs of five words that two texts have in common."""
+"""Texts that are nearly the same, by MinHash: it estimates the share of runs of five words that two have in common."""
 
 import hashlib
 import re

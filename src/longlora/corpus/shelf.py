@@ -6,7 +6,6 @@ run that is killed while writing leaves a line without one, which the next run c
 """
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,8 +20,6 @@ from longlora.corpus.extract import Record, Settings, check_engine, extract, sha
 from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.corpus.unreadable import UnreadableFileError
 from longlora.errors import ConfigError, DataError
-
-logger = logging.getLogger("longlora")
 
 NearDuplicateRule = Literal["drop", "mark", "keep"]
 
@@ -156,7 +153,6 @@ class _Shelf:
 
     def _skip(self, path: Path, reason: str) -> None:
         self.result.skipped[str(path)] = reason
-        logger.warning("skipped %s: %s", path, reason)
 
 
 def _extract(path: Path, settings: Settings, with_sketch: bool) -> _Found:

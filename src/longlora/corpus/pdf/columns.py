@@ -130,7 +130,7 @@ def _best_gutter(words: Sequence[Word], known: Sequence[float]) -> Gutter | None
 
 
 def _candidates(grid: np.ndarray, size: float, known: Sequence[float]) -> list[tuple[int, int, int, bool]]:
-    """List places where white runs down beside text on both sides, as `(x, top, bottom, is_known)`, the longest first."""
+    """List where white runs down beside text on both sides, as `(x, top, bottom, is_known)`, the longest first."""
     has_text = grid.any(axis=1)
     leftmost = np.where(has_text, grid.argmax(axis=1), grid.shape[1])
     rightmost = np.where(has_text, grid.shape[1] - 1 - grid[:, ::-1].argmax(axis=1), -1)
@@ -164,7 +164,7 @@ def _free_runs(column: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _widened(grid: np.ndarray, x: int, top: int, bottom: int, page: Box) -> Gutter:
-    free = ~grid[top:bottom].any(axis=0)
+    free = np.logical_not(np.any(grid[top:bottom], axis=0))
     left = right = x
     while left > 0 and free[left - 1]:
         left -= 1

@@ -280,7 +280,9 @@ class _Words:
     def _finish(self, *, at_space: bool) -> Iterator[Word]:
         if self._characters:
             text, self._characters = "".join(self._characters), []
-            yield Word(*self._box, text, self._baseline, self._style.size, self._style.is_bold, at_space)
+            left, top, right, bottom = self._box
+            style = self._style
+            yield Word(left, top, right, bottom, text, self._baseline, style.size, style.is_bold, at_space)
 
     def _style_of(self, index: int) -> _Style:
         handle = self._text.raw
