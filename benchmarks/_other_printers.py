@@ -93,13 +93,75 @@ def print_by_chromium(path: Path, article: Article, *, columns: int = 1) -> None
         )
 
 
-def print_by_libreoffice(path: Path, article: Article) -> None:
-    """Print an article's web page by LibreOffice."""
+_FLAT_DOCUMENT = """<?xml version="1.0" encoding="UTF-8"?>
+<office:document xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
+ xmlns:style="urn:oasis:names:tc:opendocument:xmlns:style:1.0" xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"
+ xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0"
+ xmlns:fo="urn:oasis:names:tc:opendocument:xmlns:xsl-fo-compatible:1.0"
+ office:version="1.2" office:mimetype="application/vnd.oasis.opendocument.text">
+<office:styles>
+ <style:style style:name="P" style:family="paragraph"><style:paragraph-properties fo:text-align="justify"
+  fo:text-indent="0.4cm" fo:orphans="2" fo:widows="2"/><style:text-properties fo:font-size="10pt"/></style:style>
+ <style:style style:name="H" style:family="paragraph"><style:paragraph-properties fo:margin-top="0.3cm"
+  fo:keep-with-next="always"/><style:text-properties fo:font-size="12pt" fo:font-weight="bold"/></style:style>
+ <style:style style:name="T" style:family="paragraph"><style:paragraph-properties fo:text-align="center"
+  fo:margin-bottom="0.4cm"/><style:text-properties fo:font-size="18pt" fo:font-weight="bold"/></style:style>
+ <style:style style:name="Footnote" style:family="paragraph"><style:text-properties fo:font-size="8pt"/></style:style>
+ <text:notes-configuration text:note-class="footnote" text:citation-style-name="A" text:citation-body-style-name="A"/>
+ <style:style style:name="A" style:family="text"><style:text-properties style:text-position="super 58%"/></style:style>
+</office:styles>
+<office:automatic-styles>
+ <style:page-layout style:name="L"><style:page-layout-properties fo:page-width="21cm" fo:page-height="29.7cm"
+  fo:margin="2cm"/><style:header-style><style:header-footer-properties fo:margin-bottom="0.5cm"/></style:header-style>
+  <style:footer-style><style:header-footer-properties fo:margin-top="0.5cm"/></style:footer-style></style:page-layout>
+ <style:style style:name="S" style:family="section"><style:section-properties text:dont-balance-text-columns="true">
+  <style:columns fo:column-count="COLUMNS" fo:column-gap="0.6cm"/></style:section-properties></style:style>
+</office:automatic-styles>
+<office:master-styles><style:master-page style:name="Standard" style:page-layout-name="L">
+ <style:header><text:p>HEAD</text:p></style:header>
+ <style:footer><text:p>Page <text:page-number/></text:p></style:footer></style:master-page></office:master-styles>
+<office:body><office:text>BODY</office:text></office:body></office:document>
+"""
+
+
+def flat_document(article: Article, *, columns: int) -> str:
+    """Write an article as LibreOffice's flat XML, with heads, page numbers, footnotes and columns."""
+
+    def paragraph(it: Paragraph) -> str:
+        note = ""
+        if it.note:
+            note = (
+                '<text:note text:note-class="footnote"><text:note-citation/><text:note-body>'
+                f'<text:p text:style-name="Footnote">{it.note}</text:p></text:note-body></text:note>'
+            )
+        return f'<text:p text:style-name="P">{" ".join([it.sentences[0] + note, *it.sentences[1:]])}</text:p>'
+
+    parts = [f'<text:p text:style-name="T">{article.title}</text:p>', paragraph(article.abstract)]
+    parts.append('<text:section text:style-name="S" text:name="columns">')
+    for number, section in enumerate(article.sections):
+        parts.append(f'<text:p text:style-name="H">{section.heading}</text:p>')
+        parts += [paragraph(it) for it in section.paragraphs]
+        if number == 2:
+            cell = '<table:table-cell><text:p text:style-name="P">{}</text:p></table:table-cell>'
+            rows = "".join(
+                f"<table:table-row>{''.join(map(cell.format, row))}</table:table-row>" for row in article.table_rows
+            )
+            parts.append(f'<text:p text:style-name="P">Table 1: {article.table}</text:p>')
+            parts.append(f'<table:table><table:table-column table:number-columns-repeated="4"/>{rows}</table:table>')
+    parts.append('<text:p text:style-name="H">References</text:p>')
+    parts += [f'<text:p text:style-name="P">{entry}</text:p>' for entry in article.references]
+    body = "".join([*parts, "</text:section>"])
+    document = _FLAT_DOCUMENT.replace("COLUMNS", str(columns)).replace("HEAD", article.running_head)
+    return document.replace("BODY", body)
+
+
+def print_by_libreoffice(path: Path, article: Article, *, columns: int = 1) -> None:
+    """Print an article by LibreOffice Writer."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "article.html"
-        source.write_text(web_page(article), encoding="utf-8")
+        source = Path(folder) / "article.fodt"
+        source.write_text(flat_document(article, columns=columns), encoding="utf-8")
         profile = f"-env:UserInstallation=file://{folder}/profile"
-        _run(["soffice", profile, "--headless", "--convert-to", "pdf:writer_web_pdf_Export", source.name], folder)
+        _run(["soffice", profile, "--headless", "--convert-to", "pdf:writer_pdf_Export", source.name], folder)
         shutil.copy(Path(folder) / "article.pdf", path)
 
 
@@ -144,4 +206,5 @@ if installed(*CHROMIUM):
     PRINTERS["Chromium, two columns"] = lambda path, article: print_by_chromium(path, article, columns=2)
 if installed("soffice"):
     PRINTERS["LibreOffice, one column"] = print_by_libreoffice
+    PRINTERS["LibreOffice, two columns"] = lambda path, article: print_by_libreoffice(path, article, columns=2)
 PRINTERS["matplotlib, pages of lines"] = print_by_matplotlib

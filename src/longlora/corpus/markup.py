@@ -15,7 +15,7 @@ _BLOCKS = (
 ).split()
 # What a page has beside its text.
 _NO_TEXT = "script style noscript template svg math nav header footer aside form button iframe object head".split()
-_NOTE_TYPES = ("noteref", "pagebreak")
+_NOTE_TYPES = re.compile(r"\b(noteref|pagebreak)\b")
 _ENCRYPTION = "META-INF/encryption.xml"
 # Fonts may be scrambled in a book that is free to read.
 _FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
@@ -110,7 +110,7 @@ def _page_text(content: bytes) -> tuple[str, str]:
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for item in soup.find_all(_NO_TEXT):
         item.decompose()
-    for item in soup.find_all(attrs={"epub:type": list(_NOTE_TYPES)}):
+    for item in soup.find_all(attrs={"epub:type": _NOTE_TYPES}):
         item.decompose()
     for table in soup.find_all("table"):
         caption = table.find("caption")
