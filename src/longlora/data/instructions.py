@@ -9,7 +9,6 @@ from datasets import Dataset, Features, List, Value
 from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from trl import pack_dataset
 
 from longlora.data.cache import Summary, cached_dataset, tokenizer_identity
 from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer, encode_conversation
@@ -88,6 +87,8 @@ def pack_conversations(conversations: Dataset, *, context_length: int, packing: 
     Raises:
         DataError: the rows cannot be written.
     """
+    from trl import pack_dataset  # its trainers come along, which only training needs
+
     columns = conversations.select_columns(["input_ids", "labels"])
     lock = FileLock(f"{conversations.cache_files[0]['filename']}.lock")
     try:
