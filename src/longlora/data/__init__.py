@@ -3,7 +3,7 @@
 from longlora.data.conversations import Conversation
 from longlora.data.encode import EncodedConversation, encode_conversation
 from longlora.data.instructions import pack_conversations, tokenize_conversations
-from longlora.data.pack import pack_rows
+from longlora.data.pack import count_tokens, pack_rows
 from longlora.data.sources import ConversationSource, DocumentSource, read_conversations, read_documents
 from longlora.data.tokenize import tokenize_documents
 
@@ -12,6 +12,7 @@ __all__ = [
     "ConversationSource",
     "DocumentSource",
     "EncodedConversation",
+    "count_tokens",
     "encode_conversation",
     "pack_conversations",
     "pack_rows",
