@@ -22,7 +22,7 @@ from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
 from longlora.memory import nf4_arguments, require_package, tile_feed_forward
 from longlora.optimizers import PACKAGES
-from longlora.positions import extend_positions, set_positions
+from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
 from longlora.tiny import TINY_MODEL, tiny_model_directory
@@ -216,9 +216,23 @@ def load_weights(
 def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
     """Give a configuration the recipe's positions, in place, and tell what changed.
 
+    Fine-tuning on conversations may stay within what the model reads: its positions are kept then.
+
     Raises:
         ConfigError: the model already reads that far, or its positions cannot be scaled so.
     """
+    if recipe.data.kind == "sft":
+        context = recipe.rope.base_context or readable_context(config)
+        if recipe.context_length <= context:
+            text_config = config.get_text_config()
+            return Extension(
+                base_model=recipe.model_name_or_path,
+                base_context=context,
+                context_length=context,
+                rope_parameters=rotary_parameters(config),
+                max_position_embeddings=text_config.max_position_embeddings,
+                quantization=recipe.quantization,
+            )
     rope = extend_positions(
         config,
         context_length=recipe.context_length,

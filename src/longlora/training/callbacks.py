@@ -88,7 +88,7 @@ class MetricsLog(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add a line; the summary at the end of the run, which has no loss of a step, is left out."""
-        if state.is_world_process_zero and "loss" in logs:
+        if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -110,7 +110,7 @@ class CompleteCheckpoints(TrainerCallback):
 class ProgressBar(TrainerCallback):
     """Shows steps, loss, tokens per second and the time that is left."""
 
-    def __init__(self, *, tokens_per_step: int, description: str) -> None:
+    def __init__(self, *, tokens_per_step: float, description: str) -> None:
         self._tokens_per_step = tokens_per_step
         self._progress = Progress(
             TextColumn(description),
