@@ -36,7 +36,9 @@ def without_drawn_words(page: Page) -> Page:
     for box in tables:
         if not _has_caption(page, box):
             size = typical_size(page.words)
-            words.append(Word(box.left, box.top, box.right, box.bottom, TABLE_MARK, box.middle, size, False, True))
+            words.append(
+                Word(box.left, box.top, box.right, box.bottom, TABLE_MARK, box.middle, size, False, False, True)
+            )
     return replace(page, words=words)
 
 

@@ -48,6 +48,11 @@ class Line:
         return all(word.is_bold for word in self.words)
 
     @cached_property
+    def is_code(self) -> bool:
+        """Whether all of it is in a typewriter's face."""
+        return all(word.is_typewriter for word in self.words)
+
+    @cached_property
     def text(self) -> str:
         """The line as it is read."""
         return joined(self.words)
@@ -121,6 +126,6 @@ def _with_initials_set_down(words: list[Word]) -> list[Word]:
             if len(set(beside)) > 1:
                 first = min(beside)
                 box = (word.left, first - size, word.right, first)
-                word = Word(*box, word.text, first, size, word.is_bold, False)
+                word = Word(*box, word.text, first, size, word.is_bold, False, False)
         placed.append(word)
     return placed

@@ -21,6 +21,7 @@ _PRIVATE_USE = range(0xE000, 0xF900)
 # A drawing as large as this is the page's background, or a scan of it.
 _BACKGROUND_SHARE = 0.8
 _MOST_UNMAPPED_SHARE = 0.2
+_TYPEWRITER_NAME = re.compile(rb"mono|courier|consol|typewriter|cmtt|lmtt|sftt|menlo|source ?code")
 _BOLD_NAME = re.compile(rb"bold|black|heavy|cmbx")
 _PERMISSION_ERRORS = {
     4: "encrypted, and it asks for a password: save a copy without one",
@@ -65,6 +66,8 @@ class Word(Box):
     baseline: float
     size: float
     is_bold: bool
+    is_typewriter: bool
+    """In a face whose letters are all of one width: code, most often."""
     ends_at_space: bool
     """A space follows, rather than a change of font or a jump."""
 
@@ -213,6 +216,7 @@ class _Style:
 
     size: float
     is_bold: bool
+    is_typewriter: bool
     is_upright: bool
 
 
@@ -230,7 +234,7 @@ class _Words:
         self._characters: list[str] = []
         self._box = [0.0, 0.0, 0.0, 0.0]
         self._baseline = 0.0
-        self._style = _Style(0.0, False, True)
+        self._style = _Style(0.0, False, False, True)
 
     def read(self) -> Iterator[Word]:
         """Yield the words in the order of the file; text that does not stand upright on the page is left out."""
@@ -282,7 +286,9 @@ class _Words:
             text, self._characters = "".join(self._characters), []
             left, top, right, bottom = self._box
             style = self._style
-            yield Word(left, top, right, bottom, text, self._baseline, style.size, style.is_bold, at_space)
+            yield Word(
+                left, top, right, bottom, text, self._baseline, style.size, style.is_bold, style.is_typewriter, at_space
+            )
 
     def _style_of(self, index: int) -> _Style:
         handle = self._text.raw
@@ -304,4 +310,5 @@ class _Words:
         name = ctypes.create_string_buffer(256)
         raw.FPDFText_GetFontInfo(handle, index, name, len(name), None)
         is_bold = raw.FPDFText_GetFontWeight(handle, index) >= 600 or bool(_BOLD_NAME.search(name.value.lower()))
-        return _Style(abs(size) or 1.0, is_bold, min(offset, 2 * math.pi - offset) < 0.1)
+        is_typewriter = bool(_TYPEWRITER_NAME.search(name.value.lower()))
+        return _Style(abs(size) or 1.0, is_bold, is_typewriter, min(offset, 2 * math.pi - offset) < 0.1)

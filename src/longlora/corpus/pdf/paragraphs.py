@@ -99,7 +99,7 @@ def _begins(
     line, above = lines[index], lines[index - 1]
     if line.baseline - above.baseline > _WIDE_GAP * max(leading, 1.1 * line.size) or _is_other_type(line, above):
         return True
-    if above.text.endswith("-"):
+    if above.text.endswith("-") or line.is_code:
         return False
     left, right = edges[index]
     indent, indent_above = line.box.left - left, above.box.left - left
@@ -127,8 +127,9 @@ def _has_room(line: Line, width: float, right: float) -> bool:
 
 
 def _is_other_type(line: Line, other: Line) -> bool:
-    """Another size, or a line of bold beside one that is not: a heading."""
-    return abs(line.size - other.size) > _OTHER_SIZE * max(line.size, other.size) or line.is_bold != other.is_bold
+    """Another size, or a line of bold or of code beside one that is not: a heading, a listing."""
+    is_other_size = abs(line.size - other.size) > _OTHER_SIZE * max(line.size, other.size)
+    return is_other_size or line.is_bold != other.is_bold or line.is_code != other.is_code
 
 
 def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
@@ -168,6 +169,9 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> No
             is_captioned = any(other.kind == "caption" and is_of_table(other.lines[0]) for other in beside)
             paragraph.text = "" if is_captioned else TABLE_MARK
             continue
+        if all(line.is_code for line in paragraph.lines):
+            paragraph.text = _listing(paragraph.lines)
+            continue
         text = ""
         for line in paragraph.lines:
             words = [word for word in line.words if not (line.is_raised(word) and (line.page, word.text) in marks)]
@@ -175,6 +179,13 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> No
                 words = list(line.words)
             text = vocabulary.join(text, clean(joined(words))) if text else clean(joined(words))
         paragraph.text = _marked(paragraph, text)
+
+
+def _listing(lines: Sequence[Line]) -> str:
+    """Code keeps its lines, and their indentation in spaces of its letters' width."""
+    left = min(line.box.left for line in lines)
+    letter = max(lines[0].box.width / max(1, len(lines[0].text)), 0.1)
+    return "\n".join(" " * round((line.box.left - left) / letter) + clean(line.text) for line in lines)
 
 
 def _marked(paragraph: Paragraph, text: str) -> str:
