@@ -53,16 +53,15 @@ def reading_order(words: Sequence[Word], known_gutters: Sequence[float] = ()) ->
     if gutter is None:
         yield Column(list(words), around(words))
         return
-    for band in _bands(words, gutter):
-        left = [word for word in band if (word.left + word.right) / 2 < gutter.left]
-        right = [word for word in band if (word.left + word.right) / 2 > gutter.right]
-        if left and right and len(left) + len(right) == len(band):
+    for band, is_crossed in _bands(words, gutter):
+        if not is_crossed:
+            left = [word for word in band if word.right <= gutter.right + 1]
             yield from reading_order(left, known_gutters)
-            yield from reading_order(right, known_gutters)
+            yield from reading_order([word for word in band if word.right > gutter.right + 1], known_gutters)
         elif len(band) < len(words):
             yield from reading_order(band, known_gutters)
         else:
-            yield Column(list(band), around(band))
+            yield Column(band, around(band))
 
 
 def around(boxes: Iterable[Box]) -> Box:
@@ -76,15 +75,11 @@ def around(boxes: Iterable[Box]) -> Box:
     )
 
 
-def _bands(words: Sequence[Word], gutter: Gutter) -> Iterator[list[Word]]:
-    """Cut into bands that the gutter crosses and bands that cross the gutter."""
-    core = (gutter.left + 0.25 * gutter.width, gutter.right - 0.25 * gutter.width)
-    # A line that is a little too long for its column does not cross.
-    crossing = sorted(
-        (word.top, word.bottom)
-        for word in words
-        if (word.left < core[0] and word.right > core[1]) or gutter.left <= (word.left + word.right) / 2 <= gutter.right
-    )
+def _bands(words: Sequence[Word], gutter: Gutter) -> Iterator[tuple[list[Word], bool]]:
+    """Cut into bands from top to bottom, and tell of each whether its text crosses the gutter."""
+    left, right = gutter.left + 0.25 * gutter.width, gutter.right - 0.25 * gutter.width
+    touching = [word for word in words if word.left < right and word.right > left]
+    crossing = sorted((word.top, word.bottom) for word in touching if not _is_overlong(word, words, gutter))
     edges: list[list[float]] = []
     for top, bottom in crossing:
         # Lines of one block are less than their own height apart.
@@ -94,15 +89,19 @@ def _bands(words: Sequence[Word], gutter: Gutter) -> Iterator[list[Word]]:
             edges.append([top, bottom])
     start = float("-inf")
     for top, bottom in [*edges, [float("inf"), float("inf")]]:
-        yield from _nonempty(word for word in words if start <= word.middle < top)
-        yield from _nonempty(word for word in words if top <= word.middle < bottom)
+        for low, high, is_crossed in ((start, top, False), (top, bottom, True)):
+            if band := [word for word in words if low <= word.middle < high]:
+                yield band, is_crossed
         start = bottom
 
 
-def _nonempty(words: Iterable[Word]) -> Iterator[list[Word]]:
-    band = list(words)
-    if band:
-        yield band
+def _is_overlong(word: Word, words: Sequence[Word], gutter: Gutter) -> bool:
+    """Tell whether a word, or a note's mark, ends a line that is a little too long for its column."""
+    # At least half of the gutter stays white, which is wider than a space of prose.
+    if word.right > gutter.left + 0.5 * gutter.width:
+        return False
+    beside = (other for other in words if other.top < word.baseline < other.bottom and other.left >= word.right)
+    return min((other.left for other in beside), default=gutter.right) >= gutter.right - 1
 
 
 def _has_columns(words: Sequence[Word], gutter: Gutter, top: float, bottom: float) -> bool:
