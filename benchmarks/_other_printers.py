@@ -88,7 +88,7 @@ def print_by_chromium(path: Path, article: Article, *, columns: int = 1) -> None
         source.write_text(web_page(article, columns=columns), encoding="utf-8")
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         _run(
-            [program, *flags.split(), f"--user-data-dir={folder}/profile", f"--print-to-pdf={path}", f"{source}"],
+            [program, *flags.split(), f"--user-data-dir={folder}/profile", f"--print-to-pdf={path.resolve()}", f"{source}"],
             folder,
         )
 

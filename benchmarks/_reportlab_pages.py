@@ -142,7 +142,7 @@ class ArticlePrinter:
         first_words = len(paragraph.sentences[0].split())
         if paragraph.note:
             self.num_notes += 1
-            note_lines = break_lines(f"{self.num_notes} {paragraph.note}", self.place.width, size=NOTE_SIZE)
+            note_lines = break_lines(f"{self.num_notes} {paragraph.note}", self.place.width - 8, size=NOTE_SIZE)
             self._room(LEADING * 8 + NOTE_LEADING * (len(note_lines) + 1))
             self.place.bottom += NOTE_LEADING * len(note_lines) + (0 if self.place.notes else 6)
             self.place.notes += note_lines

@@ -87,12 +87,27 @@ def _bands(words: Sequence[Word], gutter: Gutter) -> Iterator[tuple[list[Word], 
             edges[-1][1] = max(edges[-1][1], bottom)
         else:
             edges.append([top, bottom])
+    for edge in edges:
+        edge[0] = min((word.top for word in _heading_above(words, edge[0], gutter)), default=edge[0])
     start = float("-inf")
     for top, bottom in [*edges, [float("inf"), float("inf")]]:
         for low, high, is_crossed in ((start, top, False), (top, bottom, True)):
             if band := [word for word in words if low <= word.middle < high]:
                 yield band, is_crossed
         start = bottom
+
+
+def _heading_above(words: Sequence[Word], top: float, gutter: Gutter) -> list[Word]:
+    """Find a heading right above text that crosses the gutter: it is too short to cross, but belongs to that text."""
+    size = typical_size(words)
+    above = [word for word in words if top - 4 * size <= word.bottom <= top + 0.5 * size]
+    if not above:
+        return []
+    lowest = max(word.baseline for word in above)
+    row = [word for word in above if abs(word.baseline - lowest) < 0.3 * size]
+    is_heading = all(word.right < gutter.left and (word.is_bold or word.size > 1.1 * size) for word in row)
+    between = [word for word in words if word not in row and word.baseline < lowest and word.bottom > lowest - 1.8 * size]
+    return row if is_heading and not between else []
 
 
 def _is_overlong(word: Word, words: Sequence[Word], gutter: Gutter) -> bool:
