@@ -23,11 +23,11 @@ def latex(article: Article, *, options: str) -> str:
     lines = [
         rf"\documentclass[{options}]{{article}}",
         r"\pagestyle{myheadings}",
-        rf"\markboth{{{article.running_head}}}{{{article.running_head}}}",
+        rf"\markboth{{\upshape {article.running_head}}}{{\upshape {article.running_head}}}",
         r"\begin{document}",
     ]
-    title = rf"\begin{{center}}{{\LARGE\bfseries {article.title}\par}}\end{{center}}"
-    abstract = rf"\begin{{quote}}\small {article.abstract.text}\end{{quote}}"
+    title = rf"\begin{{center}}{{\Large\bfseries {article.title}\par}}\end{{center}}"
+    abstract = rf"\begin{{quote}}{article.abstract.text}\end{{quote}}"
     lines.append(rf"\twocolumn[{title}{abstract}\bigskip]" if "twocolumn" in options else f"{title}\n{abstract}")
     for number, section in enumerate(article.sections):
         lines.append(rf"\section{{{section.heading.split(maxsplit=1)[1]}}}")
@@ -37,8 +37,11 @@ def latex(article: Article, *, options: str) -> str:
             lines += [
                 r"\begin{figure}[t]\setlength{\unitlength}{1pt}\begin{picture}(200,90)",
                 r"\put(20,10){\line(1,0){160}}\put(20,10){\line(0,1){80}}",
-                *(rf"\put({20 + 20 * i},8){{\line(0,1){{4}}}}\put({16 + 20 * i},0){{\tiny {i}k}}" for i in range(8)),
-                *(rf"\put({20 + 20 * i},{80 - 8 * i}){{\circle{{3}}}}" for i in range(8)),
+                *(
+                    rf"\put({20 + 20 * i},8){{\line(0,1){{4}}}}\put({16 + 20 * i},0){{\footnotesize {i}k}}"
+                    for i in range(8)
+                ),
+                *(rf"\put({20 + 20 * i},{80 - 8 * i}){{\line(1,0){{20}}}}" for i in range(8)),
                 rf"\end{{picture}}\caption{{{article.figure}}}\end{{figure}}",
             ]
         if number == 2:
@@ -88,14 +91,21 @@ def print_by_chromium(path: Path, article: Article, *, columns: int = 1) -> None
         source.write_text(web_page(article, columns=columns), encoding="utf-8")
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         _run(
-            [program, *flags.split(), f"--user-data-dir={folder}/profile", f"--print-to-pdf={path.resolve()}", f"{source}"],
+            [
+                program,
+                *flags.split(),
+                f"--user-data-dir={folder}/profile",
+                f"--print-to-pdf={path.resolve()}",
+                f"{source}",
+            ],
             folder,
         )
 
 
 _FLAT_DOCUMENT = """<?xml version="1.0" encoding="UTF-8"?>
 <office:document xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
- xmlns:style="urn:oasis:names:tc:opendocument:xmlns:style:1.0" xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"
+ xmlns:style="urn:oasis:names:tc:opendocument:xmlns:style:1.0"
+ xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"
  xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0"
  xmlns:fo="urn:oasis:names:tc:opendocument:xmlns:xsl-fo-compatible:1.0"
  office:version="1.2" office:mimetype="application/vnd.oasis.opendocument.text">

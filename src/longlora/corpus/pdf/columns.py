@@ -106,7 +106,9 @@ def _heading_above(words: Sequence[Word], top: float, gutter: Gutter) -> list[Wo
     lowest = max(word.baseline for word in above)
     row = [word for word in above if abs(word.baseline - lowest) < 0.3 * size]
     is_heading = all(word.right < gutter.left and (word.is_bold or word.size > 1.1 * size) for word in row)
-    between = [word for word in words if word not in row and word.baseline < lowest and word.bottom > lowest - 1.8 * size]
+    between = [
+        word for word in words if word not in row and word.baseline < lowest and word.bottom > lowest - 1.8 * size
+    ]
     return row if is_heading and not between else []
 
 

@@ -1,7 +1,7 @@
 """Words to lines: which words stand side by side, and where between them a space belongs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 
@@ -113,19 +113,22 @@ def make_lines(words: Iterable[Word], *, page: int, column: Box) -> list[Line]:
 def _with_initials_set_down(words: list[Word]) -> list[Word]:
     """A large initial that hangs over several lines belongs to the first of them."""
     size = typical_size(words)
-    placed = []
+    placed = {id(word): word for word in words}
     for word in words:
-        if len(word.text) <= 2 and word.size > _INITIAL_SIZE * size and word.text.isalpha():
-            beside = [
-                other.baseline
-                for other in words
-                if other.size < word.size / 1.5
-                and 0 <= other.left - word.right < 2 * size
-                and word.top < other.baseline <= word.baseline + 0.1 * size
-            ]
-            if len(set(beside)) > 1:
-                first = min(beside)
-                box = (word.left, first - size, word.right, first)
-                word = Word(*box, word.text, first, size, word.is_bold, False, False)
-        placed.append(word)
-    return placed
+        if len(word.text) > 2 or word.size <= _INITIAL_SIZE * size or not word.text.isalpha():
+            continue
+        beside = [
+            other
+            for other in words
+            if other.size < word.size / 1.5
+            and 0 <= other.left - word.right < 2 * size
+            and word.top < other.baseline <= word.baseline + 0.1 * size
+        ]
+        if len({other.baseline for other in beside}) > 1:
+            first = min(other.baseline for other in beside)
+            placed[id(word)] = replace(
+                word, top=first - size, bottom=first, baseline=first, size=size, ends_at_space=False
+            )
+            # The lines beside it are no more indented than those below.
+            placed |= {id(other): replace(other, left=word.left) for other in beside if other.baseline > first}
+    return list(placed.values())

@@ -70,16 +70,23 @@ def _edge_rows(index: int, page: Page) -> list[_Row]:
 
 
 def _comes_again(row: _Row, rows: Sequence[Sequence[_Row]], index: int) -> bool:
-    pattern = row.pattern
-    if not any(character.isalpha() for character in pattern):
+    if not any(character.isalpha() for character in row.pattern):
         return False  # numbers have a rule of their own
     near = range(max(0, index - _NEAR_PAGES), min(len(rows), index + _NEAR_PAGES + 1))
     return any(
-        other.pattern == pattern and abs(other.height - row.height) <= _SAME_HEIGHT
+        _is_like(row, other) and abs(other.height - row.height) <= _SAME_HEIGHT
         for page in near
         if page != index
         for other in rows[page]
     )
+
+
+def _is_like(row: _Row, other: _Row) -> bool:
+    """Tell whether two rows say the same, but for numbers that count the pages: chapters are counted more slowly."""
+    if row.pattern != other.pattern:
+        return False
+    numbers = zip(re.findall(r"\d+", row.line.text), re.findall(r"\d+", other.line.text), strict=True)
+    return all(int(there) - int(here) in (0, other.page - row.page) for here, there in numbers)
 
 
 def _numbering(rows: Sequence[Sequence[_Row]]) -> int | None:

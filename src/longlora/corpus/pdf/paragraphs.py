@@ -42,8 +42,9 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
         if block.kind != "body":
             waiting.extend(_asides(block))
             continue
-        for piece in _pieces(block.lines):
-            if running is not None and _goes_on(running, piece):
+        for number, piece in enumerate(_pieces(block.lines)):
+            # Within a block the borders of paragraphs are known; its first piece may belong to the one before.
+            if number == 0 and running is not None and _goes_on(running, piece):
                 running.lines.extend(piece.lines)
                 running.ends_short = piece.ends_short
                 continue
@@ -106,13 +107,20 @@ def _begins(
     is_item, in_item = bool(_ITEM.match(line.text)), bool(_ITEM.match(lines[begin].text))
     if is_item and (in_item or _ENDS_SENTENCE.search(above.text) or indent > _INDENT * line.size):
         return True
-    if indent > _INDENT * line.size >= indent_above and not in_item and not _hangs(lines, begin, index, edges):
+    is_indented = indent > _INDENT * line.size >= indent_above and not _is_centred(line, above)
+    if is_indented and not in_item and not _hangs(lines, begin, index, edges):
         return True
     # Back at the edge after two lines and more inside of it: a quotation or an entry of a list has ended.
     if indent <= _INDENT * line.size < indent_above and (index - begin >= 2 or in_item):
         return True
     starts_anew = not line.text[:1].islower() and (bool(_ENDS_SENTENCE.search(above.text)) or line.text[:1].isupper())
     return starts_anew and _has_room(above, line.words[0].width, right)
+
+
+def _is_centred(line: Line, above: Line) -> bool:
+    """Tell whether two lines of different lengths have one middle, as those of a title have."""
+    middles = [(each.box.left + each.box.right) / 2 for each in (line, above)]
+    return abs(middles[0] - middles[1]) < 0.2 * line.size
 
 
 def _hangs(lines: Sequence[Line], begin: int, index: int, edges: Sequence[tuple[float, float]]) -> bool:
@@ -135,18 +143,11 @@ def _is_other_type(line: Line, other: Line) -> bool:
 def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
     """Tell whether a paragraph goes on in the next column, page, or below what interrupts it."""
     last, first = running.lines[-1], piece.lines[0]
-    if last.column == first.column and last.page == first.page and not _is_interrupted(last, first):
-        return False
     if _is_other_type(last, first) or _ITEM.match(first.text):
         return False
     if last.text[-1:] in "-\u00ad" or first.text[:1].islower():
         return True
     return not piece.is_indented and not running.ends_short
-
-
-def _is_interrupted(last: Line, first: Line) -> bool:
-    """Tell whether something else stands between two lines of a column."""
-    return first.baseline - last.baseline > 2.5 * max(first.size, last.size)
 
 
 def _asides(block: Block) -> Iterator[Paragraph]:

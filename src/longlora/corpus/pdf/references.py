@@ -10,8 +10,7 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 _APPENDIX = re.compile(
-    r"(?:appendix|appendices|supplement|supporting information|acknowledge?ments?|[A-H](?:\.\d+)?\.?\s+[A-Z])\b",
-    re.IGNORECASE,
+    r"(?i:appendix|appendices|supplement\w*|supporting information|acknowledge?ments?)\b|[A-H](?:\.\d+)?\.?\s+[A-Z]"
 )
 _ENTRY = re.compile(r"\[\d+\]|\d{1,3}\.\s|.*\b(?:1[89]|20)\d\d[a-z]?\b")
 _FEWEST_ENTRIES = 3

@@ -45,10 +45,10 @@ class Vocabulary:
         if line[-1] in "—–" and not line[:-1].endswith(" "):
             return line + following
         before, after = _LAST_PART.search(line[:-1]), _FIRST_PART.match(following)
-        if line[-1] not in _HYPHENS or before is None:
+        if line[-1] not in _HYPHENS or not line[-2:-1].isalnum() or not following[0].isalnum():
             return f"{line} {following}"
-        if after is None or not following[0].islower():
-            return f"{line[:-1]}-{following}" if following[0].isalnum() else f"{line} {following}"
+        if before is None or after is None or not following[0].islower():
+            return f"{line[:-1]}-{following}"
         parts = before.group().casefold(), after.group().casefold()
         if self._counts["-".join(parts)] > self._counts["".join(parts)]:
             return f"{line[:-1]}-{following}"
