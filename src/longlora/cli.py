@@ -6,16 +6,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from longlora.cli_eval import evaluate
-from longlora.errors import ConfigError, LongLoRAError
-
-if TYPE_CHECKING:
-    from longlora.config import Recipe
-    from longlora.planner import PlannedRun
+from longlora.errors import LongLoRAError
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
@@ -60,9 +56,11 @@ def plan(
     from longlora.config import load_recipe
     from longlora.planner import GIB, find_gpu, make_plan
     from longlora.planner.report import plan_to_dict, print_plan
+    from longlora.training.planned import planned_run
 
     strategy = strategy or ("ddp" if gpus > 1 else "single")
-    run = _planned_run(load_recipe(recipe, overrides or []), num_gpus=gpus, strategy=strategy)
+    loaded = load_recipe(recipe, overrides or [])
+    run = planned_run(loaded, num_gpus=gpus, strategy=strategy)
     gpu = find_gpu(gpu_type) if gpu_type else None
     memory_gib = memory or (gpu.memory_gib if gpu else 80.0)
     result = make_plan(run, memory_bytes=int(memory_gib * GIB), gpu=gpu)
@@ -72,6 +70,11 @@ def plan(
         from rich.console import Console
 
         print_plan(result, Console())
+        if loaded.num_train_epochs is not None:
+            typer.echo(
+                f"num_train_epochs={loaded.num_train_epochs:g}: the number of steps depends on the data, and the time "
+                "is that of one step"
+            )
     if not result.fits:
         raise typer.Exit(1)
 
@@ -161,52 +164,6 @@ def merge(
     typer.echo(
         f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
         f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
-    )
-
-
-# How planner and recipe call the optimizers whose memory the planner knows.
-_PLANNED_OPTIMIZERS: dict[str, Any] = {
-    "adamw_torch_fused": "adamw",
-    "adamw_torch": "adamw_foreach",
-    "adamw_8bit": "adamw_8bit",
-    "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-}
-
-
-def _planned_run(recipe: "Recipe", *, num_gpus: int = 1, strategy: Strategy = "single") -> "PlannedRun":
-    """Turn a recipe into the plain values that a plan needs."""
-    from longlora.planner import PlannedRun, find_architecture
-
-    if recipe.optim not in _PLANNED_OPTIMIZERS:
-        raise ConfigError(
-            f"the memory of optim={recipe.optim} is not known here; plan with one of {', '.join(_PLANNED_OPTIMIZERS)}"
-        )
-    targets = recipe.lora.target_modules
-    return PlannedRun(
-        architecture=find_architecture(recipe.model_name_or_path),
-        context_length=recipe.context_length,
-        tuning=recipe.tuning,
-        lora_rank=recipe.lora.r,
-        # A list of names weighs no more than all linear layers.
-        lora_targets=targets if isinstance(targets, str) else "all-linear",
-        train_embeddings="embed" in recipe.trainable,
-        train_norms="norm" in recipe.trainable,
-        dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        offload_checkpoints=recipe.activation_offloading,
-        four_bit=recipe.quantization == "nf4",
-        optimizer=_PLANNED_OPTIMIZERS[recipe.optim],
-        chunked_loss=recipe.chunked_loss,
-        tiled_mlp=recipe.tiled_mlp,
-        attention=recipe.attention.pattern,
-        group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
-        dense_finish=recipe.attention.dense_finish,
-        batch_size=recipe.per_device_train_batch_size,
-        accumulation_steps=recipe.gradient_accumulation_steps,
-        steps=recipe.max_steps,
-        num_gpus=num_gpus,
-        strategy=strategy,
     )
 
 
