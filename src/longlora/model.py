@@ -20,7 +20,7 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
-from longlora.memory import nf4_arguments, require_package, tile_feed_forward
+from longlora.memory import keep_hidden_states_in, nf4_arguments, require_package, tile_feed_forward
 from longlora.optimizers import PACKAGES
 from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
@@ -78,6 +78,7 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
             train_output=bool(recipe.new_tokens),
             **recipe.lora.model_dump(mode="python", exclude={"trainable"}),
         )
+    keep_hidden_states_in(model, dtype)
     if recipe.tiled_mlp:
         tile_feed_forward(model, num_tokens=recipe.tiled_mlp)
     return TrainingModel(model=model, tokenizer=tokenizer, extension=extension)
