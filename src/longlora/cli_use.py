@@ -1,0 +1,45 @@
+"""Commands that use what was trained: merge, import, serve. They import what they need inside their bodies."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Give the command line these commands."""
+    app.command()(merge)
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
+    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
+    v4_rope: Annotated[
+        bool, typer.Option("--v4-rope", help="Add rope_theta and rope_scaling for readers before transformers 5.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Compare logits with the adapter's; needs memory for one whole model."),
+    ] = True,
+    push_to_hub: Annotated[str, typer.Option(metavar="REPO", help="Upload the result under this name.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+) -> None:
+    """Fold an adapter into its base model, file by file, and check the result against the adapter."""
+    from longlora.merge import check_login, merge_adapter
+    from longlora.merge import push_to_hub as upload
+
+    if push_to_hub:
+        check_login(push_to_hub)
+    report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)
+    if report.agreement is None:
+        typer.echo(f"merged into {output}, not compared with the adapter")
+    else:
+        typer.echo(
+            f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
+            f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
+        )
+    if push_to_hub:
+        typer.echo(f"uploaded to {upload(output, push_to_hub, private=private)}")
