@@ -71,7 +71,9 @@ def _origin(base: str, extension: Extension | None) -> str:
         "The base model's license applies.",
     ]
     if extension.quantization:
-        lines.insert(1, f"It was trained on a base packed to {extension.quantization}, and merged into the base itself.")
+        lines.insert(
+            1, f"It was trained on a base packed to {extension.quantization}, and merged into the base itself."
+        )
     return "\n".join(lines)
 
 

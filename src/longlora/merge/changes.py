@@ -5,7 +5,7 @@ layers, copies of whole modules): the adapter's configuration is put on a model 
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -106,7 +106,9 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
             is_tied = output_is_tied(model)
             shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
             embeddings = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
-            wrapped = get_peft_model(model, adapter)
+            # Matrices to be read from a file need no beginning, and the base may have moved since.
+            placed = {"init_lora_weights": False, "base_model_name_or_path": None}
+            wrapped = get_peft_model(model, replace(adapter, **placed))
     except Exception as error:  # architectures that look at values while they are built, and adapters of other models
         raise OtherWay(f"a model without weights cannot be made of it: {error}") from error
     by_weight = _read_modules(wrapped, shapes)
