@@ -26,7 +26,7 @@ def card(tmp_path: Path, base: str = "meta-llama/Llama-2-7b-hf", **extension: An
 def test_recipe_and_measurements_of_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "passkey").mkdir(parents=True)
-    recipe = {"context_length": 32768, "output_dir": "/home/me/runs", "data": {"source": "x", "cache_dir": "/c"}}
+    recipe = {"context_length": 32768, "output_dir": "mine/runs", "data": {"source": "x", "cache_dir": "c"}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = {"test": "passkey", "verdict": "reads to 30,000 tokens", "provenance": {"date": "2026-01-02T03:04:05"}}
     (run / "passkey" / "result.json").write_text(json.dumps(result))

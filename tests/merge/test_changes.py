@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from peft import IA3Config, LoraConfig
+from tests.merge.adapters import SIZES
 from transformers import AutoConfig, PreTrainedConfig
 
 from longlora.merge.changes import LowRank, OtherWay, Whole, find_changes
-from tests.merge.adapters import SIZES
 
 LLAMA = {"num_key_value_heads": 2, **SIZES}
 Q_PROJ = ["base_model.model.model.layers.1.self_attn.q_proj." + part for part in ("lora_A.weight", "lora_B.weight")]

@@ -8,12 +8,12 @@ from threading import Thread
 
 import pytest
 from huggingface_hub import HfApi
+from tests.merge.adapters import longlora_adapter, save_base
 from typer.testing import CliRunner
 
 from longlora.cli import app
 from longlora.errors import ConfigError
 from longlora.merge import check_login, hub, push_to_hub
-from tests.merge.adapters import longlora_adapter, save_base
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.merge.adapters import peft_adapter, save_base
 
 from longlora.errors import CheckpointError
 from longlora.merge import merge_adapter, streaming
-from tests.merge.adapters import peft_adapter, save_base
 
 WIDE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 20, "num_attention_heads": 6}
 

@@ -1,7 +1,6 @@
 """Merged file by file, a model has the base's files, PEFT's weights and the adapter's logits."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.merge.adapters import FAMILIES, load, logits, longlora_adapter, peft_adapter, save_base
 from transformers import GenerationConfig
 
 from longlora.errors import CheckpointError
 from longlora.merge import merge_adapter
 from longlora.merge.shards import model_folder
-from tests.merge.adapters import FAMILIES, load, logits, longlora_adapter, peft_adapter, save_base
 
 ROPE_FAMILIES = [name for name in FAMILIES if name != "gpt2"]
 
