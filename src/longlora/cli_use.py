@@ -11,6 +11,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 def add_commands(app: typer.Typer) -> None:
     """Give the command line these commands."""
     app.command()(merge)
+    app.command("import")(import_weights)
 
 
 def merge(
@@ -43,3 +44,26 @@ def merge(
         )
     if push_to_hub:
         typer.echo(f"uploaded to {upload(output, push_to_hub, private=private)}")
+
+
+def import_weights(
+    source: Annotated[str, typer.Argument(help="Directory or hub name of weights that the paper's authors published.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write the adapter or the model to.")],
+    base: Annotated[str, typer.Option(help="The model they belong to, if it lies elsewhere than they say.")] = "",
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens it reads, if nothing tells.")] = None,
+    lora_only: Annotated[
+        bool, typer.Option("--lora-only", help="Take LoRA weights without their embeddings and norms.")
+    ] = False,
+) -> None:
+    """Turn published LongLoRA weights into an adapter or a model that other programs read."""
+    from longlora.released import import_released
+
+    report = import_released(source, output, base=base, context_length=context, lora_only=lora_only)
+    kind = f"an adapter on {report.base}" if report.is_adapter else "a model"
+    context_found = report.context
+    typer.echo(
+        f"imported into {output}: {kind} that reads {context_found.length:,} tokens (says {context_found.known_from}; "
+        f"positions divided by {context_found.factor:g})"
+    )
+    if report.is_adapter:
+        typer.echo(f"next: longlora merge {output} {output.with_name(output.name + '-merged')}")

@@ -1,6 +1,6 @@
 """Fold an adapter into its base: an ordinary model directory that needs neither PEFT nor longlora.
 
-`changes.py` says what an adapter makes of each weight of its base; `shards.py` reads and writes the base's files;
+`changes.py` says what an adapter makes of each weight of its base; `streaming.py` writes the result file by file;
 `run.py` puts both together, shard by shard, and checks the result against the adapter; `card.py` describes it in a
 `README.md`; `hub.py` uploads it.
 """

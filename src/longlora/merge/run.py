@@ -16,10 +16,10 @@ from longlora.errors import CheckpointError, ConfigError
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.check import Agreement, compare, logits, probe
-from longlora.merge.shards import main_dtype, model_folder, opened, stored_weights
 from longlora.merge.streaming import check_covered, merge_shards
 from longlora.model import apply_extension, load_adapter, load_config, load_tokenizer, model_source
 from longlora.rope import extended_parameters, v4_rope
+from longlora.shards import main_dtype, model_folder, opened, stored_weights
 
 logger = logging.getLogger("longlora")
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from longlora.errors import CheckpointError
 from longlora.merge.changes import Change, Changes, LowRank, OtherWay, Whole
-from longlora.merge.shards import ShardWriter, StoredWeight, opened
+from longlora.shards import ShardWriter, StoredWeight, opened
 
 logger = logging.getLogger("longlora")
 
