@@ -44,7 +44,7 @@ def test_positions_and_weights(
     found = logits(LlamaForCausalLM.from_pretrained(tmp_path / "out").eval(), seed)
     torch.testing.assert_close(found[..., :259], expected_logits(original, 16.0, seed), atol=1e-4, rtol=1e-5)
     assert found.shape[-1] == 260
-    assert ((before - found).abs().max() > 1e-3) is (config == {})  # the point: without scaling it reads otherwise
+    assert bool((before - found).abs().max() > 1e-3) is (config == {})  # the point: without scaling it reads otherwise
 
     values = json.loads((tmp_path / "out" / "config.json").read_text())
     assert values["rope_parameters"] == {"rope_type": "linear", "factor": 16.0, "rope_theta": 10000.0}
