@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import typer
 
 from longlora.cli_eval import evaluate
+from longlora.cli_use import add_commands
 from longlora.errors import LongLoRAError
 
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
 TERMINATED = 143  # 128 + SIGTERM
@@ -26,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(evaluate, name="eval")
+add_commands(app)
 
 
 @app.command()
@@ -146,25 +147,6 @@ def recipes(
     width = max(map(len, recipe_names()))
     for known in recipe_names():
         typer.echo(f"{known:{width}}  {describe_recipe(known)}")
-
-
-@app.command()
-def merge(
-    adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
-    output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
-    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights.")] = "float32",
-    v4_rope: Annotated[
-        bool, typer.Option("--v4-rope", help="Add rope_theta and rope_scaling for readers before transformers 5.")
-    ] = False,
-) -> None:
-    """Fold an adapter into its base model, and check the result against the adapter."""
-    from longlora.merge import merge_adapter
-
-    report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope)
-    typer.echo(
-        f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
-        f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
-    )
 
 
 def main() -> None:
