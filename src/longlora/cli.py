@@ -127,11 +127,20 @@ def train(
     from longlora.training.run import train as run_training
 
     result = run_training(loaded)
-    if is_first():
-        typer.echo(f"written to {result}")
-        if loaded.tuning != "full":
-            typer.echo(f"next: longlora merge {result} {Path(loaded.output_dir) / 'merged'}")
+    decides = is_first()
     leave()
+    if not decides:
+        return
+    typer.echo(f"written to {result}")
+    if loaded.tuning != "full":
+        merged = Path(loaded.output_dir).expanduser() / "merged"
+        if loaded.merge:
+            from longlora.merge import merge_adapter
+
+            merge_adapter(result, merged)
+            typer.echo(f"merged into {merged}")
+        else:
+            typer.echo(f"next: longlora merge {result} {merged}")
 
 
 @app.command()

@@ -96,7 +96,7 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
     of_no_weight = (
         "output_dir data rope learning_rate embedding_learning_rate new_tokens lr_scheduler_type warmup_steps "
         "weight_decay adam_beta1 adam_beta2 "
-        "num_train_epochs eval_steps num_sampled_answers "
+        "num_train_epochs eval_steps num_sampled_answers merge "
         "max_grad_norm logging_steps save_steps save_total_limit seed report_to trust_remote_code"
     ).split()
     mapped = {key.partition(".")[0] for key in overrides}

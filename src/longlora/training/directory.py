@@ -9,6 +9,7 @@ summary.json       losses, speed and memory, beside what was planned; written at
 curves.png         loss, validation loss and learning rate over the steps
 samples.md         held-out questions with the model's answers (fine-tuning)
 adapter/ or model/ what was trained; its presence means that the run has finished
+merged/            the adapter folded into its base, where `longlora train` did the run
 """
 
 import json
