@@ -115,7 +115,7 @@ class Recipe(Section):
     """Checkpoints to keep; two, so that one is whole while the next is being written."""
 
     merge: bool = True
-    """Fold the adapter into its base at the end of `longlora train`: `merged/` in the run's folder is an ordinary model,
+    """Fold the adapter into its base at the end of `longlora train`: `merged/` in the run's folder is a plain model,
     which tools read that refuse adapters with embeddings and norms."""
 
     seed: int = 42
