@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from longlora.cli_corpus import corpus
 from longlora.cli_eval import evaluate
 from longlora.cli_use import add_commands
 from longlora.errors import LongLoRAError
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(evaluate, name="eval")
+app.add_typer(corpus, name="corpus")
 add_commands(app)
 
 
