@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from longlora.cli_corpus import corpus
 from longlora.cli_eval import evaluate
 from longlora.errors import ConfigError, LongLoRAError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(corpus, name="corpus")
 app.add_typer(evaluate, name="eval")
 
 

@@ -16,6 +16,9 @@ class Call:
     step: Step
     model: str
     prompt: str = field(repr=False)
+    material: str = field(repr=False)
+    """The part of the prompt that comes from the document."""
+
     max_tokens: int
     temperature: float
     seed: int

@@ -22,9 +22,8 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _PART = re.compile(
-    r"\b(?:this|these|the (?:given|provided|above|following|present|first|second|third|last)) "
-    r"(?:excerpts?|sections? of the (?:book|paper|text)|notes|passages?|snippets?)\b|"
-    r"\b(?:according to|in|from|of) (?:the|these|this) (?:notes|excerpts?|snippets?)\b",
+    r"\b(?:this|these|the (?:given|provided|above|following|present)) (?:excerpt|section|notes|passage|snippet)s?\b|"
+    r"\baccording to (?:the|this|these) (?:excerpt|section|notes|passage|snippet)s?\b",
     re.IGNORECASE,
 )
 
@@ -65,6 +64,11 @@ def read_verdicts(reply: str) -> dict[int, tuple[str, str]]:
     return verdicts
 
 
+def without_thoughts(reply: str) -> str:
+    """Leave out what a model thinks aloud before it writes."""
+    return _THOUGHT.sub("", reply).strip()
+
+
 def is_refusal(answer: str) -> bool:
     """Whether an answer declines to answer, or says that the text holds none."""
     return _REFUSAL.search(answer) is not None
@@ -77,7 +81,7 @@ def speaks_of_a_part(question: str) -> bool:
 
 def _objects(reply: str) -> Iterator[dict[str, Any]]:
     """Decode every JSON object of a text that lies in no other, and the objects inside of it."""
-    text = _THOUGHT.sub("", reply)
+    text = without_thoughts(reply)
     place = text.find("{")
     while place >= 0:
         try:

@@ -2,8 +2,8 @@
 
 A folder of prompts has three parts. `books/` and `papers/` hold a file for each kind of question, and two more:
 `notes.txt` (on one section of a long document) and `record.txt` (what the trained model is to read). `shared/` holds
-`reply_form.txt`, `judge.txt` and `condense.txt`. A file may begin with `over: section` and a line `---`: its questions are
-then asked of single sections, not of the whole.
+`reply_form.txt`, `judge.txt` and `condense.txt`. A file may begin with `over: section` and a line `---`: its questions
+are then asked of single sections, not of the whole.
 """
 
 import hashlib
