@@ -1,6 +1,6 @@
 """Questions and answers about whole documents, written by a language model and checked against the text.
 
-`run.make_questions` tells the story. A document's questions come out of `work`, which asks for replies and does not know
-where they come from: a server or a local model, through the journal (`caller`), the journal alone (when the records are
-written), or nobody (when the costs are estimated).
+`run.make_questions` tells the story. A document's questions come out of `work`, which asks for replies and does not
+know where they come from: a server or a local model, through the journal (`caller`), the journal alone (when the
+records are written), or nobody (when the costs are estimated).
 """

@@ -54,9 +54,9 @@ class BudgetSpentError(Exception):
 class Budget:
     """Lets a call go out only if the most that it can take is left.
 
-    What has been spent is the journal's count. A call that does not fit waits while others are under way, since they mostly
-    take less than was reserved for them. Estimates are corrected by the largest ratio of counted to estimated prompt
-    tokens so far, so the limits can only be exceeded by what a server counts beyond that in the calls under way.
+    What has been spent is the journal's count. A call that does not fit waits while others are under way, since they
+    mostly take less than was reserved for them. Estimates are corrected by the largest ratio of counted to estimated
+    prompt tokens so far: the limits can only be exceeded by what a server counts beyond that in the calls under way.
     """
 
     def __init__(self, limits: Limits, spent: Spent) -> None:

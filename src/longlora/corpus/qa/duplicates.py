@@ -7,8 +7,8 @@ similarity is computed and not estimated by hashing.
 from longlora.corpus.qa.grounding import normalise
 
 _STOP = frozenset(
-    "a an and are as at be by did do does for from had has have he her his in is it its of on or she that the their them "
-    "they this to was were will with".split()  # not who, when, why: they make another question
+    "a an and are as at be by did do does for from had has have he her his in is it its of on or she that the their "
+    "them they this to was were will with".split()  # not who, when, why: they make another question
 )
 
 

@@ -1,4 +1,4 @@
-"""A model behind any server that speaks OpenAI's chat completions: vLLM, `transformers serve`, llama.cpp, hosted ones."""
+"""A model behind a server that speaks OpenAI's chat completions: vLLM, `transformers serve`, llama.cpp, hosted ones."""
 
 import asyncio
 import json
@@ -28,8 +28,8 @@ _OPTIONAL = ("temperature", "seed")
 class Endpoint:
     """Sends calls to a server, each once; repeating them is the caller's affair.
 
-    A server that does not know `max_tokens`, `temperature` or `seed` says so, and a warning tells that they are sent under
-    another name or not at all from then on.
+    A server that does not know `max_tokens`, `temperature` or `seed` says so, and a warning tells that they are sent
+    under another name or not at all from then on.
 
     Raises:
         ConfigError: the openai package is missing, or there is no key for OpenAI's own server.
@@ -56,7 +56,7 @@ class Endpoint:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         try:
-            # The client's own limit is on each read, and a server that sends a byte now and then would hold it for ever.
+            # The client's own limit is on each read: a server that sends a byte now and then would hold it for ever.
             async with asyncio.timeout(self._timeout_seconds):
                 body = await self._send(call)
         except (TimeoutError, APITimeoutError) as error:
@@ -131,7 +131,7 @@ def read_answer(body: str, model: str) -> Answer:
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date (RFC 9110, 10.2.3)."""
+    """Seconds that a server asks to wait: `retry-after-ms`, or `Retry-After`, a number or a date (RFC 9110, 10.2.3)."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit

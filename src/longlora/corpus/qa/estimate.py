@@ -89,5 +89,5 @@ class Tally:
         quote = " ".join(words[:-1][:20])  # the last one may be cut
         answer = "word " * (call.max_tokens // self._questions)
         return json.dumps(
-            [{"question": f"question {n}", "answer": answer, "quotes": [quote]} for n in range(self._questions)]
+            [{"question": f"{call.template} {n}", "answer": answer, "quotes": [quote]} for n in range(self._questions)]
         )

@@ -1,7 +1,7 @@
 """Whether the passages that an answer quotes stand in the document.
 
-Both are compared without what typesetting and models change: case, white space, the forms of quotation marks and dashes,
-ligatures, and hyphens at the end of a line. A quotation with an ellipsis is looked for piece by piece, in order.
+Both are compared without what typesetting and models change: case, white space, the forms of quotation marks and
+dashes, ligatures, hyphens within words. A quotation with an ellipsis is looked for piece by piece, in order.
 """
 
 import re

@@ -1,8 +1,8 @@
 """The journal: a line for each call sent, answered or failed, from which the records can be written at any time.
 
-The first line holds the settings. A call is written down before it is sent, with what is reserved for it, and again with
-its reply, which is on disk before anything is made of it. A process that is killed thus leaves calls without an end: their
-reservation counts as spent.
+The first line holds the settings. A call is written down before it is sent, with what is reserved for it, and again
+with its reply, which is on disk before anything is made of it. A process that is killed thus leaves calls without an
+end: their reservation counts as spent.
 """
 
 import json

@@ -36,6 +36,7 @@ class Pace:
         self._per_request = 60 / requests_per_minute if requests_per_minute else 0.0
         self._per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
         self._next = 0.0
+        self._turn = asyncio.Lock()
 
     def minimum_seconds(self, num_requests: int, num_tokens: int) -> float:
         """Shortest time in which so much can go out."""
@@ -46,9 +47,9 @@ class Pace:
         self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
 
     async def wait(self, num_tokens: int) -> None:
-        """Wait for a call's turn."""
+        """Wait for a call's turn; whoever came first goes first."""
         loop = asyncio.get_running_loop()
-        while (now := loop.time()) < self._next:
-            # Whoever wakes first takes the turn; the others find a later one.
-            await asyncio.sleep(self._next - now)
-        self._next = max(self._next, now) + max(self._per_request, num_tokens * self._per_token)
+        async with self._turn:
+            while (now := loop.time()) < self._next:  # again, for it may have been put off meanwhile
+                await asyncio.sleep(self._next - now)
+            self._next = now + max(self._per_request, num_tokens * self._per_token)

@@ -29,7 +29,7 @@ def estimate_text(estimate: Estimate, journal: Journal, sending: Sending) -> str
     known = journal.seconds_per_call
     seconds = estimate.seconds(pace=sending.pace, concurrency=sending.concurrency, seconds_per_call=known)
     basis = (
-        f"if {ASSUMED_TOKENS_PER_SECOND:g} tokens are written in a second by each of {sending.concurrency} calls at once"
+        f"if each of {sending.concurrency} calls at once writes {ASSUMED_TOKENS_PER_SECOND:g} tokens in a second"
         if known is None
         else f"at {known:.1f} s a call so far, {sending.concurrency} at once"
     )

@@ -32,8 +32,8 @@ def material_room(prompts: PromptSet, settings: Settings, counter: TokenCounter)
     if room < needed:
         raise ConfigError(
             f"--window {settings.window} must leave at least {needed} tokens for the text, and leaves {max(0, room)}: "
-            f"prompts and replies may take {max(taken) + CHAT_TOKENS}; lower --reply-tokens or --notes-tokens, or choose "
-            "a model with a larger window"
+            f"prompts and replies may take {max(taken) + CHAT_TOKENS}; lower --reply-tokens or --notes-tokens, or "
+            "choose a model with a larger window"
         )
     return room
 

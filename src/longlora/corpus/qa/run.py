@@ -39,9 +39,9 @@ _INTERRUPTED = "interrupted"
 class Sending:
     """How calls are sent; nothing here changes a record, and all of it may differ from run to run."""
 
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     pace: Pace = field(default_factory=Pace)
-    backoff: Backoff = Backoff()
+    backoff: Backoff = field(default_factory=Backoff)
     concurrency: int = 8
     """Calls under way at once."""
 
