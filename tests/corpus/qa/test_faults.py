@@ -15,6 +15,7 @@ from tests.corpus.qa.chat_server import Answer, ChatServer, Response, completion
 from tests.corpus.qa.conftest import Make, records, without_times
 
 from longlora.corpus.qa.caller import MOST_FAILURES_IN_A_ROW
+from longlora.corpus.qa.calls import PassingError
 from longlora.corpus.qa.endpoint import Endpoint, read_answer, retry_after
 from longlora.corpus.qa.pace import Backoff, Pace
 from longlora.corpus.qa.run import journal_path
@@ -22,15 +23,11 @@ from longlora.errors import ConfigError
 
 FAULTS: dict[str, Response] = {
     "429": status(429, headers={"retry-after-ms": "30"}),
-    "500": status(500),
-    "503 with a page": Response(b"<html>bad gateway</html>", status=503),
+    "500 with a page": Response(b"<html>bad gateway</html>", status=500),
     "a time-out": Response(b"{}", delay=0.6),
     "garbage": Response(b'{"choices": [{"mess'),
-    "text": Response(b"hello"),
     "a cut connection": Response(completion("x" * 500).body, is_cut=True),
     "no choices": Response(b'{"choices": []}'),
-    "no message": Response(b'{"choices": [{"index": 0}]}'),
-    "null": Response(b"null"),
 }
 
 
@@ -255,6 +252,13 @@ def test_a_date_to_wait_for() -> None:
     seconds = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
     assert seconds is not None
     assert 28 < seconds <= 30
+
+
+@pytest.mark.parametrize("body", ["hello", "null", "[]", "{}", '{"choices": {}}', '{"choices": [{"index": 0}]}'])
+def test_what_is_no_chat_completion(body: str) -> None:
+    with pytest.raises(PassingError, match="the reply is no chat completion") as raised:
+        read_answer(body, "asked")
+    assert raised.value.may_be_charged
 
 
 def test_usage_that_makes_no_sense_is_no_usage() -> None:
