@@ -75,7 +75,7 @@ class ChatServer:
             with self._lock:
                 self.num_at_once -= 1
 
-    def _handler(server: "ChatServer") -> type[BaseHTTPRequestHandler]:  # noqa: N805
+    def _handler(server: "ChatServer") -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True  # head and body go out apart, and the second would wait 40 ms for the first

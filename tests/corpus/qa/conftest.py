@@ -1,6 +1,7 @@
 """What the tests of questions share: texts, a server, a way to make a set quickly."""
 
 import json
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     """Run a command in this process; give its status and what it printed to stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(logging.getLogger("longlora"), "handlers", [])  # main puts one there, on this test's stderr
         monkeypatch.setattr(sys, "argv", ["longlora", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
@@ -44,7 +46,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 def prose(rng: random.Random, num_words: int) -> str:
     """Paragraphs of sentences of words, no two alike."""
     words = [f"{rng.choice(WORDS)}{number}" if number % 3 == 0 else rng.choice(WORDS) for number in range(num_words)]
-    ends = [word + (".\n\n" if number % 70 == 69 else ". " if number % 9 == 8 else " ") for number, word in enumerate(words)]
+    ends = [
+        word + (".\n\n" if number % 70 == 69 else ". " if number % 9 == 8 else " ") for number, word in enumerate(words)
+    ]
     return "".join(ends)
 
 

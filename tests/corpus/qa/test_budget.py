@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.corpus.qa.chat_server import ChatServer, Response, completion, written
-from tests.corpus.qa.conftest import Make
+from tests.corpus.qa.conftest import WINDOW, Make
 
 from longlora.corpus.qa.budget import Budget, BudgetSpentError, Limits, Prices
 from longlora.corpus.qa.journal import Spent
@@ -15,19 +15,19 @@ from longlora.errors import ConfigError
 
 @pytest.mark.parametrize("concurrency", [1, 5])
 def test_tokens_never_exceed_the_budget(make: Make, server: ChatServer, texts: Path, concurrency: int) -> None:
-    whole = make(texts.parent / "whole.json").spent
+    source = texts / "b-long.txt"
+    whole = make(texts.parent / "whole.json", source=source).spent
     everything = whole.prompt_tokens + whole.completion_tokens
-    limit = everything // 2 + 3000
+    limit = everything // 4 + WINDOW
     server.requests.clear()
-    summary = make(limits=Limits(max_tokens=limit), concurrency=concurrency)
+    summary = make(limits=Limits(max_tokens=limit), concurrency=concurrency, source=source)
     spent = summary.spent.prompt_tokens + summary.spent.completion_tokens
     assert summary.stopped_by == "the budget is spent"
     assert not summary.is_complete
     assert spent <= limit
     assert spent == 150 * len(server.requests)
-    # Used well, too: the largest call, 800 tokens of text and prompt and 600 of reply, did not fit what was left.
-    assert spent > limit - 3000
-    finished = make(limits=Limits(max_tokens=10**9))
+    assert spent > limit - WINDOW  # used as far as it goes: no call takes more than a window
+    finished = make(limits=Limits(max_tokens=10**9), source=source)
     assert finished.is_complete
     assert len(server.requests) * 150 == finished.spent.prompt_tokens + finished.spent.completion_tokens == everything
 

@@ -101,14 +101,12 @@ MISTAKES = {
     "--model a --window 9000 --base-url http://localhost/v1 --attempts 0": "--attempts must be at least 1",
     "--model a --window 9000 --base-url http://localhost/v1 --requests-per-minute 0": "--requests-per-minute must be",
     "--model a --window 9000 --base-url http://localhost/v1 --tokens-per-minute -1": "--tokens-per-minute must be",
-    "--model a --window 9000 --base-url http://localhost/v1 --prompts nowhere": "--prompts nowhere must hold .txt files",
+    "--model a --window 9000 --base-url http://localhost/v1 --prompts nowhere": "--prompts nowhere must hold .txt",
 }
 
 
 @pytest.mark.parametrize("arguments", MISTAKES)
-def test_mistakes(
-    run: Run, texts: Path, tmp_path: Path, arguments: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes(run: Run, texts: Path, tmp_path: Path, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     code, out, err = run("corpus", "make-qa", texts, "--out", tmp_path / "qa.json", *arguments.split(), "--yes")

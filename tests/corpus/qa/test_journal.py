@@ -154,7 +154,9 @@ def test_replies_and_what_was_spent_come_back(tmp_path: Path) -> None:
         assert (journal.spent.prompt_tokens, journal.spent.completion_tokens) == (230, 24)
 
 
-@pytest.mark.parametrize("change", [{"model": "n"}, {"prompt": "How?"}, {"seed": 1}, {"temperature": 0.5}, {"max_tokens": 9}])
+@pytest.mark.parametrize(
+    "change", [{"model": "n"}, {"prompt": "How?"}, {"seed": 1}, {"temperature": 0.5}, {"max_tokens": 9}]
+)
 def test_a_call_is_known_by_all_that_decides_its_reply(change: dict[str, Any]) -> None:
     assert a_call(**change).key != a_call().key
     assert a_call(template="other", document="3").key == a_call().key
@@ -181,11 +183,13 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
 def test_other_settings_are_refused_with_both_values(make: Make, texts: Path, tmp_path: Path) -> None:
     make(source=texts / "a-short.txt")
     before = journal_path(tmp_path / "qa.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"other settings \(questions 2 there and 3 now, judge False there and True now"):
+    with pytest.raises(
+        ConfigError, match=r"other settings \(questions 2 there and 3 now, judge False there and True now"
+    ):
         make(source=texts / "a-short.txt", questions=3, judge=True)
     (tmp_path / "mine" / "shared").mkdir(parents=True)
     (tmp_path / "mine" / "shared" / "reply_form.txt").write_text("As JSON, please.", encoding="utf-8")
-    with pytest.raises(ConfigError, match="prompts '.*' there and '.*' now"):
+    with pytest.raises(ConfigError, match=r"prompts '.*' there and '.*' now"):
         make(source=texts / "a-short.txt", prompts=tmp_path / "mine")
     assert journal_path(tmp_path / "qa.json").read_bytes() == before
 

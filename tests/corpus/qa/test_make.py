@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.corpus.qa.chat_server import ChatServer, Response, completion, material, scholar, step_of, written
+from tests.corpus.qa.chat_server import ChatServer, Response, completion, scholar, step_of, written
 from tests.corpus.qa.conftest import Make, records
 
 from longlora.corpus.qa.estimate import Estimate
@@ -50,7 +51,7 @@ def test_a_long_document_is_asked_over_notes_and_by_section(make: Make, server: 
     assert len(over_notes["sections"]) == steps["notes"]
     # All sections together are the document, without a gap.
     borders = over_notes["sections"]
-    assert all(first[1] == second[0] for first, second in zip(borders, borders[1:], strict=False))
+    assert all(first[1] == second[0] for first, second in pairwise(borders))
     # No prompt is larger than the window leaves, by the measure in use.
     assert max(len(prompt) / 3 + request["max_tokens"] for prompt, request in _requests(server)) <= 2400
 
@@ -110,9 +111,9 @@ def test_more_documents_may_be_added(make: Make, server: ChatServer, texts: Path
     assert len(server.requests) - sent == len(server.prompts) - sent
 
 
-def test_lines_for_a_name_in_jsonl(make: Make, tmp_path: Path) -> None:
-    make(tmp_path / "qa.json")
-    make(tmp_path / "qa.jsonl")
+def test_lines_for_a_name_in_jsonl(make: Make, texts: Path, tmp_path: Path) -> None:
+    make(tmp_path / "qa.json", source=texts / "a-short.txt")
+    make(tmp_path / "qa.jsonl", source=texts / "a-short.txt")
     lines = (tmp_path / "qa.jsonl").read_text(encoding="utf-8").splitlines()
     in_list, in_lines = records(tmp_path / "qa.json"), [json.loads(line) for line in lines]
     assert [one["instruction"] for one in in_lines] == [one["instruction"] for one in in_list]
@@ -187,8 +188,11 @@ def test_the_judge_decides(make: Make, server: ChatServer, texts: Path, tmp_path
             return scholar(request)
         assert request["temperature"] == 0
         assert '"number": 2' in prompt
-        verdicts = [{"number": 1, "verdict": "Supported", "reason": "line 1"}, {"number": "2", "verdict": "unsupported"}]
-        return completion(json.dumps(verdicts[: 1 if "persons or groups" in material(prompt) else 2]))
+        verdicts = [
+            {"number": 1, "verdict": "Supported", "reason": "line 1"},
+            {"number": "2", "verdict": "unsupported"},
+        ]
+        return completion(json.dumps(verdicts))
 
     server.answer = strict
     summary = make(source=texts / "a-short.txt", judge=True)
@@ -219,8 +223,10 @@ def test_quotations_may_be_fuzzy_or_off(make: Make, server: ChatServer, texts: P
     words[4] = "worm"
     pair = {"question": "Who?", "answer": "He.", "quotes": [" ".join(words)]}
     server.answer = lambda request, before: completion(json.dumps([pair]))
-    summaries = {quotes: make(tmp_path / f"{quotes}.json", source=texts / "a-short.txt", quotes=quotes).dropped
-                 for quotes in ("exact", "fuzzy", "off")}
+    summaries = {
+        quotes: make(tmp_path / f"{quotes}.json", source=texts / "a-short.txt", quotes=quotes).dropped
+        for quotes in ("exact", "fuzzy", "off")
+    }
     assert summaries["exact"] == {"quotation not found": 5}
     assert summaries["fuzzy"] == summaries["off"] == {"duplicate question": 4}
     tight = make(tmp_path / "tight.json", source=texts / "a-short.txt", quotes="fuzzy", quote_similarity=0.95)
@@ -233,7 +239,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(make: Make, tmp_path: Path) 
         make()
     with pytest.raises(ConfigError, match="is a folder"):
         make(tmp_path)
-    with pytest.raises(ConfigError, match="no journal .* to write from"):
+    with pytest.raises(ConfigError, match=r"no journal .* to write from"):
         make(tmp_path / "other.json", answerer=None)
     assert not journal_path(tmp_path / "qa.json").exists()
 

@@ -43,7 +43,11 @@ def write(folder: Path, name: str, text: str) -> None:
         ("books/notes.txt", "{{material}} {{count}}", r"holds {{count}}, which nothing fills"),
         ("books/record.txt", "{{document}}", r"must hold {{question}}"),
         ("shared/judge.txt", "{{material}}", r"must hold {{pairs}}"),
-        ("books/who.txt", "over: parts\n---\n{{material}} {{count}}", "must be over `whole` or `section`, found 'parts'"),
+        (
+            "books/who.txt",
+            "over: parts\n---\n{{material}} {{count}}",
+            "must be over `whole` or `section`, found 'parts'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_prompt(tmp_path: Path, name: str, text: str, message: str) -> None:

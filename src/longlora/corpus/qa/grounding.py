@@ -96,9 +96,10 @@ class Passages:
         margin = max(2, len(words) // 4)
         votes: Counter[int] = Counter()
         known = sorted((word for word in set(words) if word in self._places), key=lambda word: len(self._places[word]))
-        for word in known[: max(4, len(known) // 2)]:
-            offset = words.index(word)
-            votes.update({(place - offset) // margin for place in self._places[word]})
+        rarest = set(known[: max(4, len(known) // 2)])
+        for offset, word in enumerate(words):
+            if word in rarest:
+                votes.update((place - offset) // margin for place in self._places[word])
         windows = [(bucket * margin) for bucket, _ in votes.most_common(8)]
         return [(max(0, begin - margin), begin + len(words) + 2 * margin) for begin in windows]
 

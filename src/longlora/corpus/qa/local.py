@@ -18,7 +18,6 @@ class LocalModel:
     """Answers one call at a time, in a thread, so that Ctrl-C is heard."""
 
     def __init__(self, name: str, *, dtype: DtypeName = "auto", device: str | None = None) -> None:
-        self.name = name
         self._model, self.tokenizer = load_for_inference(name, dtype=dtype, device=device)
         if ensure_chat_template(self.tokenizer):
             logger.warning("%s has no chat template and is asked with the paper's [INST] prompt", name)
@@ -45,6 +44,7 @@ class LocalModel:
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
+            tokenizer_kwargs={"verbose": False},  # whether the window is right was looked at before
         ).to(self._model.device)
         prompt_tokens = inputs["input_ids"].shape[1]
         choice: dict[str, Any] = {"do_sample": call.temperature > 0}
@@ -68,7 +68,7 @@ class LocalModel:
             finish="length" if len(new) >= call.max_tokens else "stop",
             prompt_tokens=prompt_tokens,
             completion_tokens=len(new),
-            model=self.name,
+            model=call.model,
         )
 
     def _pad(self) -> int:

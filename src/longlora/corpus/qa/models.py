@@ -1,5 +1,6 @@
 """Which model answers, how long its window is, and what counts its tokens."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from longlora.corpus.qa.calls import Answerer
 from longlora.corpus.qa.sections import EstimatedTokens, TokenCounter, TokenizerTokens
 from longlora.errors import ConfigError
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,10 @@ def _local_model(local: str, window: int | None, is_asked: bool) -> AnsweringMod
     opened = LocalModel(local)
     if window is None and opened.positions is None:
         raise ConfigError(f"the configuration of {local!r} does not say how many tokens it reads; give --window")
+    if window and opened.positions and window > opened.positions:
+        logger.warning("--window %d is more than the %d tokens that %s reads", window, opened.positions, local)
     return AnsweringModel(
-        name=str(Path(local).name),
+        name=Path(local).name,
         window=window or opened.positions or 0,
         tokenizer=local,
         counter=TokenizerTokens(opened.tokenizer, name=local),
