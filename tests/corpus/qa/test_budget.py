@@ -35,14 +35,12 @@ def test_tokens_never_exceed_the_budget(make: Make, server: ChatServer, texts: P
 def test_a_cost_is_held_over_all_runs(make: Make, server: ChatServer) -> None:
     prices = Prices(read=2.0, written=10.0)  # so a call costs 700 millionths
     limits = Limits(max_cost=0.02, prices=prices)
-    first = make(limits=limits)
-    assert first.stopped_by == "the budget is spent"
-    cost = prices.cost(first.spent.prompt_tokens, first.spent.completion_tokens)
-    assert cost == pytest.approx(700e-6 * len(server.requests))
-    assert 0 < cost <= 0.02
-    sent = len(server.requests)
-    again = make(limits=limits)
-    assert (again.num_answered, len(server.requests)) == (0, sent)
+    for _ in range(3):  # a later run may find a smaller call that still fits
+        summary = make(limits=limits)
+        assert summary.stopped_by == "the budget is spent"
+        cost = prices.cost(summary.spent.prompt_tokens, summary.spent.completion_tokens)
+        assert cost == pytest.approx(700e-6 * len(server.requests))
+        assert 0 < cost <= 0.02
 
 
 def test_a_server_that_counts_more_than_estimated_exceeds_by_the_calls_under_way(
