@@ -10,9 +10,9 @@ import typer
 from longlora.errors import ConfigError
 
 if TYPE_CHECKING:
+    from longlora.corpus.qa import Sending, Summary
     from longlora.corpus.qa.estimate import Estimate
     from longlora.corpus.qa.journal import Journal
-    from longlora.corpus.qa.run import Sending, Summary
 
 corpus = typer.Typer(help="Make texts, and questions about them, to train on.", no_args_is_help=True)
 
@@ -59,18 +59,11 @@ def make_qa(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Let a language model write questions and answers about whole documents; the same command again goes on."""
-    from longlora.corpus.qa.models import choose_model
-    from longlora.corpus.qa.run import make_questions
-    from longlora.corpus.qa.settings import Settings
-    from longlora.corpus.qa.templates import load_prompts
+    from longlora.corpus.qa import Settings, choose_model, load_prompts, make_questions
     from longlora.data import read_documents
 
-    sending = _sending(
-        limits=(max_tokens, max_cost, price_in, price_out),
-        pace=(requests_per_minute, tokens_per_minute),
-        attempts=attempts,
-        concurrency=concurrency,
-    )
+    limits, pace = (max_tokens, max_cost, price_in, price_out), (requests_per_minute, tokens_per_minute)
+    sending = _sending(limits, pace, attempts=attempts, concurrency=concurrency)
     chosen = choose_model(
         model=model,
         base_url=base_url,
@@ -78,8 +71,7 @@ def make_qa(
         window=window,
         tokenizer=tokenizer,
         chars_per_token=chars_per_token,
-        timeout_seconds=timeout,
-        is_asked=not from_journal,
+        timeout_seconds=None if from_journal else timeout,
     )
     summary = make_questions(
         read_documents(texts, text_column=text_column, split=split, max_documents=max_documents),
@@ -120,15 +112,15 @@ def qa_prompts(folder: Annotated[Path, typer.Argument(help="Folder to make.")]) 
 
 
 def _sending(
-    *,
     limits: tuple[int | None, float | None, float | None, float | None],
     pace: tuple[float | None, float | None],
+    *,
     attempts: int,
     concurrency: int,
 ) -> "Sending":
+    from longlora.corpus.qa import Sending
     from longlora.corpus.qa.budget import Limits, Prices
     from longlora.corpus.qa.pace import Backoff, Pace
-    from longlora.corpus.qa.run import Sending
 
     max_tokens, max_cost, price_in, price_out = limits
     if (price_in is None) != (price_out is None):

@@ -126,5 +126,4 @@ def test_without_the_openai_package(monkeypatch: pytest.MonkeyPatch) -> None:
             tokenizer=None,
             chars_per_token=3,
             timeout_seconds=1,
-            is_asked=True,
         )

@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.corpus.qa.conftest import Make
 from tests.corpus.qa.test_journal import a_call
 
+from longlora.corpus.qa.calls import RejectedError
 from longlora.corpus.qa.local import LocalModel
 from longlora.corpus.qa.models import choose_model
 from longlora.corpus.qa.run import journal_path
+from longlora.errors import ConfigError
 
 CHOICE = {
     "model": "",
@@ -44,6 +47,23 @@ def test_the_seed_decides_what_is_sampled(base_model: Path) -> None:
     assert len({text(seed) for seed in range(4)}) > 1
 
 
+def test_a_prompt_that_does_not_fit_the_memory(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LocalModel(str(base_model))
+
+    def overflow(**_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(model._model, "generate", overflow)
+    with pytest.raises(RejectedError, match="a prompt of 17 tokens does not fit"):
+        asyncio.run(model.answer(a_call(prompt="Why?")))
+
+
+def test_a_model_that_does_not_say_how_far_it_reads(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalModel, "positions", None)
+    with pytest.raises(ConfigError, match="does not say how many tokens it reads; give --window"):
+        choose_model(**CHOICE, local=str(base_model), window=None)
+
+
 def test_closing_ends_a_generation(base_model: Path) -> None:
     async def story() -> int:
         model = LocalModel(str(base_model))
@@ -56,10 +76,10 @@ def test_closing_ends_a_generation(base_model: Path) -> None:
 def test_a_set_from_a_local_model(
     make: Make, base_model: Path, texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    chosen = choose_model(**CHOICE, local=str(base_model), window=None, is_asked=True)
+    chosen = choose_model(**CHOICE, local=str(base_model), window=None)
     assert (chosen.name, chosen.window) == (base_model.name, 64)
     assert "--window" not in caplog.text
-    chosen = choose_model(**CHOICE, local=str(base_model), window=4000, is_asked=True)
+    chosen = choose_model(**CHOICE, local=str(base_model), window=4000)
     assert "--window 4000 is more than the 64 tokens" in caplog.text
     summary = make(
         source=texts / "a-short.txt",

@@ -1,7 +1,9 @@
 """A whole set from a well-behaved server: what is asked, what the records hold, what is dropped."""
 
 import json
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from tests.corpus.qa.conftest import Make, records
 from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.grounding import Passages
 from longlora.corpus.qa.run import journal_path
-from longlora.errors import ConfigError
+from longlora.data import DocumentSource
+from longlora.errors import ConfigError, DataError
 
 
 def test_records_hold_the_whole_document_and_where_they_come_from(make: Make, texts: Path, tmp_path: Path) -> None:
@@ -137,6 +140,39 @@ def test_the_same_text_twice_is_asked_once(make: Make, server: ChatServer, texts
     summary = make(source=texts / "*[ty].txt")  # a-short, copy
     assert summary.repeated == [str(texts / "copy.txt")]
     assert len(server.requests) > sent or summary.num_documents == 1
+
+
+def test_what_is_skipped_is_said_once(make: Make, texts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (texts / "picture.png").write_bytes(b"\x89PNG\0")
+    (texts / "b-long.txt").unlink()
+    make()
+    assert [record.message for record in caplog.records if "skipped" in record.message] == [
+        f"skipped 1 files or rows: 1 not UTF-8 text: {texts / 'picture.png'}"
+    ]
+
+
+def test_a_source_that_breaks_off_loses_no_reply(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    # Read to be measured, it is whole; read again, when the model is asked, it ends after its first document.
+    text = (texts / "a-short.txt").read_text(encoding="utf-8")
+    reads: list[int] = []
+
+    def read() -> Iterator[tuple[str, str]]:
+        reads.append(1)
+        yield "a", text
+        if len(reads) == 2:
+            while not server.requests:
+                time.sleep(0.01)
+            raise DataError("the connection was lost")
+        yield "b", text[:200]
+
+    source = DocumentSource(identity="", num_documents=2, read=read)
+    with pytest.raises(DataError, match="the connection was lost"):
+        make(source=source)
+    lines = journal_path(tmp_path / "qa.json").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.startswith('{"reply"')]
+    assert len(kept) == len(server.requests)
+    assert make(source=source).is_complete
+    assert set(server.prompts.values()) == {1}
 
 
 SENTENCE = "One two three four five six seven."

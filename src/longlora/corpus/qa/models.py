@@ -36,10 +36,9 @@ def choose_model(
     window: int | None,
     tokenizer: str | None,
     chars_per_token: float,
-    timeout_seconds: float,
-    is_asked: bool,
+    timeout_seconds: float | None,
 ) -> AnsweringModel:
-    """Open what a user named: a model at a server, or one in this process.
+    """Open what a user named: a model at a server, or one in this process; without a time-out nothing is to be asked.
 
     Raises:
         ConfigError: neither or both were named, or the window is not known.
@@ -53,14 +52,14 @@ def choose_model(
             raise ConfigError(
                 "--local MODEL runs in this process with its own tokenizer: no --base-url, no --tokenizer"
             )
-        return _local_model(local, window, is_asked)
+        return _local_model(local, window, is_asked=timeout_seconds is not None)
     if window is None:
         raise ConfigError(
             "--window must say how many tokens the answering model reads and writes in one call (for vLLM its "
             "--max-model-len); a server does not tell"
         )
     answerer: Answerer | None = None
-    if is_asked:
+    if timeout_seconds is not None:
         from longlora.corpus.qa.endpoint import Endpoint
 
         answerer = Endpoint(base_url=base_url, timeout_seconds=timeout_seconds)
@@ -68,7 +67,7 @@ def choose_model(
     return AnsweringModel(name=model, window=window, tokenizer=tokenizer, counter=counter, answerer=answerer)
 
 
-def _local_model(local: str, window: int | None, is_asked: bool) -> AnsweringModel:
+def _local_model(local: str, window: int | None, *, is_asked: bool) -> AnsweringModel:
     from longlora.corpus.qa.local import LocalModel
 
     opened = LocalModel(local)
@@ -79,7 +78,7 @@ def _local_model(local: str, window: int | None, is_asked: bool) -> AnsweringMod
     return AnsweringModel(
         name=Path(local).name,
         window=window or opened.positions or 0,
-        tokenizer=local,
+        tokenizer=Path(local).name,
         counter=TokenizerTokens(opened.tokenizer, name=local),
         answerer=opened if is_asked else None,
     )

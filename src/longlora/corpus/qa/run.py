@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from longlora.corpus.qa.documents import Document, Documents
 from longlora.corpus.qa.estimate import Estimate, Tally
 from longlora.corpus.qa.journal import Journal, Spent
 from longlora.corpus.qa.pace import Backoff, Pace
-from longlora.corpus.qa.progress import progress_bar
+from longlora.corpus.qa.progress import each_warning_once, progress_bar, shown
 from longlora.corpus.qa.records import make_records, write_records
 from longlora.corpus.qa.room import material_room
 from longlora.corpus.qa.sections import TokenCounter
@@ -123,23 +123,28 @@ def make_questions(
             ask=ask,
         )
 
-    with Journal(journal_path(out), settings.header(prompts_digest(prompts))) as journal:
+    with each_warning_once(logger), Journal(journal_path(out), settings.header(prompts_digest(prompts))) as journal:
         summary = Summary(spent=journal.spent)
         if answerer is not None:
             estimate = Estimate()
             tally = Tally(estimate, journal=journal, counter=counter, questions=settings.questions)
-            asyncio.run(_count(documents, work, tally, estimate))
+            bar = shown(documents, "measuring", total=source.num_documents, progress=progress)
+            asyncio.run(_count(bar, work, tally, estimate))
             if estimate.num_calls and not confirm(estimate, journal):
                 summary.stopped_by = "not confirmed"
             elif estimate.num_calls:
-                with progress_bar(total=estimate.num_calls, progress=progress) as advance:
+                with progress_bar("asking", total=estimate.num_calls, progress=progress) as advance:
                     asyncio.run(_ask_all(documents, work, answerer, journal, counter, sending, advance, summary))
-        records = _records(documents, work, journal, prompts, settings, summary)
+        bar = shown(documents, "writing", total=source.num_documents, progress=progress)
+        records = _records(bar, work, journal, prompts, settings, summary)
+        summary.repeated = documents.repeated
         _write(out, records, summary)
     return summary
 
 
-async def _count(documents: Documents, work: Callable[[Document, Ask], Work], tally: Tally, estimate: Estimate) -> None:
+async def _count(
+    documents: Iterable[Document], work: Callable[[Document, Ask], Work], tally: Tally, estimate: Estimate
+) -> None:
     for document in documents:
         estimate.num_documents += 1
         estimate.document_tokens += document.num_tokens
@@ -198,16 +203,21 @@ async def _each(documents: Documents, start: Callable[[Document], Work], caller:
             places.release()
 
     waiting = iter(documents)
-    while caller.stopped_by is None:
-        await places.acquire()
-        # A thread, so that calls go on while a long book is read and measured.
-        document = await asyncio.to_thread(next, waiting, None)
-        if document is None:
-            break
-        tasks.add(asyncio.create_task(finish(document)))
-        for task in [task for task in tasks if task.done()]:
-            tasks.remove(task)
-            task.result()
+    try:
+        while caller.stopped_by is None:
+            await places.acquire()
+            # A thread, so that calls go on while a long book is read and measured.
+            document = await asyncio.to_thread(next, waiting, None)
+            if document is None:
+                break
+            tasks.add(asyncio.create_task(finish(document)))
+            for task in [task for task in tasks if task.done()]:
+                tasks.remove(task)
+                task.result()
+    except Exception as error:  # a document cannot be read: what is under way is paid for
+        caller.stop(error)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
     await asyncio.gather(*tasks)
 
 
@@ -232,7 +242,7 @@ def _stopped_by_interrupt(caller: Caller) -> Iterator[None]:
 
 
 def _records(
-    documents: Documents,
+    documents: Iterable[Document],
     work: Callable[[Document, Ask], Work],
     journal: Journal,
     prompts: dict[str, PromptSet],
@@ -253,7 +263,6 @@ def _records(
         yield from make_records(
             document, outcome, prompts=prompts[document.kind], settings=settings, dropped=summary.dropped
         )
-    summary.repeated = list(documents.repeated)
 
 
 def _write(out: Path, records: Iterator[dict[str, Any]], summary: Summary) -> None:
