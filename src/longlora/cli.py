@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(corpus, name="corpus")
 app.add_typer(evaluate, name="eval")
 app.add_typer(corpus, name="corpus")
 add_commands(app)
