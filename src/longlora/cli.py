@@ -131,6 +131,22 @@ def train(
 
 
 @app.command()
+def report(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of `longlora eval`, of a suite or of a training run; NAME=PATH names what stands below."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")],
+) -> None:
+    """Lay models side by side on one page: how far they read, by which test, at what cost."""
+    from longlora.report.write import write_report
+
+    typer.echo(f"written to {write_report(paths, out)}")
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this one, to read or to save as your own.")] = None,
 ) -> None:
