@@ -13,6 +13,7 @@ from longlora.data.sources import DocumentSource
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, read_token_file, write_token_file
 from longlora.evaluation.haystack import Haystack, read_haystack
+from longlora.evaluation.logits import Model, base_model
 from longlora.evaluation.original import ORIGINAL_STRIDE, original_perplexity
 from longlora.evaluation.perplexity import Perplexity, perplexity, perplexity_by_length
 from longlora.evaluation.positions import loss_by_position
@@ -22,7 +23,7 @@ from longlora.evaluation.provenance import provenance
 from longlora.evaluation.reader import check_positions
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_report import write_result
-from longlora.evaluation.scoring import Document, Model, base_model
+from longlora.evaluation.scoring import Document
 from longlora.evaluation.summary import RetrievalResult
 from longlora.evaluation.trials import RetrievalTest
 from longlora.model import load_config, load_for_inference, load_tokenizer, model_source

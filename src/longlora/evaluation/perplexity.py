@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.scoring import Document, Model, evaluation_mode, nats_of_targets, token_arrays
+from longlora.evaluation.logits import Model
+from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
 from longlora.evaluation.windows import (
     Window,
     batches,
@@ -65,7 +66,7 @@ def perplexity(
     protocol: half a window before a token on average. But its eval.py takes the mean of batch means, however short the
     last batch, and drops the last one or two windows that fit; here tokens weigh the same and all windows count.
 
-    At most `max_windows` are read, spread evenly. A window with n targets needs n + 1 rows of logits in memory.
+    At most `max_windows` are read, spread evenly. Of logits 1,024 rows are in memory at a time.
 
     Raises:
         ConfigError: an argument is out of its range.

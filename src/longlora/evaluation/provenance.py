@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longlora.evaluation.scoring import Model, base_model
+from longlora.evaluation.logits import Model, base_model
 
 _VALUES_PER_PARAMETER = 256
 

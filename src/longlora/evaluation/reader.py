@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.evaluation.judge import share_found
-from longlora.evaluation.scoring import Model, base_model, evaluation_mode, keeps_logits
+from longlora.evaluation.logits import Model, base_model, keeps_logits
+from longlora.evaluation.scoring import evaluation_mode
 from longlora.evaluation.trials import Question
 
 _RULED_OUT = -10_000.0  # nats; JSON has no infinity
