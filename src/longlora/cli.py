@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longlora.cli_eval import evaluate
+from longlora.cli_suite import evaluate
 from longlora.errors import ConfigError, LongLoRAError
 
 if TYPE_CHECKING:

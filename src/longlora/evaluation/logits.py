@@ -9,6 +9,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from longlora.positions import readable_context
+
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 ROWS_PER_PIECE = 1024
@@ -19,6 +21,23 @@ _BEHIND_THE_OUTPUT = ("final_logit_softcapping", "logit_scale", "logits_scaling"
 def base_model(model: Model) -> PreTrainedModel:
     """Return the transformers model that an adapter sits on, or the model itself."""
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def context_of(model: Model) -> int:
+    """Return how many tokens a model says it reads."""
+    return readable_context(base_model(model).config)
+
+
+def vocabulary_size(model: Model) -> int:
+    """Return how many token ids a model knows."""
+    return base_model(model).config.get_text_config().vocab_size
+
+
+def input_device(model: Model) -> torch.device:
+    """Return the device for a model's input; of a model that is spread over several, its hooks move it on."""
+    device = base_model(model).device
+    # Parts that wait outside of the devices for their turn have no device of their own.
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def keeps_logits(model: Model) -> bool:
@@ -33,7 +52,7 @@ def logits_in_pieces(model: Model, input_ids: Tensor, *, num_rows: int) -> Calla
     kept, T * hidden size, and the output layer is applied to a piece when it is asked for. Where a model does more to
     its logits than its output layer, or has no such layer, all of them are in memory at once.
     """
-    input_ids = input_ids.to(base_model(model).device)
+    input_ids = input_ids.to(input_device(model))
     if num_rows > ROWS_PER_PIECE and (states := _states_and_output(model, input_ids)) is not None:
         hidden, output = states
 

@@ -88,6 +88,7 @@ def perplexity_by_length(
     *,
     lengths: Sequence[int],
     stride: int,
+    longest: int | None = None,
     batch_size_tokens: int = 8192,
     max_targets: int | None = None,
     progress: bool = True,
@@ -96,6 +97,7 @@ def perplexity_by_length(
     """Measure the perplexity of the same targets at several context lengths, the shortest length first.
 
     At length L a target has L - stride to L - 1 tokens before it. Documents below `max(lengths)` tokens are left out.
+    `longest` takes that maximum's place where further lengths are measured by another call, on the same targets.
     A forward pass reads `batch_size_tokens`, at least a window. `max_targets` is kept by taking windows evenly.
 
     Raises:
@@ -110,10 +112,11 @@ def perplexity_by_length(
         raise ConfigError(f"max_targets must be at least stride ({stride}, one window's targets), not {max_targets}.")
     tokens = token_arrays(model, documents)
     sizes = [len(document) for document in tokens]
-    _check_longest(sizes, "max(lengths)", max(lengths))
+    longest = max(longest or 0, *lengths)
+    _check_longest(sizes, "max(lengths)", longest)
     results = {}
     for length in sorted(set(lengths)):
-        windows = windows_at_length(sizes, length=length, longest=max(lengths), stride=stride)
+        windows = windows_at_length(sizes, length=length, longest=longest, stride=stride)
         windows = evenly_spread(windows, max_targets // stride if max_targets else len(windows))
         batch_size, label = max(1, batch_size_tokens // length), f"{description} {length} tokens".lstrip()
         results[length] = _score(model, tokens, windows, batch_size=batch_size, progress=progress, description=label)
