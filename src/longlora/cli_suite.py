@@ -7,6 +7,7 @@ import typer
 
 from longlora.cli_eval import (
     AsJson,
+    Chat,
     Data,
     DeviceMap,
     MaxDocuments,
@@ -36,6 +37,10 @@ def suite(
         str, typer.Option(help="Lengths in tokens, with commas between; else parts of the longest context.")
     ] = "",
     beyond: Annotated[bool, typer.Option("--beyond", help="Measure at twice the context, too.")] = False,
+    short_tasks: Annotated[
+        str, typer.Option(help="Benchmarks for models and base, as in `eval harness --tasks`; `short` is a usual few.")
+    ] = "",
+    task_file: Annotated[list[Path] | None, typer.Option(help="The same, as YAML files of lm-eval.")] = None,
     seed: Seed = 0,
     device_map: DeviceMap = None,
     text_column: TextColumn = "text",
@@ -64,6 +69,10 @@ def suite(
         beyond=beyond,
         device_map=device_map,
     )
+    if records and (short_tasks or task_file):
+        from longlora.evaluation.suite import benchmark
+
+        benchmark(models, _words(short_tasks), output=out, task_files=task_file or [], base=base, device_map=device_map)
     if records:  # of several processes the first one has them
         page = write_report([str(out)], out)
         for model in collect([str(out)]).models:
@@ -110,3 +119,63 @@ def short(
     typer.echo(f"{result.model:>40}   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
     typer.echo(result.verdict)
     typer.echo(f"written to {output}")
+
+
+@evaluate.command()
+def harness(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same again goes on.")],
+    tasks: Annotated[
+        str,
+        typer.Option(help="Tasks with commas between: ruler, longbench, longbench2, babilong, short, or lm-eval's."),
+    ] = "",
+    task_file: Annotated[list[Path] | None, typer.Option(help="A task of your own, as a YAML file of lm-eval.")] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Lengths in tokens for RULER and BABILong; else all of theirs up to the context.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task; all if not given.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before a question; else the task's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of an answer; else the task's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once; long ones need the memory of each.")] = 1,
+    chat: Chat = True,
+    seed: Annotated[int, typer.Option(help="For tasks that draw examples or samples.")] = 1234,
+    device_map: DeviceMap = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run published benchmarks, or tasks of your own, through lm-evaluation-harness.
+
+    Most tasks fetch their data from the hub on first use (HF_HUB_OFFLINE=1 forbids it); a task file with local data
+    needs no network.
+    """
+    import json
+
+    from longlora.evaluation.harness import HarnessOptions, run_harness
+
+    result = run_harness(
+        model,
+        _words(tasks),
+        output=output,
+        task_files=task_file or [],
+        options=HarnessOptions(
+            lengths=parse_numbers(lengths, "--lengths", int),
+            limit=limit,
+            num_fewshot=num_fewshot,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            chat=chat,
+            seed=seed,
+        ),
+        device_map=device_map,
+    )
+    if as_json:
+        typer.echo(json.dumps(vars(result), indent=2))
+        return
+    for task, values in result.tasks.items():
+        for metric, score in values["metrics"].items():
+            error = f" ± {score['standard_error']:.3f}" if score["standard_error"] is not None else ""
+            typer.echo(f"{task:>40}   {metric:<20} {score['value']:.3f}{error}   {values['num_samples']:,} samples")
+    typer.echo(f"written to {output}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

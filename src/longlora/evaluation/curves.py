@@ -208,7 +208,8 @@ def _perplexity(
 
 
 def _read_back(row: dict[str, Any]) -> Perplexity:
-    return Perplexity(**{name: math.nan if value is None else value for name, value in row.items()})
+    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
+    return Perplexity(**values)
 
 
 def _positions(

@@ -114,10 +114,10 @@ def run_suite(
 ) -> list[SuiteRecord]:
     """Measure each model into a folder of its own in `output`; started again, go on where it stopped.
 
-    Lengths are parts of the longest context of all models, or `lengths`, each model up to its own context; with `beyond`
-    all of them and twice the longest context too. What cannot be
-    measured, because a test has no room in a short prompt, the texts are too short, or the base is not known, is left
-    out with a warning and noted. Several processes share the questions of retrieval; the first does the rest.
+    Lengths are parts of the longest context of all models, or `lengths`, each model up to its own context; with
+    `beyond` all of them and twice the longest context too. What cannot be measured, because a test has no room in a
+    short prompt, the texts are too short, or the base is not known, is left out with a warning and noted. Several
+    processes share the questions of retrieval; the first does the rest, and has the records.
 
     Raises:
         ConfigError: a suite is not known, two models would share a folder, a folder holds other results, or a length is
@@ -140,6 +140,28 @@ def run_suite(
             its_base = bases[name] or (name if name in bases.values() else None)
             records.append(run.measure(suite, texts or standard_texts(), its_base, shared, beyond=beyond))
     return records if processes.is_first else []
+
+
+def benchmark(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    output: str | Path,
+    task_files: Sequence[str | Path] = (),
+    base: str | None = None,
+    device_map: str | None = None,
+) -> None:
+    """Run tasks of the harness on each model and on the bases they were made of, each into its own folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as `run_harness`.
+    """
+    from longlora.evaluation.harness import run_harness
+
+    bases = [base or base_of(name) for name in models]
+    for name in dict.fromkeys([*models, *(known for known in bases if known)]):
+        folder = Path(output) / folder_name(name) / "harness"
+        run_harness(name, tasks, output=folder, task_files=task_files, device_map=device_map)
 
 
 def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int] | None, *, beyond: bool) -> list[int]:

@@ -10,6 +10,7 @@ from longlora.report.results import (
     RESULT_FILES,
     Found,
     Harness,
+    LeftOut,
     PerplexityByLength,
     Positions,
     Retrieval,
@@ -35,6 +36,7 @@ class ModelResults:
     positions: Positions | None = None
     short_context: ShortContext | None = None
     harness: Harness | None = None
+    left_out: LeftOut | None = None
     run: TrainingRun | None = None
     sources: list[Found] = field(default_factory=list)
 
@@ -135,6 +137,7 @@ def _add(model: ModelResults, found: Found) -> None:
             Positions: "positions",
             ShortContext: "short_context",
             Harness: "harness",
+            LeftOut: "left_out",
         }[type(result)]
         before = getattr(model, slot)
         if isinstance(result, Harness) and isinstance(before, Harness):  # further tasks, not the same ones again

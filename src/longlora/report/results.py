@@ -5,6 +5,7 @@ perplexity.json     perplexity by length
 positions.json      loss by position
 short_context.json  perplexity at the base's own context, base and extended, paired
 harness.json        tasks of lm-evaluation-harness
+suite.json          what a suite left out, and why
 """
 
 import json
@@ -140,6 +141,13 @@ class Harness:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What a suite did not measure."""
+
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """One result file: whose it is, what it says, and where it comes from."""
 
@@ -151,7 +159,7 @@ class Found:
     context: int | None
     """Tokens that the model says it reads, where the file has it."""
 
-    result: Retrieval | PerplexityByLength | Positions | ShortContext | Harness
+    result: Retrieval | PerplexityByLength | Positions | ShortContext | Harness | LeftOut
     settings: dict[str, Any]
     provenance: dict[str, Any]
 
@@ -272,10 +280,15 @@ def _harness(content: Mapping[str, Any]) -> Harness:
     )
 
 
+def _left_out(content: Mapping[str, Any]) -> LeftOut:
+    return LeftOut(notes=[str(note) for note in content["left_out"]])
+
+
 RESULT_FILES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "result.json": _retrieval,
     "perplexity.json": _perplexity,
     "positions.json": _positions,
     "short_context.json": _short_context,
     "harness.json": _harness,
+    "suite.json": _left_out,
 }

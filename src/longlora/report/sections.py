@@ -26,6 +26,7 @@ def evidence(collection: Collection) -> list[Section]:
         _short_context(models),
         _harness(models),
         _training(collection),
+        _left_out(models),
         _settings(collection),
     ]
     return [section for section in sections if section.blocks]
@@ -365,6 +366,14 @@ def _settings(collection: Collection) -> Section:
             text = shlex.join(["longlora", *map(str, command[1:])])
             blocks.append(Code(caption=f"Training of {name}", text=text))
     return Section(anchor="settings", title="Settings and commands", blocks=blocks)
+
+
+def _left_out(models: list[ModelResults]) -> Section:
+    rows = [
+        [Cell(text=model.label), Cell(text=note)] for model in models if model.left_out for note in model.left_out.notes
+    ]
+    table = Table(caption="Not measured, and why", header=["model", "what and why"], rows=rows)
+    return Section(anchor="left-out", title="Left out", blocks=[table] if rows else [])
 
 
 def _number(value: float | None) -> Cell:

@@ -2,7 +2,7 @@
 
 from longlora.report.blocks import Cell, Section, Table, Tone
 from longlora.report.collect import ModelResults
-from longlora.report.results import Retrieval
+from longlora.report.results import HarnessScore, Retrieval
 from longlora.report.runs import TrainingRun
 
 NOT_MEASURED = Cell(text="not measured", tone="quiet")
@@ -44,7 +44,7 @@ def verdict_section(models: list[ModelResults]) -> Section:
             Cell(text=f"{model.context:,} tokens") if model.context else Cell(text="not known", tone="quiet"),
             _reads_to(model),
             _perplexity(model),
-            _short_context(model),
+            _short_context(model, models),
             cost(model.run),
         ]
         for model in models
@@ -120,13 +120,42 @@ def _perplexity(model: ModelResults) -> Cell:
     return Cell(text=f"{first.perplexity:.2f} at {first.length:,} → {text}", tone=tone)
 
 
-def _short_context(model: ModelResults) -> Cell:
+def _short_context(model: ModelResults, models: list[ModelResults]) -> Cell:
     result = model.short_context
     if result is None:
         return NOT_MEASURED
+    benchmarks = _benchmarks(model, models)
     change = f"{100 * (result.ratio - 1):+.1f} %"
     if result.low is None or result.high is None:
-        return Cell(text=f"{change} (one window, no interval)")
+        return Cell(text=f"{change} (one window, no interval){benchmarks}")
     interval = f"{100 * (result.low - 1):+.1f} to {100 * (result.high - 1):+.1f} %"
     tone: Tone = "bad" if result.low > 1 else "good"
-    return Cell(text=f"{change} perplexity at {result.length:,} tokens ({interval})", tone=tone)
+    return Cell(text=f"{change} perplexity at {result.length:,} tokens ({interval}){benchmarks}", tone=tone)
+
+
+def _benchmarks(model: ModelResults, models: list[ModelResults]) -> str:
+    compared = compared_benchmarks(model, models)
+    if not compared:
+        return ""
+    mean = sum(own.value - base.value for own, base in compared) / len(compared)
+    count = "1 benchmark" if len(compared) == 1 else f"{len(compared)} benchmarks"
+    return f"; {100 * mean:+.1f} points in {count}"
+
+
+_PREFERRED = ("acc_norm", "acc", "exact_match", "score")
+
+
+def compared_benchmarks(model: ModelResults, models: list[ModelResults]) -> list[tuple[HarnessScore, HarnessScore]]:
+    """Pair a model's scores with its base's, one metric for each task that both did."""
+    base_name = model.short_context.base if model.short_context else None
+    base = next((other for other in models if other.name == base_name), None)
+    if base is None or base.harness is None or model.harness is None:
+        return []
+    of_base = {(score.task, score.metric): score for score in base.harness.scores}
+    pairs = {}
+    for task in dict.fromkeys(score.task for score in model.harness.scores):
+        both = [s for s in model.harness.scores if s.task == task and (task, s.metric) in of_base]
+        both.sort(key=lambda s: _PREFERRED.index(s.metric) if s.metric in _PREFERRED else len(_PREFERRED))
+        if both:
+            pairs[task] = both[0], of_base[task, both[0].metric]
+    return list(pairs.values())
