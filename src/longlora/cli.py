@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from longlora.cli_corpus import corpus
-from longlora.cli_eval import evaluate
+from longlora.cli_suite import evaluate
 from longlora.cli_use import add_commands
 from longlora.errors import LongLoRAError
 
@@ -144,6 +144,22 @@ def train(
             typer.echo(f"merged into {merged}")
         else:
             typer.echo(f"next: longlora merge {result} {merged}")
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of `longlora eval`, of a suite or of a training run; NAME=PATH names what stands below."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")],
+) -> None:
+    """Lay models side by side on one page: how far they read, by which test, at what cost."""
+    from longlora.report.write import write_report
+
+    typer.echo(f"written to {write_report(paths, out)}")
 
 
 @app.command()
