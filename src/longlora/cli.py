@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from longlora.cli_eval import evaluate
+from longlora.cli_use import add_commands as add_uses
 from longlora.errors import ConfigError, LongLoRAError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(evaluate, name="eval")
+add_uses(app)
 
 
 @app.command()

@@ -84,29 +84,53 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
 
 
 def load_for_inference(
-    name_or_path: str | Path, *, dtype: DtypeName = "auto", device: str | None = None, trust_remote_code: bool = False
+    name_or_path: str | Path,
+    *,
+    dtype: DtypeName = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: Literal["nf4"] | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.
 
     An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is.
+    With `quantization` the linear layers are packed into 4 bits as they are loaded, on the first GPU if there is one.
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
+        ConfigError: the package that packs weights is not installed.
     """
     name = model_source(str(name_or_path))
+    packing = nf4_arguments(compute_dtype(dtype)) if quantization else None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not is_adapter(Path(name)):
         config = load_config(name, trust_remote_code=trust_remote_code)
         model = load_weights(
-            name, config, dtype=compute_dtype(dtype), attention=None, trust_remote_code=trust_remote_code
+            name,
+            config,
+            dtype=compute_dtype(dtype),
+            attention=None,
+            trust_remote_code=trust_remote_code,
+            quantization=packing,
         )
-        return model.to(device).eval(), load_tokenizer(name)
-    model = load_adapter(Path(name), dtype=compute_dtype(dtype), trust_remote_code=trust_remote_code)
-    tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
-    return model.to(device).eval(), load_tokenizer(tokenizer_source)
+        tokenizer_source = name
+    else:
+        model = load_adapter(
+            Path(name), dtype=compute_dtype(dtype), trust_remote_code=trust_remote_code, quantization=packing
+        )
+        tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
+    if packing is None:  # packed weights are where they belong
+        model = model.to(device)
+    return model.eval(), load_tokenizer(tokenizer_source)
 
 
-def load_adapter(directory: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PeftModel:
+def load_adapter(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    quantization: dict[str, Any] | None = None,
+) -> PeftModel:
     """Load an adapter on its base, on the CPU.
 
     Raises:
@@ -120,7 +144,14 @@ def load_adapter(directory: Path, *, dtype: torch.dtype, trust_remote_code: bool
     config = load_config(base, trust_remote_code=trust_remote_code)
     if extension:
         apply_extension(config, extension)
-    model = load_weights(base, config, dtype=dtype, attention=None, trust_remote_code=trust_remote_code)
+    model = load_weights(
+        base,
+        config,
+        dtype=dtype,
+        attention=None,
+        trust_remote_code=trust_remote_code,
+        quantization=quantization,
+    )
     if extension and extension.vocabulary_rows:
         # The adapter holds every row of the resized embeddings, so it does not matter how the new ones start.
         model.resize_token_embeddings(extension.vocabulary_rows, mean_resizing=False)
