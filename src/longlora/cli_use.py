@@ -54,6 +54,7 @@ def chat(
 ) -> None:
     """Talk with a model, about a document or not; Ctrl-C stops an answer, /help tells the rest."""
     from longlora.inference.conversation import Conversation
+    from longlora.inference.documents import join_documents
     from longlora.inference.saved import SavedReadings
     from longlora.inference.settings import ChatSettings
     from longlora.inference.start import load_speaker, memory_for
@@ -67,6 +68,8 @@ def chat(
         cut=not no_cut,
         stream_window=stream_window,
     )
+    read = document_reader()
+    name, text = join_documents(document or [], read)  # a wrong name is told before a large model is loaded
     if seed is not None:
         import torch
 
@@ -74,9 +77,9 @@ def chat(
     speaker = load_speaker(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
     saved = SavedReadings(cache_document, model) if cache_document is not None else None
     conversation = Conversation(speaker, settings, memory_for(speaker, settings)(), saved)
-    terminal = Terminal(conversation, document_reader())
+    terminal = Terminal(conversation, read)
     if document:
-        terminal.open_documents(document)
+        terminal.open_document(name, text)
     if ask:
         terminal.ask(ask, tell=False)
     else:

@@ -88,7 +88,7 @@ class Conversation:
                 raise DataError(f"{beyond}; shorten it, or let its middle be cut")
             document = cut_middle(document, self.speaker.count, limit=limit)
             share = document.num_cut / document.num_tokens
-            notes = [f"{beyond}: {document.num_cut:,} ({share:.0%}) were cut out of its middle"]
+            notes = [f"{beyond}: {document.num_cut:,} ({share:.1%}) were cut out of its middle"]
         self.document = document
         self.clear()
         return notes

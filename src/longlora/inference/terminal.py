@@ -45,13 +45,12 @@ class Terminal:
             "/help": lambda _: self._say(HELP),
         }
 
-    def open_documents(self, paths: list[Path]) -> None:
-        """Read documents, and begin a conversation about them.
+    def open_document(self, name: str, text: str) -> None:
+        """Begin a conversation about a document.
 
         Raises:
-            DataError: one cannot be read, or is too long and not to be cut.
+            DataError: it is too long and not to be cut.
         """
-        name, text = join_documents(paths, self._read_document)
         for note in self._conversation.set_document(name, text):
             self._say(note)
         with self._reading("reading the document") as report:
@@ -120,7 +119,7 @@ class Terminal:
     def _document(self, arguments: list[str]) -> None:
         if not arguments:
             return self._say("name one or several files: /document FILE…")
-        self.open_documents([Path(argument).expanduser() for argument in arguments])
+        self.open_document(*join_documents([Path(name).expanduser() for name in arguments], self._read_document))
         self._say(usage_line(self._conversation.usage()))
 
     def _clear(self, _: list[str]) -> None:
