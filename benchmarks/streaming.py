@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         "models", nargs="*", default=["tiny"], help="model or adapter directories, hub names, or `tiny`"
     )
     parser.add_argument("--tokens", type=int, default=100_000, help="length of the text")
-    parser.add_argument("--piece", type=int, default=8, help="tokens of one forward pass")
+    parser.add_argument("--piece", type=int, default=32, help="tokens of one forward pass")
     parser.add_argument("--output", type=Path, default=_report.RESULTS, help="folder for the report")
     return parser.parse_args()
 

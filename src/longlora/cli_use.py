@@ -1,5 +1,6 @@
 """Commands that use a model: chat, web. Like all commands they import what they need inside their bodies."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from longlora.errors import DataError
+
+PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
 
 Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")]
 Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")]
@@ -34,6 +37,7 @@ CacheDocument = Annotated[
 def add_commands(app: typer.Typer) -> None:
     """Give the command line these commands."""
     app.command()(chat)
+    app.command()(web)
 
 
 def chat(
@@ -84,6 +88,66 @@ def chat(
         terminal.ask(ask, tell=False)
     else:
         terminal.run()
+
+
+def web(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    password: Annotated[
+        bool, typer.Option("--password", help="Ask visitors for it: $LONGLORA_WEB_PASSWORD, or what you type now.")
+    ] = False,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest document that may be uploaded.")] = 20,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    system: System = "",
+    no_cut: NoCut = False,
+    cache_document: CacheDocument = None,
+    stream_window: StreamWindow = None,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+    trust_remote_code: Remote = False,
+) -> None:
+    """Serve a page to talk with a model about an uploaded document."""
+    from longlora.inference.conversation import Conversation
+    from longlora.inference.rooms import Rooms
+    from longlora.inference.saved import SavedReadings
+    from longlora.inference.settings import ChatSettings
+    from longlora.inference.start import load_speaker, memory_for
+    from longlora.inference.web import LOCALHOST, build_page, launch_page
+    from longlora.memory import require_package
+
+    require_package("gradio", wanted_by="longlora web")
+    secret = ""
+    if password:
+        secret = os.environ.get(PASSWORD_VARIABLE) or typer.prompt("Password for visitors", hide_input=True)
+    if host not in ("", LOCALHOST, "localhost") and not secret:
+        typer.echo("anyone who reaches this address can use the model: think of --password", err=True)
+    settings = ChatSettings(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        system=system,
+        cut=not no_cut,
+        stream_window=stream_window,
+    )
+    speaker = load_speaker(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+    memory = memory_for(speaker, settings)
+    saved = SavedReadings(cache_document, model) if cache_document is not None else None
+    rooms = Rooms(lambda: Conversation(speaker, settings, memory(), saved))
+    suffixes, read = document_suffixes(), document_reader()
+    page = build_page(speaker, rooms, read, suffixes=suffixes, max_megabytes=max_megabytes)
+    address = launch_page(page, host=host or LOCALHOST, port=port, password=secret, max_megabytes=max_megabytes)
+    typer.echo(f"{speaker.name} answers at {address} (Ctrl-C ends it)")
+    page.block_thread()
+
+
+def document_suffixes() -> list[str]:
+    """Ends of names of the files that can be read."""
+    from longlora.inference.documents import TEXT_SUFFIXES
+
+    return list(TEXT_SUFFIXES)
 
 
 def document_reader() -> Callable[[Path], str]:

@@ -70,6 +70,16 @@ class Conversation:
         else:
             self._memory.begin([*self._document_prefix(), 0])
 
+    def release(self) -> None:
+        """Give up keys and values; the next question reads the conversation again. A streaming memory is small."""
+        if isinstance(self._memory, WholeMemory):
+            self._memory.begin([0])
+
+    def forget_document(self) -> None:
+        """Begin anew without a document."""
+        self.document = None
+        self.clear()
+
     def set_document(self, name: str, text: str) -> list[str]:
         """Begin anew about a document, and return what there is to tell about that.
 
