@@ -29,5 +29,5 @@ def answer_line(answer: Answer) -> str:
     if answer.stopped:
         parts.append("stopped")
     elif not answer.finished:
-        parts.append("cut off by --max-new-tokens or the end of the context")
+        parts.append("cut off at the longest length allowed")
     return " · ".join(parts)

@@ -26,14 +26,14 @@ EXAMPLES = [
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _STYLE = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
+.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
 #title h1 { margin: 0; font-size: 1.4rem; }
-#title p, #note, #usage .numbers { color: var(--body-text-color-subdued); font-size: .9rem; }
+#title p, #note p, #usage .numbers { font-size: .9rem; opacity: .8; color: var(--body-text-color); }
 #usage .track { height: .5rem; border-radius: .25rem; background: var(--border-color-primary); overflow: hidden; }
 #usage .fill { height: 100%; background: var(--primary-500); }
-#usage .full { background: #c2410c; }
-#chat { height: 58dvh !important; min-height: 18rem; }
-@media (max-width: 640px) { .gradio-container { padding: .5rem !important; } #chat { height: 52dvh !important; } }
+#usage .full { background: #b91c1c; }
+#chat { height: 60dvh !important; min-height: 20rem; }
+@media (max-width: 640px) { .gradio-container { padding: .5rem !important; } #chat { height: 55dvh !important; } }
 """
 
 
@@ -62,36 +62,37 @@ def build_page(
         gradio.Markdown(
             f"# Talk about a document\n{html.escape(speaker.name)} reads {speaker.context:,} tokens.", elem_id="title"
         )
-        chat = gradio.Chatbot(
-            elem_id="chat",
-            show_label=False,
-            height=None,
-            allow_tags=False,
-            buttons=["copy"],
-            placeholder="Upload a document, or just ask.",
-        )
-        usage = gradio.HTML(usage_html(rooms.usage_at_first()), elem_id="usage")
-        question = gradio.Textbox(
-            elem_id="question",
-            show_label=False,
-            placeholder="Ask a question",
-            lines=1,
-            max_lines=6,
-            submit_btn=True,
-            stop_btn=False,
-            autofocus=True,
-        )
-        note = gradio.Markdown("", elem_id="note")
         with gradio.Row():
-            upload = gradio.File(
-                label=f"Document ({', '.join(suffixes)}; up to {max_megabytes} MB)",
-                file_types=suffixes,
-                height=130,
-                elem_id="document",
-            )
-            with gradio.Column():
+            with gradio.Column(scale=1, min_width=260):
+                upload = gradio.File(
+                    label=f"Document: {', '.join(suffixes)}, up to {max_megabytes} MB",
+                    file_types=suffixes,
+                    height=170,
+                    elem_id="document",
+                )
+                usage = gradio.HTML(usage_html(rooms.usage_at_first()), elem_id="usage", padding=False)
+                again = gradio.Button("New conversation", size="md", elem_id="again")
+            with gradio.Column(scale=3, min_width=300):
+                chat = gradio.Chatbot(
+                    elem_id="chat",
+                    show_label=False,
+                    height=None,
+                    allow_tags=False,
+                    buttons=["copy"],
+                    placeholder="Upload a document, or just ask.",
+                )
+                question = gradio.Textbox(
+                    elem_id="question",
+                    show_label=False,
+                    placeholder="Ask a question",
+                    lines=1,
+                    max_lines=6,
+                    submit_btn=True,
+                    stop_btn=False,
+                    autofocus=True,
+                )
+                note = gradio.Markdown("", elem_id="note")
                 gradio.Examples([[example] for example in EXAMPLES], inputs=[question], label="Ask, for example")
-                again = gradio.Button("New conversation", elem_id="again")
         shown = [chat, question, usage, note]
         stop = at_once(actions.stop)
         question.submit(streamed(actions.ask), [question, chat], shown, **_ONE_AT_A_TIME)
@@ -100,6 +101,7 @@ def build_page(
             (upload.upload, streamed(actions.open), [upload]),
             (upload.clear, at_once(actions.close), None),
             (again.click, at_once(actions.clear), None),
+            (chat.clear, at_once(actions.clear), None),
         ):
             event(stop, None, None, **_AT_ONCE).then(action, inputs, shown, **_ONE_AT_A_TIME)
         page.unload(at_once(actions.leave))
