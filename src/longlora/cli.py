@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from longlora.cli_chat import add_commands as add_conversations
 from longlora.cli_corpus import corpus
 from longlora.cli_suite import evaluate
-from longlora.cli_use import add_commands
+from longlora.cli_use import add_commands as add_uses
 from longlora.errors import LongLoRAError
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
@@ -26,10 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(corpus, name="corpus")
 app.add_typer(evaluate, name="eval")
 app.add_typer(corpus, name="corpus")
-add_commands(app)
+add_uses(app)
+add_conversations(app)
 
 
 @app.command()

@@ -91,21 +91,28 @@ def load_for_inference(
     dtype: DtypeName = "auto",
     device: str | None = None,
     device_map: DeviceMap | None = None,
+    quantization: Literal["nf4"] | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.
 
     An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is. With
     `device_map`, as transformers takes it ("auto", or a device for each part), the model is spread over several GPUs
-    and the CPU's memory instead of being put on one `device`.
+    and the CPU's memory instead of being put on one `device`. With `quantization` the linear layers are packed into 4
+    bits as they are loaded, on the first GPU if there is one.
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
-        ConfigError: both `device` and `device_map` are given, or the base of an adapter does not fit onto the devices.
+        ConfigError: two of `device`, `device_map` and `quantization` are given, the base of an adapter does not fit
+            onto the devices, or the package that packs weights is not installed.
     """
-    if device is not None and device_map is not None:
-        raise ConfigError(f"device={device} and device_map={device_map} cannot both hold: leave one out")
+    places = {"device": device, "device_map": device_map, "quantization": quantization}
+    given = {name: value for name, value in places.items() if value is not None}
+    if len(given) > 1:
+        wishes = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(f"{wishes} each say where the model goes: leave all but one out")
     name = model_source(str(name_or_path))
+    packing = nf4_arguments(compute_dtype(dtype)) if quantization else None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not is_adapter(Path(name)):
         config = load_config(name, trust_remote_code=trust_remote_code)
@@ -116,13 +123,21 @@ def load_for_inference(
             attention=None,
             trust_remote_code=trust_remote_code,
             device_map=device_map,
+            quantization=packing,
         )
-        return (model if device_map else model.to(device)).eval(), load_tokenizer(name)
-    model = load_adapter(
-        Path(name), dtype=compute_dtype(dtype), trust_remote_code=trust_remote_code, device_map=device_map
-    )
-    tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
-    return (model if device_map else model.to(device)).eval(), load_tokenizer(tokenizer_source)
+        tokenizer_source = name
+    else:
+        model = load_adapter(
+            Path(name),
+            dtype=compute_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            quantization=packing,
+        )
+        tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
+    if device_map is None and packing is None:  # else the weights are where they belong
+        model = model.to(device)
+    return model.eval(), load_tokenizer(tokenizer_source)
 
 
 def load_adapter(
@@ -131,8 +146,9 @@ def load_adapter(
     dtype: torch.dtype,
     trust_remote_code: bool = False,
     device_map: DeviceMap | None = None,
+    quantization: dict[str, Any] | None = None,
 ) -> PeftModel:
-    """Load an adapter on its base, on the CPU or spread as `device_map` says.
+    """Load an adapter on its base, on the CPU or where `device_map` or `quantization` put it.
 
     Raises:
         CheckpointError: the adapter or its base is missing, incomplete or damaged.
@@ -147,7 +163,13 @@ def load_adapter(
     if extension:
         apply_extension(config, extension)
     model = load_weights(
-        base, config, dtype=dtype, attention=None, trust_remote_code=trust_remote_code, device_map=device_map
+        base,
+        config,
+        dtype=dtype,
+        attention=None,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        quantization=quantization,
     )
     if any(parameter.is_meta for parameter in model.parameters()):
         # PEFT 0.21 would leave the adapter's weights for those parts out, with no more than warnings.
