@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from longlora.cli_make_qa import add_commands
+
 corpus = typer.Typer(help="Make training data out of documents and question sets, and check it.", no_args_is_help=True)
+add_commands(corpus)
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]

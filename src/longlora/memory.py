@@ -33,6 +33,27 @@ _PROBE_TOKENS, _PROBE_WIDTH = 12, 4
 _PROBE_TOLERANCE = 1e-5  # of the loss, in float32
 
 
+def keep_hidden_states_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let the hidden states between layers be of `dtype` where the embedding is trained in float32, in place.
+
+    Autocast leaves additions as they come, so that a float32 embedding would make the sum of all layers float32, and
+    with it what checkpointing keeps of each layer: twice the memory for a precision that the model was not pretrained
+    with. The embedding itself, its gradient and its updates stay float32.
+    """
+    embeddings: nn.Module = model.get_input_embeddings()
+    embeddings.register_forward_hook(_Cast(dtype))
+
+
+class _Cast:
+    """A forward hook, as an object that can be pickled and copied with its module."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.to(self._dtype)
+
+
 def tile_feed_forward(model: nn.Module, *, num_tokens: int) -> list[str]:
     """Send a row through each feed-forward layer in tiles of tokens, in place, and return the layers' names.
 

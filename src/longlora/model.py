@@ -20,7 +20,7 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
-from longlora.memory import nf4_arguments, require_package, tile_feed_forward
+from longlora.memory import keep_hidden_states_in, nf4_arguments, require_package, tile_feed_forward
 from longlora.optimizers import PACKAGES
 from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
@@ -31,6 +31,7 @@ from longlora.vocabulary import fit_vocabulary
 logger = logging.getLogger("longlora")
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+DeviceMap = str | dict[str, str | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,39 +79,80 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
             train_output=bool(recipe.new_tokens),
             **recipe.lora.model_dump(mode="python", exclude={"trainable"}),
         )
+    keep_hidden_states_in(model, dtype)
     if recipe.tiled_mlp:
         tile_feed_forward(model, num_tokens=recipe.tiled_mlp)
     return TrainingModel(model=model, tokenizer=tokenizer, extension=extension)
 
 
 def load_for_inference(
-    name_or_path: str | Path, *, dtype: DtypeName = "auto", device: str | None = None, trust_remote_code: bool = False
+    name_or_path: str | Path,
+    *,
+    dtype: DtypeName = "auto",
+    device: str | None = None,
+    device_map: DeviceMap | None = None,
+    quantization: Literal["nf4"] | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.
 
-    An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is.
+    An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is. With
+    `device_map`, as transformers takes it ("auto", or a device for each part), the model is spread over several GPUs
+    and the CPU's memory instead of being put on one `device`. With `quantization` the linear layers are packed into 4
+    bits as they are loaded, on the first GPU if there is one.
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
+        ConfigError: two of `device`, `device_map` and `quantization` are given, the base of an adapter does not fit
+            onto the devices, or the package that packs weights is not installed.
     """
+    places = {"device": device, "device_map": device_map, "quantization": quantization}
+    given = {name: value for name, value in places.items() if value is not None}
+    if len(given) > 1:
+        wishes = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(f"{wishes} each say where the model goes: leave all but one out")
     name = model_source(str(name_or_path))
+    packing = nf4_arguments(compute_dtype(dtype)) if quantization else None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not is_adapter(Path(name)):
         config = load_config(name, trust_remote_code=trust_remote_code)
         model = load_weights(
-            name, config, dtype=compute_dtype(dtype), attention=None, trust_remote_code=trust_remote_code
+            name,
+            config,
+            dtype=compute_dtype(dtype),
+            attention=None,
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            quantization=packing,
         )
-        return model.to(device).eval(), load_tokenizer(name)
-    model = load_adapter(Path(name), dtype=compute_dtype(dtype), trust_remote_code=trust_remote_code)
-    tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
-    return model.to(device).eval(), load_tokenizer(tokenizer_source)
+        tokenizer_source = name
+    else:
+        model = load_adapter(
+            Path(name),
+            dtype=compute_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            quantization=packing,
+        )
+        tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
+    if device_map is None and packing is None:  # else the weights are where they belong
+        model = model.to(device)
+    return model.eval(), load_tokenizer(tokenizer_source)
 
 
-def load_adapter(directory: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PeftModel:
-    """Load an adapter on its base, on the CPU.
+def load_adapter(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> PeftModel:
+    """Load an adapter on its base, on the CPU or where `device_map` or `quantization` put it.
 
     Raises:
         CheckpointError: the adapter or its base is missing, incomplete or damaged.
+        ConfigError: the base does not fit onto the devices of `device_map`.
     """
     from peft import PeftConfig
 
@@ -120,7 +162,21 @@ def load_adapter(directory: Path, *, dtype: torch.dtype, trust_remote_code: bool
     config = load_config(base, trust_remote_code=trust_remote_code)
     if extension:
         apply_extension(config, extension)
-    model = load_weights(base, config, dtype=dtype, attention=None, trust_remote_code=trust_remote_code)
+    model = load_weights(
+        base,
+        config,
+        dtype=dtype,
+        attention=None,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        quantization=quantization,
+    )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        # PEFT 0.21 would leave the adapter's weights for those parts out, with no more than warnings.
+        raise ConfigError(
+            f"parts of {base} have no room on the devices and are kept outside of them, where no adapter can be put on "
+            "them: merge the adapter (`longlora merge`) and load the merged model, or give more memory"
+        )
     if extension and extension.vocabulary_rows:
         # The adapter holds every row of the resized embeddings, so it does not matter how the new ones start.
         model.resize_token_embeddings(extension.vocabulary_rows, mean_resizing=False)
@@ -185,14 +241,17 @@ def load_weights(
     attention: str | None,
     trust_remote_code: bool = False,
     quantization: dict[str, Any] | None = None,
+    device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:
     """Load a model's weights under a given configuration, on the CPU; `attention=None` is the model's own choice.
 
-    With `quantization`, as `nf4_arguments` gives it, they are loaded on the device where they will be used.
+    With `quantization`, as `nf4_arguments` gives it, they are loaded on the device where they will be used, and with
+    `device_map` where that says.
 
     Raises:
         CheckpointError: a file is missing or cut short, or weights are missing in it.
     """
+    placement = (quantization or {}) | ({"device_map": device_map} if device_map else {})
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
@@ -201,7 +260,7 @@ def load_weights(
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **(quantization or {}),
+            **placement,
         )
     except Exception as error:  # safetensors, torch and transformers each have exceptions of their own for a bad file
         raise CheckpointError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error

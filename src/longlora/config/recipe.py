@@ -114,6 +114,10 @@ class Recipe(Section):
     save_total_limit: int = Field(default=2, ge=2)
     """Checkpoints to keep; two, so that one is whole while the next is being written."""
 
+    merge: bool = True
+    """Fold the adapter into its base at the end of `longlora train`: `merged/` in the run's folder is a plain model,
+    which tools read that refuse adapters with embeddings and norms."""
+
     seed: int = 42
     """Seed of the adapter's initial weights and of the order of the rows."""
 

@@ -14,6 +14,7 @@ from longlora.model import TrainingModel, load_for_training
 from longlora.rope import describe_rope
 from longlora.training.directory import RunDirectory, open_run, run_directory, step_of
 from longlora.training.engines import engine
+from longlora.training.outcome import write_outcome
 from longlora.training.processes import (
     end_with_launcher,
     first_then_others,
@@ -82,6 +83,8 @@ def train(recipe: Recipe) -> Path:
             raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
 
         save_result(trainer, prepared, run.result)
+        if is_first():
+            write_outcome(recipe, run, trainer.watch)
         _answer_held_out_questions(recipe, trainer, prepared, run)
         return run.result
 

@@ -23,6 +23,7 @@ from longlora.training.engines import engine
 from longlora.training.rows import Rows
 from longlora.training.saving import gathered_weights
 from longlora.training.stopping import SaveAndStop, Termination
+from longlora.training.stopwatch import Stopwatch
 
 logger = logging.getLogger("longlora")
 
@@ -35,6 +36,7 @@ class ExtensionTrainer(SFTTrainer):
 
     progress_bar: ProgressBar
     stop: SaveAndStop
+    watch: Stopwatch
     embedding_learning_rate: float | None = None
     chunked_loss: bool = True
 
@@ -131,8 +133,8 @@ def build_trainer(
             f"lora.target_modules={recipe.lora.target_modules}: the loss is computed from the output layer's weights "
             "and would pass over a low-rank update of it; leave that layer out"
         )
-    tokens_per_step = rows.tokens_in_training / len(rows.training) * rows_per_step(arguments)
-    bar = ProgressBar(tokens_per_step=tokens_per_step, description="training")
+    watch = Stopwatch(tokens_per_step=rows.tokens_in_training / len(rows.training) * rows_per_step(arguments))
+    bar = ProgressBar(description="training", watch=watch)
     stop = SaveAndStop(termination, within_steps=arguments.deepspeed_plugin is None)
     callbacks = [
         DenseFinish(
@@ -140,6 +142,7 @@ def build_trainer(
             first_dense_step=recipe.first_dense_step,
         ),
         FiniteGradients(),
+        watch,
         MetricsLog(run.metrics),
         CompleteCheckpoints(run, prepared.extension),
         stop,
@@ -157,7 +160,7 @@ def build_trainer(
             callbacks=callbacks,
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.progress_bar, trainer.stop = bar, stop
+    trainer.progress_bar, trainer.stop, trainer.watch = bar, stop, watch
     trainer.embedding_learning_rate = recipe.embedding_learning_rate
     trainer.chunked_loss = _chunked_loss(recipe, prepared)
     return trainer

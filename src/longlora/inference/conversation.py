@@ -1,0 +1,216 @@
+"""A conversation: what has been said, what of it fits into the context, and what the model is to read next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longlora.errors import DataError
+from longlora.inference.answer import Answer
+from longlora.inference.documents import Document, cut_middle
+from longlora.inference.memory import Memory, Progress, StreamingMemory, WholeMemory, read_tokens, shared_prefix
+from longlora.inference.saved import SavedReadings
+from longlora.inference.settings import ChatSettings
+from longlora.inference.speaker import Message, Speaker
+
+_QUESTION_SHARE, _QUESTION_TOKENS = 8, 512  # an eighth of the context, at most so many tokens, stays free for questions
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """A question and what was answered, as the model wrote it."""
+
+    question: str
+    answer: str
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """How full the context is, in tokens."""
+
+    used: int
+    context: int
+    document: int
+    num_turns: int
+
+
+class Conversation:
+    """One conversation with a model, about a document or not.
+
+    The document stands before the first question, within the user's turn, as in LongAlpaca. Everything that has been
+    read stays in memory as keys and values, so each question costs its own tokens and no more.
+
+    Args:
+        speaker: the model.
+        settings: how to answer.
+        memory: where keys and values go.
+        saved: where those of a document are kept on disk, if anywhere.
+
+    Raises:
+        ConfigError: answers as long as they may get leave no room for a question.
+    """
+
+    def __init__(
+        self, speaker: Speaker, settings: ChatSettings, memory: Memory, saved: SavedReadings | None = None
+    ) -> None:
+        self.speaker, self.settings, self._memory, self._saved = speaker, settings, memory, saved
+        self.turns: list[Turn] = []
+        self.document: Document | None = None
+        # What streams has no end.
+        self._answer_length = settings.answer_length(1 << 62 if self.is_streaming else speaker.context)
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether only sinks and a recent window are seen."""
+        return isinstance(self._memory, StreamingMemory)
+
+    def clear(self) -> None:
+        """Forget what was said; the document stays, and what has been read of it."""
+        self.turns = []
+        if isinstance(self._memory, StreamingMemory):
+            self._memory.forget()
+        else:
+            self._memory.begin([*self._document_prefix(), 0])
+
+    def release(self) -> None:
+        """Give up keys and values; the next question reads the conversation again. A streaming memory is small."""
+        if isinstance(self._memory, WholeMemory):
+            self._memory.begin([0])
+
+    def forget_document(self) -> None:
+        """Begin anew without a document."""
+        self.document = None
+        self.clear()
+
+    def set_document(self, name: str, text: str) -> list[str]:
+        """Begin anew about a document, and return what there is to tell about that.
+
+        Raises:
+            DataError: it is longer than what fits, and is not to be cut.
+        """
+        document = Document(name=name, text=text, num_tokens=self.speaker.count(text))
+        notes = [f"{name}: {document.num_tokens:,} tokens"]
+        limit = self._room_for_document()
+        if not self.is_streaming and document.num_tokens > limit:
+            beyond = (
+                f"{name} has {document.num_tokens:,} tokens, and {limit:,} fit beside a question and an answer into "
+                f"the context of {self.speaker.context:,}"
+            )
+            if not self.settings.cut:
+                raise DataError(f"{beyond}; shorten it, or let its middle be cut")
+            document = cut_middle(document, self.speaker.count, limit=limit)
+            share = document.num_cut / document.num_tokens
+            notes = [f"{beyond}: {document.num_cut:,} ({share:.1%}) were cut out of its middle"]
+        self.document = document
+        self.clear()
+        return notes
+
+    def read_document(self, progress: Progress | None = None) -> list[str]:
+        """Read the document before any question, or fetch what was read of it earlier; return what there is to tell.
+
+        A streaming memory reads it with the first question.
+        """
+        if self.document is None or not isinstance(self._memory, WholeMemory):
+            return []
+        tokens = self._document_prefix()
+        notes: list[str] = []
+        if self._saved is not None:
+            cache, notes = self._saved.load(tokens, self.speaker.model)
+            if cache is not None:
+                self._memory.put(tokens, cache)
+                return notes
+        already = self._memory.begin([*tokens, 0])
+        read_tokens(self.speaker.model, tokens[already:], self._memory, progress=progress)
+        self._memory.note(tokens)
+        if self._saved is not None:
+            notes += self._saved.save(tokens, self._memory.cache, self.speaker.model)
+        return notes
+
+    def ask(self, question: str, progress: Progress | None = None) -> tuple[Answer, list[str]]:
+        """Prepare an answer, and what there is to tell before it; `finish` takes it into the conversation.
+
+        Raises:
+            DataError: the question alone does not fit.
+        """
+        prompt, notes = (self._streamed_prompt if self.is_streaming else self._fitting_prompt)(question)
+        room = self._answer_length
+        if not self.is_streaming and self.speaker.context - len(prompt) < room:
+            room = self.speaker.context - len(prompt)
+            notes.append(f"{room:,} tokens of context are left for the answer")
+        answer = Answer(
+            self.speaker.model,
+            self.speaker.tokenizer,
+            prompt,
+            self._memory,
+            self.settings,
+            max_new_tokens=room,
+            progress=progress,
+        )
+        return answer, notes
+
+    def finish(self, question: str, answer: Answer) -> None:
+        """Take a question and its answer, whole or stopped, into the conversation."""
+        self.turns.append(Turn(question=question, answer=answer.text))
+
+    def usage(self) -> Usage:
+        """How full the context is."""
+        context = (self.settings.stream_window if self.is_streaming else None) or self.speaker.context
+        return Usage(
+            used=min(self._memory.cache.get_seq_length(), context),
+            context=context,
+            document=0 if self.document is None else self.document.num_tokens - self.document.num_cut,
+            num_turns=len(self.turns),
+        )
+
+    def messages(self) -> list[Message]:
+        """What has been said, without the document."""
+        return self._messages(self.turns, document="")
+
+    def _messages(
+        self, turns: Sequence[Turn], question: str | None = None, *, document: str | None = None
+    ) -> list[Message]:
+        """The messages as the model reads them, a new question last."""
+        if document is None:
+            document = "" if self.document is None else f"{self.document.text}\n\n"
+        messages = self._system()
+        for turn in turns:
+            messages.append({"role": "user", "content": document + turn.question})
+            messages.append({"role": "assistant", "content": turn.answer})
+            document = ""
+        if question is not None:
+            messages.append({"role": "user", "content": document + question})
+        return messages
+
+    def _system(self) -> list[Message]:
+        return [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+
+    def _room_for_document(self) -> int:
+        around = len(self.speaker.prompt([*self._system(), {"role": "user", "content": "\n\n"}]))
+        questions = min(_QUESTION_TOKENS, self.speaker.context // _QUESTION_SHARE)
+        return self.speaker.context - self._answer_length - around - questions
+
+    def _document_prefix(self) -> list[int]:
+        """What every first question begins with: two unlike ones are compared."""
+        one, other = (self.speaker.prompt(self._messages([], question)) for question in ("What?", "1"))
+        return one[: shared_prefix(one, other)]
+
+    def _fitting_prompt(self, question: str) -> tuple[list[int], list[str]]:
+        """The whole conversation and a question, less the oldest turns if it is too long."""
+        turns = list(self.turns)
+        prompt = self.speaker.prompt(self._messages(turns, question))
+        while turns and len(prompt) + self._answer_length > self.speaker.context:
+            del turns[0]
+            prompt = self.speaker.prompt(self._messages(turns, question))
+        if len(prompt) >= self.speaker.context:
+            raise DataError(
+                f"the question makes {len(prompt):,} tokens with what stands before it, and the context of "
+                f"{self.speaker.context:,} has no room for an answer; ask in fewer words"
+            )
+        forgotten = len(self.turns) - len(turns)
+        self.turns = turns
+        what = "question was" if forgotten == 1 else f"{forgotten} questions were"
+        return prompt, [f"the oldest {what} forgotten to make room"] if forgotten else []
+
+    def _streamed_prompt(self, question: str) -> tuple[list[int], list[str]]:
+        """What comes new: everything at first, then the end of the last answer's turn and the next question."""
+        if not self.turns:
+            return self.speaker.prompt(self._messages([], question)), []
+        return self.speaker.continuation(self._system(), self.turns[-1].answer, question), []

@@ -1,0 +1,74 @@
+"""A document to talk about: read from a file, and cut in its middle where it is longer than what fits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from longlora.errors import DataError
+
+TEXT_SUFFIXES = (".txt", ".md")
+ReadDocument = Callable[[Path], str]
+
+_CUT_MARK = "\n\n[…]\n\n"
+_STEP = 0.98  # of the length at a time, where the first estimate was too long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Its text, and how much of it is there."""
+
+    name: str
+    text: str
+    num_tokens: int
+    """Tokens of the whole document."""
+    num_cut: int = 0
+    """Tokens that were left out of its middle."""
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, in UTF-8.
+
+    Raises:
+        DataError: it is not there, not text, or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): convert it") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise DataError(f"{path} holds no text")
+    return text
+
+
+def join_documents(paths: list[Path], read_document: ReadDocument) -> tuple[str, str]:
+    """Read files, and join them: their names, and their texts; several are told apart by their names above them.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    texts = [read_document(path).strip() for path in paths]
+    if len(paths) > 1:
+        texts = [f"{path.name}\n\n{text}" for path, text in zip(paths, texts, strict=True)]
+    return ", ".join(path.name for path in paths), "\n\n\n".join(texts)
+
+
+def cut_middle(document: Document, count: Callable[[str], int], *, limit: int) -> Document:
+    """Leave out as much of a document's middle as is needed to bring it down to `limit` tokens.
+
+    The beginning says what a document is about and the end what came of it; a mark stands for what is missing.
+
+    Raises:
+        DataError: nothing would be left.
+    """
+    if document.num_tokens <= limit:
+        return document
+    text, kept = document.text, int(len(document.text) * limit / document.num_tokens)
+    while kept > 0:
+        shorter = text[: (kept + 1) // 2].rstrip() + _CUT_MARK + text[len(text) - kept // 2 :].lstrip()
+        num_tokens = count(shorter)
+        if num_tokens <= limit:
+            return replace(document, text=shorter, num_cut=document.num_tokens - num_tokens)
+        kept = int(kept * min(_STEP, limit / num_tokens))
+    raise DataError(f"only {limit} tokens of context are free, too few for any part of {document.name}")

@@ -1,0 +1,138 @@
+"""What the parts of the web page do. Each visitor has a key, and behind it a room with a conversation."""
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from longlora.errors import LongLoRAError
+from longlora.inference.conversation import Conversation, Usage
+from longlora.inference.documents import ReadDocument, join_documents
+from longlora.inference.meter import answer_line
+from longlora.inference.rooms import Rooms
+
+Message = dict[str, Any]  # as gradio's chatbot has them
+Shown = tuple[Any, Any, Any, Any]  # what changes of the chat, the question's box, the meter and the note below
+
+
+def usage_html(usage: Usage) -> str:
+    """A bar, and the numbers behind it."""
+    share = min(1.0, usage.used / usage.context)
+    colour = "fill full" if share > 0.9 else "fill"
+    document = f" · document {usage.document:,}" if usage.document else ""
+    return (
+        f'<div class="track" role="progressbar" aria-label="context in use" aria-valuenow="{share * 100:.0f}">'
+        f'<div class="{colour}" style="width:{share:.1%}"></div></div>'
+        f'<div class="numbers">{usage.used:,} of {usage.context:,} tokens of context ({share:.0%}){document}</div>'
+    )
+
+
+class PageActions:
+    """The actions, apart from the page, so that they can be tried without one."""
+
+    def __init__(self, rooms: Rooms, read_document: ReadDocument) -> None:
+        self._rooms = rooms
+        self._read_document = read_document
+
+    def ask(self, key: str, question: str, said: list[Message]) -> Iterator[Shown]:
+        """Write an answer, piece by piece."""
+        import gradio
+
+        same = gradio.skip()
+        question = question.strip()
+        if not question:
+            yield said, same, same, ""
+            return
+        room = self._rooms.enter(key)
+        conversation = room.conversation
+        asked = [*said, {"role": "user", "content": question}]
+        try:
+            answer, notes = conversation.ask(question)
+            room.answer = answer
+            yield asked, _writing(), same, _note(notes)
+            for _ in answer:
+                yield [*asked, _spoken(answer.text)], same, same, same
+            conversation.finish(question, answer)
+        except Exception as error:
+            yield said, _waiting(question), same, ""
+            raise self._told(error) from error
+        finally:
+            room.answer = None
+        text = answer.text or ("(stopped)" if answer.stopped else "(nothing)")
+        notes.append(answer_line(answer))
+        yield [*asked, _spoken(text)], _waiting(), usage_html(conversation.usage()), _note(notes)
+
+    def open(self, key: str, path: str | None) -> Iterator[Shown]:
+        """Begin anew about an uploaded document."""
+        import gradio
+
+        same = gradio.skip()
+        if path is None:
+            return
+        conversation = self._rooms.enter(key).conversation
+        yield [], same, same, f"Reading {html.escape(Path(path).name)} …"
+        try:
+            name, text = join_documents([Path(path)], self._read_document)
+            notes = conversation.set_document(name, text) + conversation.read_document()
+        except Exception as error:
+            conversation.forget_document()
+            yield _afresh(conversation)
+            raise self._told(error, path) from error
+        yield [], _waiting(), usage_html(conversation.usage()), _note(notes)
+
+    def close(self, key: str) -> Shown:
+        """Begin anew without a document."""
+        conversation = self._rooms.enter(key).conversation
+        conversation.forget_document()
+        return _afresh(conversation)
+
+    def clear(self, key: str) -> Shown:
+        """Begin anew about the same document."""
+        conversation = self._rooms.enter(key).conversation
+        conversation.clear()
+        return _afresh(conversation)
+
+    def stop(self, key: str) -> None:
+        """End the answer that is being written."""
+        room = self._rooms.find(key)
+        if room is not None:
+            room.stop()
+
+    def leave(self, key: str) -> None:
+        """Forget a visitor who has closed the page."""
+        self._rooms.leave(key)
+
+    def _told(self, error: Exception, path: str = "") -> Exception:
+        """What a visitor is told: their mistakes, without the server's folders; of all else only that it happened."""
+        import gradio
+
+        if isinstance(error, LongLoRAError):
+            message = str(error).replace(path, Path(path).name) if path else str(error)
+            return gradio.Error(html.escape(message), print_exception=False)
+        return gradio.Error("Something went wrong; the server's log tells what.", print_exception=True)
+
+
+def _note(notes: list[str]) -> str:
+    return html.escape("\n\n".join(notes))
+
+
+def _spoken(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _writing() -> Any:
+    """The question's box while an answer is being written: a button that stops it."""
+    import gradio
+
+    return gradio.Textbox(value="", submit_btn=False, stop_btn=True)
+
+
+def _waiting(question: str = "") -> Any:
+    """The question's box when it is the visitor's turn."""
+    import gradio
+
+    return gradio.Textbox(value=question, submit_btn=True, stop_btn=False)
+
+
+def _afresh(conversation: Conversation) -> Shown:
+    return [], _waiting(), usage_html(conversation.usage()), ""

@@ -1,0 +1,143 @@
+"""The conversation on a web page: upload a paper or a book, ask, and watch the answer being written.
+
+One model serves all visitors, one question at a time; each page that is open holds a conversation of its own. The page
+loads nothing from anywhere but this server, and nobody but this machine can reach it unless a host is given.
+"""
+
+import hmac
+import html
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from longlora.errors import ConfigError
+from longlora.inference.documents import ReadDocument
+from longlora.inference.page_actions import PageActions, usage_html
+from longlora.inference.rooms import Rooms
+from longlora.inference.speaker import Speaker
+
+LOCALHOST = "127.0.0.1"
+QUEUE_SIZE = 16
+EXAMPLES = [
+    "Summarize the document in five sentences.",
+    "What is the main result, and what is it based on?",
+    "Which limitations does the document itself name?",
+]
+_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+_AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_STYLE = """
+.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
+#title h1 { margin: 0; font-size: 1.4rem; }
+#title p, #note p, #usage .numbers { font-size: .9rem; opacity: .8; color: var(--body-text-color); }
+#usage .track { height: .5rem; border-radius: .25rem; background: var(--border-color-primary); overflow: hidden; }
+#usage .fill { height: 100%; background: var(--primary-500); }
+#usage .full { background: #b91c1c; }
+#chat { height: 60dvh !important; min-height: 20rem; }
+@media (max-width: 640px) { .gradio-container { padding: .5rem !important; } #chat { height: 55dvh !important; } }
+"""
+
+
+def build_page(
+    speaker: Speaker, rooms: Rooms, read_document: ReadDocument, *, suffixes: list[str], max_megabytes: int
+) -> Any:
+    """Lay out the page and tie its parts to the rooms; a gradio `Blocks`."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as gradio is imported, and by every part of it
+    import gradio
+
+    # By the type of this argument gradio knows that it is to give the request, whose session is the key to a room.
+    def streamed(action: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
+        def run(request: gradio.Request, *values: Any) -> Iterator[tuple]:
+            yield from action(str(request.session_hash), *values)
+
+        return run
+
+    def at_once(action: Callable[..., Any]) -> Callable[..., Any]:
+        def run(request: gradio.Request, *values: Any) -> Any:
+            return action(str(request.session_hash), *values)
+
+        return run
+
+    actions = PageActions(rooms, read_document)
+    with gradio.Blocks(title=f"longlora · {speaker.name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.Markdown(
+            f"# Talk about a document\n{html.escape(speaker.name)} reads {speaker.context:,} tokens.", elem_id="title"
+        )
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=260):
+                upload = gradio.File(
+                    label=f"Document: {', '.join(suffixes)}, up to {max_megabytes} MB",
+                    file_types=suffixes,
+                    height=170,
+                    elem_id="document",
+                )
+                usage = gradio.HTML(usage_html(rooms.usage_at_first()), elem_id="usage", padding=False)
+                again = gradio.Button("New conversation", size="md", elem_id="again")
+            with gradio.Column(scale=3, min_width=300):
+                chat = gradio.Chatbot(
+                    elem_id="chat",
+                    show_label=False,
+                    height=None,
+                    allow_tags=False,
+                    buttons=["copy"],
+                    placeholder="Upload a document, or just ask.",
+                )
+                question = gradio.Textbox(
+                    elem_id="question",
+                    show_label=False,
+                    placeholder="Ask a question",
+                    lines=1,
+                    max_lines=6,
+                    submit_btn=True,
+                    stop_btn=False,
+                    autofocus=True,
+                )
+                note = gradio.Markdown("", elem_id="note")
+                gradio.Examples([[example] for example in EXAMPLES], inputs=[question], label="Ask, for example")
+        shown = [chat, question, usage, note]
+        stop = at_once(actions.stop)
+        question.submit(streamed(actions.ask), [question, chat], shown, **_ONE_AT_A_TIME)
+        question.stop(stop, None, None, **_AT_ONCE)
+        for event, action, inputs in (
+            (upload.upload, streamed(actions.open), [upload]),
+            (upload.clear, at_once(actions.close), None),
+            (again.click, at_once(actions.clear), None),
+            (chat.clear, at_once(actions.clear), None),
+        ):
+            event(stop, None, None, **_AT_ONCE).then(action, inputs, shown, **_ONE_AT_A_TIME)
+        page.unload(at_once(actions.leave))
+    page.queue(max_size=QUEUE_SIZE, api_open=False)
+    return page
+
+
+def launch_page(page: Any, *, host: str, port: int, password: str, max_megabytes: int) -> str:
+    """Serve the page, in threads of its own, and return its address.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    import gradio
+
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
+            auth_message="Any name will do." if password else None,
+            max_file_size=f"{max_megabytes}mb",
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            theme=gradio.themes.Default(
+                font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "Consolas", "monospace"]
+            ),
+            css=_STYLE,
+        )
+    except OSError as error:
+        raise ConfigError(f"port {port} of {host} is taken or cannot be used; choose another with --port") from error
+    return str(address)

@@ -1,0 +1,181 @@
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from longlora.cache import key_rotations
+from longlora.inference.answer import Answer
+from longlora.inference.memory import Memory, StreamingMemory, WholeMemory, read_tokens, shared_prefix
+from longlora.inference.settings import ChatSettings
+from longlora.inference.speaker import Speaker
+from longlora.inference.start import load_speaker
+
+
+def answer_to(
+    speaker: Speaker, text: str, memory: Memory, settings: ChatSettings | None = None, *, length: int = 12
+) -> Answer:
+    settings = settings or ChatSettings()
+    prompt = speaker.tokens(text)
+    return Answer(speaker.model, speaker.tokenizer, prompt, memory, settings, max_new_tokens=length)
+
+
+def whole(answer: Answer) -> str:
+    assert "".join(answer) == answer.text
+    return answer.text
+
+
+def reference(speaker: Speaker, text: str, length: int = 12) -> str:
+    """What `generate` says to the whole text at once, with no memory of ours."""
+    ids = torch.tensor([speaker.tokens(text)])
+    output = speaker.model.generate(ids, max_new_tokens=length, do_sample=False)
+    return speaker.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_an_answer_is_what_generate_says_and_comes_in_pieces(speaker: Speaker) -> None:
+    answer = answer_to(speaker, "Tell me about the sea.", WholeMemory(speaker.model))
+    pieces = list(answer)
+    assert "".join(pieces) == answer.text == reference(speaker, "Tell me about the sea.")
+    assert (answer.num_reused, answer.num_read) == (0, len("Tell me about the sea."))
+    assert 0 < answer.seconds_to_first_token <= answer.seconds
+    assert not answer.stopped
+
+
+def test_what_was_read_is_not_read_again_and_changes_no_answer(speaker: Speaker) -> None:
+    memory = WholeMemory(speaker.model)
+    document = "the ship lay still upon the sea. " * 5
+    first = answer_to(speaker, f"{document}Where?", memory)
+    assert whole(first) == reference(speaker, f"{document}Where?")
+    second = answer_to(speaker, f"{document}Who was there?", memory)
+    assert whole(second) == reference(speaker, f"{document}Who was there?")
+    assert second.num_reused == len(f"{document}Wh")
+    assert second.num_read == len("o was there?")
+    again = answer_to(speaker, f"{document}Who was there?", memory)
+    assert whole(again) == second.text
+    assert again.num_read == 1
+
+
+def test_reused_keys_are_those_of_a_fresh_reading(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WholeMemory, "piece", 7)
+    memory, fresh = WholeMemory(speaker.model), WholeMemory(speaker.model)
+    tokens = speaker.tokens("once upon a time there was a ship")
+    read_tokens(speaker.model, tokens, memory)
+    memory.note(tokens)
+    prompt = [*tokens[:19], 5, 6, 7]
+    assert memory.begin(prompt) == 19
+    read_tokens(speaker.model, prompt[19:], memory)
+    read_tokens(speaker.model, prompt, fresh)
+    for reused, expected in zip(memory.cache.layers, fresh.cache.layers, strict=True):
+        torch.testing.assert_close(reused.keys, expected.keys, atol=1e-5, rtol=0)
+        torch.testing.assert_close(reused.values, expected.values, atol=1e-5, rtol=0)
+
+
+def test_a_stopped_answer_leaves_the_memory_in_order() -> None:
+    speaker = load_speaker("tiny")  # whose answers have words, by which they come
+    memory = WholeMemory(speaker.model)
+    answer = answer_to(speaker, "def add(", memory, length=200)
+    for count, _ in enumerate(answer):
+        if count == 0:
+            answer.stop()
+    assert answer.stopped and not answer.finished
+    assert 0 < answer.num_written < 200
+    assert memory.cache.get_seq_length() == len(memory.tokens) == answer.num_read + answer.num_written
+    assert whole(answer_to(speaker, "def add_two(", memory)) == reference(speaker, "def add_two(")
+
+
+def test_giving_up_an_answer_stops_it() -> None:
+    speaker = load_speaker("tiny")
+    memory = WholeMemory(speaker.model)
+    answer = answer_to(speaker, "def add(", memory, length=200)
+    pieces = iter(answer)
+    next(pieces)
+    pieces.close()
+    assert answer.stopped
+    assert memory.cache.get_seq_length() == len(memory.tokens) < 200
+
+
+def test_reading_can_be_stopped_between_two_pieces(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WholeMemory, "piece", 8)
+    memory = WholeMemory(speaker.model)
+    reports: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> None:
+        reports.append((done, total))
+        if done >= 16:
+            answer.stop()
+
+    answer = Answer(
+        speaker.model,
+        speaker.tokenizer,
+        speaker.tokens("x" * 50),
+        memory,
+        ChatSettings(),
+        max_new_tokens=5,
+        progress=report,
+    )
+    assert whole(answer) == ""
+    assert reports == [(8, 49), (16, 49)]
+    assert memory.tokens == speaker.tokens("x" * 16)
+    assert answer.seconds_to_first_token is None
+
+
+def test_what_goes_wrong_in_the_thread_is_told_to_the_reader(speaker: Speaker) -> None:
+    answer = answer_to(speaker, "Tell me.", WholeMemory(speaker.model))
+    answer._prompt[0] = 10_000  # no such token
+    with pytest.raises(IndexError):
+        list(answer)
+
+
+def test_an_answer_ends_with_the_models_own_end_token(speaker: Speaker) -> None:
+    memory = WholeMemory(speaker.model)
+    first = answer_to(speaker, "Tell me.", memory, length=3)
+    list(first)
+    third = memory.tokens[-1]
+    speaker.model.generation_config.eos_token_id = [third, 1]
+    answer = answer_to(speaker, "Tell me.", WholeMemory(speaker.model))
+    list(answer)
+    assert answer.finished
+    assert answer.num_written <= 3
+
+
+def test_drawn_tokens_come_again_with_the_seed(speaker: Speaker, seed: int) -> None:
+    settings = ChatSettings(temperature=1.5, top_p=0.9)
+    texts = []
+    for each in (seed, seed, seed + 1):
+        torch.manual_seed(each)
+        texts.append(whole(answer_to(speaker, "Tell me.", WholeMemory(speaker.model), settings, length=30)))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_streaming_memory_with_room_for_all_says_the_same(speaker: Speaker) -> None:
+    memory = StreamingMemory(key_rotations(speaker.model), 512)
+    assert whole(answer_to(speaker, "Tell me about the sea.", memory)) == reference(speaker, "Tell me about the sea.")
+
+
+def test_a_streaming_memory_goes_on_and_on(speaker: Speaker) -> None:
+    memory = StreamingMemory(key_rotations(speaker.model), 64)
+    for _ in range(3):
+        assert len(whole(answer_to(speaker, "the ship lay still upon the sea " * 5, memory, length=40))) > 0
+    assert memory.cache.layers[0].keys.shape[2] <= 64
+    assert memory.cache.get_seq_length() >= 3 * (160 + 1)
+    memory.forget()
+    assert memory.cache.get_seq_length() == 0
+
+
+def test_a_cache_that_cannot_go_back_is_read_again(
+    speaker: Speaker, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(seed)
+    config = MistralConfig(**speaker.model.config.to_dict() | {"model_type": "mistral", "sliding_window": 16})
+    speaker.model = MistralForCausalLM(config).eval()
+    memory = WholeMemory(speaker.model)
+    text = "the ship lay still upon the sea. "
+    list(answer_to(speaker, f"{text}Where?", memory))
+    with caplog.at_level("WARNING", logger="longlora"):
+        second = answer_to(speaker, f"{text}Who?", memory)
+        assert whole(second) == reference(speaker, f"{text}Who?")
+    assert second.num_reused == 0
+    assert "read again" in caplog.text
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), [([], [1], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 4], 1)])
+def test_shared_prefix(one: list[int], other: list[int], expected: int) -> None:
+    assert shared_prefix(one, other) == shared_prefix(other, one) == expected
