@@ -35,12 +35,18 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
     """Reflow blocks in reading order; what interrupts a paragraph is put after it."""
     paragraphs: list[Paragraph] = []
     waiting: list[Paragraph] = []
+    notes: list[Paragraph] = []
     running: Paragraph | None = None
     for block in blocks:
         if block.kind == "label":
             continue
         if block.kind != "body":
-            waiting.extend(_asides(block))
+            for aside in _asides(block):
+                if aside.kind == "footnote" and note_mark(aside.lines[0]) is None and notes:
+                    notes[-1].lines.extend(aside.lines)  # it goes on in another column
+                    continue
+                notes += [aside] if aside.kind == "footnote" else []
+                waiting.append(aside)
             continue
         for number, piece in enumerate(_pieces(block.lines)):
             # Within a block the borders of paragraphs are known; its first piece may belong to the one before.
@@ -76,6 +82,11 @@ def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
             begin = index
 
 
+def ends_sentence(text: str) -> bool:
+    """Tell whether a line's last character ends a sentence, quotation marks and brackets aside."""
+    return bool(_ENDS_SENTENCE.search(text))
+
+
 def _edges(lines: Sequence[Line], index: int) -> tuple[float, float]:
     """Left and right edge of the text around a line, in points."""
     line = lines[index]
@@ -105,7 +116,7 @@ def _begins(
     left, right = edges[index]
     indent, indent_above = line.box.left - left, above.box.left - left
     is_item, in_item = bool(_ITEM.match(line.text)), bool(_ITEM.match(lines[begin].text))
-    if is_item and (in_item or _ENDS_SENTENCE.search(above.text) or indent > _INDENT * line.size):
+    if is_item and (in_item or ends_sentence(above.text) or indent > _INDENT * line.size):
         return True
     is_indented = indent > _INDENT * line.size >= indent_above and not _is_centred(line, above)
     if is_indented and not in_item and not _hangs(lines, begin, index, edges):
@@ -113,7 +124,7 @@ def _begins(
     # Back at the edge after two lines and more inside of it: a quotation or an entry of a list has ended.
     if indent <= _INDENT * line.size < indent_above and (index - begin >= 2 or in_item):
         return True
-    starts_anew = not line.text[:1].islower() and (bool(_ENDS_SENTENCE.search(above.text)) or line.text[:1].isupper())
+    starts_anew = not line.text[:1].islower() and (ends_sentence(above.text) or line.text[:1].isupper())
     return starts_anew and _has_room(above, line.words[0].width, right)
 
 
