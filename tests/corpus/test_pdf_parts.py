@@ -196,12 +196,12 @@ def test_the_number_of_a_note_is_not_that_of_the_page() -> None:
         page(
             number,
             row("Head", 40, 30) + row(str(number), 300, 30),
-            row("The text of it.", 40, 80),
+            row(f"The text of {chr(96 + number)}.", 40, 80),
             *([row("3", 40, 556.5, size=5) + row("A note.", 44, 560, size=8)] if number == 3 else []),
         )
         for number in range(1, 6)
     ]
-    assert texts(without_margins(pages))[2] == "The text of it. 3 A note."
+    assert texts(without_margins(pages))[2] == "The text of c. 3 A note."
 
 
 @pytest.mark.parametrize(

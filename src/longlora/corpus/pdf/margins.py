@@ -99,12 +99,7 @@ def _numbering(rows: Sequence[Sequence[_Row]]) -> set[tuple[int, int]]:
     found: Counter[tuple[int, int]] = Counter()
     for index, page in enumerate(rows):
         found.update({(number - index, _band(row)) for row in page for number in _numbers_at_the_ends(row)})
-    offset, count = max(
-        ((offset, count) for (offset, _), count in found.items()), key=lambda pair: pair[1], default=(0, 0)
-    )
-    if count < _FEWEST_NUMBERED_PAGES:
-        return set()
-    return {key for key, count in found.items() if key[0] == offset and count >= _FEWEST_NUMBERED_PAGES}
+    return {key for key, count in found.items() if count >= _FEWEST_NUMBERED_PAGES}
 
 
 def _band(row: _Row) -> int:
