@@ -20,8 +20,9 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
-from longlora.memory import keep_hidden_states_in, nf4_arguments, require_package, tile_feed_forward
+from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
 from longlora.optimizers import PACKAGES
+from longlora.packages import require_package
 from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
