@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from longlora.errors import ConfigError
@@ -100,7 +100,7 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """End a server and its children: by a word, then by a louder one, then by force."""
+    """End a server: by a word, then by a louder one, then by force; and what it leaves behind."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if server.poll() is None:
             os.killpg(server.pid, number)
@@ -108,6 +108,8 @@ def _end(server: subprocess.Popen[bytes]) -> None:
                 server.wait(_PATIENCE)
             except subprocess.TimeoutExpired:
                 continue
+    with suppress(ProcessLookupError):  # there is nobody left
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 @contextmanager
