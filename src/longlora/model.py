@@ -55,8 +55,8 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     name = model_source(recipe.model_name_or_path)
     if is_adapter(Path(name)):
         raise ConfigError(
-            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), and train "
-            "the merged model"
+            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), and "
+            "train the merged model"
         )
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
