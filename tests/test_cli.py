@@ -51,11 +51,19 @@ def recipe(base_model: Path, text_folder: Path, tmp_path: Path) -> Path:
     return path
 
 
+def test_merging_can_be_left_for_later(run: Run, recipe: Path, tmp_path: Path) -> None:
+    status, out, err = run("train", recipe, "merge=false", "max_steps=1")
+    assert status == 0, err
+    assert f"longlora merge {tmp_path / 'run' / 'adapter'} {tmp_path / 'run' / 'merged'}" in out
+    assert not (tmp_path / "run" / "merged").exists()
+
+
 def test_train_evaluate_merge_evaluate(run: Run, recipe: Path, tmp_path: Path, text_folder: Path) -> None:
     status, out, err = run("train", recipe, "attention.dense_finish=0.5")
     assert status == 0, err
     adapter = tmp_path / "run" / "adapter"
-    assert f"longlora merge {adapter}" in out
+    assert f"merged into {tmp_path / 'run' / 'merged'}" in out
+    assert json.loads((tmp_path / "run" / "merged" / "config.json").read_text())["max_position_embeddings"] == 128
     assert "S² with groups of 32 tokens, full attention in the last 2 of 4 steps" in err
     assert "embeddings" in err
 

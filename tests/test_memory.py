@@ -8,7 +8,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longlora import memory
 from longlora.errors import ConfigError
-from longlora.memory import nf4_arguments, require_package, tile_feed_forward
+from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
+from longlora.packages import require_package
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
 
@@ -143,3 +144,27 @@ def test_four_bits_as_the_paper_has_them(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert nf4_arguments(torch.bfloat16)["device_map"] == {"": "cuda:3"}
+
+
+def test_hidden_states_are_in_the_type_of_compute_and_the_embedding_learns_in_float32(seed: int) -> None:
+    model = llama(seed)
+    keep_hidden_states_in(model, torch.bfloat16)
+    seen: list[torch.dtype] = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    ids = torch.arange(20)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert seen == [torch.bfloat16, torch.bfloat16]
+    embedding = model.get_input_embeddings().weight
+    assert embedding.dtype == embedding.grad.dtype == torch.float32
+    assert torch.isfinite(embedding.grad).all() and embedding.grad.abs().sum() > 0
+
+
+def test_left_to_autocast_hidden_states_would_be_float32(seed: int) -> None:
+    model = llama(seed)
+    seen: list[torch.dtype] = []
+    model.model.layers[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.arange(20)[None])
+    assert seen == [torch.float32]

@@ -19,11 +19,18 @@ RELEASED = {
     "llama-2-70b-longlora-32k",
     "llama-2-70b-chat-longlora-32k",
 }
+FINETUNED = {
+    "longalpaca-7b": ("meta-llama/Llama-2-7b-hf", 16384, "lora+", 2e-5, 5),
+    "longalpaca-13b": ("meta-llama/Llama-2-13b-hf", 32768, "full", 2e-5, 5),
+    "longalpaca-70b": ("meta-llama/Llama-2-70b-hf", 32768, "lora+", 1e-5, 5),
+    "llama-2-13b-chat-longlora-32k-sft": ("meta-llama/Llama-2-13b-chat-hf", 32768, "lora+", 2e-5, 3),
+    "llama-2-70b-chat-longlora-32k-sft": ("meta-llama/Llama-2-70b-chat-hf", 32768, "lora+", 1e-5, 3),
+}
 TOKENS = {"8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536, "100k": 100_000}
 
 
-def test_every_extended_model_of_the_paper_has_its_recipe():
-    assert set(recipe_names()) >= RELEASED
+def test_every_model_of_the_paper_has_its_recipe():
+    assert set(recipe_names()) >= RELEASED | set(FINETUNED)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -54,6 +61,16 @@ def test_a_released_model_is_made_as_the_paper_says(name):
     assert 8 * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps == 64
     assert (recipe.max_steps, recipe.warmup_steps, recipe.weight_decay) == (1000, 20, 0)
     assert (recipe.adam_beta1, recipe.adam_beta2) == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_a_released_model_is_fine_tuned_as_the_authors_say(name):
+    recipe = load_recipe(name)
+    base, context, tuning, rate, epochs = FINETUNED[name]
+    assert (recipe.model_name_or_path, recipe.context_length, recipe.tuning) == (base, context, tuning)
+    assert (recipe.data.kind, recipe.data.packing, recipe.group_size) == ("sft", False, context // 4)
+    assert (recipe.learning_rate, recipe.num_train_epochs) == (rate, epochs)
+    assert 8 * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps == 64
 
 
 def test_numbers_in_names_are_sorted_by_value():

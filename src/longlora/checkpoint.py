@@ -71,6 +71,8 @@ def read_extension(directory: Path) -> Extension | None:
 def whole_directory(target: Path) -> Iterator[Path]:
     """Give a temporary folder to write into, and put it in `target`'s place once the block has ended well.
 
+    Its files have reached the disk by then: after a power cut `target` is whole or absent.
+
     Raises:
         CheckpointError: `target` exists and is not empty.
     """
@@ -82,11 +84,23 @@ def whole_directory(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _flush(path)
         if target.exists():
             target.rmdir()
         temporary.rename(target)
+        _flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_partial(target: Path) -> None:

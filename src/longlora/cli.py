@@ -6,19 +6,16 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli_eval import evaluate
+from longlora.cli_chat import add_commands as add_conversations
+from longlora.cli_corpus import corpus
+from longlora.cli_suite import evaluate
 from longlora.cli_use import add_commands as add_uses
-from longlora.errors import ConfigError, LongLoRAError
+from longlora.errors import LongLoRAError
 
-if TYPE_CHECKING:
-    from longlora.config import Recipe
-    from longlora.planner import PlannedRun
-
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
 TERMINATED = 143  # 128 + SIGTERM
@@ -31,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(evaluate, name="eval")
-add_uses(app)
+app.add_typer(corpus, name="corpus")
 
 
 @app.command()
@@ -44,6 +41,21 @@ def demo(
     from longlora.demo import run_demo
 
     run_demo(output)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to read or to save as your own.")] = None,
+) -> None:
+    """List the recipes that ship with longlora, or print one."""
+    from longlora.recipes import describe_recipe, find_recipe, recipe_names
+
+    if name is not None:
+        typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+        return
+    width = max(map(len, recipe_names()))
+    for known in recipe_names():
+        typer.echo(f"{known:{width}}  {describe_recipe(known)}")
 
 
 @app.command()
@@ -62,9 +74,11 @@ def plan(
     from longlora.config import load_recipe
     from longlora.planner import GIB, find_gpu, make_plan
     from longlora.planner.report import plan_to_dict, print_plan
+    from longlora.training.planned import planned_run
 
     strategy = strategy or ("ddp" if gpus > 1 else "single")
-    run = _planned_run(load_recipe(recipe, overrides or []), num_gpus=gpus, strategy=strategy)
+    loaded = load_recipe(recipe, overrides or [])
+    run = planned_run(loaded, num_gpus=gpus, strategy=strategy)
     gpu = find_gpu(gpu_type) if gpu_type else None
     memory_gib = memory or (gpu.memory_gib if gpu else 80.0)
     result = make_plan(run, memory_bytes=int(memory_gib * GIB), gpu=gpu)
@@ -74,6 +88,11 @@ def plan(
         from rich.console import Console
 
         print_plan(result, Console())
+        if loaded.num_train_epochs is not None:
+            typer.echo(
+                f"num_train_epochs={loaded.num_train_epochs:g}: the number of steps depends on the data, and the time "
+                "is that of one step"
+            )
     if not result.fits:
         raise typer.Exit(1)
 
@@ -125,91 +144,40 @@ def train(
     from longlora.training.run import train as run_training
 
     result = run_training(loaded)
-    if is_first():
-        typer.echo(f"written to {result}")
-        if loaded.tuning != "full":
-            typer.echo(f"next: longlora merge {result} {Path(loaded.output_dir) / 'merged'}")
+    decides = is_first()
     leave()
-
-
-@app.command()
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to read or to save as your own.")] = None,
-) -> None:
-    """List the recipes that ship with longlora, or print one."""
-    from longlora.recipes import describe_recipe, find_recipe, recipe_names
-
-    if name is not None:
-        typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    if not decides:
         return
-    width = max(map(len, recipe_names()))
-    for known in recipe_names():
-        typer.echo(f"{known:{width}}  {describe_recipe(known)}")
+    typer.echo(f"written to {result}")
+    if loaded.tuning != "full":
+        merged = Path(loaded.output_dir).expanduser() / "merged"
+        if loaded.merge:
+            from longlora.merge import merge_adapter
+
+            merge_adapter(result, merged)
+            typer.echo(f"merged into {merged}")
+        else:
+            typer.echo(f"next: longlora merge {result} {merged}")
 
 
 @app.command()
-def merge(
-    adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
-    output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
-    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights.")] = "float32",
-    v4_rope: Annotated[
-        bool, typer.Option("--v4-rope", help="Add rope_theta and rope_scaling for readers before transformers 5.")
-    ] = False,
+def report(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of `longlora eval`, of a suite or of a training run; NAME=PATH names what stands below."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")],
 ) -> None:
-    """Fold an adapter into its base model, and check the result against the adapter."""
-    from longlora.merge import merge_adapter
+    """Lay models side by side on one page: how far they read, by which test, at what cost."""
+    from longlora.report.write import write_report
 
-    report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope)
-    typer.echo(
-        f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
-        f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
-    )
+    typer.echo(f"written to {write_report(paths, out)}")
 
 
-# How planner and recipe call the optimizers whose memory the planner knows.
-_PLANNED_OPTIMIZERS: dict[str, Any] = {
-    "adamw_torch_fused": "adamw",
-    "adamw_torch": "adamw_foreach",
-    "adamw_8bit": "adamw_8bit",
-    "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-}
-
-
-def _planned_run(recipe: "Recipe", *, num_gpus: int = 1, strategy: Strategy = "single") -> "PlannedRun":
-    """Turn a recipe into the plain values that a plan needs."""
-    from longlora.planner import PlannedRun, find_architecture
-
-    if recipe.optim not in _PLANNED_OPTIMIZERS:
-        raise ConfigError(
-            f"the memory of optim={recipe.optim} is not known here; plan with one of {', '.join(_PLANNED_OPTIMIZERS)}"
-        )
-    targets = recipe.lora.target_modules
-    return PlannedRun(
-        architecture=find_architecture(recipe.model_name_or_path),
-        context_length=recipe.context_length,
-        tuning=recipe.tuning,
-        lora_rank=recipe.lora.r,
-        # A list of names weighs no more than all linear layers.
-        lora_targets=targets if isinstance(targets, str) else "all-linear",
-        train_embeddings="embed" in recipe.trainable,
-        train_norms="norm" in recipe.trainable,
-        dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        offload_checkpoints=recipe.activation_offloading,
-        four_bit=recipe.quantization == "nf4",
-        optimizer=_PLANNED_OPTIMIZERS[recipe.optim],
-        chunked_loss=recipe.chunked_loss,
-        tiled_mlp=recipe.tiled_mlp,
-        attention=recipe.attention.pattern,
-        group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
-        dense_finish=recipe.attention.dense_finish,
-        batch_size=recipe.per_device_train_batch_size,
-        accumulation_steps=recipe.gradient_accumulation_steps,
-        steps=recipe.max_steps,
-        num_gpus=num_gpus,
-        strategy=strategy,
-    )
+add_uses(app)
+add_conversations(app)
 
 
 def main() -> None:

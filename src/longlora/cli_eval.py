@@ -3,16 +3,31 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from longlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from longlora.evaluation.trials import RetrievalTest
 
-evaluate = typer.Typer(help="Measure a model, merged or not, or an adapter.", no_args_is_help=True)
+
+class _SuiteWhereAsked(TyperGroup):
+    """Lets `longlora eval MODEL --suite quick` mean `longlora eval suite MODEL --suite quick`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put the command's name in front of arguments that name a model and a suite."""
+        asked = any(word.partition("=")[0] == "--suite" for word in args)
+        return super().resolve_command(ctx, ["suite", *args] if asked and args[0] not in self.commands else args)
+
+
+evaluate = typer.Typer(
+    help="Measure a model, merged or not, or an adapter. `longlora eval MODEL --suite quick` measures everything.",
+    no_args_is_help=True,
+    cls=_SuiteWhereAsked,
+)
 
 Protocol = Literal["same-targets", "new", "all", "original"]
 Form = Literal["measured", "original"]
@@ -32,6 +47,10 @@ Bar = Annotated[float, typer.Option(help="Share of right answers that counts as 
 Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
 Beyond = Annotated[bool, typer.Option("--beyond", help="Read more tokens than the model has positions.")]
 Haystack = Annotated[list[str] | None, typer.Option(help="Texts to hide facts in, as for --data; else made up.")]
+
+DeviceMap = Annotated[
+    str | None, typer.Option(help="`auto` spreads a model larger than one GPU over all of them and the CPU's memory.")
+]
 
 Number = TypeVar("Number", int, float)
 
@@ -55,29 +74,37 @@ def perplexity(
         bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
     ] = False,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
+    device_map: DeviceMap = None,
     text_column: TextColumn = "text",
     split: Split = "validation",
     max_documents: MaxDocuments = None,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
-    from longlora.evaluation.measure import Texts, measure_perplexity
+    from longlora.evaluation.measure import measure_perplexity
+    from longlora.evaluation.texts import Texts
 
-    results = measure_perplexity(
+    result = measure_perplexity(
         model,
         Texts(data, text_column=text_column, split=split, max_documents=max_documents),
-        lengths=_numbers(lengths, "--lengths", int),
+        lengths=parse_numbers(lengths, "--lengths", int),
         stride=stride,
         protocol=protocol,
         across_documents=across_documents,
         max_targets=max_targets,
+        device_map=device_map,
     )
+    if output is not None:
+        from longlora.evaluation.perplexity_report import write_perplexity
+
+        write_perplexity(result, output)
     if as_json:
-        by_length = {str(length): result.to_dict() for length, result in results.items()}
+        by_length = {str(length): value.to_dict() for length, value in result.perplexity.items()}
         typer.echo(json.dumps({"model": model, "protocol": protocol, "perplexity": by_length}, indent=2))
         return
-    for length, result in results.items():
-        typer.echo(f"{length:>9,} tokens   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
+    for length, value in result.perplexity.items():
+        typer.echo(f"{length:>9,} tokens   perplexity {value.perplexity:9.3f}   {value.num_tokens:,} tokens scored")
 
 
 @evaluate.command()
@@ -92,14 +119,16 @@ def positions(
         bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
     ] = False,
     beyond: Beyond = False,
+    device_map: DeviceMap = None,
     text_column: TextColumn = "text",
     split: Split = "validation",
     max_documents: MaxDocuments = None,
     as_json: AsJson = False,
 ) -> None:
     """Loss by position in the window: the curve that shows up to where a model reads."""
-    from longlora.evaluation.measure import Texts, measure_positions
+    from longlora.evaluation.measure import measure_positions
     from longlora.evaluation.positions_report import positions_table, write_positions
+    from longlora.evaluation.texts import Texts
 
     result = measure_positions(
         model,
@@ -109,9 +138,10 @@ def positions(
         max_windows=max_windows,
         across_documents=across_documents,
         beyond=beyond,
+        device_map=device_map,
     )
     write_positions(result, output)
-    _print(as_json, result.to_dict, positions_table(result), result.verdict, output)
+    print_result(as_json, result.to_dict, positions_table(result), result.verdict, output)
 
 
 @evaluate.command()
@@ -124,7 +154,8 @@ def tokens(
     max_documents: MaxDocuments = None,
 ) -> None:
     """Write texts as a .bin of token ids, as the original's evaluation reads them, with a model's tokenizer."""
-    from longlora.evaluation.measure import Texts, write_tokens
+    from longlora.evaluation.measure import write_tokens
+    from longlora.evaluation.texts import Texts
 
     num_tokens = write_tokens(
         model, Texts(data, text_column=text_column, split=split, max_documents=max_documents), output
@@ -146,12 +177,15 @@ def passkey(
     bar: Bar = 0.9,
     chat: Chat = True,
     beyond: Beyond = False,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Find a number in a long text of nothing, in the words of the original LongLoRA's test."""
     from longlora.evaluation.passkey import passkey as make_test
 
-    _retrieve(model, make_test(form=form, chat=chat), output, lengths, depths, trials, seed, bar, beyond, as_json)
+    _retrieve(
+        model, make_test(form=form, chat=chat), output, lengths, depths, trials, seed, bar, beyond, device_map, as_json
+    )
 
 
 @evaluate.command()
@@ -169,15 +203,17 @@ def needle(
     bar: Bar = 0.9,
     chat: Chat = True,
     beyond: Beyond = False,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Find one or several facts in a text about other things; a heat map of length and depth."""
-    from longlora.evaluation.measure import Texts, haystack_of
+    from longlora.evaluation.measure import haystack_of
     from longlora.evaluation.needle import needle as make_test
+    from longlora.evaluation.texts import Texts
 
     texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
     test = make_test(num_needles=needles, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, as_json)
+    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
 
 
 @evaluate.command()
@@ -193,13 +229,14 @@ def topics(
     bar: Bar = 0.9,
     chat: Chat = True,
     beyond: Beyond = False,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Name the first topic of a long conversation, as in LongChat's LongEval."""
     from longlora.evaluation.topics import topics as make_test
 
     test = make_test(num_topics=num_topics, chat=chat)
-    _retrieve(model, test, output, lengths, DEPTHS, trials, seed, bar, beyond, as_json)
+    _retrieve(model, test, output, lengths, DEPTHS, trials, seed, bar, beyond, device_map, as_json)
 
 
 @evaluate.command()
@@ -217,15 +254,17 @@ def recall(
     bar: Bar = 0.9,
     chat: Chat = True,
     beyond: Beyond = False,
+    device_map: DeviceMap = None,
     as_json: AsJson = False,
 ) -> None:
     """Recall the value of a key from far back, by generation and by choice: a graded signal for small models too."""
-    from longlora.evaluation.measure import Texts, haystack_of
+    from longlora.evaluation.measure import haystack_of
     from longlora.evaluation.recall import recall as make_test
+    from longlora.evaluation.texts import Texts
 
     texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
     test = make_test(num_pairs=pairs, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, as_json)
+    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
 
 
 def _retrieve(
@@ -238,6 +277,7 @@ def _retrieve(
     seed: int,
     bar: float,
     beyond: bool,
+    device_map: str | None,
     as_json: bool,
 ) -> None:
     from longlora.evaluation.measure import measure_retrieval
@@ -246,19 +286,23 @@ def _retrieve(
     result = measure_retrieval(
         model,
         test,
-        lengths=_numbers(lengths, "--lengths", int),
-        depths=_numbers(depths, "--depths", float) or [],
+        lengths=parse_numbers(lengths, "--lengths", int),
+        depths=parse_numbers(depths, "--depths", float) or [],
         num_trials=trials,
         seed=seed,
         bar=bar,
         beyond=beyond,
         output=output,
+        device_map=device_map,
     )
     if result is not None:  # of several processes the first one speaks
-        _print(as_json, result.to_dict, result_table(result), result.verdict, output)
+        print_result(as_json, result.to_dict, result_table(result), result.verdict, output)
 
 
-def _print(as_json: bool, to_dict: Callable[[], dict[str, object]], table: object, verdict: str, output: Path) -> None:
+def print_result(
+    as_json: bool, to_dict: Callable[[], dict[str, object]], table: object, verdict: str, output: Path
+) -> None:
+    """Print a result for a machine, or its table and its verdict for a reader."""
     if as_json:
         typer.echo(json.dumps(to_dict(), indent=2))
         return
@@ -270,7 +314,12 @@ def _print(as_json: bool, to_dict: Callable[[], dict[str, object]], table: objec
     console.print(f"written to {output}", highlight=False, soft_wrap=True)
 
 
-def _numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:
+def parse_numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:
+    """Read numbers with commas between; None for an empty text.
+
+    Raises:
+        ConfigError: one of them is no number; the message names the option.
+    """
     if not text:
         return None
     try:

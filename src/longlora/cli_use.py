@@ -1,166 +1,69 @@
-"""Commands that use a model: chat, web. Like all commands they import what they need inside their bodies."""
+"""Commands that use what was trained: merge, import, serve. They import what they need inside their bodies."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from longlora.errors import DataError
-
-PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
-
-Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")]
-Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")]
-Quantization = Annotated[
-    Literal["nf4"] | None, typer.Option(help="Pack linear layers into 4 bits as they are loaded (bitsandbytes).")
-]
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(min=1, help="Longest answer, kept free in the context; by default 512, at most a quarter of it."),
-]
-Temperature = Annotated[float, typer.Option(help="0: the likeliest token each time. Above: tokens are drawn.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that together have this probability.")]
-System = Annotated[str, typer.Option(help="Message that opens every conversation.")]
-NoCut = Annotated[bool, typer.Option("--no-cut", help="Refuse a document that does not fit, do not cut its middle.")]
-StreamWindow = Annotated[
-    int | None,
-    typer.Option(help="See the first tokens and the latest, this many in all: endless talk, constant memory."),
-]
-CacheDocument = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Keep what was read of documents here, for the next time.")
-]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Give the command line these commands."""
-    app.command()(chat)
-    app.command()(web)
+    app.command()(merge)
+    app.command("import")(import_weights)
 
 
-def chat(
-    model: Model,
-    document: Annotated[list[Path] | None, typer.Option(help="Talk about this; may be given several times.")] = None,
-    ask: Annotated[str, typer.Option(help="Answer this on stdout, and end.")] = "",
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    system: System = "",
-    no_cut: NoCut = False,
-    cache_document: CacheDocument = None,
-    stream_window: StreamWindow = None,
-    seed: Annotated[int | None, typer.Option(help="Draw the same tokens again.")] = None,
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    trust_remote_code: Remote = False,
-) -> None:
-    """Talk with a model, about a document or not; Ctrl-C stops an answer, /help tells the rest."""
-    from longlora.inference.conversation import Conversation
-    from longlora.inference.documents import join_documents
-    from longlora.inference.saved import SavedReadings
-    from longlora.inference.settings import ChatSettings
-    from longlora.inference.start import load_speaker, memory_for
-    from longlora.inference.terminal import Terminal
-
-    settings = ChatSettings(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        system=system,
-        cut=not no_cut,
-        stream_window=stream_window,
-    )
-    read = document_reader()
-    name, text = join_documents(document or [], read)  # a wrong name is told before a large model is loaded
-    if seed is not None:
-        import torch
-
-        torch.manual_seed(seed)
-    speaker = load_speaker(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
-    saved = SavedReadings(cache_document, model) if cache_document is not None else None
-    conversation = Conversation(speaker, settings, memory_for(speaker, settings)(), saved)
-    terminal = Terminal(conversation, read)
-    if document:
-        terminal.open_document(name, text)
-    if ask:
-        terminal.ask(ask, tell=False)
-    else:
-        terminal.run()
-
-
-def web(
-    model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = "",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
-    password: Annotated[
-        bool, typer.Option("--password", help="Ask visitors for it: $LONGLORA_WEB_PASSWORD, or what you type now.")
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
+    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
+    v4_rope: Annotated[
+        bool, typer.Option("--v4-rope", help="Add rope_theta and rope_scaling for readers before transformers 5.")
     ] = False,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest document that may be uploaded.")] = 20,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    system: System = "",
-    no_cut: NoCut = False,
-    cache_document: CacheDocument = None,
-    stream_window: StreamWindow = None,
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    trust_remote_code: Remote = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Compare logits with the adapter's; needs memory for one whole model."),
+    ] = True,
+    push_to_hub: Annotated[str, typer.Option(metavar="REPO", help="Upload the result under this name.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
 ) -> None:
-    """Serve a page to talk with a model about an uploaded document."""
-    from longlora.inference.conversation import Conversation
-    from longlora.inference.rooms import Rooms
-    from longlora.inference.saved import SavedReadings
-    from longlora.inference.settings import ChatSettings
-    from longlora.inference.start import load_speaker, memory_for
-    from longlora.inference.web import LOCALHOST, build_page, launch_page
-    from longlora.memory import require_package
+    """Fold an adapter into its base model, file by file, and check the result against the adapter."""
+    from longlora.merge import check_login, merge_adapter
+    from longlora.merge import push_to_hub as upload
 
-    require_package("gradio", wanted_by="longlora web")
-    secret = ""
-    if password:
-        secret = os.environ.get(PASSWORD_VARIABLE) or typer.prompt("Password for visitors", hide_input=True)
-    if host not in ("", LOCALHOST, "localhost") and not secret:
-        typer.echo("anyone who reaches this address can use the model: think of --password", err=True)
-    settings = ChatSettings(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        system=system,
-        cut=not no_cut,
-        stream_window=stream_window,
+    if push_to_hub:
+        check_login(push_to_hub)
+    report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)
+    if report.agreement is None:
+        typer.echo(f"merged into {output}, not compared with the adapter")
+    else:
+        typer.echo(
+            f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
+            f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
+        )
+    if push_to_hub:
+        typer.echo(f"uploaded to {upload(output, push_to_hub, private=private)}")
+
+
+def import_weights(
+    source: Annotated[str, typer.Argument(help="Directory or hub name of weights that the paper's authors published.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write the adapter or the model to.")],
+    base: Annotated[str, typer.Option(help="The model they belong to, if it lies elsewhere than they say.")] = "",
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens it reads, if nothing tells.")] = None,
+    lora_only: Annotated[
+        bool, typer.Option("--lora-only", help="Take LoRA weights without their embeddings and norms.")
+    ] = False,
+) -> None:
+    """Turn published LongLoRA weights into an adapter or a model that other programs read."""
+    from longlora.released import import_released
+
+    report = import_released(source, output, base=base, context_length=context, lora_only=lora_only)
+    kind = f"an adapter on {report.base}" if report.is_adapter else "a model"
+    context_found = report.context
+    typer.echo(
+        f"imported into {output}: {kind} that reads {context_found.length:,} tokens (says {context_found.known_from}; "
+        f"positions divided by {context_found.factor:g})"
     )
-    speaker = load_speaker(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
-    memory = memory_for(speaker, settings)
-    saved = SavedReadings(cache_document, model) if cache_document is not None else None
-    rooms = Rooms(lambda: Conversation(speaker, settings, memory(), saved))
-    suffixes, read = document_suffixes(), document_reader()
-    page = build_page(speaker, rooms, read, suffixes=suffixes, max_megabytes=max_megabytes)
-    address = launch_page(page, host=host or LOCALHOST, port=port, password=secret, max_megabytes=max_megabytes)
-    typer.echo(f"{speaker.name} answers at {address} (Ctrl-C ends it)")
-    page.block_thread()
-
-
-def document_suffixes() -> list[str]:
-    """Ends of names of the files that can be read."""
-    from longlora.inference.documents import TEXT_SUFFIXES
-
-    return list(TEXT_SUFFIXES)
-
-
-def document_reader() -> Callable[[Path], str]:
-    """Give what turns a file into text, by the end of its name.
-
-    Raises, when used:
-        DataError: the kind of file is not known, or the file cannot be read.
-    """
-    from longlora.inference.documents import TEXT_SUFFIXES, read_text
-
-    def read(path: Path) -> str:
-        if path.suffix.lower() not in TEXT_SUFFIXES:
-            raise DataError(f"{path} is not one of {', '.join(TEXT_SUFFIXES)}: convert it to text first")
-        return read_text(path)
-
-    return read
+    if report.is_adapter:
+        typer.echo(f"next: longlora merge {output} {output.with_name(output.name + '-merged')}")

@@ -46,8 +46,11 @@ ALIASES = {
     "offload_activations": ["activation_offloading"],
     "use_liger_kernel": ["chunked_loss"],
     "micro_batch_size": ["per_device_train_batch_size"],
-    "num_epochs": ["max_steps"],
-    "num_train_epochs": ["max_steps"],
+    "num_epochs": ["num_train_epochs"],
+    "epochs": ["num_train_epochs"],
+    "val_dataset": ["data.validation_source"],
+    "eval_dataset": ["data.validation_source"],
+    "stage": ["data.kind"],
 }
 
 

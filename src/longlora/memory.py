@@ -8,7 +8,6 @@ What a row of T tokens costs beside the weights, in bytes of the compute dtype, 
 """
 
 import copy
-import importlib.util
 import inspect
 import os
 import re
@@ -24,6 +23,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from trl.trainer import add_fused_lm_head
 
 from longlora.errors import ConfigError
+from longlora.packages import require_package
 from longlora.positions import without_dynamic_scaling
 
 _FEED_FORWARD = re.compile(r"^(?!.*(attention|norm)).*(mlp|feed_?forward|ffn|moe|experts)", re.IGNORECASE)
@@ -31,6 +31,27 @@ _ROUTING = re.compile(r"moe|experts?$|router", re.IGNORECASE)
 
 _PROBE_TOKENS, _PROBE_WIDTH = 12, 4
 _PROBE_TOLERANCE = 1e-5  # of the loss, in float32
+
+
+def keep_hidden_states_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let the hidden states between layers be of `dtype` where the embedding is trained in float32, in place.
+
+    Autocast leaves additions as they come, so that a float32 embedding would make the sum of all layers float32, and
+    with it what checkpointing keeps of each layer: twice the memory for a precision that the model was not pretrained
+    with. The embedding itself, its gradient and its updates stay float32.
+    """
+    embeddings: nn.Module = model.get_input_embeddings()
+    embeddings.register_forward_hook(_Cast(dtype))
+
+
+class _Cast:
+    """A forward hook, as an object that can be pickled and copied with its module."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.to(self._dtype)
 
 
 def tile_feed_forward(model: nn.Module, *, num_tokens: int) -> list[str]:
@@ -143,16 +164,6 @@ def _without_layers(config: PreTrainedConfig) -> PreTrainedModel:
     head = model.get_output_embeddings()
     model.set_output_embeddings(nn.Linear(_PROBE_WIDTH, head.out_features, bias=head.bias is not None))
     return model.train()
-
-
-def require_package(package: str | None, *, wanted_by: str) -> None:
-    """Make sure that an optional package is installed; None needs none.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if package and importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{wanted_by} needs {package}, which is not installed: pip install {package}")
 
 
 def nf4_arguments(dtype: torch.dtype) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
-from longlora.memory import nf4_arguments, require_package, tile_feed_forward
+from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
 from longlora.optimizers import PACKAGES
-from longlora.positions import extend_positions, set_positions
+from longlora.packages import require_package
+from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
 from longlora.tiny import TINY_MODEL, tiny_model_directory
@@ -31,6 +32,7 @@ from longlora.vocabulary import fit_vocabulary
 logger = logging.getLogger("longlora")
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+DeviceMap = str | dict[str, str | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
             train_output=bool(recipe.new_tokens),
             **recipe.lora.model_dump(mode="python", exclude={"trainable"}),
         )
+    keep_hidden_states_in(model, dtype)
     if recipe.tiled_mlp:
         tile_feed_forward(model, num_tokens=recipe.tiled_mlp)
     return TrainingModel(model=model, tokenizer=tokenizer, extension=extension)
@@ -88,18 +91,27 @@ def load_for_inference(
     *,
     dtype: DtypeName = "auto",
     device: str | None = None,
-    trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
     quantization: Literal["nf4"] | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.
 
-    An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is.
-    With `quantization` the linear layers are packed into 4 bits as they are loaded, on the first GPU if there is one.
+    An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is. With
+    `device_map`, as transformers takes it ("auto", or a device for each part), the model is spread over several GPUs
+    and the CPU's memory instead of being put on one `device`. With `quantization` the linear layers are packed into 4
+    bits as they are loaded, on the first GPU if there is one.
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
-        ConfigError: the package that packs weights is not installed.
+        ConfigError: two of `device`, `device_map` and `quantization` are given, the base of an adapter does not fit
+            onto the devices, or the package that packs weights is not installed.
     """
+    places = {"device": device, "device_map": device_map, "quantization": quantization}
+    given = {name: value for name, value in places.items() if value is not None}
+    if len(given) > 1:
+        wishes = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(f"{wishes} each say where the model goes: leave all but one out")
     name = model_source(str(name_or_path))
     packing = nf4_arguments(compute_dtype(dtype)) if quantization else None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -111,15 +123,20 @@ def load_for_inference(
             dtype=compute_dtype(dtype),
             attention=None,
             trust_remote_code=trust_remote_code,
+            device_map=device_map,
             quantization=packing,
         )
         tokenizer_source = name
     else:
         model = load_adapter(
-            Path(name), dtype=compute_dtype(dtype), trust_remote_code=trust_remote_code, quantization=packing
+            Path(name),
+            dtype=compute_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            quantization=packing,
         )
         tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
-    if packing is None:  # packed weights are where they belong
+    if device_map is None and packing is None:  # else the weights are where they belong
         model = model.to(device)
     return model.eval(), load_tokenizer(tokenizer_source)
 
@@ -129,12 +146,14 @@ def load_adapter(
     *,
     dtype: torch.dtype,
     trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
     quantization: dict[str, Any] | None = None,
 ) -> PeftModel:
-    """Load an adapter on its base, on the CPU.
+    """Load an adapter on its base, on the CPU or where `device_map` or `quantization` put it.
 
     Raises:
         CheckpointError: the adapter or its base is missing, incomplete or damaged.
+        ConfigError: the base does not fit onto the devices of `device_map`.
     """
     from peft import PeftConfig
 
@@ -150,8 +169,15 @@ def load_adapter(
         dtype=dtype,
         attention=None,
         trust_remote_code=trust_remote_code,
+        device_map=device_map,
         quantization=quantization,
     )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        # PEFT 0.21 would leave the adapter's weights for those parts out, with no more than warnings.
+        raise ConfigError(
+            f"parts of {base} have no room on the devices and are kept outside of them, where no adapter can be put on "
+            "them: merge the adapter (`longlora merge`) and load the merged model, or give more memory"
+        )
     if extension and extension.vocabulary_rows:
         # The adapter holds every row of the resized embeddings, so it does not matter how the new ones start.
         model.resize_token_embeddings(extension.vocabulary_rows, mean_resizing=False)
@@ -216,14 +242,17 @@ def load_weights(
     attention: str | None,
     trust_remote_code: bool = False,
     quantization: dict[str, Any] | None = None,
+    device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:
     """Load a model's weights under a given configuration, on the CPU; `attention=None` is the model's own choice.
 
-    With `quantization`, as `nf4_arguments` gives it, they are loaded on the device where they will be used.
+    With `quantization`, as `nf4_arguments` gives it, they are loaded on the device where they will be used, and with
+    `device_map` where that says.
 
     Raises:
         CheckpointError: a file is missing or cut short, or weights are missing in it.
     """
+    placement = (quantization or {}) | ({"device_map": device_map} if device_map else {})
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
@@ -232,7 +261,7 @@ def load_weights(
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **(quantization or {}),
+            **placement,
         )
     except Exception as error:  # safetensors, torch and transformers each have exceptions of their own for a bad file
         raise CheckpointError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
@@ -247,9 +276,23 @@ def load_weights(
 def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
     """Give a configuration the recipe's positions, in place, and tell what changed.
 
+    Fine-tuning on conversations may stay within what the model reads: its positions are kept then.
+
     Raises:
         ConfigError: the model already reads that far, or its positions cannot be scaled so.
     """
+    if recipe.data.kind == "sft":
+        context = recipe.rope.base_context or readable_context(config)
+        if recipe.context_length <= context:
+            text_config = config.get_text_config()
+            return Extension(
+                base_model=recipe.model_name_or_path,
+                base_context=context,
+                context_length=context,
+                rope_parameters=rotary_parameters(config),
+                max_position_embeddings=text_config.max_position_embeddings,
+                quantization=recipe.quantization,
+            )
     rope = extend_positions(
         config,
         context_length=recipe.context_length,

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from longlora.data import DocumentSource, read_documents, tokenize_documents
+from longlora.data import cache as cache_module
 from longlora.data import tokenize as tokenize_module
 from longlora.errors import DataError
 
@@ -264,7 +265,7 @@ def test_damaged_cache_is_written_anew(
     elif damage == "lost":
         data.unlink()
     elif damage == "fewer documents":
-        summary.write_text(json.dumps({"num_documents": len(TEXTS) + 1}))
+        summary.write_text(json.dumps({"num_rows": len(TEXTS) + 1}))
     else:
         summary.write_text("")
     assert tokenize(folder, tokenizer, cache_dir).to_dict() == first
@@ -279,17 +280,17 @@ def test_two_at_once_tokenize_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     both_found_nothing = threading.Barrier(2, timeout=60)
-    original = tokenize_module._open_cache
+    original = cache_module._open_cache
     opened = threading.local()
 
-    def open_cache(path: Path) -> Dataset | None:
+    def open_cache(path: Path) -> Any:
         documents = original(path)
         if not hasattr(opened, "once"):
             opened.once = True
             both_found_nothing.wait()
         return documents
 
-    monkeypatch.setattr(tokenize_module, "_open_cache", open_cache)
+    monkeypatch.setattr(cache_module, "_open_cache", open_cache)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: tokenize(folder, tokenizer, cache_dir), range(2))
     assert first.to_dict() == second.to_dict()

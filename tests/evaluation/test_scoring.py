@@ -18,7 +18,6 @@ from tests.evaluation.llama import (
 from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError
-from longlora.evaluation import scoring
 from longlora.evaluation.perplexity import perplexity, perplexity_by_length
 
 
@@ -35,15 +34,6 @@ def test_a_model_without_logits_to_keep(model: LlamaForCausalLM, documents: list
     assert plain.to_dict() == pytest.approx(
         perplexity(model, documents, window=9, stride=4, progress=False).to_dict(), rel=1e-6
     )
-
-
-def test_chunks_of_logits_change_nothing(
-    model: LlamaForCausalLM, documents: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = perplexity(model, documents, window=9, stride=4, batch_size=3, progress=False)
-    monkeypatch.setattr(scoring, "LOGIT_ROWS_PER_CHUNK", 3)
-    chunked = perplexity(model, documents, window=9, stride=4, batch_size=3, progress=False)
-    assert chunked.to_dict() == pytest.approx(whole.to_dict(), rel=1e-7)
 
 
 def test_probabilities_are_float32_in_a_bfloat16_model(documents: list[tuple[int, ...]]) -> None:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.lora import add_adapter, trainable_parameters
+from longlora.memory import keep_hidden_states_in
 from longlora.planner import PlannedRun, activations, parse_architecture
 from longlora.planner.memory import plan_memory
 from longlora.register import set_group_size
@@ -98,6 +99,7 @@ def measure(run: PlannedRun, *, sizes: dict[str, Any] | None = None) -> Measured
             lora_dropout=0.0,
             target_modules=run.lora_targets,
         )
+    keep_hidden_states_in(model, torch.bfloat16)
     if not run.mixed:
         model = model.to(torch.bfloat16)
     if run.gradient_checkpointing:

@@ -11,6 +11,7 @@ import yaml
 from longlora import cli
 from longlora.config import Recipe, load_recipe
 from longlora.planner import GIB
+from longlora.training.planned import planned_run
 
 
 @pytest.fixture
@@ -85,16 +86,17 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
         "quantization": ("nf4", lambda plan: "nf4" if plan.four_bit else None),
     }
     changed = load_recipe(recipe, [f"{key}={value}" for key, (value, _) in overrides.items()])
-    plan = cli._planned_run(changed)
+    plan = planned_run(changed)
     assert {key: read(plan) for key, (_, read) in overrides.items()} == {key: v for key, (v, _) in overrides.items()}
-    norms = cli._planned_run(load_recipe(recipe, ["lora.trainable=[norm]", "lora.target_modules=[q_proj, up_proj]"]))
+    norms = planned_run(load_recipe(recipe, ["lora.trainable=[norm]", "lora.target_modules=[q_proj, up_proj]"]))
     assert (norms.train_embeddings, norms.train_norms, norms.lora_targets) == (False, True, "all-linear")
-    full = cli._planned_run(load_recipe(recipe, ["attention.pattern=full"]))
+    full = planned_run(load_recipe(recipe, ["attention.pattern=full"]))
     assert (full.attention, full.group_size) == ("full", None)
     # A key that is new in the recipe either changes memory or time, and then the mapping, or is listed here.
     of_no_weight = (
         "output_dir data rope learning_rate embedding_learning_rate new_tokens lr_scheduler_type warmup_steps "
         "weight_decay adam_beta1 adam_beta2 "
+        "num_train_epochs eval_steps num_sampled_answers merge "
         "max_grad_norm logging_steps save_steps save_total_limit seed report_to trust_remote_code"
     ).split()
     mapped = {key.partition(".")[0] for key in overrides}
@@ -158,3 +160,11 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_epochs_are_planned_for_one_step(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert planned_run(load_recipe(recipe, ["num_train_epochs=5"])).steps == 1
+    assert run(monkeypatch, recipe, "num_train_epochs=5", "--gpu-type", "h200") == 0
+    assert "num_train_epochs=5: the number of steps depends on the data" in capsys.readouterr().out

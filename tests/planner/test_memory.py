@@ -204,10 +204,11 @@ def test_four_bits(llama_7b: Any) -> None:
     assert amounts(run)["frozen weights"] == pytest.approx(linear * 4.127 / 8 + rest, rel=1e-4)
 
 
-def test_a_float32_embedding_makes_the_layer_inputs_float32(llama_7b: Any) -> None:
+def test_layer_inputs_are_in_the_type_of_compute_whatever_is_trained(llama_7b: Any) -> None:
     run = PlannedRun(architecture=llama_7b, context_length=8192)
     with_embeddings, without = amounts(run), amounts(replace(run, train_embeddings=False))
-    assert with_embeddings["layer inputs"] == 2 * without["layer inputs"]
+    assert with_embeddings["layer inputs"] == without["layer inputs"] == 32 * 8192 * 4096 * 2
+    assert amounts(replace(run, dtype="float32"))["layer inputs"] == 2 * without["layer inputs"]
     kinds = replace(run, train_embeddings=False).trained_by_kind(), replace(run, train_norms=False).trained_by_kind()
     assert [set(kind) for kind in kinds] == [{"lora", "norms"}, {"lora", "embeddings"}]
 

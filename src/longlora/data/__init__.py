@@ -1,7 +1,23 @@
-"""From texts, wherever they are kept, to rows of exactly one context length."""
+"""From texts or conversations, wherever they are kept, to rows of one context length."""
 
-from longlora.data.pack import pack_rows
-from longlora.data.sources import DocumentSource, read_documents
+from longlora.data.conversations import Conversation
+from longlora.data.encode import EncodedConversation, encode_conversation
+from longlora.data.instructions import pack_conversations, tokenize_conversations
+from longlora.data.pack import count_tokens, pack_rows
+from longlora.data.sources import ConversationSource, DocumentSource, read_conversations, read_documents
 from longlora.data.tokenize import tokenize_documents
 
-__all__ = ["DocumentSource", "pack_rows", "read_documents", "tokenize_documents"]
+__all__ = [
+    "Conversation",
+    "ConversationSource",
+    "DocumentSource",
+    "EncodedConversation",
+    "count_tokens",
+    "encode_conversation",
+    "pack_conversations",
+    "pack_rows",
+    "read_conversations",
+    "read_documents",
+    "tokenize_conversations",
+    "tokenize_documents",
+]

@@ -38,7 +38,7 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
     Raises:
         DataError: fewer tokens than one row, or the rows cannot be written.
     """
-    num_tokens = _count_tokens(documents)
+    num_tokens = count_tokens(documents)
     num_rows, num_left_out = divmod(num_tokens, context_length)
     if num_rows == 0:
         raise DataError(
@@ -75,7 +75,8 @@ def _one_at_a_time(documents: Dataset) -> AbstractContextManager[object]:
     return FileLock(f"{documents.cache_files[0]['filename']}.lock") if documents.cache_files else nullcontext()
 
 
-def _count_tokens(documents: Dataset) -> int:
+def count_tokens(documents: Dataset) -> int:
+    """Count the tokens of a column `input_ids`."""
     tables = documents.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
     # An empty sum is null.
     return sum(

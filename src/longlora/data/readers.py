@@ -1,13 +1,13 @@
-"""Reads documents out of one file, saved data set or hub data set, and keeps count of what could not be read."""
+"""Reads items out of one file, saved data set or hub data set, and keeps count of what could not be read."""
 
 import gzip
 import json
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import pyarrow
 import pyarrow.parquet
@@ -30,7 +30,81 @@ class UnreadableError(Exception):
 
 
 class MissingColumnError(UnreadableError):
-    """A table lacks the column of the text."""
+    """A table lacks the columns that are asked for."""
+
+
+class UnusableError(Exception):
+    """A row holds nothing usable, for the reason given; other rows may."""
+
+
+Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class ItemKind(Protocol[Item_co]):
+    """What is read: how a row of a table, or a whole file, becomes an item."""
+
+    @property
+    def name(self) -> str:
+        """What one item is called."""
+
+    @property
+    def columns(self) -> Sequence[str] | None:
+        """Columns to read where a format lets one choose; None for all."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do where nothing usable is found."""
+
+    @property
+    def column_remedy(self) -> str:
+        """What to do where a table lacks the columns."""
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Look at a table's columns; raises `MissingColumnError`."""
+
+    def of_row(self, row: Mapping[str, Any]) -> Item_co:
+        """Make an item of a row; raises `UnusableError`."""
+
+    def of_text(self, text: str) -> Item_co:
+        """Make an item of a file that is no table; raises `UnusableError` or `UnreadableError`."""
+
+
+@dataclass(frozen=True)
+class TextKind:
+    """Texts: a column of a table, or a whole file."""
+
+    column: str = "text"
+    name: str = "text"
+    remedy: str = (
+        "data.source needs at least one text in UTF-8, data.text_column names the column of a table that holds it"
+    )
+    column_remedy: str = "set data.text_column to one of them"
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The column of the text."""
+        return [self.column]
+
+    def check(self, columns: Iterable[str]) -> None:
+        """See that the column is there."""
+        if self.column not in columns:
+            raise missing_columns(f"no column {self.column!r}", columns)
+
+    def of_row(self, row: Mapping[str, Any]) -> str:
+        """Take the text out of its column."""
+        text = row.get(self.column)
+        if text is not None and not isinstance(text, str):
+            raise UnusableError(f"with {type(text).__name__} instead of text in column {self.column!r}")
+        return self.of_text(text or "")
+
+    def of_text(self, text: str) -> str:
+        """See that a tokenizer can take it."""
+        if not text.strip():
+            raise UnusableError("empty")
+        if not is_unicode(text):
+            raise UnusableError("not UTF-8 text")
+        return text
 
 
 @dataclass
@@ -59,8 +133,8 @@ def is_table(path: Path) -> bool:
     return path.name.lower().endswith(JSON_SUFFIXES + PARQUET_SUFFIXES)
 
 
-def read_file(path: Path, *, text_column: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
-    """Yield `(name, text)` for each document of a file; rows are named `path:number`, counted from 1.
+def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield `(name, item)` for each item of a file; rows are named `path:number`, counted from 1.
 
     Raises:
         UnreadableError: the file as a whole is of no use. Single bad rows are added to `skipped` instead.
@@ -69,22 +143,25 @@ def read_file(path: Path, *, text_column: str, skipped: Skipped) -> Iterator[tup
         if not path.is_file():
             raise UnreadableError("unreadable (not a regular file)")
         if not is_table(path):
-            yield str(path), _read_text(path)
+            try:
+                yield str(path), kind.of_text(_read_text(path))
+            except UnusableError as error:
+                skipped.add(str(error), str(path))
             return
         is_parquet = path.name.lower().endswith(PARQUET_SUFFIXES)
-        rows = _parquet_rows(path, text_column) if is_parquet else _json_rows(path, skipped)
-        yield from _texts(rows, str(path), text_column, skipped)
+        rows = _parquet_rows(path, kind) if is_parquet else _json_rows(path, skipped)
+        yield from _items(rows, str(path), kind, skipped)
     except (EOFError, zlib.error) as error:
         raise UnreadableError("not valid gzip") from error
     except OSError as error:
         raise UnreadableError(f"unreadable ({error.strerror or error})") from error
 
 
-def read_saved(path: Path, *, text_column: str, split: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
-    """Yield `(name, text)` for each row of a directory written by `save_to_disk`.
+def read_saved(path: Path, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield `(name, item)` for each row of a directory written by `save_to_disk`.
 
     Raises:
-        UnreadableError: the directory is damaged or lacks the column.
+        UnreadableError: the directory is damaged or lacks the columns.
         DataError: it has splits, but not the one asked for.
     """
     try:
@@ -95,20 +172,20 @@ def read_saved(path: Path, *, text_column: str, split: str, skipped: Skipped) ->
         if split not in dataset:
             raise DataError(f"{path} has no split {split!r}; set data.split to one of: {', '.join(dataset)}")
         dataset = dataset[split]
-    if text_column not in dataset.column_names:
-        raise _missing_column(text_column, dataset.column_names)
-    rows = enumerate(dataset.with_format(None).select_columns([text_column]), start=1)
-    yield from _texts(rows, str(path), text_column, skipped)
+    kind.check(dataset.column_names)
+    columns = dataset.column_names if kind.columns is None else list(kind.columns)
+    rows = enumerate(dataset.with_format(None).select_columns(columns), start=1)
+    yield from _items(rows, str(path), kind, skipped)
 
 
-def read_hub(name: str, *, text_column: str, split: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
-    """Yield `(name, text)` for each row of a data set streamed from the hub.
+def read_hub(name: str, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield `(name, item)` for each row of a data set streamed from the hub.
 
     Raises:
-        MissingColumnError: the data set lacks the column.
+        MissingColumnError: the data set lacks the columns.
         DataError: no such data set or split, or the hub cannot be reached; also when the connection is lost halfway.
     """
-    yield from _texts(_hub_rows(name, split), name, text_column, skipped)
+    yield from _items(_hub_rows(name, split), name, kind, skipped)
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -127,31 +204,36 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-def _texts(
-    rows: Iterable[tuple[int, dict[str, Any]]], name: str, text_column: str, skipped: Skipped
-) -> Iterator[tuple[str, str]]:
-    for position, (number, row) in enumerate(rows):
-        # The first row speaks for the table; a later one without the column is a row without a text.
-        if position == 0 and text_column not in row:
-            raise _missing_column(text_column, row)
-        text = row.get(text_column)
-        if text is None:
-            text = ""
-        if not isinstance(text, str):
-            skipped.add(f"with {type(text).__name__} instead of text in column {text_column!r}", f"{name}:{number}")
-        elif _is_unicode(text):
-            yield f"{name}:{number}", text
-        else:
-            skipped.add("not UTF-8 text", f"{name}:{number}")
+def missing_columns(what: str, columns: Iterable[str]) -> MissingColumnError:
+    """Make the error for a table without what is needed, naming what it has."""
+    return MissingColumnError(f"{what} (columns: {', '.join(map(str, columns)) or 'none'})")
 
 
-def _is_unicode(text: str) -> bool:
-    """Half a surrogate pair passes as JSON and as a Python string, but no tokenizer takes it."""
+def is_unicode(text: str) -> bool:
+    """Tell whether a string can be written as UTF-8.
+
+    Half a surrogate pair passes as JSON and as a Python string, but no tokenizer takes it.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _items(
+    rows: Iterable[tuple[int, dict[str, Any]]], name: str, kind: ItemKind[Item], skipped: Skipped
+) -> Iterator[tuple[str, Item]]:
+    for position, (number, row) in enumerate(rows):
+        # The first row speaks for the table; a later one without the columns is a row without an item.
+        if position == 0:
+            kind.check(row)
+        try:
+            item = kind.of_row(row)
+        except UnusableError as error:
+            skipped.add(str(error), f"{name}:{number}")
+            continue
+        yield f"{name}:{number}", item
 
 
 def _read_text(path: Path) -> str:
@@ -211,22 +293,17 @@ def _json_list(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
     yield from enumerate(value if isinstance(value, list) else [value], start=1)
 
 
-def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(path: Path, kind: ItemKind[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if text_column not in file.schema_arrow.names:
-                raise _missing_column(text_column, file.schema_arrow.names)
+            kind.check(file.schema_arrow.names)
             number = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_column]):
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=kind.columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
     except pyarrow.ArrowException as error:
         raise UnreadableError("not valid Parquet") from error
-
-
-def _missing_column(text_column: str, columns: Iterable[str]) -> MissingColumnError:
-    return MissingColumnError(f"no column {text_column!r} (columns: {', '.join(map(str, columns)) or 'none'})")
 
 
 def _first_line(error: Exception) -> str:

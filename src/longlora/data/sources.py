@@ -1,4 +1,4 @@
-"""Turns what a user calls a data source into a stream of documents with an identity."""
+"""Turns what a user calls a data source into a stream of documents, or conversations, with an identity."""
 
 import glob
 import hashlib
@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal
 
+from longlora.data.conversations import Conversation, ConversationKind
 from longlora.data.readers import (
+    Item,
+    ItemKind,
     MissingColumnError,
     Skipped,
+    TextKind,
     UnreadableError,
     is_table,
     read_file,
@@ -32,25 +36,29 @@ _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocumentSource:
-    """Documents in a fixed order as `(name, text)`, read anew by every iteration.
+class Source(Generic[Item]):
+    """Items in a fixed order as `(name, item)`, read anew by every iteration.
 
     Files are looked at only then: an iteration skips what it cannot read, says so in one warning at its end, and raises
     `DataError` if nothing was left.
     """
 
     identity: str
-    """Digest of all that decides the documents: paths, sizes and times of files, hub name, split, column, limit."""
+    """Digest of all that decides the items: paths, sizes and times of files, hub name, split, column, limit."""
 
     num_documents: int | None
-    """Most documents there can be, where that is known before reading."""
+    """Most items there can be, where that is known before reading."""
 
-    read: Callable[[], Iterator[tuple[str, str]]]
+    read: Callable[[], Iterator[tuple[str, Item]]]
     """Starts an iteration."""
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Read the documents from the first one on."""
+    def __iter__(self) -> Iterator[tuple[str, Item]]:
+        """Read the items from the first one on."""
         return self.read()
+
+
+DocumentSource = Source[str]
+ConversationSource = Source[Conversation]
 
 
 @dataclass(frozen=True)
@@ -78,16 +86,33 @@ def read_documents(
     Raises:
         DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
     """
+    return _find(source, TextKind(text_column), split, max_documents, identity=[text_column])
+
+
+def read_conversations(
+    source: str | Sequence[str], *, split: str = "train", max_documents: int | None = None
+) -> ConversationSource:
+    """Find the conversations of one or several sources: tables as for `read_documents`, in the forms of `Conversation`.
+
+    Raises:
+        DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
+    """
+    return _find(source, ConversationKind(), split, max_documents, identity=["conversations"])
+
+
+def _find(
+    source: str | Sequence[str], kind: ItemKind[Item], split: str, max_items: int | None, identity: list[Any]
+) -> Source[Item]:
     names = [source] if isinstance(source, str) else list(source)
     parts = [part for name in names for part in _locate(name)]
     if not parts:
         raise DataError("at least one data source must be given, found an empty list; set data.source")
-    identity = [text_column, split, max_documents, [_identify(part) for part in parts]]
+    identity = [*identity, split, max_items, [_identify(part) for part in parts]]
     is_countable = all(part.kind == "file" and not is_table(Path(part.location)) for part in parts)
-    return DocumentSource(
+    return Source(
         identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
-        num_documents=min(len(parts), max_documents or len(parts)) if is_countable else max_documents,
-        read=partial(_read_parts, parts, ", ".join(names), text_column, split, max_documents),
+        num_documents=min(len(parts), max_items or len(parts)) if is_countable else max_items,
+        read=partial(_read_parts, parts, ", ".join(names), kind, split, max_items),
     )
 
 
@@ -146,41 +171,34 @@ def _stamp(file: str) -> tuple[str, int, int]:
 
 
 def _read_parts(
-    parts: list[_Part], source_name: str, text_column: str, split: str, max_documents: int | None
-) -> Iterator[tuple[str, str]]:
+    parts: list[_Part], source_name: str, kind: ItemKind[Item], split: str, max_items: int | None
+) -> Iterator[tuple[str, Item]]:
     skipped = Skipped()
-    documents = (document for part in parts for document in _read_part(part, text_column, split, skipped))
+    items = (item for part in parts for item in _read_part(part, kind, split, skipped))
     num_read = 0
-    for document in islice(documents, max_documents):
+    for item in islice(items, max_items):
         num_read += 1
-        yield document
+        yield item
     if num_read == 0:
-        raise DataError(
-            f"no readable text in {source_name}: {skipped.summary() or 'it holds no rows'}; data.source needs at least "
-            "one text in UTF-8, data.text_column names the column of a table that holds it"
-        )
+        reasons = skipped.summary() or "it holds no rows"
+        raise DataError(f"no readable {kind.name} in {source_name}: {reasons}; {kind.remedy}")
     if skipped.counts:
         logger.warning("skipped %d files or rows: %s", skipped.counts.total(), skipped.summary())
 
 
-def _read_part(part: _Part, text_column: str, split: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
+def _read_part(part: _Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
     path = Path(part.location)
     try:
         if part.kind == "hub":
-            documents = read_hub(part.location, text_column=text_column, split=split, skipped=skipped)
+            yield from read_hub(part.location, kind, split, skipped)
         elif part.kind == "saved":
-            documents = read_saved(path, text_column=text_column, split=split, skipped=skipped)
+            yield from read_saved(path, kind, split, skipped)
         else:
-            documents = read_file(path, text_column=text_column, skipped=skipped)
-        for name, text in documents:
-            if text.strip():
-                yield name, text
-            else:
-                skipped.add("empty", name)
+            yield from read_file(path, kind, skipped)
     except MissingColumnError as error:
         # A folder of texts may well hold a settings.json; a table that the user named must be what was meant.
         if part.is_named:
-            raise DataError(f"{part.location} has {error}; set data.text_column to one of them") from error
+            raise DataError(f"{part.location} has {error}; {kind.column_remedy}") from error
         skipped.add(f"with {error}", part.location)
     except UnreadableError as error:
         skipped.add(str(error), part.location)

@@ -1,22 +1,16 @@
 """Turns documents into token ids, once, and keeps them on disk."""
 
-import hashlib
-import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
 from datasets import Dataset
-from datasets.fingerprint import Hasher
-from filelock import FileLock
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
+from longlora.data.cache import Summary, cached_dataset, tokenizer_identity
 from longlora.data.sources import DocumentSource
-from longlora.errors import DataError
 
 logger = logging.getLogger("longlora")
 
@@ -24,8 +18,6 @@ logger = logging.getLogger("longlora")
 FORMAT_VERSION = 1
 
 _SCHEMA = pyarrow.schema({"name": pyarrow.string(), "input_ids": pyarrow.list_(pyarrow.int32())})
-_DOCUMENTS_FILE = "documents.arrow"
-_SUMMARY_FILE = "summary.json"
 # Given to the tokenizer at once: several books, so that it can use several cores.
 _BATCH_CHARACTERS = 4_000_000
 _BATCH_DOCUMENTS = 1000
@@ -55,75 +47,24 @@ def tokenize_documents(
     Raises:
         DataError: the source cannot be read, or the cache cannot be written.
     """
-    identity = [FORMAT_VERSION, source.identity, _tokenizer_identity(tokenizer)]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    folder = (Path(cache_dir).expanduser() if cache_dir else _default_cache_dir()) / "tokenized" / key
-    documents = _open_cache(folder)
-    if documents is not None:
-        return documents
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            # Whoever held the lock before us may have done the work.
-            documents = _open_cache(folder)
-            return documents if documents is not None else _fill_cache(folder, source, tokenizer, show_progress)
-    except OSError as error:
-        raise DataError(
-            f"tokenized documents cannot be written to {folder.parent} ({error.strerror or error}); "
-            "set data.cache_dir to a writable folder with room"
-        ) from error
-
-
-def _default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlora"
-
-
-def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens]
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return [Hasher.hash(tokenizer), *special]
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # These two are left over from the last call of the tokenizer, and ours sets its own.
-    del backend["truncation"], backend["padding"]
-    return [type(tokenizer).__name__, backend, *special]
-
-
-def _open_cache(folder: Path) -> Dataset | None:
-    try:
-        summary = json.loads((folder / _SUMMARY_FILE).read_text(encoding="utf-8"))
-        documents = Dataset.from_file(str(folder / _DOCUMENTS_FILE))
-    except (OSError, ValueError):
-        return None
-    return documents if len(documents) == summary["num_documents"] else None
-
-
-def _fill_cache(
-    folder: Path, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, show_progress: bool
-) -> Dataset:
-    partial = folder.with_suffix(".partial")
-    # Left by a process that was killed; we hold the lock, so nobody is at work on it.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        summary = _write_documents(partial / _DOCUMENTS_FILE, source, tokenizer, show_progress)
-        (partial / _SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    logger.info("tokenized %(num_documents)d documents into %(num_tokens)d tokens", summary)
-    return Dataset.from_file(str(folder / _DOCUMENTS_FILE))
+    documents, summary = cached_dataset(
+        [FORMAT_VERSION, source.identity, tokenizer_identity(tokenizer)],
+        lambda writer: _write_documents(writer, source, tokenizer, show_progress),
+        schema=_SCHEMA,
+        cache_dir=cache_dir,
+    )
+    logger.info("%(num_rows)d documents of %(num_tokens)d tokens", summary)
+    return documents
 
 
 def _write_documents(
-    path: Path, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, show_progress: bool
-) -> dict[str, int]:
+    writer: pyarrow.ipc.RecordBatchStreamWriter,
+    source: DocumentSource,
+    tokenizer: PreTrainedTokenizerBase,
+    show_progress: bool,
+) -> Summary:
     num_documents = num_tokens = 0
-    with (
-        path.open("wb") as file,
-        pyarrow.ipc.new_stream(file, _SCHEMA) as writer,
-        tqdm(desc="Tokenizing", total=source.num_documents, unit=" documents", disable=not show_progress) as bar,
-    ):
+    with tqdm(desc="Tokenizing", total=source.num_documents, unit=" documents", disable=not show_progress) as bar:
         for names, texts in _batches(source):
             batch_ids = _tokenize(texts, tokenizer)
             writer.write_batch(pyarrow.record_batch([names, batch_ids], schema=_SCHEMA))
@@ -131,11 +72,7 @@ def _write_documents(
             num_tokens += sum(map(len, batch_ids))
             bar.update(len(names))
             bar.set_postfix(tokens=f"{num_tokens:,}")
-        writer.close()
-        # The rename must not reach the disk before what it names.
-        file.flush()
-        os.fsync(file.fileno())
-    return {"num_documents": num_documents, "num_tokens": num_tokens}
+    return {"num_rows": num_documents, "num_tokens": num_tokens}
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

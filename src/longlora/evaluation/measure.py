@@ -1,65 +1,32 @@
 """Measure a model by name on texts by name: what `longlora eval` does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data import read_documents, tokenize_documents
-from longlora.data.sources import DocumentSource
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, read_token_file, write_token_file
+from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, write_token_file
 from longlora.evaluation.haystack import Haystack, read_haystack
+from longlora.evaluation.logits import Model, context_of, vocabulary_size
 from longlora.evaluation.original import ORIGINAL_STRIDE, original_perplexity
 from longlora.evaluation.perplexity import Perplexity, perplexity, perplexity_by_length
+from longlora.evaluation.perplexity_report import PerplexityResult
 from longlora.evaluation.positions import loss_by_position
 from longlora.evaluation.positions_report import PositionsResult
-from longlora.evaluation.processes import joined
-from longlora.evaluation.provenance import provenance
+from longlora.evaluation.processes import Processes, joined
+from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.reader import check_positions
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_report import write_result
-from longlora.evaluation.scoring import Document, Model, base_model
+from longlora.evaluation.scoring import Document
 from longlora.evaluation.summary import RetrievalResult
+from longlora.evaluation.texts import Texts
 from longlora.evaluation.trials import RetrievalTest
 from longlora.model import load_config, load_for_inference, load_tokenizer, model_source
-from longlora.positions import readable_context
 
 Protocol = Literal["same-targets", "new", "all", "original"]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Where texts are and how they are read; `read_documents` says what a source may be."""
-
-    sources: Sequence[str]
-    text_column: str = "text"
-    split: str = "validation"
-    max_documents: int | None = None
-
-    def read(self) -> DocumentSource:
-        """Find the documents."""
-        return read_documents(
-            list(self.sources), text_column=self.text_column, split=self.split, max_documents=self.max_documents
-        )
-
-    def tokens(
-        self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, *, across_documents: bool = False
-    ) -> Sequence[Document]:
-        """Tokenise the documents, or map a `.bin` of tokens, which is one stream, into memory.
-
-        Raises:
-            DataError: the texts cannot be read, or a `.bin` stands beside other sources.
-        """
-        if any(source.endswith(TOKEN_FILE_SUFFIX) for source in self.sources):
-            if len(self.sources) > 1:
-                raise DataError(f"a .bin of tokens must be the only source, not one of {', '.join(self.sources)}")
-            return [read_token_file(self.sources[0], vocabulary_size)]
-        documents: Sequence[Document] = tokenize_documents(self.read(), tokenizer)["input_ids"]
-        return [np.concatenate([np.asarray(document) for document in documents])] if across_documents else documents
 
 
 def measure_perplexity(
@@ -71,7 +38,8 @@ def measure_perplexity(
     protocol: Protocol = "same-targets",
     across_documents: bool = False,
     max_targets: int | None = None,
-) -> dict[int, Perplexity]:
+    device_map: str | None = None,
+) -> PerplexityResult:
     """Load a model, read texts, and measure perplexity at each length by one of the protocols.
 
     `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
@@ -84,10 +52,32 @@ def measure_perplexity(
         DataError: the texts cannot be read, or none is as long as the longest length.
         ConfigError: lengths and stride do not go together.
     """
-    model, tokenizer = load_for_inference(model_name)
-    context = _context(model)
+    model, tokenizer = load_for_inference(model_name, device_map=device_map)
+    context = context_of(model)
     lengths = sorted(set(lengths or [context // 8, context // 4, context // 2, context]))
-    documents = texts.tokens(tokenizer, _vocabulary_size(model), across_documents=across_documents)
+    documents = texts.tokens(tokenizer, vocabulary_size(model), across_documents=across_documents)
+    measured = _perplexity(model, documents, lengths, stride, protocol, max_targets, model_name)
+    return PerplexityResult(
+        model=model_name,
+        weights=model_identity(model),
+        context=context,
+        protocol=protocol,
+        data=texts.description,
+        perplexity=measured,
+        settings={"stride": stride, "across_documents": across_documents, "max_targets": max_targets},
+        provenance=provenance(),
+    )
+
+
+def _perplexity(
+    model: Model,
+    documents: Sequence[Document],
+    lengths: Sequence[int],
+    stride: int | None,
+    protocol: Protocol,
+    max_targets: int | None,
+    description: str,
+) -> dict[int, Perplexity]:
     if protocol == "original":
         if max_targets is not None:
             raise ConfigError("the original's protocol scores all there is: leave --max-targets out, or give less text")
@@ -98,7 +88,7 @@ def measure_perplexity(
     stride = stride or max(1, min(256, min(lengths) // 2))
     if protocol == "same-targets":
         return perplexity_by_length(
-            model, documents, lengths=lengths, stride=stride, max_targets=max_targets, description=model_name
+            model, documents, lengths=lengths, stride=stride, max_targets=max_targets, description=description
         )
     return {
         length: perplexity(
@@ -122,6 +112,7 @@ def measure_positions(
     max_windows: int | None = None,
     across_documents: bool = False,
     beyond: bool = False,
+    device_map: str | None = None,
 ) -> PositionsResult:
     """Load a model, read texts, and measure the loss by position in windows of `length` tokens.
 
@@ -130,10 +121,10 @@ def measure_positions(
         DataError: the texts cannot be read, or none is as long as a window.
         ConfigError: the window is longer than the model's positions, or a number is out of its range.
     """
-    model, tokenizer = load_for_inference(model_name)
-    length = length or _context(model)
+    model, tokenizer = load_for_inference(model_name, device_map=device_map)
+    length = length or context_of(model)
     check_positions(model, length, beyond=beyond)
-    documents = texts.tokens(tokenizer, _vocabulary_size(model), across_documents=across_documents)
+    documents = texts.tokens(tokenizer, vocabulary_size(model), across_documents=across_documents)
     curve = loss_by_position(
         model, documents, length=length, num_buckets=num_buckets, max_windows=max_windows, description=model_name
     )
@@ -142,8 +133,9 @@ def measure_positions(
         length=length,
         num_windows=curve[0].num_tokens // (curve[0].end - curve[0].start),
         curve=curve,
-        context=_context(model),
+        context=context_of(model),
         provenance=provenance(),
+        weights=model_identity(model),
     )
 
 
@@ -158,17 +150,19 @@ def measure_retrieval(
     seed: int = 0,
     bar: float,
     beyond: bool = False,
+    device_map: str | None = None,
 ) -> RetrievalResult | None:
     """Load a model, run a retrieval test and write its result; None in all processes but the first.
 
     Without `lengths`: an eighth, a quarter, a half and the whole of the model's context.
 
     Raises:
-        CheckpointError, ConfigError, DataError: as `run_retrieval`; CheckpointError if the model cannot be loaded.
+        CheckpointError, ConfigError, DataError: as `run_retrieval`; CheckpointError if the model cannot be loaded,
+            ConfigError if several processes are to spread a model each over all devices.
     """
     with joined() as processes:
-        model, tokenizer = load_for_inference(model_name, device=processes.device)
-        context = _context(model)
+        model, tokenizer = load_shared(model_name, processes, device_map)
+        context = context_of(model)
         result = run_retrieval(
             model,
             tokenizer,
@@ -186,6 +180,21 @@ def measure_retrieval(
         if processes.is_first:
             write_result(result, output)
     return result if processes.is_first else None
+
+
+def load_shared(model_name: str, processes: Processes, device_map: str | None) -> tuple[Model, PreTrainedTokenizerBase]:
+    """Load a model for this one of several processes.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+        ConfigError: several processes are to spread a model each over all devices.
+    """
+    if device_map and processes.count > 1:
+        raise ConfigError(
+            f"--device-map {device_map} spreads one model over all devices, and {processes.count} processes would each "
+            "do so: start a single process"
+        )
+    return load_for_inference(model_name, device=processes.device, device_map=device_map)
 
 
 def haystack_of(texts: Texts | None) -> Haystack | None:
@@ -207,16 +216,8 @@ def write_tokens(model_name: str, texts: Texts, path: str | Path) -> int:
     if Path(path).suffix != TOKEN_FILE_SUFFIX:
         raise DataError(f"a token file must be named .bin, or it would be read as text; got {path}")
     name = model_source(model_name)
-    vocabulary_size = load_config(name).get_text_config().vocab_size
-    return write_token_file(path, texts.tokens(load_tokenizer(name), vocabulary_size), vocabulary_size)
-
-
-def _context(model: Model) -> int:
-    return readable_context(base_model(model).config)
-
-
-def _vocabulary_size(model: Model) -> int:
-    return base_model(model).config.get_text_config().vocab_size
+    size = load_config(name).get_text_config().vocab_size
+    return write_token_file(path, texts.tokens(load_tokenizer(name), size), size)
 
 
 def _most_windows(max_targets: int | None, targets_per_window: int) -> int | None:

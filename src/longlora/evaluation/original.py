@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from longlora.errors import ConfigError, DataError
+from longlora.evaluation.logits import Model
 from longlora.evaluation.perplexity import Perplexity
 from longlora.evaluation.progress import progress_bar
-from longlora.evaluation.scoring import Document, Model, evaluation_mode, nats_of_targets, token_arrays
+from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
 from longlora.evaluation.windows import Window
 
 ORIGINAL_STRIDE = 256

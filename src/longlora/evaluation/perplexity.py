@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.scoring import Document, Model, evaluation_mode, nats_of_targets, token_arrays
+from longlora.evaluation.logits import Model
+from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
 from longlora.evaluation.windows import (
     Window,
     batches,
@@ -65,7 +66,7 @@ def perplexity(
     protocol: half a window before a token on average. But its eval.py takes the mean of batch means, however short the
     last batch, and drops the last one or two windows that fit; here tokens weigh the same and all windows count.
 
-    At most `max_windows` are read, spread evenly. A window with n targets needs n + 1 rows of logits in memory.
+    At most `max_windows` are read, spread evenly. Of logits 1,024 rows are in memory at a time.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -87,6 +88,7 @@ def perplexity_by_length(
     *,
     lengths: Sequence[int],
     stride: int,
+    longest: int | None = None,
     batch_size_tokens: int = 8192,
     max_targets: int | None = None,
     progress: bool = True,
@@ -95,6 +97,7 @@ def perplexity_by_length(
     """Measure the perplexity of the same targets at several context lengths, the shortest length first.
 
     At length L a target has L - stride to L - 1 tokens before it. Documents below `max(lengths)` tokens are left out.
+    `longest` takes that maximum's place where further lengths are measured by another call, on the same targets.
     A forward pass reads `batch_size_tokens`, at least a window. `max_targets` is kept by taking windows evenly.
 
     Raises:
@@ -109,10 +112,11 @@ def perplexity_by_length(
         raise ConfigError(f"max_targets must be at least stride ({stride}, one window's targets), not {max_targets}.")
     tokens = token_arrays(model, documents)
     sizes = [len(document) for document in tokens]
-    _check_longest(sizes, "max(lengths)", max(lengths))
+    longest = max(longest or 0, *lengths)
+    _check_longest(sizes, "max(lengths)", longest)
     results = {}
     for length in sorted(set(lengths)):
-        windows = windows_at_length(sizes, length=length, longest=max(lengths), stride=stride)
+        windows = windows_at_length(sizes, length=length, longest=longest, stride=stride)
         windows = evenly_spread(windows, max_targets // stride if max_targets else len(windows))
         batch_size, label = max(1, batch_size_tokens // length), f"{description} {length} tokens".lstrip()
         results[length] = _score(model, tokens, windows, batch_size=batch_size, progress=progress, description=label)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from longlora.errors import ConfigError, DataError
+from longlora.evaluation.logits import Model
 from longlora.evaluation.progress import progress_bar
-from longlora.evaluation.scoring import Document, Model, evaluation_mode, nats_of_targets, token_arrays
+from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
 from longlora.evaluation.windows import Window, batches, evenly_spread, full_windows
 
 
@@ -43,7 +44,7 @@ def loss_by_position(
     In each window position p is the number of tokens before the target, 1 to `length - 1`. All windows are full, so
     every bucket averages over the same windows, and with m_i the mean of window i of k in a bucket its standard error
     is `std(m_i, ddof=1) / sqrt(k)`. A model that uses what it reads gives a falling curve; where the curve turns up,
-    reading has stopped. A whole window of logits is in memory: `length * vocabulary * 2` bytes in bfloat16.
+    reading has stopped. In memory: the hidden states of a window and 1,024 rows of logits (see `logits_in_pieces`).
 
     Raises:
         ConfigError: an argument is out of its range.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ class PositionsResult:
     num_windows: int
     curve: list[PositionLoss]
     provenance: dict[str, Any]
+    weights: str | None = None
+    """Digest of the weights, as `model_identity` gives it."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from transformers import PreTrainedTokenizerBase
 
-from longlora.evaluation.scoring import Model, base_model
+from longlora.evaluation.logits import Model, base_model
 
 _VALUES_PER_PARAMETER = 256
 
@@ -27,10 +28,13 @@ def model_identity(model: Model) -> str:
     positions = {name: config.to_dict().get(name) for name in ("max_position_embeddings", "rope_parameters")}
     digest = hashlib.sha256(repr(positions).encode())
     for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        places = np.linspace(0, len(values) - 1, min(_VALUES_PER_PARAMETER, len(values))).astype(np.int64)
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(values[torch.from_numpy(places).to(values.device)].cpu().float().numpy().tobytes())
+        owner, _, own_name = name.rpartition(".")
+        # Brings back parts that accelerate keeps outside of the devices until their turn comes.
+        with align_module_device(model.get_submodule(owner)):
+            values = model.get_submodule(owner).get_parameter(own_name).detach().flatten()
+            places = np.linspace(0, len(values) - 1, min(_VALUES_PER_PARAMETER, len(values))).astype(np.int64)
+            digest.update(values[torch.from_numpy(places).to(values.device)].cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.evaluation.judge import share_found
-from longlora.evaluation.scoring import Model, base_model, evaluation_mode, keeps_logits
+from longlora.evaluation.logits import Model, base_model, input_device, keeps_logits
+from longlora.evaluation.scoring import evaluation_mode
 from longlora.evaluation.trials import Question
 
 _RULED_OUT = -10_000.0  # nats; JSON has no infinity
@@ -110,7 +111,7 @@ class Reader:
         return {"logits_to_keep": count} if keeps_logits(self._model) else {}
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor([list(ids)], device=base_model(self._model).device)
+        return torch.tensor([list(ids)], device=input_device(self._model))
 
 
 def compare(log_probabilities: Sequence[float]) -> dict[str, float]:

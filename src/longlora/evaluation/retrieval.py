@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.evaluation.effective import DEFAULT_BAR, check_bar
 from longlora.evaluation.log import TrialLog, gather
+from longlora.evaluation.logits import Model
 from longlora.evaluation.processes import Processes, alone
 from longlora.evaluation.progress import progress_bar
 from longlora.evaluation.provenance import model_identity, provenance, tokenizer_identity
 from longlora.evaluation.reader import Reader, check_positions
-from longlora.evaluation.scoring import Model
 from longlora.evaluation.summary import RetrievalResult, summarise
 from longlora.evaluation.trials import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
 

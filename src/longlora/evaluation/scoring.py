@@ -1,36 +1,20 @@
 """What each token costs a model, in nats, given the tokens before it in its window."""
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from longlora.errors import CheckpointError, DataError
+from longlora.evaluation.logits import Model, base_model, logits_in_pieces
 from longlora.evaluation.windows import Window
 
-Model: TypeAlias = PreTrainedModel | PeftModel
 Document: TypeAlias = Sequence[int] | Tensor | np.ndarray
-
-# Rows of logits in float32 at a time: 1024 of a 128k vocabulary are 0.5 GB; a whole window of 100k tokens, 50 GB.
-LOGIT_ROWS_PER_CHUNK = 1024
-
-
-def base_model(model: Model) -> PreTrainedModel:
-    """Return the transformers model that an adapter sits on, or the model itself."""
-    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-
-
-def keeps_logits(model: Model) -> bool:
-    """Tell whether a model can be asked for the logits of the last tokens only."""
-    return "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
 
 
 def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray]:
@@ -73,22 +57,23 @@ def window_tokens(tokens: Sequence[np.ndarray], batch: Sequence[Window]) -> Tens
 def nats_of_targets(model: Model, tokens: Sequence[np.ndarray], batch: Sequence[Window]) -> Tensor:
     """Return the negative log-likelihood of each target, (B, num_targets) in float64 on the CPU.
 
-    The windows have one shape. n targets need n + 1 rows of logits in memory, of which 1024 at a time are float32.
+    The windows have one shape. Logits are made and used 1,024 rows at a time, where `logits_in_pieces` can do so.
 
     Raises:
         CheckpointError: the model produces NaN.
     """
-    base, num_targets = base_model(model), batch[0].num_targets
+    num_targets = batch[0].num_targets
     input_ids = window_tokens(tokens, batch)  # (B, T)
-    # The row that predicts a token stands one before it: one more row is asked for, and the last not used.
-    option = {"logits_to_keep": num_targets + 1} if keeps_logits(model) else {}
-    logits = model(input_ids=input_ids.to(base.device), use_cache=False, **option).logits
-    logits = logits[:, -num_targets - 1 : -1]  # (B, num_targets, V)
+    rows_of = logits_in_pieces(model, input_ids, num_rows=num_targets)
     nats = []
-    for window, rows, targets in zip(batch, logits, input_ids[:, -num_targets:].to(logits.device), strict=True):
-        chunks = zip(rows.split(LOGIT_ROWS_PER_CHUNK), targets.split(LOGIT_ROWS_PER_CHUNK), strict=True)
-        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])  # (num_targets,)
-        nats.append(losses.cpu().double())  # on the CPU, because MPS has no float64
+    for index, (window, targets) in enumerate(zip(batch, input_ids[:, -num_targets:], strict=True)):
+        losses, done = list[Tensor](), 0
+        for rows in rows_of(index):  # (piece, V)
+            part = targets[done : done + len(rows)].to(rows.device)
+            losses.append(F.cross_entropy(rows.float(), part, reduction="none"))
+            done += len(rows)
+        assert done == num_targets
+        nats.append(torch.cat(losses).cpu().double())  # (num_targets,), on the CPU, because MPS has no float64
         if math.isnan(nats[-1].sum().item()):
             where = f"tokens {window.start} to {window.end - 1} of document {window.document}"
             raise CheckpointError(f"The model produced NaN on {where}: load it in bfloat16 or float32, or mend it.")

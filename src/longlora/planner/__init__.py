@@ -13,7 +13,7 @@ Nothing here loads torch.
 """
 
 from longlora.planner.architecture import Architecture, parse_architecture
-from longlora.planner.hardware import GIB, GPUS, Gpu, find_gpu
+from longlora.planner.hardware import GIB, GPUS, Gpu, find_gpu, recognise_gpu
 from longlora.planner.plan import Advice, Plan, make_plan
 from longlora.planner.run import PlannedRun
 from longlora.planner.source import find_architecture, published_config
@@ -31,4 +31,5 @@ __all__ = [
     "make_plan",
     "parse_architecture",
     "published_config",
+    "recognise_gpu",
 ]

@@ -1,8 +1,9 @@
 """What one GPU holds for the backward pass, tensor by tensor as transformers' code makes them.
 
-All results are bytes per token unless a name says otherwise. `b` is the size of a number in compute, `R` in the hidden
-states between layers (`PlannedRun.residual_bytes`); h is the hidden size, q and kv the width of queries and of keys, f
-of the feed-forward. `tests/planner/test_activations.py` compares the sums with what a model on the CPU really holds.
+All results are bytes per token unless a name says otherwise. `b` is the size of a number in compute, which is that of
+the hidden states between layers too (`memory.keep_hidden_states_in`); h is the hidden size, q and kv the width of
+queries and of keys, f of the feed-forward. `tests/planner/test_activations.py` compares the sums with what a model on
+the CPU really holds.
 """
 
 import math
@@ -47,12 +48,12 @@ class LayerActivations:
 
 def layer_activations(run: PlannedRun) -> LayerActivations:
     """Add up what a layer keeps, and what is in flight in its backward pass."""
-    shape, b, residual = run.architecture, run.compute_bytes, run.residual_bytes
+    shape, b = run.architecture, run.compute_bytes
     hidden, query, kv = shape.hidden_size, shape.query_size, shape.kv_size
     return LayerActivations(
         attention=_kept_by_attention(run),
         # Of its output, query, key and value; FlashAttention adds up the query's in float32.
-        attention_gradients=residual * hidden + b * (2 * query + 2 * kv) + 4 * query,
+        attention_gradients=b * (hidden + 2 * query + 2 * kv) + 4 * query,
         mlp=_kept_by_mlp(run),
         mlp_gradients=_mlp_gradients(run),
     )
@@ -60,7 +61,7 @@ def layer_activations(run: PlannedRun) -> LayerActivations:
 
 def layer_input(run: PlannedRun) -> int:
     """The hidden state that a layer starts from, which is all that checkpointing keeps of it."""
-    return run.residual_bytes * run.architecture.hidden_size
+    return run.compute_bytes * run.architecture.hidden_size
 
 
 def kept_layers(run: PlannedRun) -> int:
@@ -68,7 +69,7 @@ def kept_layers(run: PlannedRun) -> int:
     if run.gradient_checkpointing:
         return run.architecture.num_layers * layer_input(run)
     # Without a float32 copy in its norm, a layer's input itself is what the norm keeps.
-    own_input = layer_input(run) if run.residual_bytes == 4 else 0
+    own_input = layer_input(run) if run.compute_bytes == 4 else 0
     return run.architecture.num_layers * (layer_activations(run).kept + own_input)
 
 
@@ -77,13 +78,13 @@ def shared_by_layers(run: PlannedRun) -> int:
     table = 2 * run.architecture.head_dim
     if run.rotary_cache_per_layer:
         return 24 + run.architecture.num_layers * table * run.compute_bytes
-    return 24 + table * run.residual_bytes
+    return 24 + table * run.compute_bytes
 
 
 def loss_per_token(run: PlannedRun) -> int:
     """The final norm, and the logits or what replaces them."""
     shape = run.architecture
-    final = 4 * shape.hidden_size + _scaled(run, shape.hidden_size, run.residual_bytes) + 4
+    final = 4 * shape.hidden_size + _scaled(run, shape.hidden_size, run.compute_bytes) + 4
     if not run.chunked_loss:
         return final + run.trains_head * run.compute_bytes * shape.hidden_size + LOGIT_BYTES * shape.vocab_size
     # The hidden state, its gradient in float32, and that in the type of compute.
@@ -110,7 +111,7 @@ def _kept_by_attention(run: PlannedRun) -> int:
     hidden, query, kv = shape.hidden_size, shape.query_size, shape.kv_size
     is_lora = run.tuning != "full"
     # The norm scales a float32 copy; where the hidden state is float32 already, that is the layer's input itself.
-    kept = (0 if run.residual_bytes == 4 else 4 * hidden) + _scaled(run, hidden, run.residual_bytes) + 4
+    kept = (0 if run.compute_bytes == 4 else 4 * hidden) + _scaled(run, hidden, run.compute_bytes) + 4
     # Autocast casts the input once for every projection whose gradient needs it.
     kept += b * hidden * (len(shape.attention_linears()) - 1 if run.mixed else 1)
     if shape.qk_norm != "none":
@@ -128,7 +129,7 @@ def _kept_by_attention(run: PlannedRun) -> int:
 
 def _kept_by_mlp(run: PlannedRun) -> int:
     shape, b = run.architecture, run.compute_bytes
-    kept = 4 * shape.hidden_size + _scaled(run, shape.hidden_size, run.residual_bytes) + 4
+    kept = 4 * shape.hidden_size + _scaled(run, shape.hidden_size, run.compute_bytes) + 4
     if shape.norms_per_layer == 4:
         kept += 4 * shape.hidden_size + _scaled(run, shape.hidden_size, b)
     if run.tiled_mlp:
@@ -156,8 +157,8 @@ def _mlp_gradients(run: PlannedRun) -> int:
     # Of the product, and of its two factors; where the product itself is kept, it is gone by then.
     inside = (2 if run.trains_mlp else 3) * run.compute_bytes * inner
     if run.tiled_mlp:
-        return 2 * run.residual_bytes * hidden + inside // num_mlp_tiles(run)
-    return run.residual_bytes * hidden + inside
+        return 2 * run.compute_bytes * hidden + inside // num_mlp_tiles(run)
+    return run.compute_bytes * hidden + inside
 
 
 def _scaled(run: PlannedRun, width: int, size: int) -> int:

@@ -1,5 +1,6 @@
 """GPUs: their memory, their peak, and the part of it that training reaches."""
 
+import re
 from dataclasses import dataclass
 
 from longlora.errors import ConfigError
@@ -53,3 +54,9 @@ def find_gpu(name: str) -> Gpu:
     if name not in GPUS:
         raise ConfigError(f"unknown GPU {name!r}; known are {', '.join(GPUS)}; or give --memory alone")
     return GPUS[name]
+
+
+def recognise_gpu(device_name: str) -> Gpu | None:
+    """Find a GPU by what its driver calls it, such as "NVIDIA A100-SXM4-80GB"; None if it is not known here."""
+    words = set(re.split(r"[\s-]+", device_name.lower()))
+    return next((gpu for name, gpu in GPUS.items() if words.issuperset(name.split("-"))), None)

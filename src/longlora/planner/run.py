@@ -139,14 +139,6 @@ class PlannedRun:
         return self.compute_bytes == 2 and self.strategy in ("single", "ddp")
 
     @property
-    def residual_bytes(self) -> int:
-        """Bytes of one number of the hidden states between layers.
-
-        A float32 embedding under autocast makes them float32: autocast leaves additions and norms as they come.
-        """
-        return 4 if self.mixed and (self.tuning == "full" or self.trains_embeddings) else self.compute_bytes
-
-    @property
     def trains_embeddings(self) -> bool:
         """The input embedding is trained."""
         return self.tuning == "full" or (self.tuning == "lora+" and self.train_embeddings)

@@ -1,7 +1,6 @@
 """What happens beside the training loop: the dense finish, the log, the progress bar, the mark on whole checkpoints."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from longlora.checkpoint import Extension, write_atomically
 from longlora.errors import DivergenceError
 from longlora.register import set_group_size
-from longlora.training.directory import RunDirectory, finish_checkpoint
+from longlora.training.directory import RunDirectory, finish_checkpoint, read_metrics
 from longlora.training.processes import wait_for_all
+from longlora.training.stopwatch import Stopwatch, peak_memory_bytes
 
 
 class DenseFinish(TrainerCallback):
@@ -76,8 +76,8 @@ class MetricsLog(TrainerCallback):
         """Keep only what the resumed run has not yet to do again."""
         if not state.is_world_process_zero or not self._path.exists():
             return
-        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= state.global_step]
-        write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in read_metrics(self._path) if line["step"] <= state.global_step]
+        write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def on_log(
         self,
@@ -88,7 +88,7 @@ class MetricsLog(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add a line; the summary at the end of the run, which has no loss of a step, is left out."""
-        if state.is_world_process_zero and "loss" in logs:
+        if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -108,10 +108,11 @@ class CompleteCheckpoints(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """Shows steps, loss, tokens per second and the time that is left."""
+    """Shows steps, losses, tokens per second, memory and the time that is left."""
 
-    def __init__(self, *, tokens_per_step: int, description: str) -> None:
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, *, description: str, watch: Stopwatch) -> None:
+        self._watch = watch
+        self._validation = ""
         self._progress = Progress(
             TextColumn(description),
             BarColumn(),
@@ -127,7 +128,6 @@ class ProgressBar(TrainerCallback):
         """Start the bar at the step that the run resumes from."""
         self._progress.disable = not state.is_world_process_zero
         self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
-        self._first_step, self._started = state.global_step, time.monotonic()
         self._progress.start()
 
     def on_log(
@@ -138,10 +138,15 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
-        """Show the latest loss."""
-        if "loss" in logs:
-            speed = (state.global_step - self._first_step) * self._tokens_per_step / (time.monotonic() - self._started)
-            self._progress.update(self._task, status=f"loss {float(logs['loss']):.3f}  {speed:,.0f} tokens/s")
+        """Show the latest losses, the speed and the peak of memory."""
+        if "eval_loss" in logs:
+            self._validation = f"  validation {float(logs['eval_loss']):.3f}"
+            self._progress.update(self._task, status=self._validation.strip())
+        elif "loss" in logs and self._watch.seconds:
+            speed = self._watch.tokens_per_second
+            memory = peak_memory_bytes() / 2**30
+            loss = f"loss {float(logs['loss']):.3f}{self._validation}"
+            self._progress.update(self._task, status=f"{loss}  {speed:,.0f} tokens/s  {memory:.1f} GiB")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
@@ -150,8 +155,3 @@ class ProgressBar(TrainerCallback):
     def close(self) -> None:
         """Stop drawing; safe to call at any time, needed when training ends by an exception."""
         self._progress.stop()
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of a JSONL file, without a last one that was cut short."""
-    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]

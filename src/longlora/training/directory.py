@@ -2,10 +2,14 @@
 
 recipe.yaml        the recipe with every value spelled out
 environment.json   versions, device, processes, command line of every start
-metrics.jsonl      a line per logged step
+metrics.jsonl      a line per logged step and per measurement on the validation data
 checkpoints/       checkpoint-N, the last ones
 lock               held while a process is at work here
+summary.json       losses, speed and memory, beside what was planned; written at the end, as the next two
+curves.png         loss, validation loss and learning rate over the steps
+samples.md         held-out questions with the model's answers (fine-tuning)
 adapter/ or model/ what was trained; its presence means that the run has finished
+merged/            the adapter folded into its base, where `longlora train` did the run
 """
 
 import json
@@ -112,6 +116,11 @@ def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
             _flush(path)
     (checkpoint / _COMPLETE).touch()
     _flush(checkpoint)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of `metrics.jsonl`, without a last one that was cut short."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
 
 
 def step_of(checkpoint: Path) -> int:

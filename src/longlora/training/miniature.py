@@ -1,7 +1,9 @@
 """A dry run: the recipe as it is, but for a random miniature of its model, short rows and few steps."""
 
+import ast
 import copy
 import glob
+import json
 import logging
 import os
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from longlora.checkpoint import whole_directory
+from longlora.checkpoint import whole_directory, write_atomically
 from longlora.config import Recipe
 from longlora.model import load_config, model_source
 from longlora.planner import published_config
@@ -34,7 +36,8 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
     The miniature has the architecture, the ratio of query heads to key-value heads and the kind of positions of its
     model, two layers, the tiny model's tokenizer and random weights. Every number of tokens is divided by the same
     number, so that the extension has the same factor; what is trained, how and by which engine stays. Where the
-    recipe's texts are not there, the source files of Python's standard library take their place.
+    recipe's data is not there, the source files of Python's standard library take its place, as texts or as documents
+    that are asked about.
 
     Raises:
         CheckpointError: the model's configuration cannot be had.
@@ -54,6 +57,7 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
         "output_dir": str(output_dir / "run"),
         "context_length": CONTEXT_LENGTH,
         "max_steps": NUM_STEPS,
+        "num_train_epochs": None,
         "save_steps": NUM_STEPS // 2,
         "warmup_steps": min(recipe.warmup_steps, 1),
         "gradient_accumulation_steps": min(recipe.gradient_accumulation_steps, 2),
@@ -62,19 +66,44 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
             **_values(recipe.attention),
             "group_size": None if group_size is None else max(1, round(group_size / shrink)),
         },
-        "data": {**_values(recipe.data), **_texts(recipe)},
+        "data": {**_values(recipe.data), **_data(recipe, output_dir)},
     }
     return Recipe.model_validate({**_values(recipe), **changes})
 
 
-def _texts(recipe: Recipe) -> dict[str, Any]:
-    """Some of the recipe's own texts, if they are on this machine."""
-    sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
-    if all(glob.glob(os.path.expanduser(source)) for source in sources):
-        return {"max_documents": min(recipe.data.max_documents or _NUM_DOCUMENTS, _NUM_DOCUMENTS)}
-    logger.info("%s is not here: the miniature reads Python's standard library", ", ".join(sources))
-    files = [str(path) for path in standard_library_files("train")[:_NUM_DOCUMENTS]]
-    return {"source": files, "max_documents": None}
+def _data(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Some of the recipe's own data, if it is on this machine."""
+    data = recipe.data
+    values: dict[str, Any] = {"max_documents": min(data.max_documents or _NUM_DOCUMENTS, _NUM_DOCUMENTS)}
+    if not _is_here(data.source):
+        logger.info("%s is not here: the miniature reads Python's standard library", data.source)
+        files = standard_library_files("train")[:_NUM_DOCUMENTS]
+        is_sft = data.kind == "sft"
+        values = {
+            "source": str(_conversations(files, folder)) if is_sft else [str(file) for file in files],
+            "max_documents": None,
+        }
+    if data.validation_source is not None and not _is_here(data.validation_source):
+        values["validation_source"] = None
+    return values
+
+
+def _is_here(source: str | tuple[str, ...]) -> bool:
+    return all(glob.glob(os.path.expanduser(name)) for name in ([source] if isinstance(source, str) else source))
+
+
+def _conversations(files: list[Path], folder: Path) -> Path:
+    """Write questions about modules of Python's standard library, answered by the modules' own first words."""
+    rows = []
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        about = ast.get_docstring(ast.parse(text))
+        if about:
+            question = f"Below is a Python module.\n{text}\nNow the module ends. What is it for?"
+            rows.append({"instruction": question, "output": about.partition("\n\n")[0]})
+    path = folder / "conversations.json"
+    write_atomically(path, json.dumps(rows))
+    return path
 
 
 def _values(section: Any) -> dict[str, Any]:

@@ -5,17 +5,16 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from datasets import Dataset
 from transformers import set_seed
 
 from longlora.checkpoint import whole_directory
 from longlora.config import Recipe
-from longlora.data import pack_rows, read_documents, tokenize_documents
 from longlora.lora import trainable_parameters
 from longlora.model import TrainingModel, load_for_training
 from longlora.rope import describe_rope
-from longlora.training.directory import open_run, run_directory, step_of
+from longlora.training.directory import RunDirectory, open_run, run_directory, step_of
 from longlora.training.engines import engine
+from longlora.training.outcome import write_outcome
 from longlora.training.processes import (
     end_with_launcher,
     first_then_others,
@@ -26,9 +25,11 @@ from longlora.training.processes import (
     wait_for_all,
 )
 from longlora.training.resuming import resumable
+from longlora.training.rows import read_rows
+from longlora.training.samples import held_out_conversations, write_samples
 from longlora.training.saving import load_trained, save_result, save_trained
 from longlora.training.stopping import Terminated, noticing_sigterm
-from longlora.training.trainer import build_trainer, rows_per_step, training_arguments
+from longlora.training.trainer import ExtensionTrainer, build_trainer, rows_per_step, training_arguments
 
 logger = logging.getLogger("longlora")
 
@@ -56,7 +57,11 @@ def train(recipe: Recipe) -> Path:
         set_seed(recipe.seed)
 
         prepared = load_for_training(recipe)
+        rows = first_then_others(lambda: read_rows(recipe, prepared.tokenizer, show_progress=is_first()))
+        recipe = recipe.with_steps_for(len(rows.training), rows_per_step(arguments))
+        arguments.max_steps = recipe.max_steps
         _tell_model(recipe, prepared)
+        _tell_rows(recipe, len(rows.training), rows_per_step(arguments))
         if checkpoint and step_of(checkpoint) == recipe.max_steps:  # it ended between the last step and the result
             if is_first():
                 with whole_directory(run.result) as directory:
@@ -64,13 +69,11 @@ def train(recipe: Recipe) -> Path:
             wait_for_all()
             return run.result
 
-        rows = first_then_others(lambda: _read_rows(recipe, prepared))
-        _tell_rows(recipe, len(rows), rows_per_step(arguments))
-
         trainer = build_trainer(recipe, prepared, rows, run, arguments, termination)
         if checkpoint:
             logger.info("resuming from %s", checkpoint)
             checkpoint = from_first(partial(resumable, checkpoint, engine()))
+        arguments.eval_on_start = rows.validation is not None and not checkpoint
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -80,26 +83,10 @@ def train(recipe: Recipe) -> Path:
             raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
 
         save_result(trainer, prepared, run.result)
+        if is_first():
+            write_outcome(recipe, run, trainer.watch)
+        _answer_held_out_questions(recipe, trainer, prepared, run)
         return run.result
-
-
-def _read_rows(recipe: Recipe, prepared: TrainingModel) -> Dataset:
-    documents = tokenize_documents(
-        read_documents(
-            recipe.data.source,
-            text_column=recipe.data.text_column,
-            split=recipe.data.split,
-            max_documents=recipe.data.max_documents,
-        ),
-        prepared.tokenizer,
-        cache_dir=recipe.data.cache_dir,
-        show_progress=is_first(),
-    )
-    return pack_rows(
-        documents,
-        context_length=recipe.context_length,
-        cross_document_attention=recipe.data.cross_document_attention,
-    )
 
 
 def _tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
@@ -131,7 +118,8 @@ def _tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
 
 def _tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
     rows_needed = recipe.max_steps * rows_in_step
-    logger.info("%s rows of %s tokens", f"{num_rows:,}", f"{recipe.context_length:,}")
+    most = "up to " if recipe.data.kind == "sft" else ""
+    logger.info("%s rows of %s%s tokens", f"{num_rows:,}", most, f"{recipe.context_length:,}")
     if num_processes() > 1:
         logger.info("%s processes (%s), %s rows in an optimizer step", num_processes(), engine(), f"{rows_in_step:,}")
     if rows_needed > num_rows:
@@ -141,3 +129,21 @@ def _tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
             f"{num_rows:,}",
             rows_needed / num_rows,
         )
+
+
+def _answer_held_out_questions(
+    recipe: Recipe, trainer: ExtensionTrainer, prepared: TrainingModel, run: RunDirectory
+) -> None:
+    data, count = recipe.data, recipe.num_sampled_answers
+    if data.kind != "sft" or data.validation_source is None or not count or not is_first():
+        return
+    if engine() not in ("single", "ddp"):
+        logger.info("no sampled answers: under %s no process holds the whole model; `longlora chat` asks it", engine())
+        return
+    write_samples(
+        trainer.accelerator.unwrap_model(trainer.model),
+        prepared.tokenizer,
+        held_out_conversations(data.validation_source, data.validation_split, count),
+        run.root / "samples.md",
+        context_length=recipe.context_length,
+    )

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -21,8 +20,10 @@ from longlora.model import TrainingModel, compute_dtype
 from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
 from longlora.training.engines import engine
+from longlora.training.rows import Rows
 from longlora.training.saving import gathered_weights
 from longlora.training.stopping import SaveAndStop, Termination
+from longlora.training.stopwatch import Stopwatch
 
 logger = logging.getLogger("longlora")
 
@@ -35,6 +36,7 @@ class ExtensionTrainer(SFTTrainer):
 
     progress_bar: ProgressBar
     stop: SaveAndStop
+    watch: Stopwatch
     embedding_learning_rate: float | None = None
     chunked_loss: bool = True
 
@@ -116,7 +118,7 @@ def give_own_rate(
 def build_trainer(
     recipe: Recipe,
     prepared: TrainingModel,
-    rows: Dataset,
+    rows: Rows,
     run: RunDirectory,
     arguments: SFTConfig,
     termination: Termination,
@@ -131,7 +133,8 @@ def build_trainer(
             f"lora.target_modules={recipe.lora.target_modules}: the loss is computed from the output layer's weights "
             "and would pass over a low-rank update of it; leave that layer out"
         )
-    bar = ProgressBar(tokens_per_step=recipe.context_length * rows_per_step(arguments), description="training")
+    watch = Stopwatch(tokens_per_step=rows.tokens_in_training / len(rows.training) * rows_per_step(arguments))
+    bar = ProgressBar(description="training", watch=watch)
     stop = SaveAndStop(termination, within_steps=arguments.deepspeed_plugin is None)
     callbacks = [
         DenseFinish(
@@ -139,6 +142,7 @@ def build_trainer(
             first_dense_step=recipe.first_dense_step,
         ),
         FiniteGradients(),
+        watch,
         MetricsLog(run.metrics),
         CompleteCheckpoints(run, prepared.extension),
         stop,
@@ -150,12 +154,13 @@ def build_trainer(
         trainer = ExtensionTrainer(
             model=prepared.model,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=rows.training,
+            eval_dataset=rows.validation,
             processing_class=prepared.tokenizer,
             callbacks=callbacks,
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.progress_bar, trainer.stop = bar, stop
+    trainer.progress_bar, trainer.stop, trainer.watch = bar, stop, watch
     trainer.embedding_learning_rate = recipe.embedding_learning_rate
     trainer.chunked_loss = _chunked_loss(recipe, prepared)
     return trainer
@@ -212,7 +217,9 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        eval_strategy="no",
+        eval_strategy="no" if recipe.data.validation_source is None else "steps",
+        eval_steps=recipe.eval_steps,
+        per_device_eval_batch_size=1,
         save_strategy="steps",
         # Rows are already tokenised, full, and marked with the documents in them.
         dataset_kwargs={"skip_prepare_dataset": True},

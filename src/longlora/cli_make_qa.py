@@ -1,0 +1,159 @@
+"""The commands `longlora corpus make-qa` and `qa-prompts`. They import what they need inside their bodies."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from longlora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longlora.corpus.qa import Sending, Summary
+    from longlora.corpus.qa.estimate import Estimate
+    from longlora.corpus.qa.journal import Journal
+
+Kind = Literal["auto", "book", "paper"]
+Quotes = Literal["exact", "fuzzy", "off"]
+
+
+def add_commands(corpus: typer.Typer) -> None:
+    """Give `longlora corpus` these commands."""
+    corpus.command("make-qa")(make_qa)
+    corpus.command("qa-prompts")(qa_prompts)
+
+
+def make_qa(
+    texts: Annotated[list[str], typer.Argument(help="Documents: files, folders, globs, tables or data sets.")],
+    out: Annotated[Path, typer.Option(help="File for the records: .json, or .jsonl for one in a line.")],
+    model: Annotated[str, typer.Option(help="Name of the answering model at the server.")] = "",
+    base_url: Annotated[str | None, typer.Option(help="Server, as in http://localhost:8000/v1; else OpenAI's.")] = None,
+    local: Annotated[str, typer.Option(help="Instead of a server: a model directory or hub name, run here.")] = "",
+    window: Annotated[int | None, typer.Option(help="Tokens the model reads and writes in one call.")] = None,
+    kind: Annotated[Kind, typer.Option(help="What the documents are.")] = "auto",
+    prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompts; see `corpus qa-prompts`.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer that measures; else characters do.")] = None,
+    chars_per_token: Annotated[float, typer.Option(help="Characters for a token, without --tokenizer.")] = 3.0,
+    questions: Annotated[int, typer.Option(help="Questions of each kind in one call.")] = 2,
+    ask_sections: Annotated[int, typer.Option(help="Sections of a long document asked about by themselves.")] = 8,
+    reply_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 2048,
+    notes_tokens: Annotated[int, typer.Option(help="Most tokens of the notes on a section.")] = 1024,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="Sent with every call.")] = 0,
+    quotes: Annotated[Quotes, typer.Option(help="How an answer's quotations must stand in the text.")] = "exact",
+    quote_similarity: Annotated[float, typer.Option(help="Share of a quotation's words, for fuzzy.")] = 0.85,
+    judge: Annotated[bool, typer.Option("--judge", help="Let the model check each answer against the text.")] = False,
+    max_document_tokens: Annotated[int | None, typer.Option(help="Cut documents to this length first.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the text, for tabular data.")] = "text",
+    split: Annotated[str, typer.Option(help="Split, for data that has splits.")] = "train",
+    max_documents: Annotated[int | None, typer.Option(min=1, help="Read at most this many documents.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Calls under way at once.")] = 8,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Most calls sent in a minute.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Most tokens, read and written, in a minute.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a reply.")] = 600.0,
+    attempts: Annotated[int, typer.Option(help="Of a call, while the server has faults.")] = 6,
+    price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Most that all runs together may cost.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of all runs together.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before calls are sent.")] = False,
+    from_journal: Annotated[bool, typer.Option("--from-journal", help="Write the records; ask nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Let a language model write questions and answers about whole documents; the same command again goes on."""
+    from longlora.corpus.qa import Settings, choose_model, load_prompts, make_questions
+    from longlora.data import read_documents
+
+    limits, pace = (max_tokens, max_cost, price_in, price_out), (requests_per_minute, tokens_per_minute)
+    sending = _sending(limits, pace, attempts=attempts, concurrency=concurrency)
+    chosen = choose_model(
+        model=model,
+        base_url=base_url,
+        local=local,
+        window=window,
+        tokenizer=tokenizer,
+        chars_per_token=chars_per_token,
+        timeout_seconds=None if from_journal else timeout,
+    )
+    summary = make_questions(
+        read_documents(texts, text_column=text_column, split=split, max_documents=max_documents),
+        out,
+        settings=Settings(
+            model=chosen.name,
+            window=chosen.window,
+            kind=kind,
+            tokenizer=chosen.tokenizer,
+            chars_per_token=chars_per_token,
+            questions=questions,
+            ask_sections=ask_sections,
+            reply_tokens=reply_tokens,
+            notes_tokens=notes_tokens,
+            temperature=temperature,
+            seed=seed,
+            quotes=quotes,
+            quote_similarity=quote_similarity,
+            judge=judge,
+            max_document_tokens=max_document_tokens,
+        ),
+        prompts=load_prompts(prompts),
+        counter=chosen.counter,
+        answerer=chosen.answerer,
+        sending=sending,
+        confirm=lambda estimate, journal: _confirm(estimate, journal, sending, is_agreed=yes),
+    )
+    _report(summary, sending, out, as_json=as_json)
+
+
+def qa_prompts(folder: Annotated[Path, typer.Argument(help="Folder to make.")]) -> None:
+    """Write the prompts of make-qa into a folder, to be changed there and given to --prompts."""
+    from longlora.corpus.qa.templates import write_prompts
+
+    write_prompts(folder)
+    typer.echo(f"written to {folder}; use them with --prompts {folder}")
+
+
+def _sending(
+    limits: tuple[int | None, float | None, float | None, float | None],
+    pace: tuple[float | None, float | None],
+    *,
+    attempts: int,
+    concurrency: int,
+) -> "Sending":
+    from longlora.corpus.qa import Sending
+    from longlora.corpus.qa.budget import Limits, Prices
+    from longlora.corpus.qa.pace import Backoff, Pace
+
+    max_tokens, max_cost, price_in, price_out = limits
+    if (price_in is None) != (price_out is None):
+        raise ConfigError("--price-in and --price-out come together; 0 is a price")
+    prices = None if price_in is None or price_out is None else Prices(read=price_in, written=price_out)
+    return Sending(
+        limits=Limits(max_tokens=max_tokens, max_cost=max_cost, prices=prices),
+        pace=Pace(requests_per_minute=pace[0], tokens_per_minute=pace[1]),
+        backoff=Backoff(attempts=attempts),
+        concurrency=concurrency,
+    )
+
+
+def _confirm(estimate: "Estimate", journal: "Journal", sending: "Sending", *, is_agreed: bool) -> bool:
+    from longlora.corpus.qa.report import estimate_text
+
+    typer.echo(estimate_text(estimate, journal, sending), err=True)
+    if is_agreed:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to agree to that; run it in a terminal, or agree beforehand with --yes")
+    return typer.confirm("Send them?", err=True)
+
+
+def _report(summary: "Summary", sending: "Sending", out: Path, *, as_json: bool) -> None:
+    """Say what came of it; status 1 if calls are left, or nothing was written."""
+    from longlora.corpus.qa.report import summary_text, summary_to_dict
+
+    if as_json:
+        typer.echo(json.dumps(summary_to_dict(summary, sending), indent=2))
+    else:
+        typer.echo(summary_text(summary, sending, out))
+    if not summary.is_complete or not summary.num_records:
+        raise typer.Exit(1)

@@ -1,0 +1,21 @@
+"""A recipe: one YAML file that says what a run does, checked before anything heavy is imported.
+
+Keys carry the names of transformers and TRL where those have one. Every field has a sentence and a unit; an unknown key
+is an error that names the nearest known one. `load_recipe` is the only way in, for files and for `key=value` overrides
+alike.
+"""
+
+from longlora.config.files import dump_recipe, load_recipe, parse_recipe
+from longlora.config.recipe import Recipe
+from longlora.config.sections import AttentionConfig, DataConfig, LoraConfig, RopeConfig
+
+__all__ = [
+    "AttentionConfig",
+    "DataConfig",
+    "LoraConfig",
+    "Recipe",
+    "RopeConfig",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,193 @@
+"""A recipe: everything a run depends on. Every field has a sentence and a unit."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from longlora.config.sections import AttentionConfig, DataConfig, LoraConfig, RopeConfig, Section
+from longlora.optimizers import DEFAULT, check_optimizer
+
+
+class Recipe(Section):
+    """Everything a run depends on. Defaults are the paper's (section 4.1 and appendix B)."""
+
+    model_name_or_path: str
+    """The pretrained model: a directory or a hub name; `tiny` is the model that ships with longlora."""
+
+    output_dir: str
+    """Folder of the run: checkpoints, metrics, the final adapter."""
+
+    context_length: int = Field(gt=0)
+    """New context, in tokens; training rows of texts have exactly this length, those of conversations at most."""
+
+    data: DataConfig
+    """What to train on."""
+
+    attention: AttentionConfig = AttentionConfig()
+    """Attention while training."""
+
+    rope: RopeConfig = RopeConfig()
+    """Position scaling."""
+
+    tuning: Literal["lora+", "lora", "full"] = "lora+"
+    """`lora+`: LoRA with trainable embeddings and norms (the paper, section 3.3); `lora`: LoRA alone; `full`: every
+    weight."""
+
+    lora: LoraConfig = LoraConfig()
+    """The low-rank adapter."""
+
+    new_tokens: tuple[str, ...] = ()
+    """Tokens to add to the tokenizer; they take free rows of the embedding first. Without any, nothing is resized."""
+
+    max_steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+
+    num_train_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the rows, instead of `max_steps`."""
+
+    per_device_train_batch_size: int = Field(default=1, ge=1)
+    """Rows per device and micro-step."""
+
+    gradient_accumulation_steps: int = Field(default=8, ge=1)
+    """Micro-steps per optimizer step."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate (the paper: 2e-5 for 7B and 13B, 1e-5 for 70B)."""
+
+    embedding_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the embeddings; by default `learning_rate`. They are most of what LoRA+ trains."""
+
+    lr_scheduler_type: str = "constant_with_warmup"
+    """Schedule, by its name in transformers."""
+
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up."""
+
+    optim: Annotated[str, AfterValidator(check_optimizer)] = DEFAULT
+    """Optimizer, by its name in transformers; `adamw_8bit` holds a quarter of AdamW's state, `paged_adamw_8bit` moves
+    it to the host when the GPU is full (both need bitsandbytes, and keep embeddings in 32 bits)."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's second moment decay."""
+
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradient norm above which gradients are scaled down."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Weights and compute while training; `auto`: bfloat16 where the device computes in it, else float32."""
+
+    quantization: Literal["nf4"] | None = None
+    """`nf4`: the base's linear layers in 4 bits while training (QLoRA); what is trained and what is saved are not."""
+
+    gradient_checkpointing: bool = True
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    activation_offloading: bool = False
+    """Keep what the backward pass needs, with `gradient_checkpointing` the layers' inputs, in the host's memory."""
+
+    tiled_mlp: int | None = Field(default=None, ge=1)
+    """Tokens that go through a feed-forward layer at a time, each piece computed again in the backward pass; by default
+    all at once."""
+
+    chunked_loss: bool = True
+    """Compute the loss in pieces, without the logits of the whole row (tokens × vocabulary)."""
+
+    logging_steps: int = Field(default=1, ge=1)
+    """Steps between two lines of `metrics.jsonl`."""
+
+    eval_steps: int = Field(default=100, ge=1)
+    """Steps between two measurements on `data.validation_source`; there is one before the first step as well."""
+
+    num_sampled_answers: int = Field(default=3, ge=0)
+    """Questions out of `data.validation_source` that the model answers at the end of fine-tuning, to be read."""
+
+    save_steps: int = Field(default=100, ge=1)
+    """Steps between two checkpoints."""
+
+    save_total_limit: int = Field(default=2, ge=2)
+    """Checkpoints to keep; two, so that one is whole while the next is being written."""
+
+    merge: bool = True
+    """Fold the adapter into its base at the end of `longlora train`: `merged/` in the run's folder is a plain model,
+    which tools read that refuse adapters with embeddings and norms."""
+
+    seed: int = 42
+    """Seed of the adapter's initial weights and of the order of the rows."""
+
+    report_to: str | tuple[str, ...] = "none"
+    """Trackers to log to besides `metrics.jsonl`, by their names in transformers (`tensorboard`, `wandb`, …)."""
+
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the model; off unless you have read it."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Recipe":
+        if self.attention.pattern == "full" and self.attention.dense_finish > 0:
+            raise ValueError(
+                f"attention.dense_finish={self.attention.dense_finish} needs attention.pattern=s2: "
+                "a run with pattern=full is dense from the first step"
+            )
+        if self.group_size > self.context_length:
+            raise ValueError(
+                f"attention.group_size={self.group_size} must not exceed context_length={self.context_length}; "
+                "use attention.pattern=full for one group"
+            )
+        if self.quantization and self.tuning == "full":
+            raise ValueError(f"quantization={self.quantization} freezes the base; use tuning=lora+ or tuning=lora")
+        if self.num_train_epochs is not None and "max_steps" in self.model_fields_set:
+            raise ValueError(f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g}: give one")
+        self._check_trainable()
+        return self
+
+    def _check_trainable(self) -> None:
+        trainable = list(self.lora.trainable or ())
+        if self.tuning != "lora+" and trainable:
+            raise ValueError(f"lora.trainable={trainable} needs tuning=lora+, not tuning={self.tuning}")
+        if self.tuning == "lora+" and not self.trainable:
+            raise ValueError(
+                "lora.trainable=[] with tuning=lora+ leaves plain LoRA; use tuning=lora, or name embed or norm"
+            )
+        trains_embeddings = self.tuning == "full" or "embed" in self.trainable
+        remedy = "use tuning=lora+ with embed in lora.trainable, or tuning=full"
+        if self.embedding_learning_rate is not None and not trains_embeddings:
+            raise ValueError(
+                f"embedding_learning_rate={self.embedding_learning_rate:g}: this run trains no embeddings; {remedy}"
+            )
+        if self.new_tokens and not trains_embeddings:
+            raise ValueError(f"new_tokens={list(self.new_tokens)}: this run trains no embeddings; {remedy}")
+        if len(set(self.new_tokens)) < len(self.new_tokens) or not all(map(str.strip, self.new_tokens)):
+            raise ValueError(f"new_tokens={list(self.new_tokens)} must be different and not blank")
+
+    def with_steps_for(self, num_rows: int, rows_per_step: int) -> "Recipe":
+        """The same recipe with its number of steps settled: as many as make `num_train_epochs`, where that is given.
+
+        The last step of a pass may have fewer rows; none sees rows of two passes.
+        """
+        if self.num_train_epochs is None:
+            return self
+        steps = math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_per_step))
+        return self.model_copy(update={"max_steps": steps, "num_train_epochs": None})
+
+    @property
+    def trainable(self) -> tuple[Literal["embed", "norm"], ...]:
+        """What is trained whole beside the low-rank updates."""
+        if self.lora.trainable is not None:
+            return self.lora.trainable
+        return ("embed", "norm") if self.tuning == "lora+" else ()
+
+    @property
+    def group_size(self) -> int:
+        """Group size of S²-Attn in tokens, fixed for the whole run."""
+        return self.attention.group_size or max(1, round(self.context_length * self.attention.group_ratio))
+
+    @property
+    def first_dense_step(self) -> int:
+        """Number of steps done when the dense finish begins; `max_steps` if there is none."""
+        return self.max_steps - round(self.max_steps * self.attention.dense_finish)

@@ -1,0 +1,153 @@
+"""One file of whatever kind to one record."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
+from longlora.corpus.unreadable import UnreadableFileError
+from longlora.errors import ConfigError, DataError
+
+Engine = Literal["pdfium", "docling", "auto"]
+References = Literal["keep", "drop"]
+
+SUFFIXES = {
+    ".pdf": "pdf",
+    ".epub": "epub",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".txt": "text",
+    ".text": "text",
+}
+_MARKUP = {"epub": read_epub, "html": read_html, "markdown": read_markdown, "text": read_plain}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the text that a file gives."""
+
+    engine: Engine = "pdfium"
+    references: References = "drop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A text and where it comes from: one line of the corpus."""
+
+    text: str
+    title: str
+    file: str
+    kind: str
+    pages: int
+    """Pages of a PDF, parts of an e-book, else 1."""
+    sha256: str
+    """Of the file."""
+    tool: str
+    """Program, library and version that made the text."""
+    notes: list[str]
+    """What a reader should know of: pages without text, references left out."""
+    near_duplicate_of: str | None = None
+    """An earlier file with nearly the same text, where such are marked."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as they stand in the corpus."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def find_files(sources: list[str]) -> list[Path]:
+    """List the files that sources name, in their order; folders with all that lies in them, by name.
+
+    Raises:
+        DataError: a source does not exist, is of a kind that is not read, or a folder holds nothing to read.
+    """
+    files: list[Path] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            found = list(_readable_files(path))
+            if not found:
+                raise DataError(f"folder {source} must hold a file to read ({', '.join(SUFFIXES)}), found none")
+            files += found
+        elif not path.exists():
+            raise DataError(f"{source} does not exist; name files or folders")
+        elif path.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{source} is of no kind that is read; these are: {', '.join(SUFFIXES)}")
+        else:
+            files.append(path)
+    return list(dict.fromkeys(files))
+
+
+def _readable_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not is_hidden and path.suffix.lower() in SUFFIXES and path.is_file():
+            yield path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_engine(engine: Engine) -> None:
+    """Refuse an engine that is not there.
+
+    Raises:
+        ConfigError: docling was asked for and is not installed.
+    """
+    from longlora.corpus.with_docling import has_docling
+
+    if engine == "docling" and not has_docling():
+        raise ConfigError("--engine docling needs docling, which is not installed; pip install docling, or use pdfium")
+
+
+def extract(path: Path, settings: Settings) -> Record:
+    """Read a file.
+
+    Raises:
+        UnreadableFileError: it has no text to give, for the reason said.
+    """
+    try:
+        digest = sha256_of(path)
+        kind = SUFFIXES[path.suffix.lower()]
+        marked, tool, notes = _read(path, kind, settings)
+    except OSError as error:
+        raise UnreadableFileError(f"unreadable ({error.strerror or error})") from error
+    return Record(
+        text=marked.text,
+        title=marked.title or path.stem,
+        file=str(path),
+        kind=kind,
+        pages=marked.num_parts,
+        sha256=digest,
+        tool=f"longlora {version('longlora')}{tool}",
+        notes=notes,
+    )
+
+
+def _read(path: Path, kind: str, settings: Settings) -> tuple[MarkedText, str, list[str]]:
+    if path.stat().st_size == 0:
+        raise UnreadableFileError("empty: it holds no bytes")
+    if kind != "pdf":
+        return _MARKUP[kind](path), "", []
+    from longlora.corpus.with_docling import has_docling, read_by_docling
+
+    if settings.engine == "docling" or (settings.engine == "auto" and has_docling()):
+        return read_by_docling(path), f", docling {version('docling')}", []
+    from longlora.corpus.pdf.document import read_pdf
+
+    read = read_pdf(path, references=settings.references)
+    notes = []
+    if read.pages_without_text:
+        notes.append(f"{read.pages_without_text} of {read.num_pages} pages have no text")
+    if read.reference_words_dropped:
+        notes.append(f"references left out ({read.reference_words_dropped} words)")
+    marked = MarkedText(text=read.text, title=read.title, num_parts=read.num_pages)
+    return marked, f", pypdfium2 {version('pypdfium2')}", notes

@@ -1,0 +1,221 @@
+"""Texts out of web pages, e-books, Markdown and plain files."""
+
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from longlora.corpus.unreadable import UnreadableFileError
+
+_BLOCKS = (
+    "p h1 h2 h3 h4 h5 h6 li dt dd blockquote pre figcaption caption div section article tr hr td th ul ol dl main body"
+).split()
+# What a page has beside its text.
+_NO_TEXT = "script style noscript template svg math nav header footer aside form button iframe object head".split()
+_NOTE_TYPES = re.compile(r"\b(noteref|pagebreak)\b")
+_ENCRYPTION = "META-INF/encryption.xml"
+# Fonts may be scrambled in a book that is free to read.
+_FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedText:
+    """A text, the title it gives itself, and how many parts it came in."""
+
+    text: str
+    title: str
+    num_parts: int = 1
+
+
+def read_html(path: Path) -> MarkedText:
+    """Read a web page: its paragraphs, headings and list items, without navigation, scripts and forms.
+
+    Raises:
+        UnreadableFileError: it holds no text.
+    """
+    title, text = _page_text(path.read_bytes())
+    return _checked(MarkedText(text=text, title=title))
+
+
+def read_epub(path: Path) -> MarkedText:
+    """Read an e-book: the parts of its spine, in order.
+
+    Raises:
+        UnreadableFileError: no zip file, no book inside, protected, or without text.
+    """
+    from lxml import etree
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            package = _package_path(archive)
+            root = etree.fromstring(archive.read(package), _xml_parser())
+            spine = _spine(root, PurePosixPath(package).parent)
+            _check_unprotected(archive, spine)
+            texts = [_page_text(archive.read(name))[1] for name in spine if name in archive.namelist()]
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise UnreadableFileError(f"damaged: no whole e-book ({str(error).strip(chr(39))})") from error
+    except (etree.XMLSyntaxError, RuntimeError) as error:  # RuntimeError: a zip file with a password
+        raise UnreadableFileError(f"damaged or protected ({error})") from error
+    title = root.findtext(".//{http://purl.org/dc/elements/1.1/}title") or ""
+    texts = [text for text in texts if text]
+    return _checked(MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts)))
+
+
+def read_markdown(path: Path) -> MarkedText:
+    """Read Markdown as it is written; a block of settings at its top is left out, its first heading is the title.
+
+    Raises:
+        UnreadableFileError: not UTF-8, or empty.
+    """
+    text = re.sub(r"\A---\n.*?\n(---|\.\.\.)\n", "", _decoded(path), flags=re.DOTALL)
+    heading = re.search(r"^#{1,6}\s+(.+?)\s*#*$", text, re.MULTILINE)
+    return _checked(MarkedText(text=text.strip(), title=heading.group(1) if heading else ""))
+
+
+def read_plain(path: Path) -> MarkedText:
+    """Read a text as it is; nothing is reflowed.
+
+    Raises:
+        UnreadableFileError: not UTF-8, or empty.
+    """
+    return _checked(MarkedText(text=_decoded(path).strip(), title=""))
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UnreadableFileError("not UTF-8 text; convert it, for instance with iconv") from error
+    if "\0" in text:
+        raise UnreadableFileError("no text: it holds NUL characters")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _checked(marked: MarkedText) -> MarkedText:
+    if not marked.text.strip():
+        raise UnreadableFileError("without text")
+    return marked
+
+
+def _page_text(content: bytes) -> tuple[str, str]:
+    """Return title and text of a page of HTML or XHTML."""
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(content, "lxml")
+    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    for item in soup.find_all(_NO_TEXT):
+        item.decompose()
+    for item in soup.find_all(attrs={"epub:type": _NOTE_TYPES}):
+        item.decompose()
+    for table in soup.find_all("table"):
+        caption = table.find("caption")
+        table.replace_with(_marked(soup, "Table", caption.get_text() if caption else ""))
+    for figure in soup.find_all("figure"):
+        # A figure may be a frame around text: only what is drawn or pictured is replaced by its mark.
+        if figure.find(["img", "canvas", "video"]) is not None or not figure.get_text().strip():
+            caption = figure.find("figcaption")
+            figure.replace_with(_marked(soup, "Figure", caption.get_text() if caption else ""))
+    return title, "\n\n".join(_paragraphs(soup.body or soup))
+
+
+def _marked(soup: Any, kind: str, caption: str) -> Any:
+    mark = soup.new_tag("p")
+    caption = " ".join(caption.split())
+    mark.string = (f"[{kind}: {caption}]" if caption else f"[{kind}]") if kind == "Table" or caption else ""
+    return mark
+
+
+def _paragraphs(root: Any) -> Iterator[str]:
+    """Yield what stands between the borders of blocks, in the order of the page."""
+    from bs4 import NavigableString
+    from bs4.element import PreformattedString
+
+    parts: list[str] = []
+    is_verbatim = False
+
+    def flush() -> Iterator[str]:
+        text = "".join(parts)
+        parts.clear()
+        if is_verbatim:
+            text = text.strip("\n")
+        else:
+            # A line break of the text's own (of verse) stays; those of the file do not.
+            text = "\n".join(" ".join(line.split()) for line in text.split("\v")).strip()
+        if text.strip():
+            yield text
+
+    # Depth first by hand: a page's nesting may be deeper than Python's own limit.
+    stack: list[tuple[Any, bool]] = [(root, False)]
+    while stack:
+        node, is_end = stack.pop()
+        if isinstance(node, NavigableString):
+            if not isinstance(node, PreformattedString):  # comments and declarations
+                parts.append(str(node))
+            continue
+        if node.name == "br":
+            parts.append("\n" if is_verbatim else "\v")
+            continue
+        is_block = node.name in _BLOCKS
+        if is_block:
+            yield from flush()
+        if is_end:
+            is_verbatim = is_verbatim and node.name != "pre"
+            continue
+        if node.name == "pre":
+            is_verbatim = True
+        if node.name == "li":
+            parts.append("- ")
+        if is_block:
+            stack.append((node, True))
+        stack.extend((child, False) for child in reversed(list(node.children)))
+    yield from flush()
+
+
+def _xml_parser() -> Any:
+    from lxml import etree
+
+    return etree.XMLParser(resolve_entities=False, no_network=True)
+
+
+def _package_path(archive: zipfile.ZipFile) -> str:
+    from lxml import etree
+
+    container = etree.fromstring(archive.read("META-INF/container.xml"), _xml_parser())
+    for item in container.iter("{*}rootfile"):
+        return str(item.get("full-path"))
+    raise UnreadableFileError("damaged: META-INF/container.xml names no book")
+
+
+def _spine(root: Any, folder: PurePosixPath) -> list[str]:
+    names = {item.get("id"): item.get("href") for item in root.iter("{*}item")}
+    navigation = {item.get("id") for item in root.iter("{*}item") if "nav" in (item.get("properties") or "").split()}
+    spine = [item.get("idref") for item in root.iter("{*}itemref") if item.get("idref") not in navigation]
+    return [_resolved(folder, unquote(names[name])) for name in spine if names.get(name)]
+
+
+def _resolved(folder: PurePosixPath, name: str) -> str:
+    parts: list[str] = []
+    for part in (folder / name).parts:
+        if part == "..":
+            parts[-1:] = []
+        else:
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _check_unprotected(archive: zipfile.ZipFile, spine: list[str]) -> None:
+    from lxml import etree
+
+    if _ENCRYPTION not in archive.namelist():
+        return
+    root = etree.fromstring(archive.read(_ENCRYPTION), _xml_parser())
+    for data in root.iter("{*}EncryptedData"):
+        algorithms = [item.get("Algorithm") for item in data.iter("{*}EncryptionMethod")]
+        names = [unquote(item.get("URI", "")) for item in data.iter("{*}CipherReference")]
+        if any(algorithm not in _FONT_ALGORITHMS for algorithm in algorithms) and any(name in spine for name in names):
+            raise UnreadableFileError("encrypted: the book is protected against copying (DRM)")

@@ -1,0 +1,206 @@
+"""Lines to paragraphs, over columns and pages."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from longlora.corpus.pdf.asides import Block, Kind, is_of_table, note_mark, usual_leading
+from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
+from longlora.corpus.pdf.lines import Line, joined
+from longlora.corpus.pdf.spelling import Vocabulary, clean
+
+_WIDE_GAP = 1.3  # of the usual distance between lines
+_INDENT = 0.7  # sizes of type
+_ROOM = 0.6  # sizes of type that must be left beside a word before it is said to have had room
+_OTHER_SIZE = 0.08
+_SAME_EDGE = 2.0  # points
+_NEIGHBOURS = 6  # lines that tell the edges of a column at some place of it
+_ITEM = re.compile(r"[•‣◦▪■●–*]\s|\(?(\d{1,3}|[a-z]|[ivx]{1,5})[.)]\s|\[\w+\]\s")
+_ENDS_SENTENCE = re.compile(r"[.!?:;…][\"'”’)\]]*$")
+
+
+@dataclass
+class Paragraph:
+    """Lines that belong together, and what they say."""
+
+    kind: Kind
+    lines: list[Line]
+    is_indented: bool = False
+    ends_short: bool = False
+    """The next line's first word would have had room on the last line."""
+    text: str = ""
+
+
+def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
+    """Reflow blocks in reading order; what interrupts a paragraph is put after it."""
+    paragraphs: list[Paragraph] = []
+    waiting: list[Paragraph] = []
+    running: Paragraph | None = None
+    for block in blocks:
+        if block.kind == "label":
+            continue
+        if block.kind != "body":
+            waiting.extend(_asides(block))
+            continue
+        for number, piece in enumerate(_pieces(block.lines)):
+            # Within a block the borders of paragraphs are known; its first piece may belong to the one before.
+            if number == 0 and running is not None and _goes_on(running, piece):
+                running.lines.extend(piece.lines)
+                running.ends_short = piece.ends_short
+                continue
+            paragraphs.extend(waiting)
+            waiting = []
+            running = piece
+            paragraphs.append(running)
+    paragraphs.extend(waiting)
+    _write_texts(paragraphs, blocks)
+    return [paragraph for paragraph in paragraphs if paragraph.text]
+
+
+def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
+    """Cut the lines of one column into paragraphs; the first and the last may go on in other columns."""
+    leading = usual_leading(lines)
+    edges = [_edges(lines, index) for index in range(len(lines))]
+    begin = 0
+    for index in range(1, len(lines) + 1):
+        if index == len(lines) or _begins(lines, begin, index, leading, edges):
+            first, last = lines[begin], lines[index - 1]
+            following = lines[index].words[0] if index < len(lines) else None
+            room = following.width if following else 3 * last.size
+            yield Paragraph(
+                "body",
+                list(lines[begin:index]),
+                is_indented=first.box.left - edges[begin][0] > _INDENT * first.size,
+                ends_short=_has_room(last, room, edges[index - 1][1]),
+            )
+            begin = index
+
+
+def _edges(lines: Sequence[Line], index: int) -> tuple[float, float]:
+    """Left and right edge of the text around a line, in points."""
+    line = lines[index]
+    near = [
+        other
+        for other in lines[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1]
+        if abs(other.size - line.size) <= _OTHER_SIZE * line.size
+    ]
+    lefts = [other.box.left for other in near]
+    # A single line that sticks out does not make an edge.
+    shared = [left for left in lefts if sum(abs(left - other) <= _SAME_EDGE for other in lefts) >= 2]
+    rights = [other.box.right for other in near]
+    if len(near) == 1:
+        return line.box.left, line.column.right
+    return min(shared or lefts), max(rights)
+
+
+def _begins(
+    lines: Sequence[Line], begin: int, index: int, leading: float, edges: Sequence[tuple[float, float]]
+) -> bool:
+    """Tell whether a line begins a paragraph, `begin` being the first line of the one before."""
+    line, above = lines[index], lines[index - 1]
+    if line.baseline - above.baseline > _WIDE_GAP * max(leading, 1.1 * line.size) or _is_other_type(line, above):
+        return True
+    if above.text.endswith("-") or line.is_code:
+        return False
+    left, right = edges[index]
+    indent, indent_above = line.box.left - left, above.box.left - left
+    is_item, in_item = bool(_ITEM.match(line.text)), bool(_ITEM.match(lines[begin].text))
+    if is_item and (in_item or _ENDS_SENTENCE.search(above.text) or indent > _INDENT * line.size):
+        return True
+    is_indented = indent > _INDENT * line.size >= indent_above and not _is_centred(line, above)
+    if is_indented and not in_item and not _hangs(lines, begin, index, edges):
+        return True
+    # Back at the edge after two lines and more inside of it: a quotation or an entry of a list has ended.
+    if indent <= _INDENT * line.size < indent_above and (index - begin >= 2 or in_item):
+        return True
+    starts_anew = not line.text[:1].islower() and (bool(_ENDS_SENTENCE.search(above.text)) or line.text[:1].isupper())
+    return starts_anew and _has_room(above, line.words[0].width, right)
+
+
+def _is_centred(line: Line, above: Line) -> bool:
+    """Tell whether two lines of different lengths have one middle, as those of a title have."""
+    middles = [(each.box.left + each.box.right) / 2 for each in (line, above)]
+    return abs(middles[0] - middles[1]) < 0.2 * line.size
+
+
+def _hangs(lines: Sequence[Line], begin: int, index: int, edges: Sequence[tuple[float, float]]) -> bool:
+    """Tell whether most lines around stand inside of the edge, as in lists of references."""
+    near = range(max(0, index - _NEIGHBOURS), min(len(lines), index + _NEIGHBOURS + 1))
+    inside = sum(lines[other].box.left - edges[index][0] > _INDENT * lines[other].size for other in near)
+    return index - begin == 1 and inside * 2 >= len(near) and len(near) > 3
+
+
+def _has_room(line: Line, width: float, right: float) -> bool:
+    return line.box.right + 0.25 * line.size + width + _ROOM * line.size < right
+
+
+def _is_other_type(line: Line, other: Line) -> bool:
+    """Another size, or a line of bold or of code beside one that is not: a heading, a listing."""
+    is_other_size = abs(line.size - other.size) > _OTHER_SIZE * max(line.size, other.size)
+    return is_other_size or line.is_bold != other.is_bold or line.is_code != other.is_code
+
+
+def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
+    """Tell whether a paragraph goes on in the next column, page, or below what interrupts it."""
+    last, first = running.lines[-1], piece.lines[0]
+    if _is_other_type(last, first) or _ITEM.match(first.text):
+        return False
+    if last.text[-1:] in "-\u00ad" or first.text[:1].islower():
+        return True
+    return not piece.is_indented and not running.ends_short
+
+
+def _asides(block: Block) -> Iterator[Paragraph]:
+    """Each caption, note or table is a paragraph of its own."""
+    begin = 0
+    for index in range(1, len(block.lines) + 1):
+        is_end = index == len(block.lines)
+        if is_end or (block.kind == "footnote" and note_mark(block.lines[index]) is not None):
+            yield Paragraph(block.kind, list(block.lines[begin:index]))
+            begin = index
+
+
+def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> None:
+    lines = [(block.kind, line) for block in blocks for line in block.lines]
+    vocabulary = Vocabulary(line.text for _, line in lines)
+    marks = {(line.page, mark) for kind, line in lines if kind == "footnote" and (mark := note_mark(line))}
+    for index, paragraph in enumerate(paragraphs):
+        if paragraph.kind == "table":
+            beside = paragraphs[max(0, index - 1) : index + 2]
+            is_captioned = any(other.kind == "caption" and is_of_table(other.lines[0]) for other in beside)
+            paragraph.text = "" if is_captioned else TABLE_MARK
+            continue
+        if all(line.is_code for line in paragraph.lines):
+            paragraph.text = _listing(paragraph.lines)
+            continue
+        text = ""
+        for line in paragraph.lines:
+            words = [word for word in line.words if not (line.is_raised(word) and (line.page, word.text) in marks)]
+            if paragraph.kind == "footnote" and line is paragraph.lines[0]:
+                words = list(line.words)
+            text = vocabulary.join(text, clean(joined(words))) if text else clean(joined(words))
+        paragraph.text = _marked(paragraph, text)
+
+
+def _listing(lines: Sequence[Line]) -> str:
+    """Code keeps its lines, and their indentation in spaces of its letters' width."""
+    left = min(line.box.left for line in lines)
+    letter = max(lines[0].box.width / max(1, len(lines[0].text)), 0.1)
+    return "\n".join(" " * round((line.box.left - left) / letter) + clean(line.text) for line in lines)
+
+
+def _marked(paragraph: Paragraph, text: str) -> str:
+    """Mark captions as `[Figure 3: …]` and notes as `[Footnote 3: …]`."""
+    if paragraph.kind == "caption" and (match := CAPTION.match(text)):
+        kind = match.group("kind").rstrip(".").capitalize()
+        kind = {"Fig": "Figure", "Tab": "Table"}.get(kind, kind)
+        return _bracketed(f"{kind} {match.group('number')}", text[match.end() :])
+    if paragraph.kind == "footnote" and (mark := note_mark(paragraph.lines[0])):
+        rest = text[len(mark) :].lstrip(".) ")
+        return _bracketed(f"Footnote {mark}" if mark[0].isdigit() else "Footnote", rest)
+    return text
+
+
+def _bracketed(name: str, text: str) -> str:
+    text = text.strip()
+    return f"[{name}: {text}]" if text else f"[{name}]"

@@ -1,0 +1,91 @@
+"""Which model answers, how long its window is, and what counts its tokens."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longlora.corpus.qa.calls import Answerer
+from longlora.corpus.qa.sections import EstimatedTokens, TokenCounter, TokenizerTokens
+from longlora.errors import ConfigError
+
+logger = logging.getLogger("longlora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringModel:
+    """A model to ask, and its measures."""
+
+    name: str
+    window: int
+    """In tokens."""
+
+    tokenizer: str | None
+    """Name of what counts the tokens; None where characters do."""
+
+    counter: TokenCounter
+    answerer: Answerer | None
+    """None where nothing is to be asked."""
+
+
+def choose_model(
+    *,
+    model: str,
+    base_url: str | None,
+    local: str,
+    window: int | None,
+    tokenizer: str | None,
+    chars_per_token: float,
+    timeout_seconds: float | None,
+) -> AnsweringModel:
+    """Open what a user named: a model at a server, or one in this process; without a time-out nothing is to be asked.
+
+    Raises:
+        ConfigError: neither or both were named, or the window is not known.
+        CheckpointError: the local model, or the tokenizer, cannot be loaded.
+    """
+    if bool(model) == bool(local):
+        found = "both" if model else "neither"
+        raise ConfigError(f"name one answering model, --model NAME at a server or --local MODEL; found {found}")
+    if local:
+        if base_url or tokenizer:
+            raise ConfigError(
+                "--local MODEL runs in this process with its own tokenizer: no --base-url, no --tokenizer"
+            )
+        return _local_model(local, window, is_asked=timeout_seconds is not None)
+    if window is None:
+        raise ConfigError(
+            "--window must say how many tokens the answering model reads and writes in one call (for vLLM its "
+            "--max-model-len); a server does not tell"
+        )
+    answerer: Answerer | None = None
+    if timeout_seconds is not None:
+        from longlora.corpus.qa.endpoint import Endpoint
+
+        answerer = Endpoint(base_url=base_url, timeout_seconds=timeout_seconds)
+    counter = EstimatedTokens(chars_per_token) if tokenizer is None else _tokenizer(tokenizer)
+    return AnsweringModel(name=model, window=window, tokenizer=tokenizer, counter=counter, answerer=answerer)
+
+
+def _local_model(local: str, window: int | None, *, is_asked: bool) -> AnsweringModel:
+    from longlora.corpus.qa.local import LocalModel
+
+    opened = LocalModel(local)
+    if window is None and opened.positions is None:
+        raise ConfigError(f"the configuration of {local!r} does not say how many tokens it reads; give --window")
+    if window and opened.positions and window > opened.positions:
+        logger.warning("--window %d is more than the %d tokens that %s reads", window, opened.positions, local)
+    return AnsweringModel(
+        name=Path(local).name,
+        window=window or opened.positions or 0,
+        tokenizer=Path(local).name,
+        counter=TokenizerTokens(opened.tokenizer, name=local),
+        answerer=opened if is_asked else None,
+    )
+
+
+def _tokenizer(name: str) -> TokenizerTokens:
+    from longlora.model import load_tokenizer, model_source
+
+    loaded: Any = load_tokenizer(model_source(name))
+    return TokenizerTokens(loaded, name=name)

@@ -1,0 +1,165 @@
+"""The prompts: text files with `{{placeholders}}`, shipped with the package, replaceable by a user's own.
+
+A folder of prompts has three parts. `books/` and `papers/` hold a file for each kind of question, and two more:
+`notes.txt` (on one section of a long document) and `record.txt` (what the trained model is to read). `shared/` holds
+`reply_form.txt`, `judge.txt` and `condense.txt`. A file may begin with `over: section` and a line `---`: its questions
+are then asked of single sections, not of the whole.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from longlora.errors import ConfigError
+
+Over = Literal["whole", "section"]
+
+SHIPPED = Path(__file__).parent / "prompts"
+FOLDERS = {"book": "books", "paper": "papers"}
+
+_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_HEAD = re.compile(r"over:[ \t]*(\w*)[ \t]*\n---[ \t]*\n")
+_OF_QUESTIONS = ({"material", "count"}, {"what", "reply_form"})
+# Placeholders that a file must have, and those that it may have.
+_KNOWN: dict[str, tuple[set[str], set[str]]] = {
+    "notes": ({"material"}, {"part"}),
+    "record": ({"document", "question"}, set()),
+    "reply_form": (set(), set()),
+    "judge": ({"material", "pairs"}, {"what"}),
+    "condense": ({"material"}, set()),
+}
+_SHARED = ("reply_form", "judge", "condense")
+_SPECIAL = ("notes", "record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """One prompt."""
+
+    name: str
+    text: str
+    over: Over = "whole"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what the prompt says, without what is filled in."""
+        return hashlib.sha256(f"{self.over}\n{self.text}".encode()).hexdigest()
+
+    def fill(self, **values: object) -> str:
+        """Put values in the placeholders' places; values that hold braces themselves are left as they are."""
+        return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """All prompts for one kind of document."""
+
+    kind: str
+    notes: Template
+    record: Template
+    judge: Template
+    condense: Template
+    questions: tuple[Template, ...]
+
+    def __iter__(self) -> Iterator[Template]:
+        yield from (self.notes, self.record, self.judge, self.condense, *self.questions)
+
+
+def load_prompts(folder: Path | None = None) -> dict[str, PromptSet]:
+    """Read the prompts for books and papers; what a user's folder lacks comes from the package.
+
+    The kinds of questions are those of the user's folder alone, if it has any for that kind of document.
+
+    Raises:
+        ConfigError: the folder holds no prompts, or a file lacks a placeholder or has an unknown one.
+    """
+    if folder is not None:
+        _check_folder(folder)
+    shared = {name: _find(folder, "shared", name) for name in _SHARED}
+    return {kind: _load_set(kind, part, folder, shared) for kind, part in FOLDERS.items()}
+
+
+def prompts_digest(prompts: Mapping[str, PromptSet]) -> str:
+    """Digest of all prompts, for the journal's header."""
+    parts = [f"{kind}/{prompt.name}:{prompt.sha256}" for kind, one in sorted(prompts.items()) for prompt in one]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def write_prompts(folder: Path) -> None:
+    """Copy the package's prompts to a folder, to be changed there.
+
+    Raises:
+        ConfigError: there is something at that place.
+    """
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already; choose another place for the prompts")
+    shutil.copytree(SHIPPED, folder)
+
+
+def _check_folder(folder: Path) -> None:
+    known = {*FOLDERS.values(), "shared"}
+    found = {path.parent.name for path in folder.glob("*/*.txt")} if folder.is_dir() else set()
+    if not found & known:
+        raise ConfigError(
+            f"--prompts {folder} must hold .txt files in books/, papers/ or shared/, found none; "
+            "`longlora corpus qa-prompts DIR` writes the package's own to begin with"
+        )
+
+
+def _load_set(kind: str, part: str, folder: Path | None, shared: Mapping[str, Template]) -> PromptSet:
+    names: list[str] = []
+    for place in (folder, SHIPPED):
+        if place is not None and not names:
+            names = sorted(path.stem for path in (place / part).glob("*.txt") if path.stem not in _SPECIAL)
+    found = [_find(folder, part, name) for name in names]
+    form = shared["reply_form"].text.strip()
+    # The form is a part of each prompt and so of its digest.
+    questions = tuple(
+        Template(name=one.name, over=one.over, text=re.sub(r"\{\{\s*reply_form\s*\}\}", lambda _: form, one.text))
+        for one in found
+    )
+    return PromptSet(
+        kind=kind,
+        notes=_find(folder, part, "notes"),
+        record=_find(folder, part, "record"),
+        judge=shared["judge"],
+        condense=shared["condense"],
+        questions=questions,
+    )
+
+
+def _find(folder: Path | None, part: str, name: str) -> Template:
+    for place in (folder, SHIPPED):
+        if place is not None and (path := place / part / f"{name}.txt").is_file():
+            return _read(path)
+    raise AssertionError(f"the package lacks the prompt {part}/{name}.txt")
+
+
+def _read(path: Path) -> Template:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the prompt {path} cannot be read: {error}") from error
+    over: Over = "whole"
+    if head := _HEAD.match(text):
+        if head[1] not in ("whole", "section"):
+            raise ConfigError(f"the prompt {path} must be over `whole` or `section`, found {head[1]!r}")
+        over = "section" if head[1] == "section" else "whole"
+        text = text[head.end() :]
+    required, allowed = _KNOWN.get(path.stem, _OF_QUESTIONS)
+    found = set(_PLACEHOLDER.findall(text))
+    if missing := required - found:
+        raise ConfigError(f"the prompt {path} must hold {_names(missing)}, found {_names(found) or 'no placeholder'}")
+    if unknown := found - required - allowed:
+        raise ConfigError(
+            f"the prompt {path} holds {_names(unknown)}, which nothing fills; known there: {_names(required | allowed)}"
+        )
+    return Template(name=path.stem, text=text, over=over)
+
+
+def _names(placeholders: set[str]) -> str:
+    return ", ".join(f"{{{{{name}}}}}" for name in sorted(placeholders))

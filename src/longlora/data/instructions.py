@@ -1,0 +1,166 @@
+"""Turns conversations into training rows: token ids, labels on the answers, and where each conversation begins."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+from datasets import Dataset, Features, List, Value
+from filelock import FileLock
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from longlora.data.cache import Summary, cached_dataset, tokenizer_identity
+from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer, encode_conversation
+from longlora.data.sources import ConversationSource
+from longlora.errors import DataError
+
+logger = logging.getLogger("longlora")
+
+# Raise it when the same source, tokenizer and context come to give other rows.
+FORMAT_VERSION = 1
+
+_INT32S = pyarrow.list_(pyarrow.int32())
+_SCHEMA = pyarrow.schema({"name": pyarrow.string(), "input_ids": _INT32S, "labels": _INT32S})
+_ROW_FEATURES = Features({name: List(Value("int32")) for name in ("input_ids", "labels", "seq_lengths")})
+# Written at once; a conversation may hold a book.
+_BATCH_CONVERSATIONS = 100
+
+
+def tokenize_conversations(
+    source: ConversationSource,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_length: int,
+    cache_dir: str | Path | None = None,
+    show_progress: bool = True,
+) -> Dataset:
+    """Encode every conversation by the tokenizer's chat template, as `encode_conversation` does it.
+
+    What had to be cut, and what could not be used and why, is counted and told, also when the result is found in
+    `cache_dir` again.
+
+    Args:
+        source: conversations from `read_conversations`.
+        tokenizer: with a chat template.
+        context_length: most tokens of a conversation.
+        cache_dir: folder that may grow by eight bytes per token; by default `longlora` in the user's cache folder.
+        show_progress: whether to draw a bar that counts conversations and tokens.
+
+    Returns:
+        Columns `name` (string), `input_ids` and `labels` (lists of int32), one row per conversation.
+
+    Raises:
+        DataError: the source cannot be read, none of it can be used, or the cache cannot be written.
+        ConfigError: the tokenizer does not serve for this.
+    """
+    check_tokenizer(tokenizer)
+    identity = ["sft", FORMAT_VERSION, source.identity, context_length]
+    rows, summary = cached_dataset(
+        [*identity, tokenizer.chat_template, tokenizer_identity(tokenizer)],
+        lambda writer: _write_conversations(writer, source, tokenizer, context_length, show_progress),
+        schema=_SCHEMA,
+        cache_dir=cache_dir,
+    )
+    _tell(summary, context_length)
+    if not len(rows):
+        raise DataError(
+            f"no conversation can be trained on: {_reasons(summary)}; raise context_length or mend the data"
+        )
+    return rows
+
+
+def pack_conversations(conversations: Dataset, *, context_length: int, packing: bool = True) -> Dataset:
+    """Put whole conversations together into rows of up to `context_length` tokens, the longest first (best fit).
+
+    The rows are written beside the conversations' own file and found there again.
+
+    Args:
+        conversations: columns `input_ids` and `labels`, as `tokenize_conversations` returns.
+        context_length: most tokens of a row.
+        packing: False makes a row of each conversation, as the original implementation does.
+
+    Returns:
+        Columns `input_ids`, `labels` and `seq_lengths`, the lengths of the conversations in the row: what TRL's
+        collator turns into positions and cut points.
+
+    Raises:
+        DataError: the rows cannot be written.
+    """
+    from trl import pack_dataset  # its trainers come along, which only training needs
+
+    columns = conversations.select_columns(["input_ids", "labels"])
+    lock = FileLock(f"{conversations.cache_files[0]['filename']}.lock")
+    try:
+        with lock:
+            if packing:
+                return pack_dataset(columns, context_length, strategy="bfd", map_kwargs={"desc": "Packing"})
+            return columns.map(_add_length, features=_ROW_FEATURES, desc="Measuring")
+    except OSError as error:
+        raise DataError(
+            f"packed rows cannot be written beside the tokenized conversations ({error.strerror or error}); "
+            "set data.cache_dir to a writable folder with room"
+        ) from error
+
+
+def _add_length(row: dict[str, list[int]]) -> dict[str, list[int]]:
+    return {"seq_lengths": [len(row["input_ids"])]}
+
+
+def _write_conversations(
+    writer: pyarrow.ipc.RecordBatchStreamWriter,
+    source: ConversationSource,
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    show_progress: bool,
+) -> Summary:
+    summary: Summary = dict.fromkeys(("num_rows", "num_tokens", "num_learned", "num_shortened", "num_cut"), 0)
+    unusable: Counter[str] = Counter()
+    batch: list[tuple[str, list[int], list[int]]] = []
+    with tqdm(desc="Tokenizing", total=source.num_documents, unit=" conversations", disable=not show_progress) as bar:
+        for name, conversation in source:
+            bar.update()
+            try:
+                encoded = encode_conversation(tokenizer, conversation.messages, context_length=context_length)
+            except UnusableConversationError as error:
+                unusable[str(error)] += 1
+                continue
+            batch.append((name, encoded.input_ids, encoded.labels))
+            summary["num_rows"] += 1
+            summary["num_tokens"] += len(encoded.input_ids)
+            summary["num_learned"] += sum(label != IGNORED for label in encoded.labels)
+            summary["num_shortened"] += encoded.num_cut > 0
+            summary["num_cut"] += encoded.num_cut
+            bar.set_postfix(tokens=f"{summary['num_tokens']:,}")
+            if len(batch) == _BATCH_CONVERSATIONS:
+                _write(writer, batch)
+                batch = []
+        _write(writer, batch)
+    return {**summary, "unusable": dict(unusable)}
+
+
+def _write(writer: pyarrow.ipc.RecordBatchStreamWriter, batch: list[tuple[str, list[int], list[int]]]) -> None:
+    if batch:
+        names, ids, labels = zip(*batch, strict=True)
+        columns = [pyarrow.array(names), pyarrow.array(ids, _INT32S), pyarrow.array(labels, _INT32S)]
+        writer.write_batch(pyarrow.record_batch(columns, schema=_SCHEMA))
+
+
+def _tell(summary: Summary, context_length: int) -> None:
+    logger.info(
+        "%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers",
+        summary,
+    )
+    if summary["num_shortened"]:
+        logger.warning(
+            "%d conversations exceed context_length=%d: %d tokens were cut out of the middle of their documents",
+            summary["num_shortened"],
+            context_length,
+            summary["num_cut"],
+        )
+    if summary["unusable"]:
+        logger.warning("left out %s", _reasons(summary))
+
+
+def _reasons(summary: Summary) -> str:
+    return "; ".join(f"{count} conversations {reason}" for reason, count in summary["unusable"].items())

@@ -1,0 +1,273 @@
+"""Published benchmarks through lm-evaluation-harness, with what a long-context model needs passed for the user.
+
+The harness is given a model that is loaded already: its positions are the extended ones, and an adapter is folded into
+it, in memory (lm-eval 0.4.13 ties the weights of what it is given once more, which an adapter with embeddings of its
+own does not survive). Each task is one call, and its result is on disk before the next begins.
+"""
+
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from longlora.checkpoint import write_atomically
+from longlora.errors import ConfigError, DataError
+from longlora.evaluation.curves import finished
+from longlora.evaluation.harness_tasks import Call, plan_calls
+from longlora.evaluation.logits import Model, base_model, context_of
+from longlora.evaluation.prompts import uses_chat
+from longlora.evaluation.provenance import model_identity, provenance
+from longlora.model import load_for_inference
+
+logger = logging.getLogger("longlora")
+
+HARNESS_FILE = "harness.json"
+SAMPLES_FOLDER = "samples"
+_BOOTSTRAP = 1000  # resamples, for metrics whose error has no formula
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessOptions:
+    """What is asked and how; all of it decides the results."""
+
+    lengths: Sequence[int] | None = None
+    """For tasks that come in lengths (RULER, BABILong), in tokens; else all of theirs up to the model's context."""
+
+    limit: int | None = None
+    """Samples of each task; None for all."""
+
+    num_fewshot: int | None = None
+    """Examples before a question; None for each task's own number."""
+
+    max_new_tokens: int | None = None
+    """Tokens to generate at most; None for each task's own number."""
+
+    batch_size: int = 1
+    chat: bool = True
+    """Use the tokenizer's chat template, if it has one."""
+
+    seed: int = 1234
+
+
+@dataclass(kw_only=True)
+class HarnessResult:
+    """What the harness measured about one model; `harness.json` is this."""
+
+    model: str
+    weights: str
+    context: int
+    settings: dict[str, Any]
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By task: `metrics` (each with `value` and `standard_error`), `num_samples`, `num_cut`, the prompts that were too
+    long and lost their beginning, and `lengths`, where the task comes in such."""
+
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def run_harness(
+    model_name: str,
+    tasks: Sequence[str],
+    *,
+    output: str | Path,
+    task_files: Sequence[str | Path] = (),
+    options: HarnessOptions | None = None,
+    device_map: str | None = None,
+) -> HarnessResult:
+    """Run tasks of the harness by name, and tasks of the user's own by file; started again, go on after the last task.
+
+    Raises:
+        ConfigError: lm-eval or a package for a task is missing, a task or file is not known, the model is partly kept
+            outside of its devices, or the folder holds other results.
+        DataError: a task's data is neither in the cache nor to be had.
+        CheckpointError: the model cannot be loaded.
+    """
+    options = options or HarnessOptions()
+    _require_harness()
+    model, tokenizer = load_for_inference(model_name, device_map=device_map)
+    weights, context = model_identity(model), context_of(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigError("lm-eval cannot use a model of which parts are kept outside of the devices: give more memory")
+    folder = Path(output)
+    (folder / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
+    # Tasks and lengths may be added later; all else would change what is there.
+    settings = {name: value for name, value in vars(options).items() if name != "lengths"}
+    settings["chat"] = uses_chat(tokenizer, options.chat)
+    before = finished(folder / HARNESS_FILE, settings, weights)
+    result = HarnessResult(
+        model=model_name,
+        weights=weights,
+        context=context,
+        settings=settings,
+        tasks=before["tasks"] if before else {},
+        provenance=provenance(),
+    )
+    with _saved_tokenizer(tokenizer) as tokenizer_path:
+        calls = plan_calls(tasks, task_files, lengths=options.lengths, context=context, tokenizer_path=tokenizer_path)
+        harness_model = _harness_model(model, tokenizer, calls, context, options)
+        for call in calls:
+            if not _is_done(call, call.name, result):
+                _run(call, harness_model, options, result, folder)
+    return result
+
+
+def _is_done(call: Call, name: str, result: HarnessResult) -> bool:
+    done = result.tasks.get(name)
+    return done is not None and done["lengths"] == call.lengths
+
+
+def _require_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"lm-evaluation-harness is not installed ({error}): pip install 'longlora[eval]'") from error
+
+
+@contextmanager
+def _saved_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Save the tokenizer where tasks that size their prompts can load it: they take a path and no tokenizer."""
+    with tempfile.TemporaryDirectory(prefix="longlora-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        yield folder
+
+
+def _harness_model(
+    model: Model, tokenizer: PreTrainedTokenizerBase, calls: Sequence[Call], context: int, options: HarnessOptions
+) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    base_model(merged).eval()
+    # Lengths of tasks are those of their texts; the turns of a chat come on top, and must not cost a text its start.
+    longest = max([context, *(length for call in calls for length in call.lengths or [])])
+    return HFLM(
+        pretrained=merged,
+        tokenizer=tokenizer,
+        max_length=longest + _template_tokens(tokenizer, options.chat),
+        batch_size=options.batch_size,
+    )
+
+
+def _template_tokens(tokenizer: PreTrainedTokenizerBase, chat: bool) -> int:
+    if not uses_chat(tokenizer, chat):
+        return 0
+    turns = [{"role": "user", "content": ""}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _run(call: Call, model: Any, options: HarnessOptions, result: HarnessResult, folder: Path) -> None:
+    from lm_eval import simple_evaluate
+
+    for task in _load(call):
+        name = call.name if call.single else task.task_name
+        if _is_done(call, name, result):
+            continue
+        generation = {"max_gen_toks": options.max_new_tokens} if options.max_new_tokens else None
+        generates = task.get_config("output_type") == "generate_until"
+        measured = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=call.manager,
+            num_fewshot=options.num_fewshot,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            bootstrap_iters=_BOOTSTRAP,
+            apply_chat_template=result.settings["chat"],
+            gen_kwargs=generation if generates else None,
+            random_seed=options.seed,
+            numpy_random_seed=options.seed,
+            torch_random_seed=options.seed,
+            fewshot_random_seed=options.seed,
+        )
+        samples = measured["samples"][task.task_name]
+        (folder / SAMPLES_FOLDER / f"{name}.jsonl").write_text(
+            "".join(json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
+        )
+        num_cut = _num_cut(samples, model)
+        if num_cut:
+            logger.warning(
+                "%s: %d of %d prompts were longer than %s tokens less the answer's and lost their beginning",
+                name, num_cut, len(samples), f"{model.max_length:,}",
+            )  # fmt: skip
+        result.tasks[name] = {
+            "metrics": read_metrics(measured["results"][task.task_name]),
+            "num_samples": measured["n-samples"][task.task_name]["effective"],
+            "num_cut": num_cut,
+            "lengths": call.lengths,
+        }
+        write_atomically(folder / HARNESS_FILE, json.dumps(vars(result), indent=2, ensure_ascii=False) + "\n")
+
+
+def _load(call: Call) -> list[Any]:
+    """Load a task's data; say plainly what is missing.
+
+    Raises:
+        ConfigError: a package is missing, or the task's file is wrong.
+        DataError: the data are neither in the cache nor to be had.
+    """
+    try:
+        loaded = call.manager.load([call.spec])
+    except ImportError as error:
+        raise ConfigError(
+            f"{call.name} needs a package that is not installed ({error}); RULER's come with pip install "
+            "'lm_eval[ruler]', LongBench's with 'lm_eval[longbench]'"
+        ) from error
+    except (OSError, LookupError) as error:  # a missing file, no network, no such data set in the cache
+        offline = ", and HF_HUB_OFFLINE forbids fetching it" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise DataError(
+            f"{call.name} needs data that cannot be read or fetched{offline}: {_first_line(error)}; fetch it where "
+            "there is a network, or name a task of your own with --task-file"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{call.name} cannot be loaded: {_first_line(error)}") from error
+    return list(loaded["tasks"].values())
+
+
+def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Read the harness's flat `metric,filter` and `metric_stderr,filter` into metrics with their standard errors.
+
+    RULER writes -1 for a length that was not asked; that is left out.
+    """
+    metrics: dict[str, dict[str, float | None]] = {}
+    for key, value in results.items():
+        name, comma, kind = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, int | float) or not math.isfinite(value):
+            continue
+        if value == -1 and name.isdigit():
+            continue
+        error = results.get(f"{name}_stderr,{kind}")
+        title = name if kind == "none" else f"{name} ({kind})"
+        known = isinstance(error, int | float) and math.isfinite(error)
+        metrics[title] = {"value": float(value), "standard_error": float(error) if known else None}
+    return metrics
+
+
+def _num_cut(samples: Sequence[dict[str, Any]], model: Any) -> int:
+    """Count prompts that were longer than what the harness leaves beside the answer; it cuts them on the left."""
+    count = 0
+    for sample in samples:
+        for arguments in sample["arguments"]:
+            prompt, second = arguments[0], arguments[1] if len(arguments) > 1 else ""
+            if isinstance(second, dict):
+                room = model.max_length - int(second.get("max_gen_toks", model.max_gen_toks))
+                size = len(model.tok_encode(prompt))
+            else:
+                room = model.max_length
+                size = len(model.tok_encode(f"{prompt}{second}"))
+            if size > room:
+                count += 1
+                break
+    return count
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,129 @@
+"""Which calls of the harness a user's list of tasks means: groups taken apart, lengths passed as each task wants."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longlora.errors import ConfigError
+
+# A standard suite of short tasks, for what an extension cost; each is a few megabytes of data.
+SHORT_TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")
+_RULER_LENGTHS = tuple(2**power for power in range(12, 18))  # those that lm-eval's RULER reports
+_BABILONG_KILOTOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One task for the harness."""
+
+    name: str
+    """What its result is called."""
+
+    spec: str
+    """Its name, or its file, for the harness."""
+
+    manager: Any
+    """The harness's own manager of tasks, which knows lengths and tokenizer."""
+
+    lengths: list[int] | None = None
+    """Tokens of its texts, where it comes in lengths."""
+
+    single: bool = True
+    """Whether it is one task, so that `name` is its."""
+
+
+def plan_calls(
+    tasks: Sequence[str],
+    task_files: Sequence[str | Path],
+    *,
+    lengths: Sequence[int] | None,
+    context: int,
+    tokenizer_path: str,
+) -> list[Call]:
+    """Turn names and files into calls: `short` and groups into their tasks, BABILong into one call for each length.
+
+    Raises:
+        ConfigError: a name or a file is not known, or a task does not come in a length.
+    """
+    files = [_task_file(path) for path in task_files]
+    own = [Call(name=path.stem, spec=str(path), manager=_manager({}), single=False) for path in files]
+    if not tasks:
+        if not files:
+            raise ConfigError("name tasks with --tasks, or a file of your own with --task-file")
+        return own
+    known = _manager({}, defaults=True)
+    names = list(dict.fromkeys(leaf for task in tasks for leaf in _leaves(task, known.task_index)))
+    calls = list(own)
+    ruler = [name for name in names if _is_ruler(name)]
+    babilong = [name for name in names if name.startswith("babilong")]
+    if ruler:
+        chosen = _ruler_lengths(lengths, context)
+        manager = _manager({"max_seq_lengths": chosen, "tokenizer": tokenizer_path}, defaults=True)
+        calls += [Call(name=name, spec=name, manager=manager, lengths=chosen) for name in ruler]
+    for size in _babilong_sizes(lengths, context) if babilong else []:
+        manager = _manager({"max_seq_lengths": f"{size}k", "tokenizer": tokenizer_path}, defaults=True)
+        calls += [Call(name=f"{name}@{size}k", spec=name, manager=manager, lengths=[1024 * size]) for name in babilong]
+    calls += [Call(name=name, spec=name, manager=known) for name in names if name not in (*ruler, *babilong)]
+    return calls
+
+
+def _manager(metadata: dict[str, Any], *, defaults: bool = False) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=defaults, metadata=metadata)
+
+
+def _task_file(path: str | Path) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file() or file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--task-file must be a YAML file as lm-eval reads them, and {file} is none")
+    return file
+
+
+def _is_ruler(name: str) -> bool:
+    return name.startswith(("ruler", "niah_"))
+
+
+def _leaves(task: str, index: dict[str, Any]) -> list[str]:
+    """Take a group or a tag apart, down to tasks that can be run and finished one by one."""
+    if task == "short":
+        return list(SHORT_TASKS)
+    task = "babilong_longctx" if task == "babilong" else task
+    if task not in index:
+        close = difflib.get_close_matches(task, index, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ConfigError(f"lm-eval knows no task {task!r}{hint}")
+    entry = index[task]
+    members: list[Any] = []
+    if entry.kind.name == "TAG":
+        members = sorted(entry.tags)
+    elif entry.kind.name == "GROUP":
+        members = list((entry.cfg or {}).get("task") or [])
+    if not members or not all(isinstance(member, str) and member in index for member in members):
+        return [task]
+    return [leaf for member in members for leaf in _leaves(member, index)]
+
+
+def _ruler_lengths(lengths: Sequence[int] | None, context: int) -> list[int]:
+    """Lengths for RULER: those asked for, else the usual ones up to the context, or the context if that is shorter."""
+    if lengths:
+        return sorted(set(lengths))
+    return [length for length in _RULER_LENGTHS if length <= context] or [context]
+
+
+def _babilong_sizes(lengths: Sequence[int] | None, context: int) -> list[int]:
+    """Sizes of BABILong's texts in kilotokens; 0 is the bare questions.
+
+    Raises:
+        ConfigError: there are no texts of a length that was asked for.
+    """
+    if not lengths:
+        return [size for size in _BABILONG_KILOTOKENS if 1024 * size <= context] or [0]
+    sizes = [length // 1024 for length in sorted(set(lengths))]
+    wrong = [length for length in lengths if length % 1024 or length // 1024 not in (0, *_BABILONG_KILOTOKENS)]
+    if wrong:
+        offered = ", ".join(str(1024 * size) for size in _BABILONG_KILOTOKENS)
+        raise ConfigError(f"BABILong comes in lengths of {offered} tokens, not of {wrong[0]}")
+    return sizes

@@ -1,0 +1,146 @@
+"""Was short context kept? An extended model against its base, on the same tokens, at the base's own context."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longlora.checkpoint import write_atomically
+from longlora.errors import DataError
+from longlora.evaluation.logits import Model
+from longlora.evaluation.progress import progress_bar
+from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
+from longlora.evaluation.windows import batches, evenly_spread, windows_at_length
+
+SHORT_CONTEXT_FILE = "short_context.json"
+_Z = 1.959964  # 95 % of a normal distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortContext:
+    """Two models on the same targets; `short_context.json` is this.
+
+    With d_i the mean loss of window i of k less the base's on the same window, `difference` is the mean of d_i and its
+    `standard_error` is `std(d_i, ddof=1) / sqrt(k)`: what both models find hard cancels. `low` and `high` are
+    `exp(difference ± 1.96 * standard_error)`.
+    """
+
+    model: str
+    weights: str
+    base: str
+    base_weights: str
+    length: int
+    """Tokens of a window: the base's own context."""
+
+    num_tokens: int
+    num_windows: int
+    base_perplexity: float
+    perplexity: float
+    difference: float
+    """Nats per token; above 0 the extended model is worse."""
+
+    standard_error: float | None
+    ratio: float
+    """`exp(difference)`: perplexity as a multiple of the base's."""
+
+    low: float | None
+    high: float | None
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """Say whether short context was kept, as far as the error lets one say."""
+        change = f"perplexity {100 * (self.ratio - 1):+.1f} % at {self.length:,} tokens"
+        if self.low is None or self.high is None:
+            return f"{change}; a single window has no error: give more text"
+        interval = f"95 % interval {100 * (self.low - 1):+.1f} to {100 * (self.high - 1):+.1f} %"
+        if self.low > 1:
+            return f"worse than its base: {change} ({interval})"
+        if self.high < 1:
+            return f"better than its base on these texts: {change} ({interval})"
+        return f"no different from its base beyond the error: {change} ({interval})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return vars(self) | {"verdict": self.verdict}
+
+
+def window_losses(
+    model: Model,
+    documents: Sequence[Document],
+    *,
+    length: int,
+    stride: int,
+    max_targets: int | None = None,
+    batch_size_tokens: int = 8192,
+    progress: bool = True,
+    description: str = "",
+) -> np.ndarray:
+    """Return the mean loss, nats per token, of the last `stride` tokens of each window of `length`: (windows,).
+
+    Raises:
+        DataError: a document is not made of the model's token ids, or none has `length` tokens.
+        CheckpointError: the model produces NaN.
+    """
+    tokens = token_arrays(model, documents)
+    windows = windows_at_length([len(document) for document in tokens], length=length, longest=length, stride=stride)
+    if not windows:
+        raise DataError(
+            f"at least one document must have {length:,} tokens, the base's context; the longest has "
+            f"{max(map(len, tokens)):,}: give longer documents, or join them"
+        )
+    windows = evenly_spread(windows, max(1, max_targets // stride) if max_targets else len(windows))
+    means: list[float] = []
+    label = f"{description} {length} tokens".lstrip()
+    with evaluation_mode(model), progress_bar(label, total=len(windows), progress=progress) as advance:
+        for batch in batches(windows, max(1, batch_size_tokens // length)):
+            means += nats_of_targets(model, tokens, batch).mean(dim=1).tolist()
+            advance(len(batch), f"loss {np.mean(means):.3f}")
+    return np.array(means)
+
+
+def compare_losses(
+    base_losses: np.ndarray,
+    losses: np.ndarray,
+    *,
+    names: tuple[str, str],
+    weights: tuple[str, str],
+    length: int,
+    stride: int,
+    settings: dict[str, Any],
+    provenance: dict[str, Any],
+) -> ShortContext:
+    """Compare the losses of a base and of a model made of it, window by window; names and weights in that order too."""
+    assert base_losses.shape == losses.shape, "the windows must be the same"
+    differences = losses - base_losses
+    mean, count = float(differences.mean()), len(differences)
+    error = float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else None
+    return ShortContext(
+        model=names[1],
+        weights=weights[1],
+        base=names[0],
+        base_weights=weights[0],
+        length=length,
+        num_tokens=count * stride,
+        num_windows=count,
+        base_perplexity=math.exp(base_losses.mean()),
+        perplexity=math.exp(losses.mean()),
+        difference=mean,
+        standard_error=error,
+        ratio=math.exp(mean),
+        low=None if error is None else math.exp(mean - _Z * error),
+        high=None if error is None else math.exp(mean + _Z * error),
+        settings=settings,
+        provenance=provenance,
+    )
+
+
+def write_short_context(result: ShortContext, output: Path) -> None:
+    """Write `short_context.json` into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / SHORT_CONTEXT_FILE, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")

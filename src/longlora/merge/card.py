@@ -1,0 +1,108 @@
+"""A model card, `README.md`, that says what a merged model was made of, how, and what was measured of it."""
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longlora.checkpoint import Extension
+from longlora.rope import describe_rope
+
+_RECIPE = "recipe.yaml"
+# Where a run, and not a model, is described.
+_OWN_PLACES = ("output_dir", "report_to", "run_name")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def write_card(directory: Path, *, adapter: Path, base: str, extension: Extension | None) -> None:
+    """Describe the merged model in `directory`.
+
+    The recipe is the one of the run that `adapter` lies in. What was measured are the results that `longlora eval`
+    left in folders of that run, two deep at most.
+    """
+    run = adapter.resolve().parent
+    parts = [_front_matter(base), f"# {_title(run, extension)}", _origin(base, extension)]
+    if measured := _measured(run):
+        parts.append("## Measured\n\n" + "\n".join(measured))
+    parts.append("## Use\n\n" + _USE)
+    if recipe := _recipe(run):
+        parts.append(f"## Recipe\n\n```yaml\n{recipe}```")
+    (directory / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("DIRECTORY OR HUB NAME", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY OR HUB NAME")
+```
+
+The configuration carries the extended positions; nothing has to be set to read the whole context."""
+
+
+def _front_matter(base: str) -> str:
+    values: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["longlora", "long-context"],
+    }
+    if _is_hub_name(base):
+        values["base_model"] = base
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
+
+
+def _title(run: Path, extension: Extension | None) -> str:
+    if not (run / _RECIPE).exists() or extension is None:
+        return "Merged model"
+    return f"{_base_name(extension.base_model)}, extended to {extension.context_length:,} tokens"
+
+
+def _origin(base: str, extension: Extension | None) -> str:
+    by = f"Merged by [longlora](https://arxiv.org/abs/2309.12307) {version('longlora')}"
+    if extension is None:
+        return f"An adapter on {_base_name(base)}. {by}."
+    lines = [
+        f"{_base_name(extension.base_model)} reads {extension.base_context:,} tokens; this model was trained by "
+        f"LongLoRA to read {extension.context_length:,} (positions: {describe_rope(extension.rope_parameters)}). {by}.",
+        "The base model's license applies.",
+    ]
+    if extension.quantization:
+        lines.insert(
+            1, f"It was trained on a base packed to {extension.quantization}, and merged into the base itself."
+        )
+    return "\n".join(lines)
+
+
+def _measured(run: Path) -> list[str]:
+    lines = []
+    for path in sorted([*run.glob("*/result.json"), *run.glob("*/*/result.json"), *run.glob("*/positions.json")]):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            name = result.get("test", "loss by position")
+            lines.append(f"- {name} ({result['provenance']['date'][:10]}): {result['verdict']}".replace("\n", "; "))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of that name that is not ours
+            continue
+    return lines
+
+
+def _recipe(run: Path) -> str:
+    path = run / _RECIPE
+    if not path.is_file():
+        return ""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name in _OWN_PLACES:
+        values.pop(name, None)
+    values.get("data", {}).pop("cache_dir", None)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _base_name(base: str) -> str:
+    return base if _is_hub_name(base) else Path(base).name
+
+
+def _is_hub_name(base: str) -> bool:
+    return _HUB_NAME.fullmatch(base) is not None and not Path(base).exists()

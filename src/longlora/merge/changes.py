@@ -1,0 +1,179 @@
+"""What an adapter makes of each weight of its base, as a table that is small whatever the size of the model.
+
+PEFT itself says where an adapter's parts go and how they are scaled (patterns of ranks and alphas, rsLoRA, transposed
+layers, copies of whole modules): the adapter's configuration is put on a model without weights, and its modules read.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import Linear as LoraLinear
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from longlora.lora import output_is_tied
+from longlora.positions import without_dynamic_scaling
+
+_PREFIX = "base_model.model."
+_ADAPTER = "default"
+# Settings with which the update is more than a product of two matrices, or reaches other weights.
+_OTHER_UPDATES = (
+    "use_dora",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+)
+
+
+class OtherWay(Exception):
+    """Why an adapter cannot be merged weight by weight; PEFT's own merging, in memory, is asked then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """W + s·B·A, transposed where the layer keeps its weight as (in, out); s is `alpha / r`, or `alpha / √r`."""
+
+    a: str
+    b: str
+    scaling: float
+    transposed: bool
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The adapter's tensors that are needed."""
+        return self.a, self.b
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The adapter's own tensor in the weight's place."""
+
+    tensor: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The adapter's tensors that are needed."""
+        return (self.tensor,)
+
+
+Change = LowRank | Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """An adapter's changes by the names that the model gives its weights."""
+
+    by_weight: dict[str, Change]
+    shapes: dict[str, tuple[int, ...]]
+    """Of every weight of the merged model."""
+
+    architecture: str
+    """Class of the model."""
+
+    input_embedding: str
+    output_embedding: str | None
+    """Name of the output embedding's weight where the base ties it to the input's."""
+
+    @property
+    def unties(self) -> bool:
+        """Whether the adapter makes two weights of a tied one."""
+        change = self.by_weight.get
+        return self.output_embedding is not None and change(self.output_embedding) != change(self.input_embedding)
+
+
+def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collection[str]) -> Changes:
+    """Tell what an adapter with these tensors changes in a model of this configuration.
+
+    Raises:
+        OtherWay: it does something else than low-rank updates and whole modules.
+    """
+    _check_kind(adapter)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(without_dynamic_scaling(config))
+            is_tied = output_is_tied(model)
+            shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+            embeddings = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
+            # Matrices to be read from a file need no beginning, and the base may have moved since.
+            placed = {"init_lora_weights": False, "base_model_name_or_path": None}
+            wrapped = get_peft_model(model, replace(adapter, **placed))
+    except Exception as error:  # architectures that look at values while they are built, and adapters of other models
+        raise OtherWay(f"a model without weights cannot be made of it: {error}") from error
+    by_weight = _read_modules(wrapped, shapes)
+    if is_tied and adapter.ensure_weight_tying:
+        _join(by_weight, embeddings, tensors)
+    used = {tensor for change in by_weight.values() for tensor in change.parts}
+    spare = set(tensors) - used - ({f"{_PREFIX}{embeddings[1]}"} if is_tied else set())
+    if missing := sorted(used - set(tensors)):
+        raise OtherWay(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
+    if spare:
+        raise OtherWay(f"its file holds more than low-rank updates and whole modules, such as {sorted(spare)[0]}")
+    return Changes(
+        by_weight=by_weight,
+        shapes=shapes,
+        architecture=type(model).__name__,
+        input_embedding=embeddings[0],
+        output_embedding=embeddings[1] if is_tied else None,
+    )
+
+
+def _join(by_weight: dict[str, Change], embeddings: tuple[str, str], tensors: Collection[str]) -> None:
+    """Let both embeddings take the one tensor of theirs that PEFT trained; its file may hold it twice."""
+    changes = [by_weight[name] for name in embeddings if name in by_weight]
+    if any(isinstance(change, LowRank) for change in changes):
+        raise OtherWay("a low-rank update of embeddings that are kept tied")
+    there = [change for change in changes if set(change.parts) <= set(tensors)]
+    if changes:
+        by_weight |= dict.fromkeys(embeddings, (there or changes)[0])
+
+
+def _check_kind(adapter: PeftConfig) -> None:
+    if not isinstance(adapter, LoraConfig):
+        raise OtherWay(f"an adapter of the type {adapter.peft_type}")
+    for name in _OTHER_UPDATES:
+        if getattr(adapter, name, None):  # newer ones are unknown to older PEFT
+            raise OtherWay(f"an adapter with {name}")
+    if adapter.bias != "none":
+        raise OtherWay(f"an adapter with bias={adapter.bias}")
+    if adapter.init_lora_weights not in (True, False, "gaussian"):  # some begin by changing the base
+        raise OtherWay(f"an adapter with init_lora_weights={adapter.init_lora_weights}")
+
+
+def _read_modules(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]]) -> dict[str, Change]:
+    changes: dict[str, Change] = {}
+    for path, module in wrapped.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            name = path.removeprefix(_PREFIX)
+            own = [key for key in shapes if key.startswith(f"{name}.")]
+            changes |= {key: Whole(tensor=_PREFIX + key) for key in own}
+        elif isinstance(module, LoraLinear | LoraEmbedding):
+            if module.lora_variant:
+                raise OtherWay(f"an update of its own kind in {path}")
+            changes[f"{path.removeprefix(_PREFIX)}.weight"] = _low_rank(path, module)
+        elif hasattr(module, "base_layer") and hasattr(module, "scaling"):
+            raise OtherWay(f"an update of a {type(module).__name__} in {path}")
+    return changes
+
+
+def _low_rank(path: str, module: LoraLinear | LoraEmbedding) -> LowRank:
+    if isinstance(module, LoraEmbedding):
+        a, b, transposed = f"{path}.lora_embedding_A", f"{path}.lora_embedding_B", True
+    else:
+        a, b, transposed = f"{path}.lora_A.weight", f"{path}.lora_B.weight", module.fan_in_fan_out
+    return LowRank(a=a, b=b, scaling=float(module.scaling[_ADAPTER]), transposed=bool(transposed))
+
+
+def _name_of(model: PreTrainedModel, wanted: nn.Module | None) -> str:
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is wanted), "")

@@ -1,0 +1,46 @@
+"""From folders to the two files of a report."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from longlora.checkpoint import write_atomically
+from longlora.report.blocks import Document
+from longlora.report.collect import Collection, collect
+from longlora.report.markdown import render_markdown
+from longlora.report.page import render_page
+from longlora.report.sections import evidence
+from longlora.report.verdict import sentence, verdict_section
+
+PAGE, TEXT = "report.html", "report.md"
+
+
+def write_report(paths: Sequence[str], output: Path) -> Path:
+    """Read evaluations and runs below `paths`, and write `report.html` and `report.md` into `output`.
+
+    Each path is a folder of `longlora eval`, of a suite, of several of these, or of a training run; `NAME=PATH` gives
+    what stands below PATH that name in the report. Returns the page's path.
+
+    Raises:
+        ConfigError: a path does not exist, or nothing is found below it.
+        DataError: a file is damaged, or two models of the same name are not the same.
+    """
+    document = compose(collect(paths))
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / TEXT, render_markdown(document))
+    write_atomically(output / PAGE, render_page(document))
+    return output / PAGE
+
+
+def compose(collection: Collection) -> Document:
+    """Put a report together."""
+    models = collection.models
+    names = " and ".join(model.label for model in models) if len(models) < 3 else f"{len(models)} models"
+    title = f"How far do they read? {names}" if len(models) > 1 else f"How far does it read? {names}"
+    sections = [verdict_section(models)] if models else []
+    return Document(
+        title=title if models else "Training runs",
+        lead=[sentence(model) for model in models],
+        sections=sections + evidence(collection),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )

@@ -1,0 +1,123 @@
+"""The safetensors files of a model: found, read a weight at a time, and written a file at a time."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from longlora.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeight:
+    """Where a weight lies, and what it is."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    """None where it is no floating-point number."""
+
+
+def model_folder(name: str) -> Path | None:
+    """Folder with a model's safetensors, downloaded if need be; None where it has none."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    return folder if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists() else None
+
+
+def stored_weights(folder: Path) -> dict[str, StoredWeight]:
+    """Read the headers of a model's safetensors files.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or does not hold what the index says.
+    """
+    index = folder / INDEX_FILE
+    if not index.exists():
+        return _read_header(folder / SINGLE_FILE)
+    try:
+        listed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error}") from error
+    found: dict[str, StoredWeight] = {}
+    for file in sorted(set(listed.values())):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder} is incomplete: {file} is missing; download it again")
+        found |= _read_header(folder / file)
+    if absent := sorted(listed.keys() - found.keys()):
+        raise CheckpointError(f"{folder} is incomplete: {absent[0]} is in none of its files; download it again")
+    return found
+
+
+def main_dtype(weights: dict[str, StoredWeight]) -> torch.dtype:
+    """The floating-point type that most of the numbers of a model have."""
+    numbers: Counter[torch.dtype] = Counter()
+    for weight in weights.values():
+        if weight.dtype is not None:
+            numbers[weight.dtype] += math.prod(weight.shape)
+    return numbers.most_common(1)[0][0] if numbers else torch.float32
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """Open a safetensors file; its weights stay on the disk until they are asked for.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as reader:
+            yield reader
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); download or copy it again") from error
+
+
+class ShardWriter:
+    """Writes the files of a model one by one, and their index at the end if the model it follows has one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._weight_map: dict[str, str] = {}
+        self._num_bytes = 0
+
+    def write(self, file: str, weights: dict[str, torch.Tensor]) -> None:
+        """Write one file.
+
+        Raises:
+            CheckpointError: the disk takes no more.
+        """
+        try:
+            save_file(weights, self.directory / file, metadata={"format": "pt"})
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be written ({error}); is the disk full?") from error
+        self._weight_map |= dict.fromkeys(weights, file)
+        self._num_bytes += sum(weight.nbytes for weight in weights.values())
+
+    def finish(self) -> None:
+        """Write the index, unless all is in one file of the usual name."""
+        if set(self._weight_map.values()) == {SINGLE_FILE}:
+            return
+        index = {"metadata": {"total_size": self._num_bytes}, "weight_map": dict(sorted(self._weight_map.items()))}
+        (self.directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_header(file: Path) -> dict[str, StoredWeight]:
+    with opened(file) as reader:
+        slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - no mapping
+        return {
+            name: StoredWeight(file=file.name, shape=tuple(part.get_shape()), dtype=_DTYPES.get(part.get_dtype()))
+            for name, part in slices.items()
+        }

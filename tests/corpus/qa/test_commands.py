@@ -1,0 +1,129 @@
+"""`longlora corpus …` as a user calls it."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.corpus.qa.chat_server import ChatServer, completion, scholar, status
+from tests.corpus.qa.conftest import SMALL, Run, records
+
+from longlora.corpus.qa.models import choose_model
+from longlora.corpus.qa.templates import load_prompts, prompts_digest
+from longlora.errors import ConfigError
+
+OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+
+
+def test_make_qa(run: Run, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    where = ["--out", tmp_path / "qa.jsonl", "--model", "scholar", "--base-url", server.base_url]
+    prices = ["--price-in", 2, "--price-out", 10]
+    status, out, err = run("corpus", "make-qa", texts / "a-short.txt", *where, *OPTIONS, *prices, "--yes")
+    assert status == 0, err
+    assert "1 documents of" in err
+    assert "5 calls to make (5 questions), 0 in the journal" in err
+    assert "at most 0.0" in err
+    assert "if each of 8 calls at once writes 30 tokens in a second" in err
+    assert f"10 records from 1 documents, written to {tmp_path / 'qa.jsonl'}" in out
+    assert "500 tokens read and 250 written, 0.00 at the given prices" in out
+    assert len((tmp_path / "qa.jsonl").read_text(encoding="utf-8").splitlines()) == 10
+    # More documents need no new file, and what is in the journal is not asked again.
+    limits = ["--max-tokens", 10**6, "--max-cost", 100]
+    status, out, err = run("corpus", "make-qa", texts, *where, *OPTIONS, *prices, *limits, "--yes", "--json")
+    assert status == 0, err
+    assert "5 in the journal" in err
+    assert "s a call so far" in err
+    assert "stops before 1,000,000 tokens are exceeded\nstops before 100.00 is exceeded" in err
+    result = json.loads(out)
+    assert result["is_complete"]
+    assert result["num_answered"] == len(server.requests) - 5
+    assert result["cost"] == pytest.approx(len(server.requests) * 700e-6)
+    status, out, _ = run("corpus", "make-qa", texts, *where, *OPTIONS, "--from-journal")
+    assert (status, f"{result['num_records']} records from 3 documents" in out) == (0, True)
+
+
+def test_consent_is_asked_for(
+    run: Run, server: ChatServer, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["corpus", "make-qa", texts, "--out", tmp_path / "qa.json", "--model", "scholar", *OPTIONS]
+    arguments += ["--base-url", server.base_url]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    code, _, err = run(*arguments)
+    assert (code, "agree beforehand with --yes" in err) == (2, True)
+    answers = io.StringIO("n\n")
+    monkeypatch.setattr(answers, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", answers)
+    code, out, err = run(*arguments)
+    assert (code, "stopped, not confirmed" in out) == (1, True), err
+    assert "cost not known without --price-in and --price-out" in err
+    assert not server.requests
+
+
+def test_what_is_left_is_said(run: Run, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    server.answer = lambda request, before: (
+        status(400, "too long") if "persons or groups" in request["messages"][0]["content"] else scholar(request)
+    )
+    where = ["--out", tmp_path / "qa.json", "--model", "scholar", "--base-url", server.base_url, *OPTIONS, "--yes"]
+    code, out, err = run("corpus", "make-qa", texts / "a-short.txt", *where)
+    assert code == 1, err
+    assert "1 calls came to nothing: 1 status 400" in out
+    assert "not complete: at least 1 calls have no reply; the same command asks them again" in out
+    assert len(records(tmp_path / "qa.json")) == 8
+    server.answer = lambda request, before: completion("[]")
+    code, out, _ = run("corpus", "make-qa", texts / "c-paper.txt", *where)
+    assert (code, "0 records from 1 documents; nothing is written" in out) == (1, True)
+    assert "dropped 6: 6 unreadable reply" in out
+
+
+def test_prompts_to_begin_with(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("corpus", "qa-prompts", tmp_path / "mine")
+    assert (code, f"--prompts {tmp_path / 'mine'}" in out) == (0, True)
+    assert prompts_digest(load_prompts(tmp_path / "mine")) == prompts_digest(load_prompts())
+    code, _, err = run("corpus", "qa-prompts", tmp_path / "mine")
+    assert (code, "exists already" in err) == (2, True)
+
+
+MISTAKES = {
+    "": "name one answering model, --model NAME at a server or --local MODEL; found neither",
+    "--model a --local tiny": "found both",
+    "--local tiny --base-url http://localhost/v1": "no --base-url, no --tokenizer",
+    "--model a": "--window must say how many tokens",
+    "--model a --window 9000": "set OPENAI_API_KEY, or --base-url",
+    "--model a --window 9000 --base-url http://localhost/v1 --timeout 0": "--timeout must be above 0",
+    "--model a --window 9000 --base-url http://localhost/v1 --price-in 1": "--price-in and --price-out come together",
+    "--model a --window 9000 --base-url http://localhost/v1 --questions 0": "--questions must be at least 1, got 0",
+    "--model a --window 9000 --base-url http://localhost/v1 --max-document-tokens 0": "--max-document-tokens must be",
+    "--model a --window 9000 --base-url http://localhost/v1 --temperature -1": "--temperature must not be negative",
+    "--model a --window 9000 --base-url http://localhost/v1 --quote-similarity 2": "--quote-similarity must be above 0",
+    "--model a --window 9000 --base-url http://localhost/v1 --chars-per-token 0": "--chars-per-token must be above 0",
+    "--model a --window 9000 --base-url http://localhost/v1 --concurrency 0": "--concurrency must be at least 1",
+    "--model a --window 9000 --base-url http://localhost/v1 --attempts 0": "--attempts must be at least 1",
+    "--model a --window 9000 --base-url http://localhost/v1 --requests-per-minute 0": "--requests-per-minute must be",
+    "--model a --window 9000 --base-url http://localhost/v1 --tokens-per-minute -1": "--tokens-per-minute must be",
+    "--model a --window 9000 --base-url http://localhost/v1 --prompts nowhere": "--prompts nowhere must hold .txt",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_mistakes(run: Run, texts: Path, tmp_path: Path, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    code, out, err = run("corpus", "make-qa", texts, "--out", tmp_path / "qa.json", *arguments.split(), "--yes")
+    assert code == 2, out + err
+    assert MISTAKES[arguments] in err
+    assert "Traceback" not in err
+
+
+def test_without_the_openai_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longlora.corpus.qa.endpoint.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'longlora\[corpus\]'"):
+        choose_model(
+            model="a",
+            base_url="http://localhost/v1",
+            local="",
+            window=1000,
+            tokenizer=None,
+            chars_per_token=3,
+            timeout_seconds=1,
+        )

@@ -1,0 +1,276 @@
+"""A server that misbehaves: nothing is lost, nothing is doubled, and what cannot go on says so."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.corpus.qa.chat_server import Answer, ChatServer, Response, completion, scholar, status
+from tests.corpus.qa.conftest import Make, records, without_times
+
+from longlora.corpus.qa.caller import MOST_FAILURES_IN_A_ROW
+from longlora.corpus.qa.calls import PassingError
+from longlora.corpus.qa.endpoint import Endpoint, read_answer, retry_after
+from longlora.corpus.qa.pace import Backoff, Pace
+from longlora.corpus.qa.run import journal_path
+from longlora.errors import ConfigError
+
+FAULTS: dict[str, Response] = {
+    "429": status(429, headers={"retry-after-ms": "30"}),
+    "500 with a page": Response(b"<html>bad gateway</html>", status=500),
+    "a time-out": Response(b"{}", delay=0.6),
+    "garbage": Response(b'{"choices": [{"mess'),
+    "a cut connection": Response(completion("x" * 500).body, is_cut=True),
+    "no choices": Response(b'{"choices": []}'),
+}
+
+
+def faulty(fault: Response, is_struck: Callable[[str], bool]) -> Answer:
+    """Answer every prompt that is struck with a fault the first time."""
+
+    def answer(request: dict[str, Any], before: int) -> Response:
+        prompt = request["messages"][0]["content"]
+        return fault if before == 0 and is_struck(prompt) else scholar(request)
+
+    return answer
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_lose_nothing_and_double_nothing(
+    make: Make, server: ChatServer, texts: Path, tmp_path: Path, fault: str, seed: int
+) -> None:
+    make(tmp_path / "calm.json", source=texts / "b-long.txt")
+    server.prompts.clear()
+    struck: dict[str, bool] = {}
+    rng = random.Random(seed)
+    server.answer = faulty(FAULTS[fault], lambda prompt: struck.setdefault(prompt, rng.random() < 0.4 or not struck))
+    summary = make(source=texts / "b-long.txt", timeout=0.4 if fault == "a time-out" else 20, concurrency=8)
+    assert summary.is_complete
+    assert not summary.failures
+    assert without_times(tmp_path / "qa.json") == without_times(tmp_path / "calm.json")
+    assert server.prompts == {prompt: 2 if struck[prompt] else 1 for prompt in struck}
+    replies = [line["reply"] for line in journal(tmp_path / "qa.json") if "reply" in line]
+    assert len(replies) == len(set(replies)) == len(server.prompts)
+
+
+def journal(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in journal_path(out).read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_a_server_asks_to_wait_is_waited_by_all(make: Make, server: ChatServer, texts: Path) -> None:
+    server.answer = lambda request, before: (
+        status(429, headers={"Retry-After": "1"}) if len(server.requests) == 1 else scholar(request)
+    )
+    make(source=texts / "a-short.txt", concurrency=1)
+    assert server.times[1] - server.times[0] >= 1
+    assert server.times[-1] - server.times[1] < 0.9
+
+
+def test_usage_that_is_missing_is_estimated(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    def silent(request: dict[str, Any], before: int) -> Response:
+        reply = json.loads(scholar(request).body)
+        del reply["usage"]
+        return Response(json.dumps(reply).encode())
+
+    server.answer = silent
+    summary = make(source=texts / "a-short.txt")
+    texts_sent = [request["messages"][0]["content"] for request in server.requests]
+    lines = [line for line in journal(tmp_path / "qa.json") if "reply" in line]
+    assert not any(line["is_counted"] for line in lines)
+    assert summary.spent.prompt_tokens == sum(-(-len(text) // 3) + 64 for text in texts_sent)
+    assert summary.spent.completion_tokens == sum(-(-len(line["text"]) // 3) for line in lines)
+
+
+def test_a_rejected_call_leaves_the_others(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    def picky(request: dict[str, Any], before: int) -> Response:
+        prompt = request["messages"][0]["content"]
+        return status(400, "the prompt is too long") if "persons or groups" in prompt else scholar(request)
+
+    server.answer = picky
+    summary = make(source=texts / "a-short.txt")
+    assert (summary.num_unanswered, summary.is_complete, summary.num_records) == (1, False, 8)
+    assert [(count, "too long" in reason) for reason, count in summary.failures.items()] == [(1, True)]
+    server.answer = scholar
+    sent = len(server.requests)
+    assert make(source=texts / "a-short.txt").is_complete
+    assert len(server.requests) == sent + 1
+    assert len(records(tmp_path / "qa.json")) == 10
+
+
+def test_notes_that_are_missing_hold_up_only_what_needs_them(make: Make, server: ChatServer, texts: Path) -> None:
+    server.answer = lambda request, before: (
+        status(422) if "Take notes" in request["messages"][0]["content"] else scholar(request)
+    )
+    summary = make(source=texts / "b-long.txt")
+    asked = [prompt for prompt in server.prompts if "Take notes" not in prompt]
+    assert {"definite details" in prompt for prompt in asked} == {True}
+    assert summary.num_records == 2 * len(asked) > 0
+    assert summary.num_unanswered == len(server.prompts) - len(asked) > 0
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [status(401, "wrong key"), status(404, "no such model"), status(429, "pay", code="insufficient_quota")],
+    ids=["401", "404", "quota"],
+)
+def test_a_server_that_refuses_ends_the_run_at_once(
+    make: Make, server: ChatServer, tmp_path: Path, refusal: Response
+) -> None:
+    server.answer = lambda request, before: refusal
+    with pytest.raises(ConfigError, match=f"the model cannot be asked: status {refusal.status}"):
+        make(concurrency=2)
+    assert len(server.requests) <= 2
+    assert not (tmp_path / "qa.json").exists()
+
+
+def test_too_many_failures_in_a_row_end_the_run(make: Make, server: ChatServer) -> None:
+    server.answer = lambda request, before: status(400, "never")
+    with pytest.raises(ConfigError, match="10 calls in a row came to nothing, the last with status 400"):
+        make(concurrency=1)
+    assert len(server.requests) == MOST_FAILURES_IN_A_ROW
+
+
+def test_a_server_that_is_not_there(make: Make, texts: Path, unused_port: int) -> None:
+    absent = Endpoint(base_url=f"http://127.0.0.1:{unused_port}/v1", timeout_seconds=5)
+    summary = make(source=texts / "a-short.txt", answerer=absent, backoff=Backoff(first=0.001, most=0.001, attempts=2))
+    assert (summary.num_records, summary.num_unanswered, summary.failures.total()) == (0, 5, 5)
+    assert summary.spent.prompt_tokens == 0  # nobody was reached, so nobody charges
+
+
+@pytest.fixture
+def unused_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_call_is_given_up_after_its_attempts(make: Make, server: ChatServer, texts: Path) -> None:
+    server.answer = lambda request, before: status(500)
+    summary = make(source=texts / "a-short.txt", backoff=Backoff(first=0.001, most=0.002, attempts=3))
+    assert set(server.prompts.values()) == {3}
+    assert summary.num_unanswered == len(server.prompts) == 5
+
+
+def test_a_lost_reply_counts_as_spent(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    server.answer = faulty(FAULTS["a cut connection"], lambda prompt: "persons or groups" in prompt)
+    summary = make(source=texts / "a-short.txt", concurrency=1)
+    lost = next(line for line in journal(tmp_path / "qa.json") if "failed" in line)
+    reserved = next(line["tokens"] for line in journal(tmp_path / "qa.json") if line.get("sent") == lost["failed"])
+    assert lost["may_be_charged"]
+    assert summary.spent.prompt_tokens == 5 * 100 + reserved[0]
+    assert summary.spent.completion_tokens == 5 * 50 + reserved[1]
+
+
+def test_parameters_that_a_server_does_not_know_are_left_out(
+    make: Make, server: ChatServer, texts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def modern(request: dict[str, Any], before: int) -> Response:
+        if "max_tokens" in request:
+            return status(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        if "temperature" in request:
+            return status(400, "Unsupported value: 'temperature'", param="temperature")
+        if "seed" in request:
+            return status(422, "Unexpected fields: {'seed'}")
+        return scholar(request)
+
+    server.answer = modern
+    assert make(source=texts / "a-short.txt", concurrency=1).is_complete
+    assert set(server.requests[-1]) == {"model", "messages", "max_completion_tokens"}
+    assert len(server.requests) == 5 + 3
+    warnings = [record.message for record in caplog.records]
+    assert [word for word in ("max_completion_tokens", "temperature", "seed") if word in " ".join(warnings)] == [
+        "max_completion_tokens",
+        "temperature",
+        "seed",
+    ]
+
+
+def test_so_many_at_once_and_no_more(make: Make, server: ChatServer, texts: Path) -> None:
+    def slow(request: dict[str, Any], before: int) -> Response:
+        response = scholar(request)
+        response.delay = 0.02
+        return response
+
+    server.answer = slow
+    make(concurrency=3, source=texts)
+    assert server.most_at_once == 3
+
+
+def test_requests_and_tokens_are_spaced() -> None:
+    async def times(pace: Pace, tokens: list[int]) -> list[float]:
+        loop = asyncio.get_running_loop()
+        begin, found = loop.time(), []
+
+        async def one(number: int) -> None:
+            await pace.wait(number)
+            found.append(loop.time() - begin)
+
+        await asyncio.gather(*map(one, tokens))
+        return sorted(found)
+
+    by_request = asyncio.run(times(Pace(requests_per_minute=1200), [1, 1, 1]))  # 50 ms each
+    assert [round(time, 2) // 0.05 for time in by_request] == [0, 1, 2]
+    by_token = asyncio.run(times(Pace(tokens_per_minute=60_000), [50, 100, 1]))  # 1 ms each
+    assert by_token[1] >= 0.05
+    assert by_token[2] >= 0.15
+    assert asyncio.run(times(Pace(), [10**6] * 3))[-1] < 0.05
+
+
+def test_back_off_doubles_within_its_bounds(seed: int) -> None:
+    rng = random.Random(seed)
+    for attempt, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (7, 60.0), (1000, 60.0)):
+        waits = [Backoff().seconds(attempt, rng) for _ in range(50)]
+        assert longest / 2 <= min(waits) < max(waits) <= longest
+    assert len(set(waits)) > 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "2"}, 0.25),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_a_date_to_wait_for() -> None:
+    seconds = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
+    assert seconds is not None
+    assert 28 < seconds <= 30
+
+
+@pytest.mark.parametrize("body", ["hello", "null", "[]", "{}", '{"choices": {}}', '{"choices": [{"index": 0}]}'])
+def test_what_is_no_chat_completion(body: str) -> None:
+    with pytest.raises(PassingError, match="the reply is no chat completion") as raised:
+        read_answer(body, "asked")
+    assert raised.value.may_be_charged
+
+
+def test_usage_that_makes_no_sense_is_no_usage() -> None:
+    body = json.dumps({"choices": [{"message": {"content": "a\ud800"}}], "usage": {"prompt_tokens": "7"}})
+    answer = read_answer(body, "asked")
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens, answer.model) == ("a?", None, None, "asked")
+
+
+def test_every_reply_is_counted_once(make: Make, server: ChatServer) -> None:
+    summary = make()
+    counted = Counter(server.prompts)
+    assert set(counted.values()) == {1}
+    assert summary.spent.prompt_tokens == 100 * len(server.requests)
+    assert summary.spent.completion_tokens == 50 * len(server.requests)
+    assert summary.num_answered == len(server.requests)

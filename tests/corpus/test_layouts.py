@@ -1,0 +1,214 @@
+"""What is read back from PDFs of several makers, word by word and in order, against the text they were made from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from longlora.corpus.pdf.document import PdfText, read_pdf
+from longlora.corpus.pdf.page import read_pages
+
+SAMPLES = Path(__file__).parent / "samples"
+LEAST = 0.98
+
+
+def measure(printing: SimpleNamespace, source: list[str], text: str) -> float:
+    return printing.agreement(source, printing.words_of(printing.without_asides(text)))
+
+
+def asides(text: str) -> list[str]:
+    return [part for part in text.split("\n\n") if part.startswith("[")]
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_an_article(printing: SimpleNamespace, tmp_path: Path, seed: int, columns: int) -> None:
+    article = printing.make_article(seed)
+    printing.print_article(tmp_path / "article.pdf", article, columns=columns)
+    read = read_pdf(tmp_path / "article.pdf")
+    assert measure(printing, article.words, read.text) >= LEAST
+    # What interrupts the text is marked and whole, what repeats on every page is gone.
+    assert f"[Figure 1: {article.figure}]" in asides(read.text)
+    assert f"[Table 1: {article.table}]" in asides(read.text)
+    found = " ".join(asides(read.text))
+    assert [note for note in article.notes if note not in found] == []
+    assert article.running_head not in read.text
+    assert not any(line.strip() in ("41", "42", "43") for line in read.text.splitlines())
+    assert "loss by tokens" not in read.text and article.table_rows[0][1] not in read.text
+    assert read.title == article.title
+    assert read.num_pages >= 2
+
+
+def test_reading_across_columns_would_be_noticed(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
+    article = printing.make_article(seed)
+    printing.print_article(tmp_path / "article.pdf", article, columns=2)
+    words = [
+        word.text
+        for page in read_pages(tmp_path / "article.pdf").pages
+        for word in sorted(page.words, key=lambda word: (round(word.baseline), word.left))
+    ]
+    assert printing.agreement(article.words, words) < 0.7
+
+
+def test_references_are_left_out_or_kept(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
+    article = printing.make_article(seed)
+    path = tmp_path / "article.pdf"
+    printing.print_article(path, article, columns=2)
+    dropped, kept = read_pdf(path), read_pdf(path, references="keep")
+    listed = ["References", *printing.words_of(" ".join(article.references))]
+    assert dropped.reference_words_dropped == pytest.approx(len(listed), rel=0.02)
+    assert kept.reference_words_dropped == 0
+    assert measure(printing, [*article.words, *listed], kept.text) >= LEAST
+    assert "References" not in dropped.text and "References" in kept.text
+
+
+def book(printing: SimpleNamespace, shared_data: Path, tmp_path: Path, characters: int) -> tuple[list[str], PdfText]:
+    """Print a real book's first characters, and read them back."""
+    text = (shared_data / "pg19/validation/kenneth-grahame-the-wind-in-the-willows.txt").read_text(encoding="utf-8")
+    text = (text + text)[:characters].encode("latin-1", "ignore").decode("latin-1")
+    printing.print_book(tmp_path / "book.pdf", text, head="The Wind in the Willows")
+    return printing.words_of(text), read_pdf(tmp_path / "book.pdf")
+
+
+def test_a_book(printing: SimpleNamespace, shared_data: Path, tmp_path: Path) -> None:
+    words, read = book(printing, shared_data, tmp_path, 40_000)
+    assert read.num_pages > 15
+    assert measure(printing, words, read.text) >= LEAST
+    assert "Chapter 1 " not in read.text and "Willows " not in read.text.replace("Willows by", "")
+
+
+@pytest.mark.slow  # twenty seconds
+def test_a_book_of_three_hundred_pages(printing: SimpleNamespace, shared_data: Path, tmp_path: Path) -> None:
+    words, read = book(printing, shared_data, tmp_path, 620_000)
+    assert read.num_pages >= 300
+    for begin in range(0, len(words) - 2000, 20_000):  # the comparison's time grows with the square of the length
+        assert measure(printing, words[begin : begin + 2000], _from(read.text, begin, 2000)) >= LEAST
+    assert len(read.text.split()) == pytest.approx(len(words), rel=0.002)
+
+
+def _from(text: str, begin: int, length: int) -> str:
+    return " ".join(text.split()[begin : begin + length])
+
+
+@pytest.mark.parametrize("options", ["twocolumn,10pt", "11pt,a4paper"])
+def test_pages_of_latex(printing: SimpleNamespace, tmp_path: Path, seed: int, options: str) -> None:
+    if not printing.installed("pdflatex"):
+        pytest.skip("needs pdflatex")
+    article = printing.make_article(seed)
+    printing.print_by_latex(tmp_path / "article.pdf", article, options=options)
+    read = read_pdf(tmp_path / "article.pdf")
+    assert measure(printing, article.words, read.text) >= LEAST
+    found = " ".join(asides(read.text))
+    assert [note for note in article.notes if note not in found] == []
+    assert f"[Figure 1: {article.figure}]" in asides(read.text)
+    assert f"[Table 1: {article.table}]" in asides(read.text)
+
+
+def test_a_sample_of_libreoffice(printing: SimpleNamespace) -> None:
+    source = json.loads((SAMPLES / "libreoffice-two-columns.json").read_text(encoding="utf-8"))
+    read = read_pdf(SAMPLES / "libreoffice-two-columns.pdf")
+    assert measure(printing, source["words"], read.text) >= LEAST
+    found = " ".join(asides(read.text))
+    assert [note for note in source["notes"] if note not in found] == []
+    assert f"[Table 1: {source['table']}]" in asides(read.text)
+
+
+def test_pages_of_matplotlib(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
+    article = printing.make_article(seed, num_sections=2, notes=False)
+    printing.print_by_matplotlib(tmp_path / "article.pdf", article)
+    assert measure(printing, article.words, read_pdf(tmp_path / "article.pdf").text) >= LEAST
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_pages_of_chromium(printing: SimpleNamespace, tmp_path: Path, seed: int, columns: int) -> None:
+    if not printing.installed(*printing.CHROMIUM):
+        pytest.skip("needs Chromium")
+    article = printing.make_article(seed, notes=False)
+    printing.print_by_chromium(tmp_path / "article.pdf", article, columns=columns)
+    read = read_pdf(tmp_path / "article.pdf")
+    assert measure(printing, article.words, read.text) >= LEAST
+    assert "article.html" not in read.text  # Chromium's own foot
+
+
+def draw(path: Path, act: Callable[[Any], None]) -> PdfText:
+    """Draw one page by hand and read it."""
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(path), pagesize=(400, 600))
+    act(canvas)
+    canvas.save()
+    return read_pdf(path)
+
+
+def lines(canvas: Any, texts: list[str], *, x: float = 50, y: float = 500, font: str = "Times-Roman") -> None:
+    canvas.setFont(font, 10)
+    for number, text in enumerate(texts):
+        canvas.drawString(x, y - 12 * number, text)
+
+
+def test_a_listing_keeps_its_lines(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        lines(canvas, ["We write it so, and each of its lines", "stays what it was:"])
+        lines(canvas, ["for word in words:", "    print(word)"], y=470, font="Courier")
+
+    text = draw(tmp_path / "a.pdf", act).text
+    assert text == "We write it so, and each of its lines stays what it was:\n\nfor word in words:\n    print(word)"
+
+
+def test_a_page_that_lies_on_its_side(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        canvas.saveState()
+        canvas.translate(400, 0)
+        canvas.rotate(90)
+        lines(canvas, ["The first line of the page and", "the second one below it."], y=300)
+        canvas.restoreState()
+        canvas.setPageRotation(90)
+        canvas.drawString(10, 10, "printed up the margin")
+
+    assert draw(tmp_path / "a.pdf", act).text == "The first line of the page and the second one below it."
+
+
+def test_a_large_initial_belongs_to_the_first_line(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        canvas.setFont("Times-Roman", 30)
+        canvas.drawString(50, 488, "O")
+        lines(canvas, ["nce upon a time there was a page that", "began with a large initial letter, and"], x=73)
+        lines(canvas, ["went on below it for a line or two as if", "nothing at all had happened to it."], y=476)
+
+    text = draw(tmp_path / "a.pdf", act).text
+    assert text.startswith("Once upon a time there was a page that began with a large initial letter, and went on")
+
+
+def test_words_in_a_frame_are_text_and_labels_are_not(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        for inset in (0, 2, 4, 6):
+            canvas.rect(45 + inset, 450 + inset, 280 - 2 * inset, 70 - 2 * inset)
+        lines(
+            canvas,
+            ["This box holds a remark of two lines, which is", "set apart but is meant to be read all the same."],
+        )
+        for step in range(8):
+            canvas.line(60 + 30 * step, 200, 60 + 30 * step, 300)
+            lines(canvas, [f"k{step}"], x=60 + 30 * step, y=205)
+        lines(canvas, ["Figure 2: What is drawn."], y=180)
+
+    text = draw(tmp_path / "a.pdf", act).text
+    assert text == (
+        "This box holds a remark of two lines, which is set apart but is meant to be read as well."
+        "\n\n[Figure 2: What is drawn.]"
+    )
+
+
+def test_a_grid_of_numbers_without_caption_leaves_a_mark(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        lines(canvas, ["These are the numbers that we found in the end."])
+        for row in range(4):
+            for column in range(4):
+                canvas.drawString(50 + 70 * column, 470 - 12 * row, f"{row}.{column}5")
+
+    assert draw(tmp_path / "a.pdf", act).text.split("\n\n") == [
+        "These are the numbers that we found in the end.",
+        "[Table]",
+    ]

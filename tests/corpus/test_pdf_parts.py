@@ -1,0 +1,212 @@
+"""The single steps from a page to its text, on words placed by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from longlora.corpus.pdf.asides import split_column
+from longlora.corpus.pdf.columns import find_gutters, reading_order
+from longlora.corpus.pdf.lines import joined, make_lines
+from longlora.corpus.pdf.margins import without_margins
+from longlora.corpus.pdf.page import Box, Page, Word
+from longlora.corpus.pdf.paragraphs import Paragraph, make_paragraphs
+from longlora.corpus.pdf.references import find_references
+from longlora.corpus.pdf.spelling import Vocabulary, clean
+
+WIDE = Box(0, 0, 400, 600)
+
+
+def row(text: str, left: float, baseline: float, *, size: float = 10.0, is_bold: bool = False) -> list[Word]:
+    """Place a line of words whose letters are half as wide as high."""
+    words = []
+    for part in text.split():
+        right = left + 0.5 * size * len(part)
+        words.append(
+            Word(left, baseline - 0.8 * size, right, baseline + 0.2 * size, part, baseline, size, is_bold, False, True)
+        )
+        left = right + 0.25 * size
+    return words
+
+
+def page(number: int, *rows: list[Word]) -> Page:
+    return Page(number, WIDE.right, WIDE.bottom, [word for words in rows for word in words])
+
+
+def texts(pages: list[Page]) -> list[str]:
+    """The words of each page."""
+    return [" ".join(word.text for word in each.words) for each in pages]
+
+
+@pytest.mark.parametrize(
+    ("line", "following", "expected"),
+    [
+        ("an exam-", "ple of it", "an example of it"),
+        ("an exam\u2010", "ple of it", "an example of it"),
+        ("a well-", "known word", "a well-known word"),  # the document writes it so
+        ("Jean-", "Paul", "Jean-Paul"),
+        ("in 1914-", "1918", "in 1914-1918"),
+        ("a range -", "of words", "a range - of words"),
+        ("so it was—", "and is", "so it was—and is"),
+        ("one", "two", "one two"),
+        ("", "two", "two"),
+    ],
+)
+def test_joining_lines(line: str, following: str, expected: str) -> None:
+    vocabulary = Vocabulary(["a well-known example", "and well-known too", "a line that ends in well-"])
+    assert vocabulary.join(line, following) == expected
+
+
+def test_cleaning() -> None:
+    assert clean("e\ufb03cient \ufb01ne\u00a0\u2003words\u0007 x\u00b2") == "efficient fine words x²"
+    assert clean("G\u00a8odel, na\u00a8\u0131ve, caf\u00b4e") == "Gödel, naïve, café"
+    assert clean("soft\u00adened and bro\u00ad") == "softened and bro-"
+    assert clean("\ud835\udc65 in \ud800") == "𝑥 in \ufffd"  # a pair of halves, and one alone
+
+
+def test_spaces_come_from_gaps_where_the_file_has_none() -> None:
+    words = [replace(word, ends_at_space=False) for word in row("one two", 0, 100)]
+    assert joined(words) == "one two"
+    touching = [words[0], replace(words[1], left=words[0].right + 0.5)]
+    assert joined(touching) == "onetwo"
+
+
+def test_superscripts_stay_in_their_line() -> None:
+    raised = row("2", 35, 96.5, size=6)
+    (line, below) = make_lines(raised + row("area of", 0, 100) + row("next line", 0, 112), page=1, column=WIDE)
+    assert line.text == "area of 2" and below.text == "next line"
+    assert line.is_raised(line.words[-1]) and not line.is_raised(line.words[0])
+
+
+def columns_page(number: int, left: float = 40, right: float = 220) -> Page:
+    prose = "and so the prose of it goes on"
+    return page(
+        number,
+        row("A title that runs across both of the columns of this page", 60, 50),
+        *(row(f"L{index} {prose}", left, 80 + 12 * index) for index in range(12)),
+        *(row(f"R{index} {prose}", right, 80 + 12 * index) for index in range(12)),
+        row("A wide remark at the end of the page, below both of them", 60, 250),
+    )
+
+
+def test_columns_are_read_one_after_the_other() -> None:
+    order = [word.text for column in reading_order(columns_page(1).words) for word in column.words]
+    marks = [text for text in order if text[0] in "LR" and text[1:].isdigit()]
+    assert marks == [f"L{index}" for index in range(12)] + [f"R{index}" for index in range(12)]
+    assert order[:2] == ["A", "title"] and order[-2:] == ["of", "them"]
+
+
+def test_a_table_is_not_read_by_columns() -> None:
+    rows = [row(f"name{index}", 40, 80 + 12 * index) + row(f"{index}.5", 220, 80 + 12 * index) for index in range(12)]
+    (column,) = reading_order([word for words in rows for word in words])
+    assert [word.text for word in column.words][:4] == ["name0", "0.5", "name1", "1.5"]
+
+
+def test_other_pages_tell_of_a_gutter() -> None:
+    short = page(
+        3, *(row(f"L{i} with some prose here", 40, 80 + 12 * i) for i in range(3)),
+        *(row(f"R{i} with some prose here", 220, 80 + 12 * i) for i in range(3)),
+    )  # fmt: skip
+    assert len(list(reading_order(short.words))) == 1
+    known = find_gutters([columns_page(1), columns_page(2)])
+    left, right = reading_order(short.words, known)
+    assert left.words[0].text == "L0" and right.words[0].text == "R0"
+
+
+def test_heads_and_numbers_are_left_out() -> None:
+    pages = [
+        page(
+            number,
+            row("A Head That Changes" if number < 4 else "The Next Chapter", 40, 30) + row(str(number + 10), 300, 30),
+            row(f"body {chr(96 + number)} begins here", 40, 80),
+            row("1914", 40, 92),  # a number in the text
+            row(f"– {number} –", 180, 560),
+        )
+        for number in range(1, 8)
+    ]
+    assert texts(without_margins(pages)) == [f"body {chr(96 + number)} begins here 1914" for number in range(1, 8)]
+
+
+def test_headings_of_short_chapters_stay() -> None:
+    pages = [page(number, row(f"Chapter {number // 2}", 40, 30), row("Text.", 40, 60)) for number in (2, 4, 6, 8)]
+    pages = [pages[0], page(3, row("x", 40, 60)), pages[1], page(5, row("y", 40, 60)), *pages[2:]]
+    assert [text for text in texts(without_margins(pages)) if text.startswith("Chapter")] == [
+        "Chapter 1 Text.", "Chapter 2 Text.", "Chapter 3 Text.", "Chapter 4 Text."
+    ]  # fmt: skip
+
+
+def test_a_first_line_that_is_no_head_stays() -> None:
+    pages = [page(number, row(f"It begins {'abcdefg'[number]}", 40, 30), row("same", 40, 42)) for number in range(5)]
+    assert texts(without_margins(pages))[0].startswith("It begins a")
+
+
+def paragraphs(*rows: list[Word], size: float = 10.0) -> list[str]:
+    words = [word for words in rows for word in words]
+    column = Box(40, 0, 300, 600)
+    lines = make_lines(words, page=1, column=column)
+    return [it.text for it in make_paragraphs(list(split_column(lines, body_size=size, page_height=600)))]
+
+
+def test_paragraphs_begin_with_an_indent() -> None:
+    assert paragraphs(
+        row("The first line of it all goes on", 50, 80),
+        row("and here is the second one of these", 40, 92),
+        row("Another one begins at this place", 50, 104),
+        row("and ends here.", 40, 116),
+    ) == ["The first line of it all goes on and here is the second one of these", "Another one begins at this place and ends here."]  # fmt: skip  # noqa: E501
+
+
+def test_paragraphs_begin_after_a_gap_and_headings_stand_alone() -> None:
+    assert paragraphs(
+        row("1 A heading", 40, 60, size=12, is_bold=True),
+        row("The text below it is one long paragraph", 40, 80),
+        row("of two lines.", 40, 92),
+        row("And after a gap there is the next.", 40, 112),
+    ) == ["1 A heading", "The text below it is one long paragraph of two lines.", "And after a gap there is the next."]
+
+
+def test_footnotes_follow_the_paragraph_and_their_marks_go() -> None:
+    body = row("This is said of a thing", 40, 500)
+    mark = row("1", body[-1].right + 0.2, 496.5, size=6)
+    found = paragraphs(
+        row("A text with a remark in it, and then", 40, 488),
+        body + mark + row("that is odd.", body[-1].right + 8, 500),
+        row("1", 40, 556.5, size=5) + row("Odd in that it has a note.", 44, 560, size=8),
+        row("Which goes on.", 40, 570, size=8),
+    )
+    assert found == [
+        "A text with a remark in it, and then This is said of a thing that is odd.",
+        "[Footnote 1: Odd in that it has a note. Which goes on.]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("Fig. 3. What we saw there.", "[Figure 3: What we saw there.]"), ("TABLE IV", "[Table IV]")],
+)
+def test_captions_are_marked(line: str, expected: str) -> None:
+    found = paragraphs(row("Some text above it, which ends here.", 40, 80), row(line, 40, 120, size=9))
+    assert found == ["Some text above it, which ends here.", expected]
+
+
+def test_a_sentence_on_a_figure_is_no_caption() -> None:
+    lines = ["It is seen that this is so, as", "Figure 3 shows for all of the sizes", "that we have tried."]
+    rows = [row(line, 40, 80 + 12 * index) for index, line in enumerate(lines)]
+    assert paragraphs(*rows) == [" ".join(lines)]
+
+
+def listed(*parts: str) -> list[Paragraph]:
+    lines = [make_lines(row(part, 40, 80), page=1, column=WIDE) for part in parts]
+    return [Paragraph("body", line, text=part) for part, line in zip(parts, lines, strict=True)]
+
+
+ENTRIES = ["[1] One. 1999.", "[2] Two. 2001.", "[3] Three. 2020."]
+
+
+def test_references_end_where_an_appendix_begins() -> None:
+    assert find_references(listed("Text.", "References", *ENTRIES, "A Further results", "More.")) == range(1, 5)
+    assert find_references(listed("Text.", "7. Bibliography", *ENTRIES)) == range(1, 5)
+
+
+def test_a_chapter_called_references_is_none() -> None:
+    assert find_references(listed("References", "This chapter is on how letters refer.", "And so on.")) == range(0)
+    assert find_references(listed("Text.", *ENTRIES)) == range(0)

@@ -1,0 +1,155 @@
+"""Files that give no text are named with a reason that tells what to do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longlora.corpus.extract import Settings, check_engine, extract, find_files
+from longlora.corpus.unreadable import UnreadableFileError
+from longlora.errors import ConfigError, DataError
+
+
+def save(path: Path, act: Callable[[Any], None] = lambda canvas: None, **options: Any) -> Path:
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(path), **options)
+    act(canvas)
+    canvas.showPage()
+    canvas.save()
+    return path
+
+
+def write(canvas: Any) -> None:
+    canvas.drawString(72, 700, "A page with a line of text on it.")
+
+
+def scan(canvas: Any) -> None:
+    from PIL import Image
+    from reportlab.lib.utils import ImageReader
+
+    canvas.drawImage(ImageReader(Image.new("RGB", (60, 80), "white")), 0, 0, 596, 842)
+
+
+def test_encrypted(tmp_path: Path) -> None:
+    from reportlab.lib.pdfencrypt import StandardEncryption
+
+    path = save(tmp_path / "a.pdf", write, encrypt=StandardEncryption("secret", strength=128))
+    with pytest.raises(UnreadableFileError, match="encrypted, and it asks for a password: save a copy without one"):
+        extract(path, Settings())
+
+
+def test_encryption_that_opens_without_a_password(tmp_path: Path) -> None:
+    from reportlab.lib.pdfencrypt import StandardEncryption
+
+    path = save(tmp_path / "a.pdf", write, encrypt=StandardEncryption("", "owner", canPrint=0, strength=128))
+    assert extract(path, Settings()).text == "A page with a line of text on it."
+
+
+def test_truncated(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pdf", write)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UnreadableFileError, match=r"truncated: .* fetch it again"):
+        extract(path, Settings())
+
+
+def test_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(b"%PDF-1.4\nnothing of a document\n%%EOF\n")
+    with pytest.raises(UnreadableFileError, match="damaged: pdfium finds no document in it"):
+        extract(path, Settings())
+
+
+def test_scanned(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match=r"scanned: 1 of 1 pages are images .* ocrmypdf"):
+        extract(save(tmp_path / "a.pdf", scan), Settings())
+
+
+def test_a_scan_whose_text_was_recognised(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        scan(canvas)
+        text = canvas.beginText(72, 700)
+        text.setTextRenderMode(3)  # invisible, as programs that recognise text write it
+        text.textOut("What the scan shows, as recognised.")
+        canvas.drawText(text)
+
+    assert extract(save(tmp_path / "a.pdf", act), Settings()).text == "What the scan shows, as recognised."
+
+
+def test_pages_without_text_are_noted(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        write(canvas)
+        canvas.showPage()
+
+    record = extract(save(tmp_path / "a.pdf", act), Settings())
+    assert record.notes == ["1 of 2 pages have no text"] and record.pages == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.pdf", b"", "empty: it holds no bytes"),
+        ("a.txt", b"", "empty: it holds no bytes"),
+        ("a.pdf", b"<html>Not found</html>", "no PDF: it does not begin with %PDF"),
+        ("a.epub", b"no zip file", "damaged: no whole e-book"),
+        ("a.html", b"<html><script>1</script></html>", "without text"),
+        ("a.txt", "café".encode("latin-1"), "not UTF-8 text; convert it"),
+        ("a.txt", b"a\0b", "no text: it holds NUL characters"),
+        ("a.md", b"---\ntitle: x\n---\n", "without text"),
+    ],
+)
+def test_other_reasons(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFileError, match=reason):
+        extract(path, Settings())
+
+
+def test_pages_without_a_word(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match="without text on any of its 1 pages"):
+        extract(save(tmp_path / "a.pdf"), Settings())
+
+
+def test_fonts_that_do_not_tell_their_letters(tmp_path: Path) -> None:
+    # A font that draws its letters itself, and gives them names that no one knows.
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 200]/Resources<</Font<</F 5 0 R>>>>/Contents 4 0 R>>",
+        "<</Length 45>>stream\nBT /F 10 Tf 20 100 Td <0102010201020102> Tj ET\nendstream",
+        "<</Type/Font/Subtype/Type3/FontBBox[0 0 1 1]/FontMatrix[1 0 0 1 0 0]/FirstChar 1/LastChar 2/Widths[1 1]"
+        "/Encoding<</Type/Encoding/Differences[1/g1/g2]>>/CharProcs<</g1 6 0 R/g2 6 0 R>>/Resources<<>>>>",
+        "<</Length 31>>stream\n1 0 0 0 1 1 d1 0 0 .8 .8 re f  \nendstream",
+    ]
+    body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in enumerate(objects, start=1))
+    path = tmp_path / "a.pdf"
+    path.write_text(f"%PDF-1.4\n{body}trailer<</Root 1 0 R/Size 7>>\n%%EOF\n")
+    with pytest.raises(UnreadableFileError, match=r"fonts that do not tell their letters \(\d+ of \d+ characters\)"):
+        extract(path, Settings())
+
+
+def test_a_file_that_vanished(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match="unreadable \\(No such file"):
+        extract(tmp_path / "gone.txt", Settings())
+
+
+def test_sources(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "sub/a.PDF", ".hidden.txt", "c.docx"):
+        (tmp_path / name).write_text("x")
+    assert find_files([str(tmp_path), str(tmp_path / "b.txt")]) == [tmp_path / "b.txt", tmp_path / "sub/a.PDF"]
+    with pytest.raises(DataError, match="does not exist"):
+        find_files([str(tmp_path / "nothing.pdf")])
+    with pytest.raises(DataError, match=r"c\.docx is of no kind that is read; these are: \.pdf"):
+        find_files([str(tmp_path / "c.docx")])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match="must hold a file to read"):
+        find_files([str(tmp_path / "bare")])
+
+
+def test_docling_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longlora.corpus.with_docling.has_docling", lambda: False)
+    check_engine("auto")
+    with pytest.raises(ConfigError, match="--engine docling needs docling, which is not installed"):
+        check_engine("docling")

@@ -1,0 +1,203 @@
+"""The page says what was measured, escapes everything, and draws numbers where they belong."""
+
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tests.report.folders import LENGTHS, write_curves, write_retrieval, write_run
+
+from longlora import cli
+from longlora.report.blocks import Cell, Chart, Document, Level, Point, Section, Series, Table
+from longlora.report.markdown import render_markdown
+from longlora.report.page import render_page
+from longlora.report.svg import HEIGHT, WIDTH, line_chart, round_ticks
+from longlora.report.write import write_report
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+EVIL = '<script>alert("x")</script>&|`*'
+
+
+class Checker(HTMLParser):
+    """Collects elements, and fails on a tag that is closed in the wrong place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    for number, (name, shares) in enumerate({"far": (1, 1, 1, 1), "near": (1, 0.4, 0, 0), EVIL: (0, 0, 0, 0)}.items()):
+        here = root / f"model{number}"
+        for test in ("passkey", "recall", "topics"):
+            write_retrieval(
+                here / test, name, dict(zip(LENGTHS, shares, strict=True)), test=test, command=f"longlora {EVIL}"
+            )
+        write_curves(here, name, level=9 + number, rises_after=2048 if number else 8192)
+    write_run(root / "run")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("out") / "new"
+    path = write_report([str(folder)], out)
+    assert path == out / "report.html" and sorted(p.name for p in out.iterdir()) == ["report.html", "report.md"]
+    return path.read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"<[^>]+>", " ", page)
+
+
+def test_the_verdict_comes_first_and_is_by_the_hardest_test(page: str) -> None:
+    text = text_of(page)
+    far = "far reads to 8,192 of its 8,192 tokens at ≥ 90% in the hardest of 3 tests"
+    near = "near reads to 1,024 of its 8,192 tokens at ≥ 90% in the hardest of 3 tests"
+    assert text.index("How far do they read?") < text.index(far) < text.index(near) < text.index("Right answers by")
+    assert "reads reliably at no tested length" in text and "0% right (95 % interval 0% to" in text
+
+
+def test_the_page_asks_nobody_for_anything(page: str) -> None:
+    tags = checked(page).seen
+    assert {"script", "link", "img", "iframe", "object", "base"}.isdisjoint(tag for tag, _ in tags)
+    for _, attributes in tags:
+        assert not {"src", "srcset", "xlink:href", "action"} & attributes.keys()
+        assert attributes.get("href", "#").startswith("#")
+    assert "url(" not in page and "@import" not in page and "http" not in page.replace("http-equiv", "")
+    assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in tags)
+
+
+def test_what_comes_from_files_is_escaped(page: str, folder: Path, tmp_path: Path) -> None:
+    assert "<script" not in page and "&lt;script&gt;" in page
+    write_report([str(folder)], tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert "<script" not in "".join(tables) and "&lt;script>" in text
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
+    assert len(widths) > 40 and all(width > 2 for width in widths)
+
+
+def test_every_chart_has_a_text_alternative_and_its_numbers(page: str) -> None:
+    tags = checked(page).seen
+    charts = [attributes for tag, attributes in tags if tag == "svg" and attributes.get("role") == "img"]
+    identities = {attributes.get("id") for _, attributes in tags}
+    assert len(charts) >= 7
+    for chart in charts:
+        assert set((chart["aria-labelledby"] or "").split()) <= identities
+    assert len([attributes["id"] for _, attributes in tags if "id" in attributes]) == len(identities - {None})
+    assert page.count("<details>") == len(charts)
+    hidden = [attributes for tag, attributes in tags if tag == "svg" and "role" not in attributes]
+    assert all(attributes["aria-hidden"] == "true" for attributes in hidden)
+
+
+def test_lines_are_told_apart_without_colour(page: str) -> None:
+    first = page[page.index('<section id="retrieval">') :]
+    picture = first[first.index('role="img"') : first.index("</figure>")]
+    dashes = re.findall(r'<polyline class="line" points="[^"]*"( stroke-dasharray="[^"]*")?', picture)
+    assert len(dashes) == len(set(dashes)) == 3
+    assert "<circle" in picture and "<polygon" in picture
+
+
+def chart(points: list[Point], **options: object) -> Chart:
+    table = Table(caption="c", header=["m"], rows=[])
+    series = [Series(label="m", style=0, points=points)]
+    return Chart(title="t", x_label="x", y_label="y", series=series, table=table, **options)  # type: ignore[arg-type]
+
+
+def drawn_points(svg: str) -> list[tuple[float, float]]:
+    line = re.search(r'<polyline class="line" points="([^"]*)"', svg)
+    assert line is not None
+    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line[1].split())]
+
+
+def test_points_lie_where_their_numbers_say() -> None:
+    values = [Point(x=256, y=0.0), Point(x=512, y=0.5), Point(x=2048, y=1.0)]
+    places = drawn_points(line_chart(chart(values, percent=True, x_ticks=[256.0, 512.0, 2048.0]), identity="i"))
+    (x0, y0), (x1, y1), (x2, y2) = places
+    assert (x2 - x0) == pytest.approx(3 * (x1 - x0), abs=0.2)  # log2: one doubling, then two
+    assert (y0 - y2) == pytest.approx(2 * (y0 - y1), abs=0.2) and y2 < y1 < y0
+    for kind in ({}, {"x_ticks": [1.0, 1000.0]}):
+        for points in ([Point(x=1, y=1), Point(x=1000, y=900)], [Point(x=1, y=5), Point(x=1000, y=5)]):
+            for x, y in drawn_points(line_chart(chart(points, **kind), identity="i")):
+                assert 0 <= x <= WIDTH and 0 <= y <= HEIGHT
+
+
+def test_intervals_levels_and_single_points_are_drawn() -> None:
+    svg = line_chart(
+        chart([Point(x=8, y=0.5, low=0.2, high=0.8)], percent=True, x_ticks=[8.0], levels=[Level(label="bar", y=0.9)]),
+        identity="i",
+    )
+    assert 'class="whisker"' in svg and 'class="level l0"' in svg and "Horizontal line: bar" in svg
+    assert "<polyline" not in svg and "<circle" in svg
+    points = [Point(x=1, y=2, low=1, high=3), Point(x=2, y=2, low=1, high=3)]
+    assert 'class="band"' in line_chart(chart(points), identity="i")
+    assert "lowest" not in line_chart(chart([]), identity="i")  # a model without points is left out of the description
+
+
+def test_ticks_are_round_and_few() -> None:
+    for low, high in ((0, 1), (0, 8192), (2.1, 2.9), (-3, 44), (0, 110)):
+        ticks = round_ticks(low, high)
+        assert 3 <= len(ticks) <= 11 and all(low <= tick <= high + 1e-9 for tick in ticks)
+    assert round_ticks(0, 8192)[:3] == [0, 2000, 4000]
+    assert round_ticks(5, 5) == [5]
+
+
+def test_markdown_has_the_same_numbers_and_a_fence_that_holds() -> None:
+    from longlora.report.blocks import Code
+
+    table = Table(caption="c_d", header=["model", "1"], rows=[[Cell(text="a|b"), Cell(text="3 %")]])
+    section = Section(anchor="a", title="T", blocks=[table, Code(caption="run", text="echo ```")])
+    document = Document(title="t", lead=["l"], sections=[section], date="d")
+    text = render_markdown(document)
+    assert "| a\\|b | 3 % |" in text and "````sh\necho ```\n````" in text
+    assert "3 %" in render_page(document)
+
+
+def test_a_report_of_runs_alone(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "one")
+    page = write_report([str(tmp_path)], tmp_path / "out").read_text(encoding="utf-8")
+    assert "Training loss" in page and "1.64 M tokens, 10.4 h, NVIDIA H100" in page and "Verdict" not in page
+    checked(page)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["longlora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capfd.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_the_command(run: Callable[..., tuple[int, str, str]], folder: Path, tmp_path: Path) -> None:
+    status, out, err = run("report", folder, "--out", tmp_path / "r")
+    assert (status, out) == (0, f"written to {tmp_path / 'r' / 'report.html'}\n"), err
+    status, _, err = run("report", tmp_path / "nowhere", "--out", tmp_path / "r")
+    assert (status, "does not exist" in err) == (2, True)
