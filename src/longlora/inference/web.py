@@ -33,6 +33,8 @@ _STYLE = """
 #usage .fill { height: 100%; background: var(--primary-500); }
 #usage .full { background: #b91c1c; }
 #chat { height: 60dvh !important; min-height: 20rem; }
+#chat .message, #chat .prose, #note p { overflow-wrap: anywhere; min-width: 0; }
+#chat pre { white-space: pre-wrap; }
 @media (max-width: 640px) { .gradio-container { padding: .5rem !important; } #chat { height: 55dvh !important; } }
 """
 
