@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from tests.corpus.qa.chat_server import Answer, ChatServer, Response, completion, scholar, status
 from tests.corpus.qa.conftest import Make, records, without_times
+from tests.corpus.qa.test_journal import a_call
 
 from longlora.corpus.qa.caller import MOST_FAILURES_IN_A_ROW
-from longlora.corpus.qa.calls import PassingError
+from longlora.corpus.qa.calls import PassingError, RefusedError, RejectedError
 from longlora.corpus.qa.endpoint import Endpoint, read_answer, retry_after
 from longlora.corpus.qa.pace import Backoff, Pace
 from longlora.corpus.qa.run import journal_path
@@ -252,6 +253,30 @@ def test_a_date_to_wait_for() -> None:
     seconds = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
     assert seconds is not None
     assert 28 < seconds <= 30
+
+
+@pytest.mark.parametrize(
+    ("number", "fault", "may_be_charged"),
+    [(408, "Passing", True), (409, "Passing", False), (425, "Passing", False), (429, "Passing", False)]
+    + [(500, "Passing", False), (503, "Passing", False), (504, "Passing", True), (529, "Passing", False)]
+    + [(number, "Refused", None) for number in (401, 402, 403, 404, 405)]
+    + [(number, "Rejected", None) for number in (400, 413, 422)],
+)
+def test_what_a_status_means(server: ChatServer, number: int, fault: str, may_be_charged: bool | None) -> None:
+    server.answer = lambda request, before: status(number, "because", headers={"Retry-After": "7"})
+
+    async def ask() -> None:
+        endpoint = Endpoint(base_url=server.base_url, timeout_seconds=5)
+        try:
+            await endpoint.answer(a_call())
+        finally:
+            await endpoint.close()
+
+    with pytest.raises((PassingError, RefusedError, RejectedError), match=f"status {number}: .*because") as raised:
+        asyncio.run(ask())
+    assert type(raised.value).__name__ == f"{fault}Error"
+    assert getattr(raised.value, "may_be_charged", None) is may_be_charged
+    assert getattr(raised.value, "wait_seconds", 7) == 7
 
 
 @pytest.mark.parametrize("body", ["hello", "null", "[]", "{}", '{"choices": {}}', '{"choices": [{"index": 0}]}'])
