@@ -56,7 +56,7 @@ class Journal:
         except Timeout as error:
             raise ConfigError(f"another process is at work on {path}; wait for it, or choose another --out") from error
         try:
-            self._open(settings)
+            self._open({"journal_version": VERSION, **settings})
         except BaseException:
             self._lock.release()
             raise
@@ -64,8 +64,7 @@ class Journal:
     def _open(self, settings: Mapping[str, Any]) -> None:
         # With a header alone nothing was asked: whoever looked at the costs may choose other settings.
         if _mend(self.path) == 0 or _is_header_alone(self.path):
-            header = {"journal": _NAME, "version": VERSION, "settings": settings}
-            write_atomically(self.path, _line(header))
+            write_atomically(self.path, _line({"journal": _NAME, "settings": settings}))
         else:
             self._read(settings)
         self._file = self.path.open("a", encoding="utf-8")
