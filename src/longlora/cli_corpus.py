@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from longlora.cli_make_qa import add_commands
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from longlora.corpus.lengths import Lengths
 
 corpus = typer.Typer(help="Make training data out of documents and question sets, and check it.", no_args_is_help=True)
 add_commands(corpus)
@@ -60,3 +65,113 @@ def from_pdf(
         typer.echo(f"next: set data.source to {out / RECORDS_FILE}")
     if not result.has_texts:
         raise typer.Exit(1)
+
+
+@corpus.command("mix")
+def mix_rows(
+    long: Annotated[str, typer.Argument(help="Conversations about long documents: a file, folder or data set.")],
+    short: Annotated[str, typer.Argument(help="Short conversations.")],
+    out: Annotated[Path, typer.Option("--out", help="File for the rows: .json, or .jsonl for one in a line.")],
+    ratio: Annotated[str, typer.Option(help="Long rows to short ones.")] = "9:3",
+    seed: Annotated[int, typer.Option(help="Decides the choice and the order of rows.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Mix long and short conversations in a ratio, as many as there are."""
+    from dataclasses import asdict
+
+    from longlora.corpus.mixing import mix, parse_ratio
+
+    result = mix(long, short, out, ratio=parse_ratio(ratio), seed=seed)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2))
+        return
+    for name, part in (("long", result.long), ("short", result.short)):
+        typer.echo(
+            f"{name:5}  {part.num_used:,} of {part.num_rows:,} rows, {part.num_characters:,} characters  {part.source}"
+        )
+    typer.echo(f"{result.num_rows:,} rows written to {out}")
+
+
+Tokenizer = Annotated[str, typer.Option(help="Model directory or hub name whose tokenizer counts, or `tiny`.")]
+TextColumn = Annotated[str, typer.Option(help="Column with the text, for files of texts.")]
+
+
+@corpus.command()
+def stats(
+    file: Annotated[Path, typer.Argument(help="Conversations or texts: JSON, JSONL or Parquet.")],
+    tokenizer: Tokenizer,
+    figure: Annotated[Path | None, typer.Option(help="Draw a histogram into this .png, .svg or .pdf.")] = None,
+    text_column: TextColumn = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Lengths of a file's prompts and answers in tokens, and what kinds of rows it holds."""
+    from longlora.corpus.lengths import measure_lengths
+
+    lengths = measure_lengths(file, _tokenizer(tokenizer), text_column=text_column)
+    if figure is not None:
+        from longlora.corpus.lengths_figure import draw_lengths
+
+        draw_lengths(lengths, figure)
+    if as_json:
+        typer.echo(json.dumps(lengths.to_dict(), indent=2))
+        return
+    _print_lengths(lengths)
+    if figure is not None:
+        typer.echo(f"drawn into {figure}")
+
+
+@corpus.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Conversations or texts: JSON, JSONL or Parquet.")],
+    tokenizer: Tokenizer,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of a row in training (context_length).")],
+    against: Annotated[
+        list[Path] | None, typer.Option(help="A file that must share no document or question; may be repeated.")
+    ] = None,
+    text_column: TextColumn = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Say what training would cut or leave out, what repeats, and what stands in other splits; status 1 if any does."""
+    from longlora.corpus.checking import check_file
+
+    report = check_file(
+        file, _tokenizer(tokenizer), context_length=context, against=against or [], text_column=text_column
+    )
+    findings = report.describe()
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        for words, finding in findings:
+            typer.echo(f"{finding.count:>8,} rows {words}")
+            for example in finding.examples:
+                typer.echo(f"{'':>14}{example}")
+        typer.echo(f"{report.num_rows:,} rows checked" + ("" if findings else ", nothing found"))
+    if findings:
+        raise typer.Exit(1)
+
+
+def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer as training does: with the paper's prompt where it has no template."""
+    from longlora.conversation import ensure_chat_template
+    from longlora.model import load_tokenizer, model_source
+
+    loaded = load_tokenizer(model_source(name))
+    ensure_chat_template(loaded)
+    return loaded
+
+
+def _print_lengths(lengths: "Lengths") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from longlora.corpus.lengths import percentiles
+
+    table = Table("tokens", "total", *percentiles([0]), title=f"{len(lengths.prompts):,} rows of {lengths.file}")
+    for name, values in lengths.columns.items():
+        table.add_row(name, f"{sum(values):,}", *(f"{value:,}" for value in percentiles(values).values()))
+    console = Console()
+    console.print(table)
+    for kind, count in lengths.kinds.most_common():
+        console.print(f"{count:>8,} {kind}", highlight=False)
+    for reason, count in lengths.left_out.most_common():
+        console.print(f"{count:>8,} left out: {reason}", highlight=False)

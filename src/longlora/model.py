@@ -53,6 +53,11 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     """
     require_package(PACKAGES[recipe.optim], wanted_by=f"optim={recipe.optim}")
     name = model_source(recipe.model_name_or_path)
+    if is_adapter(Path(name)):
+        raise ConfigError(
+            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), and "
+            "train the merged model"
+        )
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
     attention = _training_attention(config, recipe)

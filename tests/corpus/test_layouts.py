@@ -73,8 +73,8 @@ def book(printing: SimpleNamespace, shared_data: Path, tmp_path: Path, character
 
 
 def test_a_book(printing: SimpleNamespace, shared_data: Path, tmp_path: Path) -> None:
-    words, read = book(printing, shared_data, tmp_path, 40_000)
-    assert read.num_pages > 15
+    words, read = book(printing, shared_data, tmp_path, 25_000)
+    assert read.num_pages > 9
     assert measure(printing, words, read.text) >= LEAST
     assert "Chapter 1 " not in read.text and "Willows " not in read.text.replace("Willows by", "")
 
@@ -92,7 +92,7 @@ def _from(text: str, begin: int, length: int) -> str:
     return " ".join(text.split()[begin : begin + length])
 
 
-@pytest.mark.parametrize("options", ["twocolumn,10pt", "11pt,a4paper"])
+@pytest.mark.parametrize("options", ["twocolumn,10pt", pytest.param("11pt,a4paper", marks=pytest.mark.slow)])
 def test_pages_of_latex(printing: SimpleNamespace, tmp_path: Path, seed: int, options: str) -> None:
     if not printing.installed("pdflatex"):
         pytest.skip("needs pdflatex")
@@ -116,12 +116,12 @@ def test_a_sample_of_libreoffice(printing: SimpleNamespace) -> None:
 
 
 def test_pages_of_matplotlib(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
-    article = printing.make_article(seed, num_sections=2, notes=False)
+    article = printing.make_article(seed, num_sections=1, notes=False)
     printing.print_by_matplotlib(tmp_path / "article.pdf", article)
     assert measure(printing, article.words, read_pdf(tmp_path / "article.pdf").text) >= LEAST
 
 
-@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("columns", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_pages_of_chromium(printing: SimpleNamespace, tmp_path: Path, seed: int, columns: int) -> None:
     if not printing.installed(*printing.CHROMIUM):
         pytest.skip("needs Chromium")
@@ -187,7 +187,7 @@ def test_words_in_a_frame_are_text_and_labels_are_not(tmp_path: Path) -> None:
             canvas.rect(45 + inset, 450 + inset, 280 - 2 * inset, 70 - 2 * inset)
         lines(
             canvas,
-            ["This box holds a remark of two lines, which is", "set apart but is meant to be read all the same."],
+            ["This box holds a remark of two lines, which is", "set apart but is meant to be read as well."],
         )
         for step in range(8):
             canvas.line(60 + 30 * step, 200, 60 + 30 * step, 300)

@@ -106,7 +106,7 @@ def _page_text(content: bytes) -> tuple[str, str]:
     """Return title and text of a page of HTML or XHTML."""
     from bs4 import BeautifulSoup
 
-    soup = BeautifulSoup(content, "lxml")
+    soup: Any = BeautifulSoup(content, "lxml")
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for item in soup.find_all(_NO_TEXT):
         item.decompose()

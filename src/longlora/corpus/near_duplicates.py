@@ -11,11 +11,11 @@ _NUM_PERMUTATIONS = 128
 _WORD = re.compile(r"\w+")
 
 
-def signature(text: str) -> MinHash:
-    """Sketch a text; of one shorter than five words, its words are the one run that it has."""
+def signature(text: str, *, run_words: int = _SHINGLE_WORDS) -> MinHash:
+    """Sketch a text by its runs of words; one that is shorter is the one run that it has."""
     words = [word.encode() for word in _WORD.findall(text.casefold())]
-    num_shingles = max(1, len(words) - _SHINGLE_WORDS + 1)
-    shingles = {b" ".join(words[index : index + _SHINGLE_WORDS]) for index in range(num_shingles)}
+    num_shingles = max(1, len(words) - run_words + 1)
+    shingles = {b" ".join(words[index : index + run_words]) for index in range(num_shingles)}
     sketch = MinHash(num_perm=_NUM_PERMUTATIONS, hashfunc=_hash)
     sketch.update_batch(sorted(shingles))
     return sketch

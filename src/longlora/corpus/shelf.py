@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,7 +186,7 @@ def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Ite
 
 def _by_pool(files: Sequence[Path], settings: Settings, processes: int) -> Iterator[tuple[Path, _Found]]:
     # A process of its own even for one: a damaged file may end it, but not the run.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=_processes()) as pool:
         running: list[tuple[Path, Future[_Found]]] = []
         waiting = iter(files)
         try:
@@ -200,6 +200,15 @@ def _by_pool(files: Sequence[Path], settings: Settings, processes: int) -> Itera
         finally:
             for _, future in running:
                 future.cancel()
+
+
+def _processes() -> Any:
+    """Processes are forked from one that has the libraries loaded, and no threads; where there is no fork, started."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, "pypdfium2", "bs4", "lxml.etree"])
+    return context
 
 
 def _bar(total: int, done: int, progress: bool) -> Any:
@@ -240,7 +249,5 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             records.append({name: record[name] for name in ("sha256", "file", "text")} | record)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is no corpus of ours in line {number} ({error!r}); choose another --out"
-            ) from error
+            raise DataError(f"{path} has no record in line {number} ({error!r}); choose another --out") from error
     return records

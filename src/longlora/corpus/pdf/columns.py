@@ -19,6 +19,7 @@ _FEWEST_LINES_OF_A_KNOWN_GUTTER = 2
 _FEWEST_WORDS_OF_A_LINE = 3.0
 _NARROWEST_COLUMN = 8  # sizes of type
 _NARROWEST_GUTTER = 0.5  # sizes of type
+_NARROWEST_KNOWN_GUTTER = 0.8  # sizes of type: fewer lines must be told from spaces that stand above one another
 _SAME_PLACE = 6.0  # points by which a gutter may move from page to page
 
 
@@ -87,10 +88,13 @@ def _bands(words: Sequence[Word], gutter: Gutter) -> Iterator[tuple[list[Word], 
             edges[-1][1] = max(edges[-1][1], bottom)
         else:
             edges.append([top, bottom])
+    # What a last heading belongs to is on the next page, and as wide as that.
+    edges.append([float("inf"), float("inf")])
+    end = max(word.bottom for word in words) + 1
     for edge in edges:
-        edge[0] = min((word.top for word in _heading_above(words, edge[0], gutter)), default=edge[0])
+        edge[0] = min((word.top for word in _heading_above(words, min(edge[0], end), gutter)), default=edge[0])
     start = float("-inf")
-    for top, bottom in [*edges, [float("inf"), float("inf")]]:
+    for top, bottom in edges:
         for low, high, is_crossed in ((start, top, False), (top, bottom, True)):
             if band := [word for word in words if low <= word.middle < high]:
                 yield band, is_crossed
@@ -138,8 +142,8 @@ def _best_gutter(words: Sequence[Word], known: Sequence[float]) -> Gutter | None
         if any(gutter.left - page.left <= x < gutter.right - page.left for gutter in rejected):
             continue
         gutter = _widened(grid, x, top, bottom, page)
-        is_wide = gutter.width >= (2 if is_known else 1) * _NARROWEST_GUTTER * size
-        if is_wide and (is_known or _is_between_prose(words, gutter)):
+        is_believed = is_known and gutter.width >= _NARROWEST_KNOWN_GUTTER * size
+        if is_believed or (gutter.width >= _NARROWEST_GUTTER * size and _is_between_prose(words, gutter)):
             return gutter
         rejected.append(gutter)
     return None

@@ -55,15 +55,16 @@ class Endpoint:
         """Send a call; see `calls.Answerer` for what it raises."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
+        sent = self._arguments(call)
         try:
             # The client's own limit is on each read: a server that sends a byte now and then would hold it for ever.
             async with asyncio.timeout(self._timeout_seconds):
-                body = await self._send(call)
+                body = await self._send(sent)
         except (TimeoutError, APITimeoutError) as error:
             message = f"no reply within {self._timeout_seconds:g} s"
             raise PassingError(message, may_be_charged=True) from error
         except APIStatusError as error:
-            if self._adapt(error):
+            if self._adapt(error, sent):
                 raise PassingError(str(error), wait_seconds=0.0) from error
             raise _fault(error) from error
         except APIConnectionError as error:
@@ -76,7 +77,7 @@ class Endpoint:
         """Close the connections."""
         await self._client.close()
 
-    async def _send(self, call: Call) -> str:
+    def _arguments(self, call: Call) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "model": call.model,
             "messages": [{"role": "user", "content": call.prompt}],
@@ -84,24 +85,33 @@ class Endpoint:
             "temperature": call.temperature,
             "seed": call.seed,
         }
-        known = {name: value for name, value in arguments.items() if name not in self._left_out}
+        return {name: value for name, value in arguments.items() if name not in self._left_out}
+
+    async def _send(self, arguments: dict[str, Any]) -> str:
         # Raw: the client makes an object of anything that a server sends, and we want to see whether it is one.
-        response = await self._client.chat.completions.with_raw_response.create(**known)
+        response = await self._client.chat.completions.with_raw_response.create(**arguments)
         return response.text
 
-    def _adapt(self, error: Any) -> bool:
-        """Leave out, or rename, what the server says it does not know; whether the call is worth sending again."""
+    def _adapt(self, error: Any, sent: dict[str, Any]) -> bool:
+        """Leave out, or rename, what the server says it does not know; whether the call is worth sending again.
+
+        Calls that were under way with the same parameter come here too, when it is left out already.
+        """
         message = str(error.body or error)
         if error.status_code not in (400, 422):
             return False
-        if self._limit_name == "max_tokens" and "max_completion_tokens" in message:
+        if "max_tokens" in sent and "max_completion_tokens" in message and "instead" in message:
+            if self._limit_name == "max_tokens":
+                logger.warning("the server takes max_completion_tokens instead of max_tokens; it is sent from now on")
             self._limit_name = "max_completion_tokens"
-            logger.warning("the server takes max_completion_tokens instead of max_tokens; it is sent from now on")
             return True
         for name in _OPTIONAL:
-            if name not in self._left_out and (error.param == name or f"'{name}'" in message):
+            if name in sent and (error.param == name or f"'{name}'" in message):
+                if name not in self._left_out:
+                    logger.warning(
+                        "the server does not take %s (%s); it is left out from now on", name, _short(message)
+                    )
                 self._left_out.add(name)
-                logger.warning("the server does not take %s (%s); it is left out from now on", name, _short(message))
                 return True
         return False
 

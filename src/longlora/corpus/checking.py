@@ -1,0 +1,190 @@
+"""What would go wrong with a training file: what is cut, what cannot be used, what repeats, and what leaks."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from longlora.corpus.near_duplicates import NearDuplicates, signature
+from longlora.corpus.overlap import RunIndex
+from longlora.corpus.qa.progress import shown
+from longlora.corpus.question_rows import Row, read_rows
+from longlora.data import encode_conversation
+from longlora.data.encode import UnusableConversationError, check_tokenizer
+
+SHOWN = 5
+"""Examples that are kept of each finding."""
+
+# Half of a document's runs of words in another is more than two texts on one matter share by chance.
+_LEAKED_SHARE = 0.5
+_SAME_QUESTION = 0.9
+
+
+@dataclass
+class Finding:
+    """One thing that is wrong: how many rows, and the first few of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append(example)
+
+
+@dataclass
+class Report:
+    """What a check found; the words of the findings stand in `describe`."""
+
+    file: str
+    context_length: int
+    num_rows: int = 0
+    num_texts: int = 0
+    """Rows that are texts, which training packs and never cuts."""
+    num_cut_tokens: int = 0
+    cut: Finding = field(default_factory=Finding)
+    unusable: dict[str, Finding] = field(default_factory=dict)
+    """Rows left out in training, by the reason: empty answers, answers without a label, damaged rows."""
+    repeated: Finding = field(default_factory=Finding)
+    leaked_documents: Finding = field(default_factory=Finding)
+    leaked_rows: Finding = field(default_factory=Finding)
+    """Of those, the same question as well."""
+    leaked_questions: Finding = field(default_factory=Finding)
+    """Questions without a document that the other file asks too."""
+
+    def describe(self) -> list[tuple[str, Finding]]:
+        """Name every finding that there is, the worst first."""
+        findings = [
+            ("ask a question of another file about the same document", self.leaked_rows),
+            ("have a document that stands in another file", self.leaked_documents),
+            ("ask a question without a document that another file asks", self.leaked_questions),
+            *((reason, finding) for reason, finding in sorted(self.unusable.items())),
+            ("repeat an earlier row", self.repeated),
+            (f"exceed {self.context_length} tokens and lose {self.num_cut_tokens:,} of their documents", self.cut),
+        ]
+        return [(words, finding) for words, finding in findings if finding.count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a machine may want to read."""
+        return asdict(self)
+
+
+class _Seen:
+    """The documents and questions of the files to compare with."""
+
+    def __init__(self) -> None:
+        self._documents = RunIndex()
+        self._questions = NearDuplicates(_SAME_QUESTION)
+        self._asked: dict[str, list[tuple[str, frozenset[str]]]] = {}
+        self._names: dict[str, str] = {}
+
+    def add(self, row: Row) -> None:
+        if not row.document:
+            self._questions.add(row.name, signature(row.question, run_words=1))
+            return
+        digest = _digest(row.document)
+        if digest not in self._names:  # many questions have one document
+            self._names[digest] = row.name
+            self._documents.add(digest, row.document)
+        self._asked.setdefault(digest, []).append((row.name, _words(row.question)))
+
+    def question(self, row: Row) -> str | None:
+        """Name the row that asks the same without a document."""
+        match = self._questions.find(signature(row.question, run_words=1))
+        return str(match[0]) if match else None
+
+    def document(self, row: Row) -> tuple[str, str | None] | None:
+        """Name a row with the document of another, and one that asks the same of it too."""
+        match = self._documents.find(row.document)
+        if match is None or match[1] < _LEAKED_SHARE:
+            return None
+        words = _words(row.question)
+        same = (
+            name
+            for name, other in self._asked[match[0]]
+            if words and len(words & other) >= _SAME_QUESTION * len(words | other)
+        )
+        return f"{self._names[match[0]]} ({match[1]:.0%} of its runs of words)", next(same, None)
+
+
+def check_file(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_length: int,
+    against: Sequence[Path] = (),
+    text_column: str = "text",
+    progress: bool = True,
+) -> Report:
+    """Go through a file as training would, and compare it with others that must not share its documents.
+
+    Raises:
+        DataError: a file cannot be used.
+        ConfigError: the tokenizer does not serve for conversations.
+    """
+    seen = _Seen()
+    for other in against:
+        for row in shown(read_rows(other, text_column=text_column)[0], f"Reading {other.name}", total=None,
+                         progress=progress):  # fmt: skip
+            seen.add(row)
+    report = Report(str(path), context_length)
+    rows, skipped = read_rows(path, text_column=text_column)
+    earlier: Counter[str] = Counter()
+    for row in shown(rows, f"Checking {path.name}", total=None, progress=progress):
+        report.num_rows += 1
+        _check_tokens(row, tokenizer, report)
+        _check_repetition(row, earlier, report)
+        if against:
+            _check_leak(row, seen, report)
+    for reason, count in skipped.counts.items():
+        report.num_rows += count
+        report.unusable[reason] = Finding(count, skipped.names[reason][:SHOWN])
+    return report
+
+
+def _check_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+    if not row.messages:
+        report.num_texts += 1
+        return
+    check_tokenizer(tokenizer)
+    try:
+        encoded = encode_conversation(tokenizer, row.messages, context_length=report.context_length)
+    except UnusableConversationError as error:
+        report.unusable.setdefault(str(error), Finding()).add(row.name)
+        return
+    if encoded.num_cut:
+        report.num_cut_tokens += encoded.num_cut
+        report.cut.add(f"{row.name} ({encoded.num_cut:,} tokens)")
+
+
+def _check_repetition(row: Row, earlier: Counter[str], report: Report) -> None:
+    digest = _digest("\0".join((row.document, row.question, row.answer)))
+    if earlier[digest]:
+        report.repeated.add(row.name)
+    earlier[digest] += 1
+
+
+def _check_leak(row: Row, seen: _Seen, report: Report) -> None:
+    if not row.document:
+        if other := seen.question(row):
+            report.leaked_questions.add(f"{row.name} and {other}")
+        return
+    match = seen.document(row)
+    if match is not None:
+        report.leaked_documents.add(f"{row.name} and {match[0]}")
+        if match[1] is not None and row.question:
+            report.leaked_rows.add(f"{row.name} and {match[1]}")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset("".join(letter if letter.isalnum() else " " for letter in text.casefold()).split())
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(" ".join(text.split()).casefold().encode("utf-8", "replace"), digest_size=16).hexdigest()

@@ -1,0 +1,109 @@
+"""Web pages, e-books, Markdown and plain texts."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from longlora.corpus.markup import read_epub, read_html, read_markdown, read_plain
+from longlora.corpus.unreadable import UnreadableFileError
+
+PAGE = """<html><head><title>A  Title</title><style>p {}</style></head><body>
+<nav><a href="/">Home</a></nav><h1>The  Heading</h1>
+<p>One paragraph, <em>with</em> emphasis<br>and a line.</p>
+<div>Bare text <span>in</span> a block<p>and one in it</p></div>
+<ul><li>first</li><li>second</li></ul>
+<table><caption>Numbers</caption><tr><td>1</td><td>2</td></tr></table>
+<figure><img src="x.png"><figcaption>A picture.</figcaption></figure>
+<pre>for x in y:
+    print(x)
+</pre><script>alert(1)</script><!-- no text --><footer>Imprint</footer></body></html>"""
+
+
+def test_a_web_page(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(PAGE, encoding="utf-8")
+    read = read_html(tmp_path / "a.html")
+    assert read.title == "A Title"
+    assert read.text.split("\n\n") == [
+        "The Heading",
+        "One paragraph, with emphasis\nand a line.",
+        "Bare text in a block",
+        "and one in it",
+        "- first",
+        "- second",
+        "[Table: Numbers]",
+        "[Figure: A picture.]",
+        "for x in y:\n    print(x)",
+    ]
+
+
+def test_the_encoding_that_a_page_names(tmp_path: Path) -> None:
+    page = '<html><head><meta charset="latin-1"></head><p>caf\xe9</p></html>'
+    (tmp_path / "a.html").write_bytes(page.encode("latin-1"))
+    assert read_html(tmp_path / "a.html").text == "café"
+
+
+def test_a_page_nested_deeper_than_python_may_call(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<div>" * 3000 + "deep" + "</div>" * 3000)
+    assert "deep" in read_html(tmp_path / "a.html").text
+
+
+CONTAINER = '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>{}</rootfiles></container>'
+PACKAGE = """<package xmlns="http://www.idpf.org/2007/opf"><metadata xmlns:dc="http://purl.org/dc/elements/1.1/">
+<dc:title>The Book</dc:title></metadata><manifest><item id="b" href="two.xhtml"/><item id="n" href="nav.xhtml"
+ properties="nav"/><item id="a" href="../text/one%201.xhtml"/></manifest>
+<spine><itemref idref="n"/><itemref idref="a"/><itemref idref="b"/><itemref idref="lost"/></spine></package>"""
+CHAPTER = (
+    '<html xmlns="http://www.w3.org/1999/xhtml" xmlns:epub="http://www.idpf.org/2007/ops"><body><p>Chapter {}'
+    '<a epub:type="noteref" href="#n">1</a>.</p></body></html>'
+)
+
+
+def make_epub(path: Path, rootfile: str = '<rootfile full-path="book/package.opf"/>', **extra: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("META-INF/container.xml", CONTAINER.format(rootfile))
+        archive.writestr("book/package.opf", PACKAGE)
+        archive.writestr("text/one 1.xhtml", CHAPTER.format("one"))
+        archive.writestr("book/two.xhtml", CHAPTER.format("two"))
+        archive.writestr("book/nav.xhtml", CHAPTER.format("contents"))
+        for name, content in extra.items():
+            archive.writestr(name.replace("__", "/") + ".xml", content)
+    return path
+
+
+def test_an_e_book_in_the_order_of_its_spine(tmp_path: Path) -> None:
+    read = read_epub(make_epub(tmp_path / "a.epub"))
+    assert (read.title, read.text, read.num_parts) == ("The Book", "Chapter one.\n\nChapter two.", 2)
+
+
+def encryption(algorithm: str, name: str) -> str:
+    return (
+        '<encryption xmlns:e="http://www.w3.org/2001/04/xmlenc#"><e:EncryptedData><e:EncryptionMethod '
+        f'Algorithm="{algorithm}"/><e:CipherData><e:CipherReference URI="{name}"/></e:CipherData></e:EncryptedData>'
+        "</encryption>"
+    )
+
+
+def test_a_protected_e_book(tmp_path: Path) -> None:
+    marks = encryption("http://www.w3.org/2001/04/xmlenc#aes128-cbc", "book/two.xhtml")
+    with pytest.raises(UnreadableFileError, match=r"encrypted: .* \(DRM\)"):
+        read_epub(make_epub(tmp_path / "a.epub", **{"META-INF__encryption": marks}))
+    fonts = encryption("http://www.idpf.org/2008/embedding", "book/two.xhtml")
+    assert read_epub(make_epub(tmp_path / "b.epub", **{"META-INF__encryption": fonts})).num_parts == 2
+
+
+def test_damaged_e_books(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match="damaged: no whole e-book"):
+        read_epub(make_epub(tmp_path / "a.epub", rootfile='<rootfile full-path="gone.opf"/>'))
+    with pytest.raises(UnreadableFileError, match="names no book"):
+        read_epub(make_epub(tmp_path / "b.epub", rootfile=""))
+    with pytest.raises(UnreadableFileError, match=r"damaged or protected"):
+        read_epub(make_epub(tmp_path / "c.epub", rootfile="<rootfile"))
+
+
+def test_markdown_and_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("---\ndate: x\n---\n# The Title #\n\nSome *text*.\n")
+    read = read_markdown(tmp_path / "a.md")
+    assert (read.title, read.text) == ("The Title", "# The Title #\n\nSome *text*.")
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo\n".encode("utf-16"))
+    assert read_plain(tmp_path / "a.txt").text.lstrip("\ufeff") == "one\ntwo"

@@ -1,0 +1,134 @@
+"""A shelf of files becomes one JSONL: in order, in several processes, again after a crash, and without repetitions."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.corpus.crashing import die_of_b
+from typer.testing import CliRunner
+
+from longlora.cli import app
+from longlora.corpus import shelf
+from longlora.corpus.extract import Settings
+from longlora.corpus.shelf import read_shelf
+from longlora.data import read_documents
+from longlora.errors import ConfigError, DataError
+
+
+def words(seed: int, count: int = 400) -> str:
+    choose = random.Random(seed)
+    return " ".join(f"word{choose.randrange(500)}" for _ in range(count))
+
+
+@pytest.fixture
+def files(tmp_path: Path, seed: int) -> list[Path]:
+    """Three texts and an empty file; the third is the first but for one word in forty."""
+    first = words(seed)
+    changed = " ".join(word if index % 400 else "else" for index, word in enumerate(first.split()))
+    texts = {"a.txt": first, "b.md": words(seed + 1), "c.txt": changed, "d.txt": ""}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    return [tmp_path / name for name in texts]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+
+
+def names(folder: Path) -> list[str]:
+    return [Path(record["file"]).name for record in records(folder)]
+
+
+def test_a_shelf(files: list[Path], tmp_path: Path) -> None:
+    result = read_shelf(files, tmp_path / "out", processes=2, write_texts=True, progress=False)
+    assert names(tmp_path / "out") == ["a.txt", "b.md"]
+    assert (result.num_written, result.num_words) == (2, 800)
+    assert "nearly the same text as" in result.skipped[str(files[2])]
+    assert result.skipped[str(files[3])] == "empty: it holds no bytes"
+    assert json.loads((tmp_path / "out/skipped.json").read_text()) == result.skipped
+    first = records(tmp_path / "out")[0]
+    assert set(first) == {"text", "title", "file", "kind", "pages", "sha256", "tool", "notes"}
+    assert first["tool"].startswith("longlora ")
+    # Training reads it as it is, and people read the texts.
+    documents = list(read_documents(str(tmp_path / "out/corpus.jsonl")))
+    assert [text for _, text in documents] == [files[0].read_text(), files[1].read_text()]
+    assert sorted(path.read_text() for path in (tmp_path / "out/texts").iterdir()) == sorted(
+        f"{text}\n" for _, text in documents
+    )
+
+
+@pytest.mark.parametrize("rule", ["mark", "keep"])
+def test_near_duplicates_may_stay(files: list[Path], tmp_path: Path, rule: Any) -> None:
+    result = read_shelf(files[:3], tmp_path / "out", near_duplicates=rule, progress=False)
+    marks = [record.get("near_duplicate_of") for record in records(tmp_path / "out")]
+    assert marks == [None, None, str(files[0]) if rule == "mark" else None]
+    assert result.marked == ({str(files[2]): str(files[0])} if rule == "mark" else {})
+
+
+def test_a_killed_run_goes_on(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    whole = read_shelf(files, tmp_path / "whole", progress=False)
+    read_shelf(files[:1], out, progress=False)
+    with (out / "corpus.jsonl").open("ab") as file:  # what a write that was cut off leaves
+        file.write((tmp_path / "whole/corpus.jsonl").read_bytes().splitlines()[1][:300])
+    read: list[Path] = []
+    real = shelf._extracted
+    monkeypatch.setattr(shelf, "_extracted", lambda waiting, *rest: (read.extend(waiting), real(waiting, *rest))[1])
+    result = read_shelf(files, out, progress=False)
+    assert (out / "corpus.jsonl").read_bytes() == (tmp_path / "whole/corpus.jsonl").read_bytes()
+    assert (result.num_done_before, result.num_written) == (1, 1)
+    assert files[0] not in read
+    assert result.skipped == whole.skipped
+
+
+def test_a_copy_is_not_read_twice(files: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.txt"
+    copy.write_text(files[0].read_text())
+    result = read_shelf([files[0], copy], tmp_path / "out", near_duplicates="keep", progress=False)
+    assert result.skipped == {str(copy): f"the same file as {files[0]}"}
+    assert read_shelf([copy], tmp_path / "out", near_duplicates="keep", progress=False).skipped == result.skipped
+
+
+def test_a_file_that_crashes_its_reader(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_extract", die_of_b)
+    result = read_shelf(files[:3], tmp_path / "out", near_duplicates="keep", progress=False)
+    assert names(tmp_path / "out") == ["a.txt", "c.txt"]
+    assert "makes the reader crash" in result.skipped[str(files[1])]
+
+
+def test_other_settings_need_another_folder(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    read_shelf(files[:1], out, progress=False)
+    with pytest.raises(ConfigError, match="references 'drop' there and 'keep' now"):
+        read_shelf(files, out, settings=Settings(references="keep"), progress=False)
+    (out / "settings.json").write_text("{")
+    with pytest.raises(DataError, match=r"settings\.json cannot be read"):
+        read_shelf(files, out, progress=False)
+    (out / "settings.json").unlink()
+    with pytest.raises(DataError, match=r"holds a corpus\.jsonl without settings\.json"):
+        read_shelf(files, out, progress=False)
+
+
+def test_a_corpus_that_something_else_wrote(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    read_shelf(files[:1], out, progress=False)
+    (out / "corpus.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(DataError, match=r"corpus\.jsonl has no record in line 1 \(KeyError"):
+        read_shelf(files, out, progress=False)
+
+
+def test_the_command(files: list[Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["corpus", "from-pdf", *map(str, files[:2]), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "2 texts written (800 words), 0 there before, 0 files skipped" in done.output
+    assert "set data.source to" in done.output
+    again = ["corpus", "from-pdf", str(files[0]), "--out", str(tmp_path / "out"), "--json"]
+    assert json.loads(CliRunner().invoke(app, again).stdout)["done_before"] == 1
+
+
+def test_the_command_when_nothing_worked(files: list[Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["corpus", "from-pdf", str(files[3]), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "d.txt: empty" in done.output
