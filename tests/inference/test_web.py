@@ -63,6 +63,7 @@ def address() -> Iterator[str]:
             server.wait(20)
         except subprocess.TimeoutExpired:
             server.kill()
+        server.stdout.close()
 
 
 @pytest.fixture(scope="module")
