@@ -31,9 +31,12 @@ def merge(
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
 ) -> None:
     """Fold an adapter into its base model, file by file, and check the result against the adapter."""
+    from longlora.errors import ConfigError
     from longlora.merge import check_login, merge_adapter
     from longlora.merge import push_to_hub as upload
 
+    if private and not push_to_hub:
+        raise ConfigError("--private says how to upload; name the repository with --push-to-hub")
     if push_to_hub:
         check_login(push_to_hub)
     report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)
