@@ -1,6 +1,7 @@
 """Quotations are found as two prints of the same words are the same, and not otherwise."""
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,20 @@ def test_similarity_is_the_share_of_words_in_order(seed: int) -> None:
     shuffled = quote[:]
     rng.shuffle(shuffled)
     assert passages.similarity(" ".join(shuffled)) < 0.85
+
+
+def test_passages_of_one_book_are_not_in_another(shared_data: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    texts = [path.read_text(encoding="utf-8") for path in sorted((shared_data / "pg19" / "validation").glob("*.txt"))]
+    words = texts[0].split()
+    own, other = (Passages(text) for text in texts[:2])
+    for begin in rng.choices(range(len(words) - 12), k=100):
+        passage = words[begin : begin + 12]
+        assert own.holds(" ".join(passage))
+        assert other.similarity(" ".join(passage)) < 0.85
+        passage[rng.randrange(12)] = "zzz"
+        assert not own.holds(" ".join(passage))
+        assert own.similarity(" ".join(passage)) > 0.85
 
 
 def test_normalising_twice_changes_nothing() -> None:
