@@ -59,6 +59,8 @@ def main() -> None:
             os.kill(process, signal.SIGKILL)
             wait(process)
             kills += 1
+            if (Path(disturbed.output_dir) / "adapter").exists():  # killed after all was done
+                break
             whole, partial = inspect(Path(disturbed.output_dir) / "checkpoints")
             inside_saves += bool(partial)
             print(f"kill {kills} after {moment:.2f} s: whole {whole}, cut short {partial}", flush=True)
@@ -182,6 +184,7 @@ def compare(work: Path, disturbed: Recipe) -> None:
     weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (reference, root)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), f"weights of {root} differ"
     assert not list(root.glob(".*partial*")), "something half-written is left"
+    assert (root / "summary.json").exists() and (root / "curves.png").exists(), "the run did not look back"
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def measure(name: str, num_tokens: int, piece: int) -> Result:
     context = readable_context(model.config)
     tokens = text_tokens(tokenizer, num_tokens)
     result = Result(
-        model=Path(name).name,
+        model=name,
         context=context,
         text="Python's standard library, held out",
         num_tokens=len(tokens),
@@ -68,7 +68,10 @@ def measure(name: str, num_tokens: int, piece: int) -> Result:
     )
     rotations = key_rotations(model)
     for curve, cache, end in ways(rotations, context, len(tokens)):
-        read(model, tokens[:end], cache, curve, piece=piece, stretch=max(1, len(tokens) // NUM_STRETCHES))
+        stretch = max(1, len(tokens) // NUM_STRETCHES)
+        if curve.window is None:  # what happens beyond the context happens soon
+            stretch = min(stretch, context // 2)
+        read(model, tokens[:end], cache, curve, piece=piece, stretch=stretch)
         result.curves.append(curve)
         first, last = curve.perplexity[0], curve.perplexity[-1]
         print(

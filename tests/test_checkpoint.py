@@ -1,6 +1,7 @@
 """Directories are whole or absent."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def test_a_directory_appears_when_it_is_whole(tmp_path: Path) -> None:
         assert not target.exists()
     assert (target / "file").read_text() == "x"
     assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_all_of_a_directory_is_on_the_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, flushed = tmp_path / "target", []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_ino, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_directory(target) as directory:
+        (directory / "inner").mkdir()
+        (directory / "inner" / "file").write_text("x")
+    before = {number for number, appeared in flushed if not appeared}
+    assert before == {path.stat().st_ino for path in (target, target / "inner", target / "inner" / "file")}
+    assert flushed[-1] == (tmp_path.stat().st_ino, True)  # and then its name
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

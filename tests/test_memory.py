@@ -8,7 +8,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longlora import memory
 from longlora.errors import ConfigError
-from longlora.memory import keep_hidden_states_in, nf4_arguments, require_package, tile_feed_forward
+from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
+from longlora.packages import require_package
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
 

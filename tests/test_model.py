@@ -73,6 +73,13 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         model_source(str(tmp_path))
 
 
+def test_an_adapter_is_merged_before_it_is_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    recipe = {"model_name_or_path": str(tmp_path), "output_dir": "x", "context_length": 128, "data": {"source": "x"}}
+    with pytest.raises(ConfigError, match="is an adapter: merge it first"):
+        load_for_training(parse_recipe(recipe))
+
+
 def test_a_file_is_no_model(base_model: Path) -> None:
     with pytest.raises(CheckpointError, match="is a file"):
         model_source(str(base_model / "config.json"))

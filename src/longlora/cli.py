@@ -29,8 +29,6 @@ app = typer.Typer(
 )
 app.add_typer(evaluate, name="eval")
 app.add_typer(corpus, name="corpus")
-add_uses(app)
-add_conversations(app)
 
 
 @app.command()
@@ -43,6 +41,21 @@ def demo(
     from longlora.demo import run_demo
 
     run_demo(output)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to read or to save as your own.")] = None,
+) -> None:
+    """List the recipes that ship with longlora, or print one."""
+    from longlora.recipes import describe_recipe, find_recipe, recipe_names
+
+    if name is not None:
+        typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+        return
+    width = max(map(len, recipe_names()))
+    for known in recipe_names():
+        typer.echo(f"{known:{width}}  {describe_recipe(known)}")
 
 
 @app.command()
@@ -163,19 +176,8 @@ def report(
     typer.echo(f"written to {write_report(paths, out)}")
 
 
-@app.command()
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to read or to save as your own.")] = None,
-) -> None:
-    """List the recipes that ship with longlora, or print one."""
-    from longlora.recipes import describe_recipe, find_recipe, recipe_names
-
-    if name is not None:
-        typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
-        return
-    width = max(map(len, recipe_names()))
-    for known in recipe_names():
-        typer.echo(f"{known:{width}}  {describe_recipe(known)}")
+add_uses(app)
+add_conversations(app)
 
 
 def main() -> None:

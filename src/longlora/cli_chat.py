@@ -116,7 +116,7 @@ def web(
     from longlora.inference.settings import ChatSettings
     from longlora.inference.start import load_speaker, memory_for
     from longlora.inference.web import LOCALHOST, build_page, launch_page
-    from longlora.memory import require_package
+    from longlora.packages import require_package
 
     require_package("gradio", wanted_by="longlora web")
     secret = ""
@@ -145,9 +145,9 @@ def web(
 
 def document_suffixes() -> list[str]:
     """Ends of names of the files that can be read."""
-    from longlora.inference.documents import TEXT_SUFFIXES
+    from longlora.corpus.extract import SUFFIXES
 
-    return list(TEXT_SUFFIXES)
+    return list(SUFFIXES)
 
 
 def document_reader() -> Callable[[Path], str]:
@@ -156,11 +156,19 @@ def document_reader() -> Callable[[Path], str]:
     Raises, when used:
         DataError: the kind of file is not known, or the file cannot be read.
     """
+    from longlora.corpus.extract import SUFFIXES, Settings, extract
+    from longlora.corpus.unreadable import UnreadableFileError
     from longlora.inference.documents import TEXT_SUFFIXES, read_text
 
     def read(path: Path) -> str:
-        if path.suffix.lower() not in TEXT_SUFFIXES:
-            raise DataError(f"{path} is not one of {', '.join(TEXT_SUFFIXES)}: convert it to text first")
-        return read_text(path)
+        suffix = path.suffix.lower()
+        if suffix in TEXT_SUFFIXES:
+            return read_text(path)
+        if suffix not in SUFFIXES:
+            raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}: convert it to text first")
+        try:
+            return extract(path, Settings(references="keep")).text
+        except UnreadableFileError as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
 
     return read

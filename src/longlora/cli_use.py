@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 import typer
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["auto", "vllm", "transformers"]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Give the command line these commands."""
     app.command()(merge)
     app.command("import")(import_weights)
+    app.command()(serve)
 
 
 def merge(
@@ -29,9 +31,12 @@ def merge(
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
 ) -> None:
     """Fold an adapter into its base model, file by file, and check the result against the adapter."""
+    from longlora.errors import ConfigError
     from longlora.merge import check_login, merge_adapter
     from longlora.merge import push_to_hub as upload
 
+    if private and not push_to_hub:
+        raise ConfigError("--private says how to upload; name the repository with --push-to-hub")
     if push_to_hub:
         check_login(push_to_hub)
     report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)
@@ -67,3 +72,16 @@ def import_weights(
     )
     if report.is_adapter:
         typer.echo(f"next: longlora merge {output} {output.with_name(output.name + '-merged')}")
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")],
+    host: Annotated[str, typer.Option(help="Where to listen; by default only this machine is let in.")] = "localhost",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    engine: Annotated[Engine, typer.Option(help="Which server; auto: vLLM if it is installed.")] = "auto",
+    name: Annotated[str, typer.Option(help="Name by which clients ask for the model; its folder's if not given.")] = "",
+) -> None:
+    """Serve a model by OpenAI's protocol, with vLLM or transformers' server; an adapter is merged first."""
+    from longlora.serving import serve as run_server
+
+    run_server(model, host=host, port=port, engine=engine, name=name, ready=typer.echo)

@@ -8,7 +8,6 @@ What a row of T tokens costs beside the weights, in bytes of the compute dtype, 
 """
 
 import copy
-import importlib.util
 import inspect
 import os
 import re
@@ -24,6 +23,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from trl.trainer import add_fused_lm_head
 
 from longlora.errors import ConfigError
+from longlora.packages import require_package
 from longlora.positions import without_dynamic_scaling
 
 _FEED_FORWARD = re.compile(r"^(?!.*(attention|norm)).*(mlp|feed_?forward|ffn|moe|experts)", re.IGNORECASE)
@@ -164,16 +164,6 @@ def _without_layers(config: PreTrainedConfig) -> PreTrainedModel:
     head = model.get_output_embeddings()
     model.set_output_embeddings(nn.Linear(_PROBE_WIDTH, head.out_features, bias=head.bias is not None))
     return model.train()
-
-
-def require_package(package: str | None, *, wanted_by: str) -> None:
-    """Make sure that an optional package is installed; None needs none.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if package and importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{wanted_by} needs {package}, which is not installed: pip install {package}")
 
 
 def nf4_arguments(dtype: torch.dtype) -> dict[str, Any]:

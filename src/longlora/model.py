@@ -20,8 +20,9 @@ from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.lora import add_adapter
-from longlora.memory import keep_hidden_states_in, nf4_arguments, require_package, tile_feed_forward
+from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
 from longlora.optimizers import PACKAGES
+from longlora.packages import require_package
 from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
 from longlora.register import set_group_size
@@ -52,6 +53,11 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     """
     require_package(PACKAGES[recipe.optim], wanted_by=f"optim={recipe.optim}")
     name = model_source(recipe.model_name_or_path)
+    if is_adapter(Path(name)):
+        raise ConfigError(
+            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), and "
+            "train the merged model"
+        )
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
     attention = _training_attention(config, recipe)

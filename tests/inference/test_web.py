@@ -63,6 +63,7 @@ def address() -> Iterator[str]:
             server.wait(20)
         except subprocess.TimeoutExpired:
             server.kill()
+        server.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,18 @@ def test_a_wrong_password_opens_nothing(browser: "Browser", address: str) -> Non
     answer = page.request.get(f"{address}config")
     assert answer.status == 401
     page.context.close()
+
+
+def test_a_port_that_is_taken_is_told(address: str) -> None:
+    port = address.rsplit(":", 1)[1].strip("/")
+    done = subprocess.run(
+        [sys.executable, "-m", "longlora.cli", "web", "tiny", "--port", port, "--host", "0.0.0.0"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"port {port} of 0.0.0.0 is taken" in done.stderr
+    assert "think of --password" in done.stderr

@@ -29,10 +29,15 @@ def test_recipe_and_measurements_of_the_run(tmp_path: Path) -> None:
     recipe = {"context_length": 32768, "output_dir": "mine/runs", "data": {"source": "x", "cache_dir": "c"}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = {"test": "passkey", "verdict": "reads to 30,000 tokens", "provenance": {"date": "2026-01-02T03:04:05"}}
+    result["settings"] = {"model": "elsewhere/run/adapter"}
     (run / "passkey" / "result.json").write_text(json.dumps(result))
     positions = {"verdict": "the loss is lowest at the end", "provenance": result["provenance"]}
+    positions["model"] = str(run / "adapter")
     (run / "curve").mkdir()
     (run / "curve" / "positions.json").write_text(json.dumps(positions))
+    (run / "base").mkdir()
+    of_base = result | {"verdict": "reads nothing", "settings": {"model": "meta-llama/Llama-2-7b-hf"}}
+    (run / "base" / "result.json").write_text(json.dumps(of_base))
     (run / "other").mkdir()
     (run / "other" / "result.json").write_text("[]")
 
@@ -43,6 +48,7 @@ def test_recipe_and_measurements_of_the_run(tmp_path: Path) -> None:
     assert "reads 4,096 tokens" in body and "linear, factor 8" in body
     assert "- passkey (2026-01-02): reads to 30,000 tokens" in body
     assert "- loss by position (2026-01-02): the loss is lowest at the end" in body
+    assert "reads nothing" not in body
     written = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert written == {"context_length": 32768, "data": {"source": "x"}}  # no places of this machine
 

@@ -91,6 +91,11 @@ def test_a_name_that_cannot_be(repo: str) -> None:
         check_login(repo)
 
 
+def test_private_without_a_repository(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["merge", str(tmp_path), str(tmp_path / "out"), "--private"])
+    assert isinstance(done.exception, ConfigError) and "--push-to-hub" in str(done.exception)
+
+
 def test_nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "get_token", lambda: None)
     with pytest.raises(ConfigError, match="hf auth login"):

@@ -216,3 +216,18 @@ def test_an_adapters_configuration_that_is_damaged(base_model: Path, tmp_path: P
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="configuration of the adapter"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("kept", ["model.embed_tokens.weight", "lm_head.weight", "both"])
+def test_a_base_that_stores_tied_embeddings_its_own_way(kept: str, base_model: Path, tmp_path: Path, seed: int) -> None:
+    base = save_base(tmp_path / "base", "qwen3 tied", seed, base_model, shard="1GB")
+    weights = load_file(base / "model.safetensors")
+    embedding = weights.pop("model.embed_tokens.weight")
+    names = ["model.embed_tokens.weight", "lm_head.weight"] if kept == "both" else [kept]
+    weights |= {name: embedding.clone() for name in names}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = peft_adapter(base, tmp_path / "adapter", r=3, target_modules=["q_proj"])
+    assert merge_adapter(tmp_path / "adapter", tmp_path / "merged").shard_by_shard
+    merged = load(tmp_path / "merged")
+    assert merged.config.tie_word_embeddings is True
+    torch.testing.assert_close(logits(merged, seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_the_summary_says_what_was_measured(make_sft: MakeRecipe) -> None:
     assert 2**24 < summary["peak_memory_bytes"] < 2**36
     step = summary["last_start"]["seconds"] / 8
     assert summary["last_start"]["tokens_per_second"] < 2 * 128 / step  # rows of conversations are not quite full
+
+
+def test_a_run_that_was_killed_before_its_result_looks_back_all_the_same(make_sft: MakeRecipe) -> None:
+    recipe = make_sft(max_steps=4, save_steps=4)
+    root = Path(recipe.output_dir)
+    adapter = train(recipe)
+    weights, samples = (adapter / "adapter_model.safetensors").read_bytes(), (root / "samples.md").read_text()
+    for left in (root / "summary.json", root / "samples.md"):
+        left.unlink()
+    shutil.rmtree(adapter)
+    train(recipe)
+    assert json.loads((root / "summary.json").read_text(encoding="utf-8"))["last_start"] is None
+    assert (root / "samples.md").read_text() == samples
+    assert (adapter / "adapter_model.safetensors").read_bytes() == weights
 
 
 def test_validation_is_measured_under_full_attention_on_answers_alone(

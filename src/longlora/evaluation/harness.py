@@ -246,8 +246,8 @@ def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
             continue
         error = results.get(f"{name}_stderr,{kind}")
         title = name if kind == "none" else f"{name} ({kind})"
-        known = isinstance(error, int | float) and math.isfinite(error)
-        metrics[title] = {"value": float(value), "standard_error": float(error) if known else None}
+        known = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+        metrics[title] = {"value": float(value), "standard_error": known}
     return metrics
 
 

@@ -26,13 +26,15 @@ EXAMPLES = [
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _STYLE = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(72rem, 100vw) !important; margin: 0 auto !important; }
 #title h1 { margin: 0; font-size: 1.4rem; }
 #title p, #note p, #usage .numbers { font-size: .9rem; opacity: .8; color: var(--body-text-color); }
 #usage .track { height: .5rem; border-radius: .25rem; background: var(--border-color-primary); overflow: hidden; }
 #usage .fill { height: 100%; background: var(--primary-500); }
 #usage .full { background: #b91c1c; }
 #chat { height: 60dvh !important; min-height: 20rem; }
+#chat .message, #chat .prose, #note p { overflow-wrap: anywhere; min-width: 0; }
+#chat pre, #chat code { white-space: pre-wrap !important; overflow-wrap: anywhere; min-width: 0; }
 @media (max-width: 640px) { .gradio-container { padding: .5rem !important; } #chat { height: 55dvh !important; } }
 """
 
@@ -65,7 +67,7 @@ def build_page(
         with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
                 upload = gradio.File(
-                    label=f"Document: {', '.join(suffixes)}, up to {max_megabytes} MB",
+                    label=f"Document, up to {max_megabytes} MB",
                     file_types=suffixes,
                     height=170,
                     elem_id="document",
@@ -79,7 +81,7 @@ def build_page(
                     height=None,
                     allow_tags=False,
                     buttons=["copy"],
-                    placeholder="Upload a document, or just ask.",
+                    placeholder=f"Upload a document ({', '.join(suffixes)}), or just ask.",
                 )
                 question = gradio.Textbox(
                     elem_id="question",

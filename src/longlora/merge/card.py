@@ -20,12 +20,12 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def write_card(directory: Path, *, adapter: Path, base: str, extension: Extension | None) -> None:
     """Describe the merged model in `directory`.
 
-    The recipe is the one of the run that `adapter` lies in. What was measured are the results that `longlora eval`
-    left in folders of that run, two deep at most.
+    The recipe is the one of the run that `adapter` lies in. What was measured are results of this adapter that
+    `longlora eval` left in folders of that run, two deep at most.
     """
     run = adapter.resolve().parent
-    parts = [_front_matter(base), f"# {_title(run, extension)}", _origin(base, extension)]
-    if measured := _measured(run):
+    parts = [_front_matter(base), f"# {_title(extension)}", _origin(base, extension)]
+    if measured := _measured(run, adapter.resolve()):
         parts.append("## Measured\n\n" + "\n".join(measured))
     parts.append("## Use\n\n" + _USE)
     if recipe := _recipe(run):
@@ -55,8 +55,8 @@ def _front_matter(base: str) -> str:
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
-def _title(run: Path, extension: Extension | None) -> str:
-    if not (run / _RECIPE).exists() or extension is None:
+def _title(extension: Extension | None) -> str:
+    if extension is None:
         return "Merged model"
     return f"{_base_name(extension.base_model)}, extended to {extension.context_length:,} tokens"
 
@@ -77,11 +77,17 @@ def _origin(base: str, extension: Extension | None) -> str:
     return "\n".join(lines)
 
 
-def _measured(run: Path) -> list[str]:
+def _measured(run: Path, adapter: Path) -> list[str]:
+    if not (run / _RECIPE).is_file():  # any folder, of which the neighbours say nothing about the adapter
+        return []
     lines = []
     for path in sorted([*run.glob("*/result.json"), *run.glob("*/*/result.json"), *run.glob("*/positions.json")]):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
+            model = Path(result.get("settings", result)["model"])
+            # As the user wrote it, perhaps from elsewhere: then the run's name has to do.
+            if model.resolve() != adapter and model.parts[-2:] != adapter.parts[-2:]:
+                continue
             name = result.get("test", "loss by position")
             lines.append(f"- {name} ({result['provenance']['date'][:10]}): {result['verdict']}".replace("\n", "; "))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of that name that is not ours

@@ -81,7 +81,8 @@ def _merged(
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
-    second = changes.output_embedding
+    # A file may hold tied weights twice. What the adapter makes of the second follows from the first.
+    second = changes.output_embedding if changes.input_embedding in stored else None
     for name, place in stored.items():
         if place.file != file or name == second:
             continue

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.checkpoint import write_atomically
 from longlora.config import Recipe
@@ -17,6 +19,7 @@ from longlora.training.directory import RunDirectory, read_metrics
 from longlora.training.engines import engine
 from longlora.training.planned import planned_run
 from longlora.training.processes import num_processes
+from longlora.training.samples import held_out_conversations, write_samples
 from longlora.training.stopwatch import Stopwatch, peak_memory_bytes
 
 logger = logging.getLogger("longlora")
@@ -25,7 +28,40 @@ logger = logging.getLogger("longlora")
 _END_FRACTION = 0.05
 
 
-def write_outcome(recipe: Recipe, run: RunDirectory, watch: Stopwatch) -> None:
+def look_back(
+    recipe: Recipe,
+    model: PreTrainedModel | PeftModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunDirectory,
+    *,
+    watch: Stopwatch | None,
+) -> None:
+    """Leave `summary.json` and `curves.png` in the run's folder, after fine-tuning `samples.md`, and tell their gist.
+
+    Args:
+        recipe: the run.
+        model: as it was trained; None where no process holds the whole of it, and no questions are answered.
+        tokenizer: with its chat template, after fine-tuning.
+        run: the run's folder.
+        watch: what this start measured; None if it only finished what an earlier one trained.
+    """
+    write_outcome(recipe, run, watch)
+    data, count = recipe.data, recipe.num_sampled_answers
+    if data.kind != "sft" or data.validation_source is None or not count:
+        return
+    if model is None:
+        logger.info("no sampled answers: no process holds the whole model; `longlora chat` asks it")
+        return
+    write_samples(
+        model,
+        tokenizer,
+        held_out_conversations(data.validation_source, data.validation_split, count),
+        run.root / "samples.md",
+        context_length=recipe.context_length,
+    )
+
+
+def write_outcome(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) -> None:
     """Write `summary.json` and `curves.png` into the run's folder and tell the gist of them."""
     metrics = read_metrics(run.metrics)
     losses = [line["loss"] for line in metrics if "loss" in line]
@@ -37,7 +73,8 @@ def write_outcome(recipe: Recipe, run: RunDirectory, watch: Stopwatch) -> None:
         "last_loss": _mean(losses[-end:]),
         "first_validation_perplexity": math.exp(validation[0]) if validation else None,
         "last_validation_perplexity": math.exp(validation[-1]) if validation else None,
-        "last_start": {
+        "last_start": watch
+        and {
             "steps": watch.steps,
             "seconds": watch.seconds,
             "tokens_per_second": watch.tokens_per_second,
@@ -81,7 +118,7 @@ def _tell(measured: dict[str, Any], root: Path) -> None:
             measured["first_validation_perplexity"],
             measured["last_validation_perplexity"],
         )
-    if last["steps"]:
+    if last and last["steps"]:
         step = last["seconds"] / last["steps"]
         planned = f" (planned {plan['seconds_per_step']:.3g})" if plan and plan["seconds_per_step"] else ""
         logger.info("%.3g seconds a step%s, %s tokens/s", step, planned, f"{last['tokens_per_second']:,.0f}")

@@ -12,9 +12,9 @@ from longlora.config import Recipe
 from longlora.lora import trainable_parameters
 from longlora.model import TrainingModel, load_for_training
 from longlora.rope import describe_rope
-from longlora.training.directory import RunDirectory, open_run, run_directory, step_of
+from longlora.training.directory import open_run, run_directory, step_of
 from longlora.training.engines import engine
-from longlora.training.outcome import write_outcome
+from longlora.training.outcome import look_back
 from longlora.training.processes import (
     end_with_launcher,
     first_then_others,
@@ -26,10 +26,9 @@ from longlora.training.processes import (
 )
 from longlora.training.resuming import resumable
 from longlora.training.rows import read_rows
-from longlora.training.samples import held_out_conversations, write_samples
-from longlora.training.saving import load_trained, save_result, save_trained
+from longlora.training.saving import load_trained, save_result, save_trained, whole_model
 from longlora.training.stopping import Terminated, noticing_sigterm
-from longlora.training.trainer import ExtensionTrainer, build_trainer, rows_per_step, training_arguments
+from longlora.training.trainer import build_trainer, rows_per_step, training_arguments
 
 logger = logging.getLogger("longlora")
 
@@ -64,8 +63,10 @@ def train(recipe: Recipe) -> Path:
         _tell_rows(recipe, len(rows.training), rows_per_step(arguments))
         if checkpoint and step_of(checkpoint) == recipe.max_steps:  # it ended between the last step and the result
             if is_first():
+                model = load_trained(prepared, checkpoint)
+                look_back(recipe, model, prepared.tokenizer, run, watch=None)
                 with whole_directory(run.result) as directory:
-                    save_trained(load_trained(prepared, checkpoint), prepared, directory)
+                    save_trained(model, prepared, directory)
             wait_for_all()
             return run.result
 
@@ -82,10 +83,9 @@ def train(recipe: Recipe) -> Path:
             done = trainer.state.global_step
             raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
 
-        save_result(trainer, prepared, run.result)
         if is_first():
-            write_outcome(recipe, run, trainer.watch)
-        _answer_held_out_questions(recipe, trainer, prepared, run)
+            look_back(recipe, whole_model(trainer), prepared.tokenizer, run, watch=trainer.watch)
+        save_result(trainer, prepared, run.result)
         return run.result
 
 
@@ -129,21 +129,3 @@ def _tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
             f"{num_rows:,}",
             rows_needed / num_rows,
         )
-
-
-def _answer_held_out_questions(
-    recipe: Recipe, trainer: ExtensionTrainer, prepared: TrainingModel, run: RunDirectory
-) -> None:
-    data, count = recipe.data, recipe.num_sampled_answers
-    if data.kind != "sft" or data.validation_source is None or not count or not is_first():
-        return
-    if engine() not in ("single", "ddp"):
-        logger.info("no sampled answers: under %s no process holds the whole model; `longlora chat` asks it", engine())
-        return
-    write_samples(
-        trainer.accelerator.unwrap_model(trainer.model),
-        prepared.tokenizer,
-        held_out_conversations(data.validation_source, data.validation_split, count),
-        run.root / "samples.md",
-        context_length=recipe.context_length,
-    )

@@ -65,6 +65,15 @@ def gathered_weights(trainer: "ExtensionTrainer") -> Weights | None:
     return None
 
 
+def whole_model(trainer: "ExtensionTrainer") -> PreTrainedModel | PeftModel | None:
+    """The trained model where this process holds all of it; None where the engine divides it."""
+    return (
+        None
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        else trainer.accelerator.unwrap_model(trainer.model)
+    )
+
+
 def _second_names(model: torch.nn.Module) -> set[str]:
     """Names of tied parameters beyond their first."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}

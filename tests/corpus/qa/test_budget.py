@@ -108,3 +108,8 @@ def test_estimates_that_were_too_low_are_corrected() -> None:
 def test_limits_that_cannot_be_held(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Limits(**values)
+
+
+def test_a_price_is_no_gift() -> None:
+    with pytest.raises(ConfigError, match="--price-out must not be negative, got -1"):
+        Prices(read=0, written=-1)

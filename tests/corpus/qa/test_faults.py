@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.corpus.qa.chat_server import Answer, ChatServer, Response, completion, scholar, status
+from tests.corpus.qa.chat_server import Answer as Answering
+from tests.corpus.qa.chat_server import ChatServer, Response, completion, scholar, status
 from tests.corpus.qa.conftest import Make, records, without_times
+from tests.corpus.qa.test_journal import a_call
 
-from longlora.corpus.qa.caller import MOST_FAILURES_IN_A_ROW
-from longlora.corpus.qa.calls import PassingError
+from longlora.corpus.qa.budget import Budget, Limits
+from longlora.corpus.qa.caller import MOST_FAILURES_IN_A_ROW, Caller
+from longlora.corpus.qa.calls import Answer, Call, PassingError, RefusedError, RejectedError, Reply
 from longlora.corpus.qa.endpoint import Endpoint, read_answer, retry_after
+from longlora.corpus.qa.journal import Journal
 from longlora.corpus.qa.pace import Backoff, Pace
 from longlora.corpus.qa.run import journal_path
+from longlora.corpus.qa.sections import EstimatedTokens
 from longlora.errors import ConfigError
 
 FAULTS: dict[str, Response] = {
@@ -31,7 +36,7 @@ FAULTS: dict[str, Response] = {
 }
 
 
-def faulty(fault: Response, is_struck: Callable[[str], bool]) -> Answer:
+def faulty(fault: Response, is_struck: Callable[[str], bool]) -> Answering:
     """Answer every prompt that is struck with a fault the first time."""
 
     def answer(request: dict[str, Any], before: int) -> Response:
@@ -169,8 +174,9 @@ def test_a_lost_reply_counts_as_spent(make: Make, server: ChatServer, texts: Pat
     assert summary.spent.completion_tokens == 5 * 50 + reserved[1]
 
 
+@pytest.mark.parametrize("concurrency", [1, 5])
 def test_parameters_that_a_server_does_not_know_are_left_out(
-    make: Make, server: ChatServer, texts: Path, caplog: pytest.LogCaptureFixture
+    make: Make, server: ChatServer, texts: Path, caplog: pytest.LogCaptureFixture, concurrency: int
 ) -> None:
     def modern(request: dict[str, Any], before: int) -> Response:
         if "max_tokens" in request:
@@ -182,15 +188,50 @@ def test_parameters_that_a_server_does_not_know_are_left_out(
         return scholar(request)
 
     server.answer = modern
-    assert make(source=texts / "a-short.txt", concurrency=1).is_complete
+    summary = make(source=texts / "a-short.txt", concurrency=concurrency)
+    assert (summary.is_complete, summary.failures) == (True, {})
     assert set(server.requests[-1]) == {"model", "messages", "max_completion_tokens"}
-    assert len(server.requests) == 5 + 3
+    assert concurrency > 1 or len(server.requests) == 5 + 3
     warnings = [record.message for record in caplog.records]
-    assert [word for word in ("max_completion_tokens", "temperature", "seed") if word in " ".join(warnings)] == [
-        "max_completion_tokens",
-        "temperature",
-        "seed",
-    ]
+    for name in ("max_completion_tokens", "temperature", "seed"):
+        assert sum(f" {name} " in warning for warning in warnings) == 1
+
+
+def test_a_limit_that_is_too_large_is_no_unknown_parameter(make: Make, server: ChatServer, texts: Path) -> None:
+    server.answer = lambda request, before: status(400, "'max_tokens' or 'max_completion_tokens' is too large: 600")
+    assert make(source=texts / "a-short.txt").failures.total() == 5
+    assert len(server.requests) == 5
+
+
+def test_the_same_call_twice_is_sent_once(tmp_path: Path) -> None:
+    class Slow:
+        num_calls = 0
+
+        async def answer(self, call: Call) -> Answer:
+            Slow.num_calls += 1
+            await asyncio.sleep(0.01)
+            return Answer(text="a", finish="stop", prompt_tokens=1, completion_tokens=1, model="m")
+
+        async def close(self) -> None:
+            pass
+
+    async def story(journal: Journal) -> list[Reply]:
+        caller = Caller(
+            Slow(),
+            journal=journal,
+            budget=Budget(Limits(), journal.spent),
+            pace=Pace(),
+            backoff=Backoff(),
+            counter=EstimatedTokens(3.0),
+            concurrency=4,
+        )
+        replies = await asyncio.gather(*(caller.ask(a_call(document=name)) for name in "abab"))
+        return [*replies, await caller.ask(a_call())]
+
+    with Journal(tmp_path / "j.jsonl", {}) as journal:
+        replies = asyncio.run(story(journal))
+    assert replies == [replies[0]] * 5
+    assert Slow.num_calls == 1
 
 
 def test_so_many_at_once_and_no_more(make: Make, server: ChatServer, texts: Path) -> None:
@@ -252,6 +293,30 @@ def test_a_date_to_wait_for() -> None:
     seconds = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
     assert seconds is not None
     assert 28 < seconds <= 30
+
+
+@pytest.mark.parametrize(
+    ("number", "fault", "may_be_charged"),
+    [(408, "Passing", True), (409, "Passing", False), (425, "Passing", False), (429, "Passing", False)]
+    + [(500, "Passing", False), (503, "Passing", False), (504, "Passing", True), (529, "Passing", False)]
+    + [(number, "Refused", None) for number in (401, 402, 403, 404, 405)]
+    + [(number, "Rejected", None) for number in (400, 413, 422)],
+)
+def test_what_a_status_means(server: ChatServer, number: int, fault: str, may_be_charged: bool | None) -> None:
+    server.answer = lambda request, before: status(number, "because", headers={"Retry-After": "7"})
+
+    async def ask() -> None:
+        endpoint = Endpoint(base_url=server.base_url, timeout_seconds=5)
+        try:
+            await endpoint.answer(a_call())
+        finally:
+            await endpoint.close()
+
+    with pytest.raises((PassingError, RefusedError, RejectedError), match=f"status {number}: .*because") as raised:
+        asyncio.run(ask())
+    assert type(raised.value).__name__ == f"{fault}Error"
+    assert getattr(raised.value, "may_be_charged", None) is may_be_charged
+    assert getattr(raised.value, "wait_seconds", 7) == 7
 
 
 @pytest.mark.parametrize("body", ["hello", "null", "[]", "{}", '{"choices": {}}', '{"choices": [{"index": 0}]}'])

@@ -204,6 +204,16 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
         Journal(path, {})
 
 
+def test_settings_may_change_until_something_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path, {"window": 1}):
+        pass
+    with Journal(path, {"window": 2}) as journal:
+        journal.sent(a_call(), 1, 1)
+    with pytest.raises(ConfigError, match="window 2 there and 3 now"):
+        Journal(path, {"window": 3})
+
+
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text('{"instruction": "a"}\n', encoding="utf-8")

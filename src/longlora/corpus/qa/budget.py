@@ -9,10 +9,19 @@ from longlora.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """Price of a million tokens, in whatever currency."""
+    """Price of a million tokens, in whatever currency.
+
+    Raises:
+        ConfigError: one is negative.
+    """
 
     read: float
     written: float
+
+    def __post_init__(self) -> None:
+        for option, value in (("--price-in", self.read), ("--price-out", self.written)):
+            if value < 0:
+                raise ConfigError(f"{option} must not be negative, got {value}")
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Price of so many tokens."""

@@ -9,6 +9,7 @@ import time
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from longlora.corpus.qa.calls import Answer, Call, PassingError, RefusedError, RejectedError
 from longlora.errors import ConfigError
@@ -32,7 +33,7 @@ class Endpoint:
     under another name or not at all from then on.
 
     Raises:
-        ConfigError: the openai package is missing, or there is no key for OpenAI's own server.
+        ConfigError: the openai package is missing, the address is none, or OpenAI's own server has no key.
     """
 
     def __init__(self, *, base_url: str | None, timeout_seconds: float) -> None:
@@ -43,6 +44,7 @@ class Endpoint:
         key = os.environ.get(API_KEY)
         if not key and not (base_url or os.environ.get(_BASE_URL)):
             raise ConfigError(f"set {API_KEY}, or --base-url for a server of your own (http://localhost:8000/v1)")
+        _check_url(base_url or os.environ.get(_BASE_URL))
         if timeout_seconds <= 0:
             raise ConfigError(f"--timeout must be above 0, got {timeout_seconds}")
         # A server of one's own asks for no key, but the client does.
@@ -55,15 +57,16 @@ class Endpoint:
         """Send a call; see `calls.Answerer` for what it raises."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
+        sent = self._arguments(call)
         try:
             # The client's own limit is on each read: a server that sends a byte now and then would hold it for ever.
             async with asyncio.timeout(self._timeout_seconds):
-                body = await self._send(call)
+                body = await self._send(sent)
         except (TimeoutError, APITimeoutError) as error:
             message = f"no reply within {self._timeout_seconds:g} s"
             raise PassingError(message, may_be_charged=True) from error
         except APIStatusError as error:
-            if self._adapt(error):
+            if self._adapt(error, sent):
                 raise PassingError(str(error), wait_seconds=0.0) from error
             raise _fault(error) from error
         except APIConnectionError as error:
@@ -76,7 +79,7 @@ class Endpoint:
         """Close the connections."""
         await self._client.close()
 
-    async def _send(self, call: Call) -> str:
+    def _arguments(self, call: Call) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "model": call.model,
             "messages": [{"role": "user", "content": call.prompt}],
@@ -84,24 +87,33 @@ class Endpoint:
             "temperature": call.temperature,
             "seed": call.seed,
         }
-        known = {name: value for name, value in arguments.items() if name not in self._left_out}
+        return {name: value for name, value in arguments.items() if name not in self._left_out}
+
+    async def _send(self, arguments: dict[str, Any]) -> str:
         # Raw: the client makes an object of anything that a server sends, and we want to see whether it is one.
-        response = await self._client.chat.completions.with_raw_response.create(**known)
+        response = await self._client.chat.completions.with_raw_response.create(**arguments)
         return response.text
 
-    def _adapt(self, error: Any) -> bool:
-        """Leave out, or rename, what the server says it does not know; whether the call is worth sending again."""
+    def _adapt(self, error: Any, sent: dict[str, Any]) -> bool:
+        """Leave out, or rename, what the server says it does not know; whether the call is worth sending again.
+
+        Calls that were under way with the same parameter come here too, when it is left out already.
+        """
         message = str(error.body or error)
         if error.status_code not in (400, 422):
             return False
-        if self._limit_name == "max_tokens" and "max_completion_tokens" in message:
+        if "max_tokens" in sent and "max_completion_tokens" in message and "instead" in message:
+            if self._limit_name == "max_tokens":
+                logger.warning("the server takes max_completion_tokens instead of max_tokens; it is sent from now on")
             self._limit_name = "max_completion_tokens"
-            logger.warning("the server takes max_completion_tokens instead of max_tokens; it is sent from now on")
             return True
         for name in _OPTIONAL:
-            if name not in self._left_out and (error.param == name or f"'{name}'" in message):
+            if name in sent and (error.param == name or f"'{name}'" in message):
+                if name not in self._left_out:
+                    logger.warning(
+                        "the server does not take %s (%s); it is left out from now on", name, _short(message)
+                    )
                 self._left_out.add(name)
-                logger.warning("the server does not take %s (%s); it is left out from now on", name, _short(message))
                 return True
         return False
 
@@ -142,6 +154,18 @@ def retry_after(headers: Any) -> float | None:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _check_url(url: str | None) -> None:
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ConfigError(f"--base-url must be an address as in http://localhost:8000/v1, found {url!r}")
 
 
 def _fault(error: Any) -> Exception:

@@ -15,10 +15,12 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from longlora.checkpoint import write_atomically
 from longlora.corpus.qa.calls import Call, Reply
 from longlora.errors import ConfigError, DataError
 
 VERSION = 1
+_NAME = "longlora corpus make-qa"
 
 
 @dataclass
@@ -54,15 +56,15 @@ class Journal:
         except Timeout as error:
             raise ConfigError(f"another process is at work on {path}; wait for it, or choose another --out") from error
         try:
-            self._open(settings)
+            self._open({"journal_version": VERSION, **settings})
         except BaseException:
             self._lock.release()
             raise
 
     def _open(self, settings: Mapping[str, Any]) -> None:
-        if _mend(self.path) == 0:
-            header = {"journal": "longlora corpus make-qa", "version": VERSION, "settings": settings}
-            self.path.write_text(_line(header), encoding="utf-8")
+        # With a header alone nothing was asked: whoever looked at the costs may choose other settings.
+        if _mend(self.path) == 0 or _is_header_alone(self.path):
+            write_atomically(self.path, _line({"journal": _NAME, "settings": settings}))
         else:
             self._read(settings)
         self._file = self.path.open("a", encoding="utf-8")
@@ -176,6 +178,12 @@ def _mend(path: Path) -> int:
         if whole < end:
             file.truncate(whole)
     return whole
+
+
+def _is_header_alone(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        first, second = file.readline(), file.readline()
+    return not second and first.startswith(_line({"journal": _NAME})[:-2])
 
 
 def _after_last_newline(file: Any, end: int) -> int:

@@ -135,6 +135,8 @@ def make_questions(
             elif estimate.num_calls:
                 with progress_bar("asking", total=estimate.num_calls, progress=progress) as advance:
                     asyncio.run(_ask_all(documents, work, answerer, journal, counter, sending, advance, summary))
+                if summary.stopped_by == _INTERRUPTED:
+                    raise KeyboardInterrupt
         bar = shown(documents, "writing", total=source.num_documents, progress=progress)
         records = _records(bar, work, journal, prompts, settings, summary)
         summary.repeated = documents.repeated
@@ -186,8 +188,6 @@ async def _ask_all(
             f"the model cannot be asked: {caller.stopped_by}; check --base-url, --model and the key. "
             f"What was answered is kept in {journal.path}"
         )
-    if caller.stopped_by == _INTERRUPTED:
-        raise KeyboardInterrupt
     summary.stopped_by = str(caller.stopped_by) if caller.stopped_by else None
 
 

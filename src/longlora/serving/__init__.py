@@ -1,0 +1,9 @@
+"""Serve a model, or an adapter on its base, to every program that speaks OpenAI's protocol, by a server that exists.
+
+`place.py` lays out what is served; `engines.py` knows the servers' command lines; `run.py` starts one and ends it.
+"""
+
+from longlora.serving.engines import EngineName
+from longlora.serving.run import serve
+
+__all__ = ["EngineName", "serve"]

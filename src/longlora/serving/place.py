@@ -1,0 +1,105 @@
+"""A directory that a server can take as it is: merged, with a chat template, under the name that clients will use."""
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from longlora.checkpoint import is_adapter
+from longlora.conversation import ensure_chat_template
+from longlora.merge import merge_adapter
+from longlora.model import load_config, load_tokenizer, model_source
+from longlora.positions import readable_context
+from longlora.shards import local_folder
+
+logger = logging.getLogger("longlora")
+
+# Folders that are named after what they hold; the folder around them is the one with a name.
+_UNTOLD = ("adapter", "merged", "model")
+_TOKENIZER = re.compile(
+    r"tokenizer.*|.*chat_template.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What is served."""
+
+    parent: Path
+    """Folder in which the model's directory has the served name."""
+
+    name: str
+    """By which clients ask for the model."""
+
+    context_length: int
+    """Tokens it reads."""
+
+
+@contextmanager
+def servable(model: str, *, name: str = "") -> Iterator[Place]:
+    """Lay out a model for a server, for as long as the block lasts.
+
+    An adapter is merged first, once: the merged model stays in the user's cache folder (`longlora/merged`) and is
+    found there again as long as the adapter is the same. Nothing of a model is copied; a tokenizer without a chat
+    template gets the paper's prompt as its template, in the temporary folder only.
+
+    Raises:
+        CheckpointError: the model is missing, incomplete or damaged.
+    """
+    source = model_source(model)
+    folder = local_folder(source).resolve()
+    name = name or _name(source)
+    if is_adapter(folder):
+        folder = merged_adapter(folder)
+    with tempfile.TemporaryDirectory(prefix="longlora-serve-") as temporary:
+        _link(folder, Path(temporary) / name)
+        yield Place(parent=Path(temporary), name=name, context_length=readable_context(load_config(str(folder))))
+
+
+def merged_adapter(adapter: Path) -> Path:
+    """Directory of the adapter's merged model, made if it is not in the cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlora" / "merged"
+    target = cache / f"{_name(str(adapter))}-{_digest(adapter)}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{target.name}.lock"):  # two servers that start at once merge once
+        if not target.exists():
+            logger.info("merging %s into %s; delete it when you do not serve it any more", adapter, target)
+            merge_adapter(adapter, target)
+    return target
+
+
+def _digest(adapter: Path) -> str:
+    """Changes with an adapter's files; their content is judged by size and time."""
+    stats = [(path.name, path.stat()) for path in sorted(adapter.iterdir()) if path.is_file()]
+    facts = [str(adapter), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+def _name(source: str) -> str:
+    """A name without the signs to which servers give a meaning of their own (`org/model@revision`, `repo:file`)."""
+    path = Path(source)
+    while path.name in _UNTOLD and path.parent.name:
+        path = path.resolve().parent
+    if source == model_source("tiny"):
+        return "tiny"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.name).strip("-.") or "model"
+
+
+def _link(folder: Path, place: Path) -> None:
+    """Make a directory of links to a model's files, its tokenizer written anew if it has no chat template."""
+    tokenizer = load_tokenizer(str(folder))
+    was_added = ensure_chat_template(tokenizer)
+    place.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and not (was_added and _TOKENIZER.fullmatch(file.name)):
+            (place / file.name).symlink_to(file.resolve())
+    if was_added:
+        logger.warning("%s has no chat template: conversations are written with the paper's prompt", folder.name)
+        tokenizer.save_pretrained(place)

@@ -1,0 +1,108 @@
+"""A model against its base: the same windows, the difference paired, the verdict no bolder than the error allows."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluation.llama import naive_nats, tiny_llama
+from transformers import LlamaForCausalLM
+
+from longlora.errors import ConfigError, DataError
+from longlora.evaluation.against_base import base_of, check_same_tokens, named_context
+from longlora.evaluation.short_context import ShortContext, compare_losses, window_losses
+from longlora.model import load_for_inference
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def compare(base: np.ndarray, losses: np.ndarray) -> ShortContext:
+    return compare_losses(
+        base, losses, names=("base", "long"), weights=("b", "l"), length=256, stride=16, settings={}, provenance={}
+    )
+
+
+def test_losses_equal_the_token_loop(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
+    losses = window_losses(model, documents, length=11, stride=4, progress=False)
+    windows = [(doc, end) for doc in documents for end in range(11, len(doc) + 1, 4)]
+    expected = [np.mean([naive_nats(model, doc, end - 11, end - 4 + k) for k in range(4)]) for doc, end in windows]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    late = [np.mean([naive_nats(model, doc, end - 10, end - 4 + k) for k in range(4)]) for doc, end in windows]
+    assert losses != pytest.approx(late, rel=1e-3)  # one token of context less would be noticed
+    assert len(window_losses(model, documents, length=11, stride=4, max_targets=12, progress=False)) == 3
+
+
+def test_texts_that_are_too_short(model: LlamaForCausalLM) -> None:
+    with pytest.raises(DataError, match=r"must have 60 tokens, the base's context; the longest has 5"):
+        window_losses(model, [[1, 2, 3, 4, 5]], length=60, stride=4, progress=False)
+
+
+def test_pairing_finds_what_the_spread_of_the_texts_hides(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    base = generator.normal(3, 1, 200)
+    change = generator.normal(0.02, 0.03, 200)
+    result = compare(base, base + change)
+    assert result.difference == pytest.approx(change.mean())
+    assert result.standard_error == pytest.approx(change.std(ddof=1) / math.sqrt(200))
+    assert result.ratio == pytest.approx(result.perplexity / result.base_perplexity)
+    unpaired = math.hypot(base.std(ddof=1), (base + change).std(ddof=1)) / math.sqrt(200)
+    assert result.standard_error is not None and result.standard_error < unpaired / 10
+    assert result.verdict.startswith("worse than its base: perplexity +")
+    assert result.num_tokens == 3200
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ([-0.1, -0.11, -0.09], "better than its base on these texts: perplexity -9.5 %"),
+        ([0.1, -0.1, 0.01], "no different from its base beyond the error"),
+        ([0.1], "a single window has no error: give more text"),
+    ],
+)
+def test_verdicts(change: list[float], verdict: str) -> None:
+    base = np.linspace(2, 3, len(change))
+    result = compare(base, base + np.array(change))
+    assert verdict in result.verdict
+    assert json.loads(json.dumps(result.to_dict()))["verdict"] == result.verdict
+
+
+def test_the_command_knows_an_adapters_base(
+    run: Run, base_model: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_for_inference(base_model)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert base_of(str(tmp_path / "adapter")) == str(base_model) and base_of(str(base_model)) is None
+    assert named_context(str(tmp_path / "adapter")) == named_context(str(base_model)) == 64
+    arguments = ["--data", text_folder, "--max-targets", 320]
+    status, out, err = run("eval", "short", tmp_path / "adapter", *arguments, "--output", tmp_path / "out")
+    assert status == 0, err
+    written = json.loads((tmp_path / "out" / "short_context.json").read_text(encoding="utf-8"))
+    assert written["base"] == str(base_model) and written["length"] == 64 and written["num_tokens"] == 320
+    assert written["verdict"] in out and written["difference"] != 0
+    status, out, err = run(
+        "eval", "short", base_model, "--base", base_model, *arguments, "--json", "--output", tmp_path / "same"
+    )
+    assert (status, json.loads(out)["difference"], json.loads(out)["ratio"]) == (0, 0, 1)
+    status, _, err = run("eval", "short", base_model, *arguments, "--output", tmp_path / "x")
+    assert (status, "does not say what it was made of: name the base with --base" in err) == (2, True)
+
+
+@pytest.mark.parametrize("other", [[[1, 2]], [[1, 2, 4]], [[1, 2, 3], [4]]])
+def test_other_tokens_are_not_compared(other: list[list[int]]) -> None:
+    check_same_tokens([[1, 2, 3]], [np.array([1, 2, 3])], base="a", model_name="b")
+    with pytest.raises(ConfigError, match="b reads other tokens than a"):
+        check_same_tokens([[1, 2, 3]], other, base="a", model_name="b")
+
+
+def test_models_are_left_as_they_were() -> None:
+    model: Any = tiny_llama().train()
+    window_losses(model, [list(range(20))], length=11, stride=4, progress=False)
+    assert model.training

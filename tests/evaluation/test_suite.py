@@ -1,0 +1,176 @@
+"""The whole verdict in one command: on models whose ability is known, after an interruption, and by the bare form."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.evaluation.conftest import byte_tokenizer
+from tests.evaluation.scripted import EVERYTHING, ScriptedConfig, ScriptedModel
+
+from longlora.errors import ConfigError
+from longlora.evaluation import positions_report, retrieval_report
+from longlora.evaluation import suite as suite_module
+from longlora.evaluation.curves import Curves, finished
+from longlora.evaluation.passkey import passkey
+from longlora.evaluation.suite import Suite, folder_name, lengths_with_room, run_suite, shared_lengths
+from longlora.evaluation.texts import Texts
+from longlora.report.collect import collect
+from longlora.report.verdict import sentence
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = Suite(
+    parts_of_context=(4, 1),
+    depths=(0.0, 1.0),
+    trials=1,
+    trials_without_depth=2,
+    curves=Curves(max_targets=64, max_windows=1, short_targets=64),
+)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few questions, and no pictures: they have tests of their own, and take longer than all the rest."""
+    monkeypatch.setitem(suite_module.SUITES, "quick", SMALL)
+    for module in (retrieval_report, positions_report):
+        monkeypatch.setattr(module, "draw", lambda *_: None)
+
+
+def scripted(visible: int) -> ScriptedModel:
+    return ScriptedModel(ScriptedConfig(visible=visible, max_position_embeddings=1600), byte_tokenizer()).eval()
+
+
+@pytest.mark.parametrize(("visible", "said"), [(EVERYTHING, "reads to 1,600 of its 1,600"), (900, "reads to 800 of")])
+def test_the_report_says_how_far_a_model_of_known_ability_reads(
+    small: None, monkeypatch: pytest.MonkeyPatch, text_folder: Path, tmp_path: Path, visible: int, said: str
+) -> None:
+    model = scripted(visible)
+    monkeypatch.setattr(suite_module, "load_shared", lambda *_: (model, model.tokenizer))
+    monkeypatch.setattr(suite_module, "named_context", lambda _: 1600)
+    monkeypatch.setattr(suite_module, "base_of", lambda _: None)
+    monkeypatch.setattr(suite_module, "measure_curves", lambda *_, **__: None)  # reads row by row in Python: minutes
+    run_suite(["known"], suite="quick", output=tmp_path, lengths=[800, 1600], texts=Texts([str(text_folder)]))
+    (found,) = collect([str(tmp_path)]).models
+    assert said in sentence(found)
+    assert len(found.retrieval) == 4
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    from longlora.model import load_for_inference
+
+    torch.manual_seed(0)
+    model, _ = load_for_inference(base_model)
+    directory = tmp_path_factory.mktemp("adapters") / "mine"
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
+        directory
+    )
+    return directory
+
+
+def test_the_bare_command_measures_reports_and_goes_on(
+    small: None, run: Run, base_model: Path, adapter: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["eval", adapter, base_model, "--suite", "quick", "--out", tmp_path, "--data", text_folder]
+    arguments += ["--beyond", "--lengths", "32,700"]
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    assert "in the hardest of 4 tests" in out and f"written to {tmp_path / 'report.html'}" in out
+    mine, base = (tmp_path / folder_name(str(name)) for name in (adapter, base_model))
+    for test in ("passkey", "needle", "topics", "recall"):
+        lengths = [row["length"] for row in json.loads((mine / test / "result.json").read_text())["lengths"]]
+        assert lengths == [700]
+        assert f"left out: {test} at 32 tokens" in err
+    perplexity = {
+        folder: json.loads((folder / "perplexity" / "perplexity.json").read_text()) for folder in (mine, base)
+    }
+    assert list(perplexity[mine]["perplexity"]) == ["32", "128", "700"]  # twice the context of 64, too
+    assert perplexity[mine]["settings"] == perplexity[base]["settings"]  # the same targets, so that they compare
+    assert json.loads((mine / "positions" / "positions.json").read_text())["length"] == 700
+    short = json.loads((mine / "short" / "short_context.json").read_text())
+    assert (short["base"], short["length"]) == (str(base_model), 64)
+    assert not (base / "short").exists()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Left out" in page and "passkey at 32 tokens" in page and "Short context" in page
+
+    before = files_of(tmp_path)
+    (base / "recall" / "result.json").unlink()
+    (base / "positions" / "positions.json").unlink()
+    partial = perplexity[base] | {"perplexity": {"32": perplexity[base]["perplexity"]["32"]}}
+    (base / "perplexity" / "perplexity.json").write_text(json.dumps(partial))
+    log = (mine / "recall" / "trials.jsonl").read_text().splitlines(keepends=True)
+    (mine / "recall" / "trials.jsonl").write_text("".join(log[:-1]))
+    assert run(*arguments)[0] == 0
+    after = files_of(tmp_path)
+    assert before.keys() == after.keys()
+    again = json.loads(after[f"{base.name}/perplexity/perplexity.json"])
+    assert again["perplexity"] == perplexity[base]["perplexity"]
+    unchanged = [
+        name for name in before if name.endswith(("short_context.json", "positions.png")) and mine.name in name
+    ]
+    assert all(before[name] == after[name] for name in unchanged) and len(unchanged) == 2
+
+    status, _, err = run(*arguments[:-1], "32,800")
+    assert (status, "holds another measurement" in err) == (2, True)
+
+
+def test_the_bare_form_needs_the_word_suite(run: Run) -> None:
+    status, _, err = run("eval", "pasky", "tiny")
+    assert (status, "No such command 'pasky'" in err) == (2, True)
+
+
+def test_lengths_are_shared_and_within_the_longest_context() -> None:
+    assert shared_lengths([256, 1024], SMALL, None, beyond=False) == [256, 1024]
+    assert shared_lengths([256, 1024], SMALL, [100], beyond=True) == [100, 2048]
+    with pytest.raises(ConfigError, match="lengths must be 1 to 1,024 tokens"):
+        shared_lengths([256, 1024], SMALL, [2000], beyond=False)
+
+
+def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--suite must be one of quick, full, not huge"):
+        run_suite(["tiny"], suite="huge", output=tmp_path)
+    with pytest.raises(ConfigError, match="each model needs a folder of its own"):
+        run_suite(["x/runs/a/adapter", "y/runs/a/adapter"], suite="quick", output=tmp_path)
+    assert folder_name("/somewhere/runs/a b/adapter") == "runs-a-b-adapter"
+
+
+def test_too_short_for_a_question(byte_level: Any) -> None:
+    room = lengths_with_room(passkey(), byte_level, [700, 64, 400])
+    assert room.lengths == [400, 700] and "without any filler" in room.too_short[64]
+
+
+def test_results_of_other_weights_are_not_taken_for_these(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert finished(path, {"a": 1}, "w") is None
+    path.write_text('{"settings": {"a": [1]}, "weights": "w"}')
+    assert finished(path, {"a": (1,)}, "w")
+    for settings, weights in (({"a": [2]}, "w"), ({"a": [1]}, "v")):
+        with pytest.raises(ConfigError, match="holds another measurement"):
+            finished(path, settings, weights)
+
+
+def test_several_processes_cannot_each_spread_over_all_devices() -> None:
+    from longlora.evaluation.measure import load_shared
+    from longlora.evaluation.processes import Processes
+
+    with pytest.raises(ConfigError, match="start a single process"):
+        load_shared("tiny", Processes(index=0, count=2, device=None, wait=lambda: None), "auto")
+
+
+def test_a_suite_across_two_models_without_enough_text(small: None, base_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("the sea was calm")
+    (record,) = run_suite(
+        [str(base_model)], suite="quick", output=tmp_path / "o", texts=Texts([str(tmp_path / "one.txt")])
+    )
+    notes = "\n".join(record.left_out)
+    assert "beyond 16 tokens, which is all the text there is" in notes
+    assert "it is not known what the model was made of" in notes
+    assert not (tmp_path / "o" / folder_name(str(base_model)) / "positions").exists()

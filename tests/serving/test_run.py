@@ -1,0 +1,174 @@
+"""A server is started, waited for, and ended with the process: with small servers in the place of real ones."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from longlora.cli import app
+from longlora.errors import ConfigError
+from longlora.serving import engines, run, serve
+from longlora.serving.engines import choose_engine, command_line
+from longlora.serving.place import Place
+
+# Answers /health; {extra} runs first. The child shows that all that a server starts is ended with it.
+SERVER = """
+import http.server, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+open({pids!r}, "w").write(f"{{__import__('os').getpid()}} {{child.pid}}")
+{extra}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Small:
+    """Puts a small server in the place of vLLM or transformers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, port: int, pids: Path) -> None:
+        self.monkeypatch, self.port, self.pids = monkeypatch, port, pids
+
+    def use(self, extra: str = "", *, program: str | None = None) -> None:
+        text = program if program is not None else SERVER.format(pids=str(self.pids), port=self.port, extra=extra)
+        self.monkeypatch.setattr(run, "command_line", lambda *_, **__: [sys.executable, "-S", "-c", text])
+
+    def processes(self) -> list[int]:
+        return [int(number) for number in self.pids.read_text().split()]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, port: int, tmp_path: Path) -> Iterator[Small]:
+    monkeypatch.setattr(run, "_PATIENCE", 0.5)
+    server = Small(monkeypatch, port, tmp_path / "pids")
+    yield server
+    if server.pids.exists():
+        for number in server.processes():
+            deadline = time.monotonic() + 5  # a process that is killed takes a moment to go
+            while is_running(number) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not is_running(number)
+
+
+def is_running(number: int) -> bool:
+    """Whether a process is there and not merely waiting to be buried."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def interrupt(line: str) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "stubborn",
+    ["", "signal.signal(2, signal.SIG_IGN)", "signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN)"],
+    ids=["willing", "deaf to SIGINT", "deaf to all"],
+)
+def test_ctrl_c_ends_the_server(small: Small, port: int, stubborn: str) -> None:
+    small.use(stubborn)
+    with pytest.raises(KeyboardInterrupt):
+        serve("tiny", port=port, host="127.0.0.1", ready=interrupt)
+    assert len(small.processes()) == 2
+
+
+def test_sigterm_ends_the_server_too(small: Small, port: int) -> None:
+    small.use()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        serve("tiny", port=port, host="127.0.0.1", ready=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_line_says_where(small: Small, port: int) -> None:
+    small.use()
+    lines: list[str] = []
+
+    def note(line: str) -> None:
+        lines.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve("tiny", port=port, host="127.0.0.1", name="mine", engine="transformers", ready=note)
+    assert lines == [f"serving http://127.0.0.1:{port}/v1 by transformers: model mine, 256 tokens; Ctrl-C ends it"]
+
+
+def test_a_server_that_ends_early_or_late(small: Small, port: int) -> None:
+    small.use(program="raise SystemExit(3)")
+    with pytest.raises(ConfigError, match="ended with status 3 before it answered"):
+        serve("tiny", port=port)
+    small.use()
+    with pytest.raises(ConfigError, match="ended with status -9; its own messages"):
+        serve("tiny", port=port, host="127.0.0.1", ready=lambda _: os.kill(small.processes()[0], signal.SIGKILL))
+
+
+def test_a_port_that_is_taken(port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        done = CliRunner().invoke(app, ["serve", "tiny", "--host", "127.0.0.1", "--port", str(port)])
+    assert isinstance(done.exception, ConfigError)
+    assert "choose another --port" in str(done.exception)
+
+
+def test_listening_to_others_is_said(small: Small, port: int, caplog: pytest.LogCaptureFixture) -> None:
+    small.use()
+    with pytest.raises(KeyboardInterrupt):
+        serve("tiny", port=port, host="0.0.0.0", ready=interrupt)
+    assert "without a password" in caplog.text
+
+
+PLACE = Place(parent=Path("/places"), name="mine", context_length=32768)
+
+
+def test_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    assert command_line("vllm", PLACE, host="localhost", port=80)[:7] == [
+        *("/bin/vllm", "serve", "/places/mine"),
+        *("--max-model-len", "32768", "--served-model-name", "mine"),
+    ]
+    found = command_line("transformers", PLACE, host="localhost", port=80)
+    assert found[4:] == ["serve", "mine", "--host", "localhost", "--port", "80"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has_vllm", "expected"),
+    [
+        ("auto", True, "vllm"),
+        ("auto", False, "transformers"),
+        ("transformers", True, "transformers"),
+        ("vllm", True, "vllm"),
+    ],
+)
+def test_the_choice_of_a_server(
+    monkeypatch: pytest.MonkeyPatch, wanted: engines.EngineName, has_vllm: bool, expected: str
+) -> None:
+    monkeypatch.setattr(engines.shutil, "which", lambda name, path=None: "/bin/vllm" if has_vllm else None)
+    assert choose_engine(wanted) == expected
+
+
+def test_a_server_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.shutil, "which", lambda name, path=None: None)
+    with pytest.raises(ConfigError, match="pip install vllm"):
+        choose_engine("vllm")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "uvicorn" else object())
+    with pytest.raises(ConfigError, match=r"needs uvicorn: .*longlora\[serve\]"):
+        choose_engine("auto")
