@@ -127,6 +127,19 @@ def test_heads_and_numbers_are_left_out() -> None:
     assert texts(without_margins(pages)) == [f"body {chr(96 + number)} begins here 1914" for number in range(1, 8)]
 
 
+def test_the_number_of_a_first_page_may_stand_at_the_foot() -> None:
+    pages = [
+        page(
+            number,
+            *([row("Head", 40, 30) + row(str(number + 5), 300, 30)] if number > 1 else []),
+            row(f"The text of {chr(96 + number)}.", 40, 80),
+            *([row("6", 180, 560)] if number == 1 else []),
+        )
+        for number in range(1, 6)
+    ]
+    assert texts(without_margins(pages)) == [f"The text of {letter}." for letter in "abcde"]
+
+
 def test_headings_of_short_chapters_stay() -> None:
     pages = [
         page(number, row(f"Chapter {number // 2}" if number % 2 else "goes on here", 40, 30 + number % 2))

@@ -126,4 +126,7 @@ def _is_number(row: _Row, index: int, numbering: set[tuple[int, int]], num_pages
     if not alone or not row.is_outermost or not row.is_apart:
         return False
     number = alone.group(1)
+    # First pages of chapters have their number at the foot where the others have it in the head.
+    if number.isdigit() and int(number) - index in {offset for offset, _ in numbering}:
+        return True
     return (number.isdigit() and num_pages < _FEWEST_NUMBERED_PAGES) or bool(_ROMAN.fullmatch(number))
