@@ -157,6 +157,15 @@ def test_a_listing_keeps_its_lines(tmp_path: Path) -> None:
     assert text == "We write it so, and each of its lines stays what it was:\n\nfor word in words:\n    print(word)"
 
 
+def test_a_listing_in_a_frame_is_text(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        for inset in (0, 2, 4, 6):
+            canvas.rect(45 + inset, 450 + inset, 280 - 2 * inset, 70 - 2 * inset)
+        lines(canvas, ["if x:", "  y()"], font="Courier")
+
+    assert draw(tmp_path / "a.pdf", act).text == "if x:\n  y()"
+
+
 def test_a_word_of_code_alone_on_its_line_is_no_listing(tmp_path: Path) -> None:
     def act(canvas: Any) -> None:
         lines(canvas, ["This is written with a name that is called by"])

@@ -86,8 +86,9 @@ def _cells(box: Box) -> Iterator[tuple[int, int]]:
 
 
 def _is_no_prose(words: Sequence[Word], page: Page, box: Box) -> bool:
-    """Labels are short; a box around a paragraph is drawn too, but its text is to be read."""
-    if not words or _prose_share(words) > _PROSE_SHARE:
+    """Labels are short; a box around a paragraph or a listing is drawn too, but its text is to be read."""
+    is_code = sum(word.is_typewriter for word in words) * 2 > len(words)
+    if not words or is_code or _prose_share(words) > _PROSE_SHARE:
         return False
     return len(words) <= _MOST_LABELS_WITHOUT_CAPTION or _has_caption(page, box)
 
