@@ -59,6 +59,15 @@ def test_a_shelf(files: list[Path], tmp_path: Path) -> None:
     )
 
 
+def test_more_files_than_are_read_ahead(tmp_path: Path, seed: int) -> None:
+    files = [tmp_path / f"{number:02}.txt" for number in range(11)]
+    for number, path in enumerate(files):
+        path.write_text(words(seed + number, 50))
+    result = read_shelf(files, tmp_path / "out", processes=2, progress=False)
+    assert result.num_written == 11 and result.skipped == {}
+    assert names(tmp_path / "out") == [path.name for path in files]
+
+
 @pytest.mark.parametrize("rule", ["mark", "keep"])
 def test_near_duplicates_may_stay(files: list[Path], tmp_path: Path, rule: Any) -> None:
     result = read_shelf(files[:3], tmp_path / "out", near_duplicates=rule, progress=False)

@@ -169,7 +169,7 @@ def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Ite
     left = list(files)
     while left:
         try:
-            for path, found in _by_pool(left, settings, processes):
+            for path, found in _by_pool(tuple(left), settings, processes):
                 yield path, found
                 left.remove(path)
             return
