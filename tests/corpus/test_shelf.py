@@ -2,9 +2,13 @@
 
 import json
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.corpus.crashing import die_of_b
 from typer.testing import CliRunner
@@ -90,6 +94,30 @@ def test_a_killed_run_goes_on(files: list[Path], tmp_path: Path, monkeypatch: py
     assert (result.num_done_before, result.num_written) == (1, 1)
     assert files[0] not in read
     assert result.skipped == whole.skipped
+
+
+@pytest.mark.slow  # two starts of the command line
+def test_a_run_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path, seed: int) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(12):
+        (texts / f"{number:02}.txt").write_text(words(seed + number, 60_000))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "longlora.cli", "corpus", "from-pdf", str(texts), "--out", str(out)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (out / "corpus.jsonl").exists():
+        time.sleep(0.05)
+        assert run.poll() is None
+    helpers = psutil.Process(run.pid).children(recursive=True)
+    assert helpers
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(helpers, timeout=10)
+    assert alive == []
+    before = len((out / "corpus.jsonl").read_bytes().splitlines())
+    assert before < 12
+    subprocess.run(command, check=True, capture_output=True)
+    assert names(out) == [f"{number:02}.txt" for number in range(12)]
 
 
 def test_a_copy_is_not_read_twice(files: list[Path], tmp_path: Path) -> None:

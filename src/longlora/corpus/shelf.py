@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from longlora.checkpoint import write_atomically
@@ -186,7 +187,7 @@ def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Ite
 
 def _by_pool(files: Sequence[Path], settings: Settings, processes: int) -> Iterator[tuple[Path, _Found]]:
     # A process of its own even for one: a damaged file may end it, but not the run.
-    with ProcessPoolExecutor(processes, mp_context=_processes()) as pool:
+    with ProcessPoolExecutor(processes, mp_context=_processes(), initializer=_end_with_parent) as pool:
         running: list[tuple[Path, Future[_Found]]] = []
         waiting = iter(files)
         try:
@@ -209,6 +210,13 @@ def _processes() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__, "pypdfium2", "bs4", "lxml.etree"])
     return context
+
+
+def _end_with_parent() -> None:
+    """A process that waits for work does not notice by itself that the run was killed."""
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _bar(total: int, done: int, progress: bool) -> Any:
