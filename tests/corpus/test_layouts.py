@@ -157,6 +157,16 @@ def test_a_listing_keeps_its_lines(tmp_path: Path) -> None:
     assert text == "We write it so, and each of its lines stays what it was:\n\nfor word in words:\n    print(word)"
 
 
+def test_a_word_of_code_alone_on_its_line_is_no_listing(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        lines(canvas, ["This is written with a name that is called by"])
+        lines(canvas, ["the_name_of_it"], y=488, font="Courier")
+        lines(canvas, ["and then it goes on."], y=476)
+
+    text = draw(tmp_path / "a.pdf", act).text
+    assert text == "This is written with a name that is called by the_name_of_it and then it goes on."
+
+
 def test_a_page_that_lies_on_its_side(tmp_path: Path) -> None:
     def act(canvas: Any) -> None:
         canvas.saveState()

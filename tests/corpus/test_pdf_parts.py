@@ -6,6 +6,7 @@ import pytest
 
 from longlora.corpus.pdf.asides import split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
+from longlora.corpus.pdf.document import read_paragraphs
 from longlora.corpus.pdf.lines import joined, make_lines
 from longlora.corpus.pdf.margins import without_margins
 from longlora.corpus.pdf.page import Box, Page, Word
@@ -126,6 +127,19 @@ def test_heads_and_numbers_are_left_out() -> None:
     assert texts(without_margins(pages)) == [f"body {chr(96 + number)} begins here 1914" for number in range(1, 8)]
 
 
+def test_the_number_of_a_first_page_may_stand_at_the_foot() -> None:
+    pages = [
+        page(
+            number,
+            *([row("Head", 40, 30) + row(str(number + 5), 300, 30)] if number > 1 else []),
+            row(f"The text of {chr(96 + number)}.", 40, 80),
+            *([row("6", 180, 560)] if number == 1 else []),
+        )
+        for number in range(1, 6)
+    ]
+    assert texts(without_margins(pages)) == [f"The text of {letter}." for letter in "abcde"]
+
+
 def test_headings_of_short_chapters_stay() -> None:
     pages = [
         page(number, row(f"Chapter {number // 2}" if number % 2 else "goes on here", 40, 30 + number % 2))
@@ -178,6 +192,29 @@ def test_footnotes_follow_the_paragraph_and_their_marks_go() -> None:
         "A text with a remark in it, and then This is said of a thing that is odd.",
         "[Footnote 1: Odd in that it has a note. Which goes on.]",
     ]
+
+
+def test_a_note_goes_on_at_the_foot_of_the_next_page() -> None:
+    body = [row("A text that fills its line quite well, and", 40, 80 + 12 * index) for index in range(4)]
+    mark = row("1", 40, 556.5, size=5)
+    first = page(1, *body, mark + row("A note that is too long for what room", 44, 560, size=8))
+    second = page(2, *body[:3], row("here it ends.", 40, 116), row("there was here.", 40, 560, size=8))
+    found = [it.text for it in read_paragraphs([first, second])]
+    assert found[-1] == "[Footnote 1: A note that is too long for what room there was here.]"
+    assert found[0].endswith("here it ends.") and "there was" not in found[0]
+
+
+def test_the_number_of_a_note_is_not_that_of_the_page() -> None:
+    pages = [
+        page(
+            number,
+            row("Head", 40, 30) + row(str(number), 300, 30),
+            row(f"The text of {chr(96 + number)}.", 40, 80),
+            *([row("3", 40, 556.5, size=5) + row("A note.", 44, 560, size=8)] if number == 3 else []),
+        )
+        for number in range(1, 6)
+    ]
+    assert texts(without_margins(pages))[2] == "The text of c. 3 A note."
 
 
 @pytest.mark.parametrize(

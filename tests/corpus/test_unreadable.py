@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from longlora.corpus.extract import Settings, check_engine, extract, find_files
+from longlora.corpus.installed import check_installed
 from longlora.corpus.unreadable import UnreadableFileError
 from longlora.corpus.with_docling import read_by_docling
 from longlora.errors import ConfigError, DataError
@@ -176,8 +177,18 @@ def test_docling_as_its_documentation_has_it(tmp_path: Path, monkeypatch: pytest
         read_by_docling(tmp_path / "a.pdf")
 
 
-def test_docling_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longlora.corpus.with_docling.has_docling", lambda: False)
-    check_engine("auto")
-    with pytest.raises(ConfigError, match="--engine docling needs docling, which is not installed"):
+def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_installed()
+    monkeypatch.setitem(sys.modules, "docling", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="--engine docling needs docling, which is not installed: pip install"):
         check_engine("docling")
+    check_engine("auto")
+    monkeypatch.setattr("longlora.corpus.installed.find_spec", lambda name: None if name in ("bs4", "lxml") else 1)
+    with pytest.raises(ConfigError, match=r"this needs bs4, lxml, which are not installed: pip install 'longlora\[co"):
+        check_installed()
+
+
+def test_the_engine_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longlora.corpus.with_docling.has_docling", lambda: False)
+    assert "pypdfium2" in extract(save(tmp_path / "a.pdf", write), Settings(engine="auto")).tool

@@ -9,7 +9,8 @@ from typing import Literal
 
 from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
 from longlora.corpus.unreadable import UnreadableFileError
-from longlora.errors import ConfigError, DataError
+from longlora.errors import DataError
+from longlora.packages import require_package
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
@@ -102,10 +103,8 @@ def check_engine(engine: Engine) -> None:
     Raises:
         ConfigError: docling was asked for and is not installed.
     """
-    from longlora.corpus.with_docling import has_docling
-
-    if engine == "docling" and not has_docling():
-        raise ConfigError("--engine docling needs docling, which is not installed; pip install docling, or use pdfium")
+    if engine == "docling":
+        require_package("docling", wanted_by="--engine docling")
 
 
 def extract(path: Path, settings: Settings) -> Record:

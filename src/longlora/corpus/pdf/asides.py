@@ -31,12 +31,17 @@ class Block:
     lines: Sequence[Line]
 
 
-def split_column(lines: Sequence[Line], *, body_size: float, page_height: float) -> Iterator[Block]:
-    """Cut the lines of a column into text and what interrupts it, in the order of the page."""
+def split_column(
+    lines: Sequence[Line], *, body_size: float, page_height: float, note_is_open: bool = False
+) -> Iterator[Block]:
+    """Cut the lines of a column into text and what interrupts it, in the order of the page.
+
+    With `note_is_open` small lines at the foot go on with a note of the column before, and need no mark.
+    """
     if not lines:
         return
     leading = usual_leading(lines)
-    first_note = _first_footnote(lines, body_size, page_height)
+    first_note = _first_footnote(lines, body_size, page_height, note_is_open)
     kinds: list[Kind] = ["table" if line.text == TABLE_MARK else "body" for line in lines]
     for index in range(first_note, len(lines)):
         kinds[index] = "footnote"
@@ -85,13 +90,14 @@ def note_mark(line: Line) -> str | None:
     return mark if is_set_off or not match.group("dot") else None
 
 
-def _first_footnote(lines: Sequence[Line], body_size: float, page_height: float) -> int:
+def _first_footnote(lines: Sequence[Line], body_size: float, page_height: float, note_is_open: bool) -> int:
     """Find the first of the small lines at a column's foot that begins with a mark; the number of lines if none."""
     begin = len(lines)
     while begin > 0 and lines[begin - 1].size <= _SMALLER * body_size:
         begin -= 1
     for index in range(begin, len(lines)):
-        if lines[index].baseline > _FOOTNOTES_BELOW * page_height and note_mark(lines[index]) is not None:
+        is_note = note_mark(lines[index]) is not None or (note_is_open and 0 < begin == index)
+        if is_note and lines[index].baseline > _FOOTNOTES_BELOW * page_height:
             return index
     return len(lines)
 

@@ -1,7 +1,7 @@
 """From a PDF to its text."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from longlora.corpus.pdf.drawings import without_drawn_words
 from longlora.corpus.pdf.lines import make_lines, typical_size
 from longlora.corpus.pdf.margins import without_margins
 from longlora.corpus.pdf.page import Page, read_pages
-from longlora.corpus.pdf.paragraphs import Paragraph, make_paragraphs
+from longlora.corpus.pdf.paragraphs import Paragraph, ends_sentence, make_paragraphs
 from longlora.corpus.pdf.references import find_references
 
 References = Literal["keep", "drop"]
@@ -61,13 +61,14 @@ def read_paragraphs(pages: Sequence[Page]) -> list[Paragraph]:
     pages = without_margins([without_drawn_words(page) for page in pages])
     body_size = typical_size(word for page in pages for word in page.words)
     gutters = find_gutters(pages)
-    return make_paragraphs([block for page in pages for block in _blocks(page, gutters, body_size)])
-
-
-def _blocks(page: Page, gutters: Sequence[float], body_size: float) -> Iterator[Block]:
-    for column in reading_order(page.words, gutters):
-        lines = make_lines(column.words, page=page.number, column=column.box)
-        yield from split_column(lines, body_size=body_size, page_height=page.height)
+    blocks: list[Block] = []
+    for page in pages:
+        for column in reading_order(page.words, gutters):
+            lines = make_lines(column.words, page=page.number, column=column.box)
+            notes = [block for block in blocks if block.kind == "footnote"]
+            is_open = bool(notes) and not ends_sentence(notes[-1].lines[-1].text)
+            blocks += split_column(lines, body_size=body_size, page_height=page.height, note_is_open=is_open)
+    return make_paragraphs(blocks)
 
 
 def _title(metadata: str, paragraphs: Sequence[Paragraph]) -> str:

@@ -43,11 +43,13 @@ class _Row:
 def without_margins(pages: Sequence[Page]) -> list[Page]:
     """Return the pages without what comes again at their edges, and without their numbers."""
     rows = [_edge_rows(index, page) for index, page in enumerate(pages)]
-    offset = _numbering(rows)
+    numbering = _numbering(rows)
     cleaned = []
     for index, page in enumerate(pages):
         dropped = [
-            row for row in rows[index] if _comes_again(row, rows, index) or _is_number(row, index, offset, len(pages))
+            row
+            for row in rows[index]
+            if _comes_again(row, rows, index) or _is_number(row, index, numbering, len(pages))
         ]
         # A word is known by its place: the same objects are in the page and in its rows.
         words = {id(word) for row in dropped for word in row.line.words}
@@ -89,13 +91,19 @@ def _is_like(row: _Row, other: _Row) -> bool:
     return all(int(there) - int(here) in (0, other.page - row.page) for here, there in numbers)
 
 
-def _numbering(rows: Sequence[Sequence[_Row]]) -> int | None:
-    """Find by how much printed page numbers differ from the count of pages, where enough pages agree."""
-    offsets: Counter[int] = Counter()
+def _numbering(rows: Sequence[Sequence[_Row]]) -> set[tuple[int, int]]:
+    """Find by how much printed page numbers differ from the count of pages, and at what height they stand.
+
+    Enough pages must agree in both: a footnote's number may be that of the page by chance.
+    """
+    found: Counter[tuple[int, int]] = Counter()
     for index, page in enumerate(rows):
-        offsets.update({number - index for row in page for number in _numbers_at_the_ends(row)})
-    offset, count = max(offsets.items(), key=lambda item: item[1], default=(0, 0))
-    return offset if count >= _FEWEST_NUMBERED_PAGES else None
+        found.update({(number - index, _band(row)) for row in page for number in _numbers_at_the_ends(row)})
+    return {key for key, count in found.items() if count >= _FEWEST_NUMBERED_PAGES}
+
+
+def _band(row: _Row) -> int:
+    return round(row.height / _SAME_HEIGHT)
 
 
 def _numbers_at_the_ends(row: _Row) -> set[int]:
@@ -107,12 +115,18 @@ def _numbers_at_the_ends(row: _Row) -> set[int]:
     return found
 
 
-def _is_number(row: _Row, index: int, offset: int | None, num_pages: int) -> bool:
+def _is_number(row: _Row, index: int, numbering: set[tuple[int, int]], num_pages: int) -> bool:
     """A number alone on its line, or a head whose first or last word counts the pages."""
     alone = _PAGE_NUMBER.fullmatch(row.line.text.strip())
-    if offset is not None and index + offset in _numbers_at_the_ends(row):
+    is_counted = any(
+        (number - index, _band(row) + step) in numbering for number in _numbers_at_the_ends(row) for step in (-1, 0, 1)
+    )
+    if is_counted:
         return bool(alone) or (row.is_outermost and row.is_apart)
     if not alone or not row.is_outermost or not row.is_apart:
         return False
     number = alone.group(1)
+    # First pages of chapters have their number at the foot where the others have it in the head.
+    if number.isdigit() and int(number) - index in {offset for offset, _ in numbering}:
+        return True
     return (number.isdigit() and num_pages < _FEWEST_NUMBERED_PAGES) or bool(_ROMAN.fullmatch(number))

@@ -35,12 +35,18 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
     """Reflow blocks in reading order; what interrupts a paragraph is put after it."""
     paragraphs: list[Paragraph] = []
     waiting: list[Paragraph] = []
+    notes: list[Paragraph] = []
     running: Paragraph | None = None
     for block in blocks:
         if block.kind == "label":
             continue
         if block.kind != "body":
-            waiting.extend(_asides(block))
+            for aside in _asides(block):
+                if aside.kind == "footnote" and note_mark(aside.lines[0]) is None and notes:
+                    notes[-1].lines.extend(aside.lines)  # it goes on in another column
+                    continue
+                notes += [aside] if aside.kind == "footnote" else []
+                waiting.append(aside)
             continue
         for number, piece in enumerate(_pieces(block.lines)):
             # Within a block the borders of paragraphs are known; its first piece may belong to the one before.
@@ -76,6 +82,11 @@ def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
             begin = index
 
 
+def ends_sentence(text: str) -> bool:
+    """Tell whether a line's last character ends a sentence, quotation marks and brackets aside."""
+    return bool(_ENDS_SENTENCE.search(text))
+
+
 def _edges(lines: Sequence[Line], index: int) -> tuple[float, float]:
     """Left and right edge of the text around a line, in points."""
     line = lines[index]
@@ -100,12 +111,14 @@ def _begins(
     line, above = lines[index], lines[index - 1]
     if line.baseline - above.baseline > _WIDE_GAP * max(leading, 1.1 * line.size) or _is_other_type(line, above):
         return True
-    if above.text.endswith("-") or line.is_code:
-        return False
     left, right = edges[index]
+    if _is_border_of_code(lines, begin, index, left):
+        return True
+    if above.text.endswith("-") or (line.is_code and above.is_code):
+        return False
     indent, indent_above = line.box.left - left, above.box.left - left
     is_item, in_item = bool(_ITEM.match(line.text)), bool(_ITEM.match(lines[begin].text))
-    if is_item and (in_item or _ENDS_SENTENCE.search(above.text) or indent > _INDENT * line.size):
+    if is_item and (in_item or ends_sentence(above.text) or indent > _INDENT * line.size):
         return True
     is_indented = indent > _INDENT * line.size >= indent_above and not _is_centred(line, above)
     if is_indented and not in_item and not _hangs(lines, begin, index, edges):
@@ -113,7 +126,7 @@ def _begins(
     # Back at the edge after two lines and more inside of it: a quotation or an entry of a list has ended.
     if indent <= _INDENT * line.size < indent_above and (index - begin >= 2 or in_item):
         return True
-    starts_anew = not line.text[:1].islower() and (bool(_ENDS_SENTENCE.search(above.text)) or line.text[:1].isupper())
+    starts_anew = not line.text[:1].islower() and (ends_sentence(above.text) or line.text[:1].isupper())
     return starts_anew and _has_room(above, line.words[0].width, right)
 
 
@@ -135,15 +148,26 @@ def _has_room(line: Line, width: float, right: float) -> bool:
 
 
 def _is_other_type(line: Line, other: Line) -> bool:
-    """Another size, or a line of bold or of code beside one that is not: a heading, a listing."""
-    is_other_size = abs(line.size - other.size) > _OTHER_SIZE * max(line.size, other.size)
-    return is_other_size or line.is_bold != other.is_bold or line.is_code != other.is_code
+    """Another size, or a line of bold beside one that is not: a heading."""
+    return abs(line.size - other.size) > _OTHER_SIZE * max(line.size, other.size) or line.is_bold != other.is_bold
+
+
+def _is_border_of_code(lines: Sequence[Line], begin: int, index: int, left: float) -> bool:
+    """Tell whether a listing begins or ends; a line of prose may be all in a typewriter's face by chance."""
+    line, above = lines[index], lines[index - 1]
+    if above.is_code and not line.is_code:
+        return all(other.is_code for other in lines[begin:index])
+    if above.is_code or not line.is_code:
+        return False
+    is_alone = index + 1 == len(lines) or not lines[index + 1].is_code
+    is_flush = abs(line.box.left - left) <= _SAME_EDGE
+    return not (is_alone and is_flush) or ends_sentence(above.text)
 
 
 def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
     """Tell whether a paragraph goes on in the next column, page, or below what interrupts it."""
     last, first = running.lines[-1], piece.lines[0]
-    if _is_other_type(last, first) or _ITEM.match(first.text):
+    if _is_other_type(last, first) or _ITEM.match(first.text) or _is_listing(running) != _is_listing(piece):
         return False
     if last.text[-1:] in "-\u00ad" or first.text[:1].islower():
         return True
@@ -170,7 +194,7 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> No
             is_captioned = any(other.kind == "caption" and is_of_table(other.lines[0]) for other in beside)
             paragraph.text = "" if is_captioned else TABLE_MARK
             continue
-        if all(line.is_code for line in paragraph.lines):
+        if _is_listing(paragraph):
             paragraph.text = _listing(paragraph.lines)
             continue
         text = ""
@@ -180,6 +204,10 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> No
                 words = list(line.words)
             text = vocabulary.join(text, clean(joined(words))) if text else clean(joined(words))
         paragraph.text = _marked(paragraph, text)
+
+
+def _is_listing(paragraph: Paragraph) -> bool:
+    return all(line.is_code for line in paragraph.lines)
 
 
 def _listing(lines: Sequence[Line]) -> str:
