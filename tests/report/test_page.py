@@ -7,7 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.folders import LENGTHS, write_curves, write_retrieval, write_run
+from tests.report.folders import (
+    LENGTHS,
+    write_against_base,
+    write_curves,
+    write_harness,
+    write_retrieval,
+    write_run,
+)
 
 from longlora import cli
 from longlora.report.blocks import Cell, Chart, Document, Level, Point, Section, Series, Table
@@ -175,6 +182,23 @@ def test_markdown_has_the_same_numbers_and_a_fence_that_holds() -> None:
     text = render_markdown(document)
     assert "| a\\|b | 3 % |" in text and "````sh\necho ```\n````" in text
     assert "3 %" in render_page(document)
+
+
+def test_short_context_by_perplexity_and_by_benchmarks(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    write_against_base(root / "long", "runs/long", "base", difference=0.05)
+    write_harness(root / "long" / "harness", "runs/long", {"arc": 0.50, "piqa": 0.70})
+    write_harness(root / "base" / "harness", "base", {"arc": 0.54, "piqa": 0.70, "other": 1.0}, weights="base")
+    page = write_report([str(root)], tmp_path / "out").read_text(encoding="utf-8")
+    text = " ".join(text_of(page).split())
+    assert "+5.1 % perplexity at 4,096 tokens (+5.0 to +5.3 %); -2.0 points in 2 benchmarks" in text
+    assert "worse than its base" in text
+    assert "0.540 → 0.500 -0.040 ± 0.042" in text  # the errors of two independent shares
+    assert "other, acc 1.000 ± 0.030 (100) not measured" in text
+    assert "topics at 8 tokens" in text
+    checked(page)
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| 0.540 → 0.500 |" in markdown and "topics at 8 tokens" in markdown
 
 
 def test_a_report_of_runs_alone(tmp_path: Path) -> None:

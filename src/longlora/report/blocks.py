@@ -16,6 +16,9 @@ class Cell:
     """0 to 1: how strongly the cell is coloured; None for not at all."""
 
 
+NOT_MEASURED = Cell(text="not measured", tone="quiet")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table whose first column names its rows."""

@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from longlora.report.blocks import Block, Cell, Chart, Code, Level, Point, Section, Series, Table
+from longlora.report.benchmarks import against_base, benchmarks_section
+from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, Section, Series, Table
 from longlora.report.collect import Collection, ModelResults
 from longlora.report.results import Retrieval, RetrievalRow, Share
 from longlora.report.runs import TrainingRun
-from longlora.report.verdict import NOT_MEASURED, cost
+from longlora.report.verdict import cost
 
 _MOST_POINTS = 80  # more are averaged in a curve of training
 _VERBS = {"generated": "answered", "chosen": "chosen"}
@@ -24,7 +25,7 @@ def evidence(collection: Collection) -> list[Section]:
         _perplexity(models),
         _positions(models),
         _short_context(models),
-        _harness(models),
+        benchmarks_section(models),
         _training(collection),
         _left_out(models),
         _settings(collection),
@@ -263,29 +264,8 @@ def _short_context(models: list[ModelResults]) -> Section:
         paragraphs=[
             "What the extension did to texts that the base could read already; differences are paired by window."
         ],
-        blocks=[table] if rows else [],
+        blocks=[table, *against_base(models)] if rows else [],
     )
-
-
-def _harness(models: list[ModelResults]) -> Section:
-    having = [model for model in models if model.harness]
-    names = list(dict.fromkeys((s.task, s.metric) for m in having if m.harness for s in m.harness.scores))
-    rows = []
-    for task, metric in names:
-        row = [Cell(text=f"{task}, {metric}")]
-        for model in having:
-            scores = model.harness.scores if model.harness else []
-            score = next((s for s in scores if (s.task, s.metric) == (task, metric)), None)
-            if score is None:
-                row.append(NOT_MEASURED)
-                continue
-            error = f" ± {score.standard_error:.3f}" if score.standard_error else ""
-            samples = f" ({score.num_samples:,})" if score.num_samples else ""
-            row.append(Cell(text=f"{score.value:.3f}{error}{samples}"))
-        rows.append(row)
-    caption = "lm-evaluation-harness: value ± standard error (samples)"
-    table = Table(caption=caption, header=["task", *(model.label for model in having)], rows=rows)
-    return Section(anchor="harness", title="Benchmarks", blocks=[table] if rows else [])
 
 
 def _training(collection: Collection) -> Section:
