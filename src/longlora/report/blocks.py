@@ -72,6 +72,9 @@ class Chart:
     percent: bool = False
     """Shares on a fixed axis from 0 to 1."""
 
+    wide_range: bool = False
+    """Values that may differ by much: the axis is logarithmic where they do."""
+
     levels: list[Level] = field(default_factory=list)
     intervals: str = ""
     """What the intervals are, for the caption."""
