@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -31,11 +32,24 @@ class StoredWeight:
     """None where it is no floating-point number."""
 
 
+def local_folder(name: str, *, patterns: Sequence[str] | None = None) -> Path:
+    """Folder of that name, or else a copy of the repository of the hub, or of the files in it that match a pattern.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=None if patterns is None else list(patterns)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{name} is no directory and cannot be had from the hub: {reason}") from error
+
+
 def model_folder(name: str) -> Path | None:
     """Folder with a model's safetensors, downloaded if need be; None where it has none."""
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    folder = local_folder(name, patterns=["*.json", "*.safetensors"])
     return folder if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists() else None
 
 

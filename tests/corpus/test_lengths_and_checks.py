@@ -1,5 +1,6 @@
 """What `corpus stats` and `corpus check` count, against rows whose faults and lengths are known."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -73,13 +74,21 @@ def test_percentiles_are_lengths_that_occur() -> None:
 
 
 def test_files_that_are_neither(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DataError, match="it needs the columns of a conversation .* or a text: --text-column"):
+    with pytest.raises(DataError, match=r"it needs the columns of a conversation .* or a text: --text-column"):
         measure_lengths(write(tmp_path / "a.jsonl", [{"body": "x"}]), tokenizer, progress=False)
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(DataError, match=r"b\.json is not valid JSON"):
         measure_lengths(tmp_path / "b.json", tokenizer, progress=False)
     with pytest.raises(DataError, match=r"holds no usable row: 1 with an empty answer"):
         measure_lengths(write(tmp_path / "c.jsonl", [asked("x", "y", "")]), tokenizer, progress=False)
+
+
+def test_a_file_that_breaks_off(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = "".join(json.dumps({"instruction": prose(seed), "output": "x"}) + "\n" for seed in range(60))
+    packed = gzip.compress(rows.encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) * 3 // 4])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is not valid gzip"):
+        measure_lengths(tmp_path / "a.jsonl.gz", tokenizer, progress=False)
 
 
 def test_a_file_without_faults(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

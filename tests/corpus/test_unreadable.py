@@ -1,13 +1,16 @@
 """Files that give no text are named with a reason that tells what to do."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from longlora.corpus.extract import Settings, check_engine, extract, find_files
 from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.with_docling import read_by_docling
 from longlora.errors import ConfigError, DataError
 
 
@@ -146,6 +149,31 @@ def test_sources(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match="must hold a file to read"):
         find_files([str(tmp_path / "bare")])
+
+
+def test_docling_as_its_documentation_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not docling itself, which is not installed: the calls that its documentation names.
+    class Document:
+        name = "Its name"
+        pages = (1, 2)
+
+        def export_to_markdown(self) -> str:
+            return "# A heading" if errors == [] else ""
+
+    errors: list[str] = []
+    result = SimpleNamespace(document=Document(), errors=errors)
+    converter = SimpleNamespace(convert=lambda path, raises_on_error: result)
+    module = SimpleNamespace(DocumentConverter=lambda: converter)
+    monkeypatch.setitem(sys.modules, "docling", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "docling.document_converter", module)
+    read = read_by_docling(tmp_path / "a.pdf")
+    assert (read.text, read.title, read.num_parts) == ("# A heading", "Its name", 2)
+    errors.append("stage 1 failed")
+    with pytest.raises(UnreadableFileError, match="docling: stage 1 failed"):
+        read_by_docling(tmp_path / "a.pdf")
+    result.errors = []
+    with pytest.raises(UnreadableFileError, match="docling finds no text"):
+        read_by_docling(tmp_path / "a.pdf")
 
 
 def test_docling_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

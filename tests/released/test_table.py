@@ -15,15 +15,12 @@ KINDS = {"adapter": "LoRA+", "model": "full model"}
 
 def row(model: ReleasedModel) -> str:
     """A line of the page's table."""
-    base = (
-        f" --base {'BASE' if model.base is None else model.base}"
-        if model.base is None and model.kind == "adapter"
-        else ""
-    )
-    command = f"longlora import {OWNER}/{model.name} {model.name.lower()}{base}"
+    asked = " --base BASE" if model.base is None and model.kind == "adapter" else ""
+    asked += "" if model.context_length else " --context TOKENS"
+    command = f"longlora import {OWNER}/{model.name} {model.name.lower()}{asked}"
+    context = f"{model.context_length:,}" if model.context_length else "not stated"
     recipe = f"`{model.recipe}`" if model.recipe else ""
-    known_base = model.base or "not stated"
-    return f"| {model.name} | {KINDS[model.kind]} | {known_base} | {model.context_length:,} | {recipe} | `{command}` |"
+    return f"| {model.name} | {KINDS[model.kind]} | {model.base or 'not stated'} | {context} | {recipe} | `{command}` |"
 
 
 def test_the_page_lists_every_model_with_its_command() -> None:

@@ -42,7 +42,7 @@ def plan_calls(
     context: int,
     tokenizer_path: str,
 ) -> list[Call]:
-    """Turn names and files into calls: `short` and groups into their tasks, BABILong into one call for each length.
+    """Turn names and files into calls: groups into their tasks, RULER and BABILong into a call for each length.
 
     Raises:
         ConfigError: a name or a file is not known, or a task does not come in a length.
@@ -58,21 +58,27 @@ def plan_calls(
     calls = list(own)
     ruler = [name for name in names if _is_ruler(name)]
     babilong = [name for name in names if name.startswith("babilong")]
-    if ruler:
-        chosen = _ruler_lengths(lengths, context)
-        manager = _manager({"max_seq_lengths": chosen, "tokenizer": tokenizer_path}, defaults=True)
-        calls += [Call(name=name, spec=name, manager=manager, lengths=chosen) for name in ruler]
+    # A call for each length: RULER puts its lengths one after another, and the first so many would all be short.
+    for length in _ruler_lengths(lengths, context) if ruler else []:
+        manager = _manager({"max_seq_lengths": [length], "tokenizer": tokenizer_path}, folder=_folder(known, ruler[0]))
+        calls += [Call(name=f"{name}@{length}", spec=name, manager=manager, lengths=[length]) for name in ruler]
     for size in _babilong_sizes(lengths, context) if babilong else []:
-        manager = _manager({"max_seq_lengths": f"{size}k", "tokenizer": tokenizer_path}, defaults=True)
+        metadata = {"max_seq_lengths": f"{size}k", "tokenizer": tokenizer_path}
+        manager = _manager(metadata, folder=_folder(known, babilong[0]))
         calls += [Call(name=f"{name}@{size}k", spec=name, manager=manager, lengths=[1024 * size]) for name in babilong]
     calls += [Call(name=name, spec=name, manager=known) for name in names if name not in (*ruler, *babilong)]
     return calls
 
 
-def _manager(metadata: dict[str, Any], *, defaults: bool = False) -> Any:
+def _manager(metadata: dict[str, Any], *, defaults: bool = False, folder: Path | None = None) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_defaults=defaults, metadata=metadata)
+    return TaskManager(include_defaults=defaults, include_path=folder, metadata=metadata)
+
+
+def _folder(manager: Any, task: str) -> Path:
+    """Return where a task's file lies: a manager of that folder alone is there at once, one of all 14,000 is not."""
+    return Path(manager.task_index[task].yaml_path).parent
 
 
 def _task_file(path: str | Path) -> Path:

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from longlora.errors import CheckpointError
+from longlora.shards import local_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINABLE = "trainable_params.bin"
@@ -45,11 +43,7 @@ def find_folder(source: str) -> Path:
         return folder
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise CheckpointError(f"there is no directory {source}, and it is no name on the hub")
-    try:
-        return Path(snapshot_download(source, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{source} is no directory and cannot be had from the hub: {reason}") from error
+    return local_folder(source, patterns=_PATTERNS)
 
 
 def read_folder(folder: Path) -> Published:

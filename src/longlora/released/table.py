@@ -1,7 +1,8 @@
 """The models that the authors released, as their README lists them (Yukang/… on the hub).
 
-Context is what it says, in tokens. Bases are those in its table of pretrained weights; for models that were tuned on
-instructions it does not say which one they were made of, and `adapter_config.json` or the user has to.
+Context is what it, or the model's name, says, in tokens. Bases are those in its table of pretrained weights; for models
+that were tuned on instructions it does not say which one they were made of, and `adapter_config.json` or the user has
+to.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ class ReleasedModel:
     kind: Literal["adapter", "model"]
     """`adapter`: LoRA weights beside embeddings and norms. `model`: all weights."""
 
-    context_length: int
+    context_length: int | None
+    """None where the README does not say."""
+
     base: str | None = None
     recipe: str | None = None
     """Recipe of longlora that makes such a model anew."""
@@ -45,7 +48,7 @@ def _extended(size: str, context: str, context_length: int, *, full: bool = Fals
 
 
 def _instructed(
-    name: str, context_length: int, *, kind: Literal["adapter", "model"] = "model", base: str | None = None
+    name: str, context_length: int | None, *, kind: Literal["adapter", "model"] = "model", base: str | None = None
 ) -> ReleasedModel:
     return ReleasedModel(name=name, kind=kind, context_length=context_length, base=base, instructed=True)
 
@@ -74,7 +77,7 @@ RELEASED_MODELS = (
     _instructed("LongAlpaca-7B-16k", 16384),
     _instructed("LongAlpaca-13B-16k", 16384),
     _instructed("LongAlpaca-70B-16k", 16384),
-    _instructed("LongAlpaca-7B-qlora-weights", 32768, kind="adapter"),
+    _instructed("LongAlpaca-7B-qlora-weights", None, kind="adapter"),
     _instructed("Llama-2-13b-chat-longlora-32k-sft", 32768),
     _instructed("Llama-2-70b-chat-longlora-32k-sft", 32768, kind="adapter", base="meta-llama/Llama-2-70b-chat-hf"),
 )

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub import snapshot_download
 
 from longlora.checkpoint import is_adapter
 from longlora.conversation import ensure_chat_template
 from longlora.merge import merge_adapter
 from longlora.model import load_config, load_tokenizer, model_source
 from longlora.positions import readable_context
+from longlora.shards import local_folder
 
 logger = logging.getLogger("longlora")
 
@@ -54,7 +54,7 @@ def servable(model: str, *, name: str = "") -> Iterator[Place]:
         CheckpointError: the model is missing, incomplete or damaged.
     """
     source = model_source(model)
-    folder = Path(source).resolve() if Path(source).is_dir() else Path(snapshot_download(source))
+    folder = local_folder(source).resolve()
     name = name or _name(source)
     if is_adapter(folder):
         folder = merged_adapter(folder)

@@ -22,6 +22,7 @@ TEXT = (
         "the best of times -- it was the worst",
         "THE BEST OF\nTIMES—it was",
         "\"'Who's there?' cried the well-known Mr. O‘Brien\"",
+        "worst of times. Who's there? cried the well-known",
         "an example of the finest courage, 3-5 men strong",
         "the best of times [...] the finest courage",
         "the best of times … cried the wellknown Mr. O'Brien",
@@ -44,6 +45,7 @@ def test_the_same_words(quote: str) -> None:
         "... ",
         "",
         "He left, in haste",
+        "cried the well-known Mr. OBrien",
     ],
 )
 def test_other_words(quote: str) -> None:

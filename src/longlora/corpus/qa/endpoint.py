@@ -9,6 +9,7 @@ import time
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from longlora.corpus.qa.calls import Answer, Call, PassingError, RefusedError, RejectedError
 from longlora.errors import ConfigError
@@ -32,7 +33,7 @@ class Endpoint:
     under another name or not at all from then on.
 
     Raises:
-        ConfigError: the openai package is missing, or there is no key for OpenAI's own server.
+        ConfigError: the openai package is missing, the address is none, or OpenAI's own server has no key.
     """
 
     def __init__(self, *, base_url: str | None, timeout_seconds: float) -> None:
@@ -43,6 +44,7 @@ class Endpoint:
         key = os.environ.get(API_KEY)
         if not key and not (base_url or os.environ.get(_BASE_URL)):
             raise ConfigError(f"set {API_KEY}, or --base-url for a server of your own (http://localhost:8000/v1)")
+        _check_url(base_url or os.environ.get(_BASE_URL))
         if timeout_seconds <= 0:
             raise ConfigError(f"--timeout must be above 0, got {timeout_seconds}")
         # A server of one's own asks for no key, but the client does.
@@ -152,6 +154,18 @@ def retry_after(headers: Any) -> float | None:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _check_url(url: str | None) -> None:
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ConfigError(f"--base-url must be an address as in http://localhost:8000/v1, found {url!r}")
 
 
 def _fault(error: Any) -> Exception:

@@ -1,7 +1,7 @@
 """Whether the passages that an answer quotes stand in the document.
 
-Both are compared without what typesetting and models change: case, white space, the forms of quotation marks and
-dashes, ligatures, hyphens within words. A quotation with an ellipsis is looked for piece by piece, in order.
+Both are compared without what typesetting and models change: case, white space, quotation marks, dashes, ligatures,
+hyphens within words. A quotation with an ellipsis is looked for piece by piece, in order.
 """
 
 import re
@@ -26,6 +26,8 @@ _SAME = str.maketrans(
 # "exam-⏎ple" is "example"; whether "well-⏎known" had its hyphen before it was broken nobody knows, so none is kept.
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?:\s*\n\s*)?(?=[^\W\d_])")
 _DASHES = re.compile(r"[-‒–—―−]+")
+# A passage that itself holds quotation marks loses or changes them on its way through JSON. Apostrophes in words stay.
+_QUOTATION_MARKS = re.compile(r"""\"|(?<!\w)'|'(?!\w)""")
 _SPACE = re.compile(r"\s+")
 _ELLIPSIS = re.compile(r"\s*(?:\[\s*(?:\.\s*){3}\]|(?:\.\s*){3,}|…|\[…\])\s*")
 _WORD = re.compile(r"\w+")
@@ -35,7 +37,8 @@ _OUTSIDE = " \t\n\"'.,;:!?()[]-"
 def normalise(text: str) -> str:
     """Write a text so that two prints of the same words become the same."""
     text = unicodedata.normalize("NFKC", _HYPHEN.sub("", text.translate(_SAME))).translate(_SAME)
-    return _SPACE.sub(" ", _DASHES.sub(" ", text.casefold().replace("''", "'").replace('"', "'"))).strip()
+    text = _DASHES.sub(" ", _QUOTATION_MARKS.sub("", text.casefold()))
+    return _SPACE.sub(" ", text).strip()
 
 
 class Passages:
