@@ -52,10 +52,11 @@ def write_report(results: Sequence[Result], folder: Path, device: str, origin: P
     print(f"report: {path}.json, .png")
 
 
+# Colour, line, width, order. The wide line shows on both sides of the narrow one where the two agree.
 STYLES = {
-    "streaming": ("#0072b2", "-", 3),
-    "window without sinks": ("#d55e00", "-", 2),
-    "all tokens": ("#555555", "--", 1),
+    "streaming": ("#0072b2", "-", 1.6, 3),
+    "window without sinks": ("#f0a868", "-", 5, 2),
+    "all tokens": ("#555555", "--", 1.6, 1),
 }
 
 
@@ -63,27 +64,32 @@ def draw(results: Sequence[Result], path: Path, origin: Provenance) -> None:
     """Draw a row for each model: perplexity on the left, the cache's memory on the right."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, grid = pyplot.subplots(
         len(results), 2, figsize=(11, 1.2 + 3.1 * len(results)), squeeze=False, layout="constrained"
     )
     for (left, right), result in zip(grid, results, strict=True):
         for curve in result.curves:
-            colour, line, order = STYLES[curve.cache]
+            colour, line, width, order = STYLES[curve.cache]
+            style = {"color": colour, "linestyle": line, "linewidth": width, "zorder": order}
             label = {
                 "streaming": f"{curve.num_sinks} sinks and a window, {curve.window or 0:,} tokens in all",
                 "window without sinks": f"window of {curve.window or 0:,} tokens, no sinks",
                 "all tokens": "ordinary cache: all tokens",
             }[curve.cache]
-            left.plot(curve.tokens, curve.perplexity, line, color=colour, zorder=order, label=label)
+            left.plot(curve.tokens, curve.perplexity, **style, label=label)
             megabytes = [size / 2**20 for size in curve.cache_bytes]
-            right.plot(curve.tokens, megabytes, line, color=colour, zorder=order, label=label)
+            right.plot(curve.tokens, megabytes, **style, label=label)
         left.set(yscale="log", ylabel="perplexity of each stretch")
         left.set_title(f"{result.model}, reads {result.context:,} tokens", loc="left", fontsize=10)
         right.set(yscale="log", ylabel="keys and values, MiB")
         for axes in (left, right):
             axes.set_xlabel(f"tokens of {result.text}")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.25)
         left.legend(fontsize=8, loc="center right")
     figure.supxlabel(caption(origin), fontsize=6, color="#555555")

@@ -9,6 +9,7 @@ import typer
 
 from longlora.errors import DataError
 
+INTERRUPTED = 130  # 128 + SIGINT
 PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
 
 Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")]
@@ -85,7 +86,8 @@ def chat(
     if document:
         terminal.open_document(name, text)
     if ask:
-        terminal.ask(ask, tell=False)
+        if terminal.ask(ask, tell=False).stopped:
+            raise typer.Exit(INTERRUPTED)
     else:
         terminal.run()
 

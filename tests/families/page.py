@@ -36,7 +36,8 @@ HEAD = """\
 
 Which architectures of transformers train with S²-Attn, and what LoRA+ trains in them. `check_s2_reaches(config)`
 answers the same question for one configuration; `longlora train` asks it before it loads any weights, and stops where
-the answer is no. No model is ever trained with full attention in its place.
+the answer is no. No model is ever trained with full attention in its place. What the paper's authors published, and the
+command that imports each of them, stands in [released.md](released.md).
 
 - **S² layers** train with S²-Attn and evaluate with ordinary attention. **Windowed** layers have a sliding window or
   chunks of their own and keep them, in training too.

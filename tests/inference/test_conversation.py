@@ -1,4 +1,5 @@
 import re
+import threading
 
 import pytest
 
@@ -65,6 +66,24 @@ def test_the_document_is_read_once_and_asked_about_often(speaker: Speaker) -> No
     fresh = start(speaker)
     fresh.set_document("sea.txt", DOCUMENT)
     assert say(fresh, "Why?").text == answer.text
+
+
+def test_reading_a_document_can_be_stopped_and_goes_on_with_the_question(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WholeMemory, "piece", 16)
+    conversation = start(speaker)
+    conversation.set_document("sea.txt", DOCUMENT)
+    stop = threading.Event()
+    (note,) = conversation.read_document(lambda done, total: stop.set() if done >= 32 else None, stop)
+    length = len(f"[INST]{DOCUMENT}\n\n")
+    assert note == f"stopped after 32 of {length} tokens; a question reads the rest"
+    answer = say(conversation, "Where?")
+    assert answer.num_reused == 32
+    whole = start(speaker)
+    whole.set_document("sea.txt", DOCUMENT)
+    whole.read_document()
+    assert say(whole, "Where?").text == answer.text
 
 
 def test_a_document_that_is_too_long_loses_its_middle(speaker: Speaker) -> None:

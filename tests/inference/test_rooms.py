@@ -50,4 +50,4 @@ def test_leaving_ends_the_answer_that_is_being_written(speaker: Speaker) -> None
     room.stop()  # nothing is being said yet
     room.answer, _ = room.conversation.ask("Where?")
     rooms.leave("ann")
-    assert room.answer.stopped
+    assert room.answer.stopped and room.reading.is_set()

@@ -111,7 +111,7 @@ def test_lines_of_stdin_are_questions_and_commands(
         "No closing quotation",
         "name one or several files",
         "longlora: nowhere.txt cannot be read",
-        "Ctrl-C stops an answer",
+        "Ctrl-C stops an answer or",
     ):
         assert part in output.err, part
     (question, answer) = json.loads(Path(f"{saved}.json").read_text())
@@ -154,3 +154,11 @@ def test_a_keyboard_interrupt_ends_the_answer_and_not_the_conversation(document:
     finally:
         process.kill()
         os.close(keyboard)
+
+
+def test_a_script_that_is_interrupted_knows_by_the_status(
+    document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("longlora.inference.answer.Answer.stopped", True)
+    assert run(monkeypatch, "tiny", "--document", str(document), "--ask", "def subtract(") == cli.INTERRUPTED
+    assert "goes on where it stopped" not in capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_every_recipe_with_a_released_twin_is_in_the_list() -> None:
     twins = {name: find_recipe(name).read_text(encoding="utf-8") for name in recipe_names()}
     named = {name: re.search(rf"released as\s+#?\s*{OWNER}/(\S+)", text) for name, text in twins.items()}
     expected = {name: match[1] for name, match in named.items() if match}
-    assert len(expected) == 16
+    assert len(expected) == 21
     assert {model.recipe: model.name for model in RELEASED_MODELS if model.recipe} == expected
 
 
@@ -41,8 +41,10 @@ def test_every_recipe_with_a_released_twin_is_in_the_list() -> None:
 def test_recipe_and_list_agree(model: ReleasedModel) -> None:
     assert model.recipe is not None
     recipe = load_recipe(model.recipe, [])
-    assert (recipe.model_name_or_path, recipe.context_length) == (model.base, model.context_length)
-    assert (recipe.tuning == "full") is (model.kind == "model")
+    assert recipe.context_length == model.context_length
+    assert model.base in (recipe.model_name_or_path, None)
+    if not model.instructed:  # of those, adapters were published merged
+        assert (recipe.tuning == "full") is (model.kind == "model")
 
 
 def test_names_are_found_in_any_form() -> None:

@@ -4,17 +4,22 @@ import json
 import os
 import random
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from longlora.checkpoint import write_atomically
+from longlora.evaluation.harness import HarnessResult
 from longlora.evaluation.perplexity import Perplexity
 from longlora.evaluation.perplexity_report import PerplexityResult, write_perplexity
 from longlora.evaluation.positions import PositionLoss
 from longlora.evaluation.positions_report import PositionsResult
+from longlora.evaluation.short_context import compare_losses, write_short_context
+from longlora.evaluation.suite import SuiteRecord
 from longlora.evaluation.summary import summarise
 from longlora.evaluation.trials import FinishedTrial, RetrievalTest, trial_grid
 
@@ -137,3 +142,32 @@ def write_run(folder: Path, *, seed: int = 0, num_steps: int = 200) -> None:
     ]
     (folder / "environment.json").write_text(json.dumps(starts))
     os.utime(folder / "metrics.jsonl", (RUN_END, RUN_END))
+
+
+def write_against_base(folder: Path, model: str, base: str, *, difference: float, weights: str = "abc") -> None:
+    """A model whose losses at 4,096 tokens differ from its base's by some nats, and a suite that left something out."""
+    losses = np.linspace(2, 3, 16)
+    result = compare_losses(
+        losses,
+        losses + np.linspace(0.9, 1.1, 16) * difference,
+        names=(base, model),
+        weights=("base", weights),
+        length=4096,
+        stride=256,
+        settings={"data": "books"},
+        provenance=dict(PROVENANCE),
+    )
+    write_short_context(result, folder / "short")
+    record = SuiteRecord(
+        model=model, weights=weights, context=8192, settings={}, lengths=[1024], left_out=["topics at 8 tokens"]
+    )
+    (folder / "suite.json").write_text(json.dumps(asdict(record) | {"provenance": PROVENANCE}))
+
+
+def write_harness(folder: Path, model: str, scores: Mapping[str, float], *, weights: str = "abc") -> None:
+    """Scores of tasks, each with an error of 0.03."""
+    metrics = {task: {"acc": {"value": value, "standard_error": 0.03}} for task, value in scores.items()}
+    result = HarnessResult(model=model, weights=weights, context=8192, settings={"limit": 100}, provenance=PROVENANCE)
+    result.tasks = {task: {"metrics": values, "num_samples": 100} for task, values in metrics.items()}
+    folder.mkdir(parents=True)
+    (folder / "harness.json").write_text(json.dumps(vars(result)))

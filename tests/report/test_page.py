@@ -7,7 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.folders import LENGTHS, write_curves, write_retrieval, write_run
+from tests.report.folders import (
+    LENGTHS,
+    write_against_base,
+    write_curves,
+    write_harness,
+    write_retrieval,
+    write_run,
+)
 
 from longlora import cli
 from longlora.report.blocks import Cell, Chart, Document, Level, Point, Section, Series, Table
@@ -140,10 +147,29 @@ def test_points_lie_where_their_numbers_say() -> None:
     (x0, y0), (x1, y1), (x2, y2) = places
     assert (x2 - x0) == pytest.approx(3 * (x1 - x0), abs=0.2)  # log2: one doubling, then two
     assert (y0 - y2) == pytest.approx(2 * (y0 - y1), abs=0.2) and y2 < y1 < y0
-    for kind in ({}, {"x_ticks": [1.0, 1000.0]}):
+    for kind in ({}, {"x_ticks": [1.0, 1000.0]}, {"wide_range": True}):
         for points in ([Point(x=1, y=1), Point(x=1000, y=900)], [Point(x=1, y=5), Point(x=1000, y=5)]):
             for x, y in drawn_points(line_chart(chart(points, **kind), identity="i")):
                 assert 0 <= x <= WIDTH and 0 <= y <= HEIGHT
+
+
+def test_a_wide_range_is_drawn_in_equal_ratios() -> None:
+    points = [Point(x=1, y=1), Point(x=2, y=10), Point(x=3, y=100)]
+    for wide, ratio in ((True, 2), (False, 11)):
+        (_, first), (_, second), (_, third) = drawn_points(line_chart(chart(points, wide_range=wide), identity="i"))
+        assert (first - third) == pytest.approx(ratio * (first - second), rel=0.01)
+
+
+def test_only_the_same_tokens_share_a_chart_of_perplexity(tmp_path: Path) -> None:
+    import json
+
+    for name in ("one", "two", "three"):
+        write_curves(tmp_path / name, name, level=9, rises_after=4096)
+    path = tmp_path / "three" / "perplexity" / "perplexity.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"stride": 64}}))
+    page = write_report([str(tmp_path)], tmp_path / "out").read_text(encoding="utf-8")
+    section = page[page.index('<section id="perplexity">') : page.index('<section id="positions">')]
+    assert [figure.count("<polyline") for figure in section.split("<figure>")[1:]] == [2, 1]
 
 
 def test_intervals_levels_and_single_points_are_drawn() -> None:
@@ -175,6 +201,23 @@ def test_markdown_has_the_same_numbers_and_a_fence_that_holds() -> None:
     text = render_markdown(document)
     assert "| a\\|b | 3 % |" in text and "````sh\necho ```\n````" in text
     assert "3 %" in render_page(document)
+
+
+def test_short_context_by_perplexity_and_by_benchmarks(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    write_against_base(root / "long", "runs/long", "base", difference=0.05)
+    write_harness(root / "long" / "harness", "runs/long", {"arc": 0.50, "piqa": 0.70})
+    write_harness(root / "base" / "harness", "base", {"arc": 0.54, "piqa": 0.70, "other": 1.0}, weights="base")
+    page = write_report([str(root)], tmp_path / "out").read_text(encoding="utf-8")
+    text = " ".join(text_of(page).split())
+    assert "+5.1 % perplexity at 4,096 tokens (+5.0 to +5.3 %); -2.0 points in 2 benchmarks" in text
+    assert "worse than its base" in text
+    assert "0.540 → 0.500 -0.040 ± 0.042" in text  # the errors of two independent shares
+    assert "other, acc 1.000 ± 0.030 (100) not measured" in text
+    assert "topics at 8 tokens" in text
+    checked(page)
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| 0.540 → 0.500 |" in markdown and "topics at 8 tokens" in markdown
 
 
 def test_a_report_of_runs_alone(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A conversation: what has been said, what of it fits into the context, and what the model is to read next."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,10 +104,10 @@ class Conversation:
         self.clear()
         return notes
 
-    def read_document(self, progress: Progress | None = None) -> list[str]:
+    def read_document(self, progress: Progress | None = None, stop: threading.Event | None = None) -> list[str]:
         """Read the document before any question, or fetch what was read of it earlier; return what there is to tell.
 
-        A streaming memory reads it with the first question.
+        A streaming memory reads it with the first question; so does any memory what is left once `stop` is set.
         """
         if self.document is None or not isinstance(self._memory, WholeMemory):
             return []
@@ -118,8 +119,14 @@ class Conversation:
                 self._memory.put(tokens, cache)
                 return notes
         already = self._memory.begin([*tokens, 0])
-        read_tokens(self.speaker.model, tokens[already:], self._memory, progress=progress)
+        unread = tokens[already:]
+        num_read = read_tokens(self.speaker.model, unread, self._memory, stop=stop, progress=progress)
         self._memory.note(tokens)
+        if num_read < len(unread):
+            return [
+                *notes,
+                f"stopped after {already + num_read:,} of {len(tokens):,} tokens; a question reads the rest",
+            ]
         if self._saved is not None:
             notes += self._saved.save(tokens, self._memory.cache, self.speaker.model)
         return notes

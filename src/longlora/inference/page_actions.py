@@ -69,11 +69,13 @@ class PageActions:
         same = gradio.skip()
         if path is None:
             return
-        conversation = self._rooms.enter(key).conversation
+        room = self._rooms.enter(key)
+        room.reading.clear()
+        conversation = room.conversation
         yield [], same, same, f"Reading {html.escape(Path(path).name)} …"
         try:
             name, text = join_documents([Path(path)], self._read_document)
-            notes = conversation.set_document(name, text) + conversation.read_document()
+            notes = conversation.set_document(name, text) + conversation.read_document(stop=room.reading)
         except Exception as error:
             conversation.forget_document()
             yield _afresh(conversation)

@@ -1,8 +1,9 @@
 """Several conversations with one model, kept apart, in bounded memory."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from longlora.inference.answer import Answer
 from longlora.inference.conversation import Conversation, Usage
@@ -16,9 +17,12 @@ class Room:
 
     conversation: Conversation
     answer: Answer | None = None
+    reading: threading.Event = field(default_factory=threading.Event)
+    """Set to end the reading of a document."""
 
     def stop(self) -> None:
-        """End the answer, if there is one."""
+        """End the answer or the reading, if there is one."""
+        self.reading.set()
         if self.answer is not None:
             self.answer.stop()
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,10 @@ HELP = """\
 /save FILE        write the conversation as text, or as JSON to a name that ends so
 /help             this
 /quit             leave (so does the end of input, Ctrl-D)
-Ctrl-C stops an answer; a second time it leaves."""
+Ctrl-C stops an answer or the reading of a document; at the prompt it leaves."""
+
+
+_HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # what steers terminals
 
 
 class Terminal:
@@ -35,7 +39,6 @@ class Terminal:
     def __init__(self, conversation: Conversation, read_document: ReadDocument) -> None:
         self._conversation = conversation
         self._read_document = read_document
-        self._out = Console(highlight=False, soft_wrap=True)
         self._aside = Console(stderr=True, highlight=False, soft_wrap=True)
         self._commands: dict[str, Callable[[list[str]], None]] = {
             "/document": self._document,
@@ -54,11 +57,13 @@ class Terminal:
         for note in self._conversation.set_document(name, text):
             self._say(note)
         with self._reading("reading the document") as report:
-            notes = self._conversation.read_document(report)
+            stop = threading.Event()
+            with _interrupt(stop.set, stop.is_set):
+                notes = self._conversation.read_document(report, stop)
         for note in notes:
             self._say(note)
 
-    def ask(self, question: str, *, tell: bool = True) -> None:
+    def ask(self, question: str, *, tell: bool = True) -> Answer:
         """Write the answer to a question to stdout as it comes; Ctrl-C ends it.
 
         Raises:
@@ -68,16 +73,17 @@ class Terminal:
             answer, notes = self._conversation.ask(question, report)
             for note in notes:
                 self._say(note)
-            with _interrupt_stops(answer):
+            with _interrupt(answer.stop, lambda: answer.stopped):
                 for piece in answer:
                     report.close()
-                    self._out.print(piece, end="", markup=False)
-                    self._out.file.flush()
-        self._out.print()
+                    sys.stdout.write(piece.translate(_HARMLESS) if sys.stdout.isatty() else piece)
+                    sys.stdout.flush()
+        print(flush=True)
         self._conversation.finish(question, answer)
         if tell:
             self._say(answer_line(answer))
             self._say(usage_line(self._conversation.usage()))
+        return answer
 
     def run(self) -> None:
         """Hold the conversation until the input ends or the user leaves."""
@@ -102,7 +108,7 @@ class Terminal:
         while True:
             try:
                 line = input("\n> " if sys.stdin.isatty() else "").strip()
-            except EOFError:
+            except (EOFError, KeyboardInterrupt):
                 return
             if line:
                 yield line
@@ -192,15 +198,15 @@ class _ReadingBar:
 
 
 @contextmanager
-def _interrupt_stops(answer: Answer) -> Iterator[None]:
-    """Let Ctrl-C end the answer, and only a second one the program."""
+def _interrupt(stop: Callable[[], None], is_stopped: Callable[[], bool]) -> Iterator[None]:
+    """Let Ctrl-C stop what is going on, and only a second one the program."""
 
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        if answer.stopped:
+    def stop_or_leave(signal_number: int, frame: FrameType | None) -> None:
+        if is_stopped():
             raise KeyboardInterrupt
-        answer.stop()
+        stop()
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = signal.signal(signal.SIGINT, stop_or_leave)
     try:
         yield
     finally:

@@ -48,9 +48,14 @@ def _extended(size: str, context: str, context_length: int, *, full: bool = Fals
 
 
 def _instructed(
-    name: str, context_length: int | None, *, kind: Literal["adapter", "model"] = "model", base: str | None = None
+    name: str,
+    context_length: int | None,
+    *,
+    kind: Literal["adapter", "model"] = "model",
+    base: str | None = None,
+    recipe: str | None = None,
 ) -> ReleasedModel:
-    return ReleasedModel(name=name, kind=kind, context_length=context_length, base=base, instructed=True)
+    return ReleasedModel(name=name, kind=kind, context_length=context_length, base=base, recipe=recipe, instructed=True)
 
 
 RELEASED_MODELS = (
@@ -71,13 +76,19 @@ RELEASED_MODELS = (
     _extended("70b", "32k", 32768),
     _extended("70b", "32k", 32768, chat="-chat"),
     _instructed("LongAlpaca-7B", 32768),
-    _instructed("LongAlpaca-13B", 32768),
-    _instructed("LongAlpaca-70B", 32768),
+    _instructed("LongAlpaca-13B", 32768, recipe="longalpaca-13b"),
+    _instructed("LongAlpaca-70B", 32768, recipe="longalpaca-70b"),
     _instructed("LongAlpaca-70B-lora", 32768, kind="adapter"),
-    _instructed("LongAlpaca-7B-16k", 16384),
+    _instructed("LongAlpaca-7B-16k", 16384, recipe="longalpaca-7b"),
     _instructed("LongAlpaca-13B-16k", 16384),
     _instructed("LongAlpaca-70B-16k", 16384),
     _instructed("LongAlpaca-7B-qlora-weights", None, kind="adapter"),
-    _instructed("Llama-2-13b-chat-longlora-32k-sft", 32768),
-    _instructed("Llama-2-70b-chat-longlora-32k-sft", 32768, kind="adapter", base="meta-llama/Llama-2-70b-chat-hf"),
+    _instructed("Llama-2-13b-chat-longlora-32k-sft", 32768, recipe="llama-2-13b-chat-longlora-32k-sft"),
+    _instructed(
+        "Llama-2-70b-chat-longlora-32k-sft",
+        32768,
+        kind="adapter",
+        base="meta-llama/Llama-2-70b-chat-hf",
+        recipe="llama-2-70b-chat-longlora-32k-sft",
+    ),
 )

@@ -16,6 +16,9 @@ class Cell:
     """0 to 1: how strongly the cell is coloured; None for not at all."""
 
 
+NOT_MEASURED = Cell(text="not measured", tone="quiet")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table whose first column names its rows."""
@@ -68,6 +71,9 @@ class Chart:
 
     percent: bool = False
     """Shares on a fixed axis from 0 to 1."""
+
+    wide_range: bool = False
+    """Values that may differ by much: the axis is logarithmic where they do."""
 
     levels: list[Level] = field(default_factory=list)
     intervals: str = ""

@@ -76,6 +76,9 @@ class PerplexityByLength:
 
     protocol: str
     data: str
+    targets: str
+    """What decides which tokens are scored; models can be compared where it is the same."""
+
     rows: list[PerplexityRow]
 
 
@@ -224,6 +227,7 @@ def _perplexity(content: Mapping[str, Any]) -> PerplexityByLength:
     return PerplexityByLength(
         protocol=content["protocol"],
         data=content["data"],
+        targets=json.dumps(content["settings"], sort_keys=True),
         rows=[
             PerplexityRow(
                 length=int(length),

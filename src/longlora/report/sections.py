@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from longlora.report.blocks import Block, Cell, Chart, Code, Level, Point, Section, Series, Table
+from longlora.report.benchmarks import against_base, benchmarks_section
+from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, Section, Series, Table
 from longlora.report.collect import Collection, ModelResults
-from longlora.report.results import Retrieval, RetrievalRow, Share
+from longlora.report.results import PerplexityByLength, Retrieval, RetrievalRow, Share
 from longlora.report.runs import TrainingRun
-from longlora.report.verdict import NOT_MEASURED, cost
+from longlora.report.verdict import cost
 
 _MOST_POINTS = 80  # more are averaged in a curve of training
 _VERBS = {"generated": "answered", "chosen": "chosen"}
@@ -24,7 +25,7 @@ def evidence(collection: Collection) -> list[Section]:
         _perplexity(models),
         _positions(models),
         _short_context(models),
-        _harness(models),
+        benchmarks_section(models),
         _training(collection),
         _left_out(models),
         _settings(collection),
@@ -132,13 +133,13 @@ def _heat_cell(share: Share | None) -> Cell:
 
 def _perplexity(models: list[ModelResults]) -> Section:
     charts: list[Block] = []
-    # Only numbers of one protocol on one kind of text can be compared: each such group has its own chart.
-    groups = dict.fromkeys((m.perplexity.protocol, m.perplexity.data) for m in models if m.perplexity)
-    for protocol, data in groups:
+    # Only losses of the same tokens can be compared: each choice of them has its own chart.
+    groups = dict.fromkeys(_scored(model.perplexity) for model in models if model.perplexity)
+    for group in groups:
         having = [
             (style, model, model.perplexity.rows)
             for style, model in enumerate(models)
-            if model.perplexity and (model.perplexity.protocol, model.perplexity.data) == (protocol, data)
+            if model.perplexity and _scored(model.perplexity) == group
         ]
         lengths = sorted({row.length for _, _, rows in having for row in rows})
         series = [
@@ -163,7 +164,9 @@ def _perplexity(models: list[ModelResults]) -> Section:
             [Cell(text=model.label), *(_number(values.get(length)) for length in lengths)]
             for (_, model, _), values in zip(having, by_length, strict=True)
         ]
-        caption = f"Perplexity by context length, protocol {protocol}, {data}"
+        protocol, data, _ = group
+        num_tokens = max(row.num_tokens for _, _, rows in having for row in rows)
+        caption = f"{data}: {num_tokens:,} tokens scored, protocol {protocol}"
         charts.append(
             Chart(
                 title=caption,
@@ -172,6 +175,7 @@ def _perplexity(models: list[ModelResults]) -> Section:
                 series=series,
                 table=Table(caption=caption, header=["model", *_tokens(lengths)], rows=table_rows),
                 x_ticks=[float(length) for length in lengths],
+                wide_range=True,
                 intervals="± 2 standard errors",
             )
         )
@@ -184,6 +188,10 @@ def _perplexity(models: list[ModelResults]) -> Section:
         paragraphs=[note + "last few hundred. Models with other tokenizers cannot be compared by it."],
         blocks=charts,
     )
+
+
+def _scored(result: PerplexityByLength) -> tuple[str, str, str]:
+    return result.protocol, result.data, result.targets
 
 
 def _positions(models: list[ModelResults]) -> Section:
@@ -263,29 +271,8 @@ def _short_context(models: list[ModelResults]) -> Section:
         paragraphs=[
             "What the extension did to texts that the base could read already; differences are paired by window."
         ],
-        blocks=[table] if rows else [],
+        blocks=[table, *against_base(models)] if rows else [],
     )
-
-
-def _harness(models: list[ModelResults]) -> Section:
-    having = [model for model in models if model.harness]
-    names = list(dict.fromkeys((s.task, s.metric) for m in having if m.harness for s in m.harness.scores))
-    rows = []
-    for task, metric in names:
-        row = [Cell(text=f"{task}, {metric}")]
-        for model in having:
-            scores = model.harness.scores if model.harness else []
-            score = next((s for s in scores if (s.task, s.metric) == (task, metric)), None)
-            if score is None:
-                row.append(NOT_MEASURED)
-                continue
-            error = f" ± {score.standard_error:.3f}" if score.standard_error else ""
-            samples = f" ({score.num_samples:,})" if score.num_samples else ""
-            row.append(Cell(text=f"{score.value:.3f}{error}{samples}"))
-        rows.append(row)
-    caption = "lm-evaluation-harness: value ± standard error (samples)"
-    table = Table(caption=caption, header=["task", *(model.label for model in having)], rows=rows)
-    return Section(anchor="harness", title="Benchmarks", blocks=[table] if rows else [])
 
 
 def _training(collection: Collection) -> Section:

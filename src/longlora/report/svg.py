@@ -79,7 +79,7 @@ def _y_axis(chart: Chart) -> tuple[Scale, list[float], Callable[[float], str]]:
         return _linear(-0.03, 1.03, HEIGHT - _BOTTOM, _TOP), [0, 0.25, 0.5, 0.75, 1], lambda value: f"{value:.0%}"
     values = [v for s in chart.series for p in s.points for v in (p.y, p.low, p.high) if v is not None] or [0.0, 1.0]
     low, high = min(values), max(values)
-    if low > 0 and high / low > 4:
+    if chart.wide_range and low > 0 and high / low > 4:
         floor, ceiling = math.log10(low), math.log10(high)
         margin = 0.05 * (ceiling - floor)
         scale = _linear(floor - margin, ceiling + margin, HEIGHT - _BOTTOM, _TOP)
@@ -107,7 +107,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+    ticks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 3, 5, 7)]
     return [tick for tick in ticks if low * 0.95 <= tick <= high * 1.05]
 
 

@@ -1,11 +1,10 @@
 """The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost."""
 
-from longlora.report.blocks import Cell, Section, Table, Tone
+from longlora.report.benchmarks import compared_benchmarks
+from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table, Tone
 from longlora.report.collect import ModelResults
-from longlora.report.results import HarnessScore, Retrieval
+from longlora.report.results import Retrieval
 from longlora.report.runs import TrainingRun
-
-NOT_MEASURED = Cell(text="not measured", tone="quiet")
 
 
 def sentence(model: ModelResults) -> str:
@@ -140,22 +139,3 @@ def _benchmarks(model: ModelResults, models: list[ModelResults]) -> str:
     mean = sum(own.value - base.value for own, base in compared) / len(compared)
     count = "1 benchmark" if len(compared) == 1 else f"{len(compared)} benchmarks"
     return f"; {100 * mean:+.1f} points in {count}"
-
-
-_PREFERRED = ("acc_norm", "acc", "exact_match", "score")
-
-
-def compared_benchmarks(model: ModelResults, models: list[ModelResults]) -> list[tuple[HarnessScore, HarnessScore]]:
-    """Pair a model's scores with its base's, one metric for each task that both did."""
-    base_name = model.short_context.base if model.short_context else None
-    base = next((other for other in models if other.name == base_name), None)
-    if base is None or base.harness is None or model.harness is None:
-        return []
-    of_base = {(score.task, score.metric): score for score in base.harness.scores}
-    pairs = {}
-    for task in dict.fromkeys(score.task for score in model.harness.scores):
-        both = [s for s in model.harness.scores if s.task == task and (task, s.metric) in of_base]
-        both.sort(key=lambda s: _PREFERRED.index(s.metric) if s.metric in _PREFERRED else len(_PREFERRED))
-        if both:
-            pairs[task] = both[0], of_base[task, both[0].metric]
-    return list(pairs.values())
