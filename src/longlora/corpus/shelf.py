@@ -215,8 +215,13 @@ def _processes() -> Any:
 def _end_with_parent() -> None:
     """A process that waits for work does not notice by itself that the run was killed."""
     parent = parent_process()
-    if parent is not None:
-        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _bar(total: int, done: int, progress: bool) -> Any:
