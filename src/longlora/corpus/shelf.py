@@ -215,8 +215,7 @@ def _processes() -> Any:
 def _end_with_parent() -> None:
     """A process that waits for work does not notice by itself that the run was killed."""
     parent = parent_process()
-    if parent is None:
-        return
+    assert parent is not None
 
     def watch() -> None:
         parent.join()

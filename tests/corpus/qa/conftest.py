@@ -19,7 +19,8 @@ from longlora.corpus.qa.run import Sending, Summary, make_questions
 from longlora.corpus.qa.sections import EstimatedTokens
 from longlora.corpus.qa.settings import Settings
 from longlora.corpus.qa.templates import load_prompts
-from longlora.data import DocumentSource, read_documents
+from longlora.data import read_documents
+from longlora.data.sources import Source
 
 Run = Callable[..., tuple[int, str, str]]
 Make = Callable[..., Summary]
@@ -97,7 +98,7 @@ def make(server: ChatServer, texts: Path, tmp_path: Path) -> Make:
             answerer = Endpoint(base_url=server.base_url, timeout_seconds=timeout)
         settings = Settings(**({"model": "scholar"} | SMALL | changes))
         return make_questions(
-            source if isinstance(source, DocumentSource) else read_documents(str(source)),
+            source if isinstance(source, Source) else read_documents(str(source)),
             out,
             settings=settings,
             prompts=load_prompts(folder),
