@@ -37,6 +37,7 @@ from longlora.model import load_for_training
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.directory import open_run
+from longlora.training.rows import Rows
 from longlora.training.stopping import Termination
 from longlora.training.trainer import build_trainer, training_arguments
 
@@ -184,10 +185,10 @@ def make_run(values: dict[str, Any]) -> Callable[[], None]:
     )
     documents = tokenize_documents(read_documents(recipe.data.source), tokenizer, cache_dir=recipe.data.cache_dir)
     rows = pack_rows(documents, context_length=recipe.context_length)
-    return partial(train, recipe, rows)
+    return partial(train, recipe, Rows(rows, None))
 
 
-def train(recipe: Recipe, rows: Any) -> None:
+def train(recipe: Recipe, rows: Rows) -> None:
     """Train as `longlora.training.run.train` does, up to the last step, with a clock beside it."""
     set_seed(recipe.seed)
     with open_run(recipe) as run:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from longlora import memory
+from longlora import memory, packages
 from longlora.errors import ConfigError
 from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
 from longlora.packages import require_package
@@ -123,7 +123,7 @@ def test_dropout_is_the_same_when_a_tile_is_computed_again(seed: int) -> None:
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     require_package(None, wanted_by="optim=adamw_torch")
     with pytest.raises(ConfigError, match="optim=adamw_8bit needs bitsandbytes, which is not installed: pip install"):
         require_package("bitsandbytes", wanted_by="optim=adamw_8bit")

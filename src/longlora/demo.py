@@ -80,9 +80,9 @@ def run_demo(output: Path) -> DemoResult:
     for name in METHODS:
         adapter = _train(result, name, output)
         _evaluate(result, name, load_for_inference(adapter)[0], documents)
-    result.merge = asdict(
-        merge_adapter(Path(method_recipe(RECOMMENDED, output).output_dir) / "adapter", output / "merged")
-    )
+    merged = merge_adapter(Path(method_recipe(RECOMMENDED, output).output_dir) / "adapter", output / "merged")
+    assert merged.agreement is not None
+    result.merge = asdict(merged.agreement)
 
     write_report(result, output)
     return result

@@ -102,7 +102,7 @@ def test_long_documents_bring_no_warning(
     transformers_logger.addHandler(caplog.handler)
     try:
         tokenize(folder, tokenizer, cache_dir)
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name.startswith("transformers")]
         # The warning is there to be had.
         tokenizer(TEXTS["b.txt"], verbose=True)
         assert "sequence length is longer" in caplog.text
