@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from tests.training.conftest import MakeRecipe
@@ -19,6 +20,12 @@ from longlora.training.trainer import ExtensionTrainer
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 QLORA = {"quantization": "nf4", "lora": {"target_modules": "all-linear"}}
+
+
+@pytest.fixture(autouse=True)
+def fresh_bitsandbytes() -> None:
+    """It remembers, by their place in the optimizer, which parameters of an earlier run were to have 32 bits."""
+    bitsandbytes.optim.GlobalOptimManager.get_instance().initialize()
 
 
 def test_linear_layers_have_four_bits_and_what_is_trained_has_thirty_two(make_recipe: MakeRecipe) -> None:
