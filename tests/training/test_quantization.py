@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from tests.training.conftest import MakeRecipe
