@@ -65,8 +65,8 @@ def next_commands(output: Path) -> list[str]:
     """Three commands that do the demo's job on a user's model and texts."""
     return [
         f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
-        "longlora eval perplexity runs/mine/adapter --data HELD_OUT_TEXTS",
-        "longlora merge runs/mine/adapter runs/mine/merged",
+        "longlora eval runs/mine/adapter --suite quick --data HELD_OUT_TEXTS --out verdict",
+        "longlora chat runs/mine/merged --document FILE",
     ]
 
 
