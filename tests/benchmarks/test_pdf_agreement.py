@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("pdf_agreement")
+    return importlib.import_module("_pdf_agreement")
 
 
 def test_a_row(script: ModuleType, tmp_path: Path) -> None:

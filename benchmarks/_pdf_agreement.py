@@ -1,7 +1,7 @@
 """How much of a text comes back from its PDFs, word by word and in order?
 
-    python benchmarks/pdf_agreement.py                 # twenty articles by each program that is installed, and a book
-    python benchmarks/pdf_agreement.py --articles 2    # a minute, to see that everything runs
+    python benchmarks/_pdf_agreement.py                # twenty articles by each program that is installed, and a book
+    python benchmarks/_pdf_agreement.py --articles 2    # a minute, to see that everything runs
 
 Articles of made-up words (a title and an abstract across the page, sections, footnotes, a figure, a table, running
 heads, page numbers, references) are printed by reportlab in a lay-out of our own, by LaTeX, LibreOffice, Chromium and
