@@ -1,9 +1,16 @@
 """What accelerate makes of our ZeRO strategies is what DeepSpeed itself takes."""
 
 import pytest
+import torch
 import yaml
 from accelerate.utils import DeepSpeedPlugin
 from tests.conftest import REPOSITORY
+from tests.training.conftest import MakeRecipe
+
+from longlora.errors import ConfigError
+from longlora.training import trainer as trainer_module
+from longlora.training.directory import run_directory
+from longlora.training.trainer import training_arguments
 
 STRATEGIES = REPOSITORY / "src" / "longlora" / "training" / "strategies"
 
@@ -24,3 +31,11 @@ def test_deepspeeds_own_parser_takes_the_strategy(stage: int) -> None:
     parsed = config.DeepSpeedConfig({**plugin.deepspeed_config, **filled, "gradient_clipping": 1.0})
     assert parsed.zero_config.stage == stage
     assert (parsed.train_batch_size, parsed.gradient_clipping) == (8, 1.0)
+
+
+def test_without_a_gpu_it_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "engine", lambda: "zero2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = make_recipe()
+    with pytest.raises(ConfigError, match="--strategy zero2 needs GPUs, and torch sees none here"):
+        training_arguments(recipe, run_directory(recipe))

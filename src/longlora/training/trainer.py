@@ -198,7 +198,13 @@ def _activation_offloading(recipe: Recipe) -> bool:
 
 
 def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
-    """Translate a recipe; in one of several processes this joins the others."""
+    """Translate a recipe; in one of several processes this joins the others.
+
+    Raises:
+        ConfigError: DeepSpeed is to run without a GPU, where accelerate takes each process for the only one.
+    """
+    if engine() in ("zero2", "zero3") and not torch.cuda.is_available():
+        raise ConfigError(f"--strategy {engine()} needs GPUs, and torch sees none here; without, use ddp or fsdp2")
     dtype = compute_dtype(recipe.dtype)
     passed_on = (
         "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
@@ -213,7 +219,7 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         report_to=[recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
-        use_cpu=not torch.cuda.is_available() and engine() not in ("zero2", "zero3"),
+        use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
