@@ -58,6 +58,16 @@ def test_merging_can_be_left_for_later(run: Run, recipe: Path, tmp_path: Path) -
     assert not (tmp_path / "run" / "merged").exists()
 
 
+def test_a_result_that_is_made_anew_is_merged_anew(run: Run, recipe: Path, tmp_path: Path) -> None:
+    assert run("train", recipe)[0] == 0
+    merged = tmp_path / "run" / "merged" / "config.json"
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    merged.write_text("{}")
+    status, _, err = run("train", recipe)
+    assert status == 0, err
+    assert json.loads(merged.read_text())["max_position_embeddings"] == 128
+
+
 def test_train_evaluate_merge_evaluate(run: Run, recipe: Path, tmp_path: Path, text_folder: Path) -> None:
     status, out, err = run("train", recipe, "attention.dense_finish=0.5")
     assert status == 0, err

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -154,6 +155,8 @@ def train(
         if loaded.merge:
             from longlora.merge import merge_adapter
 
+            if merged.exists():  # of an earlier result in this folder, which is gone
+                shutil.rmtree(merged)
             merge_adapter(result, merged)
             typer.echo(f"merged into {merged}")
         else:
