@@ -38,7 +38,7 @@ COMMON = {
     "bos_token_id": 0,
     "eos_token_id": None,
 }
-TOLERANCE = 1e-4  # absolute, of logits around 10, in float32
+TOLERANCE = 1e-4  # absolute, of logits around 10: weights in float64, but rotary angles in float32
 
 
 def rope(kind: str, **more: float) -> dict[str, object]:
@@ -68,7 +68,7 @@ def model_of(config: PreTrainedConfig, seed: int, *, num_layers: int = 1) -> Pre
     config = copy.deepcopy(config)
     config.num_hidden_layers = num_layers
     torch.manual_seed(seed)
-    return Auto.from_config(config).eval()
+    return Auto.from_config(config).double().eval()
 
 
 def some_tokens(count: int, seed: int) -> list[int]:
