@@ -34,6 +34,7 @@ class Case:
     scale: float | None = None
     softcap: float | None = None
     has_sinks: bool = False
+    sink_tokens: int = 0
     seed: int = 0
 
     @property
@@ -42,6 +43,7 @@ class Case:
         time = torch.arange(self.num_tokens)
         return {
             "group_size": self.group_size,
+            "sink_tokens": self.sink_tokens,
             "scale": self.scale,
             "softcap": self.softcap,
             "cu_seqlens": None if self.borders is None else torch.tensor([0, *self.borders, total]),
@@ -52,7 +54,7 @@ class Case:
 
 
 @st.composite
-def cases(draw, *, softcap: bool = False, sinks: bool = False) -> Case:
+def cases(draw, *, softcap: bool = False, sinks: bool = False, sink_tokens: bool = False) -> Case:
     batch_size, num_tokens = draw(st.integers(1, 3)), draw(st.integers(1, 30))
     num_heads, num_kv_heads = draw(st.sampled_from(HEADS))
     tokens = st.integers(0, num_tokens)
@@ -71,6 +73,7 @@ def cases(draw, *, softcap: bool = False, sinks: bool = False) -> Case:
         scale=draw(st.none() | st.floats(0.1, 0.3)),  # the default lies between 0.25 and 1
         softcap=draw(st.none() | st.floats(0.5, 50)) if softcap else None,
         has_sinks=draw(st.booleans()) if sinks else False,
+        sink_tokens=draw(st.integers(0, 8)) if sink_tokens else 0,
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 

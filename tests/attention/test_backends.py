@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.attention.cases import HEADS, Case, assert_parity, random_tensors
+from hypothesis import HealthCheck, given, settings
+from tests.attention.cases import HEADS, Case, assert_parity, cases, random_tensors
 from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
-from torch.nn.functional import scaled_dot_product_attention
 
-from longlora.attention import backends, s2, s2_attention, varlen
+from longlora.attention import backends, by_length, cut_points, s2, s2_attention, sdpa, varlen
 from longlora.attention.backends import Wish, choose_backend, refusal
 from longlora.errors import ConfigError
 
@@ -37,6 +37,8 @@ BF16 = torch.bfloat16
     [
         (wish(), "cpu"),
         (wish(dtype=torch.float64, head_dim=3), "cpu"),
+        (wish(has_sink_tokens=True), "sdpa"),
+        (wish(has_sink_tokens=True, has_sinks=True), "explicit"),
         (wish(dtype=BF16, has_sinks=True), "cpu"),
         (wish(value_dim=32), "sdpa"),
         (wish(value_dim=32, has_sinks=True), "explicit"),
@@ -59,6 +61,42 @@ def test_auto_takes_the_first_that_can(asked, chosen, triton):
     assert choose_backend("auto", asked) == chosen
 
 
+ON_CUDA = {"device": "cuda", "dtype": BF16}
+
+
+@pytest.mark.parametrize("has_sink_tokens", [False, True])
+@pytest.mark.parametrize(
+    ("capability", "chosen"),
+    [
+        ((8, 0), "varlen"),
+        ((8, 9), "varlen"),
+        ((9, 0), "by_length"),
+        ((10, 0), "by_length"),
+        ((12, 0), "varlen"),
+        ((17, 3), "varlen"),  # of which nothing is known
+    ],
+)
+def test_auto_goes_by_the_card(capability, chosen, has_sink_tokens, triton, installed):
+    installed()
+    on_card = {**ON_CUDA, "capability": capability, "has_sink_tokens": has_sink_tokens}
+    assert choose_backend("auto", wish(**on_card)) == chosen
+    assert choose_backend("auto", wish(**on_card | {"dtype": torch.float32})) == "sdpa"
+    assert choose_backend("auto", wish(**on_card, has_window=True)) == "varlen"
+    assert choose_backend("auto", wish(**on_card, has_sinks=True)) == "flex"
+    installed(flash_attn=flash_attention_2)
+    assert choose_backend("auto", wish(**on_card)) == chosen
+    installed(flash_attn_interface=flash_attention_3)
+    assert choose_backend("auto", wish(**on_card)) == ("flash" if chosen == "by_length" else "varlen")
+
+
+def test_auto_takes_varlen_where_torch_runs_a_newer_flash_attention_under_it(installed, monkeypatch):
+    installed()
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA4", raising=False)
+    assert choose_backend("auto", wish(**ON_CUDA, capability=(9, 0))) == "varlen"
+    monkeypatch.delattr(torch.nn.attention, "current_flash_attention_impl")  # as before torch 2.12
+    assert choose_backend("auto", wish(**ON_CUDA, capability=(9, 0))) == "by_length"
+
+
 def test_auto_does_without_flex_where_nothing_compiles_it(monkeypatch):
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     assert choose_backend("auto", wish(device="cuda", has_softcap=True)) == "explicit"
@@ -68,6 +106,9 @@ def test_auto_does_without_flex_where_nothing_compiles_it(monkeypatch):
     ("backend", "asked", "reason"),
     [
         ("cpu", wish(has_softcap=True), "knows no softcap"),
+        ("cpu", wish(has_sink_tokens=True), "knows no sink tokens"),
+        ("by_length", wish(**ON_CUDA, has_window=True), "knows no window"),
+        ("by_length", wish(), "runs on CUDA only, not on cpu"),
         ("cpu", wish(device="mps"), "runs on the CPU only, not on mps"),
         ("cpu", wish(value_dim=32), "needs values of the keys' head dimension, got 32 and 64"),
         ("sdpa", wish(has_softcap=True), "knows no softcap"),
@@ -106,18 +147,23 @@ def test_a_refusal_reaches_whoever_asks():
         s2_attention(*torch.zeros(3, 1, 4, 8, 8), group_size=4, backend="varlen")
 
 
-def in_segments(query, key, value, borders: Tensor, *, scale: float | None, softcap: float = 0.0) -> Tensor:
-    """Do what the kernels for variable lengths do, one segment after another."""
+def in_segments(
+    query, key, value, borders: Tensor, key_borders: Tensor, *, scale: float | None, softcap: float = 0.0
+) -> Tensor:
+    """Do what the kernels for variable lengths do, one segment after another, the causal mask aligned at the end."""
     outputs = []
-    for first, last in pairwise(borders.tolist()):
-        q, k, v = (tensor[first:last].transpose(0, 1) for tensor in (query, key, value))  # (h, length, D)
-        if softcap == 0:
-            output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-        else:
-            repeats = q.shape[0] // k.shape[0]
-            k, v = k.repeat_interleave(repeats, dim=0), v.repeat_interleave(repeats, dim=0)
-            scores = softcap * ((q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale) / softcap).tanh()
-            output = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1) @ v
+    for (first, last), (first_key, last_key) in zip(
+        pairwise(borders.tolist()), pairwise(key_borders.tolist()), strict=True
+    ):
+        q = query[first:last].transpose(0, 1)  # (h, length, D)
+        k, v = (tensor[first_key:last_key].transpose(0, 1) for tensor in (key, value))  # (h_kv, keys, D)
+        repeats = q.shape[0] // k.shape[0]
+        k, v = k.repeat_interleave(repeats, dim=0), v.repeat_interleave(repeats, dim=0)
+        scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if softcap != 0:
+            scores = softcap * (scores / softcap).tanh()
+        hidden = torch.ones_like(scores).triu(1 + k.shape[1] - q.shape[1]).bool()
+        output = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
         outputs.append(output.transpose(0, 1))
     return torch.cat(outputs)
 
@@ -136,7 +182,7 @@ class VarlenInPython:
     def __call__(self, *arguments, **named) -> Tensor:
         given = self.__signature__.bind(*arguments, **named).arguments
         self.calls.append(given)
-        return in_segments(given["query"], given["key"], given["value"], given["cu_seq_q"], scale=given["scale"])
+        return in_segments(*arguments[:5], scale=given["scale"])
 
 
 @pytest.fixture(params=[True, False], ids=["torch 2.13", "torch before 2.12"])
@@ -148,11 +194,42 @@ def varlen_in_python(monkeypatch, request) -> VarlenInPython:
     return kernel
 
 
+@pytest.mark.parametrize("sink_tokens", [0, 3])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
-def test_varlen_equals_the_definition(varlen_in_python, num_heads, num_kv_heads, seed):
-    assert_parity(
-        Case(**vars(FULL) | {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "seed": seed}), torch.float64
+def test_varlen_equals_the_definition(varlen_in_python, num_heads, num_kv_heads, sink_tokens, seed):
+    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    assert_parity(Case(**vars(FULL) | heads | {"sink_tokens": sink_tokens, "seed": seed}), torch.float64)
+
+
+@pytest.mark.parametrize("shortest", [1, 3, 5, 6, 100])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases(sink_tokens=True))
+def test_by_length_equals_the_definition_wherever_the_line_is_drawn(varlen_in_python, shortest, case):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s2, "choose_backend", lambda *_: "by_length")
+        patch.setattr(s2, "shortest_for_sdpa", lambda _: shortest)
+        assert_parity(case, torch.float64)
+
+
+def test_by_length_hands_regular_segments_to_sdpa_and_the_rest_to_varlen(varlen_in_python, monkeypatch):
+    """A long document among short ones: groups of 4, documents of 3, 15, 1 and 6 tokens."""
+    by_sdpa = []
+    attend_run = sdpa.attend_run
+    monkeypatch.setattr(
+        sdpa, "attend_run", lambda q, k, v, run, **named: by_sdpa.append(run) or attend_run(q, k, v, run, **named)
     )
+    cuts = cut_points(1, 25, group_size=4, cu_seqlens=torch.tensor([0, 3, 18, 19, 25]))
+    query = torch.zeros(25, 2, 8)
+    by_length.attend(query, query, query, cuts, shortest=4)
+    assert by_sdpa == [(4, 3, 0), (4, 1, 0), (4, 3, 0), (4, 1, 0)]
+    segments = [call["cu_seq_q"].diff().tolist() for call in varlen_in_python.calls]
+    assert segments == [[3], [3, 1], [2], [2, 1, 2], [1, 1, 2]]
+
+
+def test_a_row_that_is_one_document_is_one_call_as_the_model_makes_it(varlen_in_python):
+    query = torch.zeros(25, 2, 8)
+    by_length.attend(query, query, query, cut_points(1, 25, group_size=None), shortest=16)
+    assert not varlen_in_python.calls
 
 
 def test_varlen_is_handed_what_the_kernel_asks_for(varlen_in_python):
@@ -187,9 +264,9 @@ def flash_attention_2(
     block_table=None,
 ):  # fmt: skip
     """Take what flash-attn 2.8 takes."""
-    assert causal and cu_seqlens_q is cu_seqlens_k and cu_seqlens_q.dtype == torch.int32
-    assert max_seqlen_q == max_seqlen_k == cu_seqlens_q.diff().max()
-    return in_segments(q, k, v, cu_seqlens_q, scale=softmax_scale, softcap=softcap)
+    assert causal and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert max_seqlen_q == cu_seqlens_q.diff().max() and max_seqlen_k == cu_seqlens_k.diff().max()
+    return in_segments(q, k, v, cu_seqlens_q, cu_seqlens_k, scale=softmax_scale, softcap=softcap)
 
 
 def flash_attention_3(
@@ -198,8 +275,8 @@ def flash_attention_3(
     attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0,
 ):  # fmt: skip
     """Take what flash-attn 3 takes, and return what its first versions returned."""
-    assert causal and cu_seqlens_q is cu_seqlens_k
-    return in_segments(q, k, v, cu_seqlens_q, scale=softmax_scale, softcap=softcap), None
+    assert causal
+    return in_segments(q, k, v, cu_seqlens_q, cu_seqlens_k, scale=softmax_scale, softcap=softcap), None
 
 
 @pytest.fixture
@@ -210,20 +287,22 @@ def installed(monkeypatch):
         for name in ("flash_attn", "flash_attn_interface"):
             module = SimpleNamespace(flash_attn_varlen_func=functions[name]) if name in functions else None
             monkeypatch.setitem(varlen.importlib.sys.modules, name, module)
-        varlen.flash_function.cache_clear()
+        varlen._function_of.cache_clear()
 
     yield install
-    varlen.flash_function.cache_clear()
+    varlen._function_of.cache_clear()
 
 
 @pytest.mark.parametrize(
     "packages", [{"flash_attn": flash_attention_2}, {"flash_attn_interface": flash_attention_3}], ids=["2", "3"]
 )
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_flash_attn_equals_the_definition(packages, softcap, installed, monkeypatch, seed):
+@pytest.mark.parametrize("sink_tokens", [0, 2])
+def test_flash_attn_equals_the_definition(packages, softcap, sink_tokens, installed, monkeypatch, seed):
     installed(**packages)
     monkeypatch.setattr(s2, "choose_backend", lambda *_: "flash")
-    assert_parity(Case(**vars(FULL) | {"softcap": softcap, "num_kv_heads": 1, "seed": seed}), torch.float64)
+    others = {"softcap": softcap, "num_kv_heads": 1, "sink_tokens": sink_tokens, "seed": seed}
+    assert_parity(Case(**vars(FULL) | others), torch.float64)
 
 
 def test_flash_attn_3_comes_before_2(installed):

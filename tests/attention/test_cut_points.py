@@ -90,20 +90,41 @@ def test_what_kernels_need_is_made_once():
     cuts = cut_points(2, 10, group_size=4)
     cpu = torch.device("cpu")
     assert cuts.num_tokens == 20
-    assert cuts.borders(cpu, shifted=False).tolist() == [0, 4, 8, 10, 14, 18, 20]
-    assert cuts.borders(cpu, shifted=True).tolist() == [0, 2, 6, 10, 12, 16, 20]
-    assert cuts.borders(cpu, shifted=True).dtype == torch.int32
-    assert cuts.borders(cpu, shifted=True) is cuts.borders(cpu, shifted=True)
-    assert cuts.borders(torch.device("meta"), shifted=True).is_meta
-    assert cuts.longest(shifted=False) == 4
-    assert cuts.runs(shifted=False) == ((4, 2), (2, 1), (4, 2), (2, 1))
-    assert cuts.runs(shifted=True) == ((2, 1), (4, 2), (2, 1), (4, 2))
+    unshifted, shifted = (cuts.segments(cpu, shifted=shifted) for shifted in (False, True))
+    assert unshifted.borders.tolist() == [0, 4, 8, 10, 14, 18, 20]
+    assert shifted.borders.tolist() == [0, 2, 6, 10, 12, 16, 20]
+    assert shifted.borders.dtype == torch.int32
+    assert shifted is cuts.segments(cpu, shifted=True)
+    assert shifted.key_borders is shifted.borders
+    assert cuts.segments(torch.device("meta"), shifted=True).borders.is_meta
+    assert unshifted.longest == unshifted.longest_keys == cuts.longest(shifted=False) == 4
+    assert cuts.runs(shifted=False) == ((4, 2, 0), (2, 1, 0), (4, 2, 0), (2, 1, 0))
+    assert cuts.runs(shifted=True) == ((2, 1, 0), (4, 2, 0), (2, 1, 0), (4, 2, 0))
     assert cuts.runs(shifted=True) is cuts.runs(shifted=True)
+
+
+def test_a_segment_has_the_sink_tokens_that_lie_before_it_in_its_document():
+    cuts = cut_points(2, 10, group_size=4, sink_tokens=3, cu_seqlens=torch.tensor([0, 3, 10, 20]))
+    assert cuts.documents == (3, 7, 10)
+    assert cuts.unshifted == (3, 4, 3, 4, 4, 2) and cuts.shifted == (2, 1, 2, 4, 1, 2, 4, 4)
+    assert cuts.sinks(shifted=False) == (0, 0, 3, 0, 3, 3)
+    assert cuts.sinks(shifted=True) == (0, 2, 0, 2, 3, 0, 2, 3)
+    assert cuts.starts(shifted=True) == (0, 0, 3, 3, 3, 10, 10, 10)
+    segments = cuts.segments(torch.device("cpu"), shifted=False)
+    assert segments.borders.tolist() == [0, 3, 7, 10, 14, 18, 20]
+    assert segments.key_borders.tolist() == [0, 3, 7, 13, 17, 24, 29]
+    assert (segments.longest, segments.longest_keys) == (4, 7)
+    assert cuts.runs(shifted=False)[3:] == ((4, 1, 0), (4, 1, 3), (2, 1, 3))
+
+
+def test_refuses_less_than_no_sink_tokens():
+    with pytest.raises(ValueError, match="sink_tokens must be 0 or more, got -1"):
+        cut_points(1, 8, group_size=4, sink_tokens=-1)
 
 
 def test_what_was_made_is_no_part_of_the_cut_points():
     used, fresh = cut_points(1, 10, group_size=4), cut_points(1, 10, group_size=4)
-    used.borders(torch.device("cpu"), shifted=False)
+    used.segments(torch.device("cpu"), shifted=False)
     assert used == fresh and hash(used) == hash(fresh) and repr(used) == repr(fresh)
 
 

@@ -17,11 +17,14 @@ CASES = [
     Case(num_tokens=150, group_size=40, head_dim=4),
     Case(num_tokens=70, group_size=33, batch_size=3, num_heads=9, num_kv_heads=3, head_dim=4, borders=(3, 100)),
     Case(num_tokens=150, group_size=40, head_dim=4, has_sinks=True, stretches=((5, 149),)),
+    Case(num_tokens=600, group_size=150, head_dim=4, borders=(3, 150), sink_tokens=2),
+    Case(num_tokens=600, group_size=150, head_dim=4, stretches=((5, 599),), sink_tokens=140, has_sinks=True),
     Case(num_tokens=150, group_size=400, num_heads=1, num_kv_heads=1, head_dim=4, softcap=2.0, has_sinks=True),
 ]
+NAMES = ["plain", "packed", "sinks and padding", "sink tokens", "many sink tokens", "softcap and sinks"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=["plain", "packed", "sinks and padding", "softcap and sinks"])
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_forward_equals_the_definition(case, seed):
     *inputs, _ = random_tensors(Case(**vars(case) | {"seed": seed}))
     sinks = inputs.pop() if case.has_sinks else None
@@ -54,27 +57,34 @@ def blocks_of(cuts: CutPoints, num_heads: int) -> tuple[Tensor, Tensor]:
     num_tokens=st.integers(1, 24),
     group_size=st.integers(1, 30),
     num_heads=st.integers(1, 3),
+    sink_tokens=st.integers(0, 9),
 )
 @settings(max_examples=30)
 def test_blocks_are_those_that_the_definition_lets_through(
-    whole_documents, batch_size, num_tokens, group_size, num_heads
+    whole_documents, batch_size, num_tokens, group_size, num_heads, sink_tokens
 ):
     """In blocks of 4 tokens, so that small batches have many."""
     size, total = 4, batch_size * num_tokens
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flex, "BLOCK_SIZE", size)
-        cuts = cut_points(batch_size, num_tokens, group_size=None if whole_documents else group_size)
+        cuts = cut_points(
+            batch_size, num_tokens, group_size=None if whole_documents else group_size, sink_tokens=sink_tokens
+        )
         partial, full = blocks_of(cuts, num_heads)
     rows = torch.arange(0, total + 1, num_tokens)
     # A group as long as the row would still cut the shifted half; twice as long cuts nobody.
     group_size = 2 * total if whole_documents else group_size
-    sees = s2_mask(torch.empty(1, num_heads, total, 1), group_size=group_size, cu_seqlens=rows)[0]  # (H, N, N)
+    sees = s2_mask(
+        torch.empty(1, num_heads, total, 1), group_size=group_size, sink_tokens=sink_tokens, cu_seqlens=rows
+    )[0]  # (H, N, N)
     num_blocks = -(-total // size)
     for head in range(num_heads):
         for i in range(num_blocks):
             for j in range(num_blocks):
                 block = sees[head, i * size : (i + 1) * size, j * size : (j + 1) * size]
-                assert full[head, i, j] == (j < i and bool(block.all()))
+                if not sink_tokens:  # blocks of sinks are looked at token by token
+                    assert full[head, i, j] == (j < i and bool(block.all()))
+                assert not full[head, i, j] or block.all()
                 assert partial[head, i, j] == (bool(block.any()) and not full[head, i, j])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from longlora.attention import s2_attention
 
 
-@given(cases())
+@pytest.mark.parametrize("backend", ["auto", "sdpa"])
+@given(cases(sink_tokens=True))
 @settings(max_examples=20)
-def test_no_output_depends_on_a_later_token(case):
+def test_no_output_depends_on_a_later_token(backend, case):
     """The Jacobian is exactly zero above the diagonal, for query, key and value."""
     case = replace(case, num_tokens=min(case.num_tokens, 12), batch_size=1, borders=None, stretches=None)
-    for derivative in token_jacobians(s2_attention, case):
+    attention = partial(s2_attention, sink_tokens=case.sink_tokens, backend=backend)
+    for derivative in token_jacobians(attention, case):
         assert not derivative.triu(1).any(), case
 
 
@@ -64,27 +67,31 @@ def rolled_attention(query: Tensor, key: Tensor, value: Tensor, *, group_size: i
     return roll(scaled_dot_product_attention(*grouped, is_causal=True).flatten(2, 3), group_size // 2)
 
 
+@pytest.mark.parametrize("sink_tokens", [0, 1, 3])
 @pytest.mark.parametrize("group_size", [1, 4, 5, 100])
-def test_packed_documents_equal_documents_alone(group_size, seed):
-    case = Case(num_tokens=20, group_size=group_size, borders=(7, 8), seed=seed)
+def test_packed_documents_equal_documents_alone(group_size, sink_tokens, seed):
+    case = Case(num_tokens=20, group_size=group_size, borders=(7, 8), sink_tokens=sink_tokens, seed=seed)
+    settings = {"group_size": group_size, "sink_tokens": sink_tokens}
     tensors = random_tensors(case)
     packed = with_gradients(s2_attention, tensors, **case.settings)
     alone = [
-        with_gradients(s2_attention, [tensor[:, :, first:last] for tensor in tensors], group_size=group_size)
+        with_gradients(s2_attention, [tensor[:, :, first:last] for tensor in tensors], **settings)
         for first, last in ((0, 7), (7, 8), (8, 20))
     ]
     joined = [torch.cat(parts, dim=2) for parts in zip(*alone, strict=True)]
     assert_close(packed, joined, torch.float64, f"seed {seed}")
 
 
+@pytest.mark.parametrize("sink_tokens", [0, 2])
 @pytest.mark.parametrize("stretch", [(3, 13), (0, 10), (2, 12)], ids=["left", "right", "both sides"])
-def test_padding_changes_nothing_for_real_tokens(stretch, seed):
-    case = Case(num_tokens=13, group_size=4, stretches=(stretch,), seed=seed)
+def test_padding_changes_nothing_for_real_tokens(stretch, sink_tokens, seed):
+    case = Case(num_tokens=13, group_size=4, stretches=(stretch,), sink_tokens=sink_tokens, seed=seed)
     real = slice(*stretch)
     tensors = random_tensors(case)
     tensors[-1] = tensors[-1] * case.settings["padding_mask"][:, None, :, None]  # no loss looks at padding
     padded = with_gradients(s2_attention, tensors, **case.settings)
-    alone = with_gradients(s2_attention, [tensor[:, :, real] for tensor in tensors], group_size=4)
+    settings = {"group_size": 4, "sink_tokens": sink_tokens}
+    alone = with_gradients(s2_attention, [tensor[:, :, real] for tensor in tensors], **settings)
     assert_close([tensor[:, :, real] for tensor in padded], alone, torch.float64, f"seed {seed}")
 
     changed = [tensor.masked_fill(~case.settings["padding_mask"][:, None, :, None], 1e3) for tensor in tensors[:3]]
@@ -117,10 +124,11 @@ def test_one_group_is_full_causal_attention_in_the_unshifted_half(group_size, se
     "wrong",
     [
         {"group_size": 0},
+        {"group_size": 4, "sink_tokens": -1},
         {"group_size": 4, "cu_seqlens": torch.tensor([0, 7])},
         {"group_size": 4, "padding_mask": torch.tensor([[True, False, True, True, True, True, True, True]])},
     ],
-    ids=["group", "documents", "padding"],
+    ids=["group", "sink tokens", "documents", "padding"],
 )
 def test_refuses_what_cut_points_refuses(wrong):
     with pytest.raises(ValueError):

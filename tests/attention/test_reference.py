@@ -75,6 +75,12 @@ def test_groups_count_from_the_first_token_that_is_not_padding():
     assert drawn(shifted) == "#.......\n##......\n..#.....\n..##....\n....#...\n....##..\n....###.\n.......#"
 
 
+def test_every_token_also_sees_the_sink_tokens_of_its_document_that_are_not_after_it():
+    unshifted, shifted = mask_of(2, 8, group_size=2, sink_tokens=3, cu_seqlens=torch.tensor([0, 2, 8]))
+    assert drawn(unshifted) == "#.......\n##......\n..#.....\n..##....\n..###...\n..####..\n..###.#.\n..###.##"
+    assert drawn(shifted) == "#.......\n##......\n..#.....\n..##....\n..###...\n..####..\n..#####.\n..###..#"
+
+
 def test_empty_documents_change_nothing():
     borders = torch.tensor([0, 0, 3, 3, 8, 8])
     expected = mask_of(2, 8, group_size=4, cu_seqlens=torch.tensor([0, 3, 8]))
@@ -89,6 +95,7 @@ def naive_attention(
     group_size: int,
     scale: float,
     document_lengths: list[list[int]],
+    sink_tokens: int = 0,
     softcap: float | None = None,
     sinks: list[float] | None = None,
 ) -> list:
@@ -103,7 +110,10 @@ def naive_attention(
             groups = [(d, math.floor((t - shift) / group_size)) for d, t in documents]
             kv = h // (num_heads // key.shape[1])
             for t in range(num_tokens):
-                seen = [s for s in range(t + 1) if groups[s] == groups[t]]
+                sinks_of_t = [
+                    s for s in range(t + 1) if documents[s][0] == documents[t][0] and documents[s][1] < sink_tokens
+                ]
+                seen = sorted({*sinks_of_t, *(s for s in range(t + 1) if groups[s] == groups[t])})
                 scores = [scale * math.fsum(map(float.__mul__, q[b][h][t], k[b][kv][s])) for s in seen]
                 if softcap is not None:
                     scores = [softcap * math.tanh(score / softcap) for score in scores]
@@ -116,16 +126,16 @@ def naive_attention(
     return output
 
 
+@pytest.mark.parametrize("sink_tokens", [0, 1, 3])
 @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 7, 20])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (3, 3), (4, 2), (4, 1), (6, 3)])
-def test_equals_a_loop_over_rows_heads_queries_and_keys(group_size, num_heads, num_kv_heads, seed):
+def test_equals_a_loop_over_rows_heads_queries_and_keys(group_size, num_heads, num_kv_heads, sink_tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(2, num_heads, 7, 3, dtype=torch.float64, generator=generator)
     key, value = torch.randn(2, 2, num_kv_heads, 7, 3, dtype=torch.float64, generator=generator)
-    expected = naive_attention(query, key, value, group_size=group_size, scale=0.3, document_lengths=[[7], [3, 1, 3]])
-    actual = s2_attention_reference(
-        query, key, value, group_size=group_size, scale=0.3, cu_seqlens=torch.tensor([0, 7, 10, 11, 14])
-    )
+    same = {"group_size": group_size, "sink_tokens": sink_tokens, "scale": 0.3}
+    expected = naive_attention(query, key, value, document_lengths=[[7], [3, 1, 3]], **same)
+    actual = s2_attention_reference(query, key, value, cu_seqlens=torch.tensor([0, 7, 10, 11, 14]), **same)
     torch.testing.assert_close(actual, query.new_tensor(expected), rtol=0, atol=TOLERANCE, msg=f"seed {seed}")
 
 

@@ -74,3 +74,9 @@ def test_refuses_a_window_without_tokens(window):
     case = Case(num_tokens=4, group_size=2)
     with pytest.raises(ValueError, match=f"window must be at least 1 token, got {window}"):
         by_backend(*random_tensors(case)[:3], case=case, window=window)
+
+
+def test_refuses_a_window_together_with_sink_tokens():
+    cuts = cut_points(1, 8, group_size=4, sink_tokens=1)
+    with pytest.raises(ValueError, match="a window of 3 tokens and 1 sink tokens cannot be combined"):
+        attend_in_segments(*torch.zeros(3, 1, 4, 8, 4), cuts, window=3)

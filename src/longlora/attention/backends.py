@@ -1,17 +1,22 @@
 """Which kernel runs the segments: what each can do, and which one "auto" takes.
 
-| backend    | runs on                     | softcap | sinks | window | memory beside inputs and output             |
-|------------|-----------------------------|---------|-------|--------|---------------------------------------------|
-| `cpu`      | CPU                         |         | yes   |        | N·H log-sum-exps, one segment               |
-| `varlen`   | CUDA, bfloat16 or float16   |         |       | yes    | N·H log-sum-exps                            |
-| `flash`    | the same, with flash-attn   | yes     |       | yes    | N·H log-sum-exps                            |
-| `flex`     | CUDA; CPU without gradients | yes     | yes   | yes    | a mask of blocks (on the CPU all N² scores) |
-| `sdpa`     | everywhere                  |         |       |        | the outputs of the segments                 |
-| `explicit` | everywhere                  | yes     | yes   | yes    | scores of some queries, each computed twice |
+| backend     | runs on                     | softcap | sinks | window | sink tokens | memory beside inputs and output |
+|-------------|-----------------------------|---------|-------|--------|-------------|---------------------------------|
+| `cpu`       | CPU                         |         | yes   |        |             | N·H log-sum-exps, one segment   |
+| `varlen`    | CUDA, bfloat16 or float16   |         |       | yes    | yes         | N·H log-sum-exps                |
+| `by_length` | the same                    |         |       |        | yes         | the outputs of the segments     |
+| `flash`     | the same, with flash-attn   | yes     |       | yes    | yes         | N·H log-sum-exps                |
+| `flex`      | CUDA; CPU without gradients | yes     | yes   | yes    | yes         | a mask of blocks (on the CPU N² scores) |
+| `sdpa`      | everywhere                  |         |       |        | yes         | the outputs of the segments     |
+| `explicit`  | everywhere                  | yes     | yes   | yes    | yes         | scores of some queries, each computed twice |
 
-"auto" takes `varlen` on CUDA and `cpu` on the CPU where they can do what is asked, then `flex` on CUDA and else
-`sdpa`, or `explicit` for softcap, sinks and windows. It never takes `flash`, whose advantage over `varlen` (the same
-algorithm) we have not measured.
+With sink tokens all but `flex` also make a copy of keys and values for each half of the heads; `sdpa` and `by_length`
+one of the queries too. A window and sink tokens exclude one another.
+
+"auto" goes by the card (`_fastest_on_cuda`): `by_length` where SDPA's kernel is faster than `varlen_attn`'s, `flash`
+where the user has installed FlashAttention 3 for such a card, else `varlen`. On the CPU it takes `cpu`. Where those
+cannot do what is asked, it takes `flex` on CUDA, then `sdpa`, or `explicit` for softcap, sinks and windows. It never
+takes flash-attn 2, which is the algorithm of `varlen`.
 """
 
 import importlib.util
@@ -23,9 +28,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longlora.attention import cpu, varlen
+from longlora.attention.cuts import CutPoints
 from longlora.errors import ConfigError
 
-Backend = Literal["auto", "cpu", "varlen", "flash", "flex", "sdpa", "explicit"]
+Backend = Literal["auto", "cpu", "varlen", "by_length", "flash", "flex", "sdpa", "explicit"]
+
+
+# Cards on which SDPA takes cuDNN's kernel, by compute capability, and the shortest segments, in tokens, for which that
+# is faster than `varlen_attn`. FlashAttention 2 is the fastest there is on Ampere (8.x), Ada (8.9) and cards unknown.
+_SHORTEST_FOR_SDPA = {
+    (9, 0): 2048,  # Hopper
+    (10, 0): 2048,  # Blackwell for data centres: not measured, taken to be like Hopper
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +55,22 @@ class Wish:
     has_softcap: bool = False
     has_sinks: bool = False
     has_window: bool = False
+    has_sink_tokens: bool = False
+    capability: tuple[int, int] | None = None
+    """Of a CUDA card, as (9, 0)."""
 
     @staticmethod
     def of(
         query: Float[Tensor, "N H D"],
         key: Float[Tensor, "N H_kv D"],
         value: Float[Tensor, "N H_kv D_v"],
+        cuts: CutPoints,
         *,
         softcap: float | None,
         sinks: Float[Tensor, " H"] | None,
         window: int | None,
     ) -> "Wish":
-        """Read it off the tensors."""
+        """Read it off the tensors and the cuts."""
         tensors = (query, key, value, sinks)
         return Wish(
             device=query.device.type,
@@ -64,6 +82,8 @@ class Wish:
             has_softcap=softcap is not None,
             has_sinks=sinks is not None,
             has_window=window is not None,
+            has_sink_tokens=cuts.sink_tokens > 0,
+            capability=torch.cuda.get_device_capability(query.device) if query.is_cuda else None,
         )
 
 
@@ -74,12 +94,25 @@ def choose_backend(backend: Backend, wish: Wish) -> Backend:
         ConfigError: no backend of that name, or one that cannot run this here.
     """
     if backend == "auto":
-        return next(name for name in ("varlen", "cpu", "flex", "sdpa", "explicit") if _suits(name, wish))
+        candidates: tuple[Backend, ...] = (_fastest_on_cuda(wish), "varlen", "cpu", "flex", "sdpa", "explicit")
+        return next(name for name in candidates if _suits(name, wish))
     if backend not in get_args(Backend):
         raise ConfigError(f"there is no attention backend {backend!r}; there are {', '.join(get_args(Backend))}")
     if reason := refusal(backend, wish):
         raise ConfigError(f'the attention backend {backend!r} {reason}; choose another, or "auto"')
     return backend
+
+
+def shortest_for_sdpa(capability: tuple[int, int] | None) -> int | None:
+    """From how many tokens on SDPA is faster on segments than `varlen_attn` on this card; None: it never is."""
+    return _SHORTEST_FOR_SDPA.get(capability) if capability is not None else None
+
+
+def _fastest_on_cuda(wish: Wish) -> Backend:
+    """Name the fastest kernel of a card, for tensors that each of them can run."""
+    if shortest_for_sdpa(wish.capability) is None or varlen.newer_flash_is_active():
+        return "varlen"
+    return "flash" if varlen.has_flash_3() else "by_length"
 
 
 def _suits(backend: Backend, wish: Wish) -> bool:
@@ -91,15 +124,15 @@ def _suits(backend: Backend, wish: Wish) -> bool:
 
 def refusal(backend: Backend, wish: Wish) -> str | None:
     """Say why a backend cannot run this here, as the rest of a sentence, or None if it can."""
-    if wish.has_softcap and backend in ("cpu", "varlen", "sdpa"):
+    if wish.has_softcap and backend in ("cpu", "varlen", "by_length", "sdpa"):
         return "knows no softcap"
-    if wish.has_sinks and backend in ("varlen", "flash", "sdpa"):
+    if wish.has_sinks and backend in ("varlen", "by_length", "flash", "sdpa"):
         return "knows no sinks"
-    if wish.has_window and backend in ("cpu", "sdpa"):
+    if wish.has_window and backend in ("cpu", "by_length", "sdpa"):
         return "knows no window"
     if backend == "cpu":
         return _refusal_of_cpu(wish)
-    if backend in ("varlen", "flash"):
+    if backend in ("varlen", "by_length", "flash"):
         return _refusal_of_flash_kernels(backend, wish)
     return _refusal_of_flex(wish) if backend == "flex" else None
 
@@ -107,6 +140,8 @@ def refusal(backend: Backend, wish: Wish) -> str | None:
 def _refusal_of_cpu(wish: Wish) -> str | None:
     if wish.device != "cpu":
         return f"runs on the CPU only, not on {wish.device}"
+    if wish.has_sink_tokens:
+        return "knows no sink tokens"
     if not cpu.is_available():
         return f"needs a kernel that torch {torch.__version__} does not have"
     if wish.value_dim != wish.head_dim:

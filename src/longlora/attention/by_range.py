@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longlora.attention.cuts import CutPoints, HeadRange, head_ranges
+from longlora.attention.sink_tokens import with_sink_tokens
 
 Attend = Callable[[Tensor, Tensor, Tensor, HeadRange], Tensor]
 
@@ -21,7 +22,10 @@ def attend_by_range(
     value: Float[Tensor, "N H_kv D_v"],
     cuts: CutPoints,
 ) -> Float[Tensor, "N H D_v"]:
-    """Call `attend` with views of each range, (N, h, D) and (N, h_kv, D), and join what it returns, (N, h, D_v)."""
+    """Call `attend` with views of each range, (N, h, D) and (N, h_kv, D), and join what it returns, (N, h, D_v).
+
+    Where segments see sink tokens, keys and values are copies: those of each segment with its sink tokens before them.
+    """
     ranges = head_ranges(query.shape[1], key.shape[1], cuts)
     # One split of each tensor: its gradient is one concatenation.
     queries = query.split([heads.query.stop - heads.query.start for heads in ranges], dim=1)
@@ -33,5 +37,6 @@ def attend_by_range(
     outputs = []
     for q, heads in zip(queries, ranges, strict=True):
         stretch = (heads.key_value.start, heads.key_value.stop)
-        outputs.append(attend(q, keys[stretch], values[stretch], heads))  # (N, h, D_v)
+        k, v = (with_sink_tokens(tensors[stretch], cuts, shifted=heads.shifted) for tensors in (keys, values))
+        outputs.append(attend(q, k, v, heads))  # (N, h, D_v)
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]  # (N, H, D_v)

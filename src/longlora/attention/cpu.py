@@ -124,7 +124,7 @@ def _parts(query: Tensor, key: Tensor, cuts: CutPoints) -> Iterator[Part]:
         # The kernel's backward pass shares out segments and key-value heads among the threads, and nothing smaller.
         fewest_segments = -(-_num_threads() // (heads.key_value.stop - heads.key_value.start))
         first = 0
-        for length, count in cuts.runs(shifted=heads.shifted):
+        for length, count, _ in cuts.runs(shifted=heads.shifted):
             tokens_of_a_part = max(most_tokens // length, fewest_segments) * length
             end = first + length * count
             for start in range(first, end, tokens_of_a_part):

@@ -3,10 +3,10 @@
 B batch rows, H query heads, H_kv key-value heads, T tokens of a row, N = B·T tokens of the batch.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
-from typing import Any, TypeVar
+from itertools import accumulate, groupby, pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,17 +15,34 @@ from torch import Tensor
 Made = TypeVar("Made")
 
 
+class Run(NamedTuple):
+    """Neighbouring segments alike: their length, how many there are, and how many sink tokens each sees before itself.
+
+    All three are counts; lengths are in tokens.
+    """
+
+    length: int
+    count: int
+    sinks: int
+
+
 @dataclass(frozen=True)
 class CutPoints:
     """Where the flattened batch of N tokens is cut, for each half of the heads, as lengths of segments that sum to N.
 
     `shifted` is None when all heads share the cuts of `unshifted`: full causal attention within documents.
 
+    Each segment also sees the first `sink_tokens` tokens of its document, as far as they lie before it. For that the
+    lengths of the documents must be known; without sink tokens they are not kept.
+
     One object serves all layers of a forward pass, so it keeps what the kernels make of it (`once`).
     """
 
     unshifted: tuple[int, ...]
     shifted: tuple[int, ...] | None
+    sink_tokens: int = 0
+    documents: tuple[int, ...] = ()
+    group_size: int | None = field(default=None, compare=False)  # the segments say what is computed
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -54,22 +71,76 @@ class CutPoints:
         """Length of the longest segment of one half of the heads, in tokens."""
         return self.once(("longest", shifted), lambda: max(self.lengths(shifted=shifted)))
 
-    def runs(self, *, shifted: bool) -> tuple[tuple[int, int], ...]:
-        """Runs of neighbouring segments of equal length: (length, how many)."""
+    def starts(self, *, shifted: bool) -> tuple[int, ...]:
+        """First tokens of the documents of the segments of one half of the heads, in the flattened batch.
 
-        def make() -> tuple[tuple[int, int], ...]:
-            return tuple((length, len(list(same))) for length, same in groupby(self.lengths(shifted=shifted)))
+        Without sink tokens nobody needs them, and every segment stands for a document of its own.
+        """
+
+        def make() -> tuple[int, ...]:
+            firsts = [0, *accumulate(self.lengths(shifted=shifted))][:-1]
+            if not self.sink_tokens:
+                return tuple(firsts)
+            ends = accumulate(self.documents)
+            start, end = 0, next(ends)
+            starts = []
+            for first in firsts:
+                while first >= end:
+                    start, end = end, next(ends)
+                starts.append(start)
+            return tuple(starts)
+
+        return self.once(("starts", shifted), make)
+
+    def sinks(self, *, shifted: bool) -> tuple[int, ...]:
+        """How many sink tokens each segment of one half of the heads sees before its own tokens."""
+
+        def make() -> tuple[int, ...]:
+            firsts = [0, *accumulate(self.lengths(shifted=shifted))][:-1]
+            starts = self.starts(shifted=shifted)
+            return tuple(min(self.sink_tokens, first - start) for first, start in zip(firsts, starts, strict=True))
+
+        return self.once(("sinks", shifted), make)
+
+    def runs(self, *, shifted: bool) -> tuple[Run, ...]:
+        """Runs of neighbouring segments that are alike in their length and in the sink tokens before them."""
+
+        def make() -> tuple[Run, ...]:
+            segments = zip(self.lengths(shifted=shifted), self.sinks(shifted=shifted), strict=True)
+            return tuple(Run(length, len(list(same)), sinks) for (length, sinks), same in groupby(segments))
 
         return self.once(("runs", shifted), make)
 
-    def borders(self, device: torch.device, *, shifted: bool) -> Int[Tensor, " segments_plus_1"]:
-        """Borders of the segments of one half of the heads on a device, from 0 to N, as int32."""
+    def segments(self, device: torch.device, *, shifted: bool) -> "Segments":
+        """The segments of one half of the heads on a device, as kernels for variable lengths take them."""
 
-        def make() -> Tensor:
-            lengths = torch.tensor((0, *self.lengths(shifted=shifted)), dtype=torch.int32)
-            return lengths.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)  # (segments + 1,)
+        def make() -> Segments:
+            return Segments.of(self.lengths(shifted=shifted), self.sinks(shifted=shifted), device)
 
-        return self.once(("borders", shifted, device), make)
+        return self.once(("segments", shifted, device), make)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Neighbouring segments, each with the keys of its sink tokens before its own, as int32 borders from 0."""
+
+    borders: Int[Tensor, " segments_plus_1"]
+    key_borders: Int[Tensor, " segments_plus_1"]
+    """The same tensor as `borders` where there are no sink tokens."""
+    longest: int
+    longest_keys: int
+
+    @staticmethod
+    def of(lengths: Sequence[int], sinks: Sequence[int], device: torch.device) -> "Segments":
+        """Add the lengths up and send the borders to a device."""
+        num_keys = [length + before for length, before in zip(lengths, sinks, strict=True)]
+        borders = _borders(lengths, device)
+        key_borders = _borders(num_keys, device) if any(sinks) else borders
+        return Segments(borders, key_borders, longest=max(lengths), longest_keys=max(num_keys))
+
+
+def _borders(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " segments_plus_1"]:
+    return torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
 
 
 def cut_points(
@@ -77,25 +148,31 @@ def cut_points(
     num_tokens: int,
     *,
     group_size: int | None,
+    sink_tokens: int = 0,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
 ) -> CutPoints:
     """Cut the documents of a batch into groups; `group_size=None` leaves them whole.
 
     Groups are counted from each document's first token: g, g, g, … for the unshifted heads and ⌊g/2⌋, g, g, … for the
-    shifted ones.
+    shifted ones. Each group also sees the first `sink_tokens` tokens of its document.
 
     Raises:
         ValueError: as `s2_attention`.
     """
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1 token, got {group_size}")
+    if sink_tokens < 0:
+        raise ValueError(f"sink_tokens must be 0 or more, got {sink_tokens}")
     documents = _document_lengths(batch_size, num_tokens, cu_seqlens, padding_mask)
     if group_size is None:
         return CutPoints(unshifted=tuple(documents), shifted=None)
     return CutPoints(
         unshifted=tuple(part for length in documents for part in _cut(length, group_size, first=group_size)),
         shifted=tuple(part for length in documents for part in _cut(length, group_size, first=group_size // 2)),
+        sink_tokens=sink_tokens,
+        documents=tuple(documents) if sink_tokens else (),
+        group_size=group_size,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from longlora.attention.by_range import attend_by_range
-from longlora.attention.cuts import CutPoints, HeadRange
+from longlora.attention.cuts import CutPoints, HeadRange, Run
 
 _MOST_SCORES = 2**24  # that exist at a time; some four tensors of them in the backward pass, 256 MiB in float32
 _MOST_ROWS = 512  # queries of a segment that are scored at a time, against the keys up to the last of them
@@ -38,32 +38,34 @@ def attend(
     def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
         range_sinks = None if sinks is None else sinks[heads.query]  # (h,)
         outputs = []
-        first = 0
-        for length, count in _parts(cuts.runs(shifted=heads.shifted), num_heads=query.shape[1]):
-            tokens = slice(first, first + length * count)
-            q, k, v = (t[tokens].unflatten(0, (count, length)).transpose(1, 2) for t in (query, key, value))
-            # (count, h or h_kv, length, D)
+        first_query, first_key = 0, 0
+        for length, count, num_sinks in _parts(cuts.runs(shifted=heads.shifted), num_heads=query.shape[1]):
+            queries = slice(first_query, first_query + count * length)
+            keys = slice(first_key, first_key + count * (num_sinks + length))
+            q = query[queries].unflatten(0, (count, -1)).transpose(1, 2)  # (count, h, length, D)
+            k, v = (t[keys].unflatten(0, (count, -1)).transpose(1, 2) for t in (key, value))
+            # (count, h_kv, num_sinks + length, D)
             blocks = []
             for start, stop in _blocks(length, count * query.shape[1]):
-                seen = slice(0 if window is None else max(0, start - window + 1), stop)
+                seen = slice(0 if window is None else max(0, start - window + 1), num_sinks + stop)
                 blocks.append(
                     _attend_block(
                         q[:, :, start:stop], k[:, :, seen], v[:, :, seen], scale, softcap, range_sinks, window
                     )
                 )
             outputs.append(torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1))  # (count · length, h, D_v)
-            first = tokens.stop
+            first_query, first_key = queries.stop, keys.stop
         return torch.cat(outputs)  # (N, h, D_v)
 
     return attend_by_range(attend_range, query, key, value, cuts)
 
 
-def _parts(runs: tuple[tuple[int, int], ...], *, num_heads: int) -> Iterator[tuple[int, int]]:
+def _parts(runs: tuple[Run, ...], *, num_heads: int) -> Iterator[Run]:
     """Divide runs of equal segments so that the scores of each part fit, unless those of one segment do not."""
-    for length, count in runs:
+    for length, count, sinks in runs:
         most = max(1, _MOST_SCORES // (num_heads * length * min(length, _MOST_ROWS)))
         for first in range(0, count, most):
-            yield length, min(most, count - first)
+            yield Run(length, min(most, count - first), sinks)
 
 
 def _blocks(length: int, num_rows: int) -> Iterator[tuple[int, int]]:

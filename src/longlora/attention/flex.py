@@ -7,12 +7,12 @@ with all N² scores in memory: that is for checking, not for use.
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension, b blocks of `BLOCK_SIZE` tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
@@ -75,13 +75,18 @@ def _capped_at(softcap: float) -> Callable:
 def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device, window: int | None = None) -> BlockMask:
     """Make the sparse mask of the segments, for each head by its half, without the N × N mask in between."""
     halves = (False,) if num_heads == 1 else cuts.halves
-    starts = torch.stack([_starts(cuts, device, shifted=shifted) for shifted in halves])  # (halves, N)
+    starts = torch.stack([_starts(cuts.lengths(shifted=shifted), device) for shifted in halves])  # (halves, N)
     if window is not None:
         starts = starts.maximum(torch.arange(cuts.num_tokens, device=device) - window + 1)
     middle = (num_heads + 1) // 2 if len(halves) == 2 else num_heads
     half_of_head = (torch.arange(num_heads, device=device) >= middle).long()  # (H,)
+    sees = _sees_group(starts, half_of_head)
+    first_sinks = None
+    if cuts.sink_tokens:
+        first_sinks = _starts(cuts.documents, device)  # (N,)
+        sees = _sees_group_or_sinks(sees, first_sinks, cuts.sink_tokens)
 
-    partial_and_full = [_blocks_of_half(row) for row in starts]
+    partial_and_full = [_blocks_of_half(row, first_sinks, cuts.sink_tokens) for row in starts]
     num_partial, partial, num_full, full = (
         torch.stack(rows)[half_of_head].unsqueeze(0) for rows in zip(*partial_and_full, strict=True)
     )  # (1, H, b) and (1, H, b, b), twice
@@ -91,37 +96,58 @@ def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device, window:
         num_full,
         full,
         BLOCK_SIZE=BLOCK_SIZE,
-        mask_mod=lambda batch, head, query, key: (key <= query) & (key >= starts[half_of_head[head], query]),
+        mask_mod=sees,
         seq_lengths=(cuts.num_tokens, cuts.num_tokens),
     )  # (1, H, N, N)
 
 
-def _starts(cuts: CutPoints, device: torch.device, *, shifted: bool) -> Int[Tensor, " N"]:
-    """Give each token the first token of its segment."""
-    borders = cuts.borders(device, shifted=shifted)
-    return borders[:-1].repeat_interleave(borders.diff(), output_size=cuts.num_tokens)
+def _sees_group(starts: Int[Tensor, "halves N"], half_of_head: Int[Tensor, " H"]) -> Callable:
+    return lambda batch, head, query, key: (key <= query) & (key >= starts[half_of_head[head], query])
+
+
+def _sees_group_or_sinks(sees_group: Callable, first_sinks: Int[Tensor, " N"], num_sinks: int) -> Callable:
+    return lambda batch, head, query, key: (
+        sees_group(batch, head, query, key)
+        | (key <= query) & (key >= first_sinks[query]) & (key < first_sinks[query] + num_sinks)
+    )
+
+
+def _starts(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " N"]:
+    """Give each token the first token of its segment or document."""
+    sizes = torch.tensor(lengths)
+    return (sizes.cumsum(0) - sizes).repeat_interleave(sizes).to(device, non_blocking=True)
 
 
 def _blocks_of_half(
-    starts: Int[Tensor, " N"],
+    starts: Int[Tensor, " N"], first_sinks: Int[Tensor, " N"] | None, num_sinks: int
 ) -> tuple[Int[Tensor, " b"], Int[Tensor, "b b"], Int[Tensor, " b"], Int[Tensor, "b b"]]:
     """Name the blocks of keys that a block of queries sees in part, and those that it sees whole: numbers and indices.
 
     What a query sees is a stretch that begins no earlier than that of the query before, so a block of queries sees the
     blocks from the one with its first token's first key up to itself. All its queries see all keys of a block that lies
-    before it and not before the last token's first key.
+    before it and not before the last token's first key. Sink tokens outside the block of queries itself are those of
+    its first token's document, for other documents begin within it.
     """
     num_tokens, device = starts.shape[0], starts.device
     num_blocks = -(-num_tokens // BLOCK_SIZE)
-    block = torch.arange(num_blocks, dtype=torch.int32, device=device)  # (b,)
+    block = torch.arange(num_blocks, device=device)  # (b,)
     first_token = block * BLOCK_SIZE
     last_token = (first_token + BLOCK_SIZE - 1).clamp(max=num_tokens - 1)
-    first_block = starts[first_token] // BLOCK_SIZE  # (b,)
-    first_full = ((starts[last_token] + BLOCK_SIZE - 1) // BLOCK_SIZE).clamp(max=block)  # (b,)
+    first_seen = starts[first_token, None] // BLOCK_SIZE  # (b, 1)
+    first_full = (starts[last_token, None] + BLOCK_SIZE - 1) // BLOCK_SIZE
 
-    num_partial = first_full - first_block + 1  # (b,), the block on the diagonal among them
-    partial = first_block[:, None] + block  # (b, b), of which the first few count
-    partial = partial.where(partial < first_full[:, None], block[:, None])
-    num_full = block - first_full  # (b,)
-    full = (first_full[:, None] + block).clamp(max=num_blocks - 1)  # (b, b)
-    return num_partial, partial, num_full, full
+    is_before = block < block[:, None]  # (b, b)
+    is_full = (block >= first_full) & is_before
+    is_seen = (block >= first_seen) & is_before
+    if first_sinks is not None:
+        first_sink = first_sinks[first_token, None]  # (b, 1)
+        is_seen |= (
+            (block >= first_sink // BLOCK_SIZE) & (block <= (first_sink + num_sinks - 1) // BLOCK_SIZE) & is_before
+        )
+    is_partial = (is_seen & ~is_full) | (block == block[:, None])
+    return *_named(is_partial), *_named(is_full)
+
+
+def _named(blocks: Bool[Tensor, "b b"]) -> tuple[Int[Tensor, " b"], Int[Tensor, "b b"]]:
+    """Count the blocks of each row that are marked, and name them first."""
+    return blocks.sum(dim=1, dtype=torch.int32), blocks.int().argsort(dim=1, descending=True, stable=True).int()

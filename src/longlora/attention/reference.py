@@ -14,6 +14,7 @@ def s2_attention_reference(
     value: Float[Tensor, "B H_kv T D_v"],
     *,
     group_size: int,
+    sink_tokens: int = 0,
     scale: float | None = None,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
@@ -26,6 +27,10 @@ def s2_attention_reference(
     and to group ⌊(t - ⌊g/2⌋) / g⌋ in the others; a token attends to itself and to earlier tokens of its own document
     and group. This is the strictly causal form of section 3.2 (variant 2 of the paper's table 8): where the rolled form
     of algorithm 1 joins the last half group to the first, here both stand alone.
+
+    With `sink_tokens` N above 0 (the paper has 0) a token also attends to those of the first N tokens of its document
+    that are not after it, whatever its group: pretrained models put an attention sink there (StreamingLLM, arXiv
+    2309.17453, section 3.1). With N at least the length of the document this is full causal attention.
 
     `cu_seqlens` holds the borders of documents in the flattened batch, from 0 to B·T; rows are borders in any case.
     Where `padding_mask` is False there is padding: a stretch of it is treated as a document of its own, so that its
@@ -41,7 +46,9 @@ def s2_attention_reference(
     Memory: O(B·H·T²).
     """
     num_heads = query.shape[1]
-    mask = s2_mask(query, group_size=group_size, cu_seqlens=cu_seqlens, padding_mask=padding_mask)  # (B, H, T, T)
+    mask = s2_mask(
+        query, group_size=group_size, sink_tokens=sink_tokens, cu_seqlens=cu_seqlens, padding_mask=padding_mask
+    )  # (B, H, T, T)
     repeats = num_heads // key.shape[1]
     key = key.repeat_interleave(repeats, dim=1)  # (B, H, T, D)
     value = value.repeat_interleave(repeats, dim=1)  # (B, H, T, D_v)
@@ -61,6 +68,7 @@ def s2_mask(
     query: Float[Tensor, "B H T D"],
     *,
     group_size: int,
+    sink_tokens: int = 0,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
 ) -> Bool[Tensor, "B H T T"]:
@@ -83,6 +91,7 @@ def s2_mask(
     group = torch.where(is_shifted[:, None], shifted_group[:, None], unshifted_group[:, None])  # (B, H, T)
 
     same_group = group[..., :, None] == group[..., None, :]  # (B, H, T, T)
+    is_sink = (position < sink_tokens)[:, None, None]  # (B, 1, 1, T)
     same_document = (document[:, :, None] == document[:, None, :])[:, None]  # (B, 1, T, T)
     causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()  # (T, T)
-    return same_group & same_document & causal
+    return (same_group | is_sink) & same_document & causal

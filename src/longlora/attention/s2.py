@@ -9,8 +9,8 @@ B batch rows, H query heads, H_kv key-value heads, T tokens of a row, N = B·T t
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from longlora.attention import cpu, explicit, flex, sdpa, varlen
-from longlora.attention.backends import Backend, Wish, choose_backend, in_autocast_dtype
+from longlora.attention import by_length, cpu, explicit, flex, sdpa, varlen
+from longlora.attention.backends import Backend, Wish, choose_backend, in_autocast_dtype, shortest_for_sdpa
 from longlora.attention.cuts import CutPoints, cut_points
 
 
@@ -20,6 +20,7 @@ def s2_attention(
     value: Float[Tensor, "B H_kv T D_v"],
     *,
     group_size: int,
+    sink_tokens: int = 0,
     scale: float | None = None,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
@@ -31,7 +32,8 @@ def s2_attention(
 
     Defined by, and equal to, `longlora.attention.reference.s2_attention_reference`, which describes the arguments;
     `backend` is described by `longlora.attention.backends`. Cost with g = T/4: 0.234 of the query-key pairs of full
-    causal attention; memory as the inputs (no mask, no scores).
+    causal attention; memory as the inputs (no mask, no scores). With `sink_tokens` above 0 a copy of keys and values is
+    made for each half of the heads, and with the backend `sdpa` one of queries and output.
 
     Example:
         >>> import torch
@@ -42,12 +44,17 @@ def s2_attention(
 
     Raises:
         ConfigError: a backend that cannot run these tensors here.
-        ValueError: `group_size` below 1, `cu_seqlens` that do not run from 0 to N, a padding mask with holes, a softcap
-            that is not above 0, another number of sinks than query heads, query heads that are not a multiple of the
-            key-value heads.
+        ValueError: `group_size` below 1, `sink_tokens` below 0, `cu_seqlens` that do not run from 0 to N, a padding
+            mask with holes, a softcap that is not above 0, another number of sinks than query heads, query heads that
+            are not a multiple of the key-value heads.
     """
     cuts = cut_points(
-        query.shape[0], query.shape[2], group_size=group_size, cu_seqlens=cu_seqlens, padding_mask=padding_mask
+        query.shape[0],
+        query.shape[2],
+        group_size=group_size,
+        sink_tokens=sink_tokens,
+        cu_seqlens=cu_seqlens,
+        padding_mask=padding_mask,
     )
     return attend_in_segments(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks, backend=backend)
 
@@ -70,7 +77,8 @@ def attend_in_segments(
 
     Raises:
         ConfigError: a backend that cannot run these tensors here.
-        ValueError: a window below 1; and as `s2_attention`, of softcap, sinks and heads.
+        ValueError: a window below 1, or one together with sink tokens; and as `s2_attention`, of softcap, sinks and
+            heads.
     """
     num_heads, num_tokens = query.shape[1:3]
     if softcap is not None and not softcap > 0:
@@ -79,16 +87,22 @@ def attend_in_segments(
         raise ValueError(f"sinks must hold one logit for each of the {num_heads} query heads, got {tuple(sinks.shape)}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}; None sets no limit")
+    if window is not None and cuts.sink_tokens:
+        raise ValueError(f"a window of {window} tokens and {cuts.sink_tokens} sink tokens cannot be combined")
     if window is not None and window >= max(cuts.longest(shifted=shifted) for shifted in cuts.halves):
         window = None  # no segment is longer, and more kernels can do without
     query, key, value = in_autocast_dtype(query, key, value)
     # The memory of projections is (B, T, H, D), so tokens first is a view.
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (N, H or H_kv, D)
-    chosen = choose_backend(backend, Wish.of(query, key, value, softcap=softcap, sinks=sinks, window=window))
+    wish = Wish.of(query, key, value, cuts, softcap=softcap, sinks=sinks, window=window)
+    chosen = choose_backend(backend, wish)
     if chosen == "cpu":
         output = cpu.attend(query, key, value, cuts, scale=scale, sinks=sinks)  # (N, H, D_v)
     elif chosen == "varlen":
         output = varlen.attend(query, key, value, cuts, scale=scale, window=window)
+    elif chosen == "by_length":
+        shortest = shortest_for_sdpa(wish.capability) or 1
+        output = by_length.attend(query, key, value, cuts, scale=scale, shortest=shortest)
     elif chosen == "flash":
         output = varlen.attend_flash(query, key, value, cuts, scale=scale, softcap=softcap, window=window)
     elif chosen == "flex":

@@ -1,6 +1,7 @@
 """Segments by kernels for variable lengths on CUDA: torch's `varlen_attn`, or the flash-attn that the user installed.
 
-Both take the tokens where they lie and the borders of the segments; each range of heads is one call.
+Both take the tokens where they lie and the borders of the segments; each range of heads is one call. Where a segment
+has more keys than queries, for sink tokens stand before it, both align the causal mask at the end, as is wanted.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
@@ -11,15 +12,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import varlen
 
 from longlora.attention.by_range import attend_by_range
-from longlora.attention.cuts import CutPoints, HeadRange
-
-# FlashAttention 3 before 2: who has installed the one for newer cards wants it.
-_FLASH_MODULES = ("flash_attn_interface", "flash_attn")
+from longlora.attention.cuts import CutPoints, HeadRange, Segments
 
 
 def attend(
@@ -34,24 +33,34 @@ def attend(
     """Run causal attention inside every segment by `torch.nn.attention.varlen.varlen_attn`."""
 
     def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
-        borders = cuts.borders(query.device, shifted=heads.shifted)  # (segments + 1,)
-        longest = cuts.longest(shifted=heads.shifted)
-        output = varlen.varlen_attn(
-            query,
-            key,
-            value,
-            borders,
-            borders,
-            longest,
-            longest,
-            scale=scale,
-            window_size=_before_and_after(window),
-            **_grouped(query.shape[1] != key.shape[1]),
-        )
-        assert isinstance(output, Tensor)  # a pair only where `return_aux` asks for it
-        return output
+        return attend_segments(query, key, value, cuts.segments(query.device, shifted=heads.shifted), scale, window)
 
     return attend_by_range(attend_range, query, key, value, cuts)
+
+
+def attend_segments(
+    query: Float[Tensor, "queries h D"],
+    key: Float[Tensor, "keys h_kv D"],
+    value: Float[Tensor, "keys h_kv D"],
+    segments: Segments,
+    scale: float | None,
+    window: int | None = None,
+) -> Float[Tensor, "queries h D"]:
+    """Run causal attention inside segments of one range of heads, in one call."""
+    output = varlen.varlen_attn(
+        query,
+        key,
+        value,
+        segments.borders,
+        segments.key_borders,
+        segments.longest,
+        segments.longest_keys,
+        scale=scale,
+        window_size=_before_and_after(window),
+        **_grouped(query.shape[1] != key.shape[1]),
+    )
+    assert isinstance(output, Tensor)  # a pair only where `return_aux` asks for it
+    return output
 
 
 def _before_and_after(window: int | None) -> tuple[int, int]:
@@ -86,16 +95,15 @@ def attend_flash(
     assert flash_attention is not None  # the choice of the backend has looked
 
     def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
-        borders = cuts.borders(query.device, shifted=heads.shifted)  # (segments + 1,)
-        longest = cuts.longest(shifted=heads.shifted)
+        segments = cuts.segments(query.device, shifted=heads.shifted)
         output = flash_attention(
             query,
             key,
             value,
-            cu_seqlens_q=borders,
-            cu_seqlens_k=borders,
-            max_seqlen_q=longest,
-            max_seqlen_k=longest,
+            cu_seqlens_q=segments.borders,
+            cu_seqlens_k=segments.key_borders,
+            max_seqlen_q=segments.longest,
+            max_seqlen_k=segments.longest_keys,
             softmax_scale=scale,
             causal=True,
             window_size=_before_and_after(window),
@@ -106,12 +114,28 @@ def attend_flash(
     return attend_by_range(attend_range, query, key, value, cuts)
 
 
-@cache
 def flash_function() -> Callable | None:
     """Return the user's `flash_attn_varlen_func`, of flash-attn 3 or else 2, or None."""
-    for module in _FLASH_MODULES:
-        try:
-            return importlib.import_module(module).flash_attn_varlen_func
-        except (ImportError, AttributeError):  # not there, or built for another CUDA or torch
-            continue
-    return None
+    return _function_of("flash_attn_interface") or _function_of("flash_attn")
+
+
+def has_flash_3() -> bool:
+    """Whether the user has installed FlashAttention 3."""
+    return _function_of("flash_attn_interface") is not None
+
+
+@cache
+def _function_of(module: str) -> Callable | None:
+    try:
+        return importlib.import_module(module).flash_attn_varlen_func
+    except (ImportError, AttributeError):  # not there, or built for another CUDA or torch
+        return None
+
+
+def newer_flash_is_active() -> bool:
+    """Whether the user has told torch to run FlashAttention 3 or 4 in place of 2 (`activate_flash_attention_impl`).
+
+    torch before 2.12 knows no such choice. Ends when that is no longer supported.
+    """
+    current = getattr(torch.nn.attention, "current_flash_attention_impl", None)
+    return current is not None and current() is not None

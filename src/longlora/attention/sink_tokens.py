@@ -1,0 +1,83 @@
+"""Keys and values with the first tokens of the document before each segment, for kernels that go by segments.
+
+A segment that begins s tokens into its document gets copies of the first min(N, s) tokens before its own. They are
+gathered once for each range of heads; what the gathering goes by is made once a forward pass.
+
+N tokens of the batch, R rows with the copies, C copies, h_kv key-value heads of a range, D head dimension.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from longlora.attention.cuts import CutPoints
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which token stands in which row, and back."""
+
+    token: Int[Tensor, " R"]
+    """The token of each row."""
+    own: Int[Tensor, " N"]
+    """The row of each token in its own segment."""
+    copies: Int[Tensor, " C"]
+    """The rows of copies, those of the same token together."""
+    copied: Int[Tensor, " sinks"]
+    """The tokens that have copies, rising."""
+    num_copies: Int[Tensor, " sinks"]
+    """How many copies each of these has."""
+
+
+def with_sink_tokens(tensor: Float[Tensor, "N h_kv D"], cuts: CutPoints, *, shifted: bool) -> Float[Tensor, "R h_kv D"]:
+    """Put copies of its sink tokens before each segment; without any, return the tensor itself.
+
+    The gradient of a token is the sum over its copies, added up in float32 (float64 for float64), in an order that
+    does not change from run to run.
+    """
+    if not any(cuts.sinks(shifted=shifted)):
+        return tensor
+    rows = cuts.once(("sink rows", shifted, tensor.device), lambda: _rows(cuts, tensor.device, shifted=shifted))
+    return _Gather.apply(tensor, rows)
+
+
+class _Gather(torch.autograd.Function):
+    """Gather rows; indexing by itself would add up gradients by atomic additions in the tensor's own type."""
+
+    @staticmethod
+    def forward(tensor: Tensor, rows: _Rows) -> Tensor:
+        return tensor.index_select(0, rows.token)  # (R, h_kv, D)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, _Rows], output: Tensor) -> None:
+        ctx.rows = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, d_gathered: Tensor) -> tuple[Tensor, None]:
+        rows: _Rows = ctx.rows
+        d_tensor = d_gathered.index_select(0, rows.own)  # (N, h_kv, D)
+        sum_dtype = torch.promote_types(d_gathered.dtype, torch.float32)
+        of_copies = d_gathered.index_select(0, rows.copies).to(sum_dtype).flatten(1)  # (C, h_kv · D)
+        sums = torch.segment_reduce(of_copies, "sum", lengths=rows.num_copies, unsafe=True)  # (sinks, h_kv · D)
+        sums = sums.view(-1, *d_tensor.shape[1:]) + d_tensor.index_select(0, rows.copied)  # (sinks, h_kv, D)
+        return d_tensor.index_copy(0, rows.copied, sums.to(d_tensor.dtype)), None
+
+
+def _rows(cuts: CutPoints, device: torch.device, *, shifted: bool) -> _Rows:
+    """Work the rows out on the CPU, where the cuts are, and send them to the device."""
+    segments = cuts.segments(torch.device("cpu"), shifted=shifted)
+    first_token, borders = segments.borders[:-1].long(), segments.key_borders.long()  # (segments,), (segments + 1,)
+    sinks, starts = (torch.tensor(numbers) for numbers in (cuts.sinks(shifted=shifted), cuts.starts(shifted=shifted)))
+    segment = torch.arange(len(sinks)).repeat_interleave(borders.diff())  # (R,)
+    place = torch.arange(int(borders[-1])) - borders[segment]  # (R,), within the segment and its sinks
+    is_copy = place < sinks[segment]  # (R,)
+    token = place + torch.where(is_copy, starts[segment], (first_token - sinks)[segment])  # (R,)
+
+    copies = is_copy.nonzero().flatten()  # (C,), segment by segment
+    copies = copies[token[copies].argsort(stable=True)]  # token by token
+    copied, num_copies = token[copies].unique_consecutive(return_counts=True)  # (sinks,) each
+    own = (~is_copy).nonzero().flatten()  # (N,): segments follow one another as their tokens do
+    return _Rows(*(tensor.to(device, non_blocking=True) for tensor in (token, own, copies, copied, num_copies)))
