@@ -6,9 +6,9 @@
 | `varlen`    | CUDA, bfloat16 or float16   |         |       | yes    | yes         | N·H log-sum-exps                |
 | `by_length` | the same                    |         |       |        | yes         | the outputs of the segments     |
 | `flash`     | the same, with flash-attn   | yes     |       | yes    | yes         | N·H log-sum-exps                |
-| `flex`      | CUDA; CPU without gradients | yes     | yes   | yes    | yes         | a mask of blocks (on the CPU N² scores) |
+| `flex`      | CUDA; CPU without gradients | yes     | yes   | yes    | yes         | a mask of blocks; on the CPU N² |
 | `sdpa`      | everywhere                  |         |       |        | yes         | the outputs of the segments     |
-| `explicit`  | everywhere                  | yes     | yes   | yes    | yes         | scores of some queries, each computed twice |
+| `explicit`  | everywhere                  | yes     | yes   | yes    | yes         | scores of some queries, twice   |
 
 With sink tokens all but `flex` also make a copy of keys and values for each half of the heads; `sdpa` and `by_length`
 one of the queries too. A window and sink tokens exclude one another.
