@@ -8,7 +8,7 @@ B batch rows, T tokens of a row.
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,14 +16,46 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from longlora.attention import CutPoints, cut_points
 from longlora.errors import ConfigError
+from longlora.grouping import USE_FULL_ATTENTION, Grouping, default_grouping
+
+
+class OwnAttentionError(ConfigError, AttributeError):
+    """A model takes the mask for a tensor, since its attention does not go through transformers' interface."""
 
 
 class DeferredMask:
-    """The arguments of a mask that transformers would make, and what attention needs of it."""
+    """The arguments of a mask that transformers would make, and what attention needs of it.
+
+    Raises:
+        OwnAttentionError: it is used as the tensor that it is not.
+    """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._arguments = arguments
-        self._cuts: dict[int | None, CutPoints] = {}
+        self._cuts: dict[Grouping, CutPoints] = {}
+        self.has_gradients = torch.is_grad_enabled()
+        """Whether gradients were on where the mask was made: checkpointing turns them off within layers."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse what a tensor would have; `hasattr` says no."""
+        raise OwnAttentionError(
+            f"{self._arguments['config'].model_type} computes attention, or a part of it, by itself (it takes the mask "
+            f"for a tensor: {name}), where S²-Attn cannot reach; {USE_FULL_ATTENTION}"
+        )
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """Refuse as `__getattr__` does."""
+        self.__getattr__("indexing")
+
+    def __rsub__(self, other: Any) -> NoReturn:
+        """Refuse as `__getattr__` does."""
+        self.__getattr__("subtraction")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> NoReturn:
+        """Refuse as `__getattr__` does, whichever function of torch gets the mask beside tensors."""
+        mask = next(argument for argument in (*arguments, *(named or {}).values()) if isinstance(argument, cls))
+        mask.__getattr__(function.__name__)
 
     @cached_property
     def dense(self) -> Tensor | None:
@@ -49,10 +81,15 @@ class DeferredMask:
         mask_function = self._arguments["mask_function"]
         if mask_function is causal_mask_function:
             return True
-        return not self._arguments["use_vmap"] and (self._is_meta or not self._sees(1).any())
+        return not self._arguments["use_vmap"] and (self.is_meta or not self._sees(1).any())
+
+    @cached_property
+    def default_grouping(self) -> Grouping:
+        """The settings of S²-Attn for layers that got none."""
+        return default_grouping(self._arguments["config"])
 
     def cuts(
-        self, num_tokens: int, *, group_size: int | None, position_ids: Tensor | None, cu_seqlens: Tensor | None
+        self, num_tokens: int, *, grouping: Grouping, position_ids: Tensor | None, cu_seqlens: Tensor | None
     ) -> CutPoints:
         """The cut points of S²-Attn, or of documents alone for a group size of None.
 
@@ -62,23 +99,37 @@ class DeferredMask:
         Raises:
             ConfigError: the mask hides tokens otherwise.
         """
-        if group_size not in self._cuts:
+        if grouping not in self._cuts:
             if not self.is_cut:
                 raise ConfigError(
                     "this model hides tokens from one another by a mask of its own, which S²-Attn cannot follow; "
-                    "train it with attention.pattern: full"
+                    + USE_FULL_ATTENTION
                 )
-            self._cuts[group_size] = cut_points(
-                self._arguments["batch_size"],
-                num_tokens,
-                group_size=group_size,
-                cu_seqlens=self._borders(position_ids, cu_seqlens),
-                padding_mask=self._padding_mask,
-            )
-        return self._cuts[group_size]
+            try:
+                self._cuts[grouping] = cut_points(
+                    self._arguments["batch_size"],
+                    num_tokens,
+                    group_size=grouping.group_size,
+                    cu_seqlens=self._borders(position_ids, cu_seqlens),
+                    padding_mask=self._padding_mask,
+                )
+            except ValueError as error:  # padding with a hole: borders are ours, and the settings are checked
+                raise ConfigError(
+                    f"S²-Attn cannot follow this attention_mask: {error}; pad rows at one end, and keep tokens out of "
+                    "the loss by labels of -100"
+                ) from error
+        return self._cuts[grouping]
+
+    def longest_document(self, cuts: CutPoints) -> int:
+        """Length of the longest unshifted segment that is no padding: of a document, or of a group of one."""
+        if self._padding_mask is None:
+            return cuts.longest(shifted=False)
+        lengths = torch.tensor(cuts.lengths(shifted=False))  # (segments,)
+        is_real = self._padding_mask.flatten().cpu()[lengths.cumsum(0) - lengths]  # (segments,)
+        return int((lengths * is_real).max())
 
     @property
-    def _is_meta(self) -> bool:
+    def is_meta(self) -> bool:
         """Whether there are no values to look at, but shapes alone."""
         return torch.device(self._arguments["device"]).type == "meta"
 
@@ -99,7 +150,7 @@ class DeferredMask:
         """Borders of documents in the flattened batch, from 0 to B·T; positions within padding mean nothing."""
         batch_size, num_tokens = self._arguments["batch_size"], self._arguments["q_length"]
         device = self._arguments["device"]
-        if self._is_meta:
+        if self.is_meta:
             return None
         is_first = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=device)  # (B, T)
         is_first[:, 0] = True

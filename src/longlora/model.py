@@ -19,13 +19,13 @@ from transformers import (
 from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
+from longlora.grouping import Grouping, set_grouping
 from longlora.lora import add_adapter
 from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
 from longlora.optimizers import PACKAGES
 from longlora.packages import require_package
 from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
-from longlora.register import set_group_size
 from longlora.tiny import TINY_MODEL, tiny_model_directory
 from longlora.vocabulary import fit_vocabulary
 
@@ -72,7 +72,7 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
         trust_remote_code=recipe.trust_remote_code,
         quantization=nf4_arguments(dtype) if recipe.quantization else None,
     )
-    set_group_size(model, recipe.group_size if recipe.attention.pattern == "s2" else None)
+    set_grouping(model, Grouping(group_size=recipe.group_size if recipe.attention.pattern == "s2" else None))
     tokenizer = load_tokenizer(name)
     rows = model.get_input_embeddings().num_embeddings
     fit_vocabulary(model, tokenizer, new_tokens=recipe.new_tokens)

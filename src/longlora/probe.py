@@ -1,20 +1,44 @@
 """Find out, before any weights are loaded, which layers of an architecture would train with S²-Attn."""
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from longlora.errors import ConfigError
+from longlora.grouping import USE_FULL_ATTENTION
+from longlora.notices import why_none_is_grouped
 from longlora.positions import without_dynamic_scaling
-from longlora.register import s2_attention_forward, trains_in_groups
 
 _PROBE_TOKENS = 8
-_OWN_ATTENTION = (
-    "its attention does not go through transformers' attention interface; train it with attention.pattern: full"
-)
+_OWN_ATTENTION = f"its attention does not go through transformers' attention interface; {USE_FULL_ATTENTION}"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of attention."""
+
+    module: torch.nn.Module
+    is_grouped: bool
+    is_softcapped: bool
+    has_sinks: bool
+
+
+# What the probe of this thread has seen; other threads train meanwhile.
+_calls: ContextVar[list[_Call] | None] = ContextVar("calls of attention", default=None)
+
+
+def note_call(module: torch.nn.Module, *, is_grouped: bool, softcap: float | None, sinks: Tensor | None) -> None:
+    """Tell the probe, if one runs in this thread, of a call of attention."""
+    if (calls := _calls.get()) is not None:
+        calls.append(_Call(module, is_grouped, softcap is not None, sinks is not None))
+
+
+class CannotTellError(ConfigError):
+    """A model does not run without weights, which does not mean that it would not train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,42 +65,76 @@ def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
         ConfigError: the architecture computes attention by itself, or in windows of its own, so that "s2" would train
             something else in silence; or it needs what S²-Attn does not implement.
     """
-    calls: list[tuple[torch.nn.Module, bool, dict[str, Any]]] = []
+    # Here, because "s2" is registered while transformers is still loading.
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
-    def watching(
-        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **named: Any
-    ) -> tuple[Tensor, None]:
-        output = s2_attention_forward(module, query, key, value, attention_mask, **named)
-        calls.append((module, trains_in_groups(module, attention_mask), named))
-        return output
+    if config.is_encoder_decoder:
+        raise ConfigError(
+            f"{config.model_type} has an encoder, which attends both ways, and S²-Attn is for decoders alone; choose a "
+            "causal language model"
+        )
+    kind = type(config)
+    reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+    architecture = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+    return _layers(
+        config, lambda config: architecture.from_config(config, attn_implementation="s2", dtype=torch.bfloat16)
+    )
 
-    AttentionInterface.register("s2", watching)
+
+def layers_of(model: PreTrainedModel) -> S2Layers:
+    """Tell the same of a model that is loaded with "s2", on a weightless copy of it.
+
+    Raises:
+        CannotTellError: the copy does not run.
+        ConfigError: as `check_s2_reaches`.
+    """
+    return _layers(model.config, lambda config: type(model)(config).to(torch.bfloat16))
+
+
+def _layers(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrainedModel]) -> S2Layers:
+    calls: list[_Call] = []
+    token = _calls.set(calls)
     try:
-        model = _run_without_weights(config, calls)
+        model = _run_without_weights(config, make, calls)
     except ConfigError:
         raise
     except Exception as error:  # whatever an architecture does with an attention and a mask that it does not know
         if isinstance(error, KeyError) and error.args == ("s2",):  # looked up in a table of the architecture's own
             raise ConfigError(f"no layer of {config.model_type} would train with S²-Attn: {_OWN_ATTENTION}") from None
-        raise ConfigError(
+        raise CannotTellError(
             f'{config.model_type} does not run with attn_implementation="s2" ({type(error).__name__}: {error}); '
-            "train it with attention.pattern: full"
+            + USE_FULL_ATTENTION
         ) from error
     finally:
-        AttentionInterface.register("s2", s2_attention_forward)
-    layers = _layers(model, calls)
+        _calls.reset(token)
+    names = {module: name for name, module in model.named_modules()}
+    layers = S2Layers(
+        grouped=tuple(dict.fromkeys(names[call.module] for call in calls if call.is_grouped)),
+        windowed=tuple(dict.fromkeys(names[call.module] for call in calls if not call.is_grouped)),
+        softcapped=any(call.is_softcapped for call in calls),
+        with_sinks=any(call.has_sinks for call in calls),
+    )
     if not layers.grouped:
-        raise ConfigError(_why_not_reached(config, layers))
+        raise ConfigError(
+            why_none_is_grouped(config.get_text_config())
+            if layers.windowed
+            else f"no layer of {config.model_type} would train with S²-Attn: {_OWN_ATTENTION}"
+        )
     return layers
 
 
-def _run_without_weights(config: PreTrainedConfig, calls: list) -> PreTrainedModel:
+def _run_without_weights(
+    config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrainedModel], calls: list[_Call]
+) -> PreTrainedModel:
     """Run a forward pass on "meta": shapes alone, whatever the size of the model."""
-    # bfloat16, because torch knows no grouped matrix product (mixtures of experts) of float32 on "meta".
+    # `make` gives bfloat16, because torch knows no grouped matrix product (mixtures of experts) of float32 on "meta".
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            without_dynamic_scaling(config), attn_implementation="s2", dtype=torch.bfloat16
-        ).train()
+        model = make(without_dynamic_scaling(config)).train()
         tokens = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long)
         try:
             # With a cache transformers does not look for packed documents, and without a mask linear attention does
@@ -88,24 +146,3 @@ def _run_without_weights(config: PreTrainedConfig, calls: list) -> PreTrainedMod
             calls.clear()
             model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return model
-
-
-def _layers(model: PreTrainedModel, calls: list[tuple[torch.nn.Module, bool, dict[str, Any]]]) -> S2Layers:
-    names = {module: name for name, module in model.named_modules()}
-    return S2Layers(
-        grouped=tuple(dict.fromkeys(names[module] for module, is_grouped, _ in calls if is_grouped)),
-        windowed=tuple(dict.fromkeys(names[module] for module, is_grouped, _ in calls if not is_grouped)),
-        softcapped=any(named.get("softcap") is not None for _, _, named in calls),
-        with_sinks=any(named.get("s_aux") is not None for _, _, named in calls),
-    )
-
-
-def _why_not_reached(config: PreTrainedConfig, layers: S2Layers) -> str:
-    begin = f"no layer of {config.model_type} would train with S²-Attn"
-    if not layers.windowed:
-        return f"{begin}: {_OWN_ATTENTION}"
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    return (
-        f"{begin}: each has a window of its own (sliding_window={window}), beyond which the extended model would not "
-        "read either; set sliding_window to null in its config.json, or train it with attention.pattern: full"
-    )

@@ -14,31 +14,56 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from longlora import notices, probe
 from longlora.attention import attend_in_segments
 from longlora.deferred_mask import DeferredMask
 from longlora.errors import ConfigError
+from longlora.grouping import USE_FULL_ATTENTION, Grouping, grouping_of, set_grouping
 
-DEFAULT_GROUP_RATIO = 0.25
 # Arguments of the interface that change what attention computes and that S²-Attn does not implement.
 _UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
+_DOCUMENTS = Grouping(group_size=None)
 
 
-def set_group_size(model: PreTrainedModel, group_size: int | None) -> None:
+def set_group_size(model: torch.nn.Module, group_size: int | None) -> None:
     """Fix the group size of a model that trains with "s2", in tokens; None trains with full causal attention.
 
-    Until this is called the group is a quarter of each row. Full attention under "s2" keeps to documents without a
-    mask in memory, which ordinary "sdpa" attention over packed rows needs.
+    Until this is called the group has `LONGLORA_GROUP_SIZE` tokens, a variable of the environment, or a quarter of the
+    model's context (`max_position_embeddings`). It is not saved with the model. Layers that keep a window of their own
+    are named in a warning. Full attention under "s2" keeps to documents without a mask in memory, which ordinary "sdpa"
+    attention over packed rows needs.
+
+    Args:
+        model: as it is loaded, or wrapped (PEFT, DDP).
+        group_size: tokens of a group.
+
+    Raises:
+        ConfigError: a group without tokens, a model that attends with something else than "s2", or one in which no
+            layer would train in groups.
     """
-    if group_size is not None and group_size < 1:
-        raise ConfigError(f"group_size must be at least 1 token, got {group_size}")
-    model.config.get_text_config().s2_group_size = group_size
+    grouping = Grouping(group_size=group_size)
+    if group_size is not None:
+        _check_it_groups(model)
+    set_grouping(model, grouping)
 
 
-def forget_group_size(model: PreTrainedModel) -> None:
-    """Take the group size out of the model's configuration, where it would be saved as if the model depended on it."""
-    text_config = model.config.get_text_config()
-    if hasattr(text_config, "s2_group_size"):
-        del text_config.s2_group_size
+def _check_it_groups(model: torch.nn.Module) -> None:
+    loaded = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if loaded is None:
+        raise ConfigError(f"set_group_size takes a model of transformers, wrapped or not, got {type(model).__name__}")
+    attention = loaded.config.get_text_config()._attn_implementation
+    if attention != "s2":
+        raise ConfigError(
+            f'{type(loaded).__name__} attends with "{attention}", which has no groups: load it with '
+            'attn_implementation="s2", or call model.set_attn_implementation("s2") before set_group_size'
+        )
+    if notices.knows_layers(loaded.config.get_text_config()):
+        return
+    try:
+        layers = probe.layers_of(loaded)
+    except probe.CannotTellError:  # the first step of training will
+        return
+    notices.tell_layers(loaded.config.get_text_config(), layers.grouped, layers.windowed)
 
 
 def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
@@ -67,8 +92,10 @@ def s2_attention_forward(
     if unsupported := [name for name in _UNSUPPORTED if interface_arguments.get(name) is not None]:
         raise ConfigError(
             f"{type(module).__name__} needs {', '.join(unsupported)}, which S²-Attn does not implement; "
-            "train this model with attention.pattern: full"
+            + USE_FULL_ATTENTION
         )
+    probe.note_call(module, is_grouped=trains_in_groups(module, attention_mask), softcap=softcap, sinks=s_aux)
+    _watch(module, attention_mask)
     in_segments = _trains_in_segments(module, attention_mask, query, key)
     is_beyond_sdpa = softcap is not None or s_aux is not None
     if dropout > 0 and (in_segments or is_beyond_sdpa):
@@ -77,13 +104,12 @@ def s2_attention_forward(
         )
     if in_segments:
         assert isinstance(attention_mask, DeferredMask)
-        group_size = getattr(module.config, "s2_group_size", max(1, round(query.shape[2] * DEFAULT_GROUP_RATIO)))
         output = _attend_in_segments(
+            module,
             query,
             key,
             value,
             attention_mask,
-            group_size if attention_mask.window is None else None,
             position_ids=position_ids,
             cu_seqlens=cu_seq_lens_q,
             scale=scaling,
@@ -92,10 +118,7 @@ def s2_attention_forward(
         )  # (B, H, T, D)
         return output.transpose(1, 2).contiguous(), None  # (B, T, H, D); some models take a view of it
     if module.training and not isinstance(attention_mask, DeferredMask):
-        raise ConfigError(
-            'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '
-            "queries by keys nor a KV cache"
-        )
+        raise ConfigError(_why_not_in_segments(module, interface_arguments))
     dense = attention_mask.dense if isinstance(attention_mask, DeferredMask) else attention_mask
     if dense is not None:  # layers may be spread over devices
         dense = dense.to(query.device)
@@ -105,6 +128,14 @@ def s2_attention_forward(
         )
     output = _masked_attention(query, key, value, dense, scale=scaling, softcap=softcap, sinks=s_aux)  # (B, H, T, D)
     return output.transpose(1, 2), None  # (B, T, H, D)
+
+
+def _watch(module: torch.nn.Module, mask: DeferredMask | Tensor | None) -> None:
+    """See that some layer of a model that trains with groups has them, and say which."""
+    if not module.training or not isinstance(mask, DeferredMask) or mask.is_meta:
+        return
+    if grouping_of(module, mask.default_grouping).group_size is not None:
+        notices.watch_layer(module, mask, is_grouped=mask.window is None)
 
 
 def trains_in_groups(module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None) -> bool:
@@ -124,9 +155,21 @@ def _trains_in_segments(
     if not keys_are_the_row:
         raise ConfigError(
             f"{type(module).__name__} attends from {query.shape[2]} tokens to {key.shape[2]} others, which S²-Attn "
-            "cannot cut into groups; train this model with attention.pattern: full"
+            f"cannot cut into groups; {USE_FULL_ATTENTION}"
         )
     return True
+
+
+def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str, Any]) -> str:
+    if not interface_arguments.get("is_causal", getattr(module, "is_causal", True)):  # as transformers' "sdpa" asks
+        return (
+            f"{type(module).__name__} attends both ways, as encoders of images do, and S²-Attn is causal: give it to the "
+            'text alone, by attn_implementation={"text_config": "s2"}'
+        )
+    return (
+        'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '
+        "queries by keys nor a KV cache; to generate or evaluate, call model.eval() before"
+    )
 
 
 def _masked_attention(
@@ -159,11 +202,11 @@ def _masked_attention(
 
 @torch.compiler.disable  # cut points are numbers that differ from batch to batch: traced, each would compile anew
 def _attend_in_segments(
+    module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: DeferredMask,
-    group_size: int | None,
     *,
     position_ids: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -171,7 +214,10 @@ def _attend_in_segments(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    cuts = mask.cuts(query.shape[2], group_size=group_size, position_ids=position_ids, cu_seqlens=cu_seqlens)
+    grouping = _DOCUMENTS if mask.window is not None else grouping_of(module, mask.default_grouping)
+    cuts = mask.cuts(query.shape[2], grouping=grouping, position_ids=position_ids, cu_seqlens=cu_seqlens)
+    if grouping.group_size is not None and not mask.is_meta:
+        notices.tell_of_forward(module.config, mask, cuts, grouping)
     return attend_in_segments(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks, window=mask.window)
 
 

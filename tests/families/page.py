@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from longlora.errors import ConfigError
+from longlora.grouping import USE_FULL_ATTENTION
 from longlora.lora import attention_linear_names, embedding_and_norm_names
 from longlora.probe import S2Layers, check_s2_reaches
 
@@ -116,7 +117,7 @@ def _answer(config: PreTrainedConfig) -> str:
     try:
         layers = check_s2_reaches(config)
     except ConfigError as error:
-        reason = str(error).splitlines()[0].removesuffix("; train it with attention.pattern: full").replace("|", "\\|")
+        reason = str(error).splitlines()[0].removesuffix(f"; {USE_FULL_ATTENTION}").removesuffix(f", or {USE_FULL_ATTENTION}").replace("|", "\\|")
         return f"| | {reason}"
     total = config.get_text_config().num_hidden_layers
     return f"{len(layers.grouped)} of {total} | {len(layers.windowed)} of {total} | {_extras(layers)}"

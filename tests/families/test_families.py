@@ -13,7 +13,7 @@ from longlora import register
 from longlora.lora import add_adapter, attention_linear_names, embedding_and_norm_names
 from longlora.merge import merge_adapter
 from longlora.probe import check_s2_reaches
-from longlora.register import set_group_size
+from longlora.grouping import Grouping, set_grouping
 
 NUM_TOKENS = 13
 GROUP_SIZE = 4
@@ -35,7 +35,7 @@ def make(family: Family, seed: int, *, attention: str | None = "s2", one_layer: 
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    set_group_size(model, GROUP_SIZE)
+    set_grouping(model, Grouping(group_size=GROUP_SIZE))
     return model
 
 

@@ -34,7 +34,7 @@ def reference_attention() -> str:
             query,
             key,
             value,
-            group_size=module.config.s2_group_size,
+            group_size=module.s2_grouping.group_size,
             scale=scaling,
             cu_seqlens=cu_seqlens,
             padding_mask=attention_mask,

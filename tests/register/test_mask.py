@@ -6,23 +6,24 @@ from accelerate.utils import send_to_device
 from tests.register.models import deferred_mask
 
 from longlora import deferred_mask as deferred_mask_module
+from longlora.grouping import Grouping
 
 
 def test_a_layer_that_gets_no_positions_trains_whole_rows(model):
-    cuts = deferred_mask(model).cuts(6, group_size=4, position_ids=None, cu_seqlens=None)
+    cuts = deferred_mask(model).cuts(6, grouping=Grouping(group_size=4), position_ids=None, cu_seqlens=None)
     assert cuts.unshifted == (4, 2)
 
 
 def test_documents_are_known_from_the_mask_alone(model):
     """As where an architecture does not hand positions to its layers."""
     mask = deferred_mask(model, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
-    cuts = mask.cuts(6, group_size=None, position_ids=None, cu_seqlens=None)
+    cuts = mask.cuts(6, grouping=Grouping(group_size=None), position_ids=None, cu_seqlens=None)
     assert cuts.unshifted == (3, 3)
 
 
 def test_positions_within_padding_make_no_documents(model):
     mask = deferred_mask(model, attention_mask=torch.tensor([[0, 0, 0, 1, 1, 1]]))
-    cuts = mask.cuts(6, group_size=100, position_ids=torch.tensor([[1, 1, 1, 0, 1, 2]]), cu_seqlens=None)
+    cuts = mask.cuts(6, grouping=Grouping(group_size=100), position_ids=torch.tensor([[1, 1, 1, 0, 1, 2]]), cu_seqlens=None)
     assert cuts.unshifted == (3, 3)
 
 
@@ -54,7 +55,7 @@ def test_the_mask_survives_being_sent_to_another_device(model, seed):
     mask = deferred_mask(model, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
     sent = send_to_device({"attention_mask": mask}, "meta")["attention_mask"]
     assert sent.cuts(
-        6, group_size=None, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), cu_seqlens=None
+        6, grouping=Grouping(group_size=None), position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), cu_seqlens=None
     ).unshifted == (
         3,
         3,

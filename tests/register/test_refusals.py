@@ -8,6 +8,7 @@ from tests.register.models import SIZES, deferred_mask, random_tokens, tiny_mode
 from transformers import Gemma2Config, LlamaConfig
 
 from longlora.errors import ConfigError
+from longlora.grouping import Grouping
 from longlora.register import s2_attention_forward
 
 
@@ -69,7 +70,7 @@ def test_refuses_a_mask_of_the_models_own(model, arguments):
     mask = deferred_mask(model, **arguments)
     positions = arguments.get("position_ids", torch.arange(6)[None])
     with pytest.raises(ConfigError, match="a mask of its own"):
-        mask.cuts(6, group_size=2, position_ids=positions, cu_seqlens=None)
+        mask.cuts(6, grouping=Grouping(group_size=2), position_ids=positions, cu_seqlens=None)
 
 
 def test_training_refuses_attention_that_goes_both_ways(seed):

@@ -58,14 +58,6 @@ def test_without_a_group_size_training_is_full_attention(model, batch, seed):
     assert_same_training(actual, expected, f"seed {seed}")
 
 
-@pytest.mark.parametrize(("num_tokens", "group_size"), [(16, 4), (11, 3), (3, 1), (1, 1)])
-def test_the_default_group_is_a_quarter_of_the_row(model, num_tokens, group_size, seed):
-    batch = {"input_ids": random_tokens(seed, num_tokens=num_tokens)}
-    default = model.train()(**batch).logits
-    set_group_size(model, group_size)
-    assert torch.equal(model(**batch).logits, default)
-
-
 def test_a_packed_row_trains_as_its_documents_alone(model, seed):
     tokens = random_tokens(seed, batch_size=1)
     set_group_size(model, 3)

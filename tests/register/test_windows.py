@@ -30,7 +30,7 @@ def llama4() -> Llama4TextConfig:
 @pytest.mark.parametrize("name", ["plain", "left padding", "packed"])
 def test_a_layer_with_a_sliding_window_keeps_its_attention_in_training(name, seed):
     model = tiny_model(seed, mistral(sliding_window=4)).train()
-    set_group_size(model, 3)
+    set_group_size(model, None)
     batch = {"input_ids": random_tokens(seed), "use_cache": False, **BATCHES[name]}
     actual = logits_and_gradients(model, **batch)
     expected = logits_and_gradients(with_attention(model, "sdpa"), **batch)
@@ -40,6 +40,7 @@ def test_a_layer_with_a_sliding_window_keeps_its_attention_in_training(name, see
 @pytest.mark.parametrize("config", [mistral(sliding_window=4), llama4()], ids=["sliding window", "chunks"])
 def test_a_layer_with_a_window_trains_without_a_mask_of_queries_by_keys(config, seed, monkeypatch):
     model = tiny_model(seed, config).train()
+    set_group_size(model, None)
     tokens = random_tokens(seed)
     expected = logits_and_gradients(with_attention(model, "sdpa"), input_ids=tokens, use_cache=False)
     monkeypatch.setattr(deferred_mask, "sdpa_mask", None)

@@ -13,6 +13,7 @@ from tests.training.conftest import MakeRecipe
 from longlora import register
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from longlora.grouping import Grouping
 from longlora.model import load_for_inference
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train
@@ -55,7 +56,6 @@ def test_the_adapter_holds_all_that_was_trained(make_recipe: MakeRecipe) -> None
     }
     model, _ = load_for_inference(adapter)
     assert model.config.max_position_embeddings == 128
-    assert not hasattr(model.config, "s2_group_size")
 
 
 def test_peft_alone_loads_the_adapter(make_recipe: MakeRecipe, base_model: Path) -> None:
@@ -111,15 +111,14 @@ def test_the_dense_finish_trains_the_last_steps_with_full_attention(
     seen = []
     original = register.DeferredMask.cuts
 
-    def spy(self: register.DeferredMask, num_tokens: int, *, group_size: int | None, **others: Any) -> Any:
-        if not seen or seen[-1] != group_size:
-            seen.append(group_size)
-        return original(self, num_tokens, group_size=group_size, **others)
+    def spy(self: register.DeferredMask, num_tokens: int, *, grouping: Grouping, **others: Any) -> Any:
+        if not self.is_meta and seen[-1:] != [grouping.group_size]:  # not the check at loading
+            seen.append(grouping.group_size)
+        return original(self, num_tokens, grouping=grouping, **others)
 
     monkeypatch.setattr(register.DeferredMask, "cuts", spy)
     train(make_recipe(attention={"pattern": pattern, "dense_finish": 0.25 if pattern == "s2" else 0.0}))
-    # The first entry is the check at loading, which looks at a quarter of 8 tokens.
-    assert seen[1:] == ([32, None] if pattern == "s2" else [None])
+    assert seen == ([32, None] if pattern == "s2" else [None])
 
 
 def test_one_group_that_holds_every_document_trains_like_full_attention_in_the_unshifted_heads(
@@ -153,7 +152,6 @@ def test_full_fine_tuning_saves_a_plain_model(make_recipe: MakeRecipe) -> None:
     directory = train(make_recipe(tuning="full", learning_rate=1e-3))
     config = json.loads((directory / "config.json").read_text())
     assert (config["max_position_embeddings"], config["rope_parameters"]["factor"]) == (128, 2.0)
-    assert "s2_group_size" not in config
     reloaded = AutoModelForCausalLM.from_pretrained(directory)
     assert reloaded.lm_head.weight is reloaded.model.embed_tokens.weight
 

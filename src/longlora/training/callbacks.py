@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from longlora.checkpoint import Extension, write_atomically
 from longlora.errors import DivergenceError
-from longlora.register import set_group_size
+from longlora.grouping import Grouping, set_grouping
 from longlora.training.directory import RunDirectory, finish_checkpoint, read_metrics
 from longlora.training.processes import wait_for_all
 from longlora.training.stopwatch import Stopwatch, peak_memory_bytes
@@ -33,7 +33,8 @@ class DenseFinish(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Choose the attention of the coming step by the number of steps done, so that a resumed run agrees."""
-        set_group_size(model, self._group_size if state.global_step < self._first_dense_step else None)
+        is_grouped = state.global_step < self._first_dense_step
+        set_grouping(model, Grouping(group_size=self._group_size if is_grouped else None))
 
 
 class FiniteGradients(TrainerCallback):

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from longlora.checkpoint import whole_directory, write_extension
 from longlora.model import TrainingModel
-from longlora.register import forget_group_size
 from longlora.training.processes import is_first, wait_for_all
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ def save_trained(
         directory: an empty folder.
         weights: what to write where the model itself holds only a part of it.
     """
-    forget_group_size(model)
     if isinstance(model, PeftModel):
         # Embeddings that were trained are in it anyhow; PEFT would add the base's as well where they were resized.
         model.save_pretrained(directory, save_embedding_layers=False, state_dict=weights)
