@@ -110,6 +110,7 @@ class DeferredMask:
                     self._arguments["batch_size"],
                     num_tokens,
                     group_size=grouping.group_size,
+                    sink_tokens=grouping.sink_tokens,
                     cu_seqlens=self._borders(position_ids, cu_seqlens),
                     padding_mask=self._padding_mask,
                 )

@@ -14,6 +14,7 @@ from longlora.errors import ConfigError
 from longlora.positions import readable_context
 
 GROUP_SIZE_VARIABLE = "LONGLORA_GROUP_SIZE"
+SINK_TOKENS_VARIABLE = "LONGLORA_SINK_TOKENS"
 DEFAULT_GROUP_RATIO = 0.25
 USE_FULL_ATTENTION = (
     "train it with full attention (attention.pattern: full in a recipe, another attn_implementation in a script)"
@@ -25,15 +26,20 @@ class Grouping:
     """The settings of S²-Attn.
 
     Raises:
-        ConfigError: a group without tokens.
+        ConfigError: a group without tokens, or fewer sink tokens than none.
     """
 
     group_size: int | None
     """Tokens of a group; None is full causal attention within documents."""
 
+    sink_tokens: int = 0
+    """How many tokens at the beginning of its document each group also sees; 0 is the paper."""
+
     def __post_init__(self) -> None:
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(f"group_size must be at least 1 token, got {self.group_size}")
+        if self.sink_tokens < 0:
+            raise ConfigError(f"sink_tokens must be 0 or more, got {self.sink_tokens}")
 
 
 def set_grouping(model: torch.nn.Module, grouping: Grouping) -> None:
@@ -48,16 +54,17 @@ def grouping_of(module: torch.nn.Module, default: Grouping) -> Grouping:
 
 
 def default_grouping(config: PreTrainedConfig) -> Grouping:
-    """The settings where none are made: groups of `LONGLORA_GROUP_SIZE` tokens, else a quarter of the model's context.
+    """The settings where none are made: those of the environment, else groups of a quarter of the model's context.
+
+    The variables are `LONGLORA_GROUP_SIZE` and `LONGLORA_SINK_TOKENS`.
 
     Raises:
-        ConfigError: the variable is not a number of tokens, or the configuration does not say how far the model reads.
+        ConfigError: a variable is not a number of tokens, or the configuration does not say how far the model reads.
     """
-    wanted = os.environ.get(GROUP_SIZE_VARIABLE)
-    if wanted is not None:
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise ConfigError(f"{GROUP_SIZE_VARIABLE} must be a number of tokens from 1, got {wanted!r}")
-        return Grouping(group_size=int(wanted))
+    sink_tokens = _from_environment(SINK_TOKENS_VARIABLE, at_least=0) or 0
+    group_size = _from_environment(GROUP_SIZE_VARIABLE, at_least=1)
+    if group_size is not None:
+        return Grouping(group_size=group_size, sink_tokens=sink_tokens)
     try:
         context = readable_context(config)
     except ConfigError as error:
@@ -65,4 +72,13 @@ def default_grouping(config: PreTrainedConfig) -> Grouping:
             f"{error}, of which a group would be a quarter: call longlora.set_group_size(model, …) or set "
             f"{GROUP_SIZE_VARIABLE}"
         ) from None
-    return Grouping(group_size=max(1, round(context * DEFAULT_GROUP_RATIO)))
+    return Grouping(group_size=max(1, round(context * DEFAULT_GROUP_RATIO)), sink_tokens=sink_tokens)
+
+
+def _from_environment(variable: str, *, at_least: int) -> int | None:
+    wanted = os.environ.get(variable)
+    if wanted is None:
+        return None
+    if not wanted.isdecimal() or int(wanted) < at_least:
+        raise ConfigError(f"{variable} must be a number of tokens from {at_least}, got {wanted!r}")
+    return int(wanted)

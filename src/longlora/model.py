@@ -72,7 +72,7 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
         trust_remote_code=recipe.trust_remote_code,
         quantization=nf4_arguments(dtype) if recipe.quantization else None,
     )
-    set_grouping(model, Grouping(group_size=recipe.group_size if recipe.attention.pattern == "s2" else None))
+    set_grouping(model, training_grouping(recipe))
     tokenizer = load_tokenizer(name)
     rows = model.get_input_embeddings().num_embeddings
     fit_vocabulary(model, tokenizer, new_tokens=recipe.new_tokens)
@@ -329,6 +329,13 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def training_grouping(recipe: Recipe) -> Grouping:
+    """How the steps before a dense finish group tokens."""
+    if recipe.attention.pattern == "full":
+        return Grouping(group_size=None)
+    return Grouping(group_size=recipe.group_size, sink_tokens=recipe.attention.sink_tokens)
 
 
 def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:

@@ -114,7 +114,9 @@ def watch_layer(module: torch.nn.Module, mask: DeferredMask, *, is_grouped: bool
     if not is_next_pass:
         model.groups[name], model.masks[name] = is_grouped, weakref.ref(mask)
     if is_next_pass or number == getattr(config, "num_hidden_layers", 0) - 1:
-        names = {grouped: [name for name, is_one in model.groups.items() if is_one is grouped] for grouped in (True, False)}
+        names = {
+            grouped: [name for name, is_one in model.groups.items() if is_one is grouped] for grouped in (True, False)
+        }
         tell_layers(config, names[True], names[False])
 
 

@@ -25,7 +25,7 @@ _UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
 _DOCUMENTS = Grouping(group_size=None)
 
 
-def set_group_size(model: torch.nn.Module, group_size: int | None) -> None:
+def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_tokens: int = 0) -> None:
     """Fix the group size of a model that trains with "s2", in tokens; None trains with full causal attention.
 
     Until this is called the group has `LONGLORA_GROUP_SIZE` tokens, a variable of the environment, or a quarter of the
@@ -36,12 +36,14 @@ def set_group_size(model: torch.nn.Module, group_size: int | None) -> None:
     Args:
         model: as it is loaded, or wrapped (PEFT, DDP).
         group_size: tokens of a group.
+        sink_tokens: how many tokens at the beginning of its document each group also sees, where pretrained models keep
+            an attention sink; 0 is the paper. Until this is called it is `LONGLORA_SINK_TOKENS`, or 0.
 
     Raises:
-        ConfigError: a group without tokens, a model that attends with something else than "s2", or one in which no
-            layer would train in groups.
+        ConfigError: a group without tokens, fewer sink tokens than none, a model that attends with something else than
+            "s2", or one in which no layer would train in groups.
     """
-    grouping = Grouping(group_size=group_size)
+    grouping = Grouping(group_size=group_size, sink_tokens=sink_tokens)
     if group_size is not None:
         _check_it_groups(model)
     set_grouping(model, grouping)

@@ -35,6 +35,7 @@ def reference_attention() -> str:
             key,
             value,
             group_size=module.s2_grouping.group_size,
+            sink_tokens=module.s2_grouping.sink_tokens,
             scale=scaling,
             cu_seqlens=cu_seqlens,
             padding_mask=attention_mask,

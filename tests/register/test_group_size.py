@@ -28,6 +28,11 @@ def test_refuses_a_group_without_tokens(model, group_size):
         set_group_size(model, group_size)
 
 
+def test_refuses_fewer_sink_tokens_than_none(model):
+    with pytest.raises(ConfigError, match="sink_tokens must be 0 or more, got -1"):
+        set_group_size(model, 8, sink_tokens=-1)
+
+
 @pytest.mark.parametrize("num_tokens", [3, 11, 16, 40])
 def test_the_default_group_is_a_quarter_of_the_context_whatever_the_row(model, num_tokens, seed):
     tokens = random_tokens(seed, num_tokens=num_tokens)
@@ -50,6 +55,19 @@ def test_the_environment_sets_the_group_size_of_models_that_have_none(model, see
     with pytest.raises(AssertionError, match="differs by"):
         assert_close(default, expected)
     assert torch.equal(trained_logits(with_group_size(model, 16), seed), default)
+
+
+def test_the_environment_sets_the_sink_tokens_of_models_that_have_none(model, seed, monkeypatch):
+    default = trained_logits(model, seed)
+    set_group_size(with_sinks := copy.deepcopy(model), SIZES["max_position_embeddings"] // 4, sink_tokens=2)
+    monkeypatch.setenv("LONGLORA_SINK_TOKENS", "2")
+    actual = trained_logits(model, seed)
+    assert torch.equal(actual, trained_logits(with_sinks, seed))
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_close(default, actual)
+    monkeypatch.setenv("LONGLORA_SINK_TOKENS", "-2")
+    with pytest.raises(ConfigError, match="LONGLORA_SINK_TOKENS must be a number of tokens from 0, got '-2'"):
+        trained_logits(model, seed)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "", "8.5"])

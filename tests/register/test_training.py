@@ -24,9 +24,10 @@ from transformers import GraniteConfig
 from longlora.register import set_group_size
 
 
+@pytest.mark.parametrize("sink_tokens", [0, 1, 5])
 @pytest.mark.parametrize("group_size", [1, 3, 4, 8, 100])
-def test_training_is_s2_by_definition(model, batch, group_size, reference_attention, seed):
-    set_group_size(model, group_size)
+def test_training_is_s2_by_definition(model, batch, group_size, sink_tokens, reference_attention, seed):
+    set_group_size(model, group_size, sink_tokens=sink_tokens)
     actual = logits_and_gradients(model.train(), **batch)
     expected = logits_and_gradients(with_attention(model, reference_attention).train(), **batch)
     assert_same_training(actual, expected, f"seed {seed}")

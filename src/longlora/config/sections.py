@@ -25,6 +25,10 @@ class AttentionConfig(Section):
     group_size: int | None = Field(default=None, ge=1)
     """Group size in tokens; overrides `group_ratio`."""
 
+    sink_tokens: int = Field(default=0, ge=0)
+    """How many tokens at the beginning of its document each group also sees (0: the paper). Pretrained models keep an
+    attention sink there, and lose much without it; 1 mends most of that (docs/sink.md)."""
+
     dense_finish: float = Field(default=0.0, ge=0, le=1)
     """Fraction of the steps, at the end of the run, trained with full attention (0: the paper)."""
 

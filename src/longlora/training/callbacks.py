@@ -20,8 +20,8 @@ from longlora.training.stopwatch import Stopwatch, peak_memory_bytes
 class DenseFinish(TrainerCallback):
     """Trains with groups until `first_dense_step` steps are done, and with full attention from there on."""
 
-    def __init__(self, *, group_size: int | None, first_dense_step: int) -> None:
-        self._group_size = group_size
+    def __init__(self, *, grouping: Grouping, first_dense_step: int) -> None:
+        self._grouping = grouping
         self._first_dense_step = first_dense_step
 
     def on_step_begin(
@@ -34,7 +34,7 @@ class DenseFinish(TrainerCallback):
     ) -> None:
         """Choose the attention of the coming step by the number of steps done, so that a resumed run agrees."""
         is_grouped = state.global_step < self._first_dense_step
-        set_grouping(model, Grouping(group_size=self._group_size if is_grouped else None))
+        set_grouping(model, self._grouping if is_grouped else Grouping(group_size=None))
 
 
 class FiniteGradients(TrainerCallback):

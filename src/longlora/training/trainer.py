@@ -16,7 +16,7 @@ from longlora.config import Recipe
 from longlora.errors import ConfigError, DivergenceError
 from longlora.lora import embedding_parameters
 from longlora.memory import why_not_in_pieces
-from longlora.model import TrainingModel, compute_dtype
+from longlora.model import TrainingModel, compute_dtype, training_grouping
 from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
 from longlora.training.engines import engine
@@ -137,10 +137,7 @@ def build_trainer(
     bar = ProgressBar(description="training", watch=watch)
     stop = SaveAndStop(termination, within_steps=arguments.deepspeed_plugin is None)
     callbacks = [
-        DenseFinish(
-            group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
-            first_dense_step=recipe.first_dense_step,
-        ),
+        DenseFinish(grouping=training_grouping(recipe), first_dense_step=recipe.first_dense_step),
         FiniteGradients(),
         watch,
         MetricsLog(run.metrics),
