@@ -1,0 +1,82 @@
+"""A pretrained model whose attention follows a pattern by name, among them two that no recipe offers.
+
+`full`; `s2`, as in the paper; `rows`, all heads cut at the same places; `no shift`, the same by another name, for where
+sinks follow; each with ` sinkN`: every group also sees the first N tokens.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from longlora.attention import CutPoints, attend_in_segments, cut_points
+from longlora.lora import add_adapter
+from longlora.memory import keep_hidden_states_in
+from longlora.model import load_config, load_weights
+
+_NAME = "by pattern"
+_LOGITS_AT_A_TIME = 1024  # tokens
+_cuts: list[CutPoints] = []
+"""Of the forward passes to come."""
+
+
+def follow(pattern: str, tokens: int, group_size: int) -> None:
+    """Let rows of so many tokens attend by a pattern from here on."""
+    name, _, sinks = pattern.partition(" sink")
+    cuts = cut_points(1, tokens, group_size=None if name == "full" else group_size, sink_tokens=int(sinks or 0))
+    if name in ("rows", "no shift"):
+        cuts = CutPoints(cuts.unshifted, None, cuts.sink_tokens, cuts.documents, cuts.group_size)
+    _cuts[:] = [cuts]
+
+
+def load(path: Path, dtype: torch.dtype, device: torch.device, *, tuning: str) -> Any:
+    """Load a model that follows patterns and trains by `lora` or `lora+` (rank 16, attention), float32 what trains."""
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, lambda **_: None)
+    config = load_config(str(path), trust_remote_code=False)
+    model: Any = load_weights(str(path), config, dtype=dtype, attention=_NAME).to(device)
+    trainable = ("embed", "norm") if tuning == "lora+" else ()
+    model = add_adapter(model, trainable=trainable, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="attention")
+    keep_hidden_states_in(model, dtype)
+    return model.train()
+
+
+def token_losses(model: Any, rows: Tensor, autocast: torch.autocast) -> Tensor:
+    """Give the loss of each token but the first, (B, T - 1), without all logits in memory."""
+    with autocast:
+        states = _states(model, rows)[:, :-1]  # (B, T - 1, hidden)
+        parts = zip(states.split(_LOGITS_AT_A_TIME, dim=1), rows[:, 1:].split(_LOGITS_AT_A_TIME, dim=1), strict=True)
+        head = model.get_output_embeddings()
+        return torch.cat([checkpoint(_losses, head, *part, use_reentrant=False) for part in parts], dim=1)
+
+
+def likeliest_tokens(model: Any, rows: Tensor, autocast: torch.autocast, *, count: int) -> list[int]:
+    """Give the likeliest token at each of the last `count` places of one row."""
+    with autocast:
+        states = _states(model, rows)[0, -count - 1 : -1]  # (count, hidden)
+        return model.get_output_embeddings()(states).argmax(dim=-1).tolist()
+
+
+def gradient_norm(model: Any) -> float:
+    """Norm of all gradients together."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _states(model: Any, rows: Tensor) -> Tensor:
+    return model.get_base_model().model(input_ids=rows, use_cache=False).last_hidden_state
+
+
+def _losses(head: torch.nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(head(states).float().transpose(1, 2), targets, reduction="none")
+
+
+def _attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    output = attend_in_segments(query, key, value, _cuts[0], scale=scaling)  # (1, H, T, D)
+    return output.transpose(1, 2).contiguous(), None  # (1, T, H, D)
