@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "CheckpointError": "longlora.errors",
     "ConfigError": "longlora.errors",

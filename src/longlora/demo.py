@@ -10,7 +10,6 @@ import shutil
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from longlora.errors import ConfigError
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.merge import merge_adapter
 from longlora.model import extended_config, load_config, load_for_inference, load_tokenizer, load_weights, model_source
+from longlora.packages import package_versions
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.directory import open_run
@@ -177,5 +177,5 @@ def _environment() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads",
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("longlora", "torch", "transformers", "peft", "trl")},
+        "packages": package_versions("longlora", "torch", "transformers", "peft", "trl"),
     }

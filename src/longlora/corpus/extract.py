@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from longlora import __version__
 from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
 from longlora.corpus.unreadable import UnreadableFileError
 from longlora.errors import DataError
@@ -126,7 +127,7 @@ def extract(path: Path, settings: Settings) -> Record:
         kind=kind,
         pages=marked.num_parts,
         sha256=digest,
-        tool=f"longlora {version('longlora')}{tool}",
+        tool=f"longlora {__version__}{tool}",
         notes=notes,
     )
 

@@ -5,7 +5,6 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from accelerate.utils import align_module_device
 from transformers import PreTrainedTokenizerBase
 
 from longlora.evaluation.logits import Model, base_model
+from longlora.packages import package_versions
 
 _VALUES_PER_PARAMETER = 256
 
@@ -48,7 +48,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
 def provenance(command: str | None = None) -> dict[str, Any]:
     """Describe this moment, this machine and these versions."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    packages = {name: version(name) for name in ("longlora", "torch", "transformers", "peft", "tokenizers")}
+    packages = package_versions("longlora", "torch", "transformers", "peft", "tokenizers")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command or shlex.join(["longlora", *sys.argv[1:]]),

@@ -2,12 +2,12 @@
 
 import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from longlora import __version__
 from longlora.checkpoint import Extension
 from longlora.rope import describe_rope
 
@@ -62,7 +62,7 @@ def _title(extension: Extension | None) -> str:
 
 
 def _origin(base: str, extension: Extension | None) -> str:
-    by = f"Merged by [longlora](https://arxiv.org/abs/2309.12307) {version('longlora')}"
+    by = f"Merged by [longlora](https://arxiv.org/abs/2309.12307) {__version__}"
     if extension is None:
         return f"An adapter on {_base_name(base)}. {by}."
     lines = [

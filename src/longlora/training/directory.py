@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from filelock import FileLock, Timeout
 from longlora.checkpoint import Extension, remove_partial, write_atomically, write_extension
 from longlora.config import Recipe, dump_recipe
 from longlora.errors import ConfigError
+from longlora.packages import package_versions
 
 _COMPLETE = "complete"
 # Their product with the number of processes is what matters: the rows of an optimizer step.
@@ -186,7 +186,7 @@ def _environment() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": package_versions(*_PACKAGES),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }

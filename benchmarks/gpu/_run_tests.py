@@ -1,0 +1,55 @@
+"""The step `tests`: pytest over everything, those that touch the GPU first, failures written down as they come."""
+
+import argparse
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TESTS = HERE.parents[1] / "tests"
+# What allocates on the GPU, or computes otherwise there, if it sees one.
+FIRST = ("attention", "training", "register", "test_memory.py", "test_model.py", "test_lora.py", "merge", "evaluation")
+
+
+def run_tests(arguments: argparse.Namespace) -> int:
+    """Run pytest until it ends or the time is up; return 0 in either case, for failures are the result."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = arguments.out / "tests.jsonl"
+    paths = arguments.tests or [str(path) for path in sorted(_collections(), key=_rank)]
+    if arguments.dry and not arguments.tests:
+        paths = [str(TESTS / "structure" / "test_public_names.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "_failing_tests", "-q", "--no-header", *paths]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(1 if arguments.dry else arguments.workers)]
+    environment = os.environ | {"LADDER_FAILURES": str(rows)}
+    given = os.environ.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(TESTS.parent / "src"), *([given] if given else [])])
+    print(f"rows go to {rows}", flush=True)
+    process = subprocess.Popen(command, cwd=TESTS.parent, env=environment, start_new_session=True)
+    try:
+        process.wait(arguments.seconds)
+    except subprocess.TimeoutExpired:
+        print("time is up", flush=True)
+        process.send_signal(signal.SIGINT)  # pytest reports what it has
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return 0
+
+
+def _collections() -> list[Path]:
+    return [
+        path
+        for path in TESTS.iterdir()
+        if path.name.startswith("test_") or (path.is_dir() and any(path.rglob("test_*.py")))
+    ]
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    return (FIRST.index(path.name) if path.name in FIRST else len(FIRST), path.name)

@@ -1,0 +1,197 @@
+"""The ladder of GPU measurements runs on a CPU, leaves its rows whatever happens, and goes on where it ended."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+LADDER = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch):
+    """Import a module of the ladder."""
+    for folder in (LADDER.parent, LADDER):
+        monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module
+
+
+@pytest.fixture
+def session(module, tmp_path: Path):
+    return module("_session").Session("trial", tmp_path, seconds=1000, dry=True)
+
+
+def rows_of(session: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in session.path.read_text().splitlines()]
+
+
+def environment(**more: str) -> dict[str, str]:
+    paths = [str(LADDER), str(LADDER.parent), str(LADDER.parents[1] / "src"), *sys.path]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | more
+
+
+def test_a_failure_is_a_row_and_a_row_is_not_made_again(module, session, tmp_path: Path) -> None:
+    calls = []
+
+    def measure() -> dict[str, Any]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        return {"ms": 3.0}
+
+    session.run("first", {"tokens": 8}, measure)
+    session.run("second", {"tokens": 16}, measure)
+    again = module("_session").Session("trial", tmp_path, seconds=1000, dry=True)
+    assert again.run("first", {"tokens": 8}, measure)["ms"] == 3.0
+    assert again.run("second", {"tokens": 16}, measure)["error"] == "out of memory"
+    assert len(calls) == 2
+    first, second = rows_of(session)
+    assert first["ms"] == 3.0 and first["tokens"] == 8 and first["torch"] and first["date"] and first["card"]
+    assert second["message"] == "CUDA out of memory. Tried to allocate 2 GiB"
+
+
+def test_a_lost_cuda_context_ends_the_step_after_its_row(session) -> None:
+    def lose() -> dict[str, Any]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(SystemExit, match="start the step again"):
+        session.run("bad", {}, lose)
+    assert rows_of(session)[0]["error"] == "RuntimeError"
+
+
+def test_no_case_begins_after_the_time_and_one_at_work_leaves_its_row(module, tmp_path: Path) -> None:
+    over = module("_session").Session("trial", tmp_path / "over", seconds=0, dry=True)
+    with pytest.raises(module("_session").OutOfTime):
+        over.run("first", {}, dict)
+    script = (
+        "import sys, time; from pathlib import Path; from _session import Session\n"
+        "session = Session('trial', Path(sys.argv[1]), seconds=0.2, dry=True)\n"
+        "stages = {'weights': 1.5}\n"
+        "session.run('long', {'stages_s': stages}, lambda: time.sleep(600))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "cut")]
+    subprocess.run(command, env=environment(), check=True, timeout=120)
+    (path,) = (tmp_path / "cut").glob("trial-cpu-dry.jsonl")
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert row["interrupted"] and row["seconds"] >= 0.1 and row["stages_s"] == {"weights": 1.5}
+    assert "long" not in module("_session").Session("trial", tmp_path / "cut", seconds=0, dry=True).rows
+
+
+def test_s2_is_compared_with_the_fastest_full_attention(module, session, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = module("_kernels")
+    every = list(kernels.cases(dry=True, with_sinks=False))
+    assert len({case.name for case in every if case.group_size}) > 10
+    plain = [case for case in every if not case.packed][:5]  # three kernels of full attention, S² by "auto" and "cpu"
+    packed = [case for case in every if case.packed][:5]
+    monkeypatch.setattr(kernels, "cases", lambda **_: [*plain, *packed])
+    kernels.run_attention(session)
+    rows = {row["case"]: row for row in rows_of(session)}
+    sparse = rows["plain 4/2x16 256 s2 g64 sink0 auto"]
+    assert sparse["fastest_full_ms"] == min(
+        row["ms"] for name, row in rows.items() if "plain" in name and "full" in name and "ms" in row
+    )
+    assert sparse["ideal"] == pytest.approx((256 * 257 / 2) / ((4 * 2080 + 3 * 2080 + 2 * 528) / 2), abs=1e-3)
+    assert sparse["share_of_ideal"] == pytest.approx(
+        sparse["fastest_full_ms"] / sparse["ms"] / sparse["ideal"], abs=2e-3
+    )
+    assert all("ideal" in row for name, row in rows.items() if "packed" in name and "s2" in name and "ms" in row)
+
+
+def test_documents_fill_a_packed_row_and_differ_each_time(module) -> None:
+    kernels = module("_kernels")
+    draws = kernels.random.Random(0)
+    first, second = (kernels.document_lengths(50_000, draws) for _ in range(2))
+    assert sum(first) == sum(second) == 50_000 and first != second and min(first) > 0
+    assert 1000 < 50_000 / len(first) < 4000
+
+
+def test_a_training_step_beside_its_plan(module, session) -> None:
+    training = module("_training")
+    for case in [
+        *islice(training.step_cases(dry=True), 1),
+        training.Case(layers=1, tokens=256, attention="sdpa", steps=2),
+    ]:
+        training.attempt(case, session)
+    profiled, plain = rows_of(session)
+    assert profiled["planned_gib"] > 0 and len(profiled["step_s"]) == len(profiled["losses"]) == 3
+    assert {"weights", "trainer", "to the first step", "first step"} <= set(profiled["stages_s"])
+    assert any("load_for_training" in line for line in profiled["profile"])
+    assert plain["losses"][0] == pytest.approx(torch.log(torch.tensor(2048.0)).item(), rel=0.02)  # random weights
+
+
+def test_the_longest_context_is_looked_for_by_doubling(module, session, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = module("_training")
+    monkeypatch.setattr(
+        training,
+        "attempt",
+        lambda case, session: tried.append(case.tokens) or ({"error": "out"} if case.tokens > 256 else {}),
+    )
+    tried: list[int] = []
+    training.run_longest(session, start=0)
+    assert tried == [256, 512]
+
+
+def test_full_attention_of_the_ladder_is_the_models_own(module, session, tiny: Path, tmp_path: Path) -> None:
+    sinks = module("_sinks")
+    text = tmp_path / "text.txt"
+    text.write_text("def answer(question):\n    return question\n" * 60)
+    sinks.run_real(session, model=tiny, texts=[text])
+    rows = {row["case"]: row for row in rows_of(session)}
+    tokens = AutoTokenizer.from_pretrained(tiny)(text.read_text(), return_tensors="pt")["input_ids"][:, :128]
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    expected = model(input_ids=tokens, labels=tokens).loss.item()
+    full = rows[f"{tiny.name} float32 128 full sink0"]
+    assert full["loss"] == pytest.approx(expected, abs=1e-3)
+    assert rows[f"{tiny.name} float32 128 s2 sink0"]["loss"] > full["loss"] + 0.1
+    assert rows[f"{tiny.name} bfloat16 128 full sink0"]["gradient_norm"] == pytest.approx(
+        full["gradient_norm"], rel=0.1
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    from longlora.tiny import tiny_model_directory
+
+    return tiny_model_directory()
+
+
+def test_failed_tests_are_written_down_as_they_come(tmp_path: Path) -> None:
+    tests = tmp_path / "test_trial.py"
+    tests.write_text(
+        "import time\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert [1, 2] == [1, 3], 'not the same'\n"
+        "def test_slow(): time.sleep(60)\n"
+    )
+    rows = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "_failing_tests", "--rootdir", str(tmp_path), str(tests)]
+    variables = environment(LADDER_FAILURES=str(rows), LADDER_TEST_SECONDS="1")
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS"):
+        variables.pop(name, None)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    bad, slow, end = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert bad["test"].endswith("::test_bad") and "not the same" in bad["error"]
+    assert "took more than 1 s" in slow["error"]
+    assert end["counts"] == {"passed": 1, "failed": 2} and end["finished"]
+
+
+@pytest.mark.slow  # a minute and more each
+@pytest.mark.parametrize("step", ["tests", "attention", "steps", "longest"])
+def test_the_script_runs_dry_to_its_end(step: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(LADDER / "ladder.py"), step, "--dry", "--seconds", "400", "--out", str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (rows,) = [path for path in tmp_path.glob("*.jsonl") if "progress" not in path.name]
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert found and not [row for row in found if row.get("interrupted")]
