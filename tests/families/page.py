@@ -117,7 +117,13 @@ def _answer(config: PreTrainedConfig) -> str:
     try:
         layers = check_s2_reaches(config)
     except ConfigError as error:
-        reason = str(error).splitlines()[0].removesuffix(f"; {USE_FULL_ATTENTION}").removesuffix(f", or {USE_FULL_ATTENTION}").replace("|", "\\|")
+        reason = (
+            str(error)
+            .splitlines()[0]
+            .removesuffix(f"; {USE_FULL_ATTENTION}")
+            .removesuffix(f", or {USE_FULL_ATTENTION}")
+            .replace("|", "\\|")
+        )
         return f"| | {reason}"
     total = config.get_text_config().num_hidden_layers
     return f"{len(layers.grouped)} of {total} | {len(layers.windowed)} of {total} | {_extras(layers)}"

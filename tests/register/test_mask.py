@@ -23,7 +23,9 @@ def test_documents_are_known_from_the_mask_alone(model):
 
 def test_positions_within_padding_make_no_documents(model):
     mask = deferred_mask(model, attention_mask=torch.tensor([[0, 0, 0, 1, 1, 1]]))
-    cuts = mask.cuts(6, grouping=Grouping(group_size=100), position_ids=torch.tensor([[1, 1, 1, 0, 1, 2]]), cu_seqlens=None)
+    cuts = mask.cuts(
+        6, grouping=Grouping(group_size=100), position_ids=torch.tensor([[1, 1, 1, 0, 1, 2]]), cu_seqlens=None
+    )
     assert cuts.unshifted == (3, 3)
 
 
