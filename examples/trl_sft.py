@@ -1,4 +1,4 @@
-"""TRL's own script for supervised fine-tuning, `trl sft`, which knows no "s2": the same script, after `import longlora`.
+"""`trl sft` with S²-Attn: TRL's own script for supervised fine-tuning, after `import longlora`.
 
 All options are those of `trl sft`. The group has LONGLORA_GROUP_SIZE tokens, else a quarter of the model's context.
 

@@ -16,6 +16,7 @@ from longlora.positions import readable_context
 GROUP_SIZE_VARIABLE = "LONGLORA_GROUP_SIZE"
 SINK_TOKENS_VARIABLE = "LONGLORA_SINK_TOKENS"
 DEFAULT_GROUP_RATIO = 0.25
+_ATTRIBUTE = "s2_grouping"  # of modules
 USE_FULL_ATTENTION = (
     "train it with full attention (attention.pattern: full in a recipe, another attn_implementation in a script)"
 )
@@ -45,12 +46,12 @@ class Grouping:
 def set_grouping(model: torch.nn.Module, grouping: Grouping) -> None:
     """Fix the settings of a model and whatever wraps it, without asking whether they can be followed."""
     for module in model.modules():  # which of them attend shows when they do
-        module.s2_grouping = grouping
+        setattr(module, _ATTRIBUTE, grouping)
 
 
 def grouping_of(module: torch.nn.Module, default: Grouping) -> Grouping:
     """Return the settings of a layer."""
-    return getattr(module, "s2_grouping", default)
+    return getattr(module, _ATTRIBUTE, default)
 
 
 def default_grouping(config: PreTrainedConfig) -> Grouping:

@@ -1,4 +1,4 @@
-"""What is said once of a model that trains with "s2": which layers do so, and when it attends otherwise than one thinks.
+"""What is said once of a model that trains with "s2": which layers do so, and batches that train otherwise.
 
 Attention knows its layer and the layer's configuration, which all layers of a model share. So that is what stands for
 the model here.
@@ -114,10 +114,8 @@ def watch_layer(module: torch.nn.Module, mask: DeferredMask, *, is_grouped: bool
     if not is_next_pass:
         model.groups[name], model.masks[name] = is_grouped, weakref.ref(mask)
     if is_next_pass or number == getattr(config, "num_hidden_layers", 0) - 1:
-        names = {
-            grouped: [name for name, is_one in model.groups.items() if is_one is grouped] for grouped in (True, False)
-        }
-        tell_layers(config, names[True], names[False])
+        grouped = [name for name, trains_in_groups in model.groups.items() if trains_in_groups]
+        tell_layers(config, grouped, [name for name in model.groups if name not in grouped])
 
 
 def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoints, grouping: Grouping) -> None:
@@ -133,10 +131,10 @@ def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoint
     if "whole" not in _model(config).said and mask.longest_document(cuts) <= grouping.group_size // 2:
         say(
             "whole",
-            f"S²-Attn cuts no document of this batch: the longest has {mask.longest_document(cuts):,} tokens, and groups "
-            f"have {grouping.group_size:,}. Such a batch trains with full attention. Groups are a quarter of the model's "
-            f"context (max_position_embeddings) unless longlora.set_group_size(model, …) or {GROUP_SIZE_VARIABLE} says "
-            "otherwise; this is said once",
+            f"S²-Attn cuts no document of this batch: the longest has {mask.longest_document(cuts):,} tokens, and "
+            f"groups have {grouping.group_size:,}. Such a batch trains with full attention. Groups are a quarter of "
+            "the model's context (max_position_embeddings) unless longlora.set_group_size(model, …) or "
+            f"{GROUP_SIZE_VARIABLE} says otherwise. This is said once.",
         )
 
 

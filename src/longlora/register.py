@@ -165,8 +165,8 @@ def _trains_in_segments(
 def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str, Any]) -> str:
     if not interface_arguments.get("is_causal", getattr(module, "is_causal", True)):  # as transformers' "sdpa" asks
         return (
-            f"{type(module).__name__} attends both ways, as encoders of images do, and S²-Attn is causal: give it to the "
-            'text alone, by attn_implementation={"text_config": "s2"}'
+            f"{type(module).__name__} attends both ways, as encoders of images do, and S²-Attn is causal: give it to "
+            'the text alone, by attn_implementation={"text_config": "s2"}'
         )
     return (
         'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longlora import register
+from longlora.grouping import Grouping, set_grouping
 from longlora.lora import add_adapter, attention_linear_names, embedding_and_norm_names
 from longlora.merge import merge_adapter
 from longlora.probe import check_s2_reaches
-from longlora.grouping import Grouping, set_grouping
 
 NUM_TOKENS = 13
 GROUP_SIZE = 4

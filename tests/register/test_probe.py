@@ -1,14 +1,17 @@
 """The probe tells which layers would train with S²-Attn, before any weights are loaded."""
 
 import copy
+import threading
 
 import pytest
 import torch
-from tests.register.models import SIZES, mistral
+from tests.register.models import SIZES, mistral, random_tokens, tiny_model
 from torch import Tensor
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BartConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -16,6 +19,8 @@ from transformers import (
     MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
     Qwen3Config,
 )
 from transformers.modeling_outputs import CausalLMOutput
@@ -23,6 +28,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from longlora import register
 from longlora.errors import ConfigError
 from longlora.probe import check_s2_reaches
+from longlora.register import set_group_size
 
 
 class OwnAttentionConfig(PreTrainedConfig):
@@ -102,3 +108,78 @@ REFUSED = [
 def test_architectures_that_would_not_train_with_s2_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         check_s2_reaches(config)
+
+
+TEXT_OF_QWEN2_VL = SIZES | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+VISION_OF_QWEN2_VL = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 2}
+IMAGE_TOKEN = 40
+
+
+def qwen2_vl(attention: str | dict[str, str]) -> PreTrainedModel:
+    vision = VISION_OF_QWEN2_VL | {"temporal_patch_size": 1, "spatial_merge_size": 2, "in_channels": 3}
+    config = Qwen2VLConfig(
+        text_config=TEXT_OF_QWEN2_VL,
+        vision_config=vision,
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=41,
+        vision_start_token_id=42,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
+
+
+@pytest.mark.parametrize("config", [Qwen2VLConfig(), Qwen2_5_VLConfig()], ids=["qwen2_vl", "qwen2_5_vl"])
+def test_models_that_read_images_train_their_text_in_groups(config):
+    layers = check_s2_reaches(config)
+    assert len(layers.grouped) == config.text_config.num_hidden_layers
+    assert not any("visual" in name for name in layers.grouped)
+
+
+def test_images_are_read_where_the_text_alone_has_s2():
+    tokens = torch.tensor([[3, 4, 42, *[IMAGE_TOKEN] * 4, 5, 6, 7]])
+    image = {
+        "pixel_values": torch.randn(16, 12),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "mm_token_type_ids": (tokens == IMAGE_TOKEN).int(),
+    }
+    model = qwen2_vl("s2").train()
+    model(tokens[:, :2])
+    with pytest.raises(ConfigError, match=r"VisionAttention attends both ways, .* attn_implementation=\{.text_config"):
+        model(tokens, **image)
+    model = qwen2_vl({"text_config": "s2"}).train()
+    whole = model(tokens, **image).logits
+    set_group_size(model, 3)
+    assert not torch.equal(model(tokens, **image).logits, whole)
+
+
+def test_an_encoder_is_refused():
+    with pytest.raises(ConfigError, match=r"bart has an encoder, .* choose a causal language model"):
+        check_s2_reaches(BartConfig())
+
+
+def test_a_probe_and_training_in_other_threads_do_not_meet(seed):
+    """The probe sees its own calls alone, and leaves "s2" as it is."""
+    model = tiny_model(seed).train()
+    stop, failures = threading.Event(), []
+
+    def train() -> None:
+        while not stop.is_set():
+            try:
+                model(random_tokens(seed)).logits.sum().backward()
+            except Exception as error:  # seen by the test
+                failures.append(error)
+                return
+
+    trainings = [threading.Thread(target=train) for _ in range(2)]
+    for thread in trainings:
+        thread.start()
+    try:
+        for config in REACHED[:3] * 3:
+            assert len(check_s2_reaches(config).grouped) == 2
+    finally:
+        stop.set()
+        for thread in trainings:
+            thread.join()
+    assert not failures
+    assert AttentionInterface()["s2"] is register.s2_attention_forward

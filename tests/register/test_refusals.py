@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from tests.register.models import SIZES, deferred_mask, random_tokens, tiny_model
-from transformers import Gemma2Config, LlamaConfig
+from transformers import BloomConfig, Gemma2Config, LlamaConfig, MptConfig, PreTrainedConfig, XGLMConfig
 
 from longlora.errors import ConfigError
 from longlora.grouping import Grouping
@@ -80,3 +80,36 @@ def test_training_refuses_attention_that_goes_both_ways(seed):
     model.eval()(random_tokens(seed))
     with pytest.raises(ConfigError, match="a mask of its own"):
         model.train()(random_tokens(seed))
+
+
+OWN_ATTENTION = [
+    BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4, hidden_dropout=0.0),
+    MptConfig(vocab_size=50, d_model=32, n_layers=1, n_heads=4, max_seq_len=64),
+    XGLMConfig(vocab_size=50, d_model=32, num_layers=1, attention_heads=4, ffn_dim=48, attention_dropout=0.0),
+]
+
+
+@pytest.mark.parametrize("config", OWN_ATTENTION, ids=[config.model_type for config in OWN_ATTENTION])
+def test_training_refuses_a_model_that_computes_attention_by_itself(config: PreTrainedConfig, seed):
+    message = rf"{config.model_type} computes attention, .* by itself .*another attn_implementation"
+    with pytest.raises(ConfigError, match=message):
+        tiny_model(seed, config).train()(random_tokens(seed))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda mask: mask[:, :2], lambda mask: 1.0 - mask, lambda mask: torch.zeros(2) + mask, lambda mask: mask.dtype],
+    ids=["index", "subtract", "add", "attribute"],
+)
+def test_a_mask_taken_for_a_tensor_refuses(model, use):
+    mask = deferred_mask(model)
+    with pytest.raises(ConfigError, match="llama computes attention, or a part of it, by itself"):
+        use(mask)
+    assert not hasattr(mask, "dtype")
+
+
+def test_training_refuses_padding_with_a_hole(model, seed):
+    padding = torch.tensor([[1, 1, 0, 0, 1, 1]])
+    with pytest.raises(ConfigError, match=r"cannot follow this attention_mask: .* found one with a hole; pad rows at"):
+        model.train()(random_tokens(seed, 1, 6), attention_mask=padding)
+    model.eval()(random_tokens(seed, 1, 6), attention_mask=padding)
