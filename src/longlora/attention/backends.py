@@ -37,8 +37,8 @@ Backend = Literal["auto", "cpu", "varlen", "by_length", "flash", "flex", "sdpa",
 # Cards on which SDPA takes cuDNN's kernel, by compute capability, and the shortest segments, in tokens, for which that
 # is faster than `varlen_attn`. FlashAttention 2 is the fastest there is on Ampere (8.x), Ada (8.9) and cards unknown.
 _SHORTEST_FOR_SDPA = {
-    (9, 0): 2048,  # Hopper
-    (10, 0): 2048,  # Blackwell for data centres: not measured, taken to be like Hopper
+    (9, 0): 1024,  # Hopper
+    (10, 0): 1024,  # Blackwell for data centres: not measured, taken to be like Hopper
 }
 
 

@@ -7,7 +7,6 @@ batch: whole groups, half groups, whole rows. What documents leave over has any 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
 
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -15,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longlora.attention import sdpa, varlen
-from longlora.attention.by_range import attend_by_range
 from longlora.attention.cuts import CutPoints, HeadRange, Run, Segments
+from longlora.attention.pieces import Piece, attend_in_pieces, piece_of
 
 
 def attend(
@@ -30,53 +29,32 @@ def attend(
 ) -> Float[Tensor, "N H D"]:
     """Run causal attention inside every segment; regular ones of `shortest` tokens and more by SDPA."""
 
-    def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
-        parts = cuts.once(
+    def attend_piece(query: Tensor, key: Tensor, value: Tensor, call: Run | Segments, _: HeadRange) -> Tensor:
+        if isinstance(call, Run):
+            return sdpa.attend_run(query, key, value, call, scale=scale)
+        return varlen.attend_segments(query, key, value, call, scale)
+
+    def pieces(heads: HeadRange) -> list[Piece[Run | Segments]]:
+        return cuts.once(
             ("by length", heads.shifted, shortest, query.device),
-            lambda: _parts(cuts, shortest, query.device, shifted=heads.shifted),
+            lambda: _pieces(cuts, shortest, query.device, shifted=heads.shifted),
         )
-        queries = query.split([part.num_queries for part in parts])
-        keys, values = (tensor.split([part.num_keys for part in parts]) for tensor in (key, value))
-        outputs = [
-            sdpa.attend_run(q, k, v, part.kernel, scale=scale)
-            if isinstance(part.kernel, Run)
-            else varlen.attend_segments(q, k, v, part.kernel, scale)
-            for part, q, k, v in zip(parts, queries, keys, values, strict=True)
-        ]
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]  # (N, h, D)
 
-    return attend_by_range(attend_range, query, key, value, cuts)
+    return attend_in_pieces(attend_piece, pieces, query, key, value, cuts)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Neighbouring segments that go to one call: a run for SDPA, or segments for `varlen_attn`."""
-
-    kernel: Run | Segments
-    num_queries: int
-    num_keys: int
-
-
-def _parts(cuts: CutPoints, shortest: int, device: torch.device, *, shifted: bool) -> tuple[_Part, ...]:
+def _pieces(cuts: CutPoints, shortest: int, device: torch.device, *, shifted: bool) -> list[Piece[Run | Segments]]:
+    pieces: list[Piece[Run | Segments]] = []
     runs = cuts.runs(shifted=shifted)
-    parts = []
     for by_sdpa, same in groupby(runs, lambda run: run.length >= shortest and is_regular(run, cuts)):
-        runs_of_part = list(same)
+        runs_of_kind = list(same)
         if by_sdpa:
-            parts += [_part(run, [run]) for run in runs_of_part]
+            pieces += [piece_of(run, [run]) for run in runs_of_kind]
         else:
-            lengths = [run.length for run in runs_of_part for _ in range(run.count)]
-            sinks = [run.sinks for run in runs_of_part for _ in range(run.count)]
-            parts.append(_part(Segments.of(lengths, sinks, device), runs_of_part))
-    return tuple(parts)
-
-
-def _part(kernel: Run | Segments, runs: list[Run]) -> _Part:
-    return _Part(
-        kernel,
-        num_queries=sum(run.count * run.length for run in runs),
-        num_keys=sum(run.count * (run.sinks + run.length) for run in runs),
-    )
+            lengths = [run.length for run in runs_of_kind for _ in range(run.count)]
+            sinks = [run.sinks for run in runs_of_kind for _ in range(run.count)]
+            pieces.append(piece_of(Segments.of(lengths, sinks, device), runs_of_kind))
+    return pieces
 
 
 def is_regular(run: Run, cuts: CutPoints) -> bool:

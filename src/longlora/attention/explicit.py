@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from longlora.attention.by_range import attend_by_range
 from longlora.attention.cuts import CutPoints, HeadRange, Run
+from longlora.attention.pieces import Piece, attend_in_pieces, piece_of
 
 _MOST_SCORES = 2**24  # that exist at a time; some four tensors of them in the backward pass, 256 MiB in float32
 _MOST_ROWS = 512  # queries of a segment that are scored at a time, against the keys up to the last of them
@@ -35,29 +35,23 @@ def attend(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
-    def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
+    def attend_piece(query: Tensor, key: Tensor, value: Tensor, run: Run, heads: HeadRange) -> Tensor:
         range_sinks = None if sinks is None else sinks[heads.query]  # (h,)
-        outputs = []
-        first_query, first_key = 0, 0
-        for length, count, num_sinks in _parts(cuts.runs(shifted=heads.shifted), num_heads=query.shape[1]):
-            queries = slice(first_query, first_query + count * length)
-            keys = slice(first_key, first_key + count * (num_sinks + length))
-            q = query[queries].unflatten(0, (count, -1)).transpose(1, 2)  # (count, h, length, D)
-            k, v = (t[keys].unflatten(0, (count, -1)).transpose(1, 2) for t in (key, value))
-            # (count, h_kv, num_sinks + length, D)
-            blocks = []
-            for start, stop in _blocks(length, count * query.shape[1]):
-                seen = slice(0 if window is None else max(0, start - window + 1), num_sinks + stop)
-                blocks.append(
-                    _attend_block(
-                        q[:, :, start:stop], k[:, :, seen], v[:, :, seen], scale, softcap, range_sinks, window
-                    )
-                )
-            outputs.append(torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1))  # (count · length, h, D_v)
-            first_query, first_key = queries.stop, keys.stop
-        return torch.cat(outputs)  # (N, h, D_v)
+        q, k, v = (tensor.unflatten(0, (run.count, -1)).transpose(1, 2) for tensor in (query, key, value))
+        # (count, h, length, D) and (count, h_kv, sinks + length, D)
+        blocks = []
+        for start, stop in _blocks(run.length, run.count * query.shape[1]):
+            seen = slice(0 if window is None else max(0, start - window + 1), run.sinks + stop)
+            blocks.append(
+                _attend_block(q[:, :, start:stop], k[:, :, seen], v[:, :, seen], scale, softcap, range_sinks, window)
+            )
+        return torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1)  # (count · length, h, D_v)
 
-    return attend_by_range(attend_range, query, key, value, cuts)
+    def pieces(heads: HeadRange) -> list[Piece[Run]]:
+        num_heads = heads.query.stop - heads.query.start
+        return [piece_of(part, [part]) for part in _parts(cuts.runs(shifted=heads.shifted), num_heads=num_heads)]
+
+    return attend_in_pieces(attend_piece, pieces, query, key, value, cuts)
 
 
 def _parts(runs: tuple[Run, ...], *, num_heads: int) -> Iterator[Run]:

@@ -3,13 +3,12 @@
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from longlora.attention.by_range import attend_by_range
 from longlora.attention.cuts import CutPoints, HeadRange, Run
+from longlora.attention.pieces import Piece, attend_in_pieces, piece_of
 
 
 def attend(
@@ -22,17 +21,15 @@ def attend(
 ) -> Float[Tensor, "N H D_v"]:
     """Run causal attention inside every segment."""
 
-    def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
-        runs = cuts.runs(shifted=heads.shifted)
-        num_queries = [run.count * run.length for run in runs]
-        num_keys = [run.count * (run.sinks + run.length) for run in runs]
-        # One split and one concatenation: their gradients are a concatenation and views, whatever the number of runs.
-        parts = zip(runs, query.split(num_queries), key.split(num_keys), value.split(num_keys), strict=True)
-        outputs = []
-        outputs = [attend_run(q, k, v, run, scale=scale) for run, q, k, v in parts]
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]  # (N, h, D_v)
+    def attend_piece(query: Tensor, key: Tensor, value: Tensor, run: Run, _: HeadRange) -> Tensor:
+        return attend_run(query, key, value, run, scale=scale)
 
-    return attend_by_range(attend_range, query, key, value, cuts)
+    return attend_in_pieces(attend_piece, lambda heads: run_by_run(cuts, heads), query, key, value, cuts)
+
+
+def run_by_run(cuts: CutPoints, heads: HeadRange) -> list[Piece[Run]]:
+    """Make a piece of each run of equal segments."""
+    return [piece_of(run, [run]) for run in cuts.runs(shifted=heads.shifted)]
 
 
 def attend_run(

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from longlora.attention.by_range import attend_by_range
 from longlora.attention.cuts import CutPoints, HeadRange, Segments
+from longlora.attention.pieces import Piece, attend_in_pieces, piece_of
 
 
 def attend(
@@ -32,10 +32,15 @@ def attend(
 ) -> Float[Tensor, "N H D"]:
     """Run causal attention inside every segment by `torch.nn.attention.varlen.varlen_attn`."""
 
-    def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
-        return attend_segments(query, key, value, cuts.segments(query.device, shifted=heads.shifted), scale, window)
+    def attend_piece(query: Tensor, key: Tensor, value: Tensor, segments: Segments, _: HeadRange) -> Tensor:
+        return attend_segments(query, key, value, segments, scale, window)
 
-    return attend_by_range(attend_range, query, key, value, cuts)
+    return attend_in_pieces(attend_piece, lambda heads: _all_at_once(cuts, heads, query), query, key, value, cuts)
+
+
+def _all_at_once(cuts: CutPoints, heads: HeadRange, query: Tensor) -> list[Piece[Segments]]:
+    segments = cuts.segments(query.device, shifted=heads.shifted)
+    return [piece_of(segments, cuts.runs(shifted=heads.shifted))]
 
 
 def attend_segments(
@@ -94,8 +99,7 @@ def attend_flash(
     flash_attention = flash_function()
     assert flash_attention is not None  # the choice of the backend has looked
 
-    def attend_range(query: Tensor, key: Tensor, value: Tensor, heads: HeadRange) -> Tensor:
-        segments = cuts.segments(query.device, shifted=heads.shifted)
+    def attend_piece(query: Tensor, key: Tensor, value: Tensor, segments: Segments, _: HeadRange) -> Tensor:
         output = flash_attention(
             query,
             key,
@@ -111,7 +115,7 @@ def attend_flash(
         )
         return output[0] if isinstance(output, tuple) else output  # early versions of 3 add the log-sum-exps
 
-    return attend_by_range(attend_range, query, key, value, cuts)
+    return attend_in_pieces(attend_piece, lambda heads: _all_at_once(cuts, heads, query), query, key, value, cuts)
 
 
 def flash_function() -> Callable | None:
