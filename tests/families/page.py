@@ -37,7 +37,8 @@ HEAD = """\
 
 Which architectures of transformers train with S²-Attn, and what LoRA+ trains in them. `check_s2_reaches(config)`
 answers the same question for one configuration; `longlora train` asks it before it loads any weights, and stops where
-the answer is no. No model is ever trained with full attention in its place. What the paper's authors published, and the
+the answer is no. [In a script of your own](scripts.md), `set_group_size` and the first training step give the answer.
+No model is ever trained with full attention in its place. What the paper's authors published, and the
 command that imports each of them, stands in [released.md](released.md).
 
 - **S² layers** train with S²-Attn and evaluate with ordinary attention. **Windowed** layers have a sliding window or
@@ -45,6 +46,10 @@ command that imports each of them, stands in [released.md](released.md).
 - **Softcap** (Gemma 2) and **sinks** (gpt-oss) are computed while training, by kernels that know them
   (`longlora.attention.backends`). transformers' "sdpa" knows neither; such models evaluate with "eager" attention,
   whose memory grows with the square of the length, unless you load them with another.
+- Models that read **images** (Qwen2-VL and others) train their text in groups: load them with
+  `attn_implementation={"text_config": "s2"}`, which leaves the encoder of images its own attention.
+- **Falcon** and **GPT-J** look "s2" up in tables of their own, so transformers stops with `KeyError: 's2'` while it makes
+  the model, before any code of ours runs; `check_s2_reaches` says what that means.
 - Layers of **linear attention** (Qwen3-Next, Mamba hybrids) are outside of all this: they carry a state over the whole
   row, also from one packed document to the next.
 """
