@@ -21,6 +21,9 @@ from longlora.errors import ConfigError
 class DeferredMask:
     """The arguments of a mask that transformers would make, and what attention needs of it."""
 
+    ndim = 4
+    """Of the dense mask: transformers below 5.18 asks for it where `generate` made the mask (see `_s2_mask`)."""
+
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._arguments = arguments
         self._cuts: dict[int | None, CutPoints] = {}
