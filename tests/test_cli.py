@@ -1,6 +1,7 @@
 """The command line: help at once, mistakes in one message with status 2, the main job end to end."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -49,6 +50,11 @@ def recipe(base_model: Path, text_folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def test_nothing_is_logged_to_a_stream_that_may_be_closed(run: Run) -> None:
+    assert run("explain", "nothing-there.yaml")[0] == 2
+    assert logging.getLogger("longlora").handlers == []
 
 
 def test_merging_can_be_left_for_later(run: Run, recipe: Path, tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from longlora.compat import allow_fsdp_on_cpu, use_one_gpu
+from longlora.compat import allow_fsdp_on_cpu, keep_to_fitting_kernels, use_one_gpu
 
 
 @pytest.fixture
@@ -45,3 +46,15 @@ def test_fsdp_on_the_cpu_only_where_it_is_asked_for(
         assert arguments.distributed_state.distributed_type == expected
     finally:
         arguments.distributed_state.distributed_type = before  # all of accelerate's states are one
+
+
+@pytest.mark.parametrize(("trains", "kept"), [(False, [True, False, False]), (True, [False, False, False])])
+def test_four_bit_layers_keep_to_kernels_that_can_compute_them(
+    monkeypatch: pytest.MonkeyPatch, trains: bool, kept: list[bool]
+) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    shapes = [(128, 32), (160, 32), (128, 40)]  # inputs and outputs: whole blocks of 64, groups of 32
+    layers = nn.Sequential(*(bitsandbytes.nn.Linear4bit(*shape, bias=False) for shape in shapes)).to("cpu")
+    keep_to_fitting_kernels(layers, trains=trains)
+    assert [layer.support_avx512bf16_for_cpu for layer in layers] == kept

@@ -54,11 +54,12 @@ def test_a_model_without_feed_forward_layers() -> None:
         tile_feed_forward(nn.Linear(2, 2), num_tokens=8)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")  # its name below 5.23
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_no_more_than_a_tile_goes_through_at_a_time(seed: int, checkpointing: bool) -> None:
     model = llama(seed)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     lengths: list[int] = []
     model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
     tile_feed_forward(model, num_tokens=8)

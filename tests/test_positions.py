@@ -248,11 +248,13 @@ def test_a_model_type_that_chokes_on_a_scaling_is_refused() -> None:
         extend_positions(PhimoeConfig(), context_length=1_000_000, rope_type="yarn")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_dynamic_scaling_is_left_out_of_a_copy(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "rope_type"), [("llama", "dynamic"), ("gemma3", "dynamic"), ("llama", "longrope"), ("phi3", "longrope")]
+)
+def test_scaling_by_the_length_is_left_out_of_a_copy(family: str, rope_type: str) -> None:
     config = FAMILIES[family][0]()
     plain = config.to_dict()["rope_parameters"]
-    extend_positions(config, context_length=NEW, rope_type="dynamic")
+    extend_positions(config, context_length=NEW, rope_type=rope_type, options=options_for(rope_type))
     scaled = config.to_dict()["rope_parameters"]
     assert without_dynamic_scaling(config).rope_parameters == plain
     assert config.rope_parameters == scaled != plain

@@ -187,7 +187,8 @@ def main() -> None:
     """Run the command line; a user's mistake ends with status 2 and a message, an interrupt with 130."""
     logger = logging.getLogger("longlora")
     logger.setLevel(logging.INFO)
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    handler = logging.StreamHandler(sys.stderr)
+    logger.handlers = [handler]
     # PEFT still asks transformers by the older name; nothing that a user could mend.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
@@ -203,6 +204,8 @@ def main() -> None:
         if _recorded(error):  # the launcher shows the one traceback that explains the others
             sys.exit(1)
         raise
+    finally:  # who calls this from Python may close the stream afterwards
+        logger.removeHandler(handler)
 
 
 def _recorded(error: Exception) -> bool:

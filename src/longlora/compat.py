@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import TrainingArguments
 
 
@@ -36,3 +37,17 @@ def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
     wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if wants_fsdp and state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU
+
+
+def keep_to_fitting_kernels(model: nn.Module, *, trains: bool) -> None:
+    """Keep bitsandbytes' 4-bit layers from its AVX512-BF16 kernel where that cannot compute them.
+
+    On a processor that has it bitsandbytes packs a layer anew at its first use: only for whole blocks of inputs and
+    groups of 32 outputs, and with no way back to training. Layers that do not fit are unpacked as on other processors.
+    Ends when bitsandbytes looks at the shape and at gradients by itself (it does not in 0.50).
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            outputs, inputs = module.weight.quant_state.shape
+            if trains or outputs % 32 or inputs % module.weight.quant_state.blocksize:
+                module.support_avx512bf16_for_cpu = False

@@ -30,6 +30,9 @@ class DeferredMask:
         OwnAttentionError: it is used as the tensor that it is not.
     """
 
+    ndim = 4
+    """Of the dense mask: transformers below 5.18 asks for it where `generate` made the mask (see `_s2_mask`)."""
+
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._arguments = arguments
         self._cuts: dict[Grouping, CutPoints] = {}

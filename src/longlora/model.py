@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from longlora.checkpoint import Extension, is_adapter, read_extension
+from longlora.compat import keep_to_fitting_kernels
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.grouping import Grouping, set_grouping
@@ -72,6 +73,8 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
         trust_remote_code=recipe.trust_remote_code,
         quantization=nf4_arguments(dtype) if recipe.quantization else None,
     )
+    if recipe.quantization:
+        keep_to_fitting_kernels(model, trains=True)
     set_grouping(model, training_grouping(recipe))
     tokenizer = load_tokenizer(name)
     rows = model.get_input_embeddings().num_embeddings
@@ -141,6 +144,8 @@ def load_for_inference(
             quantization=packing,
         )
         tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
+    if packing:
+        keep_to_fitting_kernels(model, trains=False)
     if device_map is None and packing is None:  # else the weights are where they belong
         model = model.to(device)
     return model.eval(), load_tokenizer(tokenizer_source)

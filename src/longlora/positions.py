@@ -81,9 +81,10 @@ def without_dynamic_scaling(config: PreTrainedConfig) -> PreTrainedConfig:
     text_config = config.get_text_config()
     rope_parameters = text_config.to_dict().get("rope_parameters") or {}
     for parameters in (rope_parameters, rope_parameters.get(FULL_ATTENTION) or {}):
-        if parameters.get("rope_type") == "dynamic":
-            parameters["rope_type"] = "default"
-            del parameters["factor"]
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            plain = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
+            parameters.clear()
+            parameters.update(plain, rope_type="default")
             text_config.rope_parameters = rope_parameters
     return config
 

@@ -69,6 +69,9 @@ def _check_it_groups(model: torch.nn.Module) -> None:
 
 
 def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
+    # Below transformers 5.18 `generate` hands the mask that it made for a static cache to the model, which asks again.
+    if isinstance(arguments["attention_mask"], DeferredMask):
+        return arguments["attention_mask"]
     if arguments["q_length"] != arguments["kv_length"]:  # a KV cache: not training
         return sdpa_mask(**arguments)
     if arguments["attention_mask"] is not None and arguments["attention_mask"].is_meta:  # has no values to look at

@@ -1,14 +1,19 @@
+import copy
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.inference.conversation import Conversation
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker
 from longlora.inference.start import load_speaker, memory_for
+from longlora.model import load_for_inference
 from longlora.tiny import tiny_model_directory
 
 
@@ -29,14 +34,54 @@ def adapter(tmp_path: Path, seed: int) -> Path:
     return tmp_path / "adapter"
 
 
-def test_models_and_adapters_speak_in_32_and_in_4_bits(adapter: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+@pytest.fixture(params=[False, True], ids=["any processor", "AVX512-BF16"])
+def avx512_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Whether bitsandbytes packs layers for that kernel: the shapes of those that it computed with it.
+
+    The kernel itself is replaced by its formula, since few processors have it.
+    """
+    modules = pytest.importorskip("bitsandbytes.nn.modules", reason="needs bitsandbytes")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    shapes: list[tuple[int, ...]] = []
+
+    def multiply(states: Tensor, weight: Tensor, out: Tensor | None = None, *, state: Any) -> Tensor:
+        shapes.append(tuple(state.shape))
+        plain, unpacked = functional._convert_weight_packed_for_cpu_inverse(weight.data, copy.deepcopy(state))
+        return states @ functional.dequantize_4bit(plain.view(-1, 1), unpacked).to(states.dtype).T
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: request.param)
+    monkeypatch.setattr(functional, "gemv_4bit", multiply)
+    return shapes
+
+
+def test_models_and_adapters_speak_in_32_and_in_4_bits(adapter: Path, avx512_bf16: list[tuple[int, ...]]) -> None:
     plain, packed = load_speaker("tiny"), load_speaker("tiny", quantization="nf4")
     adapted, both = load_speaker(str(adapter)), load_speaker(str(adapter), quantization="nf4")
     kinds = [type(each.model.get_decoder().layers[0].mlp.up_proj).__name__ for each in (plain, packed, adapted, both)]
     assert kinds == ["Linear", "Linear4bit", "Linear", "Linear4bit"]
     assert all(len(answer_of(each)) > 5 for each in (plain, packed, adapted, both))
     assert answer_of(adapted) != answer_of(plain)
+    assert not avx512_bf16  # the tiny model's layers do not fit that kernel
+
+
+@pytest.mark.parametrize("avx512_bf16", [True], indirect=True)
+def test_layers_that_fit_the_kernel_use_it(
+    base_model: Path, tmp_path: Path, seed: int, avx512_bf16: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base_model, tmp_path, dirs_exist_ok=True)
+    torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(base_model, hidden_size=64, intermediate_size=96, head_dim=16)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokens = torch.arange(3, 40)[None]
+    logits = []
+    for has_kernel in (True, False):
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda has_kernel=has_kernel: has_kernel)
+        model, _ = load_for_inference(tmp_path, quantization="nf4")
+        with torch.no_grad():
+            logits.append(model(tokens).logits)
+    assert set(avx512_bf16) == {(64, 64), (32, 64), (96, 64)}  # not (64, 96), whose inputs are one block and a half
+    difference = (logits[0] - logits[1]).norm() / logits[1].norm()
+    assert 0 < difference < 0.02  # its scales are bfloat16: half of 2⁻⁸ in each
 
 
 def test_a_model_without_a_template_is_given_the_papers_prompt(caplog: pytest.LogCaptureFixture) -> None:
