@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+import longlora
 from longlora import cli
 
 Run = Callable[..., tuple[int, str, str]]
@@ -166,11 +168,53 @@ finally:
 
 
 def test_every_command_has_help(run: Run) -> None:
-    commands = [["demo"], ["train"], ["merge"], ["eval"]]
+    commands = [[], ["demo"], ["train"], ["merge"], ["eval"], ["corpus", "mix"]]
     for command in commands:
-        status, out, _ = run(*command, "--help")
-        assert status == 0
-        assert "Usage" in out
+        for option in ("--help", "-h"):
+            status, out, _ = run(*command, option)
+            assert status == 0
+            assert "Usage" in out
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version") == (0, f"longlora {longlora.__version__}\n", "")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", longlora.__version__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "RECIPE", "learning_rat=1"], "did you mean 'learning_rate'?"),
+        (["train", "RECIPE", "data.source=./no/texts"], "source './no/texts' does not exist"),
+        (["train", "RECIPE", "data.validation_source=./no/texts.txt"], "source './no/texts.txt' does not exist"),
+        (["train", "RECIPE", "model_name_or_path=./nowhere"], "there is no model directory ./nowhere"),
+        (["train", "RECIPE", "output_dir=TEXTS"], "exists and is not a run of longlora"),
+        (["merge", "nowhere", "out"], "holds no adapter"),
+        (["eval", "needle", "./nowhere", "--out", "x"], "there is no model directory ./nowhere"),
+        (["eval", "./nowhere", "--suite", "quick", "--out", "x"], "there is no model directory ./nowhere"),
+        (["eval", "perplexity", "tiny", "--data", "./no.txt"], "source './no.txt' does not exist"),
+        (["chat", "./nowhere"], "there is no model directory ./nowhere"),
+        (["serve", "./nowhere"], "there is no model directory ./nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_told_before_anything_heavy_is_loaded(
+    arguments: list[str], expected: str, recipe: Path, text_folder: Path
+) -> None:
+    names = {"RECIPE": str(recipe)}
+    words = ["longlora", *(names.get(word, word).replace("TEXTS", str(text_folder)) for word in arguments)]
+    program = f"""
+import sys
+sys.argv = {words!r}
+from longlora.cli import main
+try:
+    main()
+finally:
+    print(sorted({{"torch", "transformers", "datasets"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
+    assert expected in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_run_that_is_killed_goes_on_with_the_same_losses(recipe: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longlora.errors import CheckpointError
+from longlora.tiny import TINY_MODEL, tiny_model_directory
 
 ADAPTER_CONFIG = "adapter_config.json"
 EXTENSION_FILE = "longlora.json"
@@ -47,6 +48,36 @@ def is_adapter(directory: Path) -> bool:
     return (directory / ADAPTER_CONFIG).is_file()
 
 
+def check_adapter(directory: Path) -> None:
+    """Make sure that a directory is an adapter's.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if not is_adapter(directory):
+        raise CheckpointError(f"{directory} holds no adapter: {ADAPTER_CONFIG} is missing")
+
+
+def model_source(name_or_path: str) -> str:
+    """Turn what a user writes for a model into what transformers loads.
+
+    Raises:
+        CheckpointError: it looks like a path, and there is no model there.
+    """
+    if name_or_path == TINY_MODEL:
+        return str(tiny_model_directory())
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists() and not is_adapter(path):
+            raise CheckpointError(f"{path} holds no model: it has neither config.json nor adapter_config.json")
+        return str(path)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; name the directory of a model")
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
+        raise CheckpointError(f"there is no model directory {name_or_path}")
+    return name_or_path
+
+
 def write_extension(directory: Path, extension: Extension) -> None:
     """Write `longlora.json`."""
     (directory / EXTENSION_FILE).write_text(json.dumps(asdict(extension), indent=2) + "\n", encoding="utf-8")
@@ -67,6 +98,16 @@ def read_extension(directory: Path) -> Extension | None:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
+def check_absent(target: Path) -> None:
+    """Make sure that nothing stands where a directory is to be written; an empty one may.
+
+    Raises:
+        CheckpointError: something does.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists already; choose another place or delete it")
+
+
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
     """Give a temporary folder to write into, and put it in `target`'s place once the block has ended well.
@@ -76,8 +117,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: `target` exists and is not empty.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already; choose another place or delete it")
+    check_absent(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

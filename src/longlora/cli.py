@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from longlora import __version__
 from longlora.cli_chat import add_commands as add_conversations
 from longlora.cli_corpus import corpus
 from longlora.cli_suite import evaluate
@@ -23,25 +24,40 @@ TERMINATED = 143  # 128 + SIGTERM
 
 app = typer.Typer(
     name="longlora",
-    help="Extend a language model's context with LongLoRA (arXiv 2309.12307).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(evaluate, name="eval")
 app.add_typer(corpus, name="corpus")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Extend a language model's context with LongLoRA (arXiv 2309.12307)."""
+
+
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the report, the adapter and the merged model.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the report, the adapter and the merged model.")] = Path(
         "longlora-demo"
     ),
 ) -> None:
     """Extend the tiny model that ships with longlora from 256 to 1024 tokens, and show before and after."""
     from longlora.demo import run_demo
 
-    run_demo(output)
+    run_demo(out)
 
 
 @app.command()
@@ -118,6 +134,7 @@ def train(
 ) -> None:
     """Follow a recipe, in one process or several; started again after an interruption, go on where it stopped."""
     from longlora.config import load_recipe
+    from longlora.training.beforehand import check_beforehand
 
     loaded = load_recipe(recipe, overrides or [])
     if miniature:
@@ -129,6 +146,7 @@ def train(
     if is_started_as_one_of_several():
         check_started(strategy, processes)
     else:
+        check_beforehand(loaded)
         from longlora.training.launch import choose_processes, launch
 
         chosen = choose_processes(

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from longlora.cli_places import existing_model
 from longlora.errors import DataError
 
 INTERRUPTED = 130  # 128 + SIGINT
 PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
 
-Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")]
+Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
 Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")]
 Quantization = Annotated[
     Literal["nf4"] | None, typer.Option(help="Pack linear layers into 4 bits as they are loaded (bitsandbytes).")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from longlora.cli_places import existing_model, existing_texts
 from longlora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ evaluate = typer.Typer(
 Protocol = Literal["same-targets", "new", "all", "original"]
 Form = Literal["measured", "original"]
 
-Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")]
-Data = Annotated[list[str], typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.")]
+Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
+Data = Annotated[
+    list[str],
+    typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.", callback=existing_texts),
+]
 TextColumn = Annotated[str, typer.Option(help="Column with the text, for tabular data.")]
 Split = Annotated[str, typer.Option(help="Split, for data that has splits.")]
 MaxDocuments = Annotated[int | None, typer.Option(help="Read at most this many documents.")]
@@ -46,7 +50,10 @@ Seed = Annotated[int, typer.Option(help="Decides every trial, with its length, d
 Bar = Annotated[float, typer.Option(help="Share of right answers that counts as reading.")]
 Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
 Beyond = Annotated[bool, typer.Option("--beyond", help="Read more tokens than the model has positions.")]
-Haystack = Annotated[list[str] | None, typer.Option(help="Texts to hide facts in, as for --data; else made up.")]
+Haystack = Annotated[
+    list[str] | None,
+    typer.Option(help="Texts to hide facts in, as for --data; else made up.", callback=existing_texts),
+]
 
 DeviceMap = Annotated[
     str | None, typer.Option(help="`auto` spreads a model larger than one GPU over all of them and the CPU's memory.")
@@ -74,7 +81,7 @@ def perplexity(
         bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
     ] = False,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
     device_map: DeviceMap = None,
     text_column: TextColumn = "text",
     split: Split = "validation",
@@ -95,10 +102,10 @@ def perplexity(
         max_targets=max_targets,
         device_map=device_map,
     )
-    if output is not None:
+    if out is not None:
         from longlora.evaluation.perplexity_report import write_perplexity
 
-        write_perplexity(result, output)
+        write_perplexity(result, out)
     if as_json:
         by_length = {str(length): value.to_dict() for length, value in result.perplexity.items()}
         typer.echo(json.dumps({"model": model, "protocol": protocol, "perplexity": by_length}, indent=2))
@@ -111,7 +118,7 @@ def perplexity(
 def positions(
     model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option(help="Folder for result and picture.")],
+    out: Annotated[Path, typer.Option(help="Folder for result and picture.")],
     length: Annotated[int | None, typer.Option(help="Tokens of a window; the model's context if not given.")] = None,
     buckets: Annotated[int, typer.Option(help="Ranges of position to average in.")] = 32,
     max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows.")] = None,
@@ -140,15 +147,15 @@ def positions(
         beyond=beyond,
         device_map=device_map,
     )
-    write_positions(result, output)
-    print_result(as_json, result.to_dict, positions_table(result), result.verdict, output)
+    write_positions(result, out)
+    print_result(as_json, result.to_dict, positions_table(result), result.verdict, out)
 
 
 @evaluate.command()
 def tokens(
     model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option(help="File to write, named .bin.")],
+    out: Annotated[Path, typer.Option(help="File to write, named .bin.")],
     text_column: TextColumn = "text",
     split: Split = "validation",
     max_documents: MaxDocuments = None,
@@ -158,15 +165,15 @@ def tokens(
     from longlora.evaluation.texts import Texts
 
     num_tokens = write_tokens(
-        model, Texts(data, text_column=text_column, split=split, max_documents=max_documents), output
+        model, Texts(data, text_column=text_column, split=split, max_documents=max_documents), out
     )
-    typer.echo(f"{num_tokens:,} tokens written to {output}")
+    typer.echo(f"{num_tokens:,} tokens written to {out}")
 
 
 @evaluate.command()
 def passkey(
     model: Model,
-    output: Output,
+    out: Output,
     lengths: Lengths = "",
     depths: Depths = DEPTHS,
     trials: Trials = 10,
@@ -184,14 +191,14 @@ def passkey(
     from longlora.evaluation.passkey import passkey as make_test
 
     _retrieve(
-        model, make_test(form=form, chat=chat), output, lengths, depths, trials, seed, bar, beyond, device_map, as_json
+        model, make_test(form=form, chat=chat), out, lengths, depths, trials, seed, bar, beyond, device_map, as_json
     )
 
 
 @evaluate.command()
 def needle(
     model: Model,
-    output: Output,
+    out: Output,
     lengths: Lengths = "",
     depths: Depths = DEPTHS,
     trials: Trials = 10,
@@ -213,13 +220,13 @@ def needle(
 
     texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
     test = make_test(num_needles=needles, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
+    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
 
 
 @evaluate.command()
 def topics(
     model: Model,
-    output: Output,
+    out: Output,
     lengths: Lengths = "",
     trials: Trials = 10,
     num_topics: Annotated[
@@ -236,13 +243,13 @@ def topics(
     from longlora.evaluation.topics import topics as make_test
 
     test = make_test(num_topics=num_topics, chat=chat)
-    _retrieve(model, test, output, lengths, DEPTHS, trials, seed, bar, beyond, device_map, as_json)
+    _retrieve(model, test, out, lengths, DEPTHS, trials, seed, bar, beyond, device_map, as_json)
 
 
 @evaluate.command()
 def recall(
     model: Model,
-    output: Output,
+    out: Output,
     lengths: Lengths = "",
     depths: Depths = "0",
     trials: Trials = 20,
@@ -264,13 +271,13 @@ def recall(
 
     texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
     test = make_test(num_pairs=pairs, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, output, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
+    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
 
 
 def _retrieve(
     model: str,
     test: "RetrievalTest",
-    output: Path,
+    out: Path,
     lengths: str,
     depths: str,
     trials: int,
@@ -292,11 +299,11 @@ def _retrieve(
         seed=seed,
         bar=bar,
         beyond=beyond,
-        output=output,
+        output=out,
         device_map=device_map,
     )
     if result is not None:  # of several processes the first one speaks
-        print_result(as_json, result.to_dict, result_table(result), result.verdict, output)
+        print_result(as_json, result.to_dict, result_table(result), result.verdict, out)
 
 
 def print_result(

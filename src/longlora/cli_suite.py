@@ -18,6 +18,7 @@ from longlora.cli_eval import (
     evaluate,
     parse_numbers,
 )
+from longlora.cli_places import existing_models, existing_texts
 
 Base = Annotated[
     str | None, typer.Option(help="The model that it was made of; an adapter says so itself, a merged model does not.")
@@ -26,11 +27,17 @@ Base = Annotated[
 
 @evaluate.command()
 def suite(
-    models: Annotated[list[str], typer.Argument(help="Model or adapter directories, hub names, or `tiny`.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Model or adapter directories, hub names, or `tiny`.", callback=existing_models),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same again goes on.")],
     suite: Annotated[Literal["quick", "full"], typer.Option(help="How much is asked.")] = "quick",
     data: Annotated[
-        list[str] | None, typer.Option(help="Held-out texts, as for the other commands; else Python's own library.")
+        list[str] | None,
+        typer.Option(
+            help="Held-out texts, as for the other commands; else Python's own library.", callback=existing_texts
+        ),
     ] = None,
     base: Base = None,
     lengths: Annotated[
@@ -84,7 +91,7 @@ def suite(
 def short(
     model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option(help="Folder for short_context.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for short_context.json.")],
     base: Base = None,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens.")] = None,
     across_documents: Annotated[
@@ -111,20 +118,20 @@ def short(
         across_documents=across_documents,
         device_map=device_map,
     )
-    write_short_context(result, output)
+    write_short_context(result, out)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
         return
     typer.echo(f"{result.base:>40}   perplexity {result.base_perplexity:9.3f}   {result.length:,} tokens")
     typer.echo(f"{result.model:>40}   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
     typer.echo(result.verdict)
-    typer.echo(f"written to {output}")
+    typer.echo(f"written to {out}")
 
 
 @evaluate.command()
 def harness(
     model: Model,
-    output: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same again goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same again goes on.")],
     tasks: Annotated[
         str,
         typer.Option(help="Tasks with commas between: ruler, longbench, longbench2, babilong, short, or lm-eval's."),
@@ -154,7 +161,7 @@ def harness(
     result = run_harness(
         model,
         _words(tasks),
-        output=output,
+        output=out,
         task_files=task_file or [],
         options=HarnessOptions(
             lengths=parse_numbers(lengths, "--lengths", int),
@@ -174,7 +181,7 @@ def harness(
         for metric, score in values["metrics"].items():
             error = f" ± {score['standard_error']:.3f}" if score["standard_error"] is not None else ""
             typer.echo(f"{task:>40}   {metric:<20} {score['value']:.3f}{error}   {values['num_samples']:,} samples")
-    typer.echo(f"written to {output}")
+    typer.echo(f"written to {out}")
 
 
 def _words(text: str) -> list[str]:

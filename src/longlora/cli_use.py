@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from longlora.cli_places import existing_model
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "vllm", "transformers"]
 
@@ -31,7 +33,11 @@ def merge(
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
 ) -> None:
     """Fold an adapter into its base model, file by file, and check the result against the adapter."""
+    from longlora.checkpoint import check_absent, check_adapter
     from longlora.errors import ConfigError
+
+    check_adapter(adapter)
+    check_absent(output)
     from longlora.merge import check_login, merge_adapter
     from longlora.merge import push_to_hub as upload
 
@@ -75,7 +81,9 @@ def import_weights(
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.")],
+    model: Annotated[
+        str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)
+    ],
     host: Annotated[str, typer.Option(help="Where to listen; by default only this machine is let in.")] = "localhost",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     engine: Annotated[Engine, typer.Option(help="Which server; auto: vLLM if it is installed.")] = "auto",

@@ -71,7 +71,7 @@ def run_demo(output: Path) -> DemoResult:
         ConfigError: `output` holds a finished demo.
     """
     if (output / "report.json").exists():
-        raise ConfigError(f"{output} holds a finished demo; choose another --output, or delete it")
+        raise ConfigError(f"{output} holds a finished demo; choose another folder, or delete it")
     result = DemoResult(settings=_settings(), environment=_environment())
     documents = _held_out_documents(output)
 

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from longlora.checkpoint import Extension, is_adapter, read_extension
+from longlora.checkpoint import Extension, is_adapter, model_source, read_extension
 from longlora.compat import keep_to_fitting_kernels
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
@@ -27,7 +27,6 @@ from longlora.optimizers import PACKAGES
 from longlora.packages import require_package
 from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
-from longlora.tiny import TINY_MODEL, tiny_model_directory
 from longlora.vocabulary import fit_vocabulary
 
 logger = logging.getLogger("longlora")
@@ -195,26 +194,6 @@ def load_adapter(
         return PeftModel.from_pretrained(model, directory)
     except Exception as error:  # safetensors, PEFT and torch each have exceptions of their own for a bad file
         raise CheckpointError(f"the adapter in {directory} cannot be loaded: {_first_line(error)}") from error
-
-
-def model_source(name_or_path: str) -> str:
-    """Turn what a user writes for a model into what transformers loads.
-
-    Raises:
-        CheckpointError: it looks like a path, and there is no model there.
-    """
-    if name_or_path == TINY_MODEL:
-        return str(tiny_model_directory())
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists() and not is_adapter(path):
-            raise CheckpointError(f"{path} holds no model: it has neither config.json nor adapter_config.json")
-        return str(path)
-    if path.exists():
-        raise CheckpointError(f"{path} is a file; name the directory of a model")
-    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
-        raise CheckpointError(f"there is no model directory {name_or_path}")
-    return name_or_path
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -24,7 +24,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_retrieval_test_as_a_table_and_as_json(run: Run, base_model: Path, tmp_path: Path, command: str) -> None:
-    arguments = ["eval", command, base_model, *COMMANDS[command], "--trials", 2, "--beyond", "--output", tmp_path]
+    arguments = ["eval", command, base_model, *COMMANDS[command], "--trials", 2, "--beyond", "--out", tmp_path]
     status, out, err = run(*arguments)
     assert status == 0, err
     assert "reads at no tested length at ≥ 90 %" in out
@@ -40,7 +40,7 @@ def test_a_retrieval_test_as_a_table_and_as_json(run: Run, base_model: Path, tmp
 
 
 def test_a_haystack_of_the_users_own(run: Run, base_model: Path, text_folder: Path, tmp_path: Path) -> None:
-    arguments = ["--lengths", 400, "--trials", 1, "--beyond", "--output", tmp_path, "--haystack", text_folder]
+    arguments = ["--lengths", 400, "--trials", 1, "--beyond", "--out", tmp_path, "--haystack", text_folder]
     for command in ("needle", "recall"):
         status, _, err = run("eval", command, base_model, *arguments[:-3], tmp_path / command, *arguments[-2:])
         assert status == 0, err
@@ -49,7 +49,7 @@ def test_a_haystack_of_the_users_own(run: Run, base_model: Path, text_folder: Pa
 
 
 def test_positions(run: Run, base_model: Path, text_folder: Path, tmp_path: Path) -> None:
-    arguments = ["eval", "positions", base_model, "--data", text_folder, "--output", tmp_path / "out"]
+    arguments = ["eval", "positions", base_model, "--data", text_folder, "--out", tmp_path / "out"]
     status, out, err = run(*arguments, "--buckets", 4, "--max-windows", 6)
     assert status == 0, err
     assert "the loss is lowest" in out
@@ -64,7 +64,7 @@ def test_a_token_file_gives_the_same_perplexity_as_its_texts(
 ) -> None:
     path = tmp_path / "texts.bin"
     one = text_folder / "one.txt"
-    status, out, err = run("eval", "tokens", base_model, "--data", one, "--output", path)
+    status, out, err = run("eval", "tokens", base_model, "--data", one, "--out", path)
     assert status == 0, err
     assert f"{path.stat().st_size // 2:,} tokens written to {path}" in out
     options = ["--lengths", "50,64", "--stride", 40, "--json"]
@@ -108,16 +108,16 @@ def test_at_most_so_many_targets(run: Run, base_model: Path, text_folder: Path) 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["passkey", "MODEL", "--output", "OUT"], "needs 247 tokens without any filler"),
-        (["passkey", "MODEL", "--output", "OUT", "--lengths", "400"], "the model has 64 positions, and prompt and"),
-        (["passkey", "MODEL", "--output", "OUT", "--lengths", "x"], "--lengths must be whole numbers, as in 256,1024"),
-        (["needle", "MODEL", "--output", "OUT", "--depths", "a"], "--depths must be numbers, as in 0,0.5,1; got 'a'"),
-        (["needle", "MODEL", "--output", "OUT", "--depths", "50"], "depths must lie between 0 (beginning) and 1"),
-        (["needle", "MODEL", "--output", "OUT", "--needles", "0"], "needles must be 1 to 64"),
-        (["needle", "MODEL", "--output", "OUT", "--haystack", "EMPTY"], "EMPTY"),
-        (["recall", "MODEL", "--output", "OUT", "--bar", "90"], "the bar must be above 0 and at most 1"),
-        (["topics", "./nowhere", "--output", "OUT"], "there is no model directory"),
-        (["tokens", "MODEL", "--data", "TEXTS", "--output", "OUT"], "a token file must be named .bin"),
+        (["passkey", "MODEL", "--out", "OUT"], "needs 247 tokens without any filler"),
+        (["passkey", "MODEL", "--out", "OUT", "--lengths", "400"], "the model has 64 positions, and prompt and"),
+        (["passkey", "MODEL", "--out", "OUT", "--lengths", "x"], "--lengths must be whole numbers, as in 256,1024"),
+        (["needle", "MODEL", "--out", "OUT", "--depths", "a"], "--depths must be numbers, as in 0,0.5,1; got 'a'"),
+        (["needle", "MODEL", "--out", "OUT", "--depths", "50"], "depths must lie between 0 (beginning) and 1"),
+        (["needle", "MODEL", "--out", "OUT", "--needles", "0"], "needles must be 1 to 64"),
+        (["needle", "MODEL", "--out", "OUT", "--haystack", "EMPTY"], "EMPTY"),
+        (["recall", "MODEL", "--out", "OUT", "--bar", "90"], "the bar must be above 0 and at most 1"),
+        (["topics", "./nowhere", "--out", "OUT"], "there is no model directory"),
+        (["tokens", "MODEL", "--data", "TEXTS", "--out", "OUT"], "a token file must be named .bin"),
         (["perplexity", "MODEL", "--data", "a.bin", "--data", "TEXTS"], "a .bin of tokens must be the only source"),
         (["perplexity", "MODEL", "--data", "a.bin"], "there is no token file a.bin"),
         (
@@ -144,7 +144,7 @@ def test_every_command_has_help(run: Run) -> None:
 @pytest.mark.slow
 def test_two_processes_do_the_work_of_one(run: Run, base_model: Path, tmp_path: Path) -> None:
     arguments = ["eval", "passkey", str(base_model), "--beyond", "--lengths", "300,400", "--depths", "0,1"]
-    arguments += ["--trials", "2", "--json", "--output"]
+    arguments += ["--trials", "2", "--json", "--out"]
     status, alone, err = run(*arguments, tmp_path / "one")
     assert status == 0, err
     with socket.socket() as probe:

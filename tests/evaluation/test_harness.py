@@ -102,7 +102,7 @@ def test_the_harness_reads_with_the_very_model(
 ) -> None:
     values = {}
     for name, directory in {"base": base_model, "adapter": adapter}.items():
-        status, out, err = run("eval", "harness", directory, "--task-file", task_file, "--output", tmp_path / name)
+        status, out, err = run("eval", "harness", directory, "--task-file", task_file, "--out", tmp_path / name)
         assert status == 0, err
         assert "ships" in out and "5 samples" in out
         values[name] = harness_likelihoods(tmp_path / name)

@@ -82,16 +82,16 @@ def test_the_command_knows_an_adapters_base(
     assert base_of(str(tmp_path / "adapter")) == str(base_model) and base_of(str(base_model)) is None
     assert named_context(str(tmp_path / "adapter")) == named_context(str(base_model)) == 64
     arguments = ["--data", text_folder, "--max-targets", 320]
-    status, out, err = run("eval", "short", tmp_path / "adapter", *arguments, "--output", tmp_path / "out")
+    status, out, err = run("eval", "short", tmp_path / "adapter", *arguments, "--out", tmp_path / "out")
     assert status == 0, err
     written = json.loads((tmp_path / "out" / "short_context.json").read_text(encoding="utf-8"))
     assert written["base"] == str(base_model) and written["length"] == 64 and written["num_tokens"] == 320
     assert written["verdict"] in out and written["difference"] != 0
     status, out, err = run(
-        "eval", "short", base_model, "--base", base_model, *arguments, "--json", "--output", tmp_path / "same"
+        "eval", "short", base_model, "--base", base_model, *arguments, "--json", "--out", tmp_path / "same"
     )
     assert (status, json.loads(out)["difference"], json.loads(out)["ratio"]) == (0, 0, 1)
-    status, _, err = run("eval", "short", base_model, *arguments, "--output", tmp_path / "x")
+    status, _, err = run("eval", "short", base_model, *arguments, "--out", tmp_path / "x")
     assert (status, "does not say what it was made of: name the base with --base" in err) == (2, True)
 
 

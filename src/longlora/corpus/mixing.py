@@ -59,7 +59,7 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
     """
     for source in (long, short):
         if Path(source).exists() and out.exists() and out.samefile(source):
-            raise DataError(f"--out {out} is one of the sources; write to another file")
+            raise DataError(f"{out} is one of the sources; write to another file")
     sources = {name: list(read_conversations(name)) for name in (long, short)}
     times = min(len(sources[name]) // share for name, share in zip((long, short), ratio, strict=True))
     if times == 0:

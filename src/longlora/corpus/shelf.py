@@ -234,17 +234,17 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS_FILE
     if not path.exists():
         if (folder / RECORDS_FILE).exists():
-            raise DataError(f"{folder} holds a {RECORDS_FILE} without {SETTINGS_FILE}; choose another --out")
+            raise DataError(f"{folder} holds a {RECORDS_FILE} without {SETTINGS_FILE}; choose another folder")
         write_atomically(path, json.dumps(settings, indent=2) + "\n")
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} cannot be read ({error}); choose another --out") from error
+        raise DataError(f"{path} cannot be read ({error}); choose another folder") from error
     differing = [name for name in settings if there.get(name) != settings[name]]
     if differing:
         changes = ", ".join(f"{name} {there.get(name)!r} there and {settings[name]!r} now" for name in differing)
-        raise ConfigError(f"{folder} holds texts made with other settings ({changes}); choose another --out")
+        raise ConfigError(f"{folder} holds texts made with other settings ({changes}); choose another folder")
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -262,5 +262,5 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             records.append({name: record[name] for name in ("sha256", "file", "text")} | record)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} has no record in line {number} ({error!r}); choose another --out") from error
+            raise DataError(f"{path} has no record in line {number} ({error!r}); choose another folder") from error
     return records

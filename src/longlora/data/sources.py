@@ -1,17 +1,15 @@
 """Turns what a user calls a data source into a stream of documents, or conversations, with an identity."""
 
-import glob
 import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Generic
 
 from longlora.data.conversations import Conversation, ConversationKind
 from longlora.data.readers import (
@@ -27,12 +25,9 @@ from longlora.data.readers import (
     read_saved,
 )
 from longlora.errors import DataError
+from longlora.files import Part, files_below, locate
 
 logger = logging.getLogger("longlora")
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# A dot and a letter: `notes.txt` is a file that is not there, `owner/corpus-v1.2` may be a data set.
-_FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +54,6 @@ class Source(Generic[Item]):
 
 DocumentSource = Source[str]
 ConversationSource = Source[Conversation]
-
-
-@dataclass(frozen=True)
-class _Part:
-    kind: Literal["file", "saved", "hub"]
-    location: str
-    is_named: bool
-    """The user named it, rather than a folder or a glob that holds it."""
 
 
 def read_documents(
@@ -104,7 +91,7 @@ def _find(
     source: str | Sequence[str], kind: ItemKind[Item], split: str, max_items: int | None, identity: list[Any]
 ) -> Source[Item]:
     names = [source] if isinstance(source, str) else list(source)
-    parts = [part for name in names for part in _locate(name)]
+    parts = [part for name in names for part in locate(name)]
     if not parts:
         raise DataError("at least one data source must be given, found an empty list; set data.source")
     identity = [*identity, split, max_items, [_identify(part) for part in parts]]
@@ -116,49 +103,10 @@ def _find(
     )
 
 
-def _locate(name: str) -> list[_Part]:
-    path = os.path.expanduser(name)
-    if os.path.isdir(path) and name.strip():
-        if _is_saved_dataset(path):
-            return [_Part("saved", path, True)]
-        return [_Part("file", file, False) for file in _walk(path)]
-    if os.path.exists(path):
-        return [_Part("file", path, True)]
-    if any(character in name for character in "*?["):
-        files = sorted(Path(match) for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
-        if not files:
-            raise DataError(f"the glob {name!r} must match at least one file, found none; '**' enters subfolders")
-        return [_Part("file", str(file), False) for file in files]
-    if _HUB_NAME.fullmatch(name) and not _FILE_SUFFIX.fullmatch(Path(name).suffix):
-        return [_Part("hub", name, True)]
-    raise DataError(
-        f"source {name!r} does not exist; data.source must be a text file, a folder, a glob, a JSON, JSONL or Parquet "
-        "file, a saved `datasets` directory, or the name of a hub data set"
-    )
-
-
-def _is_saved_dataset(folder: str) -> bool:
-    is_split = os.path.isfile(os.path.join(folder, "dataset_dict.json"))
-    return is_split or all(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_info.json", "state.json"))
-
-
-def _walk(folder: str) -> list[str]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"folder {error.filename!r} cannot be listed ({error.strerror}); allow it or move it away")
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    if not files:
-        raise DataError(f"folder {folder!r} must hold at least one text file, found none (hidden files do not count)")
-    return [str(file) for file in sorted(files)]
-
-
-def _identify(part: _Part) -> list[object]:
+def _identify(part: Part) -> list[object]:
     if part.kind == "hub":
         return ["hub", part.location]
-    files = _walk(part.location) if part.kind == "saved" else [part.location]
+    files = files_below(part.location) if part.kind == "saved" else [part.location]
     return [part.kind, *(_stamp(file) for file in files)]
 
 
@@ -171,7 +119,7 @@ def _stamp(file: str) -> tuple[str, int, int]:
 
 
 def _read_parts(
-    parts: list[_Part], source_name: str, kind: ItemKind[Item], split: str, max_items: int | None
+    parts: list[Part], source_name: str, kind: ItemKind[Item], split: str, max_items: int | None
 ) -> Iterator[tuple[str, Item]]:
     skipped = Skipped()
     items = (item for part in parts for item in _read_part(part, kind, split, skipped))
@@ -186,7 +134,7 @@ def _read_parts(
         logger.warning("skipped %d files or rows: %s", skipped.counts.total(), skipped.summary())
 
 
-def _read_part(part: _Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+def _read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
     path = Path(part.location)
     try:
         if part.kind == "hub":

@@ -164,7 +164,7 @@ def finished(path: Path, settings: dict[str, Any], weights: str) -> dict[str, An
     if (there, content.get("weights")) != (here, weights):
         raise ConfigError(
             f"{path} holds another measurement ({there}, weights {content.get('weights')}; now {here}, weights "
-            f"{weights}): choose another --out, or delete that folder"
+            f"{weights}): choose another folder, or delete that one"
         )
     return content
 

@@ -106,5 +106,5 @@ def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
     if differing:
         changes = ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} now" for name in differing)
         raise ConfigError(
-            f"{path} holds trials of another evaluation ({changes}): choose another --output, or delete that folder"
+            f"{path} holds trials of another evaluation ({changes}): choose another folder, or delete that one"
         )

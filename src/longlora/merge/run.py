@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig
 from transformers import AutoConfig, PreTrainedConfig
 
-from longlora.checkpoint import Extension, is_adapter, read_extension, whole_directory
+from longlora.checkpoint import Extension, check_adapter, read_extension, whole_directory
 from longlora.errors import CheckpointError, ConfigError
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
@@ -91,8 +91,7 @@ def merge_adapter(
             does not agree.
         ConfigError: the keys of transformers 4 have no room for the model's positions.
     """
-    if not is_adapter(adapter):
-        raise CheckpointError(f"{adapter} holds no adapter: adapter_config.json is missing")
+    check_adapter(adapter)
     extension = read_extension(adapter)
     _warn_of_packing(adapter, extension)
     peft_config = _read_peft_config(adapter)

@@ -33,6 +33,7 @@ from longlora.checkpoint import Extension, remove_partial, write_atomically, wri
 from longlora.config import Recipe, dump_recipe
 from longlora.errors import ConfigError
 from longlora.packages import package_versions
+from longlora.training.beforehand import check_output, result_directory
 
 _COMPLETE = "complete"
 # Their product with the number of processes is what matters: the rows of an optimizer step.
@@ -70,8 +71,8 @@ class RunDirectory:
 
 def run_directory(recipe: Recipe) -> RunDirectory:
     """Name the folder of a run, without looking at it."""
-    root = Path(recipe.output_dir).expanduser()
-    return RunDirectory(root=root, result=root / ("model" if recipe.tuning == "full" else "adapter"))
+    result = result_directory(recipe)
+    return RunDirectory(root=result.parent, result=result)
 
 
 @contextmanager
@@ -87,11 +88,8 @@ def open_run(recipe: Recipe, *, num_processes: int = 1, engine: str = "single") 
         ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
     """
     run = run_directory(recipe)
-    if run.result.exists():
-        raise ConfigError(f"{run.root} holds a finished run; choose another output_dir, or delete it to train again")
+    check_output(recipe)
     recipe_file, starts_file = run.root / "recipe.yaml", run.root / "environment.json"
-    if not recipe_file.exists() and run.root.exists() and (not run.root.is_dir() or _holds_something(run.root)):
-        raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     with _held(run.root):
         starts = _read_starts(starts_file)
@@ -143,10 +141,6 @@ def _held(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _holds_something(root: Path) -> bool:
-    return any(path.name not in ("checkpoints", "lock") for path in root.iterdir())
 
 
 def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:

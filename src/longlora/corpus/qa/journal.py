@@ -54,7 +54,7 @@ class Journal:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise ConfigError(f"another process is at work on {path}; wait for it, or choose another --out") from error
+            raise ConfigError(f"another process is at work on {path}; wait for it, or choose another file") from error
         try:
             self._open({"journal_version": VERSION, **settings})
         except BaseException:
@@ -148,7 +148,7 @@ class Journal:
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise DataError(
                         f"{self.path} cannot be read in line {number} ({type(error).__name__}: {error}); delete that "
-                        "line, or choose another --out"
+                        "line, or choose another file"
                     ) from error
         for key in list(self._under_way):
             self._note_failed(key, True)
@@ -202,5 +202,5 @@ def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
     if differing:
         changes = ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} now" for name in differing)
         raise ConfigError(
-            f"{path} belongs to a set with other settings ({changes}): use the same again, or choose another --out"
+            f"{path} belongs to a set with other settings ({changes}): use the same again, or choose another file"
         )

@@ -281,9 +281,9 @@ def _write(out: Path, records: Iterator[dict[str, Any]], summary: Summary) -> No
 def _check_out(out: Path, *, is_written_only: bool) -> None:
     has_journal = journal_path(out).exists()
     if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name a file, .json or .jsonl")
+        raise ConfigError(f"{out} is a folder; name a file, .json or .jsonl")
     if out.exists() and not has_journal:
-        raise ConfigError(f"--out {out} exists and has no journal beside it; choose another name or move it away")
+        raise ConfigError(f"{out} exists and has no journal beside it; choose another name or move it away")
     if is_written_only and not has_journal:
         raise ConfigError(
             f"there is no journal {journal_path(out)} to write from; leave out --from-journal to make one"
