@@ -22,7 +22,9 @@ def run_tests(arguments: argparse.Namespace) -> int:
     paths = arguments.tests or [str(path) for path in sorted(_collections(), key=_rank)]
     if arguments.dry and not arguments.tests:
         paths = [str(TESTS / "structure" / "test_public_names.py")]
-    command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", "-p", "_failing_tests", "-q", "--no-header", *paths]
+    # pytest-benchmark warns beside pytest-xdist, and warnings are errors here.
+    plugins = ["-p", "no:benchmark", "-p", "_failing_tests"]
+    command = [sys.executable, "-m", "pytest", *plugins, "-q", "--no-header", *paths]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(1 if arguments.dry else arguments.workers)]
     environment = os.environ | {"LADDER_FAILURES": str(rows)}
