@@ -27,5 +27,6 @@ def existing_texts(names: list[str] | None) -> list[str] | None:
     from longlora.files import locate
 
     for name in names or ():
-        locate(name)
+        if not name.endswith(".bin"):  # tokens, which are read in another way and say themselves what is wrong
+            locate(name)
     return names
