@@ -48,8 +48,8 @@ command that imports each of them, stands in [released.md](released.md).
   whose memory grows with the square of the length, unless you load them with another.
 - Models that read **images** (Qwen2-VL and others) train their text in groups: load them with
   `attn_implementation={"text_config": "s2"}`, which leaves the encoder of images its own attention.
-- **Falcon** and **GPT-J** look "s2" up in tables of their own, so transformers stops with `KeyError: 's2'` while it makes
-  the model, before any code of ours runs; `check_s2_reaches` says what that means.
+- **Falcon** and **GPT-J** look "s2" up in tables of their own, so transformers stops with `KeyError: 's2'` while it
+  makes the model, before any code of ours runs; `check_s2_reaches` says what that means.
 - Layers of **linear attention** (Qwen3-Next, Mamba hybrids) are outside of all this: they carry a state over the whole
   row, also from one packed document to the next.
 """
