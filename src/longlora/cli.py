@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -144,23 +143,33 @@ def train(
     from longlora.training.processes import is_first, leave
     from longlora.training.run import train as run_training
 
-    result = run_training(loaded)
+    merges = loaded.merge and loaded.tuning != "full"
+    result = run_training(loaded, merge_follows=merges)
     decides = is_first()
     leave()
     if not decides:
         return
     typer.echo(f"written to {result}")
-    if loaded.tuning != "full":
-        merged = Path(loaded.output_dir).expanduser() / "merged"
-        if loaded.merge:
-            from longlora.merge import merge_adapter
+    merged = result.parent / "merged"
+    if merges:
+        _merge_result(result, merged)
+    elif loaded.tuning != "full":
+        typer.echo(f"next: longlora merge {result} {merged}")
 
-            if merged.exists():  # of an earlier result in this folder, which is gone
-                shutil.rmtree(merged)
-            merge_adapter(result, merged)
-            typer.echo(f"merged into {merged}")
-        else:
-            typer.echo(f"next: longlora merge {result} {merged}")
+
+def _merge_result(adapter: Path, merged: Path) -> None:
+    """Merge what a run trained, unless an earlier start did; a failure costs nothing but the merge."""
+    from longlora.checkpoint import remove_partial
+    from longlora.merge import merge_adapter
+    from longlora.training.outcome import attempted
+
+    remove_partial(merged)
+    if not merged.exists():
+        with attempted(f"merging into {merged}"):
+            merge_adapter(adapter, merged)
+        if not merged.exists():
+            raise typer.Exit(1)
+    typer.echo(f"merged into {merged}")
 
 
 @app.command()

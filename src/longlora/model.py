@@ -19,6 +19,7 @@ from transformers import (
 from longlora.checkpoint import Extension, is_adapter, read_extension
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
+from longlora.generation import stop_at_every_end
 from longlora.lora import add_adapter
 from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
 from longlora.optimizers import PACKAGES
@@ -143,7 +144,9 @@ def load_for_inference(
         tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
     if device_map is None and packing is None:  # else the weights are where they belong
         model = model.to(device)
-    return model.eval(), load_tokenizer(tokenizer_source)
+    tokenizer = load_tokenizer(tokenizer_source)
+    stop_at_every_end(model, tokenizer)
+    return model.eval(), tokenizer
 
 
 def load_adapter(
