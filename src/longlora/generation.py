@@ -9,9 +9,10 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("longlora")
 
@@ -28,14 +29,17 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if tokenizer.chat_template is None:
         return None
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-    structural = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    structural = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
+    structural.add(tokenizer.eos_token_id)  # GPT-2's is the unknown token too
     for following in ([], [{"role": "user", "content": _NEXT}]):
         try:
             text = tokenizer.apply_chat_template([*turns, *following], tokenize=False)
         except Exception:  # jinja's, and whatever a template raises by itself; who writes with it will be told
             return None
-        closing = str(text).rpartition(_ANSWER)[2].partition(_NEXT)[0]
-        numbers = tokenizer(closing, add_special_tokens=False, verbose=False)["input_ids"]
+        _, answer, closing = str(text).partition(_ANSWER)
+        if not answer:
+            return None
+        numbers = tokenizer(closing.partition(_NEXT)[0], add_special_tokens=False, verbose=False)["input_ids"]
         if found := [number for number in numbers if number in structural]:
             return found[0]
     return None
@@ -50,11 +54,21 @@ def end_tokens(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase)
 def stop_at_every_end(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a model's own settings name every token at which it stops, in place."""
     settings = transformers_model(model).generation_config
-    if settings is None:  # a model that does not generate
-        return
-    ends = end_tokens(settings, tokenizer)
-    if ends and ends != _named_ends(settings):
-        settings.eos_token_id = ends
+    if settings is not None and not names_every_end(settings, tokenizer):  # None where a model does not generate
+        settings.eos_token_id = end_tokens(settings, tokenizer)
+
+
+def names_every_end(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether generation by these settings stops wherever it should."""
+    return end_tokens(settings, tokenizer) == _named_ends(settings)
+
+
+def saved_settings(source: str | Path, config: PreTrainedConfig) -> GenerationConfig:
+    """Read a saved model's own settings; where it has none, what its configuration says of them."""
+    try:
+        return GenerationConfig.from_pretrained(source)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def lasting_settings(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -8,11 +8,12 @@ from typing import Literal
 
 import torch
 from peft import PeftConfig
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.checkpoint import Extension, is_adapter, read_extension, whole_directory
 from longlora.errors import CheckpointError, ConfigError
-from longlora.generation import lasting_settings
+from longlora.generation import lasting_settings, saved_settings
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.check import Agreement, compare, logits, probe
@@ -174,21 +175,14 @@ def _merge_in_memory(
     return resolved, expected
 
 
-def _generation_config(source: Path | str) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(source)
-    except OSError:  # there is none
-        return None
-
-
 def _write_rest(
     adapter: Path, base: str, config: PreTrainedConfig, extension: Extension | None, directory: Path
 ) -> None:
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(adapter) if has_tokenizer else base)
     tokenizer.save_pretrained(directory)
-    own = _generation_config(adapter) or _generation_config(base)
-    lasting_settings(own or GenerationConfig.from_model_config(config), tokenizer).save_pretrained(directory)
+    has_settings = (adapter / GENERATION_CONFIG_NAME).exists()
+    lasting_settings(saved_settings(adapter if has_settings else base, config), tokenizer).save_pretrained(directory)
     write_card(directory, adapter=adapter, base=base, extension=extension)
 
 

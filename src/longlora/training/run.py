@@ -62,6 +62,7 @@ def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
         run = from_first(lambda: stack.enter_context(opened))
         checkpoint = from_first(run.last_checkpoint)
         if from_first(run.result.exists):
+            termination.result_is_saved()
             if is_first():
                 steps = step_of(checkpoint) if checkpoint else recipe.max_steps
                 look_back(recipe.model_copy(update={"max_steps": steps}), run)
@@ -84,6 +85,7 @@ def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
         if is_first():
             run.remove_former()
         save_result(trained, prepared, run.result)
+        termination.result_is_saved()
         if is_first():
             look_back(recipe, run, trained=trained, tokenizer=prepared.tokenizer)
         wait_for_all()
