@@ -20,7 +20,7 @@ from longlora.merge import merge_adapter
 from longlora.serving.place import servable
 from longlora.training.run import train
 
-QUESTION, ANSWER = "Who?", "Paris."
+QUESTION, ANSWER, LAST = "Who?", "Paris.", "ris."
 ROWS = [{"instruction": QUESTION, "output": ANSWER}, {"instruction": "Where?", "output": "At sea."}]
 OTHER_END = 2  # what the base's generation_config names: never an end of what is learned here
 
@@ -98,9 +98,15 @@ def generated(model_directory: Path) -> str:
     return tokenizer.decode(written)
 
 
+def assert_ends(written: str, end: str) -> None:
+    """The end of the answer that was learned, the end of its turn, and nothing more."""
+    assert written.removesuffix(end).strip().endswith(LAST)
+    assert written.endswith(end) and written.count(end) == 1
+
+
 @pytest.mark.parametrize("name", ["merged", "full/model"])
 def test_in_plain_transformers(tuned: Tuned, name: str) -> None:
-    assert generated(tuned.places[name]).split() == f"{ANSWER}{tuned.end}".split()
+    assert_ends(generated(tuned.places[name]), tuned.end)
 
 
 @pytest.mark.parametrize("name", ["run/adapter", "merged", "full/model"])
@@ -108,7 +114,7 @@ def test_in_chat(tuned: Tuned, name: str) -> None:
     speaker = load_speaker(str(tuned.places[name]))
     settings = ChatSettings(max_new_tokens=20)
     answer, _ = Conversation(speaker, settings, memory_for(speaker, settings)()).ask(QUESTION)
-    assert "".join(answer).strip() == ANSWER
+    assert "".join(answer).strip().endswith(LAST)
     assert answer.finished
 
 
@@ -122,7 +128,8 @@ def test_the_saved_settings_name_every_end(tuned: Tuned, name: str) -> None:
 
 def test_in_make_qa(tuned: Tuned) -> None:
     answer = asyncio.run(LocalModel(str(tuned.places["merged"])).answer(a_call(prompt=QUESTION, max_tokens=20)))
-    assert (answer.text.strip(), answer.finish) == (ANSWER, "stop")
+    assert answer.text.strip().endswith(LAST)
+    assert answer.finish == "stop"
 
 
 def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
@@ -133,7 +140,7 @@ def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
     try:
         own.write_text(json.dumps({"eos_token_id": OTHER_END}))
         with servable(str(merged)) as place:
-            assert generated(place.parent / place.name).split() == f"{ANSWER}{tuned.end}".split()
+            assert_ends(generated(place.parent / place.name), tuned.end)
         assert json.loads(own.read_text()) == {"eos_token_id": OTHER_END}
     finally:
         own.write_text(kept)
