@@ -76,6 +76,30 @@ def test_a_result_that_is_made_anew_is_merged_anew(run: Run, recipe: Path, tmp_p
     assert json.loads(merged.read_text())["max_position_embeddings"] == 128
 
 
+def test_a_merge_that_failed_is_made_by_the_same_command(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("longlora.merge.merge_adapter", _out_of_memory)
+        status, out, err = run("train", recipe, "max_steps=1")
+    assert status == 1
+    assert f"written to {tmp_path / 'run' / 'adapter'}" in out and "merged into" not in out
+    assert f"merging into {tmp_path / 'run' / 'merged'} failed (MemoryError: too large)" in err
+    left_by_a_kill = tmp_path / "run" / ".merged.partial-1"
+    left_by_a_kill.mkdir()
+    status, out, err = run("train", recipe, "max_steps=1")
+    assert status == 0, err
+    assert "is trained already; what is missing beside it is made: merged" in err
+    assert f"merged into {tmp_path / 'run' / 'merged'}" in out
+    assert (tmp_path / "run" / "merged" / "model.safetensors").exists() and not left_by_a_kill.exists()
+    status, _, err = run("train", recipe, "max_steps=1")
+    assert status == 2 and "holds a finished run" in err
+
+
+def _out_of_memory(*_: object) -> None:
+    raise MemoryError("too large")
+
+
 def test_train_evaluate_merge_evaluate(run: Run, recipe: Path, tmp_path: Path, text_folder: Path) -> None:
     status, out, err = run("train", recipe, "attention.dense_finish=0.5")
     assert status == 0, err

@@ -15,6 +15,7 @@ from longlora.lora import (
     attention_linear_names,
     embedding_and_norm_names,
     embedding_parameters,
+    num_parameters,
     output_is_tied,
     trainable_parameters,
 )
@@ -57,6 +58,16 @@ def test_trained_parameters_are_counted_by_kind() -> None:
     assert trainable_parameters(adapted(llama())) == {**expected, "total": sum(expected.values())}
     plain = adapted(llama(), trainable=())
     assert trainable_parameters(plain) == {"lora": lora, "embeddings": 0, "norms": 0, "other": 0, "total": lora}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("trainable", [("embed", "norm"), ("norm",), ()])
+def test_every_parameter_is_counted_once(tied: bool, trainable: tuple[str, ...]) -> None:
+    """PEFT keeps the originals of what is trained whole, the embedding's as well."""
+    base = sum(parameter.numel() for parameter in llama(tied=tied).parameters())
+    assert num_parameters(llama(tied=tied)) == base
+    model = adapted(llama(tied=tied), trainable=trainable)
+    assert num_parameters(model) == base + trainable_parameters(model)["lora"]
 
 
 def test_all_linear_reaches_the_feed_forward() -> None:

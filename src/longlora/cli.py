@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -143,10 +142,11 @@ def train(
         loaded = miniature_recipe(loaded)
     from longlora.training.engines import check_started, is_started_as_one_of_several
 
+    merges = loaded.merge and loaded.tuning != "full"
     if is_started_as_one_of_several():
         check_started(strategy, processes)
     else:
-        check_beforehand(loaded)
+        check_beforehand(loaded, merge_follows=merges)
         from longlora.training.launch import choose_processes, launch
 
         chosen = choose_processes(
@@ -162,23 +162,32 @@ def train(
     from longlora.training.processes import is_first, leave
     from longlora.training.run import train as run_training
 
-    result = run_training(loaded)
+    result = run_training(loaded, merge_follows=merges)
     decides = is_first()
     leave()
     if not decides:
         return
     typer.echo(f"written to {result}")
-    if loaded.tuning != "full":
-        merged = Path(loaded.output_dir).expanduser() / "merged"
-        if loaded.merge:
-            from longlora.merge import merge_adapter
+    merged = result.parent / "merged"
+    if merges:
+        _merge_result(result, merged)
+    elif loaded.tuning != "full":
+        typer.echo(f"next: longlora merge {result} {merged}")
 
-            if merged.exists():  # of an earlier result in this folder, which is gone
-                shutil.rmtree(merged)
-            merge_adapter(result, merged)
-            typer.echo(f"merged into {merged}")
-        else:
-            typer.echo(f"next: longlora merge {result} {merged}")
+
+def _merge_result(adapter: Path, merged: Path) -> None:
+    """Merge what a run trained, unless an earlier start did; a failure costs nothing but the merge."""
+    from longlora.checkpoint import remove_partial
+    from longlora.merge import merge_adapter
+    from longlora.training.outcome import attempted
+
+    remove_partial(merged)
+    if not merged.exists():
+        with attempted(f"merging into {merged}"):
+            merge_adapter(adapter, merged)
+        if not merged.exists():
+            raise typer.Exit(1)
+    typer.echo(f"merged into {merged}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -122,6 +123,20 @@ def trainable_parameters(model: PreTrainedModel | PeftModel) -> dict[str, int]:
     for kind, parameter in _trained_by_kind(model):
         counts[kind] += parameter.numel()
     return {**counts, "total": sum(counts.values())}
+
+
+def num_parameters(model: PreTrainedModel | PeftModel) -> int:
+    """Count a model's parameters, tied ones once, without the originals of what is trained whole in their place."""
+    if not isinstance(model, PeftModel):
+        return model.num_parameters()
+    originals = {
+        id(parameter): parameter.numel()
+        for module in model.modules()
+        if isinstance(module, ModulesToSaveWrapper)
+        for parameter in module.original_module.parameters()
+    }
+    # transformers counts weights of 4 bits as what they stand for.
+    return model.get_base_model().num_parameters() - sum(originals.values())
 
 
 def _targets(model: PreTrainedModel, wanted: Literal["attention", "all-linear"] | Sequence[str]) -> str | list[str]:

@@ -20,6 +20,7 @@ from longlora.checkpoint import Extension, is_adapter, model_source, read_extens
 from longlora.compat import keep_to_fitting_kernels
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
+from longlora.generation import stop_at_every_end
 from longlora.grouping import Grouping, set_grouping
 from longlora.lora import add_adapter
 from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
@@ -147,7 +148,9 @@ def load_for_inference(
         keep_to_fitting_kernels(model, trains=False)
     if device_map is None and packing is None:  # else the weights are where they belong
         model = model.to(device)
-    return model.eval(), load_tokenizer(tokenizer_source)
+    tokenizer = load_tokenizer(tokenizer_source)
+    stop_at_every_end(model, tokenizer)
+    return model.eval(), tokenizer
 
 
 def load_adapter(

@@ -35,4 +35,5 @@ def speaker(base_model: Path, seed: int) -> Speaker:
     tokenizer = copy.deepcopy(AutoTokenizer.from_pretrained(base_model))
     model = random_llama(seed)
     model.generation_config.eos_token_id = None
+    model.lm_head.weight.data[tokenizer.eos_token_id] = 0  # the paper's prompt ends answers with it
     return Speaker(model=model, tokenizer=tokenizer, name="random")

@@ -1,5 +1,6 @@
 """A recipe on the small random model that runs in a second or two."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from longlora.config import Recipe, parse_recipe
 
 MakeRecipe = Callable[..., Recipe]
+STORY = "the sea was calm and a ship lay still upon it. "
 
 
 @pytest.fixture
@@ -34,5 +36,33 @@ def make_recipe(values: dict[str, Any]) -> MakeRecipe:
 
     def make(**changes: Any) -> Recipe:
         return parse_recipe({**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def conversations(tmp_path: Path) -> Path:
+    """Eighteen questions of one or two lines about a short story, with answers of a few words."""
+    answers = ["calm", "still", "a ship", "the sea", "lay upon it", "was calm"]
+    rows = [{"instruction": f"{STORY}\nWhat {a[0]}?", "output": a} for a in answers * 3]
+    path = tmp_path / "conversations.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_sft(make_recipe: MakeRecipe, conversations: Path, tmp_path: Path) -> MakeRecipe:
+    """Build a recipe that fine-tunes on them, and measures and samples on the same."""
+
+    def make(data: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+        values = {
+            "kind": "sft",
+            "source": str(conversations),
+            "validation_source": str(conversations),
+            "max_validation_rows": 4,
+            "cache_dir": str(tmp_path / "cache"),
+            **(data or {}),
+        }
+        return make_recipe(**{"data": values, "eval_steps": 4, "num_sampled_answers": 2, **changes})
 
     return make

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.training.conftest import MakeRecipe
+from tests.training.conftest import STORY, MakeRecipe
 
 from longlora.config import Recipe, parse_recipe
 from longlora.data import encode_conversation
@@ -19,31 +19,6 @@ from longlora.training.directory import read_metrics
 from longlora.training.run import train
 
 ANSWERS = ["calm", "still", "a ship", "the sea", "lay upon it", "was calm"]
-STORY = "the sea was calm and a ship lay still upon it. "
-
-
-@pytest.fixture
-def conversations(tmp_path: Path) -> Path:
-    path = tmp_path / "conversations.json"
-    rows = [{"instruction": f"{STORY}\nWhat {a[0]}?", "output": a} for a in ANSWERS * 3]
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def make_sft(make_recipe: MakeRecipe, conversations: Path, tmp_path: Path) -> MakeRecipe:
-    def make(data: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-        values = {
-            "kind": "sft",
-            "source": str(conversations),
-            "validation_source": str(conversations),
-            "max_validation_rows": 4,
-            "cache_dir": str(tmp_path / "cache"),
-            **(data or {}),
-        }
-        return make_recipe(**{"data": values, "eval_steps": 4, "num_sampled_answers": 2, **changes})
-
-    return make
 
 
 def lines(recipe: Recipe) -> list[dict[str, Any]]:
@@ -158,6 +133,27 @@ def test_epochs_and_steps_exclude_each_other(values: dict[str, Any]) -> None:
 def test_settings_that_contradict_the_kind(make_sft: MakeRecipe, data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_sft(data)
+
+
+def test_accumulation_over_unlike_lengths_is_one_large_batch(make_sft: MakeRecipe, tmp_path: Path) -> None:
+    """Four conversations whose answers have 1 to 60 tokens, in one step: each token of an answer counts the same."""
+    source = tmp_path / "four.json"
+    answers = ["a", "the sea", "a ship lay still", STORY + "was calm"]
+    source.write_text(json.dumps([{"instruction": "A?", "output": a} for a in answers]), encoding="utf-8")
+    firsts = []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        recipe = make_sft(
+            {"source": str(source), "packing": False, "validation_source": None},
+            output_dir=str(tmp_path / f"{batch}x{accumulation}"),
+            max_steps=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
+        train(recipe)
+        firsts.append(lines(recipe)[0])
+    for other in firsts[1:]:
+        assert other["loss"] == pytest.approx(firsts[0]["loss"], abs=1e-6)
+        assert other["grad_norm"] == pytest.approx(firsts[0]["grad_norm"], rel=1e-5)
 
 
 def test_packed_conversations_train_as_separate_ones_do(make_sft: MakeRecipe, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tests.families.families import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora import cli
 from longlora.config import Recipe, load_recipe
 from longlora.planner import find_architecture, published_config
 from longlora.recipes import recipe_names
-from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, miniature_recipe
+from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, _fit_to, _write_tokenizer, miniature_recipe
 from longlora.training.run import train
 
 
@@ -67,6 +68,24 @@ def test_a_miniature_keeps_the_ratio_of_heads_and_reads_texts_that_are_there(tmp
     assert recipe.data.source == str(text_folder)
     again = small("llama-2-70b-longlora-32k", tmp_path, f"data.source={text_folder}")
     assert again == recipe
+
+
+@pytest.mark.parametrize("name", sorted({family.model_type for family in FAMILIES}))
+def test_a_tokenizer_of_any_type_has_a_row_for_each_token(name, tmp_path):
+    """Beside the configuration of some types AutoTokenizer takes a class of theirs, with tokens of its own."""
+    config = AutoConfig.for_model(name)
+    _fit_to(_write_tokenizer(config, tmp_path), config)
+    config.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert max(tokenizer.get_vocab().values()) < config.get_text_config().vocab_size
+    assert tokenizer.decode(tokenizer("import os")["input_ids"], skip_special_tokens=True).strip() == "import os"
+
+
+def test_a_miniature_of_qwen_2_trains(tmp_path, text_folder):
+    config = AutoConfig.for_model("qwen2", hidden_size=64, num_hidden_layers=2, max_position_embeddings=256)
+    config.save_pretrained(tmp_path / "base")
+    recipe = small("tiny-1k", tmp_path, f"model_name_or_path={tmp_path / 'base'}", f"data.source={text_folder}")
+    assert train(recipe.model_copy(update={"max_steps": 1})).is_dir()
 
 
 def test_the_command_line_trains_a_miniature(tmp_path, monkeypatch, capsys):

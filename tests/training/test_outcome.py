@@ -12,7 +12,7 @@ from tests.training.conftest import MakeRecipe
 from longlora.planner import GPUS, make_plan
 from longlora.training.curves import draw_curves
 from longlora.training.directory import RunDirectory
-from longlora.training.outcome import write_outcome
+from longlora.training.outcome import write_summary
 from longlora.training.planned import planned_run
 from longlora.training.stopwatch import Stopwatch
 
@@ -39,7 +39,7 @@ def test_plan_and_measurement_stand_side_by_side(
     watch = Stopwatch(tokens_per_step=1000.0)
     watch.steps, watch.seconds = 40, 20.0
     with caplog.at_level(logging.INFO, logger="longlora"):
-        write_outcome(recipe, run, watch)
+        write_summary(recipe, run, watch)
     summary = json.loads((run.root / "summary.json").read_text(encoding="utf-8"))
     planned = planned_run(recipe)
     plan = make_plan(planned, memory_bytes=140 * GIB, gpu=GPUS["h200"])
@@ -58,7 +58,7 @@ def test_a_model_that_the_planner_does_not_know_is_measured_all_the_same(
     run: RunDirectory, make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="longlora"):
-        write_outcome(make_recipe(), run, Stopwatch(tokens_per_step=1.0))
+        write_summary(make_recipe(), run, Stopwatch(tokens_per_step=1.0))
     assert json.loads((run.root / "summary.json").read_text(encoding="utf-8"))["plan"] is None
     assert "validation perplexity, full attention: 148.41 -> 4.48" in caplog.text
 

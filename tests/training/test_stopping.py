@@ -14,6 +14,7 @@ import yaml
 from tests.training.conftest import MakeRecipe
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from longlora.training import outcome
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train
 from longlora.training.stopping import SaveAndStop, Terminated, Termination, noticing_sigterm
@@ -71,6 +72,18 @@ def test_before_training_there_is_nothing_to_save() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.message == "ended before training began"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_after_the_result_it_ends_at_once_and_the_rest_is_made_later(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(max_steps=1)
+    with monkeypatch.context() as patch, pytest.raises(Terminated, match="143") as stopped:
+        patch.setattr(outcome, "draw_curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        train(recipe)
+    assert stopped.value.message == "what was trained is saved"
+    assert not (Path(recipe.output_dir) / "curves.png").exists()
+    assert (train(recipe).parent / "curves.png").exists()
 
 
 def test_a_thread_trains_without_handlers() -> None:

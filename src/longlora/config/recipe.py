@@ -183,6 +183,11 @@ class Recipe(Section):
         return ("embed", "norm") if self.tuning == "lora+" else ()
 
     @property
+    def samples_answers(self) -> bool:
+        """Whether the trained model answers held-out questions at the end."""
+        return self.data.kind == "sft" and self.data.validation_source is not None and self.num_sampled_answers > 0
+
+    @property
     def group_size(self) -> int:
         """Group size of S²-Attn in tokens, fixed for the whole run."""
         return self.attention.group_size or max(1, round(self.context_length * self.attention.group_ratio))

@@ -1,13 +1,12 @@
 """A model that reads one prompt at a time: what it answers, and how likely it finds given answers."""
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from longlora.errors import CheckpointError, ConfigError
@@ -15,6 +14,7 @@ from longlora.evaluation.judge import share_found
 from longlora.evaluation.logits import Model, base_model, input_device, keeps_logits
 from longlora.evaluation.scoring import evaluation_mode
 from longlora.evaluation.trials import Question
+from longlora.generation import plain_generation, plain_settings
 
 _RULED_OUT = -10_000.0  # nats; JSON has no infinity
 
@@ -29,21 +29,12 @@ class Reader:
     def __init__(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        own = base_model(model).generation_config
-        ends = own.eos_token_id if own is not None and own.eos_token_id is not None else tokenizer.eos_token_id
-        first_end = ends[0] if isinstance(ends, list) else ends
-        self._settings = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=first_end or 0)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Put the model into evaluation, with plain generation settings, and give it back as it was."""
-        base = base_model(self._model)
-        own, base.generation_config = base.generation_config, copy.deepcopy(self._settings)
-        try:
-            with evaluation_mode(self._model):
-                yield
-        finally:
-            base.generation_config = own
+        """Put the model into evaluation, and give it back as it was."""
+        with evaluation_mode(self._model):
+            yield
 
     def ask(self, question: Question) -> tuple[str, dict[str, float]]:
         """Return the generated answer and its scores; the prompt is read once, for generation and for forced choice.
@@ -66,19 +57,15 @@ class Reader:
 
     def _generate(self, question: Question, cache: Cache | None) -> str:
         input_ids = self._tensor(question.input_ids)
-        settings = copy.deepcopy(self._settings)
-        settings.update(
-            max_new_tokens=question.max_new_tokens,
-            use_cache=True,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        output = self._model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            generation_config=settings,
-            past_key_values=cache,
-        )
+        settings = plain_settings(self._model, self._tokenizer, max_new_tokens=question.max_new_tokens)
+        settings.update(use_cache=True, output_logits=True, return_dict_in_generate=True)
+        with plain_generation(self._model):
+            output = self._model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                generation_config=settings,
+                past_key_values=cache,
+            )
         if any(logits.isnan().any().item() for logits in output.logits):
             raise _not_a_number(len(question.input_ids))
         new = output.sequences[0, input_ids.shape[1] :].tolist()

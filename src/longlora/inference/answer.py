@@ -1,6 +1,5 @@
 """One answer: written piece by piece while the model generates it, and stopped at any token."""
 
-import copy
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
+from longlora.generation import plain_generation, plain_settings
 from longlora.inference.memory import Memory, Progress, read_tokens
 from longlora.inference.settings import ChatSettings
 
@@ -98,25 +98,25 @@ class Answer:
         # The last token is left for generate, with a mask that tells how much has been read before it.
         last = torch.tensor([self._prompt[-1:]], device=self._model.device)
         mask = torch.ones(1, self._memory.cache.get_seq_length() + 1, dtype=torch.long, device=self._model.device)
-        configuration = copy.deepcopy(self._model.generation_config)
-        configuration.update(
-            max_length=None,  # max_new_tokens counts
+        settings = plain_settings(
+            self._model,
+            self._tokenizer,
             max_new_tokens=self._max_new_tokens,
-            pad_token_id=_padding(configuration.pad_token_id, self._tokenizer),
-            **self._settings.generation_arguments(),
+            temperature=self._settings.temperature,
+            top_p=self._settings.top_p,
         )
-        output = self._model.generate(
-            input_ids=last,
-            attention_mask=mask,
-            past_key_values=self._memory.cache,
-            generation_config=configuration,
-            stopping_criteria=[self._after_each_token],
-            streamer=self._streamer,
-        )[0].tolist()
+        with plain_generation(self._model):
+            output = self._model.generate(
+                input_ids=last,
+                attention_mask=mask,
+                past_key_values=self._memory.cache,
+                generation_config=settings,
+                stopping_criteria=[self._after_each_token],
+                streamer=self._streamer,
+            )[0].tolist()
         self.num_read += 1
         self.num_written = len(output) - 1
-        ends = configuration.eos_token_id
-        self.finished = output[-1] in (ends if isinstance(ends, list) else [ends])
+        self.finished = output[-1] in (settings.eos_token_id or ())
         if not self.finished:  # the last word has been said, but not read
             read_tokens(self._model, output[-1:], self._memory)
         self._memory.note([*self._prompt, *output[1:]])
@@ -126,9 +126,3 @@ class Answer:
         if self.seconds_to_first_token is None:
             self.seconds_to_first_token = time.perf_counter() - self._began
         return torch.full((input_ids.shape[0],), self.stopped, device=input_ids.device)
-
-
-def _padding(configured: int | None, tokenizer: PreTrainedTokenizerBase) -> int:
-    """A padding token, which one row has no use for, so that transformers does not complain about its absence."""
-    candidates = (configured, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(candidate for candidate in candidates if candidate is not None)

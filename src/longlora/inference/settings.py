@@ -1,7 +1,6 @@
 """How a conversation is held: plain values, the same for the terminal, a script and the web page."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from longlora.errors import ConfigError
 
@@ -58,10 +57,3 @@ class ChatSettings:
                 "set max_new_tokens lower"
             )
         return self.max_new_tokens
-
-    def generation_arguments(self) -> dict[str, Any]:
-        """Say it in transformers' words."""
-        if self.temperature == 0:
-            # What the model's own generation settings say of sampling would be warned about.
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,9 +9,11 @@ from typing import Literal
 import torch
 from peft import PeftConfig
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.checkpoint import Extension, check_adapter, read_extension, whole_directory
 from longlora.errors import CheckpointError, ConfigError
+from longlora.generation import lasting_settings, saved_settings
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.check import Agreement, compare, logits, probe
@@ -25,7 +26,6 @@ logger = logging.getLogger("longlora")
 
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def merge_adapter(
             logger.warning("merging the whole model in memory, since it is not possible file by file: %s", reason)
             written, expected = _merge_in_memory(adapter, config, directory, dtype, tokens)
             by_shard = False
-        _write_rest(adapter, base, extension, directory)
+        _write_rest(adapter, base, config, extension, directory)
         if older_readers:
             _add_v4_keys(directory, config)
         agreement = compare(directory, tokens, expected, written) if check and expected is not None else None
@@ -159,8 +159,6 @@ def _merge_by_shard(
     if changes.unties:
         config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     config.save_pretrained(directory)
-    if (folder / _GENERATION_CONFIG).exists():
-        shutil.copy(folder / _GENERATION_CONFIG, directory)
     return written
 
 
@@ -176,9 +174,14 @@ def _merge_in_memory(
     return resolved, expected
 
 
-def _write_rest(adapter: Path, base: str, extension: Extension | None, directory: Path) -> None:
+def _write_rest(
+    adapter: Path, base: str, config: PreTrainedConfig, extension: Extension | None, directory: Path
+) -> None:
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
-    load_tokenizer(str(adapter) if has_tokenizer else base).save_pretrained(directory)
+    tokenizer = load_tokenizer(str(adapter) if has_tokenizer else base)
+    tokenizer.save_pretrained(directory)
+    has_settings = (adapter / GENERATION_CONFIG_NAME).exists()
+    lasting_settings(saved_settings(adapter if has_settings else base, config), tokenizer).save_pretrained(directory)
     write_card(directory, adapter=adapter, base=base, extension=extension)
 
 

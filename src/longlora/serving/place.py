@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.checkpoint import is_adapter
 from longlora.conversation import ensure_chat_template
+from longlora.generation import lasting_settings, names_every_end, saved_settings
 from longlora.merge import merge_adapter
 from longlora.model import load_config, load_tokenizer, model_source
 from longlora.positions import readable_context
@@ -93,13 +95,20 @@ def _name(source: str) -> str:
 
 
 def _link(folder: Path, place: Path) -> None:
-    """Make a directory of links to a model's files, its tokenizer written anew if it has no chat template."""
+    """Make a directory of links to a model's files; what lacks a chat template or an end of turns is written anew."""
     tokenizer = load_tokenizer(str(folder))
     was_added = ensure_chat_template(tokenizer)
+    settings = saved_settings(folder, load_config(str(folder)))
+    stops = names_every_end(settings, tokenizer)
     place.mkdir()
     for file in folder.iterdir():
-        if file.is_file() and not (was_added and _TOKENIZER.fullmatch(file.name)):
+        is_written = (was_added and _TOKENIZER.fullmatch(file.name)) or (
+            not stops and file.name == GENERATION_CONFIG_NAME
+        )
+        if file.is_file() and not is_written:
             (place / file.name).symlink_to(file.resolve())
+    if not stops:
+        lasting_settings(settings, tokenizer).save_pretrained(place)
     if was_added:
         logger.warning("%s has no chat template: conversations are written with the paper's prompt", folder.name)
         tokenizer.save_pretrained(place)

@@ -5,14 +5,15 @@ environment.json   versions, device, processes, command line of every start
 metrics.jsonl      a line per logged step and per measurement on the validation data
 checkpoints/       checkpoint-N, the last ones
 lock               held while a process is at work here
-summary.json       losses, speed and memory, beside what was planned; written at the end, as the next two
+adapter/ or model/ what was trained; its presence means that the training has finished, and the rest looks back at it
+summary.json       losses, speed and memory, beside what was planned
 curves.png         loss, validation loss and learning rate over the steps
 samples.md         held-out questions with the model's answers (fine-tuning)
-adapter/ or model/ what was trained; its presence means that the run has finished
 merged/            the adapter folded into its base, where `longlora train` did the run
 """
 
 import json
+import logging
 import math
 import os
 import platform
@@ -25,7 +26,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -33,7 +33,8 @@ from longlora.checkpoint import Extension, remove_partial, write_atomically, wri
 from longlora.config import Recipe, dump_recipe
 from longlora.errors import ConfigError
 from longlora.packages import package_versions
-from longlora.training.beforehand import check_output, result_directory
+
+logger = logging.getLogger("longlora")
 
 _COMPLETE = "complete"
 # Their product with the number of processes is what matters: the rows of an optimizer step.
@@ -59,6 +60,32 @@ class RunDirectory:
         """The log of losses, one JSON object a line."""
         return self.root / "metrics.jsonl"
 
+    @property
+    def summary(self) -> Path:
+        """What the run came to."""
+        return self.root / "summary.json"
+
+    @property
+    def curves(self) -> Path:
+        """Losses and learning rate over the steps."""
+        return self.root / "curves.png"
+
+    @property
+    def samples(self) -> Path:
+        """Held-out questions with the model's answers."""
+        return self.root / "samples.md"
+
+    @property
+    def merged(self) -> Path:
+        """The adapter folded into its base."""
+        return self.root / "merged"
+
+    def remove_former(self) -> None:
+        """Delete what looks back at a former result, which is not there any more."""
+        for path in (self.summary, self.curves, self.samples):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.merged, ignore_errors=True)
+
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end; what was begun after it is deleted."""
         found = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)
@@ -71,24 +98,69 @@ class RunDirectory:
 
 def run_directory(recipe: Recipe) -> RunDirectory:
     """Name the folder of a run, without looking at it."""
-    result = result_directory(recipe)
+    result = Path(recipe.output_dir).expanduser() / ("model" if recipe.tuning == "full" else "adapter")
     return RunDirectory(root=result.parent, result=result)
 
 
+def check_output(recipe: Recipe, *, merge_follows: bool) -> None:
+    """Make sure that a run may begin, or be resumed, in its output directory.
+
+    A run whose training has finished may be opened as long as something is missing beside the result.
+
+    Raises:
+        ConfigError: it holds a finished run, a finished run of another recipe, or something else.
+    """
+    run = run_directory(recipe)
+    if run.result.exists():
+        _check_unfinished(recipe, run, merge_follows)
+    elif run.root.exists() and not (run.root / "recipe.yaml").exists() and _holds_something(run.root):
+        raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
+
+
+def _holds_something(root: Path) -> bool:
+    return not root.is_dir() or any(path.name not in ("checkpoints", "lock") for path in root.iterdir())
+
+
+def _check_unfinished(recipe: Recipe, run: RunDirectory, merge_follows: bool) -> None:
+    """See that something is missing beside the result of the same recipe."""
+    wanted = {run.summary, run.curves}
+    if recipe.samples_answers:
+        wanted.add(run.samples)
+    if merge_follows:
+        wanted.add(run.merged)
+    recipe_file = run.root / "recipe.yaml"
+    changed = _changes(recipe, _read_recipe(recipe_file)) if recipe_file.exists() else []
+    if changed or all(path.exists() for path in wanted):
+        of_another = f" of another recipe ({', '.join(changed)})" if changed else ""
+        raise ConfigError(
+            f"{run.root} holds a finished run{of_another}; choose another output_dir, or delete it to train again"
+        )
+
+
 @contextmanager
-def open_run(recipe: Recipe, *, num_processes: int = 1, engine: str = "single") -> Iterator[RunDirectory]:
+def open_run(
+    recipe: Recipe, *, num_processes: int = 1, engine: str = "single", merge_follows: bool = False
+) -> Iterator[RunDirectory]:
     """Make the folder of a run, or find the one that an interrupted start of the same recipe left; hold it meanwhile.
+
+    A run whose training has finished is opened as long as something is missing beside the result.
 
     Args:
         recipe: the run.
         num_processes: processes that share it.
         engine: what divides the work among them; noted in `environment.json`.
+        merge_follows: whether a finished run also has a merged model.
 
     Raises:
         ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
     """
     run = run_directory(recipe)
-    check_output(recipe)
+    check_output(recipe, merge_follows=merge_follows)
+    if run.result.exists():
+        logger.info("%s is trained already; what is missing beside it is made", run.result)
+        with _held(run.root):
+            yield run
+        return
     recipe_file, starts_file = run.root / "recipe.yaml", run.root / "environment.json"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     with _held(run.root):
@@ -143,17 +215,26 @@ def _held(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:
+def _read_recipe(recipe_file: Path) -> dict[str, Any]:
     try:
-        present = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+        return yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{recipe_file} is damaged; choose another output_dir") from error
+
+
+def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
+    """What differs from a recipe in a file, but for the folder and how a step's rows are divided."""
     wanted = yaml.safe_load(dump_recipe(recipe))
-    changed = [
+    return [
         f"{key}: {present.get(key)} -> {wanted[key]}"
         for key in wanted
         if key not in ("output_dir", *_BATCH_KEYS) and wanted[key] != present.get(key)
     ]
+
+
+def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:
+    present, wanted = _read_recipe(recipe_file), yaml.safe_load(dump_recipe(recipe))
+    changed = _changes(recipe, present)
     rows_before, rows = _rows_per_step(present, processes_before), _rows_per_step(wanted, num_processes)
     if rows != rows_before:
         changed.append(f"{' × '.join(_BATCH_KEYS)} × processes: {rows_before} -> {rows}")
@@ -176,6 +257,8 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def _environment() -> dict[str, Any]:
+    import torch  # everything else here is looked at before torch is loaded
+
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from longlora.checkpoint import whole_directory, write_atomically
 from longlora.config import Recipe
@@ -131,10 +131,6 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
         text.head_dim = _HEAD_DIM
     if values.get("layer_types"):
         text.layer_types = values["layer_types"][-_NUM_LAYERS:]  # where windows alternate, both kinds
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory())
-    text.vocab_size = len(tokenizer)
-    text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    text.pad_token_id = tokenizer.pad_token_id
     text.max_position_embeddings = max(1, round(text.max_position_embeddings / shrink))
     rope_parameters = copy.deepcopy(text.rope_parameters)
     if "original_max_position_embeddings" in rope_parameters:
@@ -145,7 +141,24 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
 
 
 def _write_model(config: PreTrainedConfig, directory: Path, *, seed: int) -> None:
-    torch.manual_seed(seed)
     with whole_directory(directory) as unfinished:
+        _fit_to(_write_tokenizer(config, unfinished), config)
+        torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(tiny_model_directory()).save_pretrained(unfinished)
+
+
+def _write_tokenizer(config: PreTrainedConfig, directory: Path) -> PreTrainedTokenizerBase:
+    """Write the tiny model's tokenizer, and return it as it will be read beside this configuration.
+
+    Some types (Qwen 2) have a class of tokenizers of their own, which adds tokens of its own.
+    """
+    AutoTokenizer.from_pretrained(tiny_model_directory()).save_pretrained(directory)
+    config.save_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def _fit_to(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    text = config.get_text_config()
+    text.vocab_size = len(tokenizer)
+    text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    text.pad_token_id = tokenizer.pad_token_id

@@ -1,18 +1,22 @@
-"""What a run came to, beside what was planned: `summary.json`, a few lines for the terminal, and the curves."""
+"""What a run came to, beside what was planned: `summary.json`, a few lines for the terminal, the curves, samples.
+
+All of it comes after the result is saved, may fail without harm, and is made up for by the same command.
+"""
 
 import json
 import logging
 import math
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from longlora.checkpoint import write_atomically
 from longlora.config import Recipe
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, LongLoRAError
+from longlora.model import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
 from longlora.training.curves import draw_curves
 from longlora.training.directory import RunDirectory, read_metrics
@@ -20,6 +24,7 @@ from longlora.training.engines import engine
 from longlora.training.planned import planned_run
 from longlora.training.processes import num_processes
 from longlora.training.samples import held_out_conversations, write_samples
+from longlora.training.saving import Trained
 from longlora.training.stopwatch import Stopwatch, peak_memory_bytes
 
 logger = logging.getLogger("longlora")
@@ -30,39 +35,79 @@ _END_FRACTION = 0.05
 
 def look_back(
     recipe: Recipe,
-    model: PreTrainedModel | PeftModel | None,
-    tokenizer: PreTrainedTokenizerBase,
     run: RunDirectory,
     *,
-    watch: Stopwatch | None,
+    trained: Trained | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Leave `summary.json` and `curves.png` in the run's folder, after fine-tuning `samples.md`, and tell their gist.
+    """Make what is missing of `summary.json`, `curves.png` and, after fine-tuning, `samples.md`; tell their gist.
 
     Args:
         recipe: the run.
-        model: as it was trained; None where no process holds the whole of it, and no questions are answered.
-        tokenizer: with its chat template, after fine-tuning.
-        run: the run's folder.
-        watch: what this start measured; None if it only finished what an earlier one trained.
+        run: the run's folder, with its result.
+        trained: what this start trained; None where an earlier one did, whose result is loaded if it is to answer.
+        tokenizer: of what was trained, with its chat template after fine-tuning.
     """
-    write_outcome(recipe, run, watch)
+    if not run.summary.exists():
+        with attempted("the summary"):
+            write_summary(recipe, run, trained.watch if trained else None)
+    if not run.curves.exists():
+        with attempted("drawing the curves"):
+            draw_curves(read_metrics(run.metrics), run.curves)
+            logger.info("curves: %s", run.curves)
+    if recipe.samples_answers and not run.samples.exists():
+        with attempted("answering held-out questions"):
+            _let_it_answer(recipe, run, trained, tokenizer)
+
+
+@contextmanager
+def attempted(what: str) -> Iterator[None]:
+    """Turn a failure into a warning, for what comes after the result is saved."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, what was trained is there
+        logger.warning(
+            "%s failed (%s: %s); what was trained is saved, and the same command tries this again",
+            what,
+            type(error).__name__,
+            error,
+            exc_info=not isinstance(error, LongLoRAError),
+        )
+
+
+def _let_it_answer(
+    recipe: Recipe, run: RunDirectory, trained: Trained | None, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    if trained is not None and not trained.is_whole:
+        logger.info("no sampled answers: no process holds the whole model; the same command, once more, loads it whole")
+        return
+    if trained is not None and tokenizer is not None:
+        model = trained.model
+        if model.device.type == "cpu" and torch.cuda.is_available():  # read from a checkpoint
+            model.to("cuda")
+    else:
+        model, tokenizer = load_for_inference(
+            run.result,
+            dtype=recipe.dtype,
+            quantization=recipe.quantization,
+            trust_remote_code=recipe.trust_remote_code,
+        )
     data, count = recipe.data, recipe.num_sampled_answers
-    if data.kind != "sft" or data.validation_source is None or not count:
-        return
-    if model is None:
-        logger.info("no sampled answers: no process holds the whole model; `longlora chat` asks it")
-        return
+    assert data.validation_source is not None
+    most = max(count, data.max_validation_rows)
     write_samples(
         model,
         tokenizer,
-        held_out_conversations(data.validation_source, data.validation_split, count),
-        run.root / "samples.md",
+        held_out_conversations(data.validation_source, data.validation_split, most=most),
+        run.samples,
+        count=count,
         context_length=recipe.context_length,
+        dtype=compute_dtype(recipe.dtype),
     )
 
 
-def write_outcome(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) -> None:
-    """Write `summary.json` and `curves.png` into the run's folder and tell the gist of them."""
+def write_summary(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) -> None:
+    """Write `summary.json` into the run's folder and tell the gist of it."""
     metrics = read_metrics(run.metrics)
     losses = [line["loss"] for line in metrics if "loss" in line]
     validation = [line["eval_loss"] for line in metrics if "eval_loss" in line]
@@ -84,9 +129,8 @@ def write_outcome(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) ->
         "peak_memory_of": torch.cuda.get_device_name() if torch.cuda.is_available() else "process",
     }
     measured["plan"] = _plan(recipe)
-    write_atomically(run.root / "summary.json", json.dumps(measured, indent=2) + "\n")
-    draw_curves(metrics, run.root / "curves.png")
-    _tell(measured, run.root)
+    write_atomically(run.summary, json.dumps(measured, indent=2) + "\n")
+    _tell(measured, losses_at_an_end=end, last_logged=losses[-1] if losses else None)
 
 
 def _mean(values: list[float]) -> float | None:
@@ -108,10 +152,12 @@ def _plan(recipe: Recipe) -> dict[str, Any] | None:
     return {"memory_bytes": plan.memory.total, "seconds_per_step": seconds}
 
 
-def _tell(measured: dict[str, Any], root: Path) -> None:
+def _tell(measured: dict[str, Any], *, losses_at_an_end: int, last_logged: float | None) -> None:
     last, plan = measured["last_start"], measured["plan"]
-    if measured["first_loss"] is not None:
-        logger.info("loss %.3f -> %.3f", measured["first_loss"], measured["last_loss"])
+    if last_logged is not None:
+        count = losses_at_an_end
+        means = f", means of the first and the last {count} logged losses; the last alone {last_logged:.3f}"
+        logger.info("loss %.3f -> %.3f%s", measured["first_loss"], measured["last_loss"], means if count > 1 else "")
     if measured["first_validation_perplexity"] is not None:
         logger.info(
             "validation perplexity, full attention: %.2f -> %.2f",
@@ -126,4 +172,3 @@ def _tell(measured: dict[str, Any], root: Path) -> None:
     logger.info(
         "at most %.1f GiB of memory, %s%s", measured["peak_memory_bytes"] / GIB, measured["peak_memory_of"], planned
     )
-    logger.info("curves: %s", root / "curves.png")

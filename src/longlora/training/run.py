@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from transformers import set_seed
+from trl import SFTConfig
 
-from longlora.checkpoint import whole_directory
 from longlora.config import Recipe
-from longlora.lora import trainable_parameters
+from longlora.generation import make_lasting
+from longlora.lora import num_parameters, trainable_parameters
 from longlora.model import TrainingModel, load_for_training
 from longlora.rope import describe_rope
-from longlora.training.directory import open_run, run_directory, step_of
+from longlora.training.directory import RunDirectory, open_run, run_directory, step_of
 from longlora.training.engines import engine
 from longlora.training.outcome import look_back
 from longlora.training.processes import (
@@ -25,19 +26,26 @@ from longlora.training.processes import (
     wait_for_all,
 )
 from longlora.training.resuming import resumable
-from longlora.training.rows import read_rows
-from longlora.training.saving import load_trained, save_result, save_trained, whole_model
-from longlora.training.stopping import Terminated, noticing_sigterm
+from longlora.training.rows import Rows, read_rows
+from longlora.training.saving import Trained, gathered, load_trained, save_result
+from longlora.training.stopping import Terminated, Termination, noticing_sigterm
 from longlora.training.trainer import build_trainer, rows_per_step, training_arguments
 
 logger = logging.getLogger("longlora")
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
     """Follow a recipe to its end and return the directory of what was trained, an adapter or a full model.
 
     Started again with the same recipe after an interruption, it goes on from the last whole checkpoint and arrives at
-    the same losses. In one of several processes it does its part of the run; the first of them decides and writes.
+    the same losses. The result is saved before a look back at the run, which may fail with a warning: started once
+    more, it makes what is missing beside the result. In one of several processes it does its part of the run; the first
+    of them decides and writes.
+
+    Args:
+        recipe: the run.
+        merge_follows: whether the result is to be merged into `merged/` beside it: a run that lacks only that is then
+            returned as it is, and not refused as finished.
 
     Raises:
         ConfigError, DataError, CheckpointError: the recipe, the texts or the model cannot be used as they are.
@@ -50,50 +58,68 @@ def train(recipe: Recipe) -> Path:
         arguments = training_arguments(recipe, run_directory(recipe))
         hush_others()
 
-        opened = open_run(recipe, num_processes=num_processes(), engine=engine())
+        opened = open_run(recipe, num_processes=num_processes(), engine=engine(), merge_follows=merge_follows)
         run = from_first(lambda: stack.enter_context(opened))
         checkpoint = from_first(run.last_checkpoint)
+        if from_first(run.result.exists):
+            termination.result_is_saved()
+            if is_first():
+                steps = step_of(checkpoint) if checkpoint else recipe.max_steps
+                look_back(recipe.model_copy(update={"max_steps": steps}), run)
+            wait_for_all()
+            return run.result
         set_seed(recipe.seed)
 
         prepared = load_for_training(recipe)
         rows = first_then_others(lambda: read_rows(recipe, prepared.tokenizer, show_progress=is_first()))
         recipe = recipe.with_steps_for(len(rows.training), rows_per_step(arguments))
         arguments.max_steps = recipe.max_steps
+        make_lasting(prepared.model, prepared.tokenizer)
         _tell_model(recipe, prepared)
         _tell_rows(recipe, len(rows.training), rows_per_step(arguments))
         if checkpoint and step_of(checkpoint) == recipe.max_steps:  # it ended between the last step and the result
-            if is_first():
-                model = load_trained(prepared, checkpoint)
-                look_back(recipe, model, prepared.tokenizer, run, watch=None)
-                with whole_directory(run.result) as directory:
-                    save_trained(model, prepared, directory)
-            wait_for_all()
-            return run.result
-
-        trainer = build_trainer(recipe, prepared, rows, run, arguments, termination)
-        if checkpoint:
-            logger.info("resuming from %s", checkpoint)
-            checkpoint = from_first(partial(resumable, checkpoint, engine()))
-        arguments.eval_on_start = rows.validation is not None and not checkpoint
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            trainer.progress_bar.close()
-        if trainer.stop.has_stopped:
-            done = trainer.state.global_step
-            raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
+            trained = Trained(model=load_trained(prepared, checkpoint) if is_first() else prepared.model)
+        else:
+            trained = _take_steps(recipe, prepared, rows, run, arguments, termination, checkpoint)
 
         if is_first():
-            look_back(recipe, whole_model(trainer), prepared.tokenizer, run, watch=trainer.watch)
-        save_result(trainer, prepared, run.result)
+            run.remove_former()
+        save_result(trained, prepared, run.result)
+        termination.result_is_saved()
+        if is_first():
+            look_back(recipe, run, trained=trained, tokenizer=prepared.tokenizer)
+        wait_for_all()
         return run.result
+
+
+def _take_steps(
+    recipe: Recipe,
+    prepared: TrainingModel,
+    rows: Rows,
+    run: RunDirectory,
+    arguments: SFTConfig,
+    termination: Termination,
+    checkpoint: Path | None,
+) -> Trained:
+    trainer = build_trainer(recipe, prepared, rows, run, arguments, termination)
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint)
+        checkpoint = from_first(partial(resumable, checkpoint, engine()))
+    arguments.eval_on_start = rows.validation is not None and not checkpoint
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        trainer.progress_bar.close()
+    if trainer.stop.has_stopped:
+        done = trainer.state.global_step
+        raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
+    return gathered(trainer)
 
 
 def _tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     extension = prepared.extension
     counts = trainable_parameters(prepared.model)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items() if count and kind != "total")
-    total = sum(parameter.numel() for parameter in prepared.model.parameters())
     logger.info(
         "%s: %s -> %s tokens (rope %s)",
         extension.base_model,
@@ -107,6 +133,7 @@ def _tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
             "long texts are read with; use long documents, or data.cross_document_attention: true",
             recipe.rope.rope_type,
         )
+    total = num_parameters(prepared.model)
     logger.info("training %s of %s parameters: %s", f"{counts['total']:,}", f"{total:,}", kinds)
     if recipe.attention.pattern == "full":
         logger.info("attention: full")

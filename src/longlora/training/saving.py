@@ -1,5 +1,6 @@
 """What a run leaves, the same from every engine: an adapter or a model, with tokenizer and positions."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel
 
 from longlora.checkpoint import whole_directory, write_extension
+from longlora.generation import transformers_model
 from longlora.model import TrainingModel
 from longlora.training.processes import is_first, wait_for_all
+from longlora.training.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from longlora.training.trainer import ExtensionTrainer
@@ -18,12 +21,36 @@ if TYPE_CHECKING:
 Weights = dict[str, torch.Tensor]
 
 
-def save_result(trainer: "ExtensionTrainer", prepared: TrainingModel, target: Path) -> None:
-    """Gather what was trained and write it from the first process; every process must call."""
-    weights = gathered_weights(trainer)
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the steps of a run have made."""
+
+    model: PreTrainedModel | PeftModel
+    weights: Weights | None = None
+    """What to save, in the first process, where the engine divides the model; None where the model holds it all."""
+
+    is_whole: bool = True
+    """Whether this process holds the whole model."""
+
+    watch: Stopwatch | None = None
+    """What this start measured; None if it only finished what an earlier one trained."""
+
+
+def gathered(trainer: "ExtensionTrainer") -> Trained:
+    """Collect what was trained in the first process; every process must call."""
+    return Trained(
+        model=trainer.accelerator.unwrap_model(trainer.model),
+        weights=gathered_weights(trainer),
+        is_whole=not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled),
+        watch=trainer.watch,
+    )
+
+
+def save_result(trained: Trained, prepared: TrainingModel, target: Path) -> None:
+    """Write what was trained from the first process; every process must call."""
     if is_first():
         with whole_directory(target) as directory:
-            save_trained(trainer.accelerator.unwrap_model(trainer.model), prepared, directory, weights)
+            save_trained(trained.model, prepared, directory, trained.weights)
     wait_for_all()
 
 
@@ -41,6 +68,8 @@ def save_trained(
     if isinstance(model, PeftModel):
         # Embeddings that were trained are in it anyhow; PEFT would add the base's as well where they were resized.
         model.save_pretrained(directory, save_embedding_layers=False, state_dict=weights)
+        if (generation := transformers_model(model).generation_config) is not None:
+            generation.save_pretrained(directory)
     else:
         model.save_pretrained(directory, state_dict=weights)
     prepared.tokenizer.model_max_length = prepared.extension.context_length
@@ -63,15 +92,6 @@ def gathered_weights(trainer: "ExtensionTrainer") -> Weights | None:
     return None
 
 
-def whole_model(trainer: "ExtensionTrainer") -> PreTrainedModel | PeftModel | None:
-    """The trained model where this process holds all of it; None where the engine divides it."""
-    return (
-        None
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        else trainer.accelerator.unwrap_model(trainer.model)
-    )
-
-
 def _second_names(model: torch.nn.Module) -> set[str]:
     """Names of tied parameters beyond their first."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -83,4 +103,6 @@ def load_trained(prepared: TrainingModel, checkpoint: Path) -> PreTrainedModel |
     if isinstance(prepared.model, PeftModel):
         prepared.model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return prepared.model
-    return type(prepared.model).from_pretrained(checkpoint, dtype=prepared.model.dtype)
+    model = type(prepared.model).from_pretrained(checkpoint, dtype=prepared.model.dtype)
+    model.generation_config = prepared.model.generation_config
+    return model

@@ -26,12 +26,18 @@ class Termination:
     def __init__(self) -> None:
         self.has_come = False
         self.is_looked_at = False
+        self._message = "ended before training began"
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Note the signal; end at once while nothing is worth saving."""
+        """Note the signal; end at once while nothing is to be saved."""
         self.has_come = True
         if not self.is_looked_at:
-            raise Terminated("ended before training began")
+            raise Terminated(self._message)
+
+    def result_is_saved(self) -> None:
+        """Let the signal end the process at once from now on."""
+        self.is_looked_at = False
+        self._message = "what was trained is saved"
 
 
 @contextmanager

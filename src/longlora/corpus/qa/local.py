@@ -9,6 +9,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from longlora.conversation import ensure_chat_template
 from longlora.corpus.qa.calls import Answer, Call, RejectedError
+from longlora.generation import plain_generation, plain_settings
 from longlora.model import DtypeName, load_for_inference
 
 logger = logging.getLogger("longlora")
@@ -47,17 +48,15 @@ class LocalModel:
             tokenizer_kwargs={"verbose": False},  # whether the window is right was looked at before
         ).to(self._model.device)
         prompt_tokens = inputs["input_ids"].shape[1]
-        choice: dict[str, Any] = {"do_sample": call.temperature > 0}
-        if call.temperature > 0:
-            choice["temperature"] = call.temperature
+        settings = plain_settings(
+            self._model, self.tokenizer, max_new_tokens=call.max_tokens, temperature=call.temperature
+        )
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), plain_generation(self._model):
                 torch.manual_seed(call.seed)
                 output = self._model.generate(
                     **inputs,
-                    **choice,
-                    max_new_tokens=call.max_tokens,
-                    pad_token_id=self._pad(),
+                    generation_config=settings,
                     stopping_criteria=StoppingCriteriaList([_Closed(self)]),
                 )
         except torch.cuda.OutOfMemoryError as error:
@@ -70,11 +69,6 @@ class LocalModel:
             completion_tokens=len(new),
             model=call.model,
         )
-
-    def _pad(self) -> int:
-        ends = self._model.generation_config.eos_token_id
-        ends = self.tokenizer.eos_token_id if ends is None else ends
-        return (ends[0] if isinstance(ends, list) else ends) or 0
 
 
 class _Closed(StoppingCriteria):
