@@ -30,6 +30,7 @@ FINITE_CHECK_BYTES = 7
 """For each number of the largest gradient, where it is looked at before the optimizer's step: its absolute value in
 float32 and three masks."""
 
+PROCESSES, LOADING = "processes", "loading"
 LOSS, LAYER, STEP = "loss", "one layer again", "optimizer's step"
 
 PROCESS_BYTES = 3 * GIB
@@ -53,7 +54,7 @@ class Memory:
     """On each GPU."""
 
     host_items: tuple[Item, ...]
-    """In the memory of a machine that holds all GPUs of the run."""
+    """In the memory of a machine that holds all GPUs of the run; what loads is gone when the rest comes."""
 
     moments: dict[str, int]
     """Bytes on each GPU at each moment that may be the worst, before fragmentation; the largest is what `items` add up
@@ -76,15 +77,22 @@ class Memory:
 
     @property
     def host_total(self) -> int:
-        """Bytes in the host's memory."""
-        return sum(item.bytes for item in self.host_items)
+        """Bytes in the host's memory, while it loads or while it trains."""
+        by_name = {item.name: item.bytes for item in self.host_items}
+        processes, loading = by_name[PROCESSES], by_name[LOADING]
+        return processes + max(loading, sum(by_name.values()) - processes - loading)
 
 
 def plan_memory(run: PlannedRun) -> Memory:
     """Add up a run's memory at each moment that may be its worst."""
     moments: dict[str, list[Item]] = {
-        moment: [*_weights(run), *_training_state(run, moment), *_communication(run), *_kept(run, moment)]
-        + _peak(run, moment)
+        moment: [
+            *_weights(run),
+            *_training_state(run, moment),
+            *_communication(run),
+            *_kept(run, moment),
+            *_peak(run, moment),
+        ]
         for moment in (LOSS, LAYER, STEP)
     }
     totals = {moment: sum(item.bytes for item in items) for moment, items in moments.items()}
@@ -241,7 +249,7 @@ def _host(run: PlannedRun) -> list[Item]:
     if run.optimizer.startswith("paged"):
         paged = _split(run, "optimizer")(_optimizer_bytes(run))
     items = [
-        Item(name="processes", bytes=processes * PROCESS_BYTES, note="Python and its libraries"),
+        Item(name=PROCESSES, bytes=processes * PROCESS_BYTES, note="Python and its libraries"),
         _loading(run),
         Item(name="layer inputs", bytes=processes * offloaded, note="offloaded, pinned"),
         Item(name="optimizer", bytes=processes * paged, note="paged"),
@@ -253,7 +261,7 @@ def _loading(run: PlannedRun) -> Item:
     """The weights as they are loaded: by every process for itself, in float32 where all of them are trained."""
     copies, size = run.num_gpus, 4 if run.tuning == "full" else run.compute_bytes
     return Item(
-        name="loading",
+        name=LOADING,
         bytes=copies * size * run.architecture.num_parameters,
         note="the weights once in every process, until they are on the GPU",
     )

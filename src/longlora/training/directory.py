@@ -158,7 +158,7 @@ def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, pr
     changed = [
         f"{key}: {present.get(key)} -> {wanted[key]}"
         for key in wanted
-        if key not in ("output_dir", *_BATCH_KEYS) and wanted[key] != present.get(key)
+        if key not in ("output_dir", "hardware", *_BATCH_KEYS) and wanted[key] != present.get(key)
     ]
     rows_before, rows = _rows_per_step(present, processes_before), _rows_per_step(wanted, num_processes)
     if rows != rows_before:
