@@ -10,7 +10,7 @@ import torch
 from trl.models.activation_offloading import OffloadActivations
 
 from longlora.errors import ConfigError
-from longlora.planner import GIB, PlannedRun, activations, find_architecture, memory, parse_architecture
+from longlora.planner import GIB, PlannedRun, activations, find_architecture, make_plan, memory, parse_architecture
 from longlora.planner.memory import plan_memory
 from longlora.planner.plan import longest_context
 
@@ -33,7 +33,7 @@ TABLE_12 = {
 TOLERANCE = 0.15
 # HiCI (arXiv 2603.20843): LongLoRA as they ran it again on 8 H100; nothing is fitted to these.
 HICI = {8192: 26.4, 16384: 35.2, 32768: 46.9, 65536: 69.4}
-
+UNSLOTH = {"lora_rank": 32, "lora_targets": "all-linear", "four_bit": True, "optimizer": "adamw_8bit"}
 EXPERTS = parse_architecture(
     {
         "model_type": "mixtral",
@@ -136,6 +136,26 @@ def test_the_longest_context_that_others_measured() -> None:
         chunked_loss=False,
     )
     assert longest_context(run, 80 * GIB) == pytest.approx(30_600, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "gib", "length", "changes"),
+    [
+        ("Qwen/Qwen3-8B", 80, 30_600, {}),
+        ("Qwen/Qwen3-8B", 80, 5_100, {"gradient_checkpointing": False}),
+        # Unsloth's table of Transformers with FlashAttention-2.
+        ("meta-llama/Llama-3.1-8B", 80, 28_454, UNSLOTH),
+        ("meta-llama/Llama-3.1-8B", 24, 5_789, UNSLOTH),
+    ],
+)
+def test_what_others_runs_filled_is_within_what_is_kept_free(
+    model: str, gib: int, length: int, changes: dict[str, Any]
+) -> None:
+    values = {"tuning": "lora", "attention": "full", "chunked_loss": False, **changes}
+    run = PlannedRun(architecture=find_architecture(model), context_length=length, **values)
+    plan = make_plan(run, memory_bytes=gib * GIB)
+    assert not plan.keeps_margin
+    assert plan.memory.total < 1.1 * gib * GIB
 
 
 # ── What each lever does ────────────────────────────────────────────────────────────────────────────────────────

@@ -12,8 +12,10 @@ LONGEST_CONTEXT = 2**24
 """Where the search for the longest context ends, in tokens."""
 
 KEEP_FREE = 0.10
-"""The part of a GPU's memory to keep free: how far the plan may be from what runs were measured to take, and more than
-it was (docs/plan.md)."""
+"""The part of a GPU's memory to keep free: as far as the plan may be from what runs were measured to take."""
+
+KEEP_MORE_FREE = 0.30
+"""The same in 4 bits and without checkpointing, where others' runs took nearly that much more (docs/plan.md)."""
 
 WORTH_NAMING = 0.01
 """A change that lowers the peak by less than this part is not advised."""
@@ -65,9 +67,14 @@ class Plan:
         return self.fits_gpus and self.fits_host
 
     @property
+    def keep_free(self) -> float:
+        """The part of the GPUs' memory to keep free, since plans may be wrong by so much."""
+        return KEEP_MORE_FREE if self.run.four_bit or not self.run.gradient_checkpointing else KEEP_FREE
+
+    @property
     def keeps_margin(self) -> bool:
-        """The run leaves as much of its GPUs free as plans may be wrong by."""
-        return self.memory.total <= (1 - KEEP_FREE) * self.memory_bytes
+        """The run leaves that much free."""
+        return self.memory.total <= (1 - self.keep_free) * self.memory_bytes
 
     @property
     def measured(self) -> bool:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from longlora.planner.hardware import GIB
 from longlora.planner.memory import Item
-from longlora.planner.plan import KEEP_FREE, Plan
+from longlora.planner.plan import Plan
 
 BAR_WIDTH = 16
 
@@ -32,6 +32,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "memory_bytes": plan.memory_bytes,
         "total_bytes": plan.memory.total,
         "items": [_item_to_dict(item) for item in plan.memory.items],
+        "keep_free": plan.keep_free,
         "keeps_margin": plan.keeps_margin,
         "measured": plan.measured,
         "host_memory_bytes": plan.host_memory_bytes,
@@ -123,7 +124,7 @@ def _verdict(plan: Plan) -> Text:
 
 def _trust(plan: Plan) -> str:
     known = "Runs of this kind were measured on one H100" if plan.measured else "Not measured on a GPU"
-    return f"{known}: keep {KEEP_FREE:.0%} free ({KEEP_FREE * plan.memory_bytes / GIB:,.1f} GiB)."
+    return f"{known}: keep {plan.keep_free:.0%} free ({plan.keep_free * plan.memory_bytes / GIB:,.1f} GiB)."
 
 
 def _host(plan: Plan) -> str:
