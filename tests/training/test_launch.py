@@ -53,9 +53,11 @@ def test_an_engine_takes_every_gpu_unless_told() -> None:
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_the_recipes_engine_is_taken_where_its_gpus_are() -> None:
+def test_the_recipes_engine_is_taken_where_its_gpus_are(caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe("llama-2-7b-longlora-8k")
-    assert strategy_of(recipe, nodes=1) == "zero2"
+    with caplog.at_level(logging.INFO, "longlora"):
+        assert strategy_of(recipe, nodes=1) == "zero2"
+    assert "--strategy zero2: the recipe is meant for the 8 GPUs that are visible" in caplog.text
     assert strategy_of(recipe, nodes=2) is None
     assert strategy_of(load_recipe("llama-2-7b-longlora-8k", ["hardware.gpus=4"]), nodes=1) is None
     assert strategy_of(load_recipe("tiny-1k"), nodes=1) is None

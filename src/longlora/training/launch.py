@@ -50,9 +50,10 @@ class Processes:
 def strategy_of(recipe: Recipe, *, nodes: int) -> Engine | None:
     """The engine that a recipe names, where this machine alone has just the GPUs that it is meant for."""
     hardware = recipe.hardware
-    if hardware.gpus > 1 and hardware.gpus == torch.cuda.device_count() and nodes == 1:
-        return hardware.strategy
-    return None
+    if hardware.strategy is None or hardware.gpus == 1 or nodes > 1 or hardware.gpus != torch.cuda.device_count():
+        return None
+    logger.info("--strategy %s: the recipe is meant for the %d GPUs that are visible", hardware.strategy, hardware.gpus)
+    return hardware.strategy
 
 
 def choose_processes(
