@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from longlora.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from longlora.errors import ConfigError
+from longlora.optimizers import SCHEDULES
 
 MINIMAL = {"model_name_or_path": "m", "output_dir": "o", "context_length": 8192, "data": {"source": "texts"}}
 
@@ -88,6 +91,15 @@ def test_only_rope_options_that_are_set_are_passed_on() -> None:
         ({"quantization": "int8"}, "quantization='int8'"),
         ({"quantization": "nf4", "tuning": "full"}, "quantization=nf4 freezes the base"),
         ({"tiled_mlp": 0}, "tiled_mlp=0"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type=cosin: no schedule of this name; did you mean cosine"),
+        ({"lr_scheduler_type": "x"}, "no schedule of this name; known are constant_with_warmup, constant, linear"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "no schedule of this name"),
+        ({"hardware": {"gpu": 8}}, "unknown key 'hardware.gpu'; did you mean 'gpus'?"),
+        ({"hardware": {"gpus": 0}}, "hardware.gpus=0"),
+        ({"hardware": {"memory_gib": 0}}, "hardware.memory_gib=0"),
+        ({"hardware": {"strategy": "zero4"}}, "hardware.strategy='zero4'"),
+        ({"hardware": {"strategy": "zero2"}}, "hardware.strategy=zero2 does not go with hardware.gpus=1"),
+        ({"hardware": {"strategy": "single", "gpus": 2}}, "hardware.strategy=single does not go with hardware.gpus=2"),
     ],
 )
 def test_a_wrong_recipe_is_explained(change: dict[str, object], expected: str) -> None:
@@ -147,3 +159,23 @@ def _escaped(text: str) -> str:
     import re
 
     return re.escape(text)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_runs_without_further_settings(name: str) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    schedule = get_scheduler(name, torch.optim.SGD([weight], lr=1.0), num_warmup_steps=2, num_training_steps=9)
+    for _ in range(9):
+        schedule.optimizer.step()
+        schedule.step()
+
+
+def test_a_directory_is_no_recipe_and_where_to_put_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a directory, and a recipe is a YAML file or one of the names"):
+        load_recipe(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=rf"RECIPE model_name_or_path={tmp_path} with one of those"):
+        load_recipe(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(ConfigError, match=rf"it holds one: {tmp_path}/recipe.yaml"):
+        load_recipe(tmp_path)

@@ -1,10 +1,13 @@
 """The recipes that ship with longlora: all can be used, and are found by name."""
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from longlora import cli
 from longlora.config import load_recipe
 from longlora.errors import ConfigError
 from longlora.recipes import describe_recipe, find_recipe, recipe_names
@@ -42,6 +45,24 @@ def test_a_recipe_can_be_used_and_says_what_it_is(name):
     for heading in ("# Launch  ", "# Needs   ", "# Gives   "):
         assert heading in text
     assert name in text.partition("# Needs")[0]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_fits_the_hardware_that_it_names(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    recipe = load_recipe(name)
+    launch = re.search(r"--strategy (\w+) --processes (\d+)", find_recipe(name).read_text(encoding="utf-8"))
+    named = (launch[1], int(launch[2])) if launch else ("single", 1)
+    assert (recipe.hardware.strategy_on(recipe.hardware.gpus), recipe.hardware.gpus) == named
+    monkeypatch.setattr(sys, "argv", ["longlora", "plan", name, "--json"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["keeps_margin"]
+    assert (plan["num_gpus"], plan["memory_bytes"]) == (recipe.hardware.gpus, recipe.hardware.memory_gib * 2**30)
+    assert plan["strategy"] == named[0]
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))

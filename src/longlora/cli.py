@@ -17,7 +17,7 @@ from longlora.cli_suite import evaluate
 from longlora.cli_use import add_commands as add_uses
 from longlora.errors import LongLoRAError
 
-Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]  # as in `config`, which help does not import
 INTERRUPTED = 130  # the status that typer gives a command ended by Ctrl-C
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -78,12 +78,19 @@ def recipes(
 def plan(
     recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
-    memory: Annotated[
-        float | None, typer.Option(min=0.1, help="GiB of each; by default the GPU type's, or 80.")
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs; by default hardware.gpus of the recipe.")
     ] = None,
-    gpu_type: Annotated[str, typer.Option(help="For the time: a100-80gb, h100-80gb, h200, rtx-4090, …")] = "",
-    strategy: Annotated[Strategy | None, typer.Option(help="By default `single`, or `ddp` on several GPUs.")] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GiB of each; by default the GPU type's, or hardware.memory_gib of the recipe."),
+    ] = None,
+    gpu_type: Annotated[str, typer.Option(help="For the time: a100-80gb, h100-80gb, h200, b200, rtx-4090, …")] = "",
+    host_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of the host; without, not checked.")] = None,
+    strategy: Annotated[
+        Strategy | None,
+        typer.Option(help="By default `single` on one GPU, on several hardware.strategy of the recipe, or `ddp`."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Say what a recipe needs in memory and time, without loading anything; status 1 if it does not fit."""
@@ -92,12 +99,17 @@ def plan(
     from longlora.planner.report import plan_to_dict, print_plan
     from longlora.training.planned import planned_run
 
-    strategy = strategy or ("ddp" if gpus > 1 else "single")
     loaded = load_recipe(recipe, overrides or [])
-    run = planned_run(loaded, num_gpus=gpus, strategy=strategy)
+    gpus = gpus or loaded.hardware.gpus
+    run = planned_run(loaded, num_gpus=gpus, strategy=strategy or loaded.hardware.strategy_on(gpus))
     gpu = find_gpu(gpu_type) if gpu_type else None
-    memory_gib = memory or (gpu.memory_gib if gpu else 80.0)
-    result = make_plan(run, memory_bytes=int(memory_gib * GIB), gpu=gpu)
+    memory_gib = memory or (gpu.memory_gib if gpu else loaded.hardware.memory_gib)
+    result = make_plan(
+        run,
+        memory_bytes=int(memory_gib * GIB),
+        host_memory_bytes=int(host_memory * GIB) if host_memory else None,
+        gpu=gpu,
+    )
     if as_json:
         typer.echo(json.dumps(plan_to_dict(result), indent=2))
     else:
@@ -118,7 +130,11 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")] = None,
     strategy: Annotated[
-        Strategy | None, typer.Option(help="What divides the work among processes; docs/engines.md compares them.")
+        Strategy | None,
+        typer.Option(
+            help="What divides the work among processes (docs/engines.md compares them); by default hardware.strategy "
+            "of the recipe where hardware.gpus are visible."
+        ),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes on each node; by default one for each visible GPU.")
@@ -147,8 +163,9 @@ def train(
         check_started(strategy, processes)
     else:
         check_beforehand(loaded, merge_follows=merges)
-        from longlora.training.launch import choose_processes, launch
+        from longlora.training.launch import choose_processes, launch, strategy_of
 
+        strategy = strategy or strategy_of(loaded, nodes=nodes)
         chosen = choose_processes(
             engine=strategy,
             per_node=processes,

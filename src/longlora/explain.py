@@ -56,7 +56,9 @@ ALIASES = {
 
 def explain(problem: Any, schema: Any) -> str:
     """Turn one of pydantic's error records, about a value of the model `schema`, into a line with key and remedy."""
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "str", "function-"))]
+    # pydantic names the kinds of value that it tried among the keys
+    parts = [str(part) for part in problem["loc"]]
+    location = [part for part in parts if part != "str" and not part.startswith(("tuple[", "function-"))]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(schema, location[:-1])

@@ -273,18 +273,16 @@ def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
     Raises:
         ConfigError: the model already reads that far, or its positions cannot be scaled so.
     """
-    if recipe.data.kind == "sft":
+    if recipe.keeps_positions(readable_context(config)):
         context = recipe.rope.base_context or readable_context(config)
-        if recipe.context_length <= context:
-            text_config = config.get_text_config()
-            return Extension(
-                base_model=recipe.model_name_or_path,
-                base_context=context,
-                context_length=context,
-                rope_parameters=rotary_parameters(config),
-                max_position_embeddings=text_config.max_position_embeddings,
-                quantization=recipe.quantization,
-            )
+        return Extension(
+            base_model=recipe.model_name_or_path,
+            base_context=context,
+            context_length=context,
+            rope_parameters=rotary_parameters(config),
+            max_position_embeddings=config.get_text_config().max_position_embeddings,
+            quantization=recipe.quantization,
+        )
     rope = extend_positions(
         config,
         context_length=recipe.context_length,

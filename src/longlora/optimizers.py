@@ -1,6 +1,7 @@
-"""The optimizers that a recipe may name, by their names in transformers, and the package that each needs."""
+"""The optimizers and learning-rate schedules that a recipe may name, by their names in transformers."""
 
 import difflib
+from collections.abc import Collection
 
 DEFAULT = "adamw_torch_fused"
 
@@ -15,8 +16,12 @@ PACKAGES: dict[str, str | None] = {
     **dict.fromkeys(_OF_BITSANDBYTES, "bitsandbytes"),
     **dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao"),
 }
-"""Name to package; None is torch itself. Left out of transformers' list are those that need settings which no recipe
-has (GaLore, APOLLO, schedule-free), that take over the backward pass (LOMO), or that are for other hardware."""
+"""Optimizers and the package that each needs; None is torch itself. Left out of transformers' list are those that need
+settings which no recipe has (GaLore, APOLLO, schedule-free), that take over the backward pass (LOMO), or that are for
+other hardware."""
+
+SCHEDULES = "constant_with_warmup constant linear cosine cosine_with_restarts polynomial inverse_sqrt".split()
+"""Schedules. Left out of transformers' list are those that need a metric, or settings which no recipe has."""
 
 
 def check_optimizer(name: str) -> str:
@@ -25,8 +30,21 @@ def check_optimizer(name: str) -> str:
     Raises:
         ValueError: there is none of that name; the message has the nearest ones.
     """
-    if name in PACKAGES:
+    return _check("optim", name, PACKAGES, "optimizer")
+
+
+def check_schedule(name: str) -> str:
+    """Return the name of a learning-rate schedule that runs can use.
+
+    Raises:
+        ValueError: there is none of that name; the message has the nearest ones.
+    """
+    return _check("lr_scheduler_type", name, SCHEDULES, "schedule")
+
+
+def _check(key: str, name: str, known: Collection[str], kind: str) -> str:
+    if name in known:
         return name
-    near = difflib.get_close_matches(name, PACKAGES, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(PACKAGES)}"
-    raise ValueError(f"optim={name}: no optimizer of this name; {hint}")
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    raise ValueError(f"{key}={name}: no {kind} of this name; {hint}")

@@ -152,7 +152,7 @@ def test_a_mistake_is_told_once(train_command: TrainCommand, changes: dict[str, 
 
 
 def test_a_bug_shows_one_traceback(train_command: TrainCommand) -> None:
-    done = complete(train_command("two", "--strategy", "ddp", *TWO, lr_scheduler_type="nonsense"), status=1)
+    done = complete(train_command("two", "--strategy", "ddp", *TWO, report_to="nonsense"), status=1)
     assert done.stderr.count("Traceback") == 1
 
 

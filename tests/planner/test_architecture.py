@@ -1,5 +1,6 @@
 """Shapes and parameter counts are those of transformers' own models."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.planner import Architecture, find_architecture, parse_architecture
+from longlora.planner import Architecture, find_architecture, parse_architecture, published_config
 from longlora.planner.architecture import FAMILIES
 from longlora.planner.source import FACTS, known_names
+from longlora.rope import present_context
 from longlora.tiny import tiny_model_directory
 
 PUBLISHED = {
@@ -179,3 +181,40 @@ def test_a_directory_without_a_usable_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match="must hold a mapping"):
         find_architecture(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", sorted(known_names()))
+def test_positions_are_those_that_transformers_reads(name: str) -> None:
+    config = AutoConfig.for_model(**published_config(name))
+    assert find_architecture(name).rope_parameters == config.rope_parameters
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {"rope_theta": 5.0e5}),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        ("qwen2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
+        ("qwen2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}}),
+        ("phi3", {"original_max_position_embeddings": 16, "rope_scaling": None}),
+    ],
+)
+def test_positions_of_either_generation_of_files(model_type: str, changes: dict[str, Any]) -> None:
+    values = {
+        "model_type": model_type,
+        "hidden_size": 64,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 61,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "rope_theta": 10_000.0,
+        **changes,
+    }
+    expected = AutoConfig.for_model(**copy.deepcopy(values)).rope_parameters
+    found = parse_architecture(values, "small").rope_parameters
+    assert {key: expected[key] for key in found} == found
+    assert present_context(found, 64) == present_context(expected, 64)

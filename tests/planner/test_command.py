@@ -10,6 +10,8 @@ import yaml
 
 from longlora import cli
 from longlora.config import Recipe, load_recipe
+from longlora.errors import ConfigError
+from longlora.model import extended_config, load_config, model_source
 from longlora.planner import GIB
 from longlora.training.planned import planned_run
 
@@ -62,7 +64,7 @@ def test_json_follows_recipe_overrides_and_options(
     assert "bits" in notes["frozen weights"]
     assert notes["optimizer"] == "adamw_8bit"
     assert notes["logits and loss"].startswith("whole")
-    assert notes["layer inputs"].startswith("2 at a time")
+    assert notes["layer inputs"].startswith("5 at a time")
 
 
 def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -> None:
@@ -96,7 +98,7 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
     of_no_weight = (
         "output_dir data rope learning_rate embedding_learning_rate new_tokens lr_scheduler_type warmup_steps "
         "weight_decay adam_beta1 adam_beta2 "
-        "num_train_epochs eval_steps num_sampled_answers merge "
+        "hardware num_train_epochs eval_steps num_sampled_answers merge "
         "max_grad_norm logging_steps save_steps save_total_limit seed report_to trust_remote_code"
     ).split()
     mapped = {key.partition(".")[0] for key in overrides}
@@ -126,6 +128,63 @@ def test_a_mistake_ends_with_status_2(
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_the_recipe_names_the_hardware_and_options_go_before_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    named = ["hardware.gpus=4", "hardware.memory_gib=48", "hardware.strategy=zero3", "--json"]
+
+    def planned_for(*options: object) -> tuple[int, float, str]:
+        run(monkeypatch, recipe, *named, *options)
+        found = json.loads(capsys.readouterr().out)
+        return found["num_gpus"], found["memory_bytes"] / GIB, found["strategy"]
+
+    assert planned_for() == (4, 48, "zero3")
+    assert planned_for("--gpus", 2) == (2, 48, "zero3")
+    assert planned_for("--gpus", 1, "--memory", 24) == (1, 24, "single")
+    assert planned_for("--gpu-type", "4090", "--strategy", "ddp") == (4, 24, "ddp")
+
+
+def test_the_hosts_memory_decides_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    assert run(monkeypatch, recipe, "--host-memory", 16) == 0
+    assert run(monkeypatch, recipe, "--host-memory", 15) == 1
+    assert "The host needs 15.6 GiB of memory and has 15 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_length": 128}, "context_length=128 must exceed the 256 tokens that the model already reads"),
+        ({"rope": {"base_context": 2048}}, "context_length=1024 must exceed the 2048 tokens"),
+        ({"rope": {"rope_type": "longrope", "long_factor": [1.0]}}, "long_factor"),
+    ],
+)
+def test_it_refuses_what_training_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    values = {"model_name_or_path": "tiny", "output_dir": str(tmp_path / "out"), "context_length": 1024}
+    values |= {"data": {"source": str(tmp_path)}, **changes}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert run(monkeypatch, path) == 2
+    refused = capsys.readouterr().err.strip().removeprefix("longlora: ")
+    assert message in refused
+    config = load_config(model_source("tiny"))
+    with pytest.raises(ConfigError) as error:
+        extended_config(config, load_recipe(path))
+    assert str(error.value) == refused
+
+
+def test_conversations_may_stay_within_what_the_model_reads(recipe: Path) -> None:
+    values = ["model_name_or_path=tiny", "context_length=128", "data.kind=sft"]
+    assert planned_run(load_recipe(recipe, values)).context_length == 128
 
 
 def test_it_loads_nothing_heavy_and_is_quick(recipe: Path) -> None:

@@ -83,14 +83,15 @@ def test_hours_of_longlora_run_again_by_others(original: Original, length: int) 
 def test_efficiencies_are_the_best_fit_to_the_hours_that_they_name(original: Original, gpu: str, source: str) -> None:
     """Least squares of relative errors, two numbers for all lengths and methods, to a whole per cent."""
     published = HOURS if source == "paper" else {("lora+", length): value for length, value in HICI_HOURS.items()}
-    assert source in str(GPUS[gpu].measured)
+    efficiency = GPUS[gpu].efficiency(8)
+    assert source in str(efficiency.measured)
     counts = [row_flops(original(length, tuning)) for tuning, length in published]
     seconds = [value * 3600 / 8000 for value in published.values()]  # 1,000 steps of 8 rows on each GPU
     unit = GPUS[gpu].peak_flops
     parts = [[c.linear / unit / s, c.attention / unit / s] for c, s in zip(counts, seconds, strict=True)]
     inverse = torch.linalg.lstsq(torch.tensor(parts), torch.ones(len(parts), 1)).solution.flatten()
     fitted = [round(1 / value, 2) for value in inverse.tolist()]
-    assert fitted == [GPUS[gpu].linear_efficiency, GPUS[gpu].attention_efficiency]
+    assert fitted == [efficiency.linear, efficiency.attention]
 
 
 @pytest.mark.parametrize(
@@ -233,3 +234,27 @@ def test_speed_is_consistent_with_time(llama_7b: Any) -> None:
 def test_an_unknown_gpu() -> None:
     with pytest.raises(ConfigError, match="unknown GPU 'tpu'; known are a100-40gb"):
         find_gpu("tpu")
+    with pytest.raises(ConfigError, match="unknown GPU ''"):
+        find_gpu("")
+    with pytest.raises(ConfigError, match="GPU 'a100' may be a100-40gb or a100-80gb; name one"):
+        find_gpu("a100")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("4090", "rtx-4090"),
+        ("RTX 4090", "rtx-4090"),
+        ("rtx4090", "rtx-4090"),
+        ("B200", "b200"),
+        ("RTX 5090", "rtx-5090"),
+        ("A6000", "rtx-a6000"),
+        ("L40S", "l40s"),
+        ("Tesla T4", "t4"),
+        ("H200", "h200"),
+        ("h100", "h100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+    ],
+)
+def test_a_gpu_goes_by_what_people_call_it(name: str, known: str) -> None:
+    assert find_gpu(name) is GPUS[known]

@@ -45,6 +45,51 @@ def test_fits_is_about_the_sum(llama_7b: Any) -> None:
     assert not make_plan(run, memory_bytes=total - 1).fits
 
 
+@pytest.mark.parametrize(
+    ("part", "verdict"), [(1.2, "It fits, with"), (1.05, "It fits only just, with"), (0.9, "It does not fit:")]
+)
+def test_the_verdict_keeps_a_margin(llama_7b: Any, part: float, verdict: str) -> None:
+    run = PlannedRun(architecture=llama_7b, context_length=8192)
+    found = make_plan(run, memory_bytes=int(part * plan_memory(run).total))
+    assert verdict in shown(found)
+    assert found.keeps_margin == (part == 1.2)
+    assert ("keep 10% free" in shown(found)) == found.fits
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"four_bit": True},
+        {"tuning": "lora"},
+        {"tuning": "full"},
+        {"dtype": "float32"},
+        {"num_gpus": 2, "strategy": "fsdp2"},
+        {"optimizer": "adamw_8bit"},
+        {"gradient_checkpointing": False},
+        {"chunked_loss": False},
+    ],
+)
+def test_the_verdict_says_whether_such_a_run_was_measured(llama_7b: Any, changes: dict[str, Any]) -> None:
+    run = PlannedRun(architecture=llama_7b, context_length=8192)
+    assert "Runs of this kind were measured on one H100: keep 10% free (14.0 GiB)" in shown(plan(run, 140))
+    more = "30% free (42.0 GiB)" if {"four_bit", "gradient_checkpointing"} & set(changes) else "10% free (14.0 GiB)"
+    assert f"Not measured on a GPU: keep {more}" in shown(plan(replace(run, **changes), 140))
+
+
+def test_the_host_has_a_say(llama_7b: Any) -> None:
+    run = PlannedRun(architecture=llama_7b, context_length=65536, offload_checkpoints=True, tiled_mlp=4096)
+    needed = plan_memory(run).host_total
+    for there, fits in ((needed, True), (needed - 1, False)):
+        found = make_plan(run, memory_bytes=80 * GIB, host_memory_bytes=there)
+        assert (found.fits, found.fits_gpus) == (fits, True)
+        assert plan_to_dict(found)["fits"] == fits
+        assert ("but not the host" in shown(found)) != fits
+    assert "most of it is layer inputs" in " ".join(shown(found).split())
+    unknown = plan(run, 80)
+    assert unknown.fits
+    assert "--host-memory says whether it has them" in " ".join(shown(unknown).split())
+
+
 @pytest.mark.parametrize("gib", [24, 40, 80])
 def test_the_longest_context_fits_and_the_next_does_not(llama_7b: Any, gib: int) -> None:
     run = PlannedRun(architecture=llama_7b, context_length=8192, tuning="lora")
@@ -150,7 +195,8 @@ def test_values_for_machines(heavy: PlannedRun) -> None:
     found = plan(heavy, 40, "a100-80gb")
     values = json.loads(json.dumps(plan_to_dict(found)))
     assert values["total_bytes"] == sum(item["bytes"] for item in values["items"])
-    assert values["host_bytes"] == sum(item["bytes"] for item in values["host_items"])
+    host = {item["name"]: item["bytes"] for item in values["host_items"]}
+    assert values["host_bytes"] == host["processes"] + host["loading"]
     assert (values["fits"], values["memory_bytes"]) == (False, 40 * GIB)
     assert values["advice"][0]["total_bytes"] < values["total_bytes"]
     assert plan_to_dict(plan(heavy, 40))["seconds"] is None

@@ -44,6 +44,12 @@ def test_the_same_rows_in_a_step_from_other_processes(
     assert [(start["engine"], start["processes"]) for start in starts] == [("ddp", 2), ("single", processes)]
 
 
+def test_what_hardware_a_recipe_is_meant_for_may_change(make_recipe: MakeRecipe) -> None:
+    with_checkpoint(make_recipe, 1)
+    with open_run(make_recipe(hardware={"gpus": 2, "strategy": "ddp"})) as run:
+        assert run.last_checkpoint() == run.checkpoints / "checkpoint-3"
+
+
 def test_other_rows_in_a_step(make_recipe: MakeRecipe) -> None:
     with_checkpoint(make_recipe, 2, gradient_accumulation_steps=4)
     message = "per_device_train_batch_size × gradient_accumulation_steps × processes: 8 -> 4"

@@ -13,9 +13,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from longlora.config import load_recipe
 from longlora.errors import ConfigError
 from longlora.training import engines, launch
-from longlora.training.launch import Processes, choose_processes
+from longlora.training.launch import Processes, choose_processes, strategy_of
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,17 @@ def test_unused_gpus_are_told_and_not_taken(caplog: pytest.LogCaptureFixture) ->
 def test_an_engine_takes_every_gpu_unless_told() -> None:
     assert choose_processes(engine="fsdp2", per_node=None) == Processes(engine="fsdp2", per_node=8)
     assert choose_processes(engine="ddp", per_node=3) == Processes(engine="ddp", per_node=3)
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_the_recipes_engine_is_taken_where_its_gpus_are(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = load_recipe("llama-2-7b-longlora-8k")
+    with caplog.at_level(logging.INFO, "longlora"):
+        assert strategy_of(recipe, nodes=1) == "zero2"
+    assert "--strategy zero2: the recipe is meant for the 8 GPUs that are visible" in caplog.text
+    assert strategy_of(recipe, nodes=2) is None
+    assert strategy_of(load_recipe("llama-2-7b-longlora-8k", ["hardware.gpus=4"]), nodes=1) is None
+    assert strategy_of(load_recipe("tiny-1k"), nodes=1) is None
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,19 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tests.training.conftest import MakeRecipe
+from transformers import LlamaConfig
 
 from longlora import memory
 from longlora.config import Recipe
 from longlora.errors import ConfigError
+from longlora.planner import GIB
+from longlora.training import offloading
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train
 from longlora.training.trainer import ExtensionTrainer
@@ -140,6 +144,42 @@ def test_offloading_without_a_gpu_is_not_followed_and_said(curve: Curve, caplog:
     with caplog.at_level(logging.WARNING, logger="longlora"):
         assert curve(max_steps=2, activation_offloading=True) == plain
     assert "activation_offloading is not followed: without a GPU" in caplog.text
+
+
+@pytest.mark.parametrize(("free", "level"), [(100, logging.INFO), (60, logging.WARNING)])
+def test_what_offloading_takes_from_the_host_is_said(
+    make_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    free: int,
+    level: int,
+) -> None:
+    memory = SimpleNamespace(available=free * GIB, total=125 * GIB)
+    monkeypatch.setattr(offloading.psutil, "virtual_memory", lambda: memory)
+    recipe = make_recipe(
+        context_length=262_144, per_device_train_batch_size=1, dtype="bfloat16", gradient_checkpointing=True
+    )
+    config = LlamaConfig(hidden_size=4096, num_hidden_layers=32)
+    with caplog.at_level(logging.INFO, logger="longlora"):
+        offloading.tell_offloading(recipe, config)
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert f"take 64.0 GiB of the host's memory in 1 process, and {free}.0 of 125.0 GiB are free" in caplog.text
+    assert ("the run will end for want of memory" in caplog.text) == (level == logging.WARNING)
+
+
+def test_what_leaves_without_checkpointing_is_not_guessed(
+    make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="longlora"):
+        offloading.tell_offloading(make_recipe(gradient_checkpointing=False), LlamaConfig())
+    assert caplog.text == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that trains in float16")
+def test_float16_is_refused_without_a_gpu(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ConfigError, match=r"dtype=float16 is trained on a GPU only.*use bfloat16 or float32"):
+        train(make_recipe(dtype="float16"))
 
 
 @pytest.mark.gpu

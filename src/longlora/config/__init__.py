@@ -7,11 +7,12 @@ alike.
 
 from longlora.config.files import dump_recipe, load_recipe, parse_recipe
 from longlora.config.recipe import Recipe
-from longlora.config.sections import AttentionConfig, DataConfig, LoraConfig, RopeConfig
+from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig
 
 __all__ = [
     "AttentionConfig",
     "DataConfig",
+    "HardwareConfig",
     "LoraConfig",
     "Recipe",
     "RopeConfig",

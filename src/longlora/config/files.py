@@ -21,6 +21,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         ConfigError: no such recipe, not a YAML mapping, an unknown key, a wrong type, an impossible combination.
     """
     path = find_recipe(path)
+    if path.is_dir():
+        raise ConfigError(_about_directory(path))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -51,6 +53,15 @@ def dump_recipe(recipe: Recipe) -> str:
     """Write a recipe with every value spelled out, as YAML that `load_recipe` reads back to the same recipe."""
     unused = {"max_steps"} if recipe.num_train_epochs is not None else None
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude=unused), sort_keys=False, allow_unicode=True)
+
+
+def _about_directory(path: Path) -> str:
+    what = f"{path} is a directory, and a recipe is a YAML file or one of the names that `longlora recipes` lists"
+    if (path / "recipe.yaml").is_file():
+        return f"{what}; it holds one: {path / 'recipe.yaml'}"
+    if (path / "config.json").is_file():
+        return f"{what}; a model goes into a recipe: write RECIPE model_name_or_path={path} with one of those"
+    return what
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from longlora.config.sections import AttentionConfig, DataConfig, LoraConfig, RopeConfig, Section
-from longlora.optimizers import DEFAULT, check_optimizer
+from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig, Section
+from longlora.optimizers import DEFAULT, check_optimizer, check_schedule
 
 
 class Recipe(Section):
@@ -58,7 +58,7 @@ class Recipe(Section):
     embedding_learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the embeddings; by default `learning_rate`. They are most of what LoRA+ trains."""
 
-    lr_scheduler_type: str = "constant_with_warmup"
+    lr_scheduler_type: Annotated[str, AfterValidator(check_schedule)] = "constant_with_warmup"
     """Schedule, by its name in transformers."""
 
     warmup_steps: int = Field(default=20, ge=0)
@@ -118,6 +118,9 @@ class Recipe(Section):
     """Fold the adapter into its base at the end of `longlora train`: `merged/` in the run's folder is a plain model,
     which tools read that refuse adapters with embeddings and norms."""
 
+    hardware: HardwareConfig = HardwareConfig()
+    """The GPUs that the recipe is meant for."""
+
     seed: int = 42
     """Seed of the adapter's initial weights and of the order of the rows."""
 
@@ -174,6 +177,10 @@ class Recipe(Section):
             return self
         steps = math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_per_step))
         return self.model_copy(update={"max_steps": steps, "num_train_epochs": None})
+
+    def keeps_positions(self, readable_context: int) -> bool:
+        """Whether a model that reads so many tokens keeps its positions: for conversations that are no longer."""
+        return self.data.kind == "sft" and self.context_length <= (self.rope.base_context or readable_context)
 
     @property
     def trainable(self) -> tuple[Literal["embed", "norm"], ...]:

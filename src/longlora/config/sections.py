@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validato
 
 from longlora.rope import OPTIONS, RopeType
 
+Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, values are fixed."""
@@ -118,6 +120,32 @@ class LoraConfig(Section):
     trainable: tuple[Literal["embed", "norm"], ...] | None = None
     """What is trained whole beside the low-rank updates: `embed` (the input embedding), `norm` (every norm); by default
     both with `tuning: lora+`, neither with `tuning: lora`."""
+
+
+class HardwareConfig(Section):
+    """What the recipe is meant for. `longlora plan` plans for it; the model that comes out does not depend on it."""
+
+    gpus: int = Field(default=1, ge=1)
+    """GPUs."""
+
+    memory_gib: float = Field(default=80.0, gt=0)
+    """Memory of each, in GiB."""
+
+    strategy: Strategy | None = None
+    """What divides the work among several; `longlora train` takes it where just so many GPUs are visible."""
+
+    def strategy_on(self, num_gpus: int) -> Strategy:
+        """What divides the work on so many GPUs, where the command line does not say."""
+        return "single" if num_gpus == 1 else self.strategy or "ddp"
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> "HardwareConfig":
+        if self.strategy is not None and (self.strategy == "single") != (self.gpus == 1):
+            raise ValueError(
+                f"hardware.strategy={self.strategy} does not go with hardware.gpus={self.gpus}: single is for one GPU, "
+                "ddp, fsdp2, zero2 and zero3 for several"
+            )
+        return self
 
 
 class DataConfig(Section):

@@ -19,6 +19,11 @@ LOSS_TILE = (4096, 32768)
 """Tokens and vocabulary of one tile of TRL's chunked cross-entropy (trl 1.16, `kernels/chunked_logprob.py`)."""
 
 
+NORM_GRADIENT_BYTES = 20
+"""Five float32 tensors of the norm's width at once, in the backward pass of the mean square: autograd's, and three
+steps of the power's. With a tiled feed-forward this is a layer's worst moment."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerActivations:
     """Bytes per token that one layer holds while its gradient is computed."""
@@ -29,11 +34,23 @@ class LayerActivations:
     attention_gradients: int
     """In flight while attention's gradient is computed; what the feed-forward kept is gone by then."""
 
+    query_norm: int
+    """Of attention's part, what is still kept while the gradient of the queries' norm is computed; 0 without one."""
+
+    query_norm_gradients: int
+    """In flight while the gradient of the queries' norm is computed."""
+
     mlp: int
     """Kept for the gradient of the feed-forward, its norm included."""
 
     mlp_gradients: int
     """In flight while the feed-forward's gradient is computed."""
+
+    norm: int
+    """Still kept while the gradient of a norm beside the feed-forward is computed; attention's part is kept as well."""
+
+    norm_gradients: int
+    """In flight while the gradient of a norm is computed."""
 
     @property
     def kept(self) -> int:
@@ -41,21 +58,39 @@ class LayerActivations:
         return self.attention + self.mlp
 
     @property
+    def moments(self) -> dict[str, tuple[int, int]]:
+        """What is kept and what is in flight while the gradient of each part of the layer is computed."""
+        return {
+            "the feed-forward": (self.attention + self.mlp, self.mlp_gradients),
+            "a norm": (self.attention + self.norm, self.norm_gradients),
+            "attention": (self.attention, self.attention_gradients),
+            "the queries' norm": (self.query_norm, self.query_norm_gradients),
+        }
+
+    @property
     def peak(self) -> int:
         """The most that is held at once while one layer's gradient is computed."""
-        return self.attention + max(self.mlp + self.mlp_gradients, self.attention_gradients)
+        return max(kept + in_flight for kept, in_flight in self.moments.values())
 
 
 def layer_activations(run: PlannedRun) -> LayerActivations:
     """Add up what a layer keeps, and what is in flight in its backward pass."""
     shape, b = run.architecture, run.compute_bytes
     hidden, query, kv = shape.hidden_size, shape.query_size, shape.kv_size
+    attention, mlp = _kept_by_attention(run), _kept_by_mlp(run)
+    has_query_norm = shape.qk_norm != "none"
     return LayerActivations(
-        attention=_kept_by_attention(run),
+        attention=attention,
         # Of its output, query, key and value; FlashAttention adds up the query's in float32.
         attention_gradients=b * (hidden + 2 * query + 2 * kv) + 4 * query,
-        mlp=_kept_by_mlp(run),
+        query_norm=attention - _kept_by_kernel(run) if has_query_norm else 0,
+        query_norm_gradients=NORM_GRADIENT_BYTES * query + b * (hidden + query) if has_query_norm else 0,
+        mlp=mlp,
         mlp_gradients=_mlp_gradients(run),
+        # The first to be met backward: a norm behind the feed-forward where there is one, else that before it.
+        norm=mlp if shape.norms_per_layer == 4 else 4 * hidden + 4,
+        # The second is the gradient that goes around the feed-forward, or into it.
+        norm_gradients=NORM_GRADIENT_BYTES * hidden + b * hidden,
     )
 
 
@@ -116,7 +151,7 @@ def _kept_by_attention(run: PlannedRun) -> int:
     kept += b * hidden * (len(shape.attention_linears()) - 1 if run.mixed else 1)
     if shape.qk_norm != "none":
         kept += 4 * (query + kv) + _scaled(run, query + kv, b)
-    kept += b * (query + 2 * kv) + b * query + 4 * shape.num_heads  # FlashAttention: inputs, output, log-sum-exp
+    kept += _kept_by_kernel(run)
     if shape.fused:  # the projection's whole result, of which the value is a part
         kept += b * (query + kv)
     if is_lora:
@@ -125,6 +160,12 @@ def _kept_by_attention(run: PlannedRun) -> int:
     if shape.norms_per_layer == 4:
         kept += 4 * hidden + _scaled(run, hidden, b)
     return kept
+
+
+def _kept_by_kernel(run: PlannedRun) -> int:
+    """FlashAttention's inputs, output and log-sum-exps."""
+    shape = run.architecture
+    return run.compute_bytes * 2 * (shape.query_size + shape.kv_size) + 4 * shape.num_heads
 
 
 def _kept_by_mlp(run: PlannedRun) -> int:

@@ -1,7 +1,7 @@
 """The shape of a decoder-only model, and how many parameters follow from it, out of a transformers configuration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from longlora.errors import ConfigError
@@ -72,6 +72,8 @@ class Architecture:
     vocab_size: int
     tied: bool
     max_position_embeddings: int
+    rope_parameters: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10_000.0})
+    """Rotary positions, as transformers 5 writes them."""
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -200,6 +202,7 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         vocab_size=read("vocab_size"),
         tied=family.tied if tied is None else bool(tied),
         max_position_embeddings=read("max_position_embeddings"),
+        rope_parameters=_rope_parameters(config),
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=attention_bias if family.qkv_bias is None else False,
         mlp_bias=bool(config.get("mlp_bias", False)) and model_type in ("llama", "granite"),
@@ -227,6 +230,24 @@ class _Reader:
                 f"the configuration of {self.name} must give {key} as a whole number above 0, found {value!r}"
             )
         return value
+
+
+def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The positions out of a file of transformers 5, or of 4 with its `rope_theta` and `rope_scaling`."""
+    values = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if any(isinstance(value, Mapping) for value in values.values()):  # by kind of layer, as transformers 5 has them
+        return values
+    values["rope_type"] = values.get("rope_type") or values.pop("type", "default")
+    for key, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", None)):
+        value = config.get(key, default)
+        if value is not None:
+            values.setdefault(key, value)
+    if values["rope_type"] in ("llama3", "yarn", "longrope"):
+        original = config.get("original_max_position_embeddings")
+        if original is not None:
+            values["original_max_position_embeddings"] = original
+        values.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+    return values
 
 
 def _count_sliding_layers(config: Mapping[str, Any], family: Family, num_layers: int) -> int:

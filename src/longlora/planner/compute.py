@@ -9,6 +9,10 @@ from longlora.planner.run import PlannedRun
 ATTENTION_BACKWARD = 2.5
 """Backward over forward of FlashAttention: five products where the forward has two (arXiv 2307.08691, section 4.1)."""
 
+STEP_SECONDS = 0.055
+"""Of an optimizer step beside its rows: the optimizer, the look at the gradients, the log. Fitted with one H100's
+efficiency."""
+
 HOST_BYTES_PER_SECOND = 25e9
 """Between GPU and host, PCIe 4.0 × 16. Assumed."""
 
@@ -38,18 +42,20 @@ class Duration:
 
 
 def plan_duration(run: PlannedRun, gpu: Gpu) -> Duration:
-    """Time of all steps; communication, the optimizer and reading data are inside the GPU's efficiency."""
+    """Time of all steps; among several GPUs communication is inside their efficiency."""
     sparse = _seconds_per_row(run, gpu)
     dense = _seconds_per_row(replace(run, attention="full"), gpu)
     dense_part = run.dense_finish if run.attention == "s2" else 0.0
     per_row = (1 - dense_part) * sparse + dense_part * dense
     rows = run.steps * run.accumulation_steps * run.batch_size
+    seconds = rows * per_row + run.steps * STEP_SECONDS
     sparse_flops, dense_flops = row_flops(run).total, row_flops(replace(run, attention="full")).total
+    flops = (1 - dense_part) * sparse_flops + dense_part * dense_flops
     return Duration(
-        seconds=rows * per_row,
-        tokens_per_second_per_gpu=run.context_length / per_row,
-        flops_per_second_per_gpu=((1 - dense_part) * sparse_flops + dense_part * dense_flops) / per_row,
-        measured=gpu.measured,
+        seconds=seconds,
+        tokens_per_second_per_gpu=rows * run.context_length / seconds,
+        flops_per_second_per_gpu=rows * flops / seconds,
+        measured=gpu.efficiency(run.num_gpus).measured,
     )
 
 
@@ -110,9 +116,9 @@ def _triangle(count: int) -> int:
 
 
 def _seconds_per_row(run: PlannedRun, gpu: Gpu) -> float:
-    flops = row_flops(run)
-    seconds = flops.linear / (gpu.peak_flops * gpu.linear_efficiency)
-    seconds += flops.attention / (gpu.peak_flops * gpu.attention_efficiency)
+    flops, efficiency = row_flops(run), gpu.efficiency(run.num_gpus)
+    seconds = flops.linear / (gpu.peak_flops * efficiency.linear)
+    seconds += flops.attention / (gpu.peak_flops * efficiency.attention)
     if run.offload_checkpoints:
         # Out and back, on the stream that computes.
         held = run.context_length * activations.layer_input(run) * run.architecture.num_layers

@@ -1,7 +1,7 @@
 """GPUs: their memory, their peak, and the part of it that training reaches."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from longlora.errors import ConfigError
 
@@ -9,54 +9,89 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """The part of its peak that a GPU reaches in training; assumed where `measured` does not say from what."""
+
+    linear: float = 0.40
+    attention: float = 0.50
+    measured: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """A GPU as its vendor describes it (dense bfloat16, float32 accumulation), and what training reaches of its peak.
 
-    The two efficiencies are fitted where `measured` says to what; communication, the optimizer and the data loader are
-    inside them. Elsewhere they are assumed.
+    Among several, communication, the optimizer and the data loader are inside the efficiency.
     """
 
     memory_gib: float
     peak_flops: float
-    linear_efficiency: float = 0.40
-    attention_efficiency: float = 0.50
-    measured: str | None = None
+    among_several: Efficiency = Efficiency()
+    by_itself: Efficiency | None = None
+    """As among several where it is not known."""
+
+    def efficiency(self, num_gpus: int) -> Efficiency:
+        """What training reaches on so many of them."""
+        return self.by_itself if num_gpus == 1 and self.by_itself else self.among_several
 
 
-_PAPER = "the paper's table 12 (8 GPUs, 7B)"
-_HICI = "LongLoRA's hours in HiCI (arXiv 2603.20843; 8 GPUs, 7B), 64 rows a step assumed"
+_A100 = Efficiency(linear=0.45, attention=0.67, measured="the paper's table 12 (8 GPUs, 7B)")
+_H100 = Efficiency(
+    linear=0.31,
+    attention=0.36,
+    measured="LongLoRA's hours in HiCI (arXiv 2603.20843; 8 GPUs, 7B), 64 rows a step assumed",
+)
+_ONE_H100 = Efficiency(
+    linear=0.41, attention=0.34, measured="steps of longlora on one H100 (8 layers of an 8B model, 8k and 32k tokens)"
+)
 
 GPUS = {
-    "a100-40gb": Gpu(
-        memory_gib=40, peak_flops=312e12, linear_efficiency=0.45, attention_efficiency=0.67, measured=_PAPER
+    "a100-40gb": Gpu(memory_gib=40, peak_flops=312e12, among_several=_A100),
+    "a100-80gb": Gpu(memory_gib=80, peak_flops=312e12, among_several=_A100),
+    "h100-80gb": Gpu(memory_gib=80, peak_flops=989e12, among_several=_H100, by_itself=_ONE_H100),
+    "h200": Gpu(
+        memory_gib=140,
+        peak_flops=989e12,
+        among_several=replace(_H100, measured=None),
+        by_itself=replace(_ONE_H100, measured=None),
     ),
-    "a100-80gb": Gpu(
-        memory_gib=80, peak_flops=312e12, linear_efficiency=0.45, attention_efficiency=0.67, measured=_PAPER
-    ),
-    "h100-80gb": Gpu(
-        memory_gib=80, peak_flops=989e12, linear_efficiency=0.31, attention_efficiency=0.36, measured=_HICI
-    ),
-    "h200": Gpu(memory_gib=140, peak_flops=989e12, linear_efficiency=0.31, attention_efficiency=0.36),
+    "b200": Gpu(memory_gib=178, peak_flops=2250e12),
     "l40s": Gpu(memory_gib=45, peak_flops=362e12),
     "l4": Gpu(memory_gib=22.5, peak_flops=121e12),
+    "t4": Gpu(memory_gib=15, peak_flops=65e12),
+    "rtx-a6000": Gpu(memory_gib=48, peak_flops=155e12),
+    "rtx-5090": Gpu(memory_gib=31.5, peak_flops=210e12),
     "rtx-4090": Gpu(memory_gib=24, peak_flops=165e12),
     "rtx-3090": Gpu(memory_gib=24, peak_flops=71e12),
 }
-"""Memory is what the driver reports in GiB, rounded down; peaks are the vendor's figures without sparsity."""
+"""Memory is what the driver reports in GiB, rounded; peaks are the vendor's figures without sparsity (T4, which has no
+bfloat16: float16)."""
+
+_MAKERS = {"nvidia", "geforce", "tesla"}
 
 
 def find_gpu(name: str) -> Gpu:
-    """Look a GPU up by its name here.
+    """Look a GPU up by its name here, by a part of it that fits no other ("4090"), or by what its driver calls it.
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: it is not known, or several are called so.
     """
-    if name not in GPUS:
-        raise ConfigError(f"unknown GPU {name!r}; known are {', '.join(GPUS)}; or give --memory alone")
-    return GPUS[name]
+    words = _words(name)
+    found = [known for known in GPUS if words and words <= _words(known)]
+    if len(found) == 1:
+        return GPUS[found[0]]
+    if len(found) > 1:
+        raise ConfigError(f"GPU {name!r} may be {' or '.join(found)}; name one")
+    if gpu := recognise_gpu(name):
+        return gpu
+    raise ConfigError(f"unknown GPU {name!r}; known are {', '.join(GPUS)}; or give --memory alone")
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[\s_-]+", re.sub(r"rtx(?=\w)", "rtx-", name.lower().strip()))) - _MAKERS - {""}
 
 
 def recognise_gpu(device_name: str) -> Gpu | None:
     """Find a GPU by what its driver calls it, such as "NVIDIA A100-SXM4-80GB"; None if it is not known here."""
-    words = set(re.split(r"[\s-]+", device_name.lower()))
-    return next((gpu for name, gpu in GPUS.items() if words.issuperset(name.split("-"))), None)
+    words = _words(device_name)
+    return next((gpu for name, gpu in GPUS.items() if words >= _words(name)), None)

@@ -23,6 +23,16 @@ FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 ZERO3_LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's default of `stage3_max_live_parameters`: gathered weights that may exist at once."""
 
+OFFLOAD_STASH = 5
+"""Tensors on their way to the host that still stand on the GPU in the forward pass: `max_fwd_stash_size` of TRL."""
+
+FINITE_CHECK_BYTES = 7
+"""For each number of the largest gradient, where it is looked at before the optimizer's step: its absolute value in
+float32 and three masks."""
+
+PROCESSES, LOADING = "processes", "loading"
+LOSS, LAYER, STEP = "loss", "one layer again", "optimizer's step"
+
 PROCESS_BYTES = 3 * GIB
 """Host memory of Python, torch and the CUDA libraries in one process. Assumed."""
 
@@ -44,10 +54,21 @@ class Memory:
     """On each GPU."""
 
     host_items: tuple[Item, ...]
-    """In the memory of a machine that holds all GPUs of the run."""
+    """In the memory of a machine that holds all GPUs of the run; what loads is gone when the rest comes."""
 
     moments: dict[str, int]
-    """Bytes of activations beyond what layers keep, at each moment that may be the worst; the largest is in `items`."""
+    """Bytes on each GPU at each moment that may be the worst, before fragmentation; the largest is what `items` add up
+    to."""
+
+    @property
+    def allocated(self) -> int:
+        """Bytes on each GPU in tensors: torch's `max_memory_allocated`."""
+        return max(self.moments.values())
+
+    @property
+    def reserved(self) -> int:
+        """Bytes on each GPU that torch's allocator takes: its `max_memory_reserved`."""
+        return self.allocated + round(FRAGMENTATION * self.allocated)
 
     @property
     def total(self) -> int:
@@ -56,29 +77,39 @@ class Memory:
 
     @property
     def host_total(self) -> int:
-        """Bytes in the host's memory."""
-        return sum(item.bytes for item in self.host_items)
+        """Bytes in the host's memory, while it loads or while it trains."""
+        by_name = {item.name: item.bytes for item in self.host_items}
+        processes, loading = by_name[PROCESSES], by_name[LOADING]
+        return processes + max(loading, sum(by_name.values()) - processes - loading)
 
 
 def plan_memory(run: PlannedRun) -> Memory:
-    """Add up a run's memory at its worst moment."""
-    moments = {
-        "loss": run.tokens * activations.loss_per_token(run) + activations.loss_fixed(run) + _cast_weights(run),
-        "one layer again": run.tokens * activations.layer_activations(run).peak + _layer_copies(run),
+    """Add up a run's memory at each moment that may be its worst."""
+    moments: dict[str, list[Item]] = {
+        moment: [
+            *_weights(run),
+            *_training_state(run, moment),
+            *_communication(run),
+            *_kept(run, moment),
+            *_peak(run, moment),
+        ]
+        for moment in (LOSS, LAYER, STEP)
     }
-    worst = max(moments, key=lambda moment: moments[moment])
-    items = [
-        *_weights(run),
-        *_training_state(run),
-        *_communication(run),
-        *_kept(run),
-        *_peak(run, worst, moments[worst]),
-    ]
-    margin = round(FRAGMENTATION * sum(item.bytes for item in items))
-    items.append(Item(name="fragmentation", bytes=margin, note=f"{FRAGMENTATION:.0%} of the above"))
+    totals = {moment: sum(item.bytes for item in items) for moment, items in moments.items()}
+    worst = max(totals, key=lambda moment: totals[moment])
+    margin = round(FRAGMENTATION * totals[worst])
     framework = CONTEXT_BYTES + (COLLECTIVES_BYTES if run.num_gpus > 1 else 0)
-    items.append(Item(name="framework", bytes=framework, note="CUDA context" + (", NCCL" if run.num_gpus > 1 else "")))
-    return Memory(items=tuple(item for item in items if item.bytes), host_items=tuple(_host(run)), moments=moments)
+    items = [
+        *moments[worst],
+        Item(name="fragmentation", bytes=margin, note=f"{FRAGMENTATION:.0%} of the above"),
+        Item(name="framework", bytes=framework, note="CUDA context" + (", NCCL" if run.num_gpus > 1 else "")),
+    ]
+    return Memory(items=tuple(item for item in items if item.bytes), host_items=tuple(_host(run)), moments=totals)
+
+
+def offloaded_bytes(*, num_layers: int, layer_input_bytes: int) -> int:
+    """What one process takes from the host for offloaded layer inputs: torch rounds pinned memory up to powers of 2."""
+    return num_layers * (1 << (layer_input_bytes - 1).bit_length())
 
 
 def _weights(run: PlannedRun) -> list[Item]:
@@ -102,12 +133,17 @@ def _weights(run: PlannedRun) -> list[Item]:
     ]
 
 
-def _training_state(run: PlannedRun) -> list[Item]:
+def _training_state(run: PlannedRun, moment: str) -> list[Item]:
     """Gradients and optimizer state; DeepSpeed's hold float32 copies of the weights besides."""
     split, trained = _split(run, "optimizer"), run.trained_parameters
     deepspeed = run.strategy in ("zero2", "zero3")
     size = run.compute_bytes if deepspeed else 4
-    items = [Item(name="gradients", bytes=split(size * trained), note=_number(size))]
+    there, note = trained, _number(size)
+    if moment != STEP and run.accumulation_steps == 1 and not deepspeed and run.tuning != "full":
+        # The embedding's gradient, nearly all of them, comes last; nothing is left of the step before.
+        there -= 0 if run.trains_head else run.trained_by_kind().get("embeddings", 0)
+        note += ", embeddings' not yet" * (there < trained)
+    items = [Item(name="gradients", bytes=split(size * there), note=note)]
     if deepspeed:
         items.append(Item(name="float32 copies", bytes=split(4 * trained), note="of the trained weights"))
     if run.optimizer != "paged_adamw_8bit":
@@ -144,42 +180,49 @@ def _communication(run: PlannedRun) -> list[Item]:
     return []
 
 
-def _kept(run: PlannedRun) -> list[Item]:
+def _kept(run: PlannedRun, moment: str) -> list[Item]:
+    if moment == STEP:
+        return []
     kept = run.tokens * activations.kept_layers(run)
     shared = Item(
         name="tokens, positions", bytes=run.tokens * activations.shared_by_layers(run), note="shared by all layers"
     )
     if not run.gradient_checkpointing:
         return [Item(name="activations", bytes=kept, note="of all layers: no gradient checkpointing"), shared]
+    num_layers = run.architecture.num_layers
+    note = f"{num_layers} layers, checkpointed"
     if run.offload_checkpoints:
-        # The layer in work, and the next one on its way.
-        kept = 2 * run.tokens * activations.layer_input(run)
-        return [Item(name="layer inputs", bytes=kept, note="2 at a time, the rest on the host"), shared]
-    return [Item(name="layer inputs", bytes=kept, note=f"{run.architecture.num_layers} layers, checkpointed"), shared]
+        here = min(num_layers, OFFLOAD_STASH if moment == LOSS else 1)
+        kept, note = kept // num_layers * here, f"{here} at a time, the rest on the host"
+    return [Item(name="layer inputs", bytes=kept, note=note), shared]
 
 
-def _peak(run: PlannedRun, worst: str, held: int) -> list[Item]:
-    if worst == "loss":
+def _peak(run: PlannedRun, moment: str) -> list[Item]:
+    if moment == STEP:
+        return _check_of_gradients(run)
+    if moment == LOSS:
         note = "chunked cross-entropy" if run.chunked_loss else "whole, three times in float32"
-        copies = _cast_weights(run)
+        held = run.tokens * activations.loss_per_token(run) + activations.loss_fixed(run)
         return [
-            Item(name="logits and loss", bytes=held - copies, note=note),
-            Item(name="autocast copies", bytes=copies, note="of all trained weights"),
+            Item(name="logits and loss", bytes=held, note=note),
+            Item(name="autocast copies", bytes=_cast_weights(run), note="of all trained weights"),
         ]
-    layer = activations.layer_activations(run)
-    attention, total = run.tokens * layer.attention, run.tokens * layer.peak
-    in_mlp = layer.mlp + layer.mlp_gradients >= layer.attention_gradients
-    again = run.gradient_checkpointing
-    kept = attention + run.tokens * (layer.mlp if in_mlp else 0)
+    parts = activations.layer_activations(run).moments
+    part = max(parts, key=lambda name: sum(parts[name]))
+    kept, in_flight = (run.tokens * amount for amount in parts[part])
     return [
-        Item(name="one layer again", bytes=kept if again else 0, note="activations, recomputed"),
-        Item(
-            name="gradients in flight" if in_mlp else "attention workspace",
-            bytes=total - kept,
-            note="of the feed-forward" if in_mlp else "of attention",
-        ),
-        Item(name="autocast copies", bytes=held - total, note="of a layer's weights"),
+        Item(name="one layer again", bytes=kept if run.gradient_checkpointing else 0, note="activations, recomputed"),
+        Item(name="gradients in flight", bytes=in_flight, note=f"of {part}"),
+        Item(name="autocast copies", bytes=_layer_copies(run), note="of a layer's weights"),
     ]
+
+
+def _check_of_gradients(run: PlannedRun) -> list[Item]:
+    """Before the step every gradient is looked at; DeepSpeed keeps its own where none can look."""
+    if not run.trains_embeddings or run.strategy in ("zero2", "zero3"):
+        return []
+    largest = _split(run, "optimizer")(run.architecture.embedding_parameters)
+    return [Item(name="check of gradients", bytes=FINITE_CHECK_BYTES * largest, note="are they finite?")]
 
 
 def _layer_copies(run: PlannedRun) -> int:
@@ -198,26 +241,30 @@ def _cast_weights(run: PlannedRun) -> int:
 
 
 def _host(run: PlannedRun) -> list[Item]:
-    processes = run.num_gpus
-    size = 4 if run.tuning == "full" and run.mixed else run.compute_bytes
-    held = run.num_gpus * run.tokens * activations.layer_input(run) * run.architecture.num_layers
+    processes, offloaded, paged = run.num_gpus, 0, 0
+    if run.offload_checkpoints:
+        offloaded = offloaded_bytes(
+            num_layers=run.architecture.num_layers, layer_input_bytes=run.tokens * activations.layer_input(run)
+        )
+    if run.optimizer.startswith("paged"):
+        paged = _split(run, "optimizer")(_optimizer_bytes(run))
     items = [
-        Item(name="processes", bytes=processes * PROCESS_BYTES, note="Python and its libraries"),
-        Item(
-            name="loading",
-            bytes=processes * size * run.architecture.num_parameters,
-            note="the weights once in every process, until they are on the GPU",
-        ),
-        Item(name="layer inputs", bytes=held if run.offload_checkpoints else 0, note="offloaded, pinned"),
-        Item(
-            name="optimizer",
-            bytes=processes * _split(run, "optimizer")(_optimizer_bytes(run))
-            if run.optimizer.startswith("paged")
-            else 0,
-            note="paged",
-        ),
+        Item(name=PROCESSES, bytes=processes * PROCESS_BYTES, note="Python and its libraries"),
+        _loading(run),
+        Item(name="layer inputs", bytes=processes * offloaded, note="offloaded, pinned"),
+        Item(name="optimizer", bytes=processes * paged, note="paged"),
     ]
     return [item for item in items if item.bytes]
+
+
+def _loading(run: PlannedRun) -> Item:
+    """The weights as they are loaded: by every process for itself, in float32 where all of them are trained."""
+    copies, size = run.num_gpus, 4 if run.tuning == "full" else run.compute_bytes
+    return Item(
+        name=LOADING,
+        bytes=copies * size * run.architecture.num_parameters,
+        note="the weights once in every process, until they are on the GPU",
+    )
 
 
 def _split(run: PlannedRun, part: str) -> Callable[[int], int]:

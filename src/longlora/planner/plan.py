@@ -11,6 +11,12 @@ from longlora.planner.run import PlannedRun
 LONGEST_CONTEXT = 2**24
 """Where the search for the longest context ends, in tokens."""
 
+KEEP_FREE = 0.10
+"""The part of a GPU's memory to keep free: as far as the plan may be from what runs were measured to take."""
+
+KEEP_MORE_FREE = 0.30
+"""The same in 4 bits and without checkpointing, where others' runs took nearly that much more (docs/plan.md)."""
+
 WORTH_NAMING = 0.01
 """A change that lowers the peak by less than this part is not advised."""
 
@@ -34,6 +40,8 @@ class Plan:
     memory_bytes: int
     """Of one GPU."""
     memory: Memory
+    host_memory_bytes: int | None
+    """Of the machine that holds the GPUs; None where it is not known, and then not asked for."""
     longest_context: int
     """Longest row that fits with everything else as it is, in tokens; 0 if none does."""
     duration: Duration | None
@@ -44,19 +52,53 @@ class Plan:
     """It fits after all of the advice."""
 
     @property
-    def fits(self) -> bool:
+    def fits_gpus(self) -> bool:
         """The run fits on its GPUs."""
         return self.memory.total <= self.memory_bytes
 
+    @property
+    def fits_host(self) -> bool:
+        """The run fits into the host's memory, as far as that is known."""
+        return self.host_memory_bytes is None or self.memory.host_total <= self.host_memory_bytes
 
-def make_plan(run: PlannedRun, *, memory_bytes: int, gpu: Gpu | None = None) -> Plan:
-    """Plan a run on GPUs of `memory_bytes` each; `gpu` tells how fast they are."""
+    @property
+    def fits(self) -> bool:
+        """The run fits on its GPUs and into the host's memory."""
+        return self.fits_gpus and self.fits_host
+
+    @property
+    def keep_free(self) -> float:
+        """The part of the GPUs' memory to keep free, since plans may be wrong by so much."""
+        return KEEP_MORE_FREE if self.run.four_bit or not self.run.gradient_checkpointing else KEEP_FREE
+
+    @property
+    def keeps_margin(self) -> bool:
+        """The run leaves that much free."""
+        return self.memory.total <= (1 - self.keep_free) * self.memory_bytes
+
+    @property
+    def measured(self) -> bool:
+        """Runs of this kind have been measured on a GPU (tests/planner/measured)."""
+        run = self.run
+        return (
+            (run.num_gpus, run.dtype, run.tuning, run.optimizer) == (1, "bfloat16", "lora+", "adamw")
+            and run.gradient_checkpointing
+            and run.chunked_loss
+            and not run.four_bit
+        )
+
+
+def make_plan(
+    run: PlannedRun, *, memory_bytes: int, host_memory_bytes: int | None = None, gpu: Gpu | None = None
+) -> Plan:
+    """Plan a run on GPUs of `memory_bytes` each in a host of `host_memory_bytes`; `gpu` tells how fast they are."""
     memory = plan_memory(run)
     advice, suffices = ((), True) if memory.total <= memory_bytes else _advise(run, memory_bytes, gpu)
     return Plan(
         run=run,
         memory_bytes=memory_bytes,
         memory=memory,
+        host_memory_bytes=host_memory_bytes,
         longest_context=longest_context(run, memory_bytes),
         duration=plan_duration(run, gpu) if gpu else None,
         advice=advice,
@@ -140,7 +182,11 @@ def _levers(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
             + "activation_offloading=true",
             {"offload_checkpoints": True, "gradient_checkpointing": True},
         ),
-        (not run.tiled_mlp, f"feed-forward in tiles: tiled_mlp={tile}", {"tiled_mlp": tile}),
+        (
+            not run.tiled_mlp and not run.architecture.num_experts,
+            f"feed-forward in tiles: tiled_mlp={tile}",
+            {"tiled_mlp": tile},
+        ),
         (
             run.tuning != "full" and not run.four_bit and run.strategy != "zero3",
             "frozen weights in 4 bits: quantization=nf4",

@@ -32,6 +32,10 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "memory_bytes": plan.memory_bytes,
         "total_bytes": plan.memory.total,
         "items": [_item_to_dict(item) for item in plan.memory.items],
+        "keep_free": plan.keep_free,
+        "keeps_margin": plan.keeps_margin,
+        "measured": plan.measured,
+        "host_memory_bytes": plan.host_memory_bytes,
         "host_bytes": plan.memory.host_total,
         "host_items": [_item_to_dict(item) for item in plan.memory.host_items],
         "longest_context": plan.longest_context,
@@ -104,13 +108,38 @@ def _memory_table(plan: Plan) -> Table:
 
 def _verdict(plan: Plan) -> Text:
     difference = (plan.memory_bytes - plan.memory.total) / GIB
-    if plan.fits:
-        return Text(f"It fits, with {difference:,.1f} GiB to spare.", style="bold green")
-    return Text(f"It does not fit: {-difference:,.1f} GiB are missing.", style="bold red")
+    if not plan.fits_gpus:
+        text = Text(f"It does not fit: {-difference:,.1f} GiB are missing.", style="bold red")
+    elif not plan.fits_host:
+        text = Text(f"It fits the GPU, with {difference:,.1f} GiB to spare, but not the host.", style="bold red")
+    elif plan.keeps_margin:
+        text = Text(f"It fits, with {difference:,.1f} GiB to spare.", style="bold green")
+    else:
+        text = Text(f"It fits only just, with {difference:,.1f} GiB to spare.", style="bold yellow")
+    if plan.fits_gpus:
+        text.append(f"\n{_trust(plan)}", style="default not bold")
+    text.append(f"\n{_host(plan)}", style="not bold" if plan.fits_host else "bold red")
+    return text
+
+
+def _trust(plan: Plan) -> str:
+    known = "Runs of this kind were measured on one H100" if plan.measured else "Not measured on a GPU"
+    return f"{known}: keep {plan.keep_free:.0%} free ({plan.keep_free * plan.memory_bytes / GIB:,.1f} GiB)."
+
+
+def _host(plan: Plan) -> str:
+    needed = f"The host needs {_gib(plan.memory.host_total)} GiB of memory"
+    if plan.host_memory_bytes is None:
+        return f"{needed}; --host-memory says whether it has them."
+    there = f"{plan.host_memory_bytes / GIB:,.0f} GiB"
+    if plan.fits_host:
+        return f"{needed} and has {there}."
+    largest = max(plan.memory.host_items, key=lambda item: item.bytes)
+    return f"{needed} and has {there}; most of it is {largest.name}: {largest.note}."
 
 
 def _advice(plan: Plan) -> list[RenderableType]:
-    if plan.fits:
+    if plan.fits_gpus:
         return []
     if not plan.advice:
         return [Text("Nothing that could be switched on helps; take more or larger GPUs, or a shorter context.")]
@@ -133,7 +162,8 @@ def _facts(plan: Plan) -> Table:
     table.add_column()
     longest = f"{plan.longest_context:,} tokens, all else as it is" if plan.longest_context else "none fits"
     table.add_row("longest context", longest)
-    host = ", ".join(f"{item.name} {_gib(item.bytes)}" for item in plan.memory.host_items)
+    processes, loading, *training = (f"{item.name} {_gib(item.bytes)}" for item in plan.memory.host_items)
+    host = f"{processes}; {loading}" + (f", later {', '.join(training)}" if training else "")
     table.add_row("host memory", f"{_gib(plan.memory.host_total)} GiB ({host})")
     duration = plan.duration
     if duration is None:

@@ -107,6 +107,8 @@ class PlannedRun:
             raise ConfigError("strategy=zero3 does not split weights in 4 bits; use ddp or zero2")
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ConfigError("offloading is planned with gradient checkpointing only: it needs gradient_checkpointing")
+        if self.tiled_mlp and self.architecture.num_experts:
+            raise ConfigError(f"tiled_mlp={self.tiled_mlp}: experts do not go in tiles; leave tiled_mlp out")
         if self.group_size is not None and not 1 <= self.group_size <= self.context_length:
             raise ConfigError(
                 f"group_size={self.group_size} must lie between 1 and context_length={self.context_length}"

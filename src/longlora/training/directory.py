@@ -228,7 +228,7 @@ def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {present.get(key)} -> {wanted[key]}"
         for key in wanted
-        if key not in ("output_dir", *_BATCH_KEYS) and wanted[key] != present.get(key)
+        if key not in ("output_dir", "hardware", *_BATCH_KEYS) and wanted[key] != present.get(key)
     ]
 
 

@@ -12,6 +12,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 
+from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.training.engines import LAUNCHER_VARIABLE, Engine, check_installed, strategy_file
 
@@ -44,6 +45,15 @@ class Processes:
 
     main_port: int | None = None
     """Port on node 0; on a single node any free one, with several 29500."""
+
+
+def strategy_of(recipe: Recipe, *, nodes: int) -> Engine | None:
+    """The engine that a recipe names, where this machine alone has just the GPUs that it is meant for."""
+    hardware = recipe.hardware
+    if hardware.strategy is None or hardware.gpus == 1 or nodes > 1 or hardware.gpus != torch.cuda.device_count():
+        return None
+    logger.info("--strategy %s: the recipe is meant for the %d GPUs that are visible", hardware.strategy, hardware.gpus)
+    return hardware.strategy
 
 
 def choose_processes(

@@ -4,8 +4,9 @@ from typing import Any
 
 from longlora.config import Recipe
 from longlora.errors import ConfigError
-from longlora.planner import PlannedRun, find_architecture
+from longlora.planner import Architecture, PlannedRun, find_architecture
 from longlora.planner.run import Strategy
+from longlora.rope import extend_rope, present_context
 
 # How planner and recipe call the optimizers whose memory the planner knows.
 _PLANNED_OPTIMIZERS: dict[str, Any] = {
@@ -23,15 +24,18 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
     Where the steps follow from the data (`num_train_epochs`), the plan is that of one step.
 
     Raises:
-        ConfigError: the model's architecture or the optimizer's memory is not known.
+        ConfigError: the model's architecture or the optimizer's memory is not known, or its positions cannot be
+            extended as the recipe says.
     """
     if recipe.optim not in _PLANNED_OPTIMIZERS:
         raise ConfigError(
             f"the memory of optim={recipe.optim} is not known here; plan with one of {', '.join(_PLANNED_OPTIMIZERS)}"
         )
     targets = recipe.lora.target_modules
+    architecture = find_architecture(recipe.model_name_or_path)
+    _check_positions(recipe, architecture)
     return PlannedRun(
-        architecture=find_architecture(recipe.model_name_or_path),
+        architecture=architecture,
         context_length=recipe.context_length,
         tuning=recipe.tuning,
         lora_rank=recipe.lora.r,
@@ -54,4 +58,20 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         steps=recipe.max_steps if recipe.num_train_epochs is None else 1,
         num_gpus=num_gpus,
         strategy=strategy,
+    )
+
+
+def _check_positions(recipe: Recipe, architecture: Architecture) -> None:
+    """Ask what training asks when it has loaded the configuration: can the model be extended so?"""
+    positions, reach = architecture.rope_parameters, architecture.max_position_embeddings
+    if recipe.keeps_positions(present_context(positions, reach)):
+        return
+    extend_rope(
+        positions,
+        max_position_embeddings=reach,
+        context_length=recipe.context_length,
+        head_dim=architecture.head_dim,
+        rope_type=recipe.rope.rope_type,
+        base_context=recipe.rope.base_context,
+        options=recipe.rope.options,
     )

@@ -20,6 +20,7 @@ from longlora.model import TrainingModel, compute_dtype, training_grouping
 from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
 from longlora.training.engines import engine
+from longlora.training.offloading import tell_offloading
 from longlora.training.rows import Rows
 from longlora.training.saving import gathered_weights
 from longlora.training.stopping import SaveAndStop, Termination
@@ -133,6 +134,8 @@ def build_trainer(
             f"lora.target_modules={recipe.lora.target_modules}: the loss is computed from the output layer's weights "
             "and would pass over a low-rank update of it; leave that layer out"
         )
+    if arguments.activation_offloading:
+        tell_offloading(recipe, prepared.model.config)
     watch = Stopwatch(tokens_per_step=rows.tokens_in_training / len(rows.training) * rows_per_step(arguments))
     bar = ProgressBar(description="training", watch=watch)
     stop = SaveAndStop(termination, within_steps=arguments.deepspeed_plugin is None)
@@ -198,11 +201,14 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
     """Translate a recipe; in one of several processes this joins the others.
 
     Raises:
-        ConfigError: DeepSpeed is to run without a GPU, where accelerate takes each process for the only one.
+        ConfigError: without a GPU DeepSpeed is to run, where accelerate takes each process for the only one, or the
+            run is to be in float16.
     """
     if engine() in ("zero2", "zero3") and not torch.cuda.is_available():
         raise ConfigError(f"--strategy {engine()} needs GPUs, and torch sees none here; without, use ddp or fsdp2")
     dtype = compute_dtype(recipe.dtype)
+    if dtype == torch.float16 and not torch.cuda.is_available():
+        raise ConfigError("dtype=float16 is trained on a GPU only, and torch sees none; use bfloat16 or float32")
     passed_on = (
         "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
         "warmup_steps optim weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
