@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longlora.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ADAPTER_CONFIG = "adapter_config.json"
 EXTENSION_FILE = "longlora.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,22 @@ def read_extension(directory: Path) -> Extension | None:
         return Extension(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
+    """Write a tokenizer so that transformers 4 reads it as well as transformers 5.
+
+    transformers 5 names its general class, and the list of special tokens beyond BOS and the like, otherwise than 4:
+    with its names 4 fails. It reads the names of 4 as its own. The tokens themselves stand in `tokenizer.json` for both.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / _TOKENIZER_CONFIG
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

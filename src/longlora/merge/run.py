@@ -1,6 +1,5 @@
 """The story of a merge: find what changes, write it file by file, and compare it with the adapter."""
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -9,16 +8,16 @@ from typing import Literal
 
 import torch
 from peft import PeftConfig
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from longlora.checkpoint import Extension, is_adapter, read_extension, whole_directory
-from longlora.errors import CheckpointError, ConfigError
+from longlora.checkpoint import Extension, is_adapter, read_extension, save_tokenizer, whole_directory
+from longlora.errors import CheckpointError
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.check import Agreement, compare, logits, probe
 from longlora.merge.streaming import check_covered, merge_shards
 from longlora.model import apply_extension, load_adapter, load_config, load_tokenizer, model_source
-from longlora.rope import extended_parameters, v4_rope
+from longlora.positions import write_older_keys
 from longlora.shards import main_dtype, model_folder, opened, stored_weights
 
 logger = logging.getLogger("longlora")
@@ -62,7 +61,7 @@ def merge_adapter(
     output: Path,
     *,
     dtype: MergedDtype = "auto",
-    older_readers: bool = False,
+    older_readers: bool | None = None,
     check: bool = True,
 ) -> MergeReport:
     """Write the merged model to `output`, which appears when all of it is there and has been compared.
@@ -72,8 +71,8 @@ def merge_adapter(
     an adapter or a base does not allow that, the whole model is merged in memory by PEFT, and a message says why.
 
     The comparison loads the adapter on its base, and then the merged model with plain transformers: one model at a
-    time. The configuration carries the extended positions; with `older_readers` also in the keys of transformers 4
-    (`rope_theta`, `rope_scaling`), where other readers may look for them.
+    time. The configuration carries the extended positions, also in the keys of transformers 4 (`rope_theta`,
+    `rope_scaling`), where other readers look for them. A warning names each reader that misreads them.
 
     An adapter that was trained on a base of 4 bits is merged into the base itself: weights that were unpacked from 4
     bits and updated would have to be stored in 16 bits anyhow, with the error of packing made permanent. The merged
@@ -83,13 +82,14 @@ def merge_adapter(
         adapter: directory of an adapter, longlora's or any of PEFT's.
         output: directory to be made.
         dtype: of the merged weights; `auto` leaves each in the type that it has in the base.
-        older_readers: write the positions in both ways.
+        older_readers: True refuses positions that the keys of transformers 4 cannot say, False leaves these keys out;
+            None writes them where they can be written.
         check: compare logits before `output` appears.
 
     Raises:
         CheckpointError: `adapter` is no adapter or damaged, `output` exists, the disk is full, or the merged model
             does not agree.
-        ConfigError: the keys of transformers 4 have no room for the model's positions.
+        ConfigError: `older_readers` is True, and the keys of transformers 4 have no room for the model's positions.
     """
     if not is_adapter(adapter):
         raise CheckpointError(f"{adapter} holds no adapter: adapter_config.json is missing")
@@ -115,8 +115,8 @@ def merge_adapter(
             written, expected = _merge_in_memory(adapter, config, directory, dtype, tokens)
             by_shard = False
         _write_rest(adapter, base, extension, directory)
-        if older_readers:
-            _add_v4_keys(directory, config)
+        if older_readers is not False:
+            write_older_keys(directory, required=bool(older_readers))
         agreement = compare(directory, tokens, expected, written) if check and expected is not None else None
         return MergeReport(agreement=agreement, dtype=written, shard_by_shard=by_shard)
 
@@ -179,25 +179,5 @@ def _merge_in_memory(
 
 def _write_rest(adapter: Path, base: str, extension: Extension | None, directory: Path) -> None:
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
-    load_tokenizer(str(adapter) if has_tokenizer else base).save_pretrained(directory)
+    save_tokenizer(load_tokenizer(str(adapter) if has_tokenizer else base), directory)
     write_card(directory, adapter=adapter, base=base, extension=extension)
-
-
-def _add_v4_keys(directory: Path, config: PreTrainedConfig) -> None:
-    """Write the positions in the older keys too, and see that transformers 5 still reads the same ones."""
-    path = directory / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    text_config = config.get_text_config()
-    values.get("text_config", values).update(v4_rope(text_config.rope_parameters, model_type=text_config.model_type))
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    wanted = dict(extended_parameters(text_config.rope_parameters))
-    read = dict(extended_parameters(AutoConfig.from_pretrained(directory).get_text_config().rope_parameters))
-    wanted.pop("type", None)
-    read.pop("type", None)
-    if text_config.model_type == "phi3":  # three keys and no factor, which follows from the contexts
-        wanted.pop("factor", None)
-    if read != wanted:
-        raise ConfigError(
-            f"with the keys of transformers 4 beside its own, {text_config.model_type} would be read with positions "
-            f"{read} instead of {wanted}; merge without --v4-rope"
-        )

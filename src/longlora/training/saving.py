@@ -8,8 +8,9 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from longlora.checkpoint import whole_directory, write_extension
+from longlora.checkpoint import save_tokenizer, whole_directory, write_extension
 from longlora.model import TrainingModel
+from longlora.positions import write_older_keys
 from longlora.register import forget_group_size
 from longlora.training.processes import is_first, wait_for_all
 
@@ -45,8 +46,9 @@ def save_trained(
         model.save_pretrained(directory, save_embedding_layers=False, state_dict=weights)
     else:
         model.save_pretrained(directory, state_dict=weights)
+        write_older_keys(directory)
     prepared.tokenizer.model_max_length = prepared.extension.context_length
-    prepared.tokenizer.save_pretrained(directory)
+    save_tokenizer(prepared.tokenizer, directory)
     write_extension(directory, prepared.extension)
 
 
