@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from transformers import AutoTokenizer
 
 from longlora.checkpoint import (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 EXTENSION_FILE = "longlora.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -75,7 +76,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> Non
     """Write a tokenizer so that transformers 4 reads it as well as transformers 5.
 
     transformers 5 names its general class, and the list of special tokens beyond BOS and the like, otherwise than 4:
-    with its names 4 fails. It reads the names of 4 as its own. The tokens themselves stand in `tokenizer.json` for both.
+    with its names 4 fails. It reads the names of 4 as its own. Both find the tokens themselves in `tokenizer.json`.
     """
     tokenizer.save_pretrained(directory)
     path = directory / _TOKENIZER_CONFIG

@@ -24,7 +24,7 @@ def merge(
         bool | None,
         typer.Option(
             "--v4-rope/--no-v4-rope",
-            help="Insist on the keys of transformers 4 for positions, or leave them out; by default, if they can say it.",
+            help="Refuse positions that the keys of transformers 4 cannot say, or leave those keys out.",
             show_default=False,
         ),
     ] = None,

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.merge import adapters
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from longlora import positions
@@ -151,3 +153,48 @@ def test_the_command_says_that_nothing_was_compared(adapter: Path, tmp_path: Pat
     done = CliRunner().invoke(app, ["merge", str(adapter), str(tmp_path / "merged"), "--no-check"])
     assert done.exit_code == 0, done.output
     assert "not compared with the adapter" in done.output
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=["whole", "low rank"],
+)
+def test_a_foreign_adapter_with_a_grown_vocabulary(base_model: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    grown = adapters.load(base_model)
+    grown.resize_token_embeddings(262, mean_resizing=False)
+    made = get_peft_model(grown, LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=str(base_model), **config))
+    adapters.save_random(made, tmp_path / "adapter")
+    refusal = r"embedding of 262 rows and its base .* has 259: .*resize_token_embeddings\(262\)"
+    for check in (True, False):
+        with pytest.raises(CheckpointError, match=refusal):
+            merge_adapter(tmp_path / "adapter", tmp_path / "merged", check=check)
+    if "modules_to_save" in config:
+        with pytest.raises(CheckpointError, match=r"embedding of 262 rows"):
+            load_for_inference(tmp_path / "adapter")
+
+    # The remedy, as the message says it.
+    remedied = adapters.load(base_model)
+    remedied.resize_token_embeddings(262)
+    remedied.save_pretrained(tmp_path / "grown")
+    AutoTokenizer.from_pretrained(base_model).save_pretrained(tmp_path / "grown")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "grown")}))
+    assert merge_adapter(tmp_path / "adapter", tmp_path / "merged").largest_difference < 1e-3
+
+
+def test_an_adapter_of_another_base(base_model: Path, tmp_path: Path) -> None:
+    other = adapters.save_base(
+        tmp_path / "other", "llama", 0, base_model, num_hidden_layers=2, tie_word_embeddings=True
+    )
+    adapters.longlora_adapter(other, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base_model)}))
+    with pytest.raises(CheckpointError, match="belongs to another base"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(CheckpointError, match="size mismatch for"):
+        load_for_inference(tmp_path / "adapter")

@@ -3,7 +3,12 @@
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
+from longlora.config import load_recipe
+from longlora.model import extended_config
+from longlora.planner.source import published_config
+from longlora.recipes import find_recipe, recipe_names
 from longlora.rope import misread
 
 THETA = {"rope_type": "default", "rope_theta": 5000.0}
@@ -49,3 +54,15 @@ def test_what_is_misread_is_named() -> None:
     said = misread(YARN | {"attention_factor": 1.2, "beta_slow": 2}, model_type="llama")
     assert said["llama.cpp"] == "beta_slow, attention_factor of yarn are read wrongly or not at all"
     assert said["vLLM"] == "attention_factor of yarn is not read"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_stay_on_what_is_read(name: str) -> None:
+    recipe = load_recipe(find_recipe(name))
+    values = published_config(recipe.model_name_or_path)
+    if values is None:
+        pytest.skip(f"{recipe.model_name_or_path} is no model of the hub")
+    config = AutoConfig.for_model(**values)
+    extended_config(config, recipe)
+    text_config = config.get_text_config()
+    assert misread(text_config.rope_parameters, model_type=text_config.model_type) == {}

@@ -10,12 +10,19 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedConfig
 
-from longlora.checkpoint import Extension, is_adapter, read_extension, save_tokenizer, whole_directory
+from longlora.checkpoint import (
+    ADAPTER_WEIGHTS,
+    Extension,
+    is_adapter,
+    read_extension,
+    save_tokenizer,
+    whole_directory,
+)
 from longlora.errors import CheckpointError
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.check import Agreement, compare, logits, probe
-from longlora.merge.streaming import check_covered, merge_shards
+from longlora.merge.streaming import check_covered, check_fits, merge_shards
 from longlora.model import apply_extension, load_adapter, load_config, load_tokenizer, model_source
 from longlora.positions import write_older_keys
 from longlora.shards import main_dtype, model_folder, opened, stored_weights
@@ -23,7 +30,6 @@ from longlora.shards import main_dtype, model_folder, opened, stored_weights
 logger = logging.getLogger("longlora")
 
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _GENERATION_CONFIG = "generation_config.json"
 
 
@@ -146,12 +152,13 @@ def _merge_by_shard(
         raise OtherWay(f"{base} has no safetensors")
     if getattr(config, "quantization_config", None):
         raise OtherWay(f"{base} is stored in fewer bits")
-    if not (adapter / _ADAPTER_WEIGHTS).exists():
-        raise OtherWay(f"{adapter} has no {_ADAPTER_WEIGHTS}")
-    with opened(adapter / _ADAPTER_WEIGHTS) as tensors:
+    if not (adapter / ADAPTER_WEIGHTS).exists():
+        raise OtherWay(f"{adapter} has no {ADAPTER_WEIGHTS}")
+    with opened(adapter / ADAPTER_WEIGHTS) as tensors:
         changes = find_changes(config, peft_config, tensors.keys())
         stored = stored_weights(folder)
         check_covered(changes, stored)
+        check_fits(adapter, changes, tensors, base)
         cast = None if dtype == "auto" else getattr(torch, dtype)
         merge_shards(folder, stored, changes, tensors, directory, dtype=cast)
     written = cast or main_dtype(stored)

@@ -1,8 +1,8 @@
 """Rescale rotary positions to a longer context, as a change of a model's `rope_parameters`.
 
 `methods.py` has one function for each kind of scaling; `extend.py` tells what a model reads now and chooses; `v4.py`
-writes the result in the keys that readers before transformers 5 know; `readers.py` tells who reads it otherwise. Plain dictionaries in, plain dictionaries out:
-nothing here knows a model, or loads torch.
+writes the result in the keys that readers before transformers 5 know; `readers.py` tells who reads it otherwise. Plain
+dictionaries in, plain dictionaries out: nothing here knows a model, or loads torch.
 """
 
 from longlora.rope.extend import (

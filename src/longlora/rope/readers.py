@@ -1,7 +1,7 @@
 """What programs other than transformers 5 make of positions: one table for the merge, its documentation and its tests.
 
-llama.cpp was measured, with converter and library of llama_cpp_python 0.3.36, as was transformers 4.51; vLLM's source was
-read (`get_rope`, 2026). What is not said to be misread is either read right or not known.
+transformers 4.51 was measured, and llama.cpp with the converter and the library of llama_cpp_python 0.3.36; of vLLM the
+source was read (`get_rope`, 2026). What is not said to be misread is either read right or not known.
 """
 
 from collections.abc import Mapping

@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel
 
 from longlora.checkpoint import save_tokenizer, whole_directory, write_extension
+from longlora.merge import write_adapter_card
 from longlora.model import TrainingModel
 from longlora.positions import write_older_keys
 from longlora.register import forget_group_size
@@ -50,6 +51,8 @@ def save_trained(
     prepared.tokenizer.model_max_length = prepared.extension.context_length
     save_tokenizer(prepared.tokenizer, directory)
     write_extension(directory, prepared.extension)
+    if isinstance(model, PeftModel):
+        write_adapter_card(directory, prepared.extension)
 
 
 def gathered_weights(trainer: "ExtensionTrainer") -> Weights | None:
