@@ -24,6 +24,8 @@ from longlora.rope import (
 
 logger = logging.getLogger("longlora")
 
+_MISREAD = "%s would misread the positions of this model: %s"
+
 
 def extend_positions(
     config: PreTrainedConfig,
@@ -139,9 +141,9 @@ def write_older_keys(directory: Path, *, required: bool = False) -> None:
         except ConfigError as error:
             missed[TRANSFORMERS_4] = str(error)
     if required and TRANSFORMERS_4 in missed:
-        raise ConfigError(f"{missed[TRANSFORMERS_4]}; merge without --v4-rope")
+        raise ConfigError(f"{_MISREAD % (TRANSFORMERS_4, missed[TRANSFORMERS_4])}; merge without --v4-rope")
     for reader, what in missed.items():
-        logger.warning("%s would misread the positions of this model: %s", reader, what)
+        logger.warning(_MISREAD, reader, what)
 
 
 def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -> None:

@@ -36,7 +36,7 @@ def _by_transformers4(rope_parameters: Mapping[str, Any], model_type: str) -> st
     try:
         v4_rope(rope_parameters, model_type=model_type)
     except ConfigError as error:
-        return str(error)
+        return str(error).removeprefix(f"{TRANSFORMERS_4} ")
     return ""
 
 
