@@ -128,11 +128,11 @@ def write_older_keys(directory: Path, *, required: bool = False) -> None:
     Raises:
         ConfigError: they are required, and have no room for the model's positions.
     """
-    config = AutoConfig.from_pretrained(directory)
     try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         positions = rotary_parameters(config)
-    except ConfigError:
-        return  # there are none, and nothing can misread them
+    except (ConfigError, ValueError):
+        return  # no positions that could be misread, or a model that only code of its own reads
     model_type = config.get_text_config().model_type
     missed = misread(positions, model_type=model_type)
     if TRANSFORMERS_4 not in missed:
@@ -152,7 +152,11 @@ def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -
     values.get("text_config", values).update(v4_rope(positions, model_type=model_type))
     write_atomically(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
     wanted = dict(extended_parameters(positions))
-    read = dict(extended_parameters(AutoConfig.from_pretrained(path.parent).get_text_config().rope_parameters))
+    try:
+        read = rotary_parameters(AutoConfig.from_pretrained(path.parent))
+    except Exception:  # model types check what they are given, each with exceptions of its own
+        read = {}
+    read = dict(extended_parameters(read))
     # transformers 5 takes the older name of the type in; Phi-3's three keys have no factor, which the contexts tell.
     for name in ("type", *(["factor"] if model_type == "phi3" else [])):
         wanted.pop(name, None)
