@@ -5,8 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from longlora.checkpoint import Extension, read_extension, whole_directory, write_atomically, write_extension
+from longlora.checkpoint import (
+    Extension,
+    read_extension,
+    save_tokenizer,
+    whole_directory,
+    write_atomically,
+    write_extension,
+)
 from longlora.errors import CheckpointError
 
 EXTENSION = Extension(
@@ -74,3 +82,17 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_special_tokens_are_written_by_the_names_of_transformers_4(base_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|turn|>", "<|über|>"]})
+    tokenizer.chat_template = "{{ messages }}"
+    save_tokenizer(tokenizer, tmp_path)
+    values = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert values["additional_special_tokens"] == ["<|turn|>", "<|über|>"] and "extra_special_tokens" not in values
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    assert again.chat_template == tokenizer.chat_template

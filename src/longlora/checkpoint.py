@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longlora.errors import CheckpointError
 from longlora.tiny import TINY_MODEL, tiny_model_directory
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 EXTENSION_FILE = "longlora.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +111,22 @@ def check_absent(target: Path) -> None:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists already; choose another place or delete it")
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
+    """Write a tokenizer so that transformers 4 reads it as well as transformers 5.
+
+    transformers 5 names its general class, and the list of special tokens beyond BOS and the like, otherwise than 4:
+    with its names 4 fails. It reads the names of 4 as its own. Both find the tokens themselves in `tokenizer.json`.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / _TOKENIZER_CONFIG
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

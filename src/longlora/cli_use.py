@@ -23,8 +23,13 @@ def merge(
     output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
     dtype: Annotated[Dtype, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
     v4_rope: Annotated[
-        bool, typer.Option("--v4-rope", help="Add rope_theta and rope_scaling for readers before transformers 5.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--v4-rope/--no-v4-rope",
+            help="Refuse positions that the keys of transformers 4 cannot say, or leave those keys out.",
+            show_default=False,
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check/--no-check", help="Compare logits with the adapter's; needs memory for one whole model."),

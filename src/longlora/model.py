@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from longlora.checkpoint import Extension, is_adapter, model_source, read_extension
+from longlora.checkpoint import ADAPTER_WEIGHTS, Extension, is_adapter, model_source, read_extension
 from longlora.compat import keep_to_fitting_kernels
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
@@ -28,7 +28,8 @@ from longlora.optimizers import PACKAGES
 from longlora.packages import require_package
 from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
 from longlora.probe import check_s2_reaches
-from longlora.vocabulary import fit_vocabulary
+from longlora.shards import opened
+from longlora.vocabulary import check_rows, fit_vocabulary
 
 logger = logging.getLogger("longlora")
 
@@ -193,10 +194,24 @@ def load_adapter(
     if extension and extension.vocabulary_rows:
         # The adapter holds every row of the resized embeddings, so it does not matter how the new ones start.
         model.resize_token_embeddings(extension.vocabulary_rows, mean_resizing=False)
+    _check_rows(directory, model, base)
     try:
         return PeftModel.from_pretrained(model, directory)
     except Exception as error:  # safetensors, PEFT and torch each have exceptions of their own for a bad file
         raise CheckpointError(f"the adapter in {directory} cannot be loaded: {_first_line(error)}") from error
+
+
+def _check_rows(directory: Path, model: PreTrainedModel, base: str) -> None:
+    """See that the embeddings an adapter holds have the base's rows, before torch says so less clearly."""
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        return
+    with opened(directory / ADAPTER_WEIGHTS) as tensors:
+        names = set(tensors.keys())
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for name in (name for name, module in model.named_modules() if module is embedding):
+                if (tensor := f"base_model.model.{name}.weight") in names:
+                    found = tensors.get_slice(tensor).get_shape()[0]
+                    check_rows(directory, found=found, rows=embedding.weight.shape[0], base=base)
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -341,4 +356,6 @@ def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says first; of torch's list of what does not fit, the first."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first

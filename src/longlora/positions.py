@@ -1,13 +1,30 @@
 """Read the rotary positions of a model's configuration, and write longer ones into it."""
 
 import copy
+import json
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from longlora.checkpoint import write_atomically
 from longlora.errors import ConfigError
-from longlora.rope import FULL_ATTENTION, RopeExtension, extend_rope, extended_parameters, present_context
+from longlora.rope import (
+    FULL_ATTENTION,
+    TRANSFORMERS_4,
+    RopeExtension,
+    extend_rope,
+    extended_parameters,
+    misread,
+    present_context,
+    v4_rope,
+)
+
+logger = logging.getLogger("longlora")
+
+_MISREAD = "%s would misread the positions of this model: %s"
 
 
 def extend_positions(
@@ -98,6 +115,59 @@ def readable_context(config: PreTrainedConfig) -> int:
     text_config = config.get_text_config()
     parameters = text_config.to_dict().get("rope_parameters") or {}
     return present_context(parameters, _size(text_config, "max_position_embeddings"))
+
+
+def write_older_keys(directory: Path, *, required: bool = False) -> None:
+    """Write a saved model's positions in the keys of transformers 4 too, and warn of readers that misread them.
+
+    transformers 5 reads the same positions from both together: its reading is compared.
+
+    Args:
+        directory: holds `config.json`, as transformers 5 saved it.
+        required: refuse positions that the older keys cannot say, instead of leaving the keys out with a warning.
+
+    Raises:
+        ConfigError: they are required, and have no room for the model's positions.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        positions = rotary_parameters(config)
+    except (ConfigError, ValueError):
+        return  # no positions that could be misread, or a model that only code of its own reads
+    model_type = config.get_text_config().model_type
+    missed = misread(positions, model_type=model_type)
+    if TRANSFORMERS_4 not in missed:
+        try:
+            _add_older_keys(directory / "config.json", positions, model_type)
+        except ConfigError as error:
+            missed[TRANSFORMERS_4] = str(error)
+    if required and TRANSFORMERS_4 in missed:
+        raise ConfigError(f"{_MISREAD % (TRANSFORMERS_4, missed[TRANSFORMERS_4])}; merge without --v4-rope")
+    for reader, what in missed.items():
+        logger.warning(_MISREAD, reader, what)
+
+
+def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -> None:
+    before = path.read_text(encoding="utf-8")
+    values = json.loads(before)
+    values.get("text_config", values).update(v4_rope(positions, model_type=model_type))
+    write_atomically(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    wanted = dict(extended_parameters(positions))
+    try:
+        read = rotary_parameters(AutoConfig.from_pretrained(path.parent))
+    except Exception:  # model types check what they are given, each with exceptions of its own
+        read = {}
+    read = dict(extended_parameters(read))
+    # transformers 5 takes the older name of the type in; Phi-3's three keys have no factor, which the contexts tell.
+    for name in ("type", *(["factor"] if model_type == "phi3" else [])):
+        wanted.pop(name, None)
+        read.pop(name, None)
+    if read != wanted:
+        write_atomically(path, before)
+        raise ConfigError(
+            f"with the keys of transformers 4 beside its own, {model_type} would be read with positions {read} instead "
+            f"of {wanted}"
+        )
 
 
 def _head_dim(text_config: PreTrainedConfig) -> int:

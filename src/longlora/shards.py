@@ -19,6 +19,7 @@ from longlora.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -85,6 +86,19 @@ def main_dtype(weights: dict[str, StoredWeight]) -> torch.dtype:
     return numbers.most_common(1)[0][0] if numbers else torch.float32
 
 
+def check_no_pointer(file: Path) -> None:
+    """See that a file is no pointer of git-LFS, which a clone without it leaves in the place of large files.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    with file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(
+                f"{file} is a pointer of git-LFS and not the file itself: run `git lfs pull` in {file.parent}"
+            )
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
     """Open a safetensors file; its weights stay on the disk until they are asked for.
@@ -93,6 +107,7 @@ def opened(file: Path) -> Iterator[Any]:
         CheckpointError: it is damaged.
     """
     try:
+        check_no_pointer(file)
         with safe_open(file, framework="pt") as reader:
             yield reader
     except (SafetensorError, OSError) as error:

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.errors import ConfigError
+from longlora.checkpoint import ADAPTER_CONFIG
+from longlora.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger("longlora")
 
@@ -51,6 +53,21 @@ def fit_vocabulary(
         if embedding is not None:
             _start_at_the_mean(embedding, fresh, in_use)
     return numbers
+
+
+def check_rows(adapter: Path, *, found: int, rows: int, base: str) -> None:
+    """See that an embedding in an adapter has as many rows as its base.
+
+    Raises:
+        CheckpointError: the vocabulary was grown before the adapter was trained, or it belongs to another base.
+    """
+    if found != rows:
+        raise CheckpointError(
+            f"the adapter in {adapter} holds an embedding of {found:,} rows and its base {base} has {rows:,}: the "
+            "vocabulary was grown before it was trained, and nothing resizes it unasked. Resize the base with "
+            f"transformers (model.resize_token_embeddings({found}), model.save_pretrained(FOLDER), and its tokenizer "
+            f"with it), and name FOLDER as base_model_name_or_path in {adapter / ADAPTER_CONFIG}"
+        )
 
 
 @torch.no_grad()

@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from tests.merge import adapters
+from transformers import AutoTokenizer
 
-from longlora.checkpoint import Extension
+from longlora.checkpoint import Extension, save_tokenizer, write_extension
+from longlora.merge import write_adapter_card
 from longlora.merge.card import write_card
+from longlora.model import load_for_inference
 
 ROPE = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
 
@@ -62,3 +67,36 @@ def test_nothing_is_said_that_is_not_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantization", ["nf4", None])
 def test_a_base_of_fewer_bits_is_said(tmp_path: Path, quantization: str | None) -> None:
     assert ("packed to nf4" in card(tmp_path, quantization=quantization)) is (quantization is not None)
+
+
+def test_an_adapter_s_card_shows_how_to_load_it_by_peft_alone(base_model: Path, tmp_path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    extension = Extension(base_model=str(base_model), base_context=64, context_length=128, rope_parameters=rope)
+    adapters.longlora_adapter(base_model, tmp_path)
+    write_extension(tmp_path, extension)
+    save_tokenizer(AutoTokenizer.from_pretrained(base_model), tmp_path)
+    write_adapter_card(tmp_path, extension)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert str(base_model) not in text and "base_model" not in text.split("---\n")[1]  # no path of this machine
+    assert "More Information Needed" not in text
+    assert "extends model to 128 tokens" in text
+
+    snippet = text.split("```python\n")[1].split("```")[0]
+    snippet = snippet.replace("DIRECTORY OR HUB NAME OF THE BASE", str(base_model))
+    names: dict[str, Any] = {}
+    exec(snippet.replace("DIRECTORY OR HUB NAME", str(tmp_path)), names)
+    expected, _ = load_for_inference(tmp_path, dtype="float32", device="cpu")
+    tokens = torch.arange(128)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](tokens).logits, expected(tokens).logits)
+
+
+def test_an_adapter_s_card_names_a_base_of_the_hub(tmp_path: Path) -> None:
+    values = {"base_model": "meta-llama/Llama-2-7b-hf", "base_context": 4096, "context_length": 32768}
+    write_adapter_card(tmp_path, Extension(**values, rope_parameters=ROPE, vocabulary_rows=32001, quantization="nf4"))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert (front["base_model"], front["library_name"]) == ("meta-llama/Llama-2-7b-hf", "peft")
+    assert 'from_pretrained("meta-llama/Llama-2-7b-hf", config=config' in text
+    assert "resize_token_embeddings(32001" in text and "packed to nf4" in text

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from tests.merge import adapters
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from longlora import positions
+from longlora.checkpoint import Extension, write_extension
 from longlora.cli import app
 from longlora.config import parse_recipe
 from longlora.errors import CheckpointError, ConfigError
-from longlora.merge import merge_adapter, run, streaming
+from longlora.merge import merge_adapter, streaming
 from longlora.model import load_for_inference
 from longlora.training.run import train
 
@@ -60,26 +65,53 @@ torch.save(model(input_ids=torch.arange(100)[None]).logits, sys.argv[2])
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-4, rtol=0)
 
 
-def test_older_readers_get_their_keys_on_request(adapter: Path, tmp_path: Path) -> None:
+def test_older_readers_find_their_keys(adapter: Path, tmp_path: Path) -> None:
     merge_adapter(adapter, tmp_path / "merged")
-    assert "rope_scaling" not in json.loads((tmp_path / "merged" / "config.json").read_text())
-    done = CliRunner().invoke(app, ["merge", str(adapter), str(tmp_path / "older"), "--v4-rope"])
-    assert done.exit_code == 0, done.output
-    config = json.loads((tmp_path / "older" / "config.json").read_text())
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert config["rope_scaling"] == {"rope_type": "linear", "type": "linear", "factor": 2.0}
-    again = load_for_inference(tmp_path / "older")[0].config
+    again = load_for_inference(tmp_path / "merged")[0].config
     assert {**again.rope_parameters, "type": "linear"} == {**config["rope_parameters"], "type": "linear"}
+    done = CliRunner().invoke(app, ["merge", str(adapter), str(tmp_path / "new"), "--no-v4-rope", "--no-check"])
+    assert done.exit_code == 0, done.output
+    assert "rope_scaling" not in json.loads((tmp_path / "new" / "config.json").read_text())
 
 
-def test_older_keys_that_would_change_what_is_read_are_refused(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_older_keys_that_would_change_what_is_read_are_not_written(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}
-    monkeypatch.setattr(run, "v4_rope", lambda *_, **__: wrong)
+    monkeypatch.setattr(positions, "v4_rope", lambda *_, **__: wrong)
     with pytest.raises(ConfigError, match="would be read with positions"):
         merge_adapter(adapter, tmp_path / "merged", older_readers=True)
     assert list(tmp_path.iterdir()) == []
+    merge_adapter(adapter, tmp_path / "merged")
+    assert "transformers 4 would misread the positions of this model" in caplog.text
+    assert "rope_scaling" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+
+def test_each_reader_that_misreads_the_positions_is_named(
+    base_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapters.longlora_adapter(base_model, tmp_path / "adapter")
+    yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    extension = Extension(
+        base_model=str(base_model), base_context=64, context_length=128, rope_parameters=yarn | {"truncate": False}
+    )
+    write_extension(tmp_path / "adapter", extension)
+    with pytest.raises(ConfigError, match=r"truncate: false .* merge without --v4-rope"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", older_readers=True)
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    said = [record.getMessage() for record in caplog.records if "misread" in record.getMessage()]
+    assert [line.split(" would")[0] for line in said] == ["transformers 4", "llama.cpp"]
+    assert "rope_scaling" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+
+def test_the_tokenizer_is_written_for_transformers_4_too(adapter: Path, tmp_path: Path) -> None:
+    merge_adapter(adapter, tmp_path / "merged", check=False)
+    for folder in (adapter, tmp_path / "merged"):
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_merge_that_goes_wrong_is_noticed_and_leaves_nothing(
@@ -121,3 +153,48 @@ def test_the_command_says_that_nothing_was_compared(adapter: Path, tmp_path: Pat
     done = CliRunner().invoke(app, ["merge", str(adapter), str(tmp_path / "merged"), "--no-check"])
     assert done.exit_code == 0, done.output
     assert "not compared with the adapter" in done.output
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=["whole", "low rank"],
+)
+def test_a_foreign_adapter_with_a_grown_vocabulary(base_model: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    grown = adapters.load(base_model)
+    grown.resize_token_embeddings(262, mean_resizing=False)
+    made = get_peft_model(grown, LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=str(base_model), **config))
+    adapters.save_random(made, tmp_path / "adapter")
+    refusal = r"embedding of 262 rows and its base .* has 259: .*resize_token_embeddings\(262\)"
+    for check in (True, False):
+        with pytest.raises(CheckpointError, match=refusal):
+            merge_adapter(tmp_path / "adapter", tmp_path / "merged", check=check)
+    if "modules_to_save" in config:
+        with pytest.raises(CheckpointError, match=r"embedding of 262 rows"):
+            load_for_inference(tmp_path / "adapter")
+
+    # The remedy, as the message says it.
+    remedied = adapters.load(base_model)
+    remedied.resize_token_embeddings(262)
+    remedied.save_pretrained(tmp_path / "grown")
+    AutoTokenizer.from_pretrained(base_model).save_pretrained(tmp_path / "grown")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "grown")}))
+    assert merge_adapter(tmp_path / "adapter", tmp_path / "merged").largest_difference < 1e-3
+
+
+def test_an_adapter_of_another_base(base_model: Path, tmp_path: Path) -> None:
+    other = adapters.save_base(
+        tmp_path / "other", "llama", 0, base_model, num_hidden_layers=2, tie_word_embeddings=True
+    )
+    adapters.longlora_adapter(other, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base_model)}))
+    with pytest.raises(CheckpointError, match="belongs to another base"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(CheckpointError, match="size mismatch for"):
+        load_for_inference(tmp_path / "adapter")

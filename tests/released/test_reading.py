@@ -14,6 +14,7 @@ from longlora.errors import CheckpointError, ConfigError
 from longlora.released.context import infer_context
 from longlora.released.pickles import alone, read_weights
 from longlora.released.published import find_folder, read_folder, read_json
+from longlora.shards import opened
 
 
 class Program:
@@ -38,8 +39,9 @@ def test_a_pickle_that_runs_a_program(tmp_path: Path, monkeypatch: pytest.Monkey
         Path("x.bin").write_bytes(pickle.dumps({"a": Program()}, protocol=2))
     else:
         torch.save({"a": Program()}, "x.bin")
-    with pytest.raises(CheckpointError, match="could run any program"):
+    with pytest.raises(CheckpointError, match=r"holds (posix|nt)\.mkdir, .* could run any program") as refused:
         read_weights(Path("x.bin"))
+    assert "weights_only" not in str(refused.value)
     assert not Path("pwned").exists()
 
 
@@ -51,11 +53,22 @@ def test_no_table_of_weights(tmp_path: Path, content: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.bin", "x.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"PK\3\4 and no more", b"<html>not found</html>"])
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 and no more", b"<html>not found</html>", b"error"])
 def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"cannot be read|is damaged"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*download it again") as refused:
         read_weights(tmp_path / name)
+    assert "weights_only" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.safetensors"])
+def test_what_a_clone_without_large_files_left(tmp_path: Path, name: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea\nsize 13476850247\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(CheckpointError, match="run `git lfs pull`"):
+        read_weights(tmp_path / name)
+    with pytest.raises(CheckpointError, match="run `git lfs pull`"), opened(tmp_path / name):
+        pass
 
 
 def test_a_part_of_a_larger_weight_is_copied() -> None:

@@ -11,8 +11,9 @@ from tests.rope import formulas
 from tests.test_positions import FAMILIES, LONG, NEW, ORIGINAL, SHORT, SIZES, THETA, build, options_for
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Olmo3Config
 
+from longlora import positions
 from longlora.errors import ConfigError
-from longlora.positions import extend_positions
+from longlora.positions import extend_positions, write_older_keys
 from longlora.rope import v4_rope
 
 CASES = [
@@ -132,3 +133,23 @@ def test_olmo3_scales_full_attention_and_shares_theta() -> None:
 def test_positions_without_older_keys(parameters: dict[str, Any], model_type: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         v4_rope(parameters, model_type=model_type)
+
+
+def test_a_model_of_its_own_code_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    values = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}, "rope_parameters": {**THETA}}
+    path.write_text(json.dumps(values))
+    write_older_keys(tmp_path, required=True)
+    assert json.loads(path.read_text()) == values
+
+
+def test_keys_that_a_model_type_refuses_are_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = LlamaConfig(**SIZES, rope_parameters={**THETA, "rope_type": "linear", "factor": 2.0})
+    config.save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    monkeypatch.setattr(positions, "v4_rope", lambda *_, **__: {"hidden_size": "none"})
+    write_older_keys(tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+    assert "transformers 4 would misread" in caplog.text

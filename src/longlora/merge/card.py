@@ -1,4 +1,4 @@
-"""A model card, `README.md`, that says what a merged model was made of, how, and what was measured of it."""
+"""Model cards, `README.md`: what a merged model, or an adapter, was made of, how, and what was measured of it."""
 
 import json
 import re
@@ -33,6 +33,31 @@ def write_card(directory: Path, *, adapter: Path, base: str, extension: Extensio
     (directory / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def write_adapter_card(directory: Path, extension: Extension) -> None:
+    """Describe the adapter in `directory` in the place of PEFT's blank card, which names the base by its path."""
+    base = extension.base_model
+    kind = f"LoRA+ adapter (arXiv 2309.12307) that extends {_base_name(base)} to {extension.context_length:,} tokens"
+    origin = [
+        f"{_base_name(base)} reads {extension.base_context:,} tokens by itself. Positions: "
+        f"{describe_rope(extension.rope_parameters)}; they are no part of an adapter, and whoever loads it has to set "
+        f"them. Trained by longlora {version('longlora')}.",
+        "The base model's license applies.",
+    ]
+    if extension.quantization:
+        origin.insert(1, f"It was trained on a base packed to {extension.quantization}.")
+    grown = ""
+    if extension.vocabulary_rows:
+        grown = f"model.resize_token_embeddings({extension.vocabulary_rows}, mean_resizing=False)\n"
+    use = _USE_ADAPTER.format(
+        base=base if _is_hub_name(base) else "DIRECTORY OR HUB NAME OF THE BASE",
+        rope_parameters=extension.rope_parameters,
+        positions=extension.max_position_embeddings or extension.context_length,
+        grown=grown,
+    )
+    parts = [_front_matter(base, library="peft"), f"# {kind}", "\n".join(origin), "## Use", use]
+    (directory / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
 _USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,10 +68,25 @@ tokenizer = AutoTokenizer.from_pretrained("DIRECTORY OR HUB NAME")
 
 The configuration carries the extended positions; nothing has to be set to read the whole context."""
 
+_USE_ADAPTER = """\
+`longlora chat`, `longlora eval` and `longlora merge` take the adapter's directory and set everything. With PEFT alone:
 
-def _front_matter(base: str) -> str:
+```python
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+config = AutoConfig.from_pretrained("{base}")
+config.get_text_config().rope_parameters = {rope_parameters}
+config.get_text_config().max_position_embeddings = {positions}
+model = AutoModelForCausalLM.from_pretrained("{base}", config=config, dtype="auto")
+{grown}model = PeftModel.from_pretrained(model, "DIRECTORY OR HUB NAME")
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY OR HUB NAME")
+```"""
+
+
+def _front_matter(base: str, *, library: str = "transformers") -> str:
     values: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": ["longlora", "long-context"],
     }

@@ -1,6 +1,5 @@
 """The story of a merge: find what changes, write it file by file, and compare it with the adapter."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,24 +7,30 @@ from typing import Literal
 
 import torch
 from peft import PeftConfig
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from longlora.checkpoint import Extension, check_adapter, read_extension, whole_directory
-from longlora.errors import CheckpointError, ConfigError
+from longlora.checkpoint import (
+    ADAPTER_WEIGHTS,
+    Extension,
+    check_adapter,
+    read_extension,
+    save_tokenizer,
+    whole_directory,
+)
+from longlora.errors import CheckpointError
 from longlora.generation import lasting_settings, saved_settings
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.check import Agreement, compare, logits, probe
-from longlora.merge.streaming import check_covered, merge_shards
+from longlora.merge.streaming import check_covered, check_fits, merge_shards
 from longlora.model import apply_extension, load_adapter, load_config, load_tokenizer, model_source
-from longlora.rope import extended_parameters, v4_rope
+from longlora.positions import write_older_keys
 from longlora.shards import main_dtype, model_folder, opened, stored_weights
 
 logger = logging.getLogger("longlora")
 
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ def merge_adapter(
     output: Path,
     *,
     dtype: MergedDtype = "auto",
-    older_readers: bool = False,
+    older_readers: bool | None = None,
     check: bool = True,
 ) -> MergeReport:
     """Write the merged model to `output`, which appears when all of it is there and has been compared.
@@ -72,8 +77,8 @@ def merge_adapter(
     an adapter or a base does not allow that, the whole model is merged in memory by PEFT, and a message says why.
 
     The comparison loads the adapter on its base, and then the merged model with plain transformers: one model at a
-    time. The configuration carries the extended positions; with `older_readers` also in the keys of transformers 4
-    (`rope_theta`, `rope_scaling`), where other readers may look for them.
+    time. The configuration carries the extended positions, also in the keys of transformers 4 (`rope_theta`,
+    `rope_scaling`), where other readers look for them. A warning names each reader that misreads them.
 
     An adapter that was trained on a base of 4 bits is merged into the base itself: weights that were unpacked from 4
     bits and updated would have to be stored in 16 bits anyhow, with the error of packing made permanent. The merged
@@ -83,13 +88,14 @@ def merge_adapter(
         adapter: directory of an adapter, longlora's or any of PEFT's.
         output: directory to be made.
         dtype: of the merged weights; `auto` leaves each in the type that it has in the base.
-        older_readers: write the positions in both ways.
+        older_readers: True refuses positions that the keys of transformers 4 cannot say, False leaves these keys out;
+            None writes them where they can be written.
         check: compare logits before `output` appears.
 
     Raises:
         CheckpointError: `adapter` is no adapter or damaged, `output` exists, the disk is full, or the merged model
             does not agree.
-        ConfigError: the keys of transformers 4 have no room for the model's positions.
+        ConfigError: `older_readers` is True, and the keys of transformers 4 have no room for the model's positions.
     """
     check_adapter(adapter)
     extension = read_extension(adapter)
@@ -114,8 +120,8 @@ def merge_adapter(
             written, expected = _merge_in_memory(adapter, config, directory, dtype, tokens)
             by_shard = False
         _write_rest(adapter, base, config, extension, directory)
-        if older_readers:
-            _add_v4_keys(directory, config)
+        if older_readers is not False:
+            write_older_keys(directory, required=bool(older_readers))
         agreement = compare(directory, tokens, expected, written) if check and expected is not None else None
         return MergeReport(agreement=agreement, dtype=written, shard_by_shard=by_shard)
 
@@ -145,12 +151,13 @@ def _merge_by_shard(
         raise OtherWay(f"{base} has no safetensors")
     if getattr(config, "quantization_config", None):
         raise OtherWay(f"{base} is stored in fewer bits")
-    if not (adapter / _ADAPTER_WEIGHTS).exists():
-        raise OtherWay(f"{adapter} has no {_ADAPTER_WEIGHTS}")
-    with opened(adapter / _ADAPTER_WEIGHTS) as tensors:
+    if not (adapter / ADAPTER_WEIGHTS).exists():
+        raise OtherWay(f"{adapter} has no {ADAPTER_WEIGHTS}")
+    with opened(adapter / ADAPTER_WEIGHTS) as tensors:
         changes = find_changes(config, peft_config, tensors.keys())
         stored = stored_weights(folder)
         check_covered(changes, stored)
+        check_fits(adapter, changes, tensors, base)
         cast = None if dtype == "auto" else getattr(torch, dtype)
         merge_shards(folder, stored, changes, tensors, directory, dtype=cast)
     written = cast or main_dtype(stored)
@@ -179,27 +186,7 @@ def _write_rest(
 ) -> None:
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(adapter) if has_tokenizer else base)
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
     has_settings = (adapter / GENERATION_CONFIG_NAME).exists()
     lasting_settings(saved_settings(adapter if has_settings else base, config), tokenizer).save_pretrained(directory)
     write_card(directory, adapter=adapter, base=base, extension=extension)
-
-
-def _add_v4_keys(directory: Path, config: PreTrainedConfig) -> None:
-    """Write the positions in the older keys too, and see that transformers 5 still reads the same ones."""
-    path = directory / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    text_config = config.get_text_config()
-    values.get("text_config", values).update(v4_rope(text_config.rope_parameters, model_type=text_config.model_type))
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    wanted = dict(extended_parameters(text_config.rope_parameters))
-    read = dict(extended_parameters(AutoConfig.from_pretrained(directory).get_text_config().rope_parameters))
-    wanted.pop("type", None)
-    read.pop("type", None)
-    if text_config.model_type == "phi3":  # three keys and no factor, which follows from the contexts
-        wanted.pop("factor", None)
-    if read != wanted:
-        raise ConfigError(
-            f"with the keys of transformers 4 beside its own, {text_config.model_type} would be read with positions "
-            f"{read} instead of {wanted}; merge without --v4-rope"
-        )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from longlora.errors import CheckpointError
 from longlora.merge.changes import Change, Changes, LowRank, OtherWay, Whole
 from longlora.shards import ShardWriter, StoredWeight, opened
+from longlora.vocabulary import check_rows
 
 logger = logging.getLogger("longlora")
 
@@ -38,6 +39,29 @@ def check_covered(changes: Changes, stored: dict[str, StoredWeight]) -> None:
             raise CheckpointError(
                 f"{name} has shape {weight.shape} in the base and {wanted} in the model that was trained, and the "
                 "adapter does not hold it: it was saved without its output embedding"
+            )
+
+
+def check_fits(adapter: Path, changes: Changes, tensors: Any, base: str) -> None:
+    """See that the adapter's changes have the shapes of the weights that they change.
+
+    Raises:
+        CheckpointError: the vocabulary was grown before the adapter was trained, or it belongs to another base.
+    """
+    for name, change in changes.by_weight.items():
+        shapes = [tuple(tensors.get_slice(part).get_shape()) for part in change.parts]
+        if isinstance(change, LowRank):
+            (_, width), (height, _) = shapes
+            found: tuple[int, ...] = (width, height) if change.transposed else (height, width)
+        else:
+            (found,) = shapes
+        wanted = changes.shapes[name]
+        if found[1:] == wanted[1:] and len(found) > 1:
+            check_rows(adapter, found=found[0], rows=wanted[0], base=base)
+        elif found != wanted:
+            raise CheckpointError(
+                f"the adapter in {adapter} changes {name} of shape {found} and its base {base} has it in shape "
+                f"{wanted}: it belongs to another base"
             )
 
 

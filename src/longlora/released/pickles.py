@@ -1,16 +1,19 @@
 """Read files of weights, pickles included, without running what a pickle may hold."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from longlora.errors import CheckpointError
+from longlora.shards import check_no_pointer
 
+# What torch does not make out of a pickle, by its full name.
+_REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")
 _TRANSIENT = ("rotary_emb.inv_freq",)  # buffers that older versions of transformers saved
 
 
@@ -20,15 +23,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is damaged, or holds something else than a table of tensors.
     """
+    check_no_pointer(file)
     try:
         weights = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} is damaged, or holds more than tensors, which could run any program when it is read: "
-            f"{_first_line(error)}"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read ({_first_line(error)}); download it again") from error
+    except Exception as error:  # safetensors, pickle and torch each have exceptions of their own for a bad file
+        raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
     if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise CheckpointError(f"{file} holds something else than a table of weights")
     return {name: weight for name, weight in weights.items() if not name.endswith(_TRANSIENT)}
@@ -44,6 +43,18 @@ def _unpickle(file: Path) -> object:
     with file.open("rb") as opened:
         is_zip = opened.read(2) == b"PK"  # what torch writes since 1.6, which alone can stay on the disk
     return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file; torch's own message advises to run what a pickle holds."""
+    if found := _REFUSED.search(str(error)):
+        return (
+            f"beside tensors it holds {found[1]}, and reading that could run any program; get the weights as "
+            "safetensors, or from a source you trust"
+        )
+    if isinstance(error, pickle.UnpicklingError | LookupError):
+        return "it is no file of weights, or damaged; download it again"
+    return f"{_first_line(error)}; download it again"
 
 
 def _first_line(error: Exception) -> str:

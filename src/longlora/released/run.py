@@ -7,11 +7,11 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from longlora.checkpoint import Extension, whole_directory, write_extension
+from longlora.checkpoint import Extension, save_tokenizer, whole_directory, write_extension
 from longlora.conversation import ensure_chat_template
 from longlora.errors import CheckpointError, ConfigError
 from longlora.model import load_config, load_tokenizer, model_source
-from longlora.positions import rotary_parameters, set_positions
+from longlora.positions import rotary_parameters, set_positions, write_older_keys
 from longlora.released.adapter import Parts, read_parts, write_adapter
 from longlora.released.context import Context, infer_context
 from longlora.released.model import convert_model
@@ -91,11 +91,12 @@ def _import_model(
     set_positions(config, rope_parameters=_scaled(config, context.factor), max_position_embeddings=context.length)
     with whole_directory(output) as directory:
         convert_model(published, config, directory)
+        write_older_keys(directory)
         tokenizer = load_tokenizer(str(published.folder))
         tokenizer.model_max_length = context.length
         if known and known.instructed:
             ensure_chat_template(tokenizer)
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
         if (published.folder / "generation_config.json").is_file():
             shutil.copy(published.folder / "generation_config.json", directory)
         write_extension(directory, _extension(base or name, base_context, context, config))
@@ -138,7 +139,7 @@ def _write_adapter(
     tokenizer.model_max_length = context.length
     if instructed:
         ensure_chat_template(tokenizer)
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
 
 
 def _scaled(config: PreTrainedConfig, factor: float) -> dict[str, object]:

@@ -14,6 +14,9 @@ _SLIDING_ATTENTION = "sliding_attention"
 # Stood beside `rope_scaling`, not in it.
 _PARTIAL = "partial_rotary_factor"
 _OUTSIDE = ("rope_theta", "rope_type", "type", _PARTIAL)
+# Took a type and a factor, and nothing else, not even the type a second time.
+_TWO_FIELDS = ("olmo", "olmo2")
+_UNSCALED = ("nemotron",)  # never looked at `rope_scaling`
 
 
 def v4_rope(rope_parameters: Mapping[str, Any], *, model_type: str) -> dict[str, Any]:
@@ -24,6 +27,7 @@ def v4_rope(rope_parameters: Mapping[str, Any], *, model_type: str) -> dict[str,
       Phi-3 refused a `rope_scaling` of other than three keys, so it gets those. transformers 5 then asks for a `factor`
       in a warning, as it does for Microsoft's own files, and computes the same one.
     - GPT-NeoX had names of its own for θ and the rotated part. Gemma 3 had one for the θ of sliding windows.
+    - OLMo and OLMo 2 refused a `rope_scaling` of more than two keys. Nemotron never looked at it.
     - YaRN's original context was read from `rope_scaling` from transformers 4.50 on; earlier versions ignored it.
 
     Raises:
@@ -47,7 +51,15 @@ def _scaling(parameters: Mapping[str, Any], model_type: str) -> dict[str, Any] |
         return None
     if rope_type not in ("linear", "dynamic", "yarn", "llama3", "longrope"):
         raise ConfigError(f"transformers 4 does not know positions of rope_type {rope_type!r}")
+    if rope_type == "yarn" and parameters.get("truncate") is False:
+        raise ConfigError("transformers 4 does not know truncate: false of yarn, and would round the ramp's ends")
+    if model_type in _UNSCALED:
+        raise ConfigError(f"transformers 4 does not scale the positions of {model_type}")
     scaling = {key: value for key, value in parameters.items() if key not in _OUTSIDE}
+    if model_type in _TWO_FIELDS:
+        if rope_type not in ("linear", "dynamic"):
+            raise ConfigError(f"transformers 4 does not take {rope_type} scaling for {model_type}")
+        return {"type": rope_type, "factor": float(scaling["factor"])}
     if model_type != "phi3":
         return {"rope_type": rope_type, "type": rope_type, **scaling}
     if "attention_factor" in scaling:

@@ -9,9 +9,11 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from longlora.checkpoint import whole_directory, write_extension
+from longlora.checkpoint import save_tokenizer, whole_directory, write_extension
 from longlora.generation import transformers_model
+from longlora.merge import write_adapter_card
 from longlora.model import TrainingModel
+from longlora.positions import write_older_keys
 from longlora.training.processes import is_first, wait_for_all
 from longlora.training.stopwatch import Stopwatch
 
@@ -72,9 +74,12 @@ def save_trained(
             generation.save_pretrained(directory)
     else:
         model.save_pretrained(directory, state_dict=weights)
+        write_older_keys(directory)
     prepared.tokenizer.model_max_length = prepared.extension.context_length
-    prepared.tokenizer.save_pretrained(directory)
+    save_tokenizer(prepared.tokenizer, directory)
     write_extension(directory, prepared.extension)
+    if isinstance(model, PeftModel):
+        write_adapter_card(directory, prepared.extension)
 
 
 def gathered_weights(trainer: "ExtensionTrainer") -> Weights | None:
