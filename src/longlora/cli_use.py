@@ -5,8 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Another name by which browsers and clients may ask, as of a proxy before it."),
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "vllm", "transformers"]
+KEY_VARIABLE = "LONGLORA_API_KEY"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -80,8 +85,19 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     engine: Annotated[Engine, typer.Option(help="Which server; auto: vLLM if it is installed.")] = "auto",
     name: Annotated[str, typer.Option(help="Name by which clients ask for the model; its folder's if not given.")] = "",
+    api_key: Annotated[str, typer.Option(envvar=KEY_VARIABLE, help="Key that clients must bring.")] = "",
+    allow_host: AllowHost = None,
 ) -> None:
     """Serve a model by OpenAI's protocol, with vLLM or transformers' server; an adapter is merged first."""
     from longlora.serving import serve as run_server
 
-    run_server(model, host=host, port=port, engine=engine, name=name, ready=typer.echo)
+    run_server(
+        model,
+        host=host,
+        port=port,
+        engine=engine,
+        name=name,
+        api_key=api_key,
+        allowed_hosts=allow_host or (),
+        ready=typer.echo,
+    )
