@@ -5,11 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-AllowHost = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="Another name by which browsers and clients may ask, as of a proxy before it."),
-]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+from longlora.cli_options import AllowHost, DtypeName
+
 Engine = Literal["auto", "vllm", "transformers"]
 KEY_VARIABLE = "LONGLORA_API_KEY"
 
@@ -24,7 +21,7 @@ def add_commands(app: typer.Typer) -> None:
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
-    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
+    dtype: Annotated[DtypeName, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
     v4_rope: Annotated[
         bool, typer.Option("--v4-rope", help="Add rope_theta and rope_scaling for readers before transformers 5.")
     ] = False,

@@ -133,7 +133,7 @@ def test_lengths_are_shared_and_within_the_longest_context() -> None:
 
 
 def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--suite must be one of quick, full, not huge"):
+    with pytest.raises(ConfigError, match="--suite must be one of smoke, quick, full, not huge"):
         run_suite(["tiny"], suite="huge", output=tmp_path)
     with pytest.raises(ConfigError, match="each model needs a folder of its own"):
         run_suite(["x/runs/a/adapter", "y/runs/a/adapter"], suite="quick", output=tmp_path)
