@@ -1,5 +1,7 @@
 """Commands that use what was trained: merge, import, serve. They import what they need inside their bodies."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +10,7 @@ import typer
 from longlora.cli_options import AllowHost, DtypeName
 
 Engine = Literal["auto", "vllm", "transformers"]
+INTERRUPTED = 130  # 128 + SIGINT
 KEY_VARIABLE = "LONGLORA_API_KEY"
 
 
@@ -88,13 +91,19 @@ def serve(
     """Serve a model by OpenAI's protocol, with vLLM or transformers' server; an adapter is merged first."""
     from longlora.serving import serve as run_server
 
-    run_server(
-        model,
-        host=host,
-        port=port,
-        engine=engine,
-        name=name,
-        api_key=api_key,
-        allowed_hosts=allow_host or (),
-        ready=typer.echo,
-    )
+    try:
+        run_server(
+            model,
+            host=host,
+            port=port,
+            engine=engine,
+            name=name,
+            api_key=api_key,
+            allowed_hosts=allow_host or (),
+            ready=typer.echo,
+        )
+    except (KeyboardInterrupt, SystemExit) as end:
+        # All is put away. Python would take torch apart now, which costs seconds that whoever stops a server waits for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else INTERRUPTED)

@@ -135,7 +135,7 @@ def test_sigterm_in_a_stream_ends_all_at_once(server: tuple[subprocess.Popen[str
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert process.wait(60) == 143
-    assert time.monotonic() - began < PATIENCE
+    assert time.monotonic() - began < PATIENCE, time.monotonic() - began
     stream.close()
     with socket.socket() as probe:
         assert probe.connect_ex(("localhost", int(line.split()[1].split(":")[2].split("/")[0]))) != 0

@@ -97,8 +97,8 @@ class _Front:
 
     def _authorize(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_right = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._api_key.encode())
-        if self._api_key and not is_right:
+        is_same = hmac.compare_digest(given.strip().encode("latin-1"), self._api_key.encode())
+        if self._api_key and not (is_same and scheme.lower() == "bearer"):
             raise RequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
 
     async def _answer(self, path: str, body: dict[str, Any], asked: dict[str, Any]) -> Response:
@@ -148,9 +148,8 @@ async def _events(answer: httpx.Response, *, with_usage: bool) -> AsyncIterator[
             if usage and with_usage:
                 yield _event(chunk | {"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
-    except httpx.HTTPError as error:  # it has ended
-        logger.error("the model's server failed: %s", error)
-        yield _event(_error(_FAILED, kind="server_error"))
+    except httpx.HTTPError:  # which whoever started it tells
+        yield _event(_error("the server has ended", kind="server_error"))
     finally:  # a client that is gone stops the generation
         await answer.aclose()
 

@@ -88,7 +88,7 @@ def serve(
                 for taken in sockets:
                     taken.listen()
                 say()
-                _answer(front, sockets, until_ends=server)
+                _answer(front, sockets, until_ends=server, patience=_PATIENCE[chosen])
         raise ConfigError(f"the server ended with status {server.returncode}; its own messages stand above")
 
 
@@ -121,18 +121,22 @@ def _front(inner: str, place: Place, api_key: str, names: Names) -> "Starlette":
     )
 
 
-def _answer(front: "Starlette", sockets: list[socket.socket], *, until_ends: subprocess.Popen[bytes]) -> None:
-    """Answer until a server ends, or a signal comes, which is raised again."""
+def _answer(
+    front: "Starlette", sockets: list[socket.socket], *, until_ends: subprocess.Popen[bytes], patience: float
+) -> None:
+    """Answer until a server ends, or until a signal comes: it ends the server, and is raised again."""
     import uvicorn
 
     settings = uvicorn.Config(front, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_WORDS)
     outer = uvicorn.Server(settings)
 
-    def end_with_it() -> None:
-        until_ends.wait()
+    def end_together() -> None:
+        while until_ends.poll() is None and not outer.should_exit:
+            time.sleep(0.05)
         outer.should_exit = True
+        _end(until_ends, patience)  # which ends the answers that are being written
 
-    threading.Thread(target=end_with_it, name="ends with its server", daemon=True).start()
+    threading.Thread(target=end_together, name="end together", daemon=True).start()
     outer.run(sockets)
 
 
