@@ -29,7 +29,10 @@ _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit"
 _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _FILE = re.compile(r"(?:/gradio_api)?/file[=/]")
 # Whoever has a keyboard may write at once; gradio's own focus would scroll a small page down to the question.
-_FOCUS = "() => document.querySelector('#question textarea')?.focus({ preventScroll: true })"
+_FOCUS = """() => {
+  if (matchMedia("(pointer: fine)").matches)
+    document.querySelector("#question textarea")?.focus({ preventScroll: true })
+}"""
 _STYLE = """
 .gradio-container { max-width: min(72rem, 100vw) !important; margin: 0 auto !important; }
 #title h1 { margin: 0; font-size: 1.4rem; }
@@ -37,6 +40,7 @@ _STYLE = """
 #usage .track { height: .5rem; border-radius: .25rem; background: var(--border-color-primary); overflow: hidden; }
 #usage .fill { height: 100%; background: var(--primary-500); }
 #usage .full { background: #b91c1c; }
+#document a { pointer-events: none; }
 #chat { height: 60dvh !important; min-height: 20rem; }
 #chat .message, #chat .prose, #note p { overflow-wrap: anywhere; min-width: 0; }
 #chat pre, #chat code { white-space: pre-wrap !important; overflow-wrap: anywhere; min-width: 0; }
