@@ -264,7 +264,7 @@ def _recorded(error: Exception) -> bool:
     return True
 
 
-_KEEPING_NOTHING = {"chat", "web"}  # commands of which an interrupt leaves nothing to go on with
+_KEEPING_NOTHING = {"chat", "web", "serve"}  # commands whose end leaves nothing to go on with
 
 
 class _Launched(SystemExit):
@@ -275,7 +275,9 @@ def _say_why(end: SystemExit) -> None:
     """Say, once for all processes, that the run can go on."""
     if isinstance(end, _Launched) or os.environ.get("RANK", "0") != "0":
         return
-    if end.code == INTERRUPTED and not _KEEPING_NOTHING.intersection(sys.argv[1:2]):
+    if _KEEPING_NOTHING.intersection(sys.argv[1:2]):
+        return
+    if end.code == INTERRUPTED:
         print("longlora: interrupted; the same command goes on where it stopped", file=sys.stderr)
     elif end.code == TERMINATED:
         kept = getattr(end, "message", "ended")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from longlora.cli_options import AllowHost, Dtype
 from longlora.cli_places import existing_model
 from longlora.errors import DataError
 
@@ -14,7 +15,6 @@ INTERRUPTED = 130  # 128 + SIGINT
 PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
 
 Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
-Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")]
 Quantization = Annotated[
     Literal["nf4"] | None, typer.Option(help="Pack linear layers into 4 bits as they are loaded (bitsandbytes).")
 ]
@@ -100,6 +100,7 @@ def web(
     password: Annotated[
         bool, typer.Option("--password", help="Ask visitors for it: $LONGLORA_WEB_PASSWORD, or what you type now.")
     ] = False,
+    allow_host: AllowHost = None,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Largest document that may be uploaded.")] = 20,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
@@ -141,7 +142,14 @@ def web(
     rooms = Rooms(lambda: Conversation(speaker, settings, memory(), saved))
     suffixes, read = document_suffixes(), document_reader()
     page = build_page(speaker, rooms, read, suffixes=suffixes, max_megabytes=max_megabytes)
-    address = launch_page(page, host=host or LOCALHOST, port=port, password=secret, max_megabytes=max_megabytes)
+    address = launch_page(
+        page,
+        host=host or LOCALHOST,
+        port=port,
+        password=secret,
+        max_megabytes=max_megabytes,
+        allowed_hosts=allow_host or (),
+    )
     typer.echo(f"{speaker.name} answers at {address} (Ctrl-C ends it)")
     page.block_thread()
 

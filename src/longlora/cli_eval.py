@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from longlora.cli_options import Dtype, DtypeName
 from longlora.cli_places import existing_model, existing_texts
 from longlora.errors import ConfigError
 
@@ -83,6 +84,7 @@ def perplexity(
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     text_column: TextColumn = "text",
     split: Split = "validation",
     max_documents: MaxDocuments = None,
@@ -101,6 +103,7 @@ def perplexity(
         across_documents=across_documents,
         max_targets=max_targets,
         device_map=device_map,
+        dtype=dtype,
     )
     if out is not None:
         from longlora.evaluation.perplexity_report import write_perplexity
@@ -127,6 +130,7 @@ def positions(
     ] = False,
     beyond: Beyond = False,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     text_column: TextColumn = "text",
     split: Split = "validation",
     max_documents: MaxDocuments = None,
@@ -146,6 +150,7 @@ def positions(
         across_documents=across_documents,
         beyond=beyond,
         device_map=device_map,
+        dtype=dtype,
     )
     write_positions(result, out)
     print_result(as_json, result.to_dict, positions_table(result), result.verdict, out)
@@ -185,13 +190,25 @@ def passkey(
     chat: Chat = True,
     beyond: Beyond = False,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Find a number in a long text of nothing, in the words of the original LongLoRA's test."""
     from longlora.evaluation.passkey import passkey as make_test
 
     _retrieve(
-        model, make_test(form=form, chat=chat), out, lengths, depths, trials, seed, bar, beyond, device_map, as_json
+        model,
+        make_test(form=form, chat=chat),
+        out,
+        lengths,
+        depths,
+        trials,
+        seed,
+        bar,
+        beyond,
+        device_map,
+        dtype,
+        as_json,
     )
 
 
@@ -211,6 +228,7 @@ def needle(
     chat: Chat = True,
     beyond: Beyond = False,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Find one or several facts in a text about other things; a heat map of length and depth."""
@@ -220,7 +238,7 @@ def needle(
 
     texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
     test = make_test(num_needles=needles, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
+    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, dtype, as_json)
 
 
 @evaluate.command()
@@ -237,13 +255,14 @@ def topics(
     chat: Chat = True,
     beyond: Beyond = False,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Name the first topic of a long conversation, as in LongChat's LongEval."""
     from longlora.evaluation.topics import topics as make_test
 
     test = make_test(num_topics=num_topics, chat=chat)
-    _retrieve(model, test, out, lengths, DEPTHS, trials, seed, bar, beyond, device_map, as_json)
+    _retrieve(model, test, out, lengths, DEPTHS, trials, seed, bar, beyond, device_map, dtype, as_json)
 
 
 @evaluate.command()
@@ -262,6 +281,7 @@ def recall(
     chat: Chat = True,
     beyond: Beyond = False,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Recall the value of a key from far back, by generation and by choice: a graded signal for small models too."""
@@ -271,7 +291,7 @@ def recall(
 
     texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
     test = make_test(num_pairs=pairs, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, as_json)
+    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, dtype, as_json)
 
 
 def _retrieve(
@@ -285,6 +305,7 @@ def _retrieve(
     bar: float,
     beyond: bool,
     device_map: str | None,
+    dtype: DtypeName,
     as_json: bool,
 ) -> None:
     from longlora.evaluation.measure import measure_retrieval
@@ -301,6 +322,7 @@ def _retrieve(
         beyond=beyond,
         output=out,
         device_map=device_map,
+        dtype=dtype,
     )
     if result is not None:  # of several processes the first one speaks
         print_result(as_json, result.to_dict, result_table(result), result.verdict, out)

@@ -18,6 +18,7 @@ from longlora.cli_eval import (
     evaluate,
     parse_numbers,
 )
+from longlora.cli_options import Dtype
 from longlora.cli_places import existing_models, existing_texts
 
 Base = Annotated[
@@ -32,7 +33,7 @@ def suite(
         typer.Argument(help="Model or adapter directories, hub names, or `tiny`.", callback=existing_models),
     ],
     out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same again goes on.")],
-    suite: Annotated[Literal["quick", "full"], typer.Option(help="How much is asked.")] = "quick",
+    suite: Annotated[Literal["smoke", "quick", "full"], typer.Option(help="How much is asked.")] = "quick",
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,6 +51,7 @@ def suite(
     task_file: Annotated[list[Path] | None, typer.Option(help="The same, as YAML files of lm-eval.")] = None,
     seed: Seed = 0,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     text_column: TextColumn = "text",
     split: Split = "validation",
     max_documents: MaxDocuments = None,
@@ -75,11 +77,20 @@ def suite(
         seed=seed,
         beyond=beyond,
         device_map=device_map,
+        dtype=dtype,
     )
     if records and (short_tasks or task_file):
         from longlora.evaluation.suite import benchmark
 
-        benchmark(models, _words(short_tasks), output=out, task_files=task_file or [], base=base, device_map=device_map)
+        benchmark(
+            models,
+            _words(short_tasks),
+            output=out,
+            task_files=task_file or [],
+            base=base,
+            device_map=device_map,
+            dtype=dtype,
+        )
     if records:  # of several processes the first one has them
         page = write_report([str(out)], out)
         for model in collect([str(out)]).models:
@@ -98,6 +109,7 @@ def short(
         bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
     ] = False,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     text_column: TextColumn = "text",
     split: Split = "validation",
     max_documents: MaxDocuments = None,
@@ -117,6 +129,7 @@ def short(
         max_targets=max_targets,
         across_documents=across_documents,
         device_map=device_map,
+        dtype=dtype,
     )
     write_short_context(result, out)
     if as_json:
@@ -147,6 +160,7 @@ def harness(
     chat: Chat = True,
     seed: Annotated[int, typer.Option(help="For tasks that draw examples or samples.")] = 1234,
     device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run published benchmarks, or tasks of your own, through lm-evaluation-harness.
@@ -173,6 +187,7 @@ def harness(
             seed=seed,
         ),
         device_map=device_map,
+        dtype=dtype,
     )
     if as_json:
         typer.echo(json.dumps(vars(result), indent=2))

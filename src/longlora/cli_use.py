@@ -1,14 +1,18 @@
 """Commands that use what was trained: merge, import, serve. They import what they need inside their bodies."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from longlora.cli_options import AllowHost, DtypeName
 from longlora.cli_places import existing_model
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "vllm", "transformers"]
+INTERRUPTED = 130  # 128 + SIGINT
+KEY_VARIABLE = "LONGLORA_API_KEY"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -21,7 +25,7 @@ def add_commands(app: typer.Typer) -> None:
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
-    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
+    dtype: Annotated[DtypeName, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
     v4_rope: Annotated[
         bool | None,
         typer.Option(
@@ -93,8 +97,25 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     engine: Annotated[Engine, typer.Option(help="Which server; auto: vLLM if it is installed.")] = "auto",
     name: Annotated[str, typer.Option(help="Name by which clients ask for the model; its folder's if not given.")] = "",
+    api_key: Annotated[str, typer.Option(envvar=KEY_VARIABLE, help="Key that clients must bring.")] = "",
+    allow_host: AllowHost = None,
 ) -> None:
     """Serve a model by OpenAI's protocol, with vLLM or transformers' server; an adapter is merged first."""
     from longlora.serving import serve as run_server
 
-    run_server(model, host=host, port=port, engine=engine, name=name, ready=typer.echo)
+    try:
+        run_server(
+            model,
+            host=host,
+            port=port,
+            engine=engine,
+            name=name,
+            api_key=api_key,
+            allowed_hosts=allow_host or (),
+            ready=typer.echo,
+        )
+    except (KeyboardInterrupt, SystemExit) as end:
+        # All is put away. Python would take torch apart now, which costs seconds that whoever stops a server waits for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else INTERRUPTED)

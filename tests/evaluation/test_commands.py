@@ -1,5 +1,6 @@
 """`longlora eval …` end to end on a model of 64 positions, in one process and in two."""
 
+import inspect
 import json
 import os
 import socket
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from longlora.cli_eval import evaluate
+from longlora.errors import ConfigError
+from longlora.evaluation import against_base, measure
 from longlora.evaluation.log import LOG_FILE
 
 Run = Callable[..., tuple[int, str, str]]
@@ -46,6 +50,33 @@ def test_a_haystack_of_the_users_own(run: Run, base_model: Path, text_folder: Pa
         assert status == 0, err
         settings = json.loads((tmp_path / command / "result.json").read_text(encoding="utf-8"))["settings"]
         assert settings["haystack"] != "generated sentences"
+
+
+def test_every_command_that_loads_a_model_takes_its_dtype() -> None:
+    takes = {
+        command.callback.__name__: inspect.signature(command.callback).parameters.keys()
+        for command in evaluate.registered_commands
+        if command.callback is not None
+    }
+    assert {name for name, options in takes.items() if "dtype" in options} == takes.keys() - {"tokens"}
+
+
+@pytest.mark.parametrize("command", ["positions", "passkey", "short"])
+def test_the_dtype_reaches_the_model(
+    run: Run, base_model: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    loaded: list[str] = []
+
+    def load(*_: object, dtype: str, **__: object) -> None:
+        loaded.append(dtype)
+        raise ConfigError("far enough")
+
+    for module in (measure, against_base):
+        monkeypatch.setattr(module, "load_for_inference", load)
+    more = {"short": ["--base", base_model]}.get(command, [])
+    data = [] if command == "passkey" else ["--data", text_folder]
+    status, _, err = run("eval", command, base_model, *data, *more, "--output", tmp_path, "--dtype", "bfloat16")
+    assert (status, loaded) == (2, ["bfloat16"]), err
 
 
 def test_positions(run: Run, base_model: Path, text_folder: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,9 @@ import torch
 import yaml
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation import harness_tasks
+from longlora.evaluation import harness, harness_tasks
 from longlora.evaluation.harness import HarnessOptions, read_metrics, run_harness
-from longlora.evaluation.harness_tasks import SHORT_TASKS, plan_calls
+from longlora.evaluation.harness_tasks import SHORT_TASKS, check_ruler, plan_calls
 from longlora.lora import add_adapter
 from longlora.model import load_for_inference
 
@@ -186,8 +188,11 @@ def test_each_task_gets_its_lengths_in_its_own_way(plan: Callable[..., dict[str,
     lengths = [4096, 8192, 16384, 32768]
     assert list(found) == [f"{name}@{length}" for length in lengths for name in ("niah_single_1", "ruler_vt")]
     assert found["ruler_vt@8192"] == ({"max_seq_lengths": [8192], "tokenizer": "tok"}, [8192])
-    assert list(plan("niah_single_1", lengths=[2048])) == ["niah_single_1@2048"]
-    assert list(plan("ruler_vt", context=1024)) == ["ruler_vt@1024"]
+    assert list(plan("niah_single_1", lengths=[5000])) == ["niah_single_1@5000"]
+    with pytest.raises(ConfigError, match=r"RULER begins at 4,096 tokens, and this model reads 1,024: leave it out"):
+        plan("ruler_vt", context=1024)
+    with pytest.raises(ConfigError, match=r"RULER begins at 4,096 tokens: leave 1,024 out of --lengths"):
+        plan("ruler_vt", "short", lengths=[8192, 1024])
     found = plan("babilong", context=4096)
     assert {name: values[0]["max_seq_lengths"] for name, values in found.items()} == {
         "babilong_qa1@1k": "1k", "babilong_qa1@2k": "2k", "babilong_qa1@4k": "4k",
@@ -200,6 +205,41 @@ def test_each_task_gets_its_lengths_in_its_own_way(plan: Callable[..., dict[str,
     assert list(plan("short", "longbench", "short")) == [*SHORT_TASKS, "longbench_trec"]
     with pytest.raises(ConfigError, match=r"lm-eval knows no task 'rulr'; did you mean ruler"):
         plan("rulr")
+
+
+def test_what_ruler_needs_is_said_beforehand(monkeypatch: pytest.MonkeyPatch, base_model: Path, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr(harness, "load_for_inference", refuse)
+    with pytest.raises(ConfigError, match="RULER begins at"):
+        run_harness(str(base_model), ["ruler"], output=tmp_path)
+    missing = {"wonderwords"}
+    monkeypatch.setattr(harness_tasks, "find_spec", lambda name: None if name in missing else object())
+    with pytest.raises(ConfigError, match=r"ruler needs wonderwords: pip install 'lm_eval\[ruler\]'"):
+        check_ruler(["short", "ruler"], None, 8192)
+    missing.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    nltk = SimpleNamespace(data=SimpleNamespace(find=lambda name: (_ for _ in ()).throw(LookupError(name))))
+    monkeypatch.setitem(sys.modules, "nltk", nltk)
+    with pytest.raises(DataError, match=r"needs nltk's data punkt_tab, .* `python -m nltk.downloader punkt_tab`"):
+        check_ruler(["niah_single_1"], [4096], 1024)
+    check_ruler(["ruler_vt", "short"], [4096], 1024)  # which need neither
+    nltk.data.find = lambda name: name
+    check_ruler(["ruler"], [4096], 1024)
+
+
+def test_a_task_that_fails_is_named_and_the_others_go_on(
+    base_model: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As RULER's word list fails where it finds no room, with a ZeroDivisionError."""
+    broken = task_file.with_name("broken.yaml")
+    fault = yaml.safe_load(task_file.read_text()) | {"task": "broken", "doc_to_text": "{{text}}{{1 // 0}}"}
+    broken.write_text(yaml.safe_dump(fault))
+    with pytest.raises(DataError, match=r"broken failed within lm-eval \(ZeroDivisionError: .*the other tasks are"):
+        run_harness(str(base_model), [], output=tmp_path, task_files=[broken, task_file])
+    written = json.loads((tmp_path / "harness.json").read_text(encoding="utf-8"))
+    assert list(written["tasks"]) == ["ships"]
 
 
 def test_metrics_are_read_with_their_errors() -> None:
@@ -221,8 +261,6 @@ def test_metrics_are_read_with_their_errors() -> None:
 
 
 def test_without_lm_eval(base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"pip install 'longlora\[eval\]'"):
         run_harness(str(base_model), ["short"], output=tmp_path)

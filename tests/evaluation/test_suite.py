@@ -132,8 +132,22 @@ def test_lengths_are_shared_and_within_the_longest_context() -> None:
         shared_lengths([256, 1024], SMALL, [2000], beyond=False)
 
 
+def test_each_suite_asks_less_than_the_next() -> None:
+    def questions(suite: Suite) -> list[int]:
+        curves = suite.curves
+        return [
+            len(suite.parts_of_context),
+            len(suite.depths) * suite.trials,
+            suite.trials_without_depth,
+            *(curves.max_targets, curves.max_windows, curves.short_targets),
+        ]
+
+    smoke, quick, full = (questions(suite_module.SUITES[name]) for name in ("smoke", "quick", "full"))
+    assert all(one < other < most for one, other, most in zip(smoke, quick, full, strict=True))
+
+
 def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--suite must be one of quick, full, not huge"):
+    with pytest.raises(ConfigError, match="--suite must be one of smoke, quick, full, not huge"):
         run_suite(["tiny"], suite="huge", output=tmp_path)
     with pytest.raises(ConfigError, match="each model needs a folder of its own"):
         run_suite(["x/runs/a/adapter", "y/runs/a/adapter"], suite="quick", output=tmp_path)

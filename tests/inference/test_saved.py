@@ -9,6 +9,7 @@ from longlora.inference.memory import WholeMemory
 from longlora.inference.saved import SavedReadings, fingerprint
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker
+from longlora.inference.start import load_speaker
 
 DOCUMENT = "The ship lay still upon the sea. " * 3
 
@@ -88,3 +89,22 @@ def test_a_fingerprint_tells_models_apart_wherever_they_are(speaker: Speaker) ->
     assert fingerprint(speaker.model) == before
     speaker.model.config.rope_parameters["rope_theta"] *= 2
     assert fingerprint(speaker.model) != before
+
+
+def test_a_reading_is_found_however_the_models_path_is_written(
+    speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker.model.save_pretrained(tmp_path / "runs" / "mine")
+    speaker.tokenizer.save_pretrained(tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path / "runs" / "mine")
+    read = []
+    for name in (str(tmp_path / "runs" / "mine"), ".", "../mine/", "../../runs/mine"):
+        loaded = load_speaker(name)
+        saved = SavedReadings(tmp_path / "kept", name)
+        conversation = Conversation(loaded, ChatSettings(max_new_tokens=10), WholeMemory(loaded.model), saved)
+        conversation.set_document("sea.txt", DOCUMENT)
+        pieces: list[int] = []
+        conversation.read_document(lambda done, total, pieces=pieces: pieces.append(done))  # type: ignore[misc]
+        read.append(len(pieces))
+    assert read == [1, 0, 0, 0]
+    assert [path.name.partition("-")[0] for path in (tmp_path / "kept").iterdir()] == ["mine"]

@@ -191,6 +191,29 @@ def test_two_visitors_at_once_have_conversations_of_their_own(browser: "Browser"
         page.context.close()
 
 
+def test_an_upload_opens_for_nobody_and_the_page_for_no_other_site(
+    browser: "Browser", address: str, document: Path
+) -> None:
+    one, two = visit(browser, address), visit(browser, address)
+    upload(one, document)
+    wait_for_note(one, "sums.txt")
+    link = one.locator("#document a").first.get_attribute("href")
+    assert link is not None and "/file=" in link
+    assert [page.request.get(link).status for page in (one, two)] == [404, 404]
+    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        assert two.request.get(f"{address}config", headers=headers).status == 403
+    for page in (one, two):
+        page.context.close()
+
+
+def test_on_a_phone_the_page_opens_at_its_top(browser: "Browser", address: str) -> None:
+    page = visit(browser, address, width=390, height=844)
+    page.wait_for_function("document.activeElement === document.querySelector('#question textarea')")
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate("document.querySelector('#title').getBoundingClientRect().top") >= 0
+    page.context.close()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [

@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from openai import BadRequestError, OpenAI
+from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
 from tests.merge.adapters import load, save_random
 from transformers import AutoTokenizer
 
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.slow
 
 QUESTION = [{"role": "user", "content": "import os"}]
 NUM_TOKENS = 12
+KEY = "open sesame"
+PATIENCE = 10  # seconds; two on a machine that has nothing else to do
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     command = [sys.executable, "-m", "longlora.cli", "serve", str(adapter), "--engine", "transformers"]
     process = subprocess.Popen(
         [*command, "--port", str(port)],
-        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        env=os.environ | {"XDG_CACHE_HOME": str(cache), "LONGLORA_API_KEY": KEY},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -70,10 +73,10 @@ def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_chat_completion_and_streams(server: tuple[subprocess.Popen[str], str], adapter: Path) -> None:
-    process, line = server
+    _, line = server
     url = line.split()[1]
     assert "by transformers: model mine, 256 tokens" in line
-    client = OpenAI(base_url=url, api_key="none", max_retries=0)
+    client = OpenAI(base_url=url, api_key=KEY, max_retries=0)
 
     model, _ = load_for_inference(adapter)
     tokenizer = AutoTokenizer.from_pretrained(adapter)
@@ -94,14 +97,48 @@ def test_chat_completion_and_streams(server: tuple[subprocess.Popen[str], str], 
     stream = client.completions.create(prompt="import os\nimport ", stream=True, **asked)
     assert "".join(part.choices[0].text for part in stream if part.choices) == expected_text
 
-    with pytest.raises(BadRequestError) as refused:
-        client.completions.create(model="other", prompt="x", max_tokens=1)
-    assert "pinned to 'mine'" in refused.value.response.json()["detail"]
+    counted = client.chat.completions.create(
+        messages=QUESTION, stream=True, stream_options={"include_usage": True}, **asked
+    )
+    *_, last = counted
+    assert last.choices == [] and last.usage is not None and last.usage.completion_tokens <= NUM_TOKENS
+    drawn = {
+        client.completions.create(prompt="import ", **asked | {"temperature": 1, "seed": n}).choices[0].text
+        for n in (1, 2, 3)
+    }
+    assert len(drawn) > 1  # a temperature is followed, though the model's own settings draw no tokens
 
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+
+def test_what_clients_are_refused(server: tuple[subprocess.Popen[str], str]) -> None:
+    url = server[1].split()[1]
+    client = OpenAI(base_url=url, api_key=KEY, max_retries=0)
+    assert [(model.id, model.model_extra["max_model_len"]) for model in client.models.list()] == [("mine", 256)]
+    assert client.models.retrieve("mine").id == "mine"
+    with pytest.raises(NotFoundError, match="`mine` is"):
+        client.completions.create(model="other", prompt="x", max_tokens=1)
+    with pytest.raises(AuthenticationError, match="API key is missing or wrong"):
+        OpenAI(base_url=url, api_key="guess", max_retries=0).models.list()
+    for wish in ({"messages": []}, {"max_tokens": -1}, {"n": 2}, {"logprobs": True}, {"max_tokens": 256}):
+        with pytest.raises(BadRequestError) as refused:
+            client.chat.completions.create(**{"model": "mine", "messages": QUESTION} | wish)
+        assert next(iter(wish)) in str(refused.value) or refused.value.code == "context_length_exceeded"
+    for path in ("/load_model", "/reset", "/v1/responses"):
+        with pytest.raises(NotFoundError):
+            client.with_options(base_url=url.removesuffix("/v1")).post(path, body={"model": "/"}, cast_to=object)
+
+
+def test_sigterm_in_a_stream_ends_all_at_once(server: tuple[subprocess.Popen[str], str]) -> None:
+    process, line = server
+    client = OpenAI(base_url=line.split()[1], api_key=KEY, max_retries=0)
+    stream = client.completions.create(model="mine", prompt="import ", stream=True, max_tokens=200, temperature=1)
+    next(iter(stream))
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert process.wait(60) == 143
+    assert time.monotonic() - began < PATIENCE, time.monotonic() - began
+    stream.close()
     with socket.socket() as probe:
-        assert probe.connect_ex(("localhost", int(url.split(":")[2].split("/")[0]))) != 0
+        assert probe.connect_ex(("localhost", int(line.split()[1].split(":")[2].split("/")[0]))) != 0
 
 
 @torch.no_grad()

@@ -1,11 +1,16 @@
 """A server is started, waited for, and ended with the process: with small servers in the place of real ones."""
 
+import http.client
+import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,9 +22,10 @@ from longlora.serving import engines, run, serve
 from longlora.serving.engines import choose_engine, command_line
 from longlora.serving.place import Place
 
-# Answers /health; {extra} runs first. The child shows that all that a server starts is ended with it.
+# Answers /health, and everything else with a stream without an end; {extra} runs first. The child shows that all that a
+# server starts is ended with it.
 SERVER = """
-import http.server, signal, subprocess, sys
+import http.server, signal, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
 open({pids!r}, "w").write(f"{{__import__('os').getpid()}} {{child.pid}}")
 {extra}
@@ -27,7 +33,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
-http.server.HTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(b'data: {{"choices": []}}\\n\\n')
+            time.sleep(0.05)
+http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
 """
 
 
@@ -45,8 +58,12 @@ class Small:
         self.monkeypatch, self.port, self.pids = monkeypatch, port, pids
 
     def use(self, extra: str = "", *, program: str | None = None) -> None:
-        text = program if program is not None else SERVER.format(pids=str(self.pids), port=self.port, extra=extra)
-        self.monkeypatch.setattr(run, "command_line", lambda *_, **__: [sys.executable, "-S", "-c", text])
+        def command_line(engine: str, place: Place, *, host: str, port: int) -> list[str]:
+            self.inner = (host, port)
+            text = program if program is not None else SERVER.format(pids=str(self.pids), port=port, extra=extra)
+            return [sys.executable, "-S", "-c", text]
+
+        self.monkeypatch.setattr(run, "command_line", command_line)
 
     def processes(self) -> list[int]:
         return [int(number) for number in self.pids.read_text().split()]
@@ -54,7 +71,7 @@ class Small:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, port: int, tmp_path: Path) -> Iterator[Small]:
-    monkeypatch.setattr(run, "_PATIENCE", 0.5)
+    monkeypatch.setattr(run, "_PATIENCE", {"vllm": 0.5, "transformers": 0.5})
     server = Small(monkeypatch, port, tmp_path / "pids")
     yield server
     if server.pids.exists():
@@ -79,8 +96,8 @@ def interrupt(line: str) -> None:
 
 @pytest.mark.parametrize(
     "stubborn",
-    ["", "signal.signal(2, signal.SIG_IGN)", "signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN)"],
-    ids=["willing", "deaf to SIGINT", "deaf to all"],
+    ["", "signal.signal(15, signal.SIG_IGN)"],
+    ids=["willing", "deaf"],
 )
 def test_ctrl_c_ends_the_server(small: Small, port: int, stubborn: str) -> None:
     small.use(stubborn)
@@ -96,6 +113,30 @@ def test_sigterm_ends_the_server_too(small: Small, port: int) -> None:
         serve("tiny", port=port, host="127.0.0.1", ready=lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert end.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_ends_a_stream_within_two_seconds(small: Small, port: int) -> None:
+    small.use()
+    times: list[float] = []
+
+    def read() -> None:
+        body = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
+        # The stream breaks off.
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        with (
+            suppress(OSError, http.client.HTTPException),
+            urllib.request.urlopen(url, data=body, timeout=20) as stream,
+        ):
+            while line := stream.readline():
+                if line.startswith(b"data:") and not times:
+                    times.append(time.monotonic())
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    reader = threading.Thread(target=read)
+    with pytest.raises(SystemExit):
+        serve("tiny", port=port, host="127.0.0.1", engine="transformers", ready=lambda _: reader.start())
+    assert time.monotonic() - times[0] < 2
+    reader.join()
 
 
 def test_one_line_says_where(small: Small, port: int) -> None:
@@ -133,7 +174,11 @@ def test_listening_to_others_is_said(small: Small, port: int, caplog: pytest.Log
     small.use()
     with pytest.raises(KeyboardInterrupt):
         serve("tiny", port=port, host="0.0.0.0", ready=interrupt)
-    assert "without a password" in caplog.text
+    assert "whoever reaches port" in caplog.text and "--api-key" in caplog.text
+    caplog.clear()
+    with pytest.raises(KeyboardInterrupt):
+        serve("tiny", port=port, host="0.0.0.0", api_key="secret", ready=interrupt)
+    assert "whoever" not in caplog.text
 
 
 PLACE = Place(parent=Path("/places"), name="mine", context_length=32768)

@@ -15,6 +15,7 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.errors import DataError
+from longlora.user_cache import user_cache
 
 Summary = dict[str, Any]
 """Counts of what was written; `num_rows` among them."""
@@ -41,10 +42,12 @@ def cached_dataset(
         cache_dir: by default `longlora` in the user's cache folder.
 
     Raises:
+        ConfigError: there is no folder for a cache.
         DataError: the cache cannot be written.
     """
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    folder = (Path(cache_dir).expanduser() if cache_dir else _default_cache_dir()) / "tokenized" / key
+    cache = Path(cache_dir).expanduser() if cache_dir else user_cache(instead="data.cache_dir")
+    folder = cache / "tokenized" / key
     present = _open_cache(folder)
     if present is not None:
         return present
@@ -70,10 +73,6 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:
     # These two are left over from the last call of the tokenizer, and ours sets its own.
     del backend["truncation"], backend["padding"]
     return [type(tokenizer).__name__, backend, *special]
-
-
-def _default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlora"
 
 
 def _open_cache(folder: Path) -> tuple[Dataset, Summary] | None:

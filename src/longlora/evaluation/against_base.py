@@ -13,7 +13,7 @@ from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.scoring import Document
 from longlora.evaluation.short_context import ShortContext, compare_losses, window_losses
 from longlora.evaluation.texts import Texts
-from longlora.model import apply_extension, load_config, load_for_inference, model_source
+from longlora.model import DtypeName, apply_extension, load_config, load_for_inference, model_source
 from longlora.positions import readable_context
 
 
@@ -26,6 +26,7 @@ def measure_short_context(
     max_targets: int | None = None,
     across_documents: bool = False,
     device_map: str | None = None,
+    dtype: DtypeName = "auto",
 ) -> ShortContext:
     """Load a model and the base it was made of, one after the other, and compare them at the base's own context.
 
@@ -44,7 +45,7 @@ def measure_short_context(
     stride = stride or max(1, min(256, length // 2))
     losses, weights, read = [], [], []
     for name in (base, model_name):
-        model, tokenizer = load_for_inference(name, device_map=device_map)
+        model, tokenizer = load_for_inference(name, dtype=dtype, device_map=device_map)
         documents = texts.tokens(tokenizer, vocabulary_size(model), across_documents=across_documents)
         read.append(documents)
         losses.append(

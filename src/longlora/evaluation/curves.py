@@ -27,7 +27,7 @@ from longlora.evaluation.short_context import (
     write_short_context,
 )
 from longlora.evaluation.texts import Texts
-from longlora.model import load_config, load_for_inference, model_source
+from longlora.model import DtypeName, load_config, load_for_inference, model_source
 from longlora.positions import readable_context
 
 if TYPE_CHECKING:
@@ -118,11 +118,12 @@ def measure_short(
     curves: Curves,
     folder: Path,
     device_map: str | None,
+    dtype: DtypeName,
 ) -> None:
     """Read the base on the same windows, and write the comparison."""
     if own.losses is None:  # done at an earlier start
         return
-    model, tokenizer = load_for_inference(base, device_map=device_map)
+    model, tokenizer = load_for_inference(base, dtype=dtype, device_map=device_map)
     documents, about = texts.tokens(tokenizer, vocabulary_size(model), length=own.length)
     if about["tokens"] != own.settings["tokens"]:
         record.left_out.append(f"short context: {base} reads other tokens in the same texts, and cannot be compared")

@@ -20,13 +20,14 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from longlora.checkpoint import write_atomically
-from longlora.errors import ConfigError, DataError
+from longlora.errors import ConfigError, DataError, LongLoRAError
+from longlora.evaluation.against_base import named_context
 from longlora.evaluation.curves import finished
-from longlora.evaluation.harness_tasks import Call, plan_calls
+from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import Model, base_model, context_of
 from longlora.evaluation.prompts import uses_chat
 from longlora.evaluation.provenance import model_identity, provenance
-from longlora.model import load_for_inference
+from longlora.model import DtypeName, load_for_inference
 
 logger = logging.getLogger("longlora")
 
@@ -81,18 +82,22 @@ def run_harness(
     task_files: Sequence[str | Path] = (),
     options: HarnessOptions | None = None,
     device_map: str | None = None,
+    dtype: DtypeName = "auto",
 ) -> HarnessResult:
     """Run tasks of the harness by name, and tasks of the user's own by file; started again, go on after the last task.
+
+    A task that fails does not keep the others from being measured; its error is raised at the end.
 
     Raises:
         ConfigError: lm-eval or a package for a task is missing, a task or file is not known, the model is partly kept
             outside of its devices, or the folder holds other results.
-        DataError: a task's data is neither in the cache nor to be had.
+        DataError: a task's data is neither in the cache nor to be had, or a task of lm-eval's failed.
         CheckpointError: the model cannot be loaded.
     """
     options = options or HarnessOptions()
     _require_harness()
-    model, tokenizer = load_for_inference(model_name, device_map=device_map)
+    check_ruler(tasks, options.lengths, named_context(model_name))
+    model, tokenizer = load_for_inference(model_name, dtype=dtype, device_map=device_map)
     weights, context = model_identity(model), context_of(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigError("lm-eval cannot use a model of which parts are kept outside of the devices: give more memory")
@@ -113,10 +118,29 @@ def run_harness(
     with _saved_tokenizer(tokenizer) as tokenizer_path:
         calls = plan_calls(tasks, task_files, lengths=options.lengths, context=context, tokenizer_path=tokenizer_path)
         harness_model = _harness_model(model, tokenizer, calls, context, options)
+        failures = []
         for call in calls:
             if not _is_done(call, call.name, result):
-                _run(call, harness_model, options, result, folder)
+                try:
+                    _run(call, harness_model, options, result, folder)
+                except Exception as error:  # also what a task of lm-eval's has for a fault
+                    failures.append(_failure(call, error))
+    if failures:
+        for failure in failures[:-1]:
+            logger.error("%s", failure)
+        raise failures[-1]
     return result
+
+
+def _failure(call: Call, error: Exception) -> LongLoRAError:
+    """Say which task failed, with its traceback unless the message tells all; the others go on."""
+    if isinstance(error, LongLoRAError):
+        return error
+    logger.error("%s failed; the other tasks go on", call.name, exc_info=error)
+    return DataError(
+        f"{call.name} failed within lm-eval ({type(error).__name__}: {_first_line(error)}) and has no result; those of "
+        "the other tasks are written"
+    )
 
 
 def _is_done(call: Call, name: str, result: HarnessResult) -> bool:

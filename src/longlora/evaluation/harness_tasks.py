@@ -1,16 +1,21 @@
 """Which calls of the harness a user's list of tasks means: groups taken apart, lengths passed as each task wants."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, DataError
 
 # A standard suite of short tasks, for what an extension cost; each is a few megabytes of data.
 SHORT_TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")
 _RULER_LENGTHS = tuple(2**power for power in range(12, 18))  # those that lm-eval's RULER reports
+# What lm-eval[ruler] brings, by the names of the tasks that import it.
+_RULER_NEEDS = (("niah_", ("wonderwords", "nltk")), ("ruler_cwe", ("wonderwords",)), ("ruler_fwe", ("scipy",)))
 _BABILONG_KILOTOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -113,10 +118,55 @@ def _leaves(task: str, index: dict[str, Any]) -> list[str]:
 
 
 def _ruler_lengths(lengths: Sequence[int] | None, context: int) -> list[int]:
-    """Lengths for RULER: those asked for, else the usual ones up to the context, or the context if that is shorter."""
-    if lengths:
-        return sorted(set(lengths))
-    return [length for length in _RULER_LENGTHS if length <= context] or [context]
+    """Lengths for RULER: those asked for, else the usual ones up to the context.
+
+    Raises:
+        ConfigError: one is below RULER's shortest, for which lm-eval's tasks divide by zero or look for room for ever.
+    """
+    shortest = _RULER_LENGTHS[0]
+    if not lengths and context < shortest:
+        raise ConfigError(f"RULER begins at {shortest:,} tokens, and this model reads {context:,}: leave it out")
+    if lengths and min(lengths) < shortest:
+        raise ConfigError(f"RULER begins at {shortest:,} tokens: leave {min(lengths):,} out of --lengths, or RULER")
+    return sorted(set(lengths or (length for length in _RULER_LENGTHS if length <= context)))
+
+
+def check_ruler(tasks: Sequence[str], lengths: Sequence[int] | None, context: int) -> None:
+    """Refuse what RULER cannot do here before anything is loaded; lm-eval finds out task by task.
+
+    Raises:
+        ConfigError: a package is missing, or a length is too short.
+        DataError: nltk's data to tell sentences apart are neither here nor to be had.
+    """
+    ruler = [task for task in tasks if _is_ruler(task)]
+    if not ruler:
+        return
+    _ruler_lengths(lengths, context)
+    # `ruler` itself stands for all of them.
+    needed = {
+        name
+        for task in ruler
+        for prefix, names in _RULER_NEEDS
+        if task == "ruler" or task.startswith(prefix)
+        for name in names
+    }
+    if missing := sorted(name for name in needed if find_spec(name) is None):
+        raise ConfigError(f"{', '.join(ruler)} needs {', '.join(missing)}: pip install 'lm_eval[ruler]'")
+    if "nltk" in needed and not _has_sentences():
+        raise DataError(
+            f"{', '.join(ruler)} needs nltk's data punkt_tab, which are not here and cannot be fetched now: run "
+            "`python -m nltk.downloader punkt_tab` where there is a network, and name its folder in NLTK_DATA"
+        )
+
+
+def _has_sentences() -> bool:
+    """Whether nltk's punkt_tab is there, after fetching it if that is allowed, as lm-eval would later."""
+    nltk = import_module("nltk")  # comes with lm-eval's extra
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return os.environ.get("HF_HUB_OFFLINE") != "1" and bool(nltk.download("punkt_tab", quiet=True))
+    return True
 
 
 def _babilong_sizes(lengths: Sequence[int] | None, context: int) -> list[int]:

@@ -24,7 +24,7 @@ from longlora.evaluation.scoring import Document
 from longlora.evaluation.summary import RetrievalResult
 from longlora.evaluation.texts import Texts
 from longlora.evaluation.trials import RetrievalTest
-from longlora.model import load_config, load_for_inference, load_tokenizer, model_source
+from longlora.model import DtypeName, load_config, load_for_inference, load_tokenizer, model_source
 
 Protocol = Literal["same-targets", "new", "all", "original"]
 
@@ -39,6 +39,7 @@ def measure_perplexity(
     across_documents: bool = False,
     max_targets: int | None = None,
     device_map: str | None = None,
+    dtype: DtypeName = "auto",
 ) -> PerplexityResult:
     """Load a model, read texts, and measure perplexity at each length by one of the protocols.
 
@@ -52,7 +53,7 @@ def measure_perplexity(
         DataError: the texts cannot be read, or none is as long as the longest length.
         ConfigError: lengths and stride do not go together.
     """
-    model, tokenizer = load_for_inference(model_name, device_map=device_map)
+    model, tokenizer = load_for_inference(model_name, dtype=dtype, device_map=device_map)
     context = context_of(model)
     lengths = sorted(set(lengths or [context // 8, context // 4, context // 2, context]))
     documents = texts.tokens(tokenizer, vocabulary_size(model), across_documents=across_documents)
@@ -113,6 +114,7 @@ def measure_positions(
     across_documents: bool = False,
     beyond: bool = False,
     device_map: str | None = None,
+    dtype: DtypeName = "auto",
 ) -> PositionsResult:
     """Load a model, read texts, and measure the loss by position in windows of `length` tokens.
 
@@ -121,7 +123,7 @@ def measure_positions(
         DataError: the texts cannot be read, or none is as long as a window.
         ConfigError: the window is longer than the model's positions, or a number is out of its range.
     """
-    model, tokenizer = load_for_inference(model_name, device_map=device_map)
+    model, tokenizer = load_for_inference(model_name, dtype=dtype, device_map=device_map)
     length = length or context_of(model)
     check_positions(model, length, beyond=beyond)
     documents = texts.tokens(tokenizer, vocabulary_size(model), across_documents=across_documents)
@@ -151,6 +153,7 @@ def measure_retrieval(
     bar: float,
     beyond: bool = False,
     device_map: str | None = None,
+    dtype: DtypeName = "auto",
 ) -> RetrievalResult | None:
     """Load a model, run a retrieval test and write its result; None in all processes but the first.
 
@@ -161,7 +164,7 @@ def measure_retrieval(
             ConfigError if several processes are to spread a model each over all devices.
     """
     with joined() as processes:
-        model, tokenizer = load_shared(model_name, processes, device_map)
+        model, tokenizer = load_shared(model_name, processes, device_map, dtype)
         context = context_of(model)
         result = run_retrieval(
             model,
@@ -182,7 +185,9 @@ def measure_retrieval(
     return result if processes.is_first else None
 
 
-def load_shared(model_name: str, processes: Processes, device_map: str | None) -> tuple[Model, PreTrainedTokenizerBase]:
+def load_shared(
+    model_name: str, processes: Processes, device_map: str | None, dtype: DtypeName = "auto"
+) -> tuple[Model, PreTrainedTokenizerBase]:
     """Load a model for this one of several processes.
 
     Raises:
@@ -194,7 +199,7 @@ def load_shared(model_name: str, processes: Processes, device_map: str | None) -
             f"--device-map {device_map} spreads one model over all devices, and {processes.count} processes would each "
             "do so: start a single process"
         )
-    return load_for_inference(model_name, device=processes.device, device_map=device_map)
+    return load_for_inference(model_name, dtype=dtype, device=processes.device, device_map=device_map)
 
 
 def haystack_of(texts: Texts | None) -> Haystack | None:

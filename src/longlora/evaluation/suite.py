@@ -35,6 +35,7 @@ from longlora.evaluation.retrieval_report import write_result
 from longlora.evaluation.texts import Texts
 from longlora.evaluation.topics import topics
 from longlora.evaluation.trials import RetrievalTest, TrialId
+from longlora.model import DtypeName
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")
@@ -60,6 +61,13 @@ class Suite:
 
 
 SUITES = {
+    "smoke": Suite(
+        parts_of_context=(4,),
+        depths=(0.5,),
+        trials=1,
+        trials_without_depth=2,
+        curves=Curves(max_targets=512, max_windows=1, short_targets=512),
+    ),
     "quick": Suite(
         parts_of_context=(4, 1),
         depths=(0.0, 0.5, 1.0),
@@ -111,6 +119,7 @@ def run_suite(
     seed: int = 0,
     beyond: bool = False,
     device_map: str | None = None,
+    dtype: DtypeName = "auto",
 ) -> list[SuiteRecord]:
     """Measure each model into a folder of its own in `output`; started again, go on where it stopped.
 
@@ -135,7 +144,7 @@ def run_suite(
     records = []
     with joined() as processes:
         for name, folder in folders.items():
-            run = _Run(name, folder, SUITES[suite], processes, seed=seed, device_map=device_map)
+            run = _Run(name, folder, SUITES[suite], processes, seed=seed, device_map=device_map, dtype=dtype)
             # Of a model that others were made of nobody asks whether it kept its own short context.
             its_base = bases[name] or (name if name in bases.values() else None)
             records.append(run.measure(suite, texts or standard_texts(), its_base, shared, beyond=beyond))
@@ -150,6 +159,7 @@ def benchmark(
     task_files: Sequence[str | Path] = (),
     base: str | None = None,
     device_map: str | None = None,
+    dtype: DtypeName = "auto",
 ) -> None:
     """Run tasks of the harness on each model and on the bases they were made of, each into its own folder.
 
@@ -161,7 +171,7 @@ def benchmark(
     bases = [base or base_of(name) for name in models]
     for name in dict.fromkeys([*models, *(known for known in bases if known)]):
         folder = Path(output) / folder_name(name) / "harness"
-        run_harness(name, tasks, output=folder, task_files=task_files, device_map=device_map)
+        run_harness(name, tasks, output=folder, task_files=task_files, device_map=device_map, dtype=dtype)
 
 
 def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int] | None, *, beyond: bool) -> list[int]:
@@ -192,15 +202,23 @@ class _Run:
     """The suite of one model."""
 
     def __init__(
-        self, name: str, folder: Path, suite: Suite, processes: Processes, *, seed: int, device_map: str | None
+        self,
+        name: str,
+        folder: Path,
+        suite: Suite,
+        processes: Processes,
+        *,
+        seed: int,
+        device_map: str | None,
+        dtype: DtypeName,
     ) -> None:
         self._name, self._folder, self._suite = name, folder, suite
-        self._processes, self._seed, self._device_map = processes, seed, device_map
+        self._processes, self._seed, self._device_map, self._dtype = processes, seed, device_map, dtype
 
     def measure(
         self, suite_name: str, texts: Texts, base: str | None, shared: Sequence[int], *, beyond: bool
     ) -> SuiteRecord:
-        model, tokenizer = load_shared(self._name, self._processes, self._device_map)
+        model, tokenizer = load_shared(self._name, self._processes, self._device_map, self._dtype)
         context = context_of(model)
         record = SuiteRecord(
             model=self._name,
@@ -225,7 +243,9 @@ class _Run:
         gc.collect()
         if self._processes.is_first:
             if losses is not None and base is not None:
-                measure_short(base, losses, read, record, self._suite.curves, self._folder, self._device_map)
+                measure_short(
+                    base, losses, read, record, self._suite.curves, self._folder, self._device_map, self._dtype
+                )
             for note in record.left_out:
                 logger.warning("%s: left out: %s", self._name, note)
             write_atomically(self._folder / SUITE_FILE, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")

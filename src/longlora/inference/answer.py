@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.generation import plain_generation, plain_settings
 from longlora.inference.memory import Memory, Progress, read_tokens
+from longlora.inference.pieces import TextPieces
 from longlora.inference.settings import ChatSettings
 
 
@@ -50,7 +51,7 @@ class Answer:
         self._progress = progress
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._streamer = TextPieces(tokenizer, prompt)
 
     @property
     def stopped(self) -> bool:
@@ -68,9 +69,8 @@ class Answer:
         thread.start()
         try:
             for piece in self._streamer:
-                if piece:
-                    self.text += piece
-                    yield piece
+                self.text += piece
+                yield piece
         except BaseException:  # given up: an interrupt, a page that was closed
             self._stop.set()
             raise
@@ -86,7 +86,7 @@ class Answer:
         except BaseException as error:  # handed to whoever reads the answer
             self._error = error
         finally:
-            self._streamer.text_queue.put(self._streamer.stop_signal)
+            self._streamer.close()
 
     def _generate(self) -> None:
         self.num_reused = self._memory.begin(self._prompt)

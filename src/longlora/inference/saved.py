@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -28,7 +29,8 @@ class SavedReadings:
 
     def __init__(self, folder: Path, model_name: str) -> None:
         self._folder = folder
-        self._model_name = re.sub(r"[^\w.-]+", "-", Path(model_name).name) or "model"
+        # Resolved, so that `.` and `runs/mine/adapter/` name the same file as the path written out.
+        self._model_name = re.sub(r"[^\w.-]+", "-", Path(model_name).expanduser().resolve().name) or "model"
 
     def load(self, tokens: Sequence[int], model: PreTrainedModel | PeftModel) -> tuple[DynamicCache | None, list[str]]:
         """Fetch what was read of these tokens, if it is there and good; and what there is to tell."""
@@ -87,7 +89,7 @@ class SavedReadings:
 
 def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """What a model is, wherever it is stored: its configuration and a sample of each of its weights."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(_without_paths(model.config.to_dict()), sort_keys=True, default=str).encode())
     digest.update(f"transformers {version('transformers')}".encode())
     for name, weight in model.state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -95,6 +97,15 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
         sample = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu").contiguous()
         digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
     return digest.hexdigest()
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out how the model's path was written, which transformers notes in a configuration and those within it."""
+    return {
+        name: _without_paths(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name != "_name_or_path"
+    }
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

@@ -19,6 +19,7 @@ from longlora.inference.answer import Answer
 from longlora.inference.conversation import Conversation
 from longlora.inference.documents import ReadDocument, join_documents
 from longlora.inference.meter import answer_line, usage_line
+from longlora.inference.wrapping import Wrapping
 
 HELP = """\
 /document FILE…   begin anew about one or several files
@@ -73,11 +74,13 @@ class Terminal:
             answer, notes = self._conversation.ask(question, report)
             for note in notes:
                 self._say(note)
-            with _interrupt(answer.stop, lambda: answer.stopped):
+            with _interrupt(answer.stop, lambda: answer.stopped), _written() as write:
+                is_first = True
                 for piece in answer:
                     report.close()
-                    sys.stdout.write(piece.translate(_HARMLESS) if sys.stdout.isatty() else piece)
-                    sys.stdout.flush()
+                    # Words of SentencePiece begin with a space, the answer's first one too.
+                    write(piece.lstrip(" ") if is_first else piece)
+                    is_first = False
         print(flush=True)
         self._conversation.finish(question, answer)
         if tell:
@@ -195,6 +198,24 @@ class _ReadingBar:
         if self._is_open:
             self._bar.stop()
             self._is_open = False
+
+
+@contextmanager
+def _written() -> Iterator[Callable[[str], None]]:
+    """What writes an answer to stdout: for a reader without what steers terminals and in whole words, else as it is."""
+    if not sys.stdout.isatty():
+        yield lambda piece: print(piece, end="", flush=True)
+        return
+    wrapping = Wrapping(sys.stdout.write)
+
+    def write(piece: str) -> None:
+        wrapping.feed(piece.translate(_HARMLESS))
+        sys.stdout.flush()
+
+    try:
+        yield write
+    finally:
+        wrapping.finish()
 
 
 @contextmanager

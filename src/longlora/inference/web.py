@@ -7,10 +7,12 @@ loads nothing from anywhere but this server, and nobody but this machine can rea
 import hmac
 import html
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any
 
 from longlora.errors import ConfigError
+from longlora.hosts import Names, OnlyByName
 from longlora.inference.documents import ReadDocument
 from longlora.inference.page_actions import PageActions, usage_html
 from longlora.inference.rooms import Rooms
@@ -25,6 +27,12 @@ EXAMPLES = [
 ]
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_FILE = re.compile(r"(?:/gradio_api)?/file[=/]")
+# Whoever has a keyboard may write at once; gradio's own focus would scroll a small page down to the question.
+_FOCUS = """() => {
+  if (matchMedia("(pointer: fine)").matches)
+    document.querySelector("#question textarea")?.focus({ preventScroll: true })
+}"""
 _STYLE = """
 .gradio-container { max-width: min(72rem, 100vw) !important; margin: 0 auto !important; }
 #title h1 { margin: 0; font-size: 1.4rem; }
@@ -32,6 +40,7 @@ _STYLE = """
 #usage .track { height: .5rem; border-radius: .25rem; background: var(--border-color-primary); overflow: hidden; }
 #usage .fill { height: 100%; background: var(--primary-500); }
 #usage .full { background: #b91c1c; }
+#document a { pointer-events: none; }
 #chat { height: 60dvh !important; min-height: 20rem; }
 #chat .message, #chat .prose, #note p { overflow-wrap: anywhere; min-width: 0; }
 #chat pre, #chat code { white-space: pre-wrap !important; overflow-wrap: anywhere; min-width: 0; }
@@ -91,7 +100,6 @@ def build_page(
                     max_lines=6,
                     submit_btn=True,
                     stop_btn=False,
-                    autofocus=True,
                 )
                 note = gradio.Markdown("", elem_id="note")
                 gradio.Examples([[example] for example in EXAMPLES], inputs=[question], label="Ask, for example")
@@ -107,18 +115,39 @@ def build_page(
         ):
             event(stop, None, None, **_AT_ONCE).then(action, inputs, shown, **_ONE_AT_A_TIME)
         page.unload(at_once(actions.leave))
+        page.load(None, None, None, js=_FOCUS, **_AT_ONCE)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 
 
-def launch_page(page: Any, *, host: str, port: int, password: str, max_megabytes: int) -> str:
+class _WithoutFiles:
+    """ASGI middleware that hands out no uploaded file: it is for the model to read, and its link would open for all."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and _FILE.match(scope["path"]):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await self._app(scope, receive, send)
+
+
+def launch_page(
+    page: Any, *, host: str, port: int, password: str, max_megabytes: int, allowed_hosts: Collection[str] = ()
+) -> str:
     """Serve the page, in threads of its own, and return its address.
+
+    It answers to the names of the machine and to `allowed_hosts` alone, and to no page of another site.
 
     Raises:
         ConfigError: the port is taken.
     """
     import gradio
+    from starlette.middleware import Middleware
 
+    guards = [Middleware(OnlyByName, names=Names.of(host, allowed_hosts)), Middleware(_WithoutFiles)]
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -126,6 +155,7 @@ def launch_page(page: Any, *, host: str, port: int, password: str, max_megabytes
             auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
             auth_message="Any name will do." if password else None,
             max_file_size=f"{max_megabytes}mb",
+            app_kwargs={"middleware": guards},
             share=False,
             quiet=True,
             prevent_thread_lock=True,

@@ -22,7 +22,7 @@ def choose_engine(wanted: EngineName) -> Literal["vllm", "transformers"]:
         return "vllm"
     if wanted == "vllm":
         raise ConfigError("vLLM is not installed here: `pip install vllm`, or --engine transformers")
-    missing = [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]
+    missing = [name for name in ("fastapi", "uvicorn", "openai", "starlette", "httpx") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"serving needs {', '.join(missing)}: `pip install 'longlora[serve]'`")
     return "transformers"

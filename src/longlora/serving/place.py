@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -15,11 +14,13 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.checkpoint import is_adapter
 from longlora.conversation import ensure_chat_template
+from longlora.errors import ConfigError
 from longlora.generation import lasting_settings, names_every_end, saved_settings
 from longlora.merge import merge_adapter
 from longlora.model import load_config, load_tokenizer, model_source
 from longlora.positions import readable_context
 from longlora.shards import local_folder
+from longlora.user_cache import user_cache
 
 logger = logging.getLogger("longlora")
 
@@ -54,6 +55,7 @@ def servable(model: str, *, name: str = "") -> Iterator[Place]:
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
+        ConfigError: an adapter's merged model cannot be kept.
     """
     source = model_source(model)
     folder = local_folder(source).resolve()
@@ -66,10 +68,21 @@ def servable(model: str, *, name: str = "") -> Iterator[Place]:
 
 
 def merged_adapter(adapter: Path) -> Path:
-    """Directory of the adapter's merged model, made if it is not in the cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlora" / "merged"
+    """Directory of the adapter's merged model, made if it is not in the cache.
+
+    Raises:
+        ConfigError: there is no cache, or it cannot be written.
+        CheckpointError: the adapter or its base is missing, incomplete or damaged.
+    """
+    cache = user_cache() / "merged"
     target = cache / f"{_name(str(adapter))}-{_digest(adapter)}"
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the merged model cannot be kept in {cache} ({error.strerror}); set the environment variable "
+            "XDG_CACHE_HOME to a writable folder"
+        ) from error
     with FileLock(cache / f".{target.name}.lock"):  # two servers that start at once merge once
         if not target.exists():
             logger.info("merging %s into %s; delete it when you do not serve it any more", adapter, target)

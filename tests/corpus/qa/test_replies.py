@@ -20,6 +20,7 @@ READ = Pair("Who?", "He.", ("it is he",))
         json.dumps(PAIR),
         f"Sure {{here}} you are:\n```json\n[{json.dumps(PAIR)}]\n```\nAnything else?",
         f'<think>maybe {{"question": "no", "answer": "no"}}</think>{json.dumps([PAIR])}',
+        f'Maybe {{"question": "no", "answer": "no"}}\n</think>\n\n{json.dumps([PAIR])}',  # the template opened it
         f'[{json.dumps(PAIR)}, {{"question": "Cut", "answer": "by the en',
         '[{"question": " Who? ", "answer": "He.\n", "quotes": "it is he"}]',
         json.dumps([PAIR, {"question": "No answer?"}, {"question": "", "answer": "x"}, {"question": 1, "answer": 2}]),
@@ -111,3 +112,4 @@ def test_questions_about_a_part(question: str, is_of_a_part: bool) -> None:
 def test_thoughts_are_left_out() -> None:
     assert without_thoughts("<thinking>\nhm\n</thinking>\n Notes. ") == "Notes."
     assert without_thoughts("<think>hm") == ""
+    assert without_thoughts("hm\n</think>\n\nA tag like </think> ends it.") == "A tag like </think> ends it."

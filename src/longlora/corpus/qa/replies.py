@@ -9,6 +9,7 @@ from typing import Any
 # strict=False: models put line breaks into strings.
 _DECODER = json.JSONDecoder(strict=False)
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_END_OF_THOUGHT = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:'m| am) (?:very |really |so )?(?:sorry|afraid|unable|not able)|sorry\b|"
@@ -65,8 +66,11 @@ def read_verdicts(reply: str) -> dict[int, tuple[str, str]]:
 
 
 def without_thoughts(reply: str) -> str:
-    """Leave out what a model thinks aloud before it writes."""
-    return _THOUGHT.sub("", reply).strip()
+    """Leave out what a model thinks aloud before it writes.
+
+    Where its chat template opens the thought in the prompt, as DeepSeek-R1's does, the reply holds only its end.
+    """
+    return _END_OF_THOUGHT.split(_THOUGHT.sub("", reply), maxsplit=1)[-1].strip()
 
 
 def is_refusal(answer: str) -> bool:

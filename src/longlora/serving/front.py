@@ -1,0 +1,193 @@
+"""The server that clients see: four paths of OpenAI's protocol, before transformers' server, which offers more.
+
+transformers' server loads any directory for whoever asks, does not list the model it serves, and answers mistakes with
+plain text or status 500. It listens on this machine alone, on a port of its own; this front before it asks for the key,
+checks and translates requests (`requests.py`), and gives answers and errors the protocol's form.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from longlora.hosts import Names, OnlyByName
+from longlora.serving.requests import RequestError, Translator, wants_usage
+
+logger = logging.getLogger("longlora")
+
+MAX_BODY_BYTES = 64 * 2**20  # several million tokens
+_NO_TIMEOUT = httpx.Timeout(None)  # a long prompt takes minutes to read
+
+
+def build_front(
+    translator: Translator, inner: httpx.AsyncClient, *, name: str, context_length: int, api_key: str, names: Names
+) -> Starlette:
+    """Make the server, as an ASGI application.
+
+    Args:
+        translator: for the model that is served.
+        inner: sends requests to transformers' server.
+        name: by which clients ask for the model.
+        context_length: of the model, told in its entry.
+        api_key: that requests must bring as `Authorization: Bearer …`; empty for none. `/health` needs none.
+        names: that the server answers to.
+    """
+    front = _Front(translator, inner, name=name, context_length=context_length, api_key=api_key)
+    return Starlette(
+        routes=[
+            Route("/health", front.health),
+            Route("/v1/models", front.models),
+            Route("/v1/models/{name:path}", front.model),
+            Route("/v1/chat/completions", front.chat, methods=["POST"]),
+            Route("/v1/completions", front.completion, methods=["POST"]),
+        ],
+        middleware=[Middleware(OnlyByName, names=names)],
+        exception_handlers={RequestError: _told, HTTPException: _told_by_http, Exception: _failed},
+    )
+
+
+class _Front:
+    def __init__(
+        self, translator: Translator, inner: httpx.AsyncClient, *, name: str, context_length: int, api_key: str
+    ) -> None:
+        self._translator, self._inner, self._api_key, self._name = translator, inner, api_key, name
+        self._entry = {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "longlora",
+            "max_model_len": context_length,  # as vLLM has it
+        }
+
+    async def health(self, request: Request) -> Response:
+        answer = await self._inner.get("/health")
+        return JSONResponse({"status": "ok" if answer.status_code == 200 else "unhealthy"}, answer.status_code)
+
+    async def models(self, request: Request) -> Response:
+        self._authorize(request)
+        return JSONResponse({"object": "list", "data": [self._entry]})
+
+    async def model(self, request: Request) -> Response:
+        self._authorize(request)
+        name = request.path_params["name"]
+        if name != self._name:
+            raise RequestError(f"the model `{name}` is not served here", status=404, code="model_not_found")
+        return JSONResponse(self._entry)
+
+    async def chat(self, request: Request) -> Response:
+        self._authorize(request)
+        body = await _json(request)
+        return await self._answer(request.url.path, body, await asyncio.to_thread(self._translator.chat, body))
+
+    async def completion(self, request: Request) -> Response:
+        self._authorize(request)
+        body = await _json(request)
+        return await self._answer(request.url.path, body, await asyncio.to_thread(self._translator.completion, body))
+
+    def _authorize(self, request: Request) -> None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        is_same = hmac.compare_digest(given.strip().encode("latin-1"), self._api_key.encode())
+        if self._api_key and not (is_same and scheme.lower() == "bearer"):
+            raise RequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
+
+    async def _answer(self, path: str, body: dict[str, Any], asked: dict[str, Any]) -> Response:
+        """Have transformers' server answer a request, in one piece or as a stream."""
+        message = self._inner.build_request("POST", path, json=asked, timeout=_NO_TIMEOUT)
+        answer = await self._inner.send(message, stream=True)
+        if answer.status_code != 200 or not asked.get("stream"):
+            try:
+                content = await answer.aread()
+            finally:
+                await answer.aclose()
+            if answer.status_code != 200:
+                raise _refused(answer.status_code, content)
+            return Response(content, media_type="application/json")
+        events = _events(answer, with_usage=wants_usage(body))
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+async def _json(request: Request) -> Any:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError(f"the body is larger than {MAX_BODY_BYTES // 2**20} MiB", status=413)
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise RequestError(f"the body is no JSON: {error}") from error
+
+
+async def _events(answer: httpx.Response, *, with_usage: bool) -> AsyncIterator[str]:
+    """Events of a stream, its usage in one of its own where it was asked for, and the mark of its end."""
+    try:
+        async for line in answer.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            try:
+                chunk = json.loads(line.removeprefix("data:"))
+            except ValueError:  # transformers' server does not escape an error's message
+                chunk = {"error": line}
+            if "error" in chunk:
+                logger.error("the model's server failed: %s", chunk["error"])
+                yield _event(_error(_FAILED, kind="server_error"))
+                return
+            usage = chunk.pop("usage", None)
+            yield _event(chunk)
+            if usage and with_usage:
+                yield _event(chunk | {"choices": [], "usage": usage})
+        yield "data: [DONE]\n\n"
+    except httpx.HTTPError:  # which whoever started it tells
+        yield _event(_error("the server has ended", kind="server_error"))
+    finally:  # a client that is gone stops the generation
+        await answer.aclose()
+
+
+_FAILED = "the model's server failed; its own messages say why"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _error(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _refused(status: int, content: bytes) -> RequestError:
+    """What transformers' server refuses, said in its words; of its failures only that they happened."""
+    if status >= 500:
+        return RequestError(_FAILED, status=502)
+    try:
+        return RequestError(str(json.loads(content)["detail"]), status=status)
+    except (ValueError, KeyError, TypeError):
+        return RequestError(content.decode("utf-8", "replace"), status=status)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    kinds = {401: "authentication_error"}
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return JSONResponse(_error(error.message, kind=kind, param=error.param, code=error.code), error.status)
+
+
+async def _told_by_http(request: Request, error: Exception) -> Response:
+    """A path or a method that is not there."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(_error(message, kind="invalid_request_error"), error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse(_error(_FAILED, kind="server_error"), 502 if isinstance(error, httpx.HTTPError) else 500)

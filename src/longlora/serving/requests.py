@@ -1,0 +1,229 @@
+"""What a client asks, in OpenAI's protocol: checked, and put so that transformers' server does just that.
+
+transformers' server ignores what it does not know, and answers what it cannot do with status 500. Here a wish that is
+not followed is refused, and one that asks for nothing (`n=1`, `logprobs=false`) is let through.
+"""
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import PreTrainedTokenizerBase
+
+DEFAULT_ANSWER = 1024  # tokens, where the client does not say and the context has room
+
+# Not offered, each with the values (as JSON) that ask for nothing.
+_NOT_OFFERED: dict[str, set[str]] = {
+    "n": {"1"},
+    "best_of": {"1"},
+    "logprobs": {"false"},
+    "top_logprobs": set(),
+    "echo": {"false"},
+    "suffix": {'""'},
+    "presence_penalty": {"0", "0.0"},
+    "frequency_penalty": {"0", "0.0"},
+    "logit_bias": {"{}"},
+    "response_format": {'{"type": "text"}'},
+    "tool_choice": {'"auto"'},
+    "parallel_tool_calls": {"true"},
+    "modalities": {'["text"]'},
+    "service_tier": {'"auto"', '"default"'},
+    "store": {"false"},
+    "functions": {"[]"},
+    "function_call": set(),
+    "audio": set(),
+    "prediction": set(),
+    "reasoning_effort": set(),
+    "verbosity": set(),
+    "web_search_options": set(),
+}
+# Labels for the provider's own books.
+_WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+
+Stop = Annotated[str, Field(min_length=1)]
+
+
+class RequestError(Exception):
+    """A request that is not answered; becomes an error in OpenAI's form."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.status, self.param, self.code = message, status, param, code
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _StreamOptions(_Checked):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class _Request(_Checked):
+    """What both kinds of request have."""
+
+    model: str
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, lt=2**32)
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+
+
+class _Part(_Checked):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(BaseModel):
+    # Clients send answers back with all that came with them, None for the most part.
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it: text in one piece, arguments of calls taken apart."""
+        parts = self.content or ""
+        content = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        if self.tool_calls:
+            message |= {"content": "", "tool_calls": [_call(call) for call in self.tool_calls]}
+        return message | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
+
+
+class _Chat(_Request):
+    messages: Annotated[list[_Message], Field(min_length=1)]
+    max_completion_tokens: int | None = Field(None, ge=1)
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class _Completion(_Request):
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+
+
+Kind = TypeVar("Kind", bound=_Request)
+
+
+class Translator:
+    """Turns requests for one model into those of transformers' server.
+
+    Args:
+        name: by which clients ask for the model.
+        context_length: tokens that it reads and writes together.
+        tokenizer: the model's, with its chat template.
+        generation: the model's own generation settings, as in its generation_config.json.
+    """
+
+    def __init__(
+        self, *, name: str, context_length: int, tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]
+    ) -> None:
+        self._name, self._context_length, self._tokenizer = name, context_length, tokenizer
+        self._generation = generation
+
+    def chat(self, body: Any) -> dict[str, Any]:
+        """Check and translate a request for the next message of a conversation.
+
+        Raises:
+            RequestError: it is malformed, asks for what is not offered, or does not fit into the context.
+        """
+        request = _checked(_Chat, body)
+        messages = [message.plain() for message in request.messages]
+        template = request.chat_template_kwargs or {}
+        try:
+            tokens = self._tokenizer.apply_chat_template(
+                messages, tools=request.tools, add_generation_prompt=True, tokenize=True, return_dict=True, **template
+            )
+        except Exception as error:  # jinja's, and whatever a template raises by itself
+            raise RequestError(f"the model's chat template refuses: {error}", param="messages") from error
+        asked = self._asked(request, request.max_completion_tokens or request.max_tokens, len(tokens["input_ids"]))
+        more = {"tools": request.tools, "chat_template_kwargs": request.chat_template_kwargs}
+        return asked | {"messages": messages} | {name: value for name, value in more.items() if value}
+
+    def completion(self, body: Any) -> dict[str, Any]:
+        """Check and translate a request for the continuation of a text.
+
+        Raises:
+            RequestError: it is malformed, asks for what is not offered, or does not fit into the context.
+        """
+        request = _checked(_Completion, body)
+        prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
+        num_tokens = len(self._tokenizer(prompt, verbose=False)["input_ids"])
+        if not num_tokens:
+            raise RequestError("the prompt is empty", param="prompt")
+        return self._asked(request, request.max_tokens, num_tokens) | {"prompt": prompt}
+
+    def _asked(self, request: _Request, max_tokens: int | None, num_tokens: int) -> dict[str, Any]:
+        """What transformers' server needs to hear, besides the text of `num_tokens` tokens."""
+        if request.model != self._name:
+            raise RequestError(
+                f"the model `{request.model}` is not served here; `{self._name}` is",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        room = self._context_length - num_tokens
+        if room < (max_tokens or 1):
+            asked = f" and {max_tokens:,} for the answer" if max_tokens else ", which leaves none for an answer"
+            raise RequestError(
+                f"this model's context is {self._context_length:,} tokens, and the request has {num_tokens:,}{asked}",
+                param="messages" if isinstance(request, _Chat) else "prompt",
+                code="context_length_exceeded",
+            )
+        # Where the model's own settings draw no tokens a temperature would be ignored; to draw from the 50 likeliest
+        # tokens alone is transformers' custom, not the protocol's.
+        drawn = request.temperature != 0 and (request.temperature is not None or request.top_p is not None)
+        generation = json.dumps({"top_k": 0} | self._generation | {"do_sample": True}) if drawn else None
+        asked_for = {
+            "model": self._name,
+            "generation_config": generation,
+            "max_tokens": max_tokens or min(DEFAULT_ANSWER, room),
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "stop": request.stop,
+            "stream": request.stream,
+        }
+        return {name: value for name, value in asked_for.items() if value is not None}
+
+
+def wants_usage(body: dict[str, Any]) -> bool:
+    """Whether a checked request for a stream asks for the number of tokens at its end."""
+    return bool((body.get("stream_options") or {}).get("include_usage"))
+
+
+def _checked(kind: type[Kind], body: Any) -> Kind:
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object")
+    body = {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT and value is not None}
+    for name in _NOT_OFFERED.keys() & body.keys():
+        if json.dumps(body[name]) not in _NOT_OFFERED[name]:
+            raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
+        del body[name]
+    try:
+        return kind(**body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise RequestError(f"unknown argument: {param}", param=param, code="unknown_parameter") from error
+        raise RequestError(f"{param}: {first['msg']}", param=param, code=first["type"]) from error
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """A call of a tool with its arguments as an object, as templates take them."""
+    function: Any = call.get("function")
+    try:
+        arguments = function["arguments"]
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+        return call | {"function": function | {"arguments": arguments}}
+    except (TypeError, KeyError, ValueError) as error:
+        raise RequestError(f"a tool call is not of OpenAI's form: {error}", param="messages.tool_calls") from error
