@@ -6,6 +6,7 @@ from longlora.data.instructions import pack_conversations, tokenize_conversation
 from longlora.data.pack import count_tokens, pack_rows
 from longlora.data.sources import ConversationSource, DocumentSource, read_conversations, read_documents
 from longlora.data.tokenize import tokenize_documents
+from longlora.data.turns import end_of_turn
 
 __all__ = [
     "Conversation",
@@ -14,6 +15,7 @@ __all__ = [
     "EncodedConversation",
     "count_tokens",
     "encode_conversation",
+    "end_of_turn",
     "pack_conversations",
     "pack_rows",
     "read_conversations",
