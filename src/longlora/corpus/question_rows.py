@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longlora.data.conversations import Conversation, ConversationKind, Message
 from longlora.data.readers import MissingColumnError, Skipped, TextKind, UnreadableError, read_file
@@ -22,6 +23,7 @@ class Row:
     """The longest message without its first and last line, where the question stands; empty if it holds none."""
     question: str
     answer: str
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -88,7 +90,7 @@ def _row(name: str, conversation: Conversation) -> Row:
     asked = [message["content"] for message in conversation.messages if message["role"] != "assistant"]
     document, question = _document_and_question(max(asked, key=len, default=""))
     answers = [message["content"] for message in conversation.messages if message["role"] == "assistant"]
-    return Row(name, conversation.messages, document, question, "\n".join(answers))
+    return Row(name, conversation.messages, document, question, "\n".join(answers), conversation.tools)
 
 
 def _document_and_question(message: str) -> tuple[str, str]:

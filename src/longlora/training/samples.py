@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.checkpoint import write_atomically
-from longlora.data import Conversation, encode_conversation, read_conversations
+from longlora.data import Conversation, encode_conversation, end_of_turn, read_conversations
 from longlora.data.encode import IGNORED, UnusableConversationError
 
 logger = logging.getLogger("longlora")
@@ -65,7 +65,9 @@ def _answer(
 ) -> str:
     room = min(_MAX_NEW_TOKENS, context_length // 4)
     # Encoded with its answer, so that it is shortened as in training; what precedes the last answer is the prompt.
-    encoded = encode_conversation(tokenizer, conversation.messages, context_length=context_length - room)
+    encoded = encode_conversation(
+        tokenizer, conversation.messages, context_length=context_length - room, tools=conversation.tools
+    )
     labels = encoded.labels
     end = max(index for index, label in enumerate(labels) if label != IGNORED)
     begin = next((index + 1 for index in range(end, -1, -1) if labels[index] == IGNORED), 0)
@@ -76,7 +78,7 @@ def _answer(
         max_new_tokens=room,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        eos_token_id=[encoded.input_ids[end]],
+        eos_token_id=list(end_of_turn(tokenizer)) or tokenizer.eos_token_id,
     )
     return tokenizer.decode(written[0, begin:], skip_special_tokens=True).strip()
 
