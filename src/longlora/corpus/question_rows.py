@@ -53,7 +53,7 @@ def read_rows(path: Path, *, text_column: str = "text") -> tuple[Iterator[Row], 
         rows = _texts(path, text_column, skipped)
         first = _first_of(path, rows)
     except UnreadableError as error:
-        raise DataError(f"{path} is {error}; name a file of conversations (docs/finetuning.md)") from error
+        raise DataError(f"{path} is {error}; name a file of conversations (docs/conversations.md)") from error
     if first is None:
         raise DataError(f"{path} holds no usable row: {skipped.summary() or 'it is empty'}")
     return _chained(path, first, rows), skipped
@@ -64,7 +64,7 @@ def _first_of(path: Path, rows: Iterator[Row]) -> Row | None:
         return next(rows, None)
     except UnreadableError as error:
         raise DataError(
-            f"{path} has {error}; it needs the columns of a conversation (docs/finetuning.md), or a text: --text-column"
+            f"{path} has {error}; it needs the columns of a conversation (docs/conversations.md), or a text: --text-column"
         ) from error
 
 
