@@ -64,7 +64,8 @@ def _first_of(path: Path, rows: Iterator[Row]) -> Row | None:
         return next(rows, None)
     except UnreadableError as error:
         raise DataError(
-            f"{path} has {error}; it needs the columns of a conversation (docs/conversations.md), or a text: --text-column"
+            f"{path} has {error}; it needs the columns of a conversation (docs/conversations.md), or a text: "
+            "--text-column"
         ) from error
 
 
