@@ -140,9 +140,8 @@ def check(
     check_installed()
     from longlora.corpus.checking import check_file
 
-    report = check_file(
-        file, _tokenizer(tokenizer), context_length=context, against=against or [], text_column=text_column
-    )
+    loaded = _tokenizer(tokenizer)
+    report = check_file(file, loaded, context_length=context, against=against or [], text_column=text_column)
     findings = report.describe()
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
@@ -151,6 +150,13 @@ def check(
             typer.echo(f"{finding.count:>8,} rows {words}")
             for example in finding.examples:
                 typer.echo(f"{'':>14}{example}")
+        if report.example is not None:
+            from rich.console import Console
+
+            from longlora.data import show_example
+
+            typer.echo(f"answers were found by {'a search' if report.num_searched else 'marks of the chat template'}")
+            show_example(loaded, report.example.input_ids, report.example.labels, console=Console())
         typer.echo(f"{report.num_rows:,} rows checked" + ("" if findings else ", nothing found"))
     if findings:
         raise typer.Exit(1)

@@ -180,3 +180,16 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "1 rows ask a question of another file about the same document" in bad.output
     assert "rows exceed 400 tokens and lose" in bad.output
     assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["cut"]["count"] == 1
+
+
+def test_a_check_says_how_answers_are_found_and_shows_the_first(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": ("user", "assistant")[n % 2], "content": f"turn {n} ends."} for n in range(12)]}]
+    source = write(tmp_path / "a.jsonl", rows)
+    result = CliRunner().invoke(app, ["corpus", "check", str(source), "--tokenizer", "tiny", "--context", "512"])
+    assert result.exit_code == 0, result.output
+    assert "answers were found by a search" in result.output and "1 rows checked, nothing found" in result.output
+    assert "⟦turn 11 ends.</s>⟧" in result.output.replace("\n", "")
+    as_json = CliRunner().invoke(
+        app, ["corpus", "check", str(source), "--tokenizer", "tiny", "--context", "512", "--json"]
+    )
+    assert json.loads(as_json.stdout)["num_searched"] == 1

@@ -69,7 +69,7 @@ def test_input_stands_under_the_instruction_and_system_before_it(tmp_path: Path)
         ({"messages": []}, "without messages"),
         ({"messages": MESSAGES[:1]}, "without an answer"),
         ({"messages": [{"role": "user"}]}, "with a message without content in text"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, "with a message of the unknown role 'tool'"),
+        ({"messages": [{"role": "critic", "content": "4"}]}, "with a message of the unknown role 'critic'"),
         ({"instruction": "a", "output": "\ud800"}, "not UTF-8 text"),
     ],
 )

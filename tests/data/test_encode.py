@@ -38,9 +38,9 @@ PAPER = None
 # What is learned of an answer by each template; {} is the answer, first in the middle of a conversation, then last.
 LEARNED = {
     PAPER: ("{}</s>", "{}</s>"),
-    CHATML: ("{}<|im_end|>", "{}<|im_end|>"),
-    THINKING: ("{}<|im_end|>", "<think>\n\n</think>\n\n{}<|im_end|>"),
-    STRIPPING: ("{}<end_of_turn>", "{}<end_of_turn>"),
+    CHATML: ("{}<|im_end|>\n", "{}<|im_end|>\n"),
+    THINKING: ("{}<|im_end|>\n", "<think>\n\n</think>\n\n{}<|im_end|>\n"),
+    STRIPPING: ("{}<end_of_turn>\n", "{}<end_of_turn>\n"),
 }
 TEMPLATES = pytest.mark.parametrize("template", LEARNED, ids=["paper", "chatml", "thinking", "stripping"])
 QUESTION = {"role": "user", "content": "Who is it?"}

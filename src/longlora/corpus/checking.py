@@ -13,7 +13,7 @@ from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.corpus.overlap import RunIndex
 from longlora.corpus.qa.progress import shown
 from longlora.corpus.question_rows import Row, read_rows
-from longlora.data import encode_conversation
+from longlora.data import EncodedConversation, encode_conversation
 from longlora.data.encode import UnusableConversationError, check_tokenizer
 
 SHOWN = 5
@@ -57,6 +57,12 @@ class Report:
     """Of those, the same question as well."""
     leaked_questions: Finding = field(default_factory=Finding)
     """Questions without a document that the other file asks too."""
+    without_end: Finding = field(default_factory=Finding)
+    dropped_thoughts: Finding = field(default_factory=Finding)
+    num_searched: int = 0
+    """Conversations whose answers were found by a search, for want of marks."""
+    example: EncodedConversation | None = None
+    """The first conversation."""
 
     def describe(self) -> list[tuple[str, Finding]]:
         """Name every finding that there is, the worst first."""
@@ -65,6 +71,8 @@ class Report:
             ("have a document that stands in another file", self.leaked_documents),
             ("ask a question without a document that another file asks", self.leaked_questions),
             *((reason, finding) for reason, finding in sorted(self.unusable.items())),
+            ("do not teach the end of a turn: the chat template writes no token for it", self.without_end),
+            ("lose thoughts of earlier answers, which the chat template leaves out in use too", self.dropped_thoughts),
             ("repeat an earlier row", self.repeated),
             (f"exceed {self.context_length} tokens and lose {self.num_cut_tokens:,} of their documents", self.cut),
         ]
@@ -72,7 +80,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a machine may want to read."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "example"}
 
 
 class _Seen:
@@ -154,10 +162,16 @@ def _check_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, report: Report) 
         return
     check_tokenizer(tokenizer)
     try:
-        encoded = encode_conversation(tokenizer, row.messages, context_length=report.context_length)
+        encoded = encode_conversation(tokenizer, row.messages, context_length=report.context_length, tools=row.tools)
     except UnusableConversationError as error:
         report.unusable.setdefault(str(error), Finding()).add(row.name)
         return
+    report.example = report.example or encoded
+    report.num_searched += encoded.method == "search"
+    if not encoded.are_ended:
+        report.without_end.add(row.name)
+    if encoded.num_thoughts_dropped:
+        report.dropped_thoughts.add(f"{row.name} ({encoded.num_thoughts_dropped})")
     if encoded.num_cut:
         report.num_cut_tokens += encoded.num_cut
         report.cut.add(f"{row.name} ({encoded.num_cut:,} tokens)")

@@ -97,6 +97,6 @@ def _tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     if not row.messages:
         return 0, len(tokenizer(row.document, verbose=False)["input_ids"])
     check_tokenizer(tokenizer)
-    encoded = encode_conversation(tokenizer, row.messages, context_length=_NO_LIMIT)
+    encoded = encode_conversation(tokenizer, row.messages, context_length=_NO_LIMIT, tools=row.tools)
     learned = sum(label != IGNORED for label in encoded.labels)
     return len(encoded.labels) - learned, learned

@@ -77,7 +77,8 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
 
 def _records(rows: Sequence[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
     for name, conversation in rows:
-        yield {"messages": list(conversation.messages), "source": name}
+        tools = {"tools": list(conversation.tools)} if conversation.tools else {}
+        yield {"messages": list(conversation.messages), **tools, "source": name}
 
 
 def _part(name: str, rows: Sequence[Any], used: Sequence[tuple[str, Any]]) -> Part:

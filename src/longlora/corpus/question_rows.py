@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longlora.data.conversations import Conversation, ConversationKind, Message
 from longlora.data.readers import MissingColumnError, Skipped, TextKind, UnreadableError, read_file
@@ -22,6 +23,7 @@ class Row:
     """The longest message without its first and last line, where the question stands; empty if it holds none."""
     question: str
     answer: str
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -51,7 +53,7 @@ def read_rows(path: Path, *, text_column: str = "text") -> tuple[Iterator[Row], 
         rows = _texts(path, text_column, skipped)
         first = _first_of(path, rows)
     except UnreadableError as error:
-        raise DataError(f"{path} is {error}; name a file of conversations (docs/finetuning.md)") from error
+        raise DataError(f"{path} is {error}; name a file of conversations (docs/conversations.md)") from error
     if first is None:
         raise DataError(f"{path} holds no usable row: {skipped.summary() or 'it is empty'}")
     return _chained(path, first, rows), skipped
@@ -62,7 +64,8 @@ def _first_of(path: Path, rows: Iterator[Row]) -> Row | None:
         return next(rows, None)
     except UnreadableError as error:
         raise DataError(
-            f"{path} has {error}; it needs the columns of a conversation (docs/finetuning.md), or a text: --text-column"
+            f"{path} has {error}; it needs the columns of a conversation (docs/conversations.md), or a text: "
+            "--text-column"
         ) from error
 
 
@@ -88,7 +91,7 @@ def _row(name: str, conversation: Conversation) -> Row:
     asked = [message["content"] for message in conversation.messages if message["role"] != "assistant"]
     document, question = _document_and_question(max(asked, key=len, default=""))
     answers = [message["content"] for message in conversation.messages if message["role"] == "assistant"]
-    return Row(name, conversation.messages, document, question, "\n".join(answers))
+    return Row(name, conversation.messages, document, question, "\n".join(answers), conversation.tools)
 
 
 def _document_and_question(message: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from longlora.data.conversations import Conversation
 from longlora.data.encode import EncodedConversation, encode_conversation
 from longlora.data.instructions import pack_conversations, tokenize_conversations
 from longlora.data.pack import count_tokens, pack_rows
+from longlora.data.shown import show_example
 from longlora.data.sources import ConversationSource, DocumentSource, read_conversations, read_documents
 from longlora.data.tokenize import tokenize_documents
 
@@ -18,6 +19,7 @@ __all__ = [
     "pack_rows",
     "read_conversations",
     "read_documents",
+    "show_example",
     "tokenize_conversations",
     "tokenize_documents",
 ]

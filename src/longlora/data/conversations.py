@@ -1,25 +1,53 @@
 """Conversations to fine-tune on, in the forms that data sets keep them in."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longlora.data.readers import UnreadableError, UnusableError, is_unicode, missing_columns
 
-Message = dict[str, str]
-"""`role` (system, user or assistant) and `content`."""
+Message = dict[str, Any]
+"""`role` (system, developer, user, assistant or tool), `content` as text, and what else the row says of it:
+`reasoning_content`, `tool_calls`, `name`, `weight`, and whatever the chat template may read."""
 
 # Who speaks, in ShareGPT's words and in those of chat templates.
 _ROLES = {
     "system": "system",
+    "developer": "developer",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
     "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
 }
+_CALLING_ROLES = ("function_call", "tool_call")
 
-_FORMS = "each row needs messages, instruction and output, prompt and completion, or conversations (docs/finetuning.md)"
+# Whether a message is learned, in the words of OpenAI and axolotl, of axolotl, and of ms-swift.
+_WEIGHTS = ("weight", "train", "loss")
+
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+# Columns and fields that would change what is learned, and are not followed here.
+_UNSUPPORTED_COLUMNS = (
+    *("image", "images", "video", "videos", "audio", "audios", "documents", "functions", "history"),
+    *("chat_template_kwargs", "weight", "train", "loss", "chosen", "rejected"),
+)
+_UNSUPPORTED_FIELDS = ("function_call", "train_detail", "training_detail", "prefix", "audio", "images", "refusal")
+
+_FORMS = (
+    "each row needs messages, instruction and output, prompt and completion, or conversations (docs/conversations.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +55,15 @@ class Conversation:
     """Messages in their order, with at least one answer.
 
     Read from rows of any of these forms: `messages` (a list of `role` and `content`), `instruction`, `output` and
-    optionally `input` and `system` (Alpaca, LongAlpaca), `prompt` and `completion` (texts, or lists of messages),
-    `conversations` (ShareGPT: `from` and `value`).
+    optionally `input` and `history` (Alpaca, LongAlpaca), `prompt` and `completion` (texts, or lists of messages),
+    `conversations` (ShareGPT: `from` and `value`); each with `system` and `tools` beside it.
     """
 
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions that the assistant may call, as JSON schemas."""
+    unread: tuple[str, ...] = ()
+    """Columns of the row that nothing was taken from."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +85,26 @@ class ConversationKind:
         form = _form(row)
         if form is None:
             raise UnusableError("without the columns of a conversation")
-        messages = _READERS[form](row)
-        if not any(message["role"] == "assistant" for message in messages):
-            raise UnusableError("without an answer")
-        for message in messages:
-            if message["role"] == "assistant" and not message["content"].strip():
-                raise UnusableError("with an empty answer")
-            if not is_unicode(message["content"]):
-                raise UnusableError("not UTF-8 text")
-        return Conversation(messages)
+        read = (*_FORM_COLUMNS[form], "system", "tools")
+        given = [name for name, value in row.items() if name not in read and not _is_empty(value)]
+        for name in given:
+            if name in _UNSUPPORTED_COLUMNS and not (name in _WEIGHTS and row[name] == 1):
+                raise UnusableError(f"with a column {name!r}, which is not supported (docs/conversations.md)")
+        messages = _with_system(_READERS[form](row), _text(row, "system"))
+        tools = _tools(row.get("tools"))
+        if not is_unicode(json.dumps([messages, tools], ensure_ascii=False, default=str)):
+            raise UnusableError("not UTF-8 text")
+        _check_answers(messages)
+        return Conversation(messages, tools, tuple(name for name in given if name not in _WEIGHTS))
 
     def of_text(self, text: str) -> Conversation:
         """Refuse: a text is no conversation."""
         raise UnreadableError("no table of conversations (JSON, JSONL or Parquet)")
+
+
+def is_learned(message: Message) -> bool:
+    """Tell whether a message is an answer that is to be learned: the assistant's, and not of weight 0."""
+    return message["role"] == "assistant" and bool(message.get("weight", 1))
 
 
 def _form(columns: Iterable[str]) -> str | None:
@@ -76,27 +115,40 @@ def _form(columns: Iterable[str]) -> str | None:
     return None
 
 
+def _check_answers(messages: Sequence[Message]) -> None:
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UnusableError("without an answer")
+    learned = [message for message in messages if is_learned(message)]
+    if not learned:
+        raise UnusableError("whose answers all have the weight 0")
+    if not all(message["content"].strip() or message.get("tool_calls") for message in learned):
+        raise UnusableError("with an empty answer")
+
+
 def _from_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return _messages(row["messages"], "role", "content")
+    return _messages(row["messages"])
 
 
 def _from_sharegpt(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return _messages(row["conversations"], "from", "value")
+    return _messages(row["conversations"])
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
     question = _text(row, "instruction")
     if context := _text(row, "input"):
         question = f"{question}\n{context}"
-    system = _text(row, "system")
-    opening = ({"role": "system", "content": system},) if system else ()
-    return (*opening, _user(question), _assistant(_text(row, "output")))
+    earlier = []
+    for pair in row.get("history") or ():
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise UnusableError("with a history that is no list of pairs of texts")
+        earlier += [_user(pair[0]), _assistant(pair[1])]
+    return (*earlier, _user(question), _assistant(_text(row, "output")))
 
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     if isinstance(row["prompt"], str):
         return (_user(row["prompt"]), _assistant(_text(row, "completion")))
-    return _messages(row["prompt"], "role", "content") + _messages(row["completion"], "role", "content")
+    return _messages(row["prompt"], are_learned=False) + _messages(row["completion"])
 
 
 _READERS = {
@@ -105,20 +157,137 @@ _READERS = {
     "instruction": _from_alpaca,
     "prompt": _from_prompt,
 }
+_FORM_COLUMNS = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "instruction": ("instruction", "input", "output", "history"),
+    "prompt": ("prompt", "completion"),
+}
 
 
-def _messages(values: Any, role_key: str, content_key: str) -> tuple[Message, ...]:
+def _messages(values: Any, *, are_learned: bool = True) -> tuple[Message, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise UnusableError("without messages")
-    messages = []
-    for value in values:
-        if not isinstance(value, Mapping) or not isinstance(value.get(content_key), str):
-            raise UnusableError(f"with a message without {content_key} in text")
-        role = _ROLES.get(str(value.get(role_key)))
-        if role is None:
-            raise UnusableError(f"with a message of the unknown {role_key} {value.get(role_key)!r}")
-        messages.append({"role": role, "content": value[content_key]})
-    return tuple(messages)
+    messages = tuple(_message(value) for value in values)
+    if not are_learned:
+        messages = tuple({**m, "weight": 0} if m["role"] == "assistant" else m for m in messages)
+    return messages
+
+
+def _message(value: Any) -> Message:
+    """Read one message, in a chat template's words or in ShareGPT's."""
+    if not isinstance(value, Mapping):
+        raise UnusableError("with a message that is no object")
+    given = {key: field for key, field in value.items() if field is not None}
+    role_key = "role" if "role" in given else "from"
+    content_key = "content" if "content" in given or "value" not in given else "value"
+    speaker = str(given.pop(role_key, None))
+    role = _ROLES.get(speaker)
+    if role is None:
+        raise UnusableError(f"with a message of the unknown {role_key} {speaker!r}")
+    content = given.pop(content_key, "" if role == "assistant" and given.get("tool_calls") else None)
+    if speaker in _CALLING_ROLES:
+        given["tool_calls"], content = _json(content, f"with a {speaker} that is not JSON"), ""
+    for name in _UNSUPPORTED_FIELDS:
+        if not _is_empty(given.get(name)):
+            raise UnusableError(f"with a message's {name}, which is not supported (docs/conversations.md)")
+    message = {"role": role, "content": _content(content, content_key), **given}
+    return _with_reasoning(_with_calls(_with_weight(message)))
+
+
+def _content(content: Any, key: str) -> str:
+    """Take a text, or the texts of a list of parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        if texts and len(texts) == len(parts):
+            return "".join(texts)
+    raise UnusableError(f"with a message without {key} in text")
+
+
+def _with_weight(message: Message) -> Message:
+    weights = {name: message.pop(name) for name in _WEIGHTS if name in message}
+    for name, weight in weights.items():
+        if weight not in (0, 1):
+            raise UnusableError(f"with a message of {name} {weight!r}; 0 and 1 are known")
+        if weight and message["role"] != "assistant":
+            raise UnusableError(
+                f"with {name} {weight!r} on a message of the {message['role']}; only answers are learned"
+            )
+    if message["role"] == "assistant" and not all(weights.values()):
+        message["weight"] = 0
+    return message
+
+
+def _with_reasoning(message: Message) -> Message:
+    """Keep a thought under the name that chat templates read (transformers fills the older names from it)."""
+    thoughts = {name: message.pop(name) for name in _REASONING if name in message}
+    thought = next((thought for thought in thoughts.values() if thought), "")
+    if not isinstance(thought, str):
+        raise UnusableError(f"with {type(thought).__name__} instead of text in a message's {next(iter(thoughts))}")
+    return {**message, "reasoning_content": thought} if thought else message
+
+
+def _with_calls(message: Message) -> Message:
+    """Write calls as chat templates read them: a list, arguments as an object."""
+    calls = message.pop("tool_calls", None)
+    if not calls:
+        return message
+    calls = _without_none(calls if isinstance(calls, list) else [calls])
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UnusableError("with tool_calls without a function's name")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _json(arguments, "with tool_calls whose arguments are not JSON")
+        function["arguments"] = arguments
+    return {**message, "tool_calls": [call if "function" in call else _function(call) for call in calls]}
+
+
+def _function(call: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": call}
+
+
+def _with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
+    if not system or messages[0] == {"role": "system", "content": system}:
+        return messages
+    if messages[0]["role"] in ("system", "developer"):
+        raise UnusableError("with a system column and another system message")
+    return ({"role": "system", "content": system}, *messages)
+
+
+def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
+    if isinstance(tools, str) and tools.strip():
+        tools = _json(tools, "with tools that are not JSON")
+    if _is_empty(tools):
+        return ()
+    tools = [_json(tool, "with tools that are not JSON") if isinstance(tool, str) else tool for tool in tools]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise UnusableError("with tools that are no list of objects")
+    return tuple(_without_none(tool if "function" in tool or "name" not in tool else _function(tool)) for tool in tools)
+
+
+def _without_none(value: Any) -> Any:
+    """Drop the empty fields that Parquet fills in where rows have unlike objects."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(field) for key, field in value.items() if field is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def _json(text: Any, complaint: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise UnusableError(complaint) from error
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

@@ -18,13 +18,17 @@ from longlora.errors import DataError
 logger = logging.getLogger("longlora")
 
 # Raise it when the same source, tokenizer and context come to give other rows.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _INT32S = pyarrow.list_(pyarrow.int32())
 _SCHEMA = pyarrow.schema({"name": pyarrow.string(), "input_ids": _INT32S, "labels": _INT32S})
 _ROW_FEATURES = Features({name: List(Value("int32")) for name in ("input_ids", "labels", "seq_lengths")})
 # Written at once; a conversation may hold a book.
 _BATCH_CONVERSATIONS = 100
+_COUNTS = (
+    *("num_rows", "num_tokens", "num_learned", "num_shortened", "num_cut"),
+    *("num_searched", "num_without_end", "num_thoughts_dropped"),
+)
 
 
 def tokenize_conversations(
@@ -114,14 +118,17 @@ def _write_conversations(
     context_length: int,
     show_progress: bool,
 ) -> Summary:
-    summary: Summary = dict.fromkeys(("num_rows", "num_tokens", "num_learned", "num_shortened", "num_cut"), 0)
+    summary: Summary = dict.fromkeys(_COUNTS, 0)
     unusable: Counter[str] = Counter()
+    unread: Counter[str] = Counter()
     batch: list[tuple[str, list[int], list[int]]] = []
     with tqdm(desc="Tokenizing", total=source.num_documents, unit=" conversations", disable=not show_progress) as bar:
         for name, conversation in source:
             bar.update()
             try:
-                encoded = encode_conversation(tokenizer, conversation.messages, context_length=context_length)
+                encoded = encode_conversation(
+                    tokenizer, conversation.messages, context_length=context_length, tools=conversation.tools
+                )
             except UnusableConversationError as error:
                 unusable[str(error)] += 1
                 continue
@@ -131,12 +138,17 @@ def _write_conversations(
             summary["num_learned"] += sum(label != IGNORED for label in encoded.labels)
             summary["num_shortened"] += encoded.num_cut > 0
             summary["num_cut"] += encoded.num_cut
+            summary["num_searched"] += encoded.method == "search"
+            summary["num_without_end"] += not encoded.are_ended
+            summary["num_thoughts_dropped"] += encoded.num_thoughts_dropped
+            unread.update(f"column {column!r}" for column in conversation.unread)
+            unread.update(f"message field {field!r}" for field in encoded.unread)
             bar.set_postfix(tokens=f"{summary['num_tokens']:,}")
             if len(batch) == _BATCH_CONVERSATIONS:
                 _write(writer, batch)
                 batch = []
         _write(writer, batch)
-    return {**summary, "unusable": dict(unusable)}
+    return {**summary, "unusable": dict(unusable), "unread": dict(unread)}
 
 
 def _write(writer: pyarrow.ipc.RecordBatchStreamWriter, batch: list[tuple[str, list[int], list[int]]]) -> None:
@@ -151,6 +163,20 @@ def _tell(summary: Summary, context_length: int) -> None:
         "%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers",
         summary,
     )
+    logger.info("%s", _who_decided(summary))
+    if summary["unread"]:
+        logger.info("not read: %s", ", ".join(f"{what} ({count} rows)" for what, count in summary["unread"].items()))
+    if summary["num_thoughts_dropped"]:
+        logger.warning(
+            "%d thoughts of earlier answers are not learned: the chat template leaves them out, as it does in use",
+            summary["num_thoughts_dropped"],
+        )
+    if summary["num_without_end"]:
+        logger.warning(
+            "the end of a turn is not learned in %d conversations: the chat template writes no token after an answer "
+            "that ends it, and a model trained so does not stop by itself; use a template that does",
+            summary["num_without_end"],
+        )
     if summary["num_shortened"]:
         logger.warning(
             "%d conversations exceed context_length=%d: %d tokens were cut out of the middle of their documents",
@@ -160,6 +186,18 @@ def _tell(summary: Summary, context_length: int) -> None:
         )
     if summary["unusable"]:
         logger.warning("left out %s", _reasons(summary))
+
+
+def _who_decided(summary: Summary) -> str:
+    searched, rows = summary["num_searched"], summary["num_rows"]
+    if not searched:
+        return "answers were found by the marks of the chat template, its own or those that TRL knows for it"
+    if searched < rows:
+        return (
+            f"answers were found by TRL's marks for the chat template, in {searched} of {rows} conversations by a "
+            "search: TRL's template for training writes those otherwise than the model's own"
+        )
+    return "answers were found by a search: the chat template marks none, and TRL has no marks for it"
 
 
 def _reasons(summary: Summary) -> str:

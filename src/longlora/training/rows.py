@@ -15,6 +15,7 @@ from longlora.data import (
     pack_rows,
     read_conversations,
     read_documents,
+    show_example,
     tokenize_conversations,
     tokenize_documents,
 )
@@ -66,6 +67,8 @@ def _read(
             cache_dir=data.cache_dir,
             show_progress=show_progress,
         )
+        if show_progress and source == data.source:
+            show_example(tokenizer, conversations[0]["input_ids"], conversations[0]["labels"])
         return pack_conversations(conversations, context_length=recipe.context_length, packing=data.packing)
     documents = tokenize_documents(
         read_documents(source, text_column=data.text_column, split=split, max_documents=data.max_documents),

@@ -85,7 +85,7 @@ def _prompts(
         # The known answer may be long and is not to be read; a word in its place shows where an answer begins.
         messages = (*conversation.messages[:-1], {"role": "assistant", "content": "Yes"})
         try:
-            encoded = encode_conversation(tokenizer, messages, context_length=context_length)
+            encoded = encode_conversation(tokenizer, messages, context_length=context_length, tools=conversation.tools)
         except UnusableConversationError as error:
             passed_over[str(error)] += 1
             continue

@@ -1,0 +1,267 @@
+"""Where the answers stand in what a chat template writes: by marks of the template, or by a search.
+
+The marks are `{% generation %}` in the model's own template, or in the one that TRL keeps for training where it writes
+the same text. All others are searched: a message is written anew with another content, and where the text changes, the
+message stands; what the template writes to ask for an answer precedes it, and what it writes between an answer and
+whatever follows ends it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from longlora.data.conversations import Message, is_learned
+from longlora.data.templates import (
+    Span,
+    Tools,
+    UnusableConversationError,
+    marked_template,
+    template_of,
+    write,
+    write_marked,
+)
+from longlora.errors import ConfigError
+
+Method = Literal["marks", "search"]
+
+# Words that no template writes.
+_QUESTION, _ANSWER = "0QUESTION0", "0ANSWER0"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The text to train on, and where in it answers stand, from their first character to the end of their turn."""
+
+    text: str
+    spans: list[Span]
+    method: Method
+    are_ended: bool
+    """Every answer ends with a token that ends the turn."""
+
+
+def find_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Tools,
+    text: str,
+    *,
+    method: Method | None = None,
+) -> Answers:
+    """Find the answers to be learned in `text`, as `write` gave it, by marks where they are to be had.
+
+    Where the template writes nothing after a last answer, though another role's token ends it elsewhere (GLM), that
+    token is put at the end of the text.
+
+    Raises:
+        UnusableConversationError: the messages cannot be told apart in the text.
+        ConfigError: the template does not write answers.
+    """
+    marked = marked_template(tokenizer, template_of(tokenizer, tools)) if method != "search" else None
+    if marked is not None and (found := write_marked(tokenizer, messages, tools, marked)):
+        longer, spans = found
+        if longer == text or (longer.startswith(text) and spans and spans[-1][0] < len(text) < spans[-1][1]):
+            if not all(is_learned(m) for m in messages if m["role"] == "assistant"):
+                spans = _of_learned(spans, messages, places_of(tokenizer, messages, tools, text))
+            return Answers(longer, spans, "marks", are_ended=True)
+    return _search(tokenizer, messages, tools, text)
+
+
+def places_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str) -> list[Span]:
+    """Find where in the text each message stands: the part that changes with its content.
+
+    Raises:
+        UnusableConversationError: they do not stand apart, in their order.
+    """
+    places: list[Span] = []
+    for index in reversed(range(len(messages))):
+        places.append(_place(tokenizer, messages, tools, text, index, places[-1][0] if places else len(text)))
+    return places[::-1]
+
+
+def place_of(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str, index: int
+) -> Span:
+    """Find where in the text one message stands."""
+    return _place(tokenizer, messages, tools, text, index, len(text))
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> Method:
+    """See that the tokenizer's template writes answers, and tell how they are found.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    template = template_of(tokenizer)
+    _frame(tokenizer, template)
+    return "marks" if marked_template(tokenizer, template) is not None else "search"
+
+
+def _of_learned(spans: list[Span], messages: Sequence[Message], places: Sequence[Span]) -> list[Span]:
+    """Keep the spans of the answers that are learned; a message may have several."""
+
+    def owner(span: Span) -> Message:
+        return messages[max((i for i, (start, _) in enumerate(places) if start < span[1]), default=0)]
+
+    return [span for span in spans if is_learned(owner(span))]
+
+
+def _search(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str) -> Answers:
+    frame = _frame(tokenizer, template_of(tokenizer, tools))
+    places = places_of(tokenizer, messages, tools, text)
+    spans, are_ended = [], True
+    for index, message in enumerate(messages):
+        if not is_learned(message):
+            continue
+        start, end = places[index]
+        after = places[index - 1][1] if index else 0
+        opened = text.rfind(frame.opening, after, start) if frame.opening else -1
+        begin = opened + len(frame.opening) if opened >= 0 else start
+        is_last = index == len(messages) - 1
+        until = len(text) if is_last else places[index + 1][0]
+        if is_last:
+            length, is_ended = frame.end_of_last(text[end:until])
+        else:
+            length, is_ended = frame.end_of(text[end:until], messages[index + 1]["role"])
+            if not is_ended and message.get("tool_calls"):
+                raise UnusableConversationError("whose tool_calls end where a search does not find it")
+        are_ended &= is_ended or frame.ends_within(text, begin, end)
+        spans.append((begin, end + length))
+        if is_last and not is_ended and frame.stop:
+            text, spans[-1], are_ended = text + frame.stop, (begin, len(text) + len(frame.stop)), True
+    return Answers(text, spans, "search", are_ended)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a template writes around answers."""
+
+    opening: str
+    """Before an answer, when it asks for one; the beginning of a thought is the answer's."""
+    closing: str
+    """After every answer; empty where it differs with what follows."""
+    stop: str
+    """The token that ends an answer where the template writes none after the last; empty where it does."""
+    tokens: re.Pattern[str]
+    """The tokenizer's added tokens."""
+
+    def end_of(self, gap: str, next_role: str) -> tuple[int, bool]:
+        """How much of the text up to the next message is the answer's, and whether it ends the turn."""
+        if self.closing and (found := gap.find(self.closing)) >= 0:
+            return found + len(self.closing), True
+        first = self.tokens.search(gap)
+        if self.closing or first is None or next_role == "assistant":
+            return 0, False
+        return first.end(), True
+
+    def end_of_last(self, gap: str) -> tuple[int, bool]:
+        """Likewise of the text after the last answer, which has all of it but a question for another one."""
+        if self.opening and self.opening in gap:
+            gap = gap[: gap.index(self.opening)]
+        if self.stop and not gap.strip():
+            return len(gap.rstrip()), False
+        return len(gap), bool(self.tokens.search(gap)) or bool(self.closing.strip() and self.closing in gap)
+
+    def ends_within(self, text: str, begin: int, end: int) -> bool:
+        """Whether the part that changes with the answer ends with a token, as calls do in some templates."""
+        return any(match.end() >= end for match in self.tokens.finditer(text, begin, min(len(text), end + 40)))
+
+
+@lru_cache(maxsize=4)
+def _frame(tokenizer: PreTrainedTokenizerBase, template: str) -> _Frame:
+    del template  # the tokenizer's; another one is another frame
+    question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
+    tokens = added_tokens(tokenizer)
+    written = write(tokenizer, [question, answer, question, answer])
+    parts = written.split(_ANSWER)
+    if len(parts) != 3:
+        raise ConfigError("the tokenizer's chat template does not write the assistant's messages; give it another")
+    between, last = parts[1].partition(_QUESTION)[0], parts[2]
+    asking = write(tokenizer, [question], ask=True).rpartition(_QUESTION)[2]
+    asked = write(tokenizer, [question]).rpartition(_QUESTION)[2]
+    opening = asking if asking == asked else asking[len(_common(asking, asked, tokens)) :]
+    opening = opening.partition("<think>")[0]
+    closing = _common(between, last, tokens)
+    stop = tokens.match(between.lstrip())
+    return _Frame(opening, closing, stop.group() if stop and not last.strip() else "", tokens)
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Match any token of the added vocabulary, those for white space excepted."""
+    words = {word for word in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens) if word.strip()}
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
+
+
+def _common(one: str, other: str, tokens: re.Pattern[str]) -> str:
+    """What two texts begin with in common, in whole tokens of the added vocabulary and whole texts between them."""
+    if one.startswith(other):
+        return other
+    common = ""
+    for a, b in zip(_pieces(one, tokens), _pieces(other, tokens), strict=False):
+        if a != b:
+            return common + (min(a, b, key=len) if a.startswith(b) or b.startswith(a) else "")
+        common += a
+    return common
+
+
+def _pieces(text: str, tokens: re.Pattern[str]) -> list[str]:
+    pieces, position = [], 0
+    for match in tokens.finditer(text):
+        pieces += [text[position : match.start()], match.group()]
+        position = match.end()
+    return [*pieces, text[position:]]
+
+
+def _place(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Tools,
+    text: str,
+    index: int,
+    next_start: int,
+) -> Span:
+    other = next(char for char in map(chr, range(0xE000, 0xF900)) if char not in text)
+    error = UnusableConversationError("whose messages cannot be told apart in what the model's chat template writes")
+    for changed in _changed(messages[index], other):
+        try:
+            rewritten = write(tokenizer, [*messages[:index], changed, *messages[index + 1 :]], tools)
+        except UnusableConversationError:
+            continue
+        start = common_length(text, rewritten)
+        most = min(len(text), len(rewritten)) - start
+        end = len(text) - min(most, common_length(text[::-1], rewritten[::-1]))
+        if end <= next_start and other in rewritten:
+            return start, end
+    raise error
+
+
+def _changed(message: Message, other: str) -> list[Message]:
+    """The message with another content alone, or where that is not taken, with other arguments in its calls."""
+    bare = {"role": message["role"], "content": other}
+    if "name" in message:
+        bare["name"] = message["name"]
+    if "tool_call_id" in message:
+        bare["tool_call_id"] = message["tool_call_id"]
+    if not message.get("tool_calls"):
+        return [bare]
+    calls = [{**call, "function": {**call["function"], "arguments": {other: other}}} for call in message["tool_calls"]]
+    kept = {**message, "tool_calls": calls}
+    for field in ("content", "reasoning_content"):
+        if message.get(field):
+            kept[field] = other
+    return [bare, kept]
+
+
+def common_length(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
