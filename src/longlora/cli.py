@@ -224,10 +224,14 @@ _IDLE_WARNINGS = {
 
 
 def _quiet_libraries() -> None:
-    for name, beginning in _IDLE_RECORDS.items():
-        logging.getLogger(name).addFilter(lambda record, idle=beginning: not record.getMessage().startswith(idle))
+    for name in _IDLE_RECORDS:
+        logging.getLogger(name).addFilter(_is_of_use)
     for message, category in _IDLE_WARNINGS.items():
         warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_IDLE_RECORDS[record.name])
 
 
 def _recorded(error: Exception) -> bool:
