@@ -4,6 +4,9 @@
 # interpreter must have the packages of constraints.txt, as images for GPU machines often do.
 PYTHON ?= python3
 VENV ?= .venv
+# Where `make test-oldest` puts the oldest versions that pyproject.toml allows; OLDEST_TORCH=2.13.0 tries another torch.
+OLDEST ?= .venv-oldest
+OLDEST_TORCH ?=
 # Processes that share the tests; torch gets one thread in each.
 WORKERS ?= 2
 # Where `make base-model` puts the model, and how many processes train it.
@@ -26,7 +29,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(PY) -m pytest
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench gpu models-page base-model clean
+.PHONY: help demo test test-slow test-oldest lint format bench gpu models-page base-model clean
 
 help: ## List these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +42,9 @@ test: lint ## Lint, then run the tests, offline
 
 test-slow: $(DEVELOPMENT) ## Run the tests that `make test` leaves out for time
 	@$(PYTEST) -n $(WORKERS) -m slow
+
+test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that pyproject.toml allows
+	@HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS)
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the direction of imports
 	@$(PY) -m ruff check
@@ -89,4 +95,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests and lint into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml tests/oldest.py
+	@echo "Installing the oldest allowed versions into $(OLDEST) (some minutes, once)"
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(PYTHON) tests/oldest.py $(OLDEST_TORCH) > $(OLDEST)/constraints.txt
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	@touch $@

@@ -59,6 +59,21 @@ def test_nothing_is_logged_to_a_stream_that_may_be_closed(run: Run) -> None:
     assert logging.getLogger("longlora").handlers == []
 
 
+def test_libraries_are_quiet_about_what_no_user_can_mend_and_only_that(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("explain", "nothing-there.yaml")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    said = {
+        "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community: no module",
+        "transformers.trainer_utils": "mtime may not be reliable on this filesystem, falling back",
+    }
+    for name, message in said.items():
+        logging.getLogger(name).warning(message)
+        logging.getLogger(name).warning("another")
+    assert [record.getMessage() for record in caplog.records] == ["another", "another"]
+
+
 def test_merging_can_be_left_for_later(run: Run, recipe: Path, tmp_path: Path) -> None:
     status, out, err = run("train", recipe, "merge=false", "max_steps=1")
     assert status == 0, err

@@ -233,8 +233,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     logger.handlers = [handler]
-    # PEFT still asks transformers by the older name; nothing that a user could mend.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    _quiet_libraries()
     try:
         app()
     except LongLoRAError as error:
@@ -250,6 +249,33 @@ def main() -> None:
         raise
     finally:  # who calls this from Python may close the stream afterwards
         logger.removeHandler(handler)
+
+
+# What libraries tell one another, and no user could mend. Loggers by name, with the beginning of what they say.
+_IDLE_RECORDS = {
+    # At import, on processors with AVX512-BF16: an optional kernel from the hub is missing (PEFT imports bitsandbytes).
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # Of checkpoints saved within the same second; they are told apart by their numbers then.
+    "transformers.trainer_utils": "mtime may not be reliable",
+}
+_IDLE_WARNINGS = {
+    # TRL and PEFT still call transformers by names older than 5.23.
+    "`gradient_checkpointing` is deprecated": FutureWarning,
+    "`is_gradient_checkpointing` is deprecated": FutureWarning,
+    # transformers below 5.20 takes a model whose first weights lie on the disk to want its input there.
+    r"You are calling .generate\(\) .* model is on meta": UserWarning,
+}
+
+
+def _quiet_libraries() -> None:
+    for name in _IDLE_RECORDS:
+        logging.getLogger(name).addFilter(_is_of_use)
+    for message, category in _IDLE_WARNINGS.items():
+        warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_IDLE_RECORDS[record.name])
 
 
 def _recorded(error: Exception) -> bool:

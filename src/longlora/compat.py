@@ -46,8 +46,9 @@ def keep_to_fitting_kernels(model: nn.Module, *, trains: bool) -> None:
     groups of 32 outputs, and with no way back to training. Layers that do not fit are unpacked as on other processors.
     Ends when bitsandbytes looks at the shape and at gradients by itself (it does not in 0.50).
     """
-    for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            outputs, inputs = module.weight.quant_state.shape
-            if trains or outputs % 32 or inputs % module.weight.quant_state.blocksize:
-                module.support_avx512bf16_for_cpu = False
+    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "support_avx512bf16_for_cpu", False)]
+    for layer in layers:
+        state = layer.weight.quant_state
+        outputs, inputs = state.shape
+        if trains or outputs % 32 or inputs % state.blocksize:
+            layer.support_avx512bf16_for_cpu = False

@@ -49,7 +49,8 @@ def test_reading_across_columns_would_be_noticed(printing: SimpleNamespace, tmp_
         for page in read_pages(tmp_path / "article.pdf").pages
         for word in sorted(page.words, key=lambda word: (round(word.baseline), word.left))
     ]
-    assert printing.agreement(article.words, words) < 0.7
+    # 0.61 on average of 100 articles, standard deviation 0.066: the bound is 4.9 of them above.
+    assert printing.agreement(article.words, words) < 0.93 < LEAST
 
 
 def test_references_are_left_out_or_kept(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
