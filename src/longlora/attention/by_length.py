@@ -51,13 +51,13 @@ def _pieces(cuts: CutPoints, shortest: int, device: torch.device, *, shifted: bo
         if by_sdpa:
             pieces += [piece_of(run, [run]) for run in runs_of_kind]
         else:
-            lengths = [run.length for run in runs_of_kind for _ in range(run.count)]
-            sinks = [run.sinks for run in runs_of_kind for _ in range(run.count)]
+            lengths = [run.length for run in runs_of_kind for _ in range(run.num_segments)]
+            sinks = [run.sinks for run in runs_of_kind for _ in range(run.num_segments)]
             pieces.append(piece_of(Segments.of(lengths, sinks, device), runs_of_kind))
     return pieces
 
 
 def is_regular(run: Run, cuts: CutPoints) -> bool:
     """Whether segments of this length come again in every batch: groups, half groups, or rows as they are."""
-    whole_rows = run.count * run.length == cuts.num_tokens
+    whole_rows = run.num_segments * run.length == cuts.num_tokens
     return whole_rows or (cuts.group_size is not None and run.length in (cuts.group_size, cuts.group_size // 2))

@@ -22,7 +22,7 @@ class Run(NamedTuple):
     """
 
     length: int
-    count: int
+    num_segments: int
     sinks: int
 
 

@@ -37,10 +37,10 @@ def attend(
 
     def attend_piece(query: Tensor, key: Tensor, value: Tensor, run: Run, heads: HeadRange) -> Tensor:
         range_sinks = None if sinks is None else sinks[heads.query]  # (h,)
-        q, k, v = (tensor.unflatten(0, (run.count, -1)).transpose(1, 2) for tensor in (query, key, value))
+        q, k, v = (tensor.unflatten(0, (run.num_segments, -1)).transpose(1, 2) for tensor in (query, key, value))
         # (count, h, length, D) and (count, h_kv, sinks + length, D)
         blocks = []
-        for start, stop in _blocks(run.length, run.count * query.shape[1]):
+        for start, stop in _blocks(run.length, run.num_segments * query.shape[1]):
             seen = slice(0 if window is None else max(0, start - window + 1), run.sinks + stop)
             blocks.append(
                 _attend_block(q[:, :, start:stop], k[:, :, seen], v[:, :, seen], scale, softcap, range_sinks, window)

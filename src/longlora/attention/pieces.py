@@ -37,8 +37,8 @@ def piece_of(call: Call, runs: Sequence[Run]) -> Piece[Call]:
     """Make a piece of neighbouring runs of segments."""
     return Piece(
         call,
-        num_queries=sum(run.count * run.length for run in runs),
-        num_keys=sum(run.count * (run.sinks + run.length) for run in runs),
+        num_queries=sum(run.num_segments * run.length for run in runs),
+        num_keys=sum(run.num_segments * (run.sinks + run.length) for run in runs),
     )
 
 

@@ -41,7 +41,7 @@ def attend_run(
     scale: float | None,
 ) -> Float[Tensor, "queries h D_v"]:
     """Run causal attention inside the segments of one run, in one call."""
-    q, k, v = (tensor.unflatten(0, (run.count, -1)).transpose(1, 2) for tensor in (query, key, value))
+    q, k, v = (tensor.unflatten(0, (run.num_segments, -1)).transpose(1, 2) for tensor in (query, key, value))
     # (count, h, length, D) and (count, h_kv, sinks + length, D)
     # The kernels' causal mask is aligned at the first key, so queries that mean nothing stand beside the sinks.
     q = pad(q, (0, 0, run.sinks, 0)) if run.sinks else q  # (count, h, sinks + length, D)

@@ -40,7 +40,7 @@ def write_adapter_card(directory: Path, extension: Extension) -> None:
     origin = [
         f"{_base_name(base)} reads {extension.base_context:,} tokens by itself. Positions: "
         f"{describe_rope(extension.rope_parameters)}; they are no part of an adapter, and whoever loads it has to set "
-        f"them. Trained by longlora {version('longlora')}.",
+        f"them. Trained by longlora {__version__}.",
         "The base model's license applies.",
     ]
     if extension.quantization:
