@@ -140,7 +140,13 @@ def _tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     else:
         dense_steps = recipe.max_steps - recipe.first_dense_step
         finish = f", full attention in the last {dense_steps} of {recipe.max_steps} steps" if dense_steps else ""
-        logger.info("attention: S² with groups of %s tokens%s", f"{recipe.group_size:,}", finish)
+        sinks = f", each seeing the first {recipe.attention.sink_tokens} of its document"
+        logger.info(
+            "attention: S² with groups of %s tokens%s%s",
+            f"{recipe.group_size:,}",
+            sinks if recipe.attention.sink_tokens else "",
+            finish,
+        )
 
 
 def _tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:

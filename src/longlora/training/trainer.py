@@ -14,9 +14,11 @@ from trl import SFTConfig, SFTTrainer
 from longlora.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
 from longlora.config import Recipe
 from longlora.errors import ConfigError, DivergenceError
+from longlora.grouping import Grouping
 from longlora.lora import embedding_parameters
 from longlora.memory import why_not_in_pieces
 from longlora.model import TrainingModel, compute_dtype, training_grouping
+from longlora.training.beginning import tell_cost_of_groups
 from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
 from longlora.training.directory import RunDirectory
 from longlora.training.engines import engine
@@ -40,6 +42,8 @@ class ExtensionTrainer(SFTTrainer):
     watch: Stopwatch
     embedding_learning_rate: float | None = None
     chunked_loss: bool = True
+    first_grouping: Grouping | None = None
+    """Of the first steps, where they group tokens and what that costs is still to be told."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Set up the optimizer, with the embeddings in groups of their own if they have a rate of their own."""
@@ -64,6 +68,13 @@ class ExtensionTrainer(SFTTrainer):
             loss = loss + share * self.router_aux_loss_coef * outputs.aux_loss
         return (loss, outputs) if return_outputs else loss
 
+    def mean_loss(self, model: Any, batch: dict[str, Any]) -> float:
+        """Mean loss of the learned tokens of a batch, in nats, outside of all bookkeeping."""
+        if not self.chunked_loss:
+            return model(**batch, use_cache=False).loss.item()
+        outputs = model(**batch, use_cache=False, fused_lm_head=True)
+        return -(outputs.log_probs.sum() / outputs.label_mask.sum().clamp(min=1)).item()
+
     def _times_in_loss(self) -> int:
         """How often transformers counts a micro-step's loss, since data parallelism averages over processes."""
         return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
@@ -78,13 +89,16 @@ class ExtensionTrainer(SFTTrainer):
             else:
                 super().save_model(output_dir, _internal_call=_internal_call)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Do one micro-step.
 
         Raises:
             DivergenceError: the loss is NaN or infinite.
         """
-        loss = super().training_step(*args, **kwargs)
+        grouping, self.first_grouping = self.first_grouping, None
+        if grouping is not None and self.state.global_step == 0:
+            tell_cost_of_groups(self, model, inputs, grouping)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise DivergenceError(
                 f"the loss became {float(loss)} at step {self.state.global_step + 1}; lower learning_rate (it is "
@@ -163,6 +177,8 @@ def build_trainer(
     trainer.progress_bar, trainer.stop, trainer.watch = bar, stop, watch
     trainer.embedding_learning_rate = recipe.embedding_learning_rate
     trainer.chunked_loss = _chunked_loss(recipe, prepared)
+    grouping = training_grouping(recipe)
+    trainer.first_grouping = grouping if grouping.group_size is not None and recipe.first_dense_step > 0 else None
     return trainer
 
 

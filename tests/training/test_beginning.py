@@ -1,0 +1,79 @@
+"""What grouping costs before training is told once, and changes nothing."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.conftest import MakeRecipe
+
+from longlora.training import beginning
+from longlora.training.run import train
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
+    """Tell whatever difference there is, and return what was told."""
+    monkeypatch.setattr(beginning, "TOLD_FROM", -100.0)
+    caplog.set_level(logging.WARNING, "longlora")
+    return lambda: [record.getMessage() for record in caplog.records if "before training" in record.getMessage()]
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("chunked_loss", [True, False])
+def test_it_is_told_once_with_the_remedy_and_changes_no_loss(
+    chunked_loss: bool, make_recipe: MakeRecipe, tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"max_steps": 2, "attention": {"group_size": 8}, "chunked_loss": chunked_loss, "lora": {"lora_dropout": 0.2}}
+    train(make_recipe(**common))
+    [message] = told()
+    monkeypatch.setattr(beginning, "TOLD_FROM", 100.0)
+    train(make_recipe(**common, output_dir=str(tmp_path / "silent")))
+    assert told() == [message]
+    assert losses(tmp_path / "run") == losses(tmp_path / "silent")
+    found = re.fullmatch(
+        r"before training, 128 tokens have a loss of (\S+) in groups and (\S+) with full attention, .* "
+        r"\(attention\.sink_tokens: 1; docs/sink\.md\)",
+        message,
+    )
+    assert found is not None, message
+    assert float(found[1]) == pytest.approx(losses(tmp_path / "run")[0], abs=1)  # of one micro-step of two
+
+
+def test_with_sink_tokens_the_remedy_is_another(make_recipe: MakeRecipe, told: Any) -> None:
+    train(make_recipe(max_steps=1, attention={"sink_tokens": 1}))
+    [message] = told()
+    assert message.endswith("use larger groups (attention.group_size)")
+
+
+@pytest.mark.parametrize("attention", [{"pattern": "full"}, {"dense_finish": 1.0}])
+def test_runs_that_never_group_are_not_asked(attention: dict[str, Any], make_recipe: MakeRecipe, told: Any) -> None:
+    train(make_recipe(max_steps=1, attention=attention))
+    assert not told()
+
+
+def test_only_the_beginning_of_a_row_is_looked_at(
+    make_recipe: MakeRecipe, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beginning, "MOST_TOKENS", 48)
+    lengths: list[int] = []
+    compare = beginning.set_grouping
+
+    def noted(model: torch.nn.Module, grouping: Any) -> None:
+        handle = model.register_forward_pre_hook(
+            lambda _, __, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
+        )
+        compare(model, grouping)
+        hooks.append(handle)
+
+    hooks: list[Any] = []
+    monkeypatch.setattr(beginning, "set_grouping", noted)
+    train(make_recipe(max_steps=1))
+    assert told()[0].startswith("before training, 48 tokens")
+    assert lengths[0] == 48
