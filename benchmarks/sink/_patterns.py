@@ -4,6 +4,8 @@
 sinks follow; each with ` sinkN`: every group also sees the first N tokens.
 """
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,19 @@ def follow(pattern: str, tokens: int, group_size: int) -> None:
 
 def load(path: Path, dtype: torch.dtype, device: torch.device, *, tuning: str) -> Any:
     """Load a model that follows patterns and trains by `lora` or `lora+` (rank 16, attention), float32 what trains."""
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, lambda **_: None)
-    config = load_config(str(path), trust_remote_code=False)
-    model: Any = load_weights(str(path), config, dtype=dtype, attention=_NAME).to(device)
+    model = copy.deepcopy(_base(path, dtype, device))
     trainable = ("embed", "norm") if tuning == "lora+" else ()
     model = add_adapter(model, trainable=trainable, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="attention")
     keep_hidden_states_in(model, dtype)
     return model.train()
+
+
+@cache
+def _base(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, lambda **_: None)
+    config = load_config(str(path), trust_remote_code=False)
+    return load_weights(str(path), config, dtype=dtype, attention=_NAME).to(device)
 
 
 def token_losses(model: Any, rows: Tensor, autocast: torch.autocast) -> Tensor:
