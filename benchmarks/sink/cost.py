@@ -1,0 +1,79 @@
+"""What a sink token costs: S²-Attn with one and without, forward and backward pass, in interleaved pairs.
+
+    python benchmarks/sink/cost.py                          # 4k to 32k tokens, 20 pairs each
+    python benchmarks/sink/cost.py --lengths 4096 --pairs 5
+
+One row, groups of a quarter, 8 heads of 64 and 2 key-value heads, float32 on a CPU (bfloat16 and 32 heads of 128 on
+CUDA). Each pair runs both, in turn first; the report is the median of the ratios, and rows go to results/.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "src")]
+
+import _report  # noqa: E402
+import torch  # noqa: E402
+from _measure import interleaved  # noqa: E402
+
+from longlora.attention import s2_attention  # noqa: E402
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> int:
+    """Measure each length, print a line and write a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768], metavar="T")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "cost.jsonl")
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for length in arguments.lengths:
+        runs = {str(sinks): make_run(length, sinks) for sinks in (0, 1)}
+        seconds = interleaved(runs, DEVICE, num_rounds=arguments.pairs, shortest=0.0)
+        ratios = [with_sink / without for without, with_sink in zip(seconds["0"], seconds["1"], strict=True)]
+        row = {
+            "tokens": length,
+            "pairs": len(ratios),
+            "ratio": round(statistics.median(ratios), 4),
+            "quartiles": [round(value, 4) for value in statistics.quantiles(ratios, n=4)],
+            "seconds_without": round(statistics.median(seconds["0"]), 5),
+            "device": _report.device_name(DEVICE),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "commit": _report.commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{length:6} tokens: {row['ratio']:.3f} times the time, quartiles {row['quartiles']}", flush=True)
+    return 0
+
+
+def make_run(length: int, sink_tokens: int) -> Callable[[], None]:
+    """Make inputs, and return a run of both passes."""
+    heads, kv_heads, dim = (32, 8, 128) if DEVICE.type == "cuda" else (8, 2, 64)
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+    tensors = [
+        torch.randn(1, length, number, dim, device=DEVICE, dtype=dtype).transpose(1, 2).requires_grad_()
+        for number in (heads, kv_heads, kv_heads)
+    ]
+    upstream = torch.randn(1, heads, length, dim, device=DEVICE, dtype=dtype)
+
+    def run() -> None:
+        for tensor in tensors:
+            tensor.grad = None
+        s2_attention(*tensors, group_size=length // 4, sink_tokens=sink_tokens).backward(upstream)
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())
