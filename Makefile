@@ -26,6 +26,7 @@ endif
 
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := HF_HUB_OFFLINE=1 $(PY) -m pytest
+FAILURES := build/gpu/tests.jsonl
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
@@ -60,9 +61,11 @@ bench: $(RUNTIME) ## Run every benchmark
 	@$(if $(BENCHMARKS),,echo "There is no benchmark in benchmarks/ yet.")
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(PY) "$$script" || exit 1; done
 
-gpu: $(DEVELOPMENT) ## On a machine with CUDA: the tests that need it, then the benchmarks
+gpu: $(DEVELOPMENT) ## On a machine with CUDA: all tests with CUDA visible, then the benchmarks
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: torch sees no CUDA device here")'
-	@$(PYTEST) -m gpu || { status=$$?; [ $$status = 5 ] && echo "No test is marked gpu yet." || exit $$status; }
+	@mkdir -p build/gpu && rm -f $(FAILURES) && echo "Failures go to $(FAILURES) as they come"
+	@PYTHONPATH="benchmarks/gpu:$$PYTHONPATH" LADDER_FAILURES=$(FAILURES) \
+	  $(PYTEST) -p no:benchmark -p _failing_tests -n $(WORKERS)
 	@$(MAKE) --no-print-directory bench
 
 models-page: $(DEVELOPMENT) ## Write docs/models.md anew: which architectures train with S²-Attn (minutes)

@@ -6,6 +6,8 @@ import random
 import secrets
 import shutil
 import tempfile
+from collections.abc import Generator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,25 @@ from hypothesis import settings
 
 SEED_VARIABLE = "LONGLORA_TEST_SEED"
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Distributions that files of tests, or single tests, need beyond what longlora always needs. `dev` installs all of them
+# (tests/structure/test_requirements.py sees to it); on a machine that lacks some, these tests are skipped.
+NEEDED_PACKAGES = {
+    "tests/benchmarks/test_pdf_agreement.py": ("pypdfium2", "reportlab"),
+    "tests/corpus/qa/test_budget.py": ("openai",),
+    "tests/corpus/qa/test_commands.py": ("openai",),
+    "tests/corpus/qa/test_faults.py": ("openai",),
+    "tests/corpus/qa/test_journal.py": ("openai",),
+    "tests/corpus/qa/test_make.py": ("openai",),
+    "tests/corpus/test_layouts.py": ("pypdfium2", "reportlab"),
+    "tests/corpus/test_markup.py": ("beautifulsoup4", "lxml"),
+    "tests/corpus/test_unreadable.py": ("beautifulsoup4", "datasketch", "lxml", "pypdfium2", "reportlab"),
+    "tests/serving/test_front.py": ("httpx", "starlette"),
+    "tests/serving/test_live.py": ("fastapi", "openai", "uvicorn"),
+    "tests/serving/test_run.py": ("fastapi", "httpx", "openai", "starlette", "uvicorn"),
+    "tests/structure/test_requirements.py::test_every_imported_package_is_asked_for": ("beautifulsoup4",),
+    "tests/training/test_miniature.py::test_a_recipe_trains_in_miniature[llama-2-7b-qlora-32k]": ("bitsandbytes",),
+}
 
 # Before anything imports torch, transformers or matplotlib. Processes that a test starts inherit all of it.
 os.environ |= {
@@ -37,7 +58,40 @@ def pytest_report_header() -> str:
     return f"seed: {os.environ[SEED_VARIABLE]} (the same again with {SEED_VARIABLE}={os.environ[SEED_VARIABLE]})"
 
 
+def missing_packages(place: str) -> list[str]:
+    """Name what a file or a test needs and this environment lacks."""
+    missing = []
+    for package in NEEDED_PACKAGES.get(place, ()):
+        try:
+            version(package)
+        except PackageNotFoundError:
+            missing.append(package)
+    return missing
+
+
+class SkippedModule(pytest.Module):
+    """A file of tests that is not even imported, since it needs packages that are not there."""
+
+    def collect(self) -> list[pytest.Item]:
+        packages = ", ".join(missing_packages(_place(self.path)))
+        raise pytest.skip.Exception(f"needs {packages}", allow_module_level=True)
+
+
+def _place(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if missing_packages(_place(module_path)):
+        return SkippedModule.from_parent(parent, path=module_path)
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if missing := missing_packages(item.nodeid):
+            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not needing_gpu:
         return
@@ -46,6 +100,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in needing_gpu:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Hide CUDA from a test that is about the CPU, from its fixtures and from the processes that it starts."""
+    if not item.get_closest_marker("cpu"):
+        return (yield)
+    import torch
+    from transformers.utils import is_torch_cuda_available
+
+    is_torch_cuda_available()  # it remembers its answer, and so does CUDA how many devices the environment lets it see
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        return (yield)
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_train_evaluate_merge_evaluate(run: Run, recipe: Path, tmp_path: Path, t
     status, out, err = run("merge", adapter, tmp_path / "merged")
     assert status == 0, err
     for model in (adapter, tmp_path / "merged"):
-        arguments = ("--data", text_folder, "--lengths", "64,128", "--stride", 32, "--json")
+        arguments = ("--data", text_folder, "--lengths", "64,128", "--stride", 32, "--dtype", "float32", "--json")
         status, out, err = run("eval", "perplexity", model, *arguments)
         assert status == 0, err
         perplexities.append({k: v["perplexity"] for k, v in json.loads(out)["perplexity"].items()})

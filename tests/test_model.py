@@ -96,7 +96,7 @@ def test_the_tiny_model_ships_with_the_package() -> None:
     assert model.config.max_position_embeddings == 256
     assert 1_500_000 <= sum(p.numel() for p in model.parameters()) <= 4_000_000
     text = "def main():\n    return None\n"
-    tokens = torch.tensor([tokenizer(text)["input_ids"]])
+    tokens = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
     assert tokenizer.decode(tokens[0], skip_special_tokens=True) == text
     loss = model(input_ids=tokens, labels=tokens).loss
     assert loss < 4.0  # a model that knows nothing has log(2048) = 7.6
@@ -135,6 +135,6 @@ def test_attention_dropout_is_set_to_zero_with_a_warning(
     (model_directory / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}), encoding="utf-8")
     values = {"model_name_or_path": str(model_directory), "output_dir": str(tmp_path), "context_length": 128}
     with caplog.at_level("WARNING", logger="longlora"):
-        model = load_for_training(parse_recipe({**values, "data": {"source": "x"}})).model
+        model = load_for_training(parse_recipe({**values, "dtype": "float32", "data": {"source": "x"}})).model
     assert "attention_dropout=0.1 in the model's config is set to 0" in caplog.text
     model.train()(input_ids=torch.zeros(1, 128, dtype=torch.long))

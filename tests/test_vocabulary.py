@@ -138,7 +138,7 @@ def test_new_tokens_survive_training_saving_and_merging(
     rows_of_new = next(iter(embeddings.values()))[USED : USED + 2]
     assert not torch.allclose(rows_of_new[0], rows_of_new[1])  # they began as one
 
-    model, tokenizer = load_for_inference(adapter)
+    model, tokenizer = load_for_inference(adapter, dtype="float32")
     tokens = torch.tensor([tokenizer("<doc>the sea<end>")["input_ids"]])
     assert {USED, USED + 1} <= set(tokens[0].tolist())
     merge_adapter(adapter, tmp_path / "merged")
@@ -146,7 +146,8 @@ def test_new_tokens_survive_training_saving_and_merging(
     assert merged_tokenizer("<doc>")["input_ids"] == [USED]
     assert merged.config.vocab_size == max(rows, USED + 2)
     with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=tokens).logits, model(input_ids=tokens).logits, atol=1e-4, rtol=0)
+        found = model(input_ids=tokens.to(model.device)).logits.cpu()
+        torch.testing.assert_close(merged(input_ids=tokens).logits, found, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

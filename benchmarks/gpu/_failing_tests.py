@@ -7,6 +7,7 @@ import faulthandler
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Generator
 from types import FrameType
@@ -68,7 +69,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     before = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(seconds)
     if not _writes():  # a worker that dies is replaced
-        faulthandler.dump_traceback_later(2 * seconds, exit=True)
+        # A test may have put something else in the place of stderr, which has no descriptor to write to.
+        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
     try:
         return (yield)
     finally:

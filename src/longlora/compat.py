@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 
 def checkpointing_arguments(enabled: bool) -> dict[str, Any]:
@@ -16,6 +16,15 @@ def checkpointing_arguments(enabled: bool) -> dict[str, Any]:
     """
     names = {field.name for field in fields(TrainingArguments)}
     return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": enabled}
+
+
+def ordinary_attention(config: PreTrainedConfig) -> str | None:
+    """Name the attention that a model evaluates with where transformers' own choice may drop its softcap.
+
+    transformers 5.17 chooses "sdpa" for Gemma 2, which computes no softcap; 5.23 chooses "eager". None leaves it to
+    transformers. Ends when no supported version makes the first choice.
+    """
+    return None if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None else "eager"
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:

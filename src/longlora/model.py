@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from longlora.checkpoint import ADAPTER_WEIGHTS, Extension, is_adapter, model_source, read_extension
-from longlora.compat import keep_to_fitting_kernels
+from longlora.compat import keep_to_fitting_kernels, ordinary_attention
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.generation import stop_at_every_end
@@ -265,7 +265,7 @@ def load_weights(
             name,
             config=config,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=attention or ordinary_attention(config),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **placement,

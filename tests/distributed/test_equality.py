@@ -13,6 +13,8 @@ from longlora.config import parse_recipe
 from longlora.merge import merge_adapter
 from longlora.training.run import train
 
+pytestmark = pytest.mark.cpu
+
 
 def assert_same_result(one: Path, other: Path, *, tolerance: float = 1e-6) -> None:
     """Compare two directories of adapters or models: files, names, dtypes, values."""

@@ -17,7 +17,7 @@ from tests.distributed.test_equality import assert_same_result
 from longlora.config import parse_recipe
 from longlora.training.run import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.cpu, pytest.mark.slow]
 
 TWO = ("--processes", "2")
 

@@ -38,8 +38,8 @@ def adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_disk_and_the_cpu_together_are_the_cpu(base_model: Path, tmp_path: Path) -> None:
-    whole, tokenizer = load_for_inference(base_model)
-    spread, _ = load_for_inference(base_model, device_map=SPREAD)
+    whole, tokenizer = load_for_inference(base_model, dtype="float32", device="cpu")
+    spread, _ = load_for_inference(base_model, dtype="float32", device_map=SPREAD)
     assert any(parameter.is_meta for parameter in spread.parameters())
     assert model_identity(spread) == model_identity(whole)
     documents = [torch.randint(3, 250, (130,)).tolist()]

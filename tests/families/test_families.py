@@ -7,9 +7,10 @@ import pytest
 import torch
 from tests.families.families import FAMILIES, NUM_LAYERS, VOCABULARY, Family
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 
 from longlora import register
+from longlora.compat import ordinary_attention
 from longlora.grouping import Grouping, set_grouping
 from longlora.lora import add_adapter, attention_linear_names, embedding_and_norm_names
 from longlora.merge import merge_adapter
@@ -30,7 +31,7 @@ def make(family: Family, seed: int, *, attention: str | None = "s2", one_layer: 
     """Build a random model whose norms, biases and sinks are random as well."""
     config = family.config_of_one_layer() if one_layer else family.config()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention or ordinary_attention(config))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -127,6 +128,8 @@ def test_generation_with_a_cache_says_what_it_would_say_without(family, seed):
 def test_a_packed_row_trains_as_its_documents_alone(family, seed):
     if family.model_type in LINEAR_ATTENTION:
         pytest.skip("layers of linear attention carry a state over the whole row")
+    if family.model_type == "llama4_text" and not hasattr(masking_utils, "remap_positions_for_packed_sequence"):
+        pytest.skip("transformers 5.17 counts chunks from the beginning of the row, not of each document")
     model = make(family, seed).train()
     lengths = (6, 1, 6)
     tokens = random_tokens(seed)
@@ -200,7 +203,8 @@ def test_merged_equals_adapter(family, seed, base_model, tmp_path):
     tokens = random_tokens(seed)
     with torch.no_grad():
         expected = model(tokens).logits
-        reloaded = AutoModelForCausalLM.from_pretrained(merged).eval()
+        ordinary = ordinary_attention(family.config())
+        reloaded = AutoModelForCausalLM.from_pretrained(merged, attn_implementation=ordinary).eval()
         assert_close(reloaded(tokens).logits, expected, f"seed {seed}")
         with pytest.raises(AssertionError, match="differs by"):
             assert_close(make(family, seed).eval()(tokens).logits, expected)

@@ -25,7 +25,7 @@ def whole(answer: Answer) -> str:
 
 def reference(speaker: Speaker, text: str, length: int = 12) -> str:
     """What `generate` says to the whole text at once, with no memory of ours."""
-    ids = torch.tensor([speaker.tokens(text)])
+    ids = torch.tensor([speaker.tokens(text)], device=speaker.model.device)
     output = speaker.model.generate(ids, max_new_tokens=length, do_sample=False)
     return speaker.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
@@ -69,7 +69,7 @@ def test_reused_keys_are_those_of_a_fresh_reading(speaker: Speaker, monkeypatch:
 
 
 def test_a_stopped_answer_leaves_the_memory_in_order() -> None:
-    speaker = load_speaker("tiny")  # whose answers have words, by which they come
+    speaker = load_speaker("tiny", dtype="float32")  # whose answers have words, by which they come
     memory = WholeMemory(speaker.model)
     answer = answer_to(speaker, "def add(", memory, length=200)
     for count, _ in enumerate(answer):

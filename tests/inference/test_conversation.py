@@ -135,7 +135,9 @@ def test_a_question_that_does_not_fit_is_refused_and_a_long_one_gets_a_short_ans
 
 @pytest.mark.parametrize("template", [None, CHATML], ids=["paper", "own"])
 def test_streaming_with_room_for_all_is_the_ordinary_conversation(template: str | None) -> None:
-    speaker = load_speaker("tiny")  # what it says is text, and gives the same tokens when it is read again
+    speaker = load_speaker(
+        "tiny", dtype="float32"
+    )  # what it says is text, and gives the same tokens when it is read again
     speaker.tokenizer.chat_template = template or speaker.tokenizer.chat_template
     plain, streaming = start(speaker, system="Be brief."), start(speaker, system="Be brief.", stream_window=256)
     assert streaming.is_streaming and not plain.is_streaming

@@ -76,4 +76,5 @@ def save_random(model: PeftModel, folder: Path) -> PeftModel:
 @torch.no_grad()
 def logits(model: nn.Module, seed: int) -> torch.Tensor:
     tokens = torch.randint(259, (2, 53), generator=torch.Generator().manual_seed(seed))
-    return model(input_ids=tokens, use_cache=False).logits.float()
+    device = next(model.parameters()).device
+    return model(input_ids=tokens.to(device), use_cache=False).logits.float().cpu()

@@ -61,7 +61,8 @@ torch.save(model(input_ids=torch.arange(100)[None]).logits, sys.argv[2])
 """
     subprocess.run([sys.executable, "-c", program, tmp_path / "merged", tmp_path / "logits.pt"], check=True)
     with torch.no_grad():
-        expected = load_for_inference(adapter)[0](input_ids=torch.arange(100)[None]).logits
+        model, _ = load_for_inference(adapter, dtype="float32")
+        expected = model(input_ids=torch.arange(100, device=model.device)[None]).logits.cpu()
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-4, rtol=0)
 
 

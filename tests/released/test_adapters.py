@@ -30,7 +30,7 @@ def test_the_published_layout(original: Original, tmp_path: Path, seed: int) -> 
     assert report.is_adapter
     assert (report.context.length, report.context.factor, report.context.known_from) == (1024, 16.0, "its name")
     expected = logits(original.merged(16.0), seed)
-    adapter, tokenizer = load_for_inference(tmp_path / "out")
+    adapter, tokenizer = load_for_inference(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits(adapter, seed), expected, atol=1e-4, rtol=1e-5)
     assert (logits(original.merged(15.0), seed) - expected).abs().max() > 1e-3
     assert (logits(original.merged(16.0, with_whole=False), seed) - expected).abs().max() > 1e-2
@@ -62,7 +62,7 @@ def test_merged_by_the_command_line(original: Original, tmp_path: Path, seed: in
 def test_everything_in_one_pytorch_model(original: Original, tmp_path: Path, seed: int) -> None:
     folder = publish_consolidated(original, tmp_path / "checkpoint-1k")
     import_released(str(folder), tmp_path / "out", base=str(original.base))
-    adapter, _ = load_for_inference(tmp_path / "out")
+    adapter, _ = load_for_inference(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits(adapter, seed), logits(original.merged(16.0), seed), atol=1e-4, rtol=1e-5)
     assert not any("lm_head" in name or "mlp" in name for name in load_file(tmp_path / "out/adapter_model.safetensors"))
 
@@ -70,7 +70,7 @@ def test_everything_in_one_pytorch_model(original: Original, tmp_path: Path, see
 def test_embeddings_of_the_bases_own_rows_stay_whole(original: Original, tmp_path: Path, seed: int) -> None:
     original.whole["model.embed_tokens.weight"] = original.whole["model.embed_tokens.weight"][:-1]
     import_released(str(publish(original, tmp_path / "x-1k")), tmp_path / "out", base=str(original.base))
-    adapter, _ = load_for_inference(tmp_path / "out")
+    adapter, _ = load_for_inference(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits(adapter, seed), logits(original.merged(16.0), seed), atol=1e-4, rtol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_lora_alone_only_when_asked(original: Original, tmp_path: Path, seed: in
         import_released(str(folder), tmp_path / "out", base=str(original.base))
     assert not (tmp_path / "out").exists()
     import_released(str(folder), tmp_path / "out", base=str(original.base), lora_only=True)
-    adapter, _ = load_for_inference(tmp_path / "out")
+    adapter, _ = load_for_inference(tmp_path / "out", dtype="float32")
     expected = logits(original.merged(16.0, with_whole=False), seed)
     torch.testing.assert_close(logits(adapter, seed), expected, atol=1e-4, rtol=1e-5)
 
@@ -145,7 +145,7 @@ def test_an_output_embedding_that_was_trained_comes_along(original: Original, tm
     output = torch.randn(260, 36)
     original.whole["lm_head.weight"] = output
     import_released(str(publish(original, tmp_path / "x-1k")), tmp_path / "out", base=str(original.base))
-    adapter, _ = load_for_inference(tmp_path / "out")
+    adapter, _ = load_for_inference(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits(adapter, seed), logits(original.merged(16.0), seed), atol=1e-4, rtol=1e-5)
 
 

@@ -6,9 +6,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from tests.conftest import NEEDED_PACKAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -98,6 +100,17 @@ def test_pins_lie_in_the_promised_ranges() -> None:
         if (name := canonicalize_name(requirement.name)) in pinned and pinned[name] not in requirement.specifier
     ]
     assert outside == []
+
+
+def test_dev_installs_what_single_tests_need() -> None:
+    """Where all of `dev` is installed, as `make` does it, no test is skipped for want of a package."""
+    installed = installed_closure(EXTRAS["dev"])
+    direct = {canonicalize_name(Requirement(text).name) for text in EXTRAS["dev"]} - ITSELF
+    if absent := direct - installed:
+        pytest.skip(f"not all of dev is installed: {', '.join(sorted(absent))}")
+    assert {package for packages in NEEDED_PACKAGES.values() for package in packages} <= installed
+    paths = {REPOSITORY / place.partition("::")[0] for place in NEEDED_PACKAGES}
+    assert {path for path in paths if not path.is_file()} == set()
 
 
 def test_everything_installed_along_is_pinned() -> None:

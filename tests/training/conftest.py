@@ -26,6 +26,7 @@ def values(base_model: Path, text_folder: Path, tmp_path: Path) -> dict[str, Any
         "gradient_accumulation_steps": 2,
         "save_steps": 3,
         "gradient_checkpointing": False,
+        "dtype": "float32",  # numbers are compared, and on a GPU "auto" is bfloat16
         "data": {"source": str(text_folder), "cache_dir": str(tmp_path / "cache")},
     }
 

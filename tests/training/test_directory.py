@@ -65,9 +65,9 @@ def test_a_finished_checkpoint_can_be_read_as_an_adapter(make_recipe: MakeRecipe
     checkpoint = run_directory(recipe).last_checkpoint()
     assert checkpoint is not None and step_of(checkpoint) == 3
     assert read_extension(checkpoint) == read_extension(adapter)
-    tokens = torch.arange(50)[None]
+    models = [load_for_inference(directory)[0] for directory in (checkpoint, adapter)]
+    tokens = torch.arange(50, device=models[0].device)[None]
     with torch.no_grad():
-        models = [load_for_inference(directory)[0] for directory in (checkpoint, adapter)]
         assert torch.equal(*(model(input_ids=tokens).logits for model in models))
 
 

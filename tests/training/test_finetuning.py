@@ -74,13 +74,14 @@ def test_validation_is_measured_under_full_attention_on_answers_alone(
 ) -> None:
     recipe = make_sft({"packing": False, "max_validation_rows": 3}, max_steps=2, eval_steps=2)
     adapter = train(recipe)
-    model, tokenizer = load_for_inference(adapter)
+    model, tokenizer = load_for_inference(adapter, dtype="float32")
     losses = []
     for row in json.loads(conversations.read_text(encoding="utf-8"))[:3]:
         turns = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
         encoded = encode_conversation(tokenizer, turns, context_length=128)
-        logits = model(input_ids=torch.tensor([encoded.input_ids])).logits[0, :-1]  # (T - 1, vocabulary)
-        losses.append(F.cross_entropy(logits, torch.tensor(encoded.labels[1:])).item())
+        tokens, labels = (torch.tensor(ids, device=model.device) for ids in (encoded.input_ids, encoded.labels))
+        logits = model(input_ids=tokens[None]).logits[0, :-1]  # (T - 1, vocabulary)
+        losses.append(F.cross_entropy(logits, labels[1:]).item())
     measured = [line["eval_loss"] for line in lines(recipe) if "eval_loss" in line][-1]
     assert measured == pytest.approx(sum(losses) / 3, abs=1e-4)
     with pytest.raises(AssertionError):

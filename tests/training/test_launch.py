@@ -18,6 +18,8 @@ from longlora.errors import ConfigError
 from longlora.training import engines, launch
 from longlora.training.launch import Processes, choose_processes, strategy_of
 
+pytestmark = pytest.mark.cpu  # GPUs are pretended
+
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

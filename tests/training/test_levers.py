@@ -138,7 +138,7 @@ def test_the_models_own_loss_returns_its_outputs_when_asked(
     assert seen == [(1, 128, 259)]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
+@pytest.mark.cpu
 def test_offloading_without_a_gpu_is_not_followed_and_said(curve: Curve, caplog: pytest.LogCaptureFixture) -> None:
     plain = curve(max_steps=2)
     with caplog.at_level(logging.WARNING, logger="longlora"):
@@ -176,7 +176,7 @@ def test_what_leaves_without_checkpointing_is_not_guessed(
     assert caplog.text == ""
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that trains in float16")
+@pytest.mark.cpu
 def test_float16_is_refused_without_a_gpu(make_recipe: MakeRecipe) -> None:
     with pytest.raises(ConfigError, match=r"dtype=float16 is trained on a GPU only.*use bfloat16 or float32"):
         train(make_recipe(dtype="float16"))
@@ -184,7 +184,7 @@ def test_float16_is_refused_without_a_gpu(make_recipe: MakeRecipe) -> None:
 
 @pytest.mark.gpu
 def test_offloading_changes_nothing_on_a_gpu(curve: Curve) -> None:
-    settings = {"dtype": "float32", "gradient_checkpointing": True}
+    settings = {"gradient_checkpointing": True}
     assert curve(**settings, activation_offloading=True) == pytest.approx(curve(**settings), rel=TOLERANCE)
 
 

@@ -55,10 +55,21 @@ def test_plan_and_measurement_stand_side_by_side(
 
 
 def test_a_model_that_the_planner_does_not_know_is_measured_all_the_same(
-    run: RunDirectory, make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
+    run: RunDirectory,
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 9 * GIB)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "unheard_of"}', encoding="utf-8")
     with caplog.at_level(logging.INFO, logger="longlora"):
-        write_summary(make_recipe(), run, Stopwatch(tokens_per_step=1.0))
+        recipe = make_recipe(model_name_or_path=str(tmp_path / "model"))
+        write_summary(recipe, run, Stopwatch(tokens_per_step=1.0))
+    assert "no plan to compare with" in caplog.text and "'unheard_of'" in caplog.text
     assert json.loads((run.root / "summary.json").read_text(encoding="utf-8"))["plan"] is None
     assert "validation perplexity, full attention: 148.41 -> 4.48" in caplog.text
 

@@ -30,13 +30,13 @@ def test_two_runs_one_after_the_other(make_recipe: MakeRecipe, tmp_path: Path, r
     said = json.loads((adapter / "longlora.json").read_text())
     assert (said["base_context"], said["context_length"]) == (64, 128)
     merge_adapter(adapter, tmp_path / "merged")
-    merged, _ = load_for_inference(tmp_path / "merged")
-    model, tokenizer = load_for_inference(adapter)
+    merged, _ = load_for_inference(tmp_path / "merged", dtype="float32")
+    model, tokenizer = load_for_inference(adapter, dtype="float32")
     assert merged.config.rope_parameters == model.config.rope_parameters == said["rope_parameters"]
     assert readable_context(merged.config) == (128 if rope_type != "dynamic" else 2 * 64)
     assert merged.config.max_position_embeddings == (64 if rope_type == "dynamic" else 128)
     assert tokenizer.model_max_length == 128
-    tokens = torch.arange(128)[None] + 3
+    tokens = torch.arange(128, device=model.device)[None] + 3
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=tokens).logits, model(input_ids=tokens).logits, atol=1e-4, rtol=0)
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from longlora.compat import ordinary_attention
 from longlora.errors import CheckpointError
 
 _PROBE_TOKENS = 512
@@ -53,7 +54,8 @@ def compare(directory: Path, tokens: torch.Tensor, expected: torch.Tensor, dtype
     """
     gc.collect()  # what was loaded for the adapter's logits: models hold cycles
     AutoTokenizer.from_pretrained(directory)
-    found = logits(AutoModelForCausalLM.from_pretrained(directory, dtype=dtype), tokens)
+    attention = ordinary_attention(AutoConfig.from_pretrained(directory))
+    found = logits(AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention), tokens)
     if found.shape != expected.shape:
         raise CheckpointError(
             f"the merged model has {found.shape[-1]} logits and the adapter {expected.shape[-1]}; nothing was written"
