@@ -30,7 +30,12 @@ def losses(output: Path) -> list[float]:
 def test_it_is_told_once_with_the_remedy_and_changes_no_loss(
     chunked_loss: bool, make_recipe: MakeRecipe, tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = {"max_steps": 2, "attention": {"group_size": 8}, "chunked_loss": chunked_loss, "lora": {"lora_dropout": 0.2}}
+    common = {
+        "max_steps": 2,
+        "attention": {"group_size": 8},
+        "chunked_loss": chunked_loss,
+        "lora": {"lora_dropout": 0.2},
+    }
     train(make_recipe(**common))
     [message] = told()
     monkeypatch.setattr(beginning, "TOLD_FROM", 100.0)

@@ -1,0 +1,97 @@
+"""The grid on sink tokens: its cells on the tiny model, and that the page on them says what its rows say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from longlora.tiny import tiny_model_directory
+
+ROOT = Path(__file__).parents[2]
+SINK = ROOT / "benchmarks" / "sink"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Load a script of the folder as a module."""
+    monkeypatch.syspath_prepend(str(SINK))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def module(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"sink_{name}", SINK / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, loaded)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    return module
+
+
+def test_the_page_says_what_the_rows_say(load) -> None:
+    page = (ROOT / "docs" / "sink.md").read_text(encoding="utf-8")
+    report = load("report")
+    tables = report.tables(report.read_rows())
+    assert tables
+    for title, table in tables.items():
+        assert f"### {title}\n\n{table}\n" in page
+    by_cell = {(row["tokens"], row["pattern"]): row["loss"] for row in report.read_rows() if row["dtype"] == "bfloat16"}
+    for tokens, share in ((1024, "77 %"), (4096, "81 %")):
+        full, paper, sink = (by_cell[tokens, pattern] for pattern in ("full", "s2", "s2 sink1"))
+        assert f"{(paper - sink) / (paper - full):.0%}".replace("%", " %") == share
+        assert share in page
+
+
+def test_cells_are_measured_once_and_patterns_differ(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / "texts" / "books" / split).mkdir(parents=True)
+        for number in range(2):
+            text = "".join(f"def name_{i}(self): return {i * number}\n" for i in range(400))
+            (tmp_path / "texts" / "books" / split / f"{number}.txt").write_text(text)
+    grid = load("grid")
+    monkeypatch.setattr(grid, "BEFORE", ["full", "s2", "s2 sink1"])
+    monkeypatch.setattr(grid, "TRAINED", ["s2 sink1"])
+    arguments = ["grid.py", str(tiny_model_directory()), "--texts", str(tmp_path / "texts"), "--tokens", "128"]
+    arguments += ["--steps", "2", "--seeds", "1", "--out", str(tmp_path / "rows")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert grid.main() == 0
+    [file] = (tmp_path / "rows").glob("*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["before"] * 6 + ["train"] * 2
+    losses = {row["pattern"]: row["loss"] for row in rows if row["kind"] == "before" and row["dtype"] == "float32"}
+    assert len(set(losses.values())) == 3
+    for row in rows[6:]:
+        assert len(row["gradient_norms"]) == len(row["training_losses"]) == 2
+        assert row["loss_own_pattern"][0] == pytest.approx(losses["s2 sink1"], abs=1)
+        assert 0 <= row["passkey"] <= 1
+    grid.main()
+    assert len(file.read_text().splitlines()) == len(rows)
+
+
+@pytest.mark.parametrize("pattern", ["full", "rows", "s2", "s2 sink1", "no shift sink1"])
+def test_patterns_are_what_their_names_say(pattern: str, load) -> None:
+    from longlora.attention import attend_in_segments
+    from longlora.attention.reference import s2_mask
+
+    patterns = load("_patterns")
+    patterns.follow(pattern, 12, 4)
+    name, _, sinks = pattern.partition(" sink")
+    eye = torch.eye(12, dtype=torch.float64)[None, None].expand(1, 4, 12, 12)
+    seen = attend_in_segments(torch.zeros_like(eye), torch.zeros_like(eye), eye, patterns._cuts[0]) > 0  # (1, H, T, T)
+    whole = {"group_size": 100, "cu_seqlens": torch.tensor([0, 12])} if name == "full" else {"group_size": 4}
+    expected = s2_mask(eye, sink_tokens=int(sinks or 0), **whole)
+    if name in ("rows", "no shift"):
+        expected = expected[:, :1].expand(1, 4, 12, 12)
+    assert torch.equal(seen, expected)
+
+
+def test_the_cost_is_a_ratio_of_pairs(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = load("cost")
+    monkeypatch.setattr(sys, "argv", ["cost.py", "--lengths", "64", "--pairs", "3", "--out", str(tmp_path / "c.jsonl")])
+    assert cost.main() == 0
+    [row] = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert row["pairs"] == 3 and row["quartiles"][0] <= row["ratio"] <= row["quartiles"][2]
