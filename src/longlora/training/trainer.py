@@ -17,7 +17,14 @@ from longlora.errors import ConfigError, DivergenceError
 from longlora.lora import embedding_parameters
 from longlora.memory import why_not_in_pieces
 from longlora.model import TrainingModel, compute_dtype, training_grouping
-from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
+from longlora.training.callbacks import (
+    CompleteCheckpoints,
+    DenseFinish,
+    FiniteGradients,
+    LightLastCheckpoint,
+    MetricsLog,
+    ProgressBar,
+)
 from longlora.training.directory import RunDirectory
 from longlora.training.engines import engine
 from longlora.training.offloading import tell_offloading
@@ -144,6 +151,7 @@ def build_trainer(
         FiniteGradients(),
         watch,
         MetricsLog(run.metrics),
+        LightLastCheckpoint(),
         CompleteCheckpoints(run, prepared.extension),
         stop,
         bar,
