@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from longlora.grouping import Grouping, set_grouping
 from longlora.lora import add_adapter, trainable_parameters
 from longlora.memory import keep_hidden_states_in, tile_feed_forward
 from longlora.planner import PlannedRun, activations, parse_architecture
 from longlora.planner.memory import plan_memory
-from longlora.register import set_group_size
 
 TOKENS = 320
 SIZES = {
@@ -76,9 +76,8 @@ def planned(
     return PlannedRun(
         architecture=parse_architecture(values, "small"),
         context_length=TOKENS,
-        attention="full",
         num_gpus=2 if run.get("strategy") == BFLOAT16 else 1,
-        **run,
+        **{"attention": "full", **run},
     )
 
 
@@ -89,7 +88,7 @@ def measure(run: PlannedRun, *, sizes: dict[str, Any] | None = None) -> Measured
     config = AutoConfig.for_model(shape.model_type, **values)
     weights = torch.bfloat16 if tuned or not run.mixed else torch.float32
     model = AutoModelForCausalLM.from_config(config, attn_implementation="s2", dtype=weights)
-    set_group_size(model, None)
+    set_grouping(model, Grouping(group_size=run.group_size, sink_tokens=run.sink_tokens))
     if tuned:
         model = add_adapter(
             model,
@@ -160,6 +159,24 @@ def autocast_copies(run: PlannedRun) -> int:
     if run.tuning == "full":
         return 2 * sum(left * right for left, right in linears)
     return 2 * run.lora_rank * sum(left + right for left, right in linears)
+
+
+@pytest.mark.parametrize("strategy", [BFLOAT16, MIXED])
+@pytest.mark.parametrize("kv_heads", [2, 6])
+@pytest.mark.parametrize("sink_tokens", [1, 4])
+def test_what_a_layer_keeps_where_groups_see_sink_tokens(strategy: str, kv_heads: int, sink_tokens: int) -> None:
+    """By SDPA, which runs them here as on cards where it is the fastest."""
+    sizes = {"num_key_value_heads": kv_heads}
+    options: dict[str, Any] = {"strategy": strategy, "sizes": sizes, "gradient_checkpointing": False}
+    options |= {"attention": "s2", "group_size": TOKENS // 4, "sink_tokens": sink_tokens}
+    few, many = planned(1, **options), planned(3, **options)
+    found = difference(measure(few, sizes=sizes), measure(many, sizes=sizes), "after_forward", 2)
+    counted = (activations.kept_layers(many) - activations.kept_layers(few)) / 2
+    found -= autocast_copies(few) / TOKENS
+    # The first group of each half of the heads has none, and its queries are not copied.
+    assert counted == pytest.approx(found, rel=0.011)
+    without = replace(few, sink_tokens=0)
+    assert activations.kept_layers(without) < 0.97 * activations.kept_layers(few)
 
 
 @pytest.mark.parametrize(("strategy", "tuning"), COMBINATIONS)

@@ -77,6 +77,7 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
         "dtype": ("float32", lambda plan: plan.dtype),
         "gradient_checkpointing": (False, lambda plan: plan.gradient_checkpointing),
         "attention.group_size": (77, lambda plan: plan.group_size),
+        "attention.sink_tokens": (3, lambda plan: plan.sink_tokens),
         "attention.dense_finish": (0.25, lambda plan: plan.dense_finish),
         "per_device_train_batch_size": (3, lambda plan: plan.batch_size),
         "gradient_accumulation_steps": (5, lambda plan: plan.accumulation_steps),

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from longlora.attention.s2 import cut_points
 from longlora.errors import ConfigError
 from longlora.lora import add_adapter
-from longlora.planner import GPUS, PlannedRun, compute, find_gpu, parse_architecture
-from longlora.planner.compute import head_pairs, plan_duration, row_flops, window_pairs
+from longlora.planner import GPUS, PlannedRun, compute, find_architecture, find_gpu, parse_architecture
+from longlora.planner.compute import head_pairs, plan_duration, row_flops, traffic_bytes, window_pairs
 
 Original = Callable[..., PlannedRun]
 
@@ -89,7 +89,10 @@ def test_efficiencies_are_the_best_fit_to_the_hours_that_they_name(original: Ori
     seconds = [value * 3600 / 8000 for value in published.values()]  # 1,000 steps of 8 rows on each GPU
     unit = GPUS[gpu].peak_flops
     parts = [[c.linear / unit / s, c.attention / unit / s] for c, s in zip(counts, seconds, strict=True)]
-    inverse = torch.linalg.lstsq(torch.tensor(parts), torch.ones(len(parts), 1)).solution.flatten()
+    # The rest is the same on every GPU: traffic by its bandwidth, and the eighth part of what a step takes.
+    traffic = [traffic_bytes(original(length, tuning)) / GPUS[gpu].bytes_per_second for tuning, length in published]
+    rest = [[1 - (t + compute.STEP_SECONDS / 8) / s] for t, s in zip(traffic, seconds, strict=True)]
+    inverse = torch.linalg.lstsq(torch.tensor(parts), torch.tensor(rest)).solution.flatten()
     fitted = [round(1 / value, 2) for value in inverse.tolist()]
     assert fitted == [efficiency.linear, efficiency.attention]
 
@@ -215,10 +218,38 @@ def test_a_dense_finish_lies_between(llama_7b: Any) -> None:
     assert hours(replace(run, attention="full", dense_finish=0.0)) == dense
 
 
-def test_offloading_takes_the_time_of_two_copies(llama_7b: Any) -> None:
+def test_offloading_takes_time_only_where_the_copies_take_longer_than_the_rest(
+    llama_7b: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = PlannedRun(architecture=llama_7b, context_length=65536, tuning="lora", steps=1, accumulation_steps=1)
-    seconds = 3600 * (hours(replace(run, offload_checkpoints=True)) - hours(run))
-    assert seconds == pytest.approx(2 * 32 * 4096 * 2 * 65536 / 25e9)
+    offloaded = replace(run, offload_checkpoints=True)
+    assert hours(offloaded) == hours(run)
+    monkeypatch.setattr(compute, "HOST_BYTES_PER_SECOND", 1e8)
+    seconds = 2 * 32 * 4096 * 2 * 65536 / 1e8
+    assert 3600 * hours(offloaded) == pytest.approx(seconds + compute.STEP_SECONDS)
+
+
+def test_memory_traffic_goes_by_the_width_of_layers_and_the_passes_over_them(llama_7b: Any) -> None:
+    run = PlannedRun(architecture=llama_7b, context_length=8192, sink_tokens=1)
+    width = 81 * (4096 + 11008) + 21 * 3 * 4096
+    assert traffic_bytes(run) == 4 * 32 * 8192 * width
+    assert traffic_bytes(replace(run, gradient_checkpointing=False)) == 3 * 32 * 8192 * width
+    for other in (replace(run, sink_tokens=0), replace(run, attention="full")):
+        assert traffic_bytes(other) == 4 * 32 * 8192 * 81 * (4096 + 11008)
+
+
+# `attention-h200.jsonl`: milliseconds of an 8B model's layer, forward and backward, without sink tokens and with one.
+SINKS_ON_AN_H200 = [(32768, 8192, 15.34, 17.56), (65536, 16384, 55.26, 60.48), (131072, 8192, 61.56, 72.08)]
+
+
+@pytest.mark.parametrize(("tokens", "group", "without", "with_one"), SINKS_ON_AN_H200)
+def test_sink_tokens_take_the_time_that_was_measured(tokens: int, group: int, without: float, with_one: float) -> None:
+    shape = replace(find_architecture("meta-llama/Llama-3.1-8B"), num_layers=1)
+    run = PlannedRun(architecture=shape, context_length=tokens, group_size=group, gradient_checkpointing=False)
+    more = traffic_bytes(replace(run, sink_tokens=1)) - traffic_bytes(run)
+    milliseconds = 1000 * more / GPUS["h200"].bytes_per_second
+    assert milliseconds == pytest.approx(with_one - without, rel=0.2)
+    assert (without + milliseconds) / with_one == pytest.approx(1, abs=0.03)
 
 
 def test_speed_is_consistent_with_time(llama_7b: Any) -> None:

@@ -71,7 +71,7 @@ def test_the_verdict_keeps_a_margin(llama_7b: Any, part: float, verdict: str) ->
 )
 def test_the_verdict_says_whether_such_a_run_was_measured(llama_7b: Any, changes: dict[str, Any]) -> None:
     run = PlannedRun(architecture=llama_7b, context_length=8192)
-    assert "Runs of this kind were measured on one H100: keep 10% free (14.0 GiB)" in shown(plan(run, 140))
+    assert "Runs of this kind were measured (H100, H200): keep 10% free (14.0 GiB)" in shown(plan(run, 140))
     more = "30% free (42.0 GiB)" if {"four_bit", "gradient_checkpointing"} & set(changes) else "10% free (14.0 GiB)"
     assert f"Not measured on a GPU: keep {more}" in shown(plan(replace(run, **changes), 140))
 
@@ -180,6 +180,21 @@ def test_the_table_adds_up_and_fits_the_terminal(llama_7b: Any) -> None:
     assert "hours for 1,000 steps" in text
     assert "fitted to the paper's table 12" in " ".join(text.split())
     assert sum(item.bytes for item in found.memory.items) == found.memory.total
+    room = 1.4 * found.memory.allocated / GIB
+    assert f"up to {room:.1f} GiB where there is room" in " ".join(text.split())
+
+
+def test_sink_tokens_are_shown_and_counted_where_there_are_any(llama_7b: Any) -> None:
+    run = PlannedRun(architecture=llama_7b, context_length=32768)
+    with_sinks = replace(run, sink_tokens=4)
+    assert "S²-Attn, 4 sink tokens" in shown(plan(with_sinks, 80))
+    assert "S²-Attn, 1 sink token\n" in shown(plan(replace(run, sink_tokens=1), 80))
+    assert "sink" not in shown(plan(run, 80))
+    assert "sink" not in shown(plan(replace(with_sinks, attention="full"), 80))
+    found, plain = (plan_to_dict(plan(either, 80, "h200")) for either in (with_sinks, run))
+    assert (found["sink_tokens"], plain["sink_tokens"]) == (4, 0)
+    assert found["total_bytes"] > plain["total_bytes"]
+    assert 1.005 < found["seconds"] / plain["seconds"] < 1.1
 
 
 def test_times_in_words(llama_7b: Any) -> None:

@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from longlora.errors import CheckpointError, ConfigError, DataError, DivergenceE
 from longlora.grouping import Grouping
 from longlora.model import load_for_inference
 from longlora.training import trainer as trainer_module
+from longlora.training.callbacks import FiniteGradients
 from longlora.training.run import train
 
 
@@ -40,7 +43,11 @@ def test_a_run_lowers_the_loss_and_leaves_its_story(make_recipe: MakeRecipe) -> 
     extension = json.loads((adapter / "longlora.json").read_text())
     assert (extension["base_context"], extension["context_length"]) == (64, 128)
     assert extension["rope_parameters"]["factor"] == 2.0
-    assert sorted(path.name for path in root.glob("checkpoints/*-*")) == ["checkpoint-6", "checkpoint-8"]
+    checkpoints = sorted(root.glob("checkpoints/*-*"))
+    assert [path.name for path in checkpoints] == ["checkpoint-6", "checkpoint-8"]
+    # The last one is there until the result is; no step would need its optimizer's state.
+    assert [(path / "optimizer.pt").exists() for path in checkpoints] == [True, False]
+    assert [(path / "adapter_model.safetensors").exists() for path in checkpoints] == [True, True]
 
 
 def test_the_adapter_holds_all_that_was_trained(make_recipe: MakeRecipe) -> None:
@@ -198,6 +205,25 @@ def test_a_gradient_that_is_no_number_stops_the_run_too(
     monkeypatch.setattr(trainer_module.SFTTrainer, "training_step", poisoned)
     with pytest.raises(DivergenceError, match="gradients stopped being numbers at step 5"):
         train(recipe)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+def test_the_look_at_gradients_takes_no_memory_and_raises_no_false_alarm(dtype: torch.dtype, bad: float | None) -> None:
+    from tests.planner.test_activations import HeldBytes
+
+    model = torch.nn.Linear(1000, 1000, bias=False, dtype=dtype)
+    model.register_parameter("empty", torch.nn.Parameter(torch.empty(0, dtype=dtype)))  # as a process's shard may be
+    gradient = torch.full((1000, 1000), torch.finfo(dtype).max, dtype=dtype)  # its sum and its norm are infinite
+    gradient[0, 0] = -torch.finfo(dtype).max
+    if bad is not None:
+        gradient[500, 7] = bad
+    model.weight.grad, model.empty.grad = gradient, torch.empty(0, dtype=dtype)
+    args, state = SimpleNamespace(fp16=False, learning_rate=1.0), SimpleNamespace(global_step=4)
+    raises = pytest.raises(DivergenceError, match="at step 5") if bad is not None else nullcontext()
+    with HeldBytes(model) as held, raises:
+        FiniteGradients().on_pre_optimizer_step(args, state, None, model=model)  # type: ignore[arg-type]
+    assert held.peak < 100 + gradient.nbytes / 1000
 
 
 def test_a_finished_run_is_not_overwritten(make_recipe: MakeRecipe) -> None:

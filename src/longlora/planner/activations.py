@@ -82,7 +82,8 @@ def layer_activations(run: PlannedRun) -> LayerActivations:
     return LayerActivations(
         attention=attention,
         # Of its output, query, key and value; FlashAttention adds up the query's in float32.
-        attention_gradients=b * (hidden + 2 * query + 2 * kv) + 4 * query,
+        # Those of copies that sink tokens take come one half of the heads at a time.
+        attention_gradients=b * (hidden + 2 * query + 2 * kv + run.sees_sinks * (query // 2 + kv)) + 4 * query,
         query_norm=attention - _kept_by_kernel(run) if has_query_norm else 0,
         query_norm_gradients=NORM_GRADIENT_BYTES * query + b * (hidden + query) if has_query_norm else 0,
         mlp=mlp,
@@ -165,7 +166,22 @@ def _kept_by_attention(run: PlannedRun) -> int:
 def _kept_by_kernel(run: PlannedRun) -> int:
     """FlashAttention's inputs, output and log-sum-exps."""
     shape = run.architecture
-    return run.compute_bytes * 2 * (shape.query_size + shape.kv_size) + 4 * shape.num_heads
+    kept = run.compute_bytes * 2 * (shape.query_size + shape.kv_size) + 4 * shape.num_heads
+    return kept + _kept_for_sinks(run)
+
+
+def _kept_for_sinks(run: PlannedRun) -> int:
+    """What sink tokens add where SDPA runs: queries and outputs twice, and the rows of the sinks before each group.
+
+    Copies of keys and values stand in the place of the projected ones, which nothing holds any more.
+    """
+    if not run.sees_sinks:
+        return 0
+    shape, b = run.architecture, run.compute_bytes
+    # Under autocast a second output is counted already, as its copy for the output projection.
+    copies = 1 if run.mixed and run.tuning != "full" else 2
+    rows = 2 * b * (shape.query_size + shape.kv_size) * run.sink_tokens
+    return b * copies * shape.query_size + math.ceil(rows / run.group_tokens)
 
 
 def _kept_by_mlp(run: PlannedRun) -> int:

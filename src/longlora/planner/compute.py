@@ -1,4 +1,4 @@
-"""Arithmetic of a run and the time it takes: floating-point operations, counted causally, over a part of the peak."""
+"""Arithmetic of a run and its time: operations, counted causally, over a part of the peak, and memory traffic."""
 
 from dataclasses import dataclass, replace
 
@@ -9,9 +9,17 @@ from longlora.planner.run import PlannedRun
 ATTENTION_BACKWARD = 2.5
 """Backward over forward of FlashAttention: five products where the forward has two (arXiv 2307.08691, section 4.1)."""
 
-STEP_SECONDS = 0.055
-"""Of an optimizer step beside its rows: the optimizer, the look at the gradients, the log. Fitted with one H100's
-efficiency."""
+PASS_BYTES = 81
+"""Memory traffic of all in a layer that is no product, in one forward pass: norms, rotations, activations, sums and
+casts; for each number of a token's hidden state and feed-forward. The backward pass counts as two. Fitted with the
+efficiency of one H100 and one H200."""
+
+SINK_PASS_BYTES = 21
+"""The same of the copies that sink tokens take, for each number of a token's query, key and value. Measured on one H200
+(docs/plan.md)."""
+
+STEP_SECONDS = 0.024
+"""Of an optimizer step beside its rows: the optimizer, the look at the gradients, the log. Fitted in the same way."""
 
 HOST_BYTES_PER_SECOND = 25e9
 """Between GPU and host, PCIe 4.0 × 16. Assumed."""
@@ -89,7 +97,7 @@ def head_pairs(run: PlannedRun) -> int:
     shape, tokens = run.architecture, run.context_length
     windowed = shape.num_sliding_layers
     pairs = shape.num_heads * window_pairs(tokens, shape.sliding_window or tokens) * windowed
-    group = run.group_size or max(1, round(tokens / 4))
+    group = run.group_tokens
     if run.attention == "full":
         return pairs + shape.num_heads * window_pairs(tokens, tokens) * (shape.num_layers - windowed)
     unshifted_heads = (shape.num_heads + 1) // 2
@@ -115,12 +123,23 @@ def _triangle(count: int) -> int:
     return count * (count + 1) // 2
 
 
+def traffic_bytes(run: PlannedRun) -> int:
+    """What one row moves between the GPU and its memory beside its products, forward, backward and again."""
+    shape = run.architecture
+    per_token = PASS_BYTES * (shape.hidden_size + shape.active_intermediate_size)
+    if run.sees_sinks:
+        per_token += SINK_PASS_BYTES * (shape.query_size + 2 * shape.kv_size)
+    passes = 3 + run.gradient_checkpointing
+    return passes * per_token * shape.num_layers * run.context_length
+
+
 def _seconds_per_row(run: PlannedRun, gpu: Gpu) -> float:
     flops, efficiency = row_flops(run), gpu.efficiency(run.num_gpus)
     seconds = flops.linear / (gpu.peak_flops * efficiency.linear)
     seconds += flops.attention / (gpu.peak_flops * efficiency.attention)
-    if run.offload_checkpoints:
-        # Out and back, on the stream that computes.
-        held = run.context_length * activations.layer_input(run) * run.architecture.num_layers
-        seconds += 2 * held / HOST_BYTES_PER_SECOND
-    return seconds
+    seconds += traffic_bytes(run) / gpu.bytes_per_second
+    if not run.offload_checkpoints:
+        return seconds
+    # Out and back, beside the computation as far as it fits.
+    held = run.context_length * activations.layer_input(run) * run.architecture.num_layers
+    return max(seconds, 2 * held / HOST_BYTES_PER_SECOND)

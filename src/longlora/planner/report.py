@@ -28,10 +28,12 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "context_length": run.context_length,
         "num_gpus": run.num_gpus,
         "strategy": run.strategy,
+        "sink_tokens": run.sink_tokens if run.sees_sinks else 0,
         "fits": plan.fits,
         "memory_bytes": plan.memory_bytes,
         "total_bytes": plan.memory.total,
         "items": [_item_to_dict(item) for item in plan.memory.items],
+        "reserved_with_room_bytes": plan.memory.reserved_with_room,
         "keep_free": plan.keep_free,
         "keeps_margin": plan.keeps_margin,
         "measured": plan.measured,
@@ -73,6 +75,8 @@ def _headline(plan: Plan) -> Text:
     attention = "full attention" if run.attention == "full" else "S²-Attn"
     if run.attention == "s2" and run.dense_finish:
         attention += f", the last {run.dense_finish:.0%} full"
+    if run.sees_sinks:
+        attention += f", {run.sink_tokens:,} sink token{'s' * (run.sink_tokens > 1)}"
     gpus = "1 GPU" if run.num_gpus == 1 else f"{run.num_gpus} GPUs ({run.strategy})"
     trained = run.trained_parameters
     text = Text(f"{run.architecture.name}", style="bold")
@@ -123,7 +127,7 @@ def _verdict(plan: Plan) -> Text:
 
 
 def _trust(plan: Plan) -> str:
-    known = "Runs of this kind were measured on one H100" if plan.measured else "Not measured on a GPU"
+    known = "Runs of this kind were measured (H100, H200)" if plan.measured else "Not measured on a GPU"
     return f"{known}: keep {plan.keep_free:.0%} free ({plan.keep_free * plan.memory_bytes / GIB:,.1f} GiB)."
 
 
@@ -162,6 +166,9 @@ def _facts(plan: Plan) -> Table:
     table.add_column()
     longest = f"{plan.longest_context:,} tokens, all else as it is" if plan.longest_context else "none fits"
     table.add_row("longest context", longest)
+    if plan.fits_gpus:
+        most = _gib(min(plan.memory.reserved_with_room, plan.memory_bytes))
+        table.add_row("reserved", f"up to {most} GiB where there is room; torch gives back what it does not need")
     processes, loading, *training = (f"{item.name} {_gib(item.bytes)}" for item in plan.memory.host_items)
     host = f"{processes}; {loading}" + (f", later {', '.join(training)}" if training else "")
     table.add_row("host memory", f"{_gib(plan.memory.host_total)} GiB ({host})")

@@ -73,6 +73,9 @@ class PlannedRun:
     group_size: int | None = None
     """Group of S²-Attn in tokens; None is a quarter of the context."""
 
+    sink_tokens: int = 0
+    """First tokens of its document that each group of S²-Attn also sees."""
+
     dense_finish: float = 0.0
     """Fraction of the steps, at the end, with full attention."""
 
@@ -125,6 +128,16 @@ class PlannedRun:
     def tokens(self) -> int:
         """Tokens of one micro-step on one GPU."""
         return self.batch_size * self.context_length
+
+    @property
+    def group_tokens(self) -> int:
+        """Tokens of a group of S²-Attn."""
+        return self.group_size or max(1, round(self.context_length / 4))
+
+    @property
+    def sees_sinks(self) -> bool:
+        """Groups also see tokens at the beginning of their document."""
+        return self.attention == "s2" and self.sink_tokens > 0
 
     @property
     def compute_bytes(self) -> int:

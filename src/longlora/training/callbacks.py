@@ -1,6 +1,7 @@
 """What happens beside the training loop: the dense finish, the log, the progress bar, the mark on whole checkpoints."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class FiniteGradients(TrainerCallback):
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         shards = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
-        finite = [shard.isfinite().all() for shard in shards]
-        if finite and not torch.stack(finite).all():
+        # The largest magnitude is infinite or NaN where any number is; unlike a mask it takes no memory.
+        largest = [torch.linalg.vector_norm(shard, math.inf) for shard in shards if shard.numel()]
+        if largest and not torch.stack(largest).isfinite().all():
             raise DivergenceError(
                 f"gradients stopped being numbers at step {state.global_step + 1}; lower learning_rate (it is "
                 f"{args.learning_rate:g}) and start again: the last good checkpoint is kept"
@@ -106,6 +108,17 @@ class CompleteCheckpoints(TrainerCallback):
         wait_for_all()
         if state.is_world_process_zero:
             finish_checkpoint(self._run.checkpoints / f"checkpoint-{state.global_step}", self._extension)
+
+
+class LightLastCheckpoint(TrainerCallback):
+    """Leaves the optimizer's state, most of a checkpoint, out of the one that ends a run.
+
+    It secures what was trained until the result is written; no step follows that would need the state.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say so to the trainer, which saves after this."""
+        args.save_only_model = state.global_step >= state.max_steps
 
 
 class ProgressBar(TrainerCallback):

@@ -52,6 +52,7 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         tiled_mlp=recipe.tiled_mlp,
         attention=recipe.attention.pattern,
         group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
+        sink_tokens=recipe.attention.sink_tokens,
         dense_finish=recipe.attention.dense_finish,
         batch_size=recipe.per_device_train_batch_size,
         accumulation_steps=recipe.gradient_accumulation_steps,

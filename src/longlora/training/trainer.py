@@ -19,7 +19,14 @@ from longlora.lora import embedding_parameters
 from longlora.memory import why_not_in_pieces
 from longlora.model import TrainingModel, compute_dtype, training_grouping
 from longlora.training.beginning import tell_cost_of_groups
-from longlora.training.callbacks import CompleteCheckpoints, DenseFinish, FiniteGradients, MetricsLog, ProgressBar
+from longlora.training.callbacks import (
+    CompleteCheckpoints,
+    DenseFinish,
+    FiniteGradients,
+    LightLastCheckpoint,
+    MetricsLog,
+    ProgressBar,
+)
 from longlora.training.directory import RunDirectory
 from longlora.training.engines import engine
 from longlora.training.offloading import tell_offloading
@@ -158,6 +165,7 @@ def build_trainer(
         FiniteGradients(),
         watch,
         MetricsLog(run.metrics),
+        LightLastCheckpoint(),
         CompleteCheckpoints(run, prepared.extension),
         stop,
         bar,
