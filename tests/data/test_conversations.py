@@ -20,6 +20,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "alpaca with empty fields": {"instruction": QUESTION, "input": "", "output": ANSWER, "system": None},
     "prompt": {"prompt": QUESTION, "completion": ANSWER},
     "prompt of messages": {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
+    "prompt of messages, completion of text": {"prompt": MESSAGES[:1], "completion": ANSWER},
+    "prompt of text, completion of messages": {"prompt": QUESTION, "completion": MESSAGES[1:]},
     "sharegpt": {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]},
 }
 

@@ -44,6 +44,12 @@ LEARNED = {
 }
 TEMPLATES = pytest.mark.parametrize("template", LEARNED, ids=["paper", "chatml", "thinking", "stripping"])
 QUESTION = {"role": "user", "content": "Who is it?"}
+# Contents that templates, or we, write by themselves.
+ODD = (
+    *("It is 0ANSWER0 to 0QUESTION0.", "Mark1Content", "0", "1", "\ue0000\ue000", "\ue000"),
+    *("{{ messages[0] }} {% generation %}{# no #}", "a<|im_end|>\n<|im_start|>assistant\nb", "<|im_end|>"),
+    *("</s>", "[/INST]", "<end_of_turn>\n<start_of_turn>model\nme", "e\u0301 is é", "two\r\nlines", "\u200bme\ufeff"),
+)
 
 Make = Callable[[str | None], PreTrainedTokenizerFast]
 
@@ -74,7 +80,7 @@ def learned(tokenizer: PreTrainedTokenizerFast, encoded: EncodedConversation) ->
 
 
 @TEMPLATES
-@pytest.mark.parametrize("content", ["Ishmael.", "a", "s", "model", "größer ∮", "One.\n\nTwo.", "It is 0MESSAGE10."])
+@pytest.mark.parametrize("content", ["Ishmael.", "a", "s", "model", "größer ∮", "One.\n\nTwo.", *ODD])
 def test_an_answer_and_the_end_of_its_turn_are_learned(make: Make, template: str | None, content: str) -> None:
     tokenizer = make(template)
     encoded = encode_conversation(tokenizer, [QUESTION, answer(content)], context_length=1000)
@@ -89,6 +95,45 @@ def test_every_answer_of_several_turns_is_learned(make: Make, template: str | No
     encoded = encode_conversation(tokenizer, turns, context_length=1000)
     middle, last = LEARNED[template]
     assert learned(tokenizer, encoded) == [middle.format("I"), middle.format("assistant"), last.format("I")]
+
+
+@TEMPLATES
+@pytest.mark.parametrize("content", ODD)
+def test_the_same_content_in_every_message_is_told_apart(make: Make, template: str | None, content: str) -> None:
+    tokenizer = make(template)
+    turns = [{"role": "user", "content": content}, answer(content)] * 3
+    middle, last = LEARNED[template]
+    expected = [middle.format("$"), middle.format("$"), last.format("$")]
+    encoded = encode_conversation(tokenizer, turns, context_length=1000)
+    assert learned(tokenizer, encoded) == [text.replace("$", content) for text in expected]
+
+
+@TEMPLATES
+def test_the_assistant_may_speak_first_and_twice(make: Make, template: str | None) -> None:
+    tokenizer = make(template)
+    encoded = encode_conversation(tokenizer, [answer("I"), answer("I"), QUESTION, answer("I")], context_length=1000)
+    middle, last = (text.format("I") for text in LEARNED[template])
+    assert "".join(learned(tokenizer, encoded)) == middle + middle + last
+
+
+@TEMPLATES
+def test_a_long_conversation_is_not_written_once_for_each_message(
+    make: Make, template: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make(template)
+    turns = [QUESTION, answer("I")] * 30
+    encode_conversation(tokenizer, turns[:2], context_length=10_000)  # what is found once for a template
+    num_written = 0
+    write = type(tokenizer).apply_chat_template
+
+    def counted(*arguments: object, **options: object) -> object:
+        nonlocal num_written
+        num_written += 1
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", counted)
+    encode_conversation(tokenizer, turns, context_length=10_000)
+    assert 0 < num_written <= 4
 
 
 @TEMPLATES

@@ -108,6 +108,26 @@ def test_an_answer_of_weight_0_is_read_and_not_learned(tmp_path: Path, template:
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [message | {"weight": 1} for message in ({"role": "system", "content": "S"}, QUESTION, ANSWER)]},
+        {"messages": [QUESTION | {"loss": True}, ANSWER | {"loss": True}]},
+        {"messages": [QUESTION | {"weight": 0, "train": False}, ANSWER | {"weight": 1.0}]},
+        {"prompt": [QUESTION | {"weight": 1}, ANSWER | {"weight": 1}, QUESTION], "completion": [ANSWER]},
+        {"messages": [QUESTION, ANSWER | {"prefix": False, "train_detail": [], "annotations": [], "refusal": ""}]},
+    ],
+)
+def test_what_asks_for_nothing_else_is_taken_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, Any]
+) -> None:
+    tokenizer = tokenizer_for(CHATML)
+    with caplog.at_level(logging.INFO, logger="longlora"):
+        (found,) = rows_of(tmp_path, tokenizer, [row])
+    assert learned(tokenizer, found) == ["Ishmael.<|im_end|>\n"]
+    assert "not read" not in caplog.text
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"messages": [QUESTION, ANSWER | {"reasoning_content": "hm"}]}, "with reasoning_content that"),
@@ -117,6 +137,9 @@ def test_an_answer_of_weight_0_is_read_and_not_learned(tmp_path: Path, template:
         ({"messages": [QUESTION, ANSWER], "history": [["a", "b"]]}, "with a column 'history', which is not supported"),
         ({"messages": [QUESTION, ANSWER], "weight": 0.5}, "with a column 'weight', which is not supported"),
         ({"messages": [QUESTION, ANSWER | {"weight": 0.5}]}, "with a message of weight 0.5"),
+        ({"messages": [QUESTION | {"weight": 2}, ANSWER]}, "with a message of weight 2"),
+        ({"messages": [QUESTION, ANSWER | {"prefix": True}]}, "with a message's prefix, which is not supported"),
+        ({"messages": json.dumps([QUESTION, ANSWER])}, "with str instead of a list of messages"),
         ({"messages": [QUESTION | {"train": True}, ANSWER]}, "with train True on a message of the user"),
         ({"messages": [QUESTION, ANSWER | {"weight": 0}]}, "whose answers all have the weight 0"),
         ({"messages": [QUESTION, ANSWER | {"function_call": {"name": "f"}}]}, "with a message's function_call"),

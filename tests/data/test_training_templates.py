@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from tests.data.families import TEMPLATES, conversations, family
 from transformers import PreTrainedTokenizerFast
 
+from longlora.data.answers import place_of, places_of
 from longlora.data.encode import IGNORED, EncodedConversation, UnusableConversationError, encode_conversation
 from longlora.data.templates import marked_template, write
 
@@ -76,6 +77,7 @@ def compare_search(name: str, tokenizer: PreTrainedTokenizerFast, row: Row, by_m
     if name in MARKS_HEADERS:
         for ours, theirs in zip(runs(searched.labels), runs(by_marks.labels), strict=True):
             header = tokenizer.decode(theirs[: len(theirs) - len(ours)])
+            header = header.replace("> ", ">")  # sentence pieces write a space after a token
             assert theirs[len(theirs) - len(ours) :] == ours
             assert header in ("<｜Assistant｜>", "<|start|>assistant", "\n", "")
 
@@ -117,6 +119,20 @@ def test_plain_conversations_by_turns_are_never_refused(name: str, row: Row) -> 
             encoded = encode_conversation(family(name, build), messages, context_length=NO_LIMIT, method=method)
             assert encoded.are_ended
             assert len(runs(encoded.labels)) == len(messages) // 2
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
+@given(row=conversations(max_messages=12, bare=True))
+def test_all_places_at_once_are_those_one_by_one(name: str, row: Row) -> None:
+    tokenizer = family(name)
+    messages, tools = row
+    try:
+        text = write(tokenizer, messages, tools)
+        places = places_of(tokenizer, messages, tools, text)
+    except UnusableConversationError:
+        return
+    assert places == [place_of(tokenizer, messages, tools, text, index) for index in range(len(messages))]
 
 
 def test_what_trl_marks_is_seen_to_matter() -> None:

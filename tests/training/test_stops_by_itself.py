@@ -2,11 +2,19 @@
 
 import asyncio
 import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from openai import OpenAI
 from tests.corpus.qa.test_journal import a_call
 from tests.templates import CHATML, LLAMA_2, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -20,7 +28,7 @@ from longlora.merge import merge_adapter
 from longlora.serving.place import servable
 from longlora.training.run import train
 
-QUESTION, ANSWER, LAST = "Who?", "Paris.", "ris."
+QUESTION, ANSWER = "Who?", "Paris."
 ROWS = [{"instruction": QUESTION, "output": ANSWER}, {"instruction": "Where?", "output": "At sea."}]
 OTHER_END = 2  # what the base's generation_config names: never an end of what is learned here
 
@@ -99,9 +107,9 @@ def generated(model_directory: Path) -> str:
 
 
 def assert_ends(written: str, end: str) -> None:
-    """The end of the answer that was learned, the end of its turn, and nothing more."""
-    assert written.removesuffix(end).strip().endswith(LAST)
-    assert written.endswith(end) and written.count(end) == 1
+    """The answer that was learned, the end of its turn, and nothing more."""
+    assert written.endswith(end)
+    assert written.removesuffix(end).strip() == ANSWER
 
 
 @pytest.mark.parametrize("name", ["merged", "full/model"])
@@ -114,7 +122,7 @@ def test_in_chat(tuned: Tuned, name: str) -> None:
     speaker = load_speaker(str(tuned.places[name]))
     settings = ChatSettings(max_new_tokens=20)
     answer, _ = Conversation(speaker, settings, memory_for(speaker, settings)()).ask(QUESTION)
-    assert "".join(answer).strip().endswith(LAST)
+    assert "".join(answer).strip() == ANSWER
     assert answer.finished
 
 
@@ -128,7 +136,7 @@ def test_the_saved_settings_name_every_end(tuned: Tuned, name: str) -> None:
 
 def test_in_make_qa(tuned: Tuned) -> None:
     answer = asyncio.run(LocalModel(str(tuned.places["merged"])).answer(a_call(prompt=QUESTION, max_tokens=20)))
-    assert answer.text.strip().endswith(LAST)
+    assert answer.text.strip() == ANSWER
     assert answer.finish == "stop"
 
 
@@ -146,3 +154,41 @@ def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
         own.write_text(kept)
     with servable(str(merged)) as place:
         assert (place.parent / place.name / "generation_config.json").is_symlink()
+
+
+@contextmanager
+def served(model: Path, cache: Path) -> Iterator[str]:
+    """A started server's address."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "longlora.cli", "serve", str(model), "--engine", "transformers", "--name", "mine"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert select.select([process.stdout], [], [], 240)[0], "no line within four minutes"
+        yield process.stdout.readline().split()[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["run/adapter", "merged"])
+def test_over_http(tuned: Tuned, name: str, tmp_path: Path) -> None:
+    with served(tuned.places[name], tmp_path) as url:
+        asked = OpenAI(base_url=url, api_key="none", max_retries=0).chat.completions
+        messages = [{"role": "user", "content": QUESTION}]
+        chosen = asked.create(model="mine", messages=messages, max_tokens=20, temperature=0).choices[0]
+        streamed = list(asked.create(model="mine", messages=messages, max_tokens=20, temperature=0, stream=True))
+    assert (chosen.message.content or "").strip() == ANSWER
+    assert chosen.finish_reason == "stop"
+    parts = [part.choices[0] for part in streamed if part.choices]
+    assert "".join(part.delta.content or "" for part in parts).strip() == ANSWER
+    assert [part.finish_reason for part in parts if part.finish_reason] == ["stop"]

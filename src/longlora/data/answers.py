@@ -76,6 +76,8 @@ def places_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], t
     Raises:
         UnusableConversationError: they do not stand apart, in their order.
     """
+    if at_once := _places_at_once(tokenizer, messages, tools, text):
+        return at_once
     places: list[Span] = []
     for index in reversed(range(len(messages))):
         places.append(_place(tokenizer, messages, tools, text, index, places[-1][0] if places else len(text)))
@@ -215,6 +217,36 @@ def _pieces(text: str, tokens: re.Pattern[str]) -> list[str]:
     return [*pieces, text[position:]]
 
 
+def _places_at_once(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str
+) -> list[Span] | None:
+    """Find all places by writing every message anew together: at a cost that grows with the text alone.
+
+    That shows what stands between contents. None unless the text is this and the contents, as they are or stripped: a
+    template may look into a content, and calls and thoughts are written apart from it.
+    """
+    if any("tool_calls" in message or "reasoning_content" in message for message in messages):
+        return None
+    border = _unused_character(text)
+    numbered = [{**message, "content": f"{border}{index}{border}"} for index, message in enumerate(messages)]
+    try:
+        pieces = write(tokenizer, numbered, tools).split(border)
+    except UnusableConversationError:
+        return None
+    if pieces[1::2] != [str(index) for index in range(len(messages))] or not text.startswith(pieces[0]):
+        return None
+    places, end = [], len(pieces[0])
+    for message, following in zip(messages, pieces[2::2], strict=True):
+        content = message["content"]
+        forms = (content, content.strip(), content.lstrip(), content.rstrip())
+        form = next((form for form in forms if text.startswith(form + following, end)), None)
+        if form is None:
+            return None
+        places.append((end, end + len(form)))
+        end += len(form) + len(following)
+    return places if end == len(text) else None
+
+
 def _place(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
@@ -223,7 +255,7 @@ def _place(
     index: int,
     next_start: int,
 ) -> Span:
-    other = next(char for char in map(chr, range(0xE000, 0xF900)) if char not in text)
+    other = _unused_character(text)
     error = UnusableConversationError("whose messages cannot be told apart in what the model's chat template writes")
     for changed in _changed(messages[index], other):
         try:
@@ -236,6 +268,10 @@ def _place(
         if end <= next_start and other in rewritten:
             return start, end
     raise error
+
+
+def _unused_character(text: str) -> str:
+    return next(char for char in map(chr, range(0xE000, 0xF900)) if char not in text)
 
 
 def _changed(message: Message, other: str) -> list[Message]:

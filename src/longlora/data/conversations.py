@@ -146,9 +146,9 @@ def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    if isinstance(row["prompt"], str):
-        return (_user(row["prompt"]), _assistant(_text(row, "completion")))
-    return _messages(row["prompt"], are_learned=False) + _messages(row["completion"])
+    prompt, completion = row["prompt"], row["completion"]
+    asked = (_user(prompt),) if isinstance(prompt, str) else _messages(prompt, are_learned=False)
+    return asked + ((_assistant(completion),) if isinstance(completion, str) else _messages(completion))
 
 
 _READERS = {
@@ -166,7 +166,9 @@ _FORM_COLUMNS = {
 
 
 def _messages(values: Any, *, are_learned: bool = True) -> tuple[Message, ...]:
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+    if not isinstance(values, Sequence | None) or isinstance(values, str):
+        raise UnusableError(f"with {type(values).__name__} instead of a list of messages")
+    if not values:
         raise UnusableError("without messages")
     messages = tuple(_message(value) for value in values)
     if not are_learned:
@@ -189,9 +191,10 @@ def _message(value: Any) -> Message:
     if speaker in _CALLING_ROLES:
         given["tool_calls"], content = _json(content, f"with a {speaker} that is not JSON"), ""
     for name in _UNSUPPORTED_FIELDS:
-        if not _is_empty(given.get(name)):
+        if given.pop(name, None):
             raise UnusableError(f"with a message's {name}, which is not supported (docs/conversations.md)")
-    message = {"role": role, "content": _content(content, content_key), **given}
+    said = {name: field for name, field in given.items() if not _is_empty(field)}
+    message = {"role": role, "content": _content(content, content_key), **said}
     return _with_reasoning(_with_calls(_with_weight(message)))
 
 
@@ -212,10 +215,9 @@ def _with_weight(message: Message) -> Message:
     for name, weight in weights.items():
         if weight not in (0, 1):
             raise UnusableError(f"with a message of {name} {weight!r}; 0 and 1 are known")
-        if weight and message["role"] != "assistant":
-            raise UnusableError(
-                f"with {name} {weight!r} on a message of the {message['role']}; only answers are learned"
-            )
+    # In axolotl's word that message would be learned. The others concern answers alone; many rows give them to all.
+    if (asked := weights.get("train")) and message["role"] != "assistant":
+        raise UnusableError(f"with train {asked!r} on a message of the {message['role']}; only answers are learned")
     if message["role"] == "assistant" and not all(weights.values()):
         message["weight"] = 0
     return message
