@@ -92,7 +92,9 @@ class ExtensionTrainer(SFTTrainer):
             # PEFT tells that it adds resized embeddings to what it saves; they are in it already.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
             if self.is_fsdp_enabled:
-                self._save(output_dir, state_dict=gathered_weights(self))
+                weights = gathered_weights(self)  # by all processes together, into the first
+                if self.args.should_save:  # transformers below 5.23 leaves it to the caller
+                    self._save(output_dir, state_dict=weights)
             else:
                 super().save_model(output_dir, _internal_call=_internal_call)
 
