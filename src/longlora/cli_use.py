@@ -45,13 +45,13 @@ def merge(
     from longlora.checkpoint import check_absent, check_adapter
     from longlora.errors import ConfigError
 
+    if private and not push_to_hub:
+        raise ConfigError("--private says how to upload; name the repository with --push-to-hub")
     check_adapter(adapter)
     check_absent(output)
     from longlora.merge import check_login, merge_adapter
     from longlora.merge import push_to_hub as upload
 
-    if private and not push_to_hub:
-        raise ConfigError("--private says how to upload; name the repository with --push-to-hub")
     if push_to_hub:
         check_login(push_to_hub)
     report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)

@@ -75,7 +75,7 @@ def test_the_dtype_reaches_the_model(
         monkeypatch.setattr(module, "load_for_inference", load)
     more = {"short": ["--base", base_model]}.get(command, [])
     data = [] if command == "passkey" else ["--data", text_folder]
-    status, _, err = run("eval", command, base_model, *data, *more, "--output", tmp_path, "--dtype", "bfloat16")
+    status, _, err = run("eval", command, base_model, *data, *more, "--out", tmp_path, "--dtype", "bfloat16")
     assert (status, loaded) == (2, ["bfloat16"]), err
 
 

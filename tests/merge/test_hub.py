@@ -100,5 +100,6 @@ def test_nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(hub, "get_token", lambda: None)
     with pytest.raises(ConfigError, match="hf auth login"):
         check_login("me/mine")
+    (tmp_path / "adapter_config.json").write_text("{}")
     done = CliRunner().invoke(app, ["merge", str(tmp_path), str(tmp_path / "out"), "--push-to-hub", "me/mine"])
-    assert isinstance(done.exception, ConfigError)
+    assert isinstance(done.exception, ConfigError) and "hf auth login" in str(done.exception)

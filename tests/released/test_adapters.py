@@ -108,7 +108,7 @@ def test_a_part_of_a_part_is_missing(original: Original, tmp_path: Path, file: s
 def test_a_file_that_is_cut_short(original: Original, tmp_path: Path, file: str) -> None:
     folder = publish(original, tmp_path / "x-1k")
     (folder / file).write_bytes((folder / file).read_bytes()[:-3000])
-    with pytest.raises(CheckpointError, match=r"cannot be read .*download it again"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*download it again"):
         import_released(str(folder), tmp_path / "out", base=str(original.base))
 
 

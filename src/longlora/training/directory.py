@@ -121,16 +121,17 @@ def _holds_something(root: Path) -> bool:
     return not root.is_dir() or any(path.name not in ("checkpoints", "lock") for path in root.iterdir())
 
 
+def _missing(recipe: Recipe, run: RunDirectory, merge_follows: bool) -> list[Path]:
+    """Name what looks back at the result, or follows it, and is not there."""
+    wanted = [run.curves, *[run.merged] * merge_follows, *[run.samples] * recipe.samples_answers, run.summary]
+    return [path for path in wanted if not path.exists()]
+
+
 def _check_unfinished(recipe: Recipe, run: RunDirectory, merge_follows: bool) -> None:
     """See that something is missing beside the result of the same recipe."""
-    wanted = {run.summary, run.curves}
-    if recipe.samples_answers:
-        wanted.add(run.samples)
-    if merge_follows:
-        wanted.add(run.merged)
     recipe_file = run.root / "recipe.yaml"
     changed = _changes(recipe, _read_recipe(recipe_file)) if recipe_file.exists() else []
-    if changed or all(path.exists() for path in wanted):
+    if changed or not _missing(recipe, run, merge_follows):
         of_another = f" of another recipe ({', '.join(changed)})" if changed else ""
         raise ConfigError(
             f"{run.root} holds a finished run{of_another}; choose another output_dir, or delete it to train again"
@@ -157,7 +158,8 @@ def open_run(
     run = run_directory(recipe)
     check_output(recipe, merge_follows=merge_follows)
     if run.result.exists():
-        logger.info("%s is trained already; what is missing beside it is made", run.result)
+        missing = ", ".join(path.name for path in _missing(recipe, run, merge_follows))
+        logger.info("%s is trained already; what is missing beside it is made: %s", run.result, missing)
         with _held(run.root):
             yield run
         return
