@@ -7,6 +7,9 @@ VENV ?= .venv
 # Where `make test-oldest` puts the oldest versions that pyproject.toml allows; OLDEST_TORCH=2.13.0 tries another torch.
 OLDEST ?= .venv-oldest
 OLDEST_TORCH ?=
+# Under how many seeds `make test-seeds` runs each test; TESTS=tests/attention takes a part of them.
+SEEDS ?= 100
+TESTS ?= tests
 # Processes that share the tests; torch gets one thread in each.
 WORKERS ?= 2
 # Where `make base-model` puts the model, and how many processes train it.
@@ -30,7 +33,7 @@ FAILURES := build/gpu/tests.jsonl
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest lint format bench gpu models-page base-model clean
+.PHONY: help demo test test-slow test-oldest test-seeds lint format bench gpu models-page base-model clean
 
 help: ## List these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +49,9 @@ test-slow: $(DEVELOPMENT) ## Run the tests that `make test` leaves out for time
 
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that pyproject.toml allows
 	@HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS)
+
+test-seeds: $(DEVELOPMENT) ## Run the tests that take a seed, slow ones too, each under 100 (SEEDS=…, TESTS=…)
+	@$(PYTEST) -n $(WORKERS) -m "slow or not slow" --seeds $(SEEDS) $(TESTS)
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the direction of imports
 	@$(PY) -m ruff check

@@ -58,6 +58,15 @@ def pytest_report_header() -> str:
     return f"seed: {os.environ[SEED_VARIABLE]} (the same again with {SEED_VARIABLE}={os.environ[SEED_VARIABLE]})"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, help="run only the tests that take the seed, each under so many")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if (seeds := metafunc.config.option.seeds) and "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(seeds), ids="seed {}".format, indirect=True)
+
+
 def missing_packages(place: str) -> list[str]:
     """Name what a file or a test needs and this environment lacks."""
     missing = []
@@ -88,7 +97,9 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.seeds:
+        items[:] = [item for item in items if "seed" in getattr(item, "fixturenames", ())]
     for item in items:
         if missing := missing_packages(item.nodeid):
             item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))

@@ -26,7 +26,13 @@ from longlora.lora import add_adapter
 from longlora.memory import keep_hidden_states_in, nf4_arguments, tile_feed_forward
 from longlora.optimizers import PACKAGES
 from longlora.packages import require_package
-from longlora.positions import extend_positions, readable_context, rotary_parameters, set_positions
+from longlora.positions import (
+    extend_positions,
+    readable_context,
+    rotary_parameters,
+    set_positions,
+    without_older_names,
+)
 from longlora.probe import check_s2_reaches
 from longlora.shards import opened
 from longlora.vocabulary import check_rows, fit_vocabulary
@@ -221,7 +227,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
         CheckpointError: it cannot be found or read.
     """
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return without_older_names(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot load the configuration of {name!r}, neither from a directory of that name nor from the hub: "

@@ -75,6 +75,18 @@ def set_positions(
         text_config.original_max_position_embeddings = original
 
 
+def without_older_names(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Take transformers 4's `type` out of the parameters that say it as `rope_type` too, in place.
+
+    Merged models say both, for older readers; what is made of them would carry the old one along.
+    """
+    parameters = getattr(config.get_text_config(), "rope_parameters", None)
+    for each in (parameters, *(parameters or {}).values()):
+        if isinstance(each, dict) and "rope_type" in each:
+            each.pop("type", None)
+    return config
+
+
 def rotary_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     """transformers' `rope_parameters` of a model, a copy.
 
