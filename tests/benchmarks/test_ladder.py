@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LADDER = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 
@@ -137,30 +136,6 @@ def test_the_longest_context_is_looked_for_by_doubling(module, session, monkeypa
     tried: list[int] = []
     training.run_longest(session, start=0)
     assert tried == [256, 512]
-
-
-def test_full_attention_of_the_ladder_is_the_models_own(module, session, tiny: Path, tmp_path: Path) -> None:
-    sinks = module("_sinks")
-    text = tmp_path / "text.txt"
-    text.write_text("def answer(question):\n    return question\n" * 60)
-    sinks.run_real(session, model=tiny, texts=[text])
-    rows = {row["case"]: row for row in rows_of(session)}
-    tokens = AutoTokenizer.from_pretrained(tiny)(text.read_text(), return_tensors="pt")["input_ids"][:, :128]
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
-    expected = model(input_ids=tokens, labels=tokens).loss.item()
-    full = rows[f"{tiny.name} float32 128 full sink0"]
-    assert full["loss"] == pytest.approx(expected, abs=1e-3)
-    assert rows[f"{tiny.name} float32 128 s2 sink0"]["loss"] > full["loss"] + 0.1
-    assert rows[f"{tiny.name} bfloat16 128 full sink0"]["gradient_norm"] == pytest.approx(
-        full["gradient_norm"], rel=0.1
-    )
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Path:
-    from longlora.tiny import tiny_model_directory
-
-    return tiny_model_directory()
 
 
 def test_failed_tests_are_written_down_as_they_come(tmp_path: Path) -> None:

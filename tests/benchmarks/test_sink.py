@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longlora.tiny import tiny_model_directory
 
@@ -64,6 +65,10 @@ def test_cells_are_measured_once_and_patterns_differ(load, tmp_path: Path, monke
     assert [row["kind"] for row in rows] == ["before"] * 6 + ["train"] * 2
     losses = {row["pattern"]: row["loss"] for row in rows if row["kind"] == "before" and row["dtype"] == "float32"}
     assert len(set(losses.values())) == 3
+    texts = grid.Texts(tmp_path / "texts", AutoTokenizer.from_pretrained(tiny_model_directory()))
+    tokens = texts.rows(4, 128, "validation", seed=0).cpu()
+    own = AutoModelForCausalLM.from_pretrained(tiny_model_directory(), dtype=torch.float32).eval()
+    assert losses["full"] == pytest.approx(own(input_ids=tokens, labels=tokens).loss.item(), abs=1e-3)
     for row in rows[6:]:
         assert len(row["gradient_norms"]) == len(row["training_losses"]) == 2
         assert row["loss_own_pattern"][0] == pytest.approx(losses["s2 sink1"], abs=1)

@@ -44,8 +44,10 @@ def test_a_question_is_the_same_again_and_another_for_another_seed(
     state = random.getstate()
     assert ask(TESTS[name], tokenizer, 0.5, seed) == question
     assert random.getstate() == state
-    other = ask(TESTS[name], tokenizer, 0.5, seed + 1)
-    assert other.expected != question.expected and other.input_ids != question.input_ids
+    others = [ask(TESTS[name], tokenizer, 0.5, seed + number) for number in range(1, 7)]
+    assert all(other.input_ids != question.input_ids for other in others)
+    # Some tests draw from some dozens of answers: one may come again, but not six times.
+    assert any(other.expected != question.expected for other in others)
 
 
 @pytest.mark.parametrize("name", TESTS)
