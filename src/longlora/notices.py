@@ -138,6 +138,11 @@ def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoint
         )
 
 
+def excuse_no_gradients(config: PreTrainedConfig) -> None:
+    """Say nothing of this model's forward passes without gradients: who makes them knows how they attend."""
+    _model(config).said.add("no gradients")
+
+
 def _warn_once(model: _Model, topic: str, message: str) -> None:
     if topic not in model.said:
         model.said.add(topic)

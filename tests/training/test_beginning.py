@@ -12,6 +12,7 @@ from tests.training.conftest import MakeRecipe
 
 from longlora.training import beginning
 from longlora.training.run import train
+from longlora.training.trainer import ExtensionTrainer
 
 
 @pytest.fixture
@@ -49,6 +50,28 @@ def test_it_is_told_once_with_the_remedy_and_changes_no_loss(
     )
     assert found is not None, message
     assert float(found[1]) == pytest.approx(losses(tmp_path / "run")[0], abs=1)  # of one micro-step of two
+
+
+def test_the_loss_in_groups_is_that_of_the_first_step(
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    told: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found: list[float] = []
+    mean_loss = ExtensionTrainer.mean_loss
+    monkeypatch.setattr(
+        ExtensionTrainer, "mean_loss", lambda *arguments: found.append(mean_loss(*arguments)) or found[-1]
+    )
+    common = {"max_steps": 1, "gradient_accumulation_steps": 1}
+    train(make_recipe(**common, attention={"group_size": 4}))
+    train(make_recipe(**common, attention={"pattern": "full"}, output_dir=str(tmp_path / "full")))
+    full, grouped = found
+    assert grouped == pytest.approx(losses(tmp_path / "run")[0], abs=1e-5)
+    assert full == pytest.approx(losses(tmp_path / "full")[0], abs=1e-5)
+    assert abs(full - grouped) > 1e-4
+    assert "without gradients" not in caplog.text
 
 
 def test_with_sink_tokens_the_remedy_is_another(make_recipe: MakeRecipe, told: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from longlora.grouping import Grouping, set_grouping
+from longlora.notices import excuse_no_gradients
 
 if TYPE_CHECKING:
     from longlora.training.trainer import ExtensionTrainer
@@ -33,6 +34,8 @@ def tell_cost_of_groups(trainer: "ExtensionTrainer", model: Any, inputs: dict[st
         for name, value in inputs.items()
         if isinstance(value, torch.Tensor) and value.shape[1:2] == (num_tokens,)
     }
+    model.train()  # in evaluation nothing is grouped
+    excuse_no_gradients(trainer.model.config.get_text_config())
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), trainer.compute_loss_context_manager():
         losses = []
