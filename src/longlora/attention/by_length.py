@@ -34,13 +34,14 @@ def attend(
             return sdpa.attend_run(query, key, value, call, scale=scale)
         return varlen.attend_segments(query, key, value, call, scale)
 
-    def pieces(heads: HeadRange) -> list[Piece[Run | Segments]]:
-        return cuts.once(
-            ("by length", heads.shifted, shortest, query.device),
-            lambda: _pieces(cuts, shortest, query.device, shifted=heads.shifted),
-        )
+    return attend_in_pieces(
+        attend_piece, lambda heads: _pieces_once(cuts, shortest, query.device, heads.shifted), query, key, value, cuts
+    )
 
-    return attend_in_pieces(attend_piece, pieces, query, key, value, cuts)
+
+def _pieces_once(cuts: CutPoints, shortest: int, device: torch.device, shifted: bool) -> list[Piece[Run | Segments]]:
+    key = ("by length", shifted, shortest, device)
+    return cuts.once(key, lambda: _pieces(cuts, shortest, device, shifted=shifted))
 
 
 def _pieces(cuts: CutPoints, shortest: int, device: torch.device, *, shifted: bool) -> list[Piece[Run | Segments]]:

@@ -47,11 +47,12 @@ def attend(
             )
         return torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1)  # (count · length, h, D_v)
 
-    def pieces(heads: HeadRange) -> list[Piece[Run]]:
-        num_heads = heads.query.stop - heads.query.start
-        return [piece_of(part, [part]) for part in _parts(cuts.runs(shifted=heads.shifted), num_heads=num_heads)]
+    return attend_in_pieces(attend_piece, lambda heads: _pieces(cuts, heads), query, key, value, cuts)
 
-    return attend_in_pieces(attend_piece, pieces, query, key, value, cuts)
+
+def _pieces(cuts: CutPoints, heads: HeadRange) -> list[Piece[Run]]:
+    num_heads = heads.query.stop - heads.query.start
+    return [piece_of(part, [part]) for part in _parts(cuts.runs(shifted=heads.shifted), num_heads=num_heads)]
 
 
 def _parts(runs: tuple[Run, ...], *, num_heads: int) -> Iterator[Run]:

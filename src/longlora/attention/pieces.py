@@ -94,21 +94,32 @@ def _views(tensor: Tensor, places: Sequence[Place]) -> tuple[Tensor, ...]:
     return (tensor,) if len(places) == 1 else _Split.apply(tensor, places)
 
 
+def _split(tensor: Tensor, places: Sequence[Place]) -> tuple[Tensor, ...]:
+    return tuple(tensor[place] for place in places)
+
+
+def _join(pieces: Sequence[Tensor], places: Sequence[Place], shape: Sequence[int]) -> Tensor:
+    joined = pieces[0].new_empty((*shape, *pieces[0].shape[2:]))
+    for place, piece in zip(places, pieces, strict=True):
+        joined[place].copy_(piece)
+    return joined
+
+
 class _Split(torch.autograd.Function):
     """Views of disjoint places that cover a tensor; their gradients are written into one tensor."""
 
     @staticmethod
     def forward(tensor: Tensor, places: Sequence[Place]) -> tuple[Tensor, ...]:
-        return tuple(tensor[place] for place in places)
+        return _split(tensor, places)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Sequence[Place]], output: tuple[Tensor, ...]) -> None:
         tensor, ctx.places = inputs
-        ctx.shape = tensor.shape
+        ctx.shape = tensor.shape[:2]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Join.apply(ctx.places, ctx.shape[:2], *gradients), None
+        return _join(gradients, ctx.places, ctx.shape), None
 
 
 class _Join(torch.autograd.Function):
@@ -116,10 +127,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(places: Sequence[Place], shape: Sequence[int], *pieces: Tensor) -> Tensor:
-        joined = pieces[0].new_empty((*shape, *pieces[0].shape[2:]))
-        for place, piece in zip(places, pieces, strict=True):
-            joined[place].copy_(piece)
-        return joined
+        return _join(pieces, places, shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -127,4 +135,4 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *_Split.apply(gradient, ctx.places))
+        return (None, None, *_split(gradient, ctx.places))
