@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longlora.config import Recipe, parse_recipe
-from longlora.model import load_tokenizer, model_source
+from longlora.models.load import load_tokenizer, model_source
 from longlora.training.run import train
 
 MAX_STEPS = 24

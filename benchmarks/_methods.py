@@ -11,11 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-from longlora import demo
 from longlora.config import dump_recipe, load_recipe
 from longlora.data import read_documents, tokenize_documents
+from longlora.demo import walkthrough as demo
 from longlora.evaluation.perplexity import perplexity_by_length
-from longlora.model import load_for_inference, load_tokenizer, model_source
+from longlora.models.load import load_for_inference, load_tokenizer, model_source
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.run import train

@@ -14,8 +14,8 @@ import torch
 
 from longlora.data import read_documents, tokenize_documents
 from longlora.evaluation.perplexity import perplexity_by_length
-from longlora.model import load_config, load_tokenizer, load_weights, model_source
-from longlora.positions import extend_positions, readable_context
+from longlora.models.load import load_config, load_tokenizer, load_weights, model_source
+from longlora.models.positions import extend_positions, readable_context
 from longlora.rope import OPTIONS
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files

@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Train
 
 from longlora.config import Recipe, parse_recipe
 from longlora.data import pack_rows, read_documents, tokenize_documents
-from longlora.model import load_for_training
+from longlora.models.load import load_for_training
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.directory import open_run

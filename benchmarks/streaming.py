@@ -5,9 +5,9 @@
     python benchmarks/streaming.py --tokens 4000          # a short look
 
 A long text (the held-out files of Python's standard library, one after another) is read once, a few tokens at a time:
-with sinks and window (`longlora.cache`), with a window of the same size but no sinks, and, for eight times the
-context, with the ordinary cache that keeps everything. Reported is the perplexity of each stretch of text and what the
-keys and values take.
+with sinks and window (`longlora.inference.streaming_cache`), with a window of that size but no sinks, and, for eight
+times the context, with the ordinary cache that keeps everything. Reported is the perplexity of each stretch of text and
+what the keys and values take.
 """
 
 import argparse
@@ -24,9 +24,9 @@ import torch
 from _streaming_report import Curve, Result, write_report
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.cache import NUM_SINKS, KeyRotation, StreamingCache, key_rotations
-from longlora.model import load_for_inference
-from longlora.positions import readable_context
+from longlora.inference.streaming_cache import NUM_SINKS, KeyRotation, StreamingCache, key_rotations
+from longlora.models.load import load_for_inference
+from longlora.models.positions import readable_context
 from longlora.tiny.stdlib import standard_library_files
 
 NUM_STRETCHES = 40

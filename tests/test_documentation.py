@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.core import TyperCommand, TyperGroup
 
-from longlora import cli
+from longlora.cli import main as cli
 from longlora.config import load_recipe, parse_recipe
 from longlora.recipes import recipe_names
 
@@ -70,8 +70,8 @@ def parse(command: TyperCommand | TyperGroup, words: list[str], parent: Any = No
 @pytest.fixture
 def without_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the models and texts of the examples be anywhere."""
-    monkeypatch.setattr("longlora.checkpoint.model_source", lambda name: name)
-    monkeypatch.setattr("longlora.files.locate", lambda name: [])
+    monkeypatch.setattr("longlora.models.checkpoint.model_source", lambda name: name)
+    monkeypatch.setattr("longlora.support.locate.locate", lambda name: [])
 
 
 @pytest.mark.parametrize("block", blocks(*SHELLS), ids=lambda block: block.place)

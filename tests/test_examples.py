@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from longlora import register
 from longlora.attention import CutPoints
 from longlora.merge import merge_adapter
+from longlora.models import registration as register
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONTEXT_LENGTH, GROUP_SIZE = 256, 64

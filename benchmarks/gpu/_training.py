@@ -24,7 +24,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedConfig, TrainerCallback, set_seed
 
-import longlora.model
+import longlora.models.load
 from longlora.config import Recipe, parse_recipe
 from longlora.planner import make_plan, recognise_gpu
 from longlora.tiny import tiny_model_directory
@@ -190,7 +190,7 @@ def _train_in(
     if profile:
         profile.enable()
     with weights_on_device(stages, own_attention=case.attention == "sdpa"):
-        prepared = longlora.model.load_for_training(recipe)
+        prepared = longlora.models.load.load_for_training(recipe)
     stages["positions, vocabulary, adapter"] = round(now() - began - stages["weights"], 3)
     rows = Rows(random_rows(case, prepared.model.config.get_text_config().vocab_size), None)
     began = now()
@@ -264,9 +264,9 @@ def weights_on_device(stages: dict[str, float], *, own_attention: bool) -> Itera
         return model
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(longlora.model, "load_weights", make))
+        stack.enter_context(mock.patch.object(longlora.models.load, "load_weights", make))
         if own_attention:
-            stack.enter_context(mock.patch.object(longlora.model, "_training_attention", lambda *_: None))
+            stack.enter_context(mock.patch.object(longlora.models.load, "_training_attention", lambda *_: None))
         yield
 
 

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from longlora.attention import CutPoints, attend_in_segments, cut_points
-from longlora.lora import add_adapter
-from longlora.memory import keep_hidden_states_in
-from longlora.model import load_config, load_weights
+from longlora.models.load import load_config, load_weights
+from longlora.models.lora import add_adapter
+from longlora.models.memory_optimizations import keep_hidden_states_in
 
 _NAME = "by pattern"
 _LOGITS_AT_A_TIME = 1024  # tokens

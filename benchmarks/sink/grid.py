@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase  # noqa: E402
 
 from longlora.evaluation.passkey import measured_question  # noqa: E402
 from longlora.evaluation.trials import TrialId  # noqa: E402
-from longlora.model import load_tokenizer  # noqa: E402
+from longlora.models.load import load_tokenizer  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BEFORE = ["full", "rows", "rows sink4", "s2", "s2 sink1", "s2 sink4", "s2 sink16", "no shift sink1"]

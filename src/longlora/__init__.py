@@ -22,12 +22,12 @@ _HOMES = {
     "DivergenceError": "longlora.errors",
     "LongLoRAError": "longlora.errors",
     "Recipe": "longlora.config",
-    "check_s2_reaches": "longlora.probe",
-    "extend_positions": "longlora.positions",
+    "check_s2_reaches": "longlora.models.probe",
+    "extend_positions": "longlora.models.positions",
     "import_released": "longlora.released",
-    "load_for_inference": "longlora.model",
+    "load_for_inference": "longlora.models.load",
     "load_recipe": "longlora.config",
-    "loss_by_position": "longlora.evaluation.positions",
+    "loss_by_position": "longlora.evaluation.loss_by_position",
     "merge_adapter": "longlora.merge",
     "needle": "longlora.evaluation.needle",
     "original_perplexity": "longlora.evaluation.original",
@@ -40,7 +40,7 @@ _HOMES = {
     "s2_attention": "longlora.attention",
     "s2_attention_reference": "longlora.attention",
     "serve": "longlora.serving",
-    "set_group_size": "longlora.register",
+    "set_group_size": "longlora.models.registration",
     "topics": "longlora.evaluation.topics",
     "train": "longlora.training.run",
 }
@@ -78,13 +78,13 @@ class _RegisterWithTransformers(MetaPathFinder):
 
             def load_and_register(module: ModuleType) -> None:
                 load_table(module)
-                importlib.import_module("longlora.register")
+                importlib.import_module("longlora.models.registration")
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
 
 
 if _RegisterWithTransformers.table in sys.modules:
-    importlib.import_module("longlora.register")
+    importlib.import_module("longlora.models.registration")
 else:
     sys.meta_path.insert(0, _RegisterWithTransformers())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from longlora.model import compute_dtype, load_for_inference
+from longlora.models.load import compute_dtype, load_for_inference
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

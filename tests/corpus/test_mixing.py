@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from longlora.cli import app
+from longlora.cli.main import app
 from longlora.corpus.mixing import mix, parse_ratio
 from longlora.data import read_conversations
 from longlora.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ import pytest
 from tests.corpus.crashing import die_of_b
 from typer.testing import CliRunner
 
-from longlora.cli import app
+from longlora.cli.main import app
 from longlora.corpus import shelf
 from longlora.corpus.extract import Settings
 from longlora.corpus.shelf import read_shelf

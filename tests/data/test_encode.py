@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from longlora.conversation import ensure_chat_template
 from longlora.data.encode import (
     IGNORED,
     EncodedConversation,
@@ -16,6 +15,7 @@ from longlora.data.encode import (
     encode_conversation,
 )
 from longlora.errors import ConfigError
+from longlora.models.chat_template import ensure_chat_template
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

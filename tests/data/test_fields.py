@@ -9,9 +9,9 @@ import pytest
 from tests.data.families import TEMPLATES, TOOLS, tokenizer_for
 from transformers import PreTrainedTokenizerFast
 
-from longlora.conversation import ensure_chat_template
 from longlora.data import read_conversations, tokenize_conversations
 from longlora.errors import DataError
+from longlora.models.chat_template import ensure_chat_template
 
 QUESTION, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ishmael."}
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "rate", "arguments": '{"of": "£"}'}}]}

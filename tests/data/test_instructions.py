@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from longlora.conversation import ensure_chat_template
 from longlora.data import instructions as instructions_module
 from longlora.data import pack_conversations, read_conversations, tokenize_conversations
 from longlora.errors import DataError
+from longlora.models.chat_template import ensure_chat_template
 
 ANSWERS = ["Ishmael.", "A whale, " * 9, "Nobody.", "The sea " * 30, "In Nantucket.", "Queequeg " * 3]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from longlora.conversation import ensure_chat_template
 from longlora.data.encode import IGNORED, encode_conversation
-from longlora.generation import turn_end
+from longlora.models.chat_template import ensure_chat_template
+from longlora.models.generation import turn_end
 
 _TURNS = "{%- for m in messages -%}{{- '<|' ~ m.role ~ '|>\n' ~ m.content ~ '<|end|>\n' -}}{%- endfor -%}"
 _ASK = "{%- if add_generation_prompt -%}{{- '<|assistant|>\n' -}}"

@@ -10,8 +10,8 @@ from tests.evaluation.llama import DOCUMENT_LENGTHS, VOCABULARY_SIZE, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from longlora import cli
-from longlora.evaluation.vocabulary import names, sentence
+from longlora.cli import main as cli
+from longlora.evaluation.words import names, sentence
 from longlora.tiny import tiny_model_directory
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from longlora.cli_eval import evaluate
+from longlora.cli.eval import evaluate
 from longlora.errors import ConfigError
 from longlora.evaluation import against_base, measure
 from longlora.evaluation.log import LOG_FILE

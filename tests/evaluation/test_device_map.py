@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from longlora import model as model_module
 from longlora.errors import ConfigError
+from longlora.evaluation.loss_by_position import loss_by_position
 from longlora.evaluation.passkey import passkey
-from longlora.evaluation.positions import loss_by_position
 from longlora.evaluation.provenance import model_identity
 from longlora.evaluation.retrieval import run_retrieval
-from longlora.model import load_for_inference
+from longlora.models import load as model_module
+from longlora.models.load import load_for_inference
 
 SPREAD = {
     "model.embed_tokens": "disk",

@@ -16,8 +16,8 @@ from longlora.errors import ConfigError, DataError
 from longlora.evaluation import harness, harness_tasks
 from longlora.evaluation.harness import HarnessOptions, read_metrics, run_harness
 from longlora.evaluation.harness_tasks import SHORT_TASKS, check_ruler, plan_calls
-from longlora.lora import add_adapter
-from longlora.model import load_for_inference
+from longlora.models.load import load_for_inference
+from longlora.models.lora import add_adapter
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 Run = Callable[..., tuple[int, str, str]]

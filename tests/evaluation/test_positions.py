@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError, DataError
-from longlora.evaluation.positions import PositionLoss, loss_by_position, reading_stops_at
+from longlora.evaluation.loss_by_position import PositionLoss, loss_by_position, reading_stops_at
 from longlora.evaluation.positions_report import PositionsResult, positions_table, write_positions
 
 HEADER = 8

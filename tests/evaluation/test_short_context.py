@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.against_base import base_of, check_same_tokens, named_context
 from longlora.evaluation.short_context import ShortContext, compare_losses, window_losses
-from longlora.model import load_for_inference
+from longlora.models.load import load_for_inference
 
 Run = Callable[..., tuple[int, str, str]]
 

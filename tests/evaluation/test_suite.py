@@ -65,7 +65,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig, get_peft_model
 
-    from longlora.model import load_for_inference
+    from longlora.models.load import load_for_inference
 
     torch.manual_seed(0)
     model, _ = load_for_inference(base_model)

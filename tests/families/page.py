@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from longlora.errors import ConfigError
-from longlora.grouping import USE_FULL_ATTENTION
-from longlora.lora import attention_linear_names, embedding_and_norm_names
-from longlora.probe import S2Layers, check_s2_reaches
+from longlora.models.grouping import USE_FULL_ATTENTION
+from longlora.models.lora import attention_linear_names, embedding_and_norm_names
+from longlora.models.probe import S2Layers, check_s2_reaches
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 

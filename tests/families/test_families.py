@@ -9,12 +9,12 @@ from tests.families.families import FAMILIES, NUM_LAYERS, VOCABULARY, Family
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 
-from longlora import register
-from longlora.compat import ordinary_attention
-from longlora.grouping import Grouping, set_grouping
-from longlora.lora import add_adapter, attention_linear_names, embedding_and_norm_names
 from longlora.merge import merge_adapter
-from longlora.probe import check_s2_reaches
+from longlora.models import registration as register
+from longlora.models.compat import ordinary_attention
+from longlora.models.grouping import Grouping, set_grouping
+from longlora.models.lora import add_adapter, attention_linear_names, embedding_and_norm_names
+from longlora.models.probe import check_s2_reaches
 
 NUM_TOKENS = 13
 GROUP_SIZE = 4

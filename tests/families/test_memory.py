@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl.trainer import add_fused_lm_head
 
 from longlora.errors import ConfigError
-from longlora.lora import add_adapter
-from longlora.memory import tile_feed_forward, why_not_in_pieces
+from longlora.models.lora import add_adapter
+from longlora.models.memory_optimizations import tile_feed_forward, why_not_in_pieces
 
 NUM_TOKENS = 13
 TOLERANCE = 512 * torch.finfo(torch.float32).eps  # of a tensor's largest number

@@ -2,12 +2,12 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from longlora.cache import key_rotations
 from longlora.inference.answer import Answer
-from longlora.inference.memory import Memory, StreamingMemory, WholeMemory, read_tokens, shared_prefix
+from longlora.inference.prefix_cache import Memory, StreamingMemory, WholeMemory, read_tokens, shared_prefix
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker
 from longlora.inference.start import load_speaker
+from longlora.inference.streaming_cache import key_rotations
 
 
 def answer_to(

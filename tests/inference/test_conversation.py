@@ -3,14 +3,14 @@ import threading
 
 import pytest
 
-from longlora.cache import key_rotations
 from longlora.errors import ConfigError, DataError
 from longlora.inference.answer import Answer
 from longlora.inference.conversation import Conversation
-from longlora.inference.memory import StreamingMemory, WholeMemory
+from longlora.inference.prefix_cache import StreamingMemory, WholeMemory
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker
 from longlora.inference.start import load_speaker, memory_for
+from longlora.inference.streaming_cache import key_rotations
 
 CHATML = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"

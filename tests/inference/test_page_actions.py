@@ -8,8 +8,8 @@ import pytest
 
 from longlora.inference.conversation import Conversation, Usage
 from longlora.inference.documents import read_text
-from longlora.inference.memory import WholeMemory
 from longlora.inference.page_actions import PageActions, usage_html
+from longlora.inference.prefix_cache import WholeMemory
 from longlora.inference.rooms import Rooms
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longlora.inference.conversation import Conversation
-from longlora.inference.memory import WholeMemory
+from longlora.inference.prefix_cache import WholeMemory
 from longlora.inference.settings import ChatSettings
 from longlora.inference.start import load_speaker
 from longlora.tiny import tiny_model_directory

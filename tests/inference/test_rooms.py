@@ -1,5 +1,5 @@
 from longlora.inference.conversation import Conversation
-from longlora.inference.memory import WholeMemory
+from longlora.inference.prefix_cache import WholeMemory
 from longlora.inference.rooms import Room, Rooms
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker

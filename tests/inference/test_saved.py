@@ -5,7 +5,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from longlora.inference.conversation import Conversation
-from longlora.inference.memory import WholeMemory
+from longlora.inference.prefix_cache import WholeMemory
 from longlora.inference.saved import SavedReadings, fingerprint
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker

@@ -13,7 +13,7 @@ from longlora.inference.conversation import Conversation
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker
 from longlora.inference.start import load_speaker, memory_for
-from longlora.model import load_for_inference
+from longlora.models.load import load_for_inference
 from longlora.tiny import tiny_model_directory
 
 

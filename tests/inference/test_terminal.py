@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from longlora import cli
+from longlora.cli import main as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHAT = [sys.executable, "-m", "longlora.cli", "chat"]

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from longlora.lora import add_adapter
+from longlora.models.lora import add_adapter
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259,

@@ -12,9 +12,9 @@ from tests.released.published import publish, train_like_the_original
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from longlora.checkpoint import Extension, save_tokenizer, write_extension
-from longlora.cli import app
+from longlora.cli.main import app
 from longlora.merge import merge_adapter
+from longlora.models.checkpoint import Extension, save_tokenizer, write_extension
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 # What is not ours to run here: the server, llama.cpp's programs, and the test that the page names.

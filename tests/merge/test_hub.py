@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from tests.merge.adapters import longlora_adapter, save_base
 from typer.testing import CliRunner
 
-from longlora.cli import app
+from longlora.cli.main import app
 from longlora.errors import ConfigError
 from longlora.merge import check_login, hub, push_to_hub
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from longlora.checkpoint import save_tokenizer
-from longlora.positions import extend_positions, write_older_keys
+from longlora.models.checkpoint import save_tokenizer
+from longlora.models.positions import extend_positions, write_older_keys
 from longlora.rope import misread
 from longlora.tiny import tiny_model_directory
 

@@ -21,7 +21,8 @@ WIDE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 20, 
 PROGRAM = """
 import gc, json, re, sys
 from pathlib import Path
-from longlora.merge import merge_adapter, run
+from longlora.merge import merge_adapter
+from longlora.merge import merging as run
 from longlora.merge.changes import OtherWay
 
 def resident(field):

@@ -13,13 +13,13 @@ from tests.merge import adapters
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from longlora import positions
-from longlora.checkpoint import Extension, write_extension
-from longlora.cli import app
+from longlora.cli.main import app
 from longlora.config import parse_recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.merge import merge_adapter, streaming
-from longlora.model import load_for_inference
+from longlora.models import positions
+from longlora.models.checkpoint import Extension, write_extension
+from longlora.models.load import load_for_inference
 from longlora.training.run import train
 
 

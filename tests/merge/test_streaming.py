@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from longlora.errors import CheckpointError
 from longlora.merge import merge_adapter
-from longlora.shards import model_folder
+from longlora.models.shards import model_folder
 
 ROPE_FAMILIES = [name for name in FAMILIES if name != "gpt2"]
 

@@ -16,9 +16,9 @@ from tests.merge import adapters
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from longlora.checkpoint import save_tokenizer
 from longlora.merge import merge_adapter
-from longlora.positions import extend_positions, write_older_keys
+from longlora.models.checkpoint import save_tokenizer
+from longlora.models.positions import extend_positions, write_older_keys
 from longlora.rope import misread
 
 pytestmark = pytest.mark.slow

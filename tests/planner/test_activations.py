@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from longlora.grouping import Grouping, set_grouping
-from longlora.lora import add_adapter, trainable_parameters
-from longlora.memory import keep_hidden_states_in, tile_feed_forward
+from longlora.models.grouping import Grouping, set_grouping
+from longlora.models.lora import add_adapter, trainable_parameters
+from longlora.models.memory_optimizations import keep_hidden_states_in, tile_feed_forward
 from longlora.planner import PlannedRun, activations, parse_architecture
 from longlora.planner.memory import plan_memory
 

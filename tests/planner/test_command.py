@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from longlora import cli
+from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
 from longlora.errors import ConfigError
-from longlora.model import extended_config, load_config, model_source
+from longlora.models.load import extended_config, load_config, model_source
 from longlora.planner import GIB
 from longlora.training.planned import planned_run
 
@@ -193,7 +193,7 @@ def test_it_loads_nothing_heavy_and_is_quick(recipe: Path) -> None:
 import sys, time
 started = time.process_time()
 sys.argv = ["longlora", "plan", {str(recipe)!r}, "--gpus", "8", "--memory", "80", "--gpu-type", "a100-80gb"]
-from longlora.cli import main
+from longlora.cli.main import main
 try:
     main()
 finally:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.attention.s2 import cut_points
 from longlora.errors import ConfigError
-from longlora.lora import add_adapter
+from longlora.models.lora import add_adapter
 from longlora.planner import GPUS, PlannedRun, compute, find_architecture, find_gpu, parse_architecture
 from longlora.planner.compute import head_pairs, plan_duration, row_flops, traffic_bytes, window_pairs
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from longlora.planner import GIB, GPUS, Plan, PlannedRun, find_architecture, make_plan
 from longlora.planner.memory import plan_memory
 from longlora.planner.plan import longest_context
-from longlora.planner.report import plan_to_dict, print_plan
+from longlora.planner.plan_report import plan_to_dict, print_plan
 
 
 def plan(run: PlannedRun, gib: float, gpu: str | None = None) -> Plan:

@@ -12,10 +12,10 @@ from tests.released.published import Original, publish, publish_consolidated, tr
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from longlora.checkpoint import read_extension
-from longlora.cli import app
+from longlora.cli.main import app
 from longlora.errors import CheckpointError, ConfigError
-from longlora.model import load_for_inference
+from longlora.models.checkpoint import read_extension
+from longlora.models.load import load_for_inference
 from longlora.released import import_released
 
 

@@ -11,8 +11,8 @@ from tests.merge.adapters import logits
 from tests.released.published import Original, full_weights, publish, publish_model, scaled, train_like_the_original
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from longlora.checkpoint import read_extension
 from longlora.errors import CheckpointError, ConfigError
+from longlora.models.checkpoint import read_extension
 from longlora.released import import_released
 
 

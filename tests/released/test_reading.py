@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from longlora.errors import CheckpointError, ConfigError
+from longlora.models.shards import opened
 from longlora.released.context import infer_context
 from longlora.released.pickles import alone, read_weights
 from longlora.released.published import find_folder, read_folder, read_json
-from longlora.shards import opened
 
 
 class Program:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from longlora.checkpoint import write_atomically
 from longlora.evaluation.harness import HarnessResult
+from longlora.evaluation.loss_by_position import PositionLoss
 from longlora.evaluation.perplexity import Perplexity
 from longlora.evaluation.perplexity_report import PerplexityResult, write_perplexity
-from longlora.evaluation.positions import PositionLoss
 from longlora.evaluation.positions_report import PositionsResult
 from longlora.evaluation.short_context import compare_losses, write_short_context
 from longlora.evaluation.suite import SuiteRecord
 from longlora.evaluation.summary import summarise
 from longlora.evaluation.trials import FinishedTrial, RetrievalTest, trial_grid
+from longlora.models.checkpoint import write_atomically
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (1024, 2048, 4096, 8192)

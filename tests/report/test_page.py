@@ -16,7 +16,7 @@ from tests.report.folders import (
     write_run,
 )
 
-from longlora import cli
+from longlora.cli import main as cli
 from longlora.report.blocks import Cell, Chart, Document, Level, Point, Section, Series, Table
 from longlora.report.markdown import render_markdown
 from longlora.report.page import render_page

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from longlora.config import load_recipe
-from longlora.model import extended_config
+from longlora.models.load import extended_config
 from longlora.planner.source import published_config
 from longlora.recipes import find_recipe, recipe_names
 from longlora.rope import misread

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.test_positions import FAMILIES, LONG, NEW, ORIGINAL, SHORT, SIZES, THETA, build, options_for
 from tests.rope import formulas
-from tests.test_positions import FAMILIES, LONG, NEW, ORIGINAL, SHORT, SIZES, THETA, build, options_for
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Olmo3Config
 
-from longlora import positions
 from longlora.errors import ConfigError
-from longlora.positions import extend_positions, write_older_keys
+from longlora.models import positions
+from longlora.models.positions import extend_positions, write_older_keys
 from longlora.rope import v4_rope
 
 CASES = [

@@ -10,8 +10,8 @@ import pytest
 from starlette.applications import Starlette
 from transformers import AutoTokenizer
 
-from longlora.conversation import ensure_chat_template
-from longlora.hosts import Names
+from longlora.inference.hosts import Names
+from longlora.models.chat_template import ensure_chat_template
 from longlora.serving import front as front_module
 from longlora.serving.front import build_front
 from longlora.serving.requests import RequestError, Translator

@@ -17,8 +17,8 @@ from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
 from tests.merge.adapters import load, save_random
 from transformers import AutoTokenizer
 
-from longlora.lora import add_adapter
-from longlora.model import load_for_inference
+from longlora.models.load import load_for_inference
+from longlora.models.lora import add_adapter
 from longlora.tiny import tiny_model_directory
 
 pytestmark = pytest.mark.slow

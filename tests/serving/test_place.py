@@ -9,8 +9,8 @@ import torch
 from tests.merge.adapters import load, logits, longlora_adapter, save_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longlora.conversation import ensure_chat_template
 from longlora.errors import CheckpointError
+from longlora.models.chat_template import ensure_chat_template
 from longlora.serving import place as place_module
 from longlora.serving.place import merged_adapter, servable
 from longlora.tiny import tiny_model_directory

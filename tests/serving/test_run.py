@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from longlora.cli import app
+from longlora.cli.main import app
 from longlora.errors import ConfigError
-from longlora.serving import engines, run, serve
+from longlora.serving import engines, serve
+from longlora.serving import server as run
 from longlora.serving.engines import choose_engine, command_line
 from longlora.serving.place import Place
 

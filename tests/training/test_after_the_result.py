@@ -13,10 +13,10 @@ from safetensors import safe_open
 from tests.training.conftest import MakeRecipe
 
 from longlora.config import Recipe
-from longlora.conversation import ensure_chat_template
 from longlora.data import Conversation
 from longlora.errors import ConfigError
-from longlora.model import load_for_inference
+from longlora.models.chat_template import ensure_chat_template
+from longlora.models.load import load_for_inference
 from longlora.training import outcome
 from longlora.training.run import train
 from longlora.training.samples import write_samples

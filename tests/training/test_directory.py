@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.training.conftest import MakeRecipe
 
-from longlora.checkpoint import Extension, read_extension
 from longlora.errors import ConfigError
+from longlora.models.checkpoint import Extension, read_extension
 from longlora.training.directory import finish_checkpoint, open_run, run_directory, step_of
 from longlora.training.run import train
 
@@ -58,7 +58,7 @@ def test_other_rows_in_a_step(make_recipe: MakeRecipe) -> None:
 
 
 def test_a_finished_checkpoint_can_be_read_as_an_adapter(make_recipe: MakeRecipe) -> None:
-    from longlora.model import load_for_inference
+    from longlora.models.load import load_for_inference
 
     recipe = make_recipe(max_steps=3)
     adapter = train(recipe)

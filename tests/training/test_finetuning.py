@@ -14,7 +14,7 @@ from tests.training.conftest import STORY, MakeRecipe
 from longlora.config import Recipe, parse_recipe
 from longlora.data import encode_conversation
 from longlora.errors import ConfigError
-from longlora.model import load_for_inference
+from longlora.models.load import load_for_inference
 from longlora.training.directory import read_metrics
 from longlora.training.run import train
 

@@ -12,9 +12,9 @@ import torch
 from tests.training.conftest import MakeRecipe
 from transformers import LlamaConfig
 
-from longlora import memory
 from longlora.config import Recipe
 from longlora.errors import ConfigError
+from longlora.models import memory_optimizations as memory
 from longlora.planner import GIB
 from longlora.training import offloading
 from longlora.training import trainer as trainer_module

@@ -9,7 +9,7 @@ import torch
 from tests.families.families import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from longlora import cli
+from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
 from longlora.planner import find_architecture, published_config
 from longlora.recipes import recipe_names

@@ -9,8 +9,8 @@ import torch
 from tests.training.conftest import MakeRecipe
 
 from longlora.merge import merge_adapter
-from longlora.model import load_for_inference, load_for_training
-from longlora.positions import readable_context
+from longlora.models.load import load_for_inference, load_for_training
+from longlora.models.positions import readable_context
 from longlora.training.run import train
 
 ROPES: dict[str, dict[str, Any]] = {

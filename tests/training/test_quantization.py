@@ -12,7 +12,7 @@ from tests.training.conftest import MakeRecipe
 from tests.training.test_levers import curve_of
 
 from longlora.merge import merge_adapter
-from longlora.model import load_for_inference, load_for_training
+from longlora.models.load import load_for_inference, load_for_training
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train
 from longlora.training.trainer import ExtensionTrainer

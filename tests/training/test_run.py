@@ -13,11 +13,11 @@ import torch
 import yaml
 from tests.training.conftest import MakeRecipe
 
-from longlora import register
 from longlora.config import Recipe
 from longlora.errors import CheckpointError, ConfigError, DataError, DivergenceError
-from longlora.grouping import Grouping
-from longlora.model import load_for_inference
+from longlora.models import registration as register
+from longlora.models.grouping import Grouping
+from longlora.models.load import load_for_inference
 from longlora.training import trainer as trainer_module
 from longlora.training.callbacks import FiniteGradients
 from longlora.training.run import train

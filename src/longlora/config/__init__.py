@@ -5,9 +5,9 @@ is an error that names the nearest known one. `load_recipe` is the only way in, 
 alike.
 """
 
-from longlora.config.files import dump_recipe, load_recipe, parse_recipe
 from longlora.config.recipe import Recipe
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig
+from longlora.config.yaml_files import dump_recipe, load_recipe, parse_recipe
 
 __all__ = [
     "AttentionConfig",

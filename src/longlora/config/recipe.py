@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from longlora.config.optimizers import DEFAULT, check_optimizer, check_schedule
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig, Section
-from longlora.optimizers import DEFAULT, check_optimizer, check_schedule
 
 
 class Recipe(Section):

@@ -11,7 +11,7 @@ from longlora import __version__
 from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
 from longlora.corpus.unreadable import UnreadableFileError
 from longlora.errors import DataError
-from longlora.packages import require_package
+from longlora.support.packages import require_package
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]

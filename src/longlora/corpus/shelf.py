@@ -16,11 +16,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
-from longlora.checkpoint import write_atomically
 from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
 from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.corpus.unreadable import UnreadableFileError
 from longlora.errors import ConfigError, DataError
+from longlora.models.checkpoint import write_atomically
 
 NearDuplicateRule = Literal["drop", "mark", "keep"]
 

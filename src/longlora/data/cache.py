@@ -15,7 +15,7 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.errors import DataError
-from longlora.user_cache import user_cache
+from longlora.support.user_cache import user_cache
 
 Summary = dict[str, Any]
 """Counts of what was written; `num_rows` among them."""

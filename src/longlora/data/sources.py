@@ -25,7 +25,7 @@ from longlora.data.readers import (
     read_saved,
 )
 from longlora.errors import DataError
-from longlora.files import Part, files_below, locate
+from longlora.support.locate import Part, files_below, locate
 
 logger = logging.getLogger("longlora")
 

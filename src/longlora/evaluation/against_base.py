@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from peft import PeftConfig
 
-from longlora.checkpoint import is_adapter, read_extension
 from longlora.errors import ConfigError
 from longlora.evaluation.logits import vocabulary_size
 from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.scoring import Document
 from longlora.evaluation.short_context import ShortContext, compare_losses, window_losses
 from longlora.evaluation.texts import Texts
-from longlora.model import DtypeName, apply_extension, load_config, load_for_inference, model_source
-from longlora.positions import readable_context
+from longlora.models.checkpoint import is_adapter, read_extension
+from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source
+from longlora.models.positions import readable_context
 
 
 def measure_short_context(

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError
 from longlora.evaluation.logits import Model, vocabulary_size
+from longlora.evaluation.loss_by_position import loss_by_position
 from longlora.evaluation.perplexity import Perplexity, perplexity_by_length
 from longlora.evaluation.perplexity_report import PERPLEXITY_FILE, PerplexityResult, write_perplexity
-from longlora.evaluation.positions import loss_by_position
 from longlora.evaluation.positions_report import PositionsResult, write_positions
 from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.scoring import Document
@@ -27,8 +27,8 @@ from longlora.evaluation.short_context import (
     write_short_context,
 )
 from longlora.evaluation.texts import Texts
-from longlora.model import DtypeName, load_config, load_for_inference, model_source
-from longlora.positions import readable_context
+from longlora.models.load import DtypeName, load_config, load_for_inference, model_source
+from longlora.models.positions import readable_context
 
 if TYPE_CHECKING:
     from longlora.evaluation.suite import SuiteRecord

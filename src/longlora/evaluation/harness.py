@@ -19,7 +19,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from longlora.checkpoint import write_atomically
 from longlora.errors import ConfigError, DataError, LongLoRAError
 from longlora.evaluation.against_base import named_context
 from longlora.evaluation.curves import finished
@@ -27,7 +26,8 @@ from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import Model, base_model, context_of
 from longlora.evaluation.prompts import uses_chat
 from longlora.evaluation.provenance import model_identity, provenance
-from longlora.model import DtypeName, load_for_inference
+from longlora.models.checkpoint import write_atomically
+from longlora.models.load import DtypeName, load_for_inference
 
 logger = logging.getLogger("longlora")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from longlora.errors import DataError
-from longlora.evaluation.vocabulary import sentence
+from longlora.evaluation.words import sentence
 
 _SENTENCE_ENDS = (".", "!", "?", '."', '!"', '?"', ".”", "!”", "?”")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from longlora.checkpoint import write_atomically
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.trials import FinishedTrial, TrialId
+from longlora.models.checkpoint import write_atomically
 
 LOG_FILE = "trials.jsonl"
 _PARTS = "trials.part-*.jsonl"

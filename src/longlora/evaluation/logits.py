@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longlora.positions import readable_context
+from longlora.models.positions import readable_context
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 

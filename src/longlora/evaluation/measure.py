@@ -10,10 +10,10 @@ from longlora.errors import ConfigError, DataError
 from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, write_token_file
 from longlora.evaluation.haystack import Haystack, read_haystack
 from longlora.evaluation.logits import Model, context_of, vocabulary_size
+from longlora.evaluation.loss_by_position import loss_by_position
 from longlora.evaluation.original import ORIGINAL_STRIDE, original_perplexity
 from longlora.evaluation.perplexity import Perplexity, perplexity, perplexity_by_length
 from longlora.evaluation.perplexity_report import PerplexityResult
-from longlora.evaluation.positions import loss_by_position
 from longlora.evaluation.positions_report import PositionsResult
 from longlora.evaluation.processes import Processes, joined
 from longlora.evaluation.provenance import model_identity, provenance
@@ -24,7 +24,7 @@ from longlora.evaluation.scoring import Document
 from longlora.evaluation.summary import RetrievalResult
 from longlora.evaluation.texts import Texts
 from longlora.evaluation.trials import RetrievalTest
-from longlora.model import DtypeName, load_config, load_for_inference, load_tokenizer, model_source
+from longlora.models.load import DtypeName, load_config, load_for_inference, load_tokenizer, model_source
 
 Protocol = Literal["same-targets", "new", "all", "original"]
 

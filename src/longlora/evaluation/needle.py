@@ -9,7 +9,7 @@ from longlora.errors import ConfigError
 from longlora.evaluation.haystack import Haystack, Words
 from longlora.evaluation.prompts import Prompt, count_tokens, encode, largest_fitting, render, tokens_from
 from longlora.evaluation.trials import Question, RetrievalTest, TrialId
-from longlora.evaluation.vocabulary import names, numbers
+from longlora.evaluation.words import names, numbers
 
 _DIGITS = 6
 _ROOM = 16

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.checkpoint import write_atomically
 from longlora.evaluation.perplexity import Perplexity
+from longlora.models.checkpoint import write_atomically
 
 PERPLEXITY_FILE = "perplexity.json"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from longlora.checkpoint import write_atomically
-from longlora.evaluation.positions import PositionLoss, reading_stops_at
+from longlora.evaluation.loss_by_position import PositionLoss, reading_stops_at
+from longlora.models.checkpoint import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

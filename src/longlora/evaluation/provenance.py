@@ -13,7 +13,7 @@ from accelerate.utils import align_module_device
 from transformers import PreTrainedTokenizerBase
 
 from longlora.evaluation.logits import Model, base_model
-from longlora.packages import package_versions
+from longlora.support.packages import package_versions
 
 _VALUES_PER_PARAMETER = 256
 

@@ -14,7 +14,7 @@ from longlora.evaluation.judge import share_found
 from longlora.evaluation.logits import Model, base_model, input_device, keeps_logits
 from longlora.evaluation.scoring import evaluation_mode
 from longlora.evaluation.trials import Question
-from longlora.generation import plain_generation, plain_settings
+from longlora.models.generation import plain_generation, plain_settings
 
 _RULED_OUT = -10_000.0  # nats; JSON has no infinity
 

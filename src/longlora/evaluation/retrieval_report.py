@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from longlora.checkpoint import write_atomically
 from longlora.evaluation.effective import Share
 from longlora.evaluation.summary import RetrievalResult
+from longlora.models.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

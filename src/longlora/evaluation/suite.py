@@ -18,7 +18,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.checkpoint import write_atomically
 from longlora.errors import ConfigError
 from longlora.evaluation.against_base import base_of, named_context
 from longlora.evaluation.curves import Curves, SuiteTexts, measure_curves, measure_short
@@ -35,7 +34,8 @@ from longlora.evaluation.retrieval_report import write_result
 from longlora.evaluation.texts import Texts
 from longlora.evaluation.topics import topics
 from longlora.evaluation.trials import RetrievalTest, TrialId
-from longlora.model import DtypeName
+from longlora.models.checkpoint import write_atomically
+from longlora.models.load import DtypeName
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")

@@ -9,10 +9,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.generation import plain_generation, plain_settings
-from longlora.inference.memory import Memory, Progress, read_tokens
-from longlora.inference.pieces import TextPieces
+from longlora.inference.prefix_cache import Memory, Progress, read_tokens
 from longlora.inference.settings import ChatSettings
+from longlora.inference.token_text import TextPieces
+from longlora.models.generation import plain_generation, plain_settings
 
 
 class Answer:

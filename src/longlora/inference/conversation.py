@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from longlora.errors import DataError
 from longlora.inference.answer import Answer
 from longlora.inference.documents import Document, cut_middle
-from longlora.inference.memory import Memory, Progress, StreamingMemory, WholeMemory, read_tokens, shared_prefix
+from longlora.inference.prefix_cache import Memory, Progress, StreamingMemory, WholeMemory, read_tokens, shared_prefix
 from longlora.inference.saved import SavedReadings
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Message, Speaker

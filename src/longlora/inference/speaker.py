@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.conversation import ensure_chat_template
 from longlora.errors import ConfigError
-from longlora.positions import readable_context
+from longlora.models.chat_template import ensure_chat_template
+from longlora.models.positions import readable_context
 
 Message = dict[str, str]
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from longlora.cache import key_rotations
 from longlora.errors import ConfigError
-from longlora.inference.memory import Memory, StreamingMemory, WholeMemory
+from longlora.inference.prefix_cache import Memory, StreamingMemory, WholeMemory
 from longlora.inference.settings import ChatSettings
 from longlora.inference.speaker import Speaker
-from longlora.model import DtypeName, load_for_inference
+from longlora.inference.streaming_cache import key_rotations
+from longlora.models.load import DtypeName, load_for_inference
 
 logger = logging.getLogger("longlora")
 

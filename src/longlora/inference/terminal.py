@@ -13,13 +13,13 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from longlora.checkpoint import write_atomically
 from longlora.errors import LongLoRAError
 from longlora.inference.answer import Answer
 from longlora.inference.conversation import Conversation
 from longlora.inference.documents import ReadDocument, join_documents
 from longlora.inference.meter import answer_line, usage_line
 from longlora.inference.wrapping import Wrapping
+from longlora.models.checkpoint import write_atomically
 
 HELP = """\
 /document FILE…   begin anew about one or several files

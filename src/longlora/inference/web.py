@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any
 
 from longlora.errors import ConfigError
-from longlora.hosts import Names, OnlyByName
 from longlora.inference.documents import ReadDocument
+from longlora.inference.hosts import Names, OnlyByName
 from longlora.inference.page_actions import PageActions, usage_html
 from longlora.inference.rooms import Rooms
 from longlora.inference.speaker import Speaker

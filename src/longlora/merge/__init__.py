@@ -7,6 +7,6 @@ adapter, in a `README.md`; `hub.py` uploads it.
 
 from longlora.merge.card import write_adapter_card
 from longlora.merge.hub import check_login, push_to_hub
-from longlora.merge.run import MergedDtype, MergeReport, merge_adapter
+from longlora.merge.merging import MergedDtype, MergeReport, merge_adapter
 
 __all__ = ["MergeReport", "MergedDtype", "check_login", "merge_adapter", "push_to_hub", "write_adapter_card"]

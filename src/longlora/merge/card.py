@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from longlora import __version__
-from longlora.checkpoint import Extension
+from longlora.models.checkpoint import Extension
 from longlora.rope import describe_rope
 
 _RECIPE = "recipe.yaml"

@@ -15,8 +15,8 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from longlora.lora import output_is_tied
-from longlora.positions import without_dynamic_scaling
+from longlora.models.lora import output_is_tied
+from longlora.models.positions import without_dynamic_scaling
 
 _PREFIX = "base_model.model."
 _ADAPTER = "default"

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from longlora.compat import ordinary_attention
 from longlora.errors import CheckpointError
+from longlora.models.compat import ordinary_attention
 
 _PROBE_TOKENS = 512
 # Root mean square of the differences, relative to that of the logits, that rounding of the merged weights explains. The

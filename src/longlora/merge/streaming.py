@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from longlora.errors import CheckpointError
 from longlora.merge.changes import Change, Changes, LowRank, OtherWay, Whole
-from longlora.shards import ShardWriter, StoredWeight, opened
-from longlora.vocabulary import check_rows
+from longlora.models.shards import ShardWriter, StoredWeight, opened
+from longlora.models.vocabulary import check_rows
 
 logger = logging.getLogger("longlora")
 

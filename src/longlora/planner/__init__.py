@@ -14,8 +14,8 @@ Nothing here loads torch.
 
 from longlora.planner.architecture import Architecture, parse_architecture
 from longlora.planner.hardware import GIB, GPUS, Gpu, find_gpu, recognise_gpu
+from longlora.planner.job import PlannedRun
 from longlora.planner.plan import Advice, Plan, make_plan
-from longlora.planner.run import PlannedRun
 from longlora.planner.source import find_architecture, published_config
 
 __all__ = [

@@ -9,7 +9,7 @@ the CPU really holds.
 import math
 from dataclasses import dataclass
 
-from longlora.planner.run import PlannedRun
+from longlora.planner.job import PlannedRun
 
 LOGIT_BYTES = 12
 """Three float32 tensors over the vocabulary at once: the log-probabilities, and in the backward pass of cross-entropy

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from longlora.planner import activations
 from longlora.planner.hardware import Gpu
-from longlora.planner.run import PlannedRun
+from longlora.planner.job import PlannedRun
 
 ATTENTION_BACKWARD = 2.5
 """Backward over forward of FlashAttention: five products where the forward has two (arXiv 2307.08691, section 4.1)."""

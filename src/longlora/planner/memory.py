@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from longlora.planner import activations
 from longlora.planner.hardware import GIB
-from longlora.planner.run import PlannedRun
+from longlora.planner.job import PlannedRun
 
 CONTEXT_BYTES = GIB // 2
 """CUDA's context, its kernels and cuBLAS' workspace. Assumed."""

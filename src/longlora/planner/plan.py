@@ -5,8 +5,8 @@ from typing import Any
 
 from longlora.planner.compute import Duration, plan_duration
 from longlora.planner.hardware import Gpu
+from longlora.planner.job import PlannedRun
 from longlora.planner.memory import Memory, plan_memory
-from longlora.planner.run import PlannedRun
 
 LONGEST_CONTEXT = 2**24
 """Where the search for the longest context ends, in tokens."""

@@ -4,7 +4,7 @@
 `context.py` infers how far a model reads; `adapter.py` and `model.py` convert, and `run.py` tells the story.
 """
 
-from longlora.released.run import ImportReport, import_released
+from longlora.released.importing import ImportReport, import_released
 from longlora.released.table import RELEASED_MODELS, ReleasedModel
 
 __all__ = ["RELEASED_MODELS", "ImportReport", "ReleasedModel", "import_released"]

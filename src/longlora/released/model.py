@@ -9,10 +9,10 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from longlora.errors import CheckpointError
+from longlora.models.shards import ShardWriter
 from longlora.released.pickles import alone, read_weights
 from longlora.released.published import Published
 from longlora.released.skeleton import Skeleton, check_shape, make_skeleton, plain_name
-from longlora.shards import ShardWriter
 
 logger = logging.getLogger("longlora")
 

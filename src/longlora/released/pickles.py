@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longlora.errors import CheckpointError
-from longlora.shards import check_no_pointer
+from longlora.models.shards import check_no_pointer
 
 # What torch does not make out of a pickle, by its full name.
 _REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")

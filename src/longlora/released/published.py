@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longlora.errors import CheckpointError
-from longlora.shards import local_folder
+from longlora.models.shards import local_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINABLE = "trainable_params.bin"

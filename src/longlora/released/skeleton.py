@@ -7,8 +7,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from longlora.errors import CheckpointError
-from longlora.lora import embedding_and_norm_names, output_is_tied
-from longlora.positions import without_dynamic_scaling
+from longlora.models.lora import embedding_and_norm_names, output_is_tied
+from longlora.models.positions import without_dynamic_scaling
 
 _PEFT_PREFIX = "base_model.model."
 _OLDER_OUTPUT = "embed_out."  # GPT-NeoX before transformers 5

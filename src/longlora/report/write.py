@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from longlora.checkpoint import write_atomically
+from longlora.models.checkpoint import write_atomically
 from longlora.report.blocks import Document
 from longlora.report.collect import Collection, collect
 from longlora.report.markdown import render_markdown

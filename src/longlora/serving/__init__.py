@@ -5,6 +5,6 @@ Before transformers' server stands `front.py`, which lets through what `requests
 """
 
 from longlora.serving.engines import EngineName
-from longlora.serving.run import serve
+from longlora.serving.server import serve
 
 __all__ = ["EngineName", "serve"]

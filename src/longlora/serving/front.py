@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from longlora.hosts import Names, OnlyByName
+from longlora.inference.hosts import Names, OnlyByName
 from longlora.serving.requests import RequestError, Translator, wants_usage
 
 logger = logging.getLogger("longlora")

@@ -12,15 +12,15 @@ from pathlib import Path
 from filelock import FileLock
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from longlora.checkpoint import is_adapter
-from longlora.conversation import ensure_chat_template
 from longlora.errors import ConfigError
-from longlora.generation import lasting_settings, names_every_end, saved_settings
 from longlora.merge import merge_adapter
-from longlora.model import load_config, load_tokenizer, model_source
-from longlora.positions import readable_context
-from longlora.shards import local_folder
-from longlora.user_cache import user_cache
+from longlora.models.chat_template import ensure_chat_template
+from longlora.models.checkpoint import is_adapter
+from longlora.models.generation import lasting_settings, names_every_end, saved_settings
+from longlora.models.load import load_config, load_tokenizer, model_source
+from longlora.models.positions import readable_context
+from longlora.models.shards import local_folder
+from longlora.support.user_cache import user_cache
 
 logger = logging.getLogger("longlora")
 

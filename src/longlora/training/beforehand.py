@@ -1,8 +1,8 @@
 """What is wrong with a run and can be seen at once, before torch is loaded."""
 
-from longlora.checkpoint import model_source
 from longlora.config import Recipe
-from longlora.files import locate
+from longlora.models.checkpoint import model_source
+from longlora.support.locate import locate
 from longlora.training.directory import check_output
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longlora.grouping import Grouping, set_grouping
-from longlora.notices import excuse_no_gradients
+from longlora.models.grouping import Grouping, set_grouping
+from longlora.models.notices import excuse_no_gradients
 
 if TYPE_CHECKING:
     from longlora.training.trainer import ExtensionTrainer

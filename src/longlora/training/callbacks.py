@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from longlora.checkpoint import Extension, write_atomically
 from longlora.errors import DivergenceError
-from longlora.grouping import Grouping, set_grouping
+from longlora.models.checkpoint import Extension, write_atomically
+from longlora.models.grouping import Grouping, set_grouping
 from longlora.training.directory import RunDirectory, finish_checkpoint, read_metrics
 from longlora.training.processes import wait_for_all
 from longlora.training.stopwatch import Stopwatch, peak_memory_bytes

@@ -29,10 +29,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from longlora.checkpoint import Extension, remove_partial, write_atomically, write_extension
 from longlora.config import Recipe, dump_recipe
 from longlora.errors import ConfigError
-from longlora.packages import package_versions
+from longlora.models.checkpoint import Extension, remove_partial, write_atomically, write_extension
+from longlora.support.packages import package_versions
 
 logger = logging.getLogger("longlora")
 

@@ -13,11 +13,11 @@ import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from longlora.checkpoint import whole_directory, write_atomically
 from longlora.config import Recipe
-from longlora.model import load_config, model_source
+from longlora.models.checkpoint import whole_directory, write_atomically
+from longlora.models.load import load_config, model_source
+from longlora.models.positions import readable_context
 from longlora.planner import published_config
-from longlora.positions import readable_context
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
 

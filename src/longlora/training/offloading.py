@@ -7,7 +7,7 @@ import psutil
 from transformers import PreTrainedConfig
 
 from longlora.config import Recipe
-from longlora.model import compute_dtype
+from longlora.models.load import compute_dtype
 from longlora.planner import GIB
 from longlora.planner.memory import offloaded_bytes
 from longlora.training.engines import world_size

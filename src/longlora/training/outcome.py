@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longlora.checkpoint import write_atomically
 from longlora.config import Recipe
 from longlora.errors import ConfigError, LongLoRAError
-from longlora.model import compute_dtype, load_for_inference
+from longlora.models.checkpoint import write_atomically
+from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
 from longlora.training.curves import draw_curves
 from longlora.training.directory import RunDirectory, read_metrics

@@ -5,7 +5,7 @@ from typing import Any
 from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.planner import Architecture, PlannedRun, find_architecture
-from longlora.planner.run import Strategy
+from longlora.planner.job import Strategy
 from longlora.rope import extend_rope, present_context
 
 # How planner and recipe call the optimizers whose memory the planner knows.

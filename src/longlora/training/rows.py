@@ -8,7 +8,6 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from longlora.config import Recipe
-from longlora.conversation import ensure_chat_template
 from longlora.data import (
     count_tokens,
     pack_conversations,
@@ -19,6 +18,7 @@ from longlora.data import (
     tokenize_conversations,
     tokenize_documents,
 )
+from longlora.models.chat_template import ensure_chat_template
 
 logger = logging.getLogger("longlora")
 

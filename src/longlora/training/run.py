@@ -9,9 +9,9 @@ from transformers import set_seed
 from trl import SFTConfig
 
 from longlora.config import Recipe
-from longlora.generation import make_lasting
-from longlora.lora import num_parameters, trainable_parameters
-from longlora.model import TrainingModel, load_for_training
+from longlora.models.generation import make_lasting
+from longlora.models.load import TrainingModel, load_for_training
+from longlora.models.lora import num_parameters, trainable_parameters
 from longlora.rope import describe_rope
 from longlora.training.directory import RunDirectory, open_run, run_directory, step_of
 from longlora.training.engines import engine

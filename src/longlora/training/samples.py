@@ -10,10 +10,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.checkpoint import write_atomically
 from longlora.data import Conversation, encode_conversation, read_conversations
 from longlora.data.encode import IGNORED, UnusableConversationError
-from longlora.generation import plain_generation, plain_settings
+from longlora.models.checkpoint import write_atomically
+from longlora.models.generation import plain_generation, plain_settings
 
 logger = logging.getLogger("longlora")
 

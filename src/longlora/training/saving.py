@@ -9,11 +9,11 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from longlora.checkpoint import save_tokenizer, whole_directory, write_extension
-from longlora.generation import transformers_model
 from longlora.merge import write_adapter_card
-from longlora.model import TrainingModel
-from longlora.positions import write_older_keys
+from longlora.models.checkpoint import save_tokenizer, whole_directory, write_extension
+from longlora.models.generation import transformers_model
+from longlora.models.load import TrainingModel
+from longlora.models.positions import write_older_keys
 from longlora.training.processes import is_first, wait_for_all
 from longlora.training.stopwatch import Stopwatch
 

@@ -11,13 +11,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from longlora.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
 from longlora.config import Recipe
 from longlora.errors import ConfigError, DivergenceError
-from longlora.grouping import Grouping
-from longlora.lora import embedding_parameters
-from longlora.memory import why_not_in_pieces
-from longlora.model import TrainingModel, compute_dtype, training_grouping
+from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
+from longlora.models.grouping import Grouping
+from longlora.models.load import TrainingModel, compute_dtype, training_grouping
+from longlora.models.lora import embedding_parameters
+from longlora.models.memory_optimizations import why_not_in_pieces
 from longlora.training.beginning import tell_cost_of_groups
 from longlora.training.callbacks import (
     CompleteCheckpoints,

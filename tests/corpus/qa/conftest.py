@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.corpus.qa.chat_server import ChatServer, scholar
 
-from longlora import cli
+from longlora.cli import main as cli
 from longlora.corpus.qa.budget import Limits
 from longlora.corpus.qa.endpoint import Endpoint
 from longlora.corpus.qa.pace import Backoff, Pace

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from tests.corpus.qa.conftest import Run
 
-from longlora.conversation import ensure_chat_template
 from longlora.corpus.qa.run import journal_path
-from longlora.model import load_tokenizer
+from longlora.models.chat_template import ensure_chat_template
+from longlora.models.load import load_tokenizer
 from longlora.tiny import tiny_model_directory
 
 pytestmark = pytest.mark.slow

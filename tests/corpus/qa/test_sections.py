@@ -14,7 +14,7 @@ from longlora.corpus.qa.settings import Settings
 from longlora.corpus.qa.templates import load_prompts
 from longlora.data import DocumentSource
 from longlora.errors import ConfigError
-from longlora.model import load_tokenizer
+from longlora.models.load import load_tokenizer
 from longlora.tiny import tiny_model_directory
 
 

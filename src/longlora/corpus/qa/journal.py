@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from longlora.checkpoint import write_atomically
 from longlora.corpus.qa.calls import Call, Reply
 from longlora.errors import ConfigError, DataError
+from longlora.models.checkpoint import write_atomically
 
 VERSION = 1
 _NAME = "longlora corpus make-qa"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from longlora.conversation import ensure_chat_template
 from longlora.corpus.qa.calls import Answer, Call, RejectedError
-from longlora.generation import plain_generation, plain_settings
-from longlora.model import DtypeName, load_for_inference
+from longlora.models.chat_template import ensure_chat_template
+from longlora.models.generation import plain_generation, plain_settings
+from longlora.models.load import DtypeName, load_for_inference
 
 logger = logging.getLogger("longlora")
 

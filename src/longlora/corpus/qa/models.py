@@ -85,7 +85,7 @@ def _local_model(local: str, window: int | None, *, is_asked: bool) -> Answering
 
 
 def _tokenizer(name: str) -> TokenizerTokens:
-    from longlora.model import load_tokenizer, model_source
+    from longlora.models.load import load_tokenizer, model_source
 
     loaded: Any = load_tokenizer(model_source(name))
     return TokenizerTokens(loaded, name=name)

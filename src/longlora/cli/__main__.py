@@ -1,0 +1,5 @@
+"""`python -m longlora.cli`, for launchers that start a module."""
+
+from longlora.cli.main import main
+
+main()

@@ -1,0 +1,189 @@
+"""The commands under `longlora corpus`. Like all commands they import what they need inside their bodies."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from longlora.cli.make_qa import add_commands
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from longlora.corpus.lengths import Lengths
+
+corpus = typer.Typer(help="Make training data out of documents and question sets, and check it.", no_args_is_help=True)
+add_commands(corpus)
+
+Engine = Literal["pdfium", "docling", "auto"]
+References = Literal["keep", "drop"]
+NearDuplicates = Literal["drop", "mark", "keep"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@corpus.command("from-pdf")
+def from_pdf(
+    files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for corpus.jsonl; the same again goes on.")],
+    engine: Annotated[
+        Engine, typer.Option(help="What reads PDFs: pdfium; docling, if installed; auto: docling if it is installed.")
+    ] = "pdfium",
+    references: Annotated[References, typer.Option(help="The list of references at a paper's end.")] = "drop",
+    near_duplicates: Annotated[
+        NearDuplicates, typer.Option(help="Texts that nearly repeat an earlier one: leave out, mark, or keep.")
+    ] = "drop",
+    processes: Annotated[int, typer.Option(min=1, help="Files read at the same time.")] = 1,
+    texts: Annotated[bool, typer.Option("--texts", help="Write a .txt for each text as well, to read.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn documents into one JSONL to train on; status 1 if not one of them gave a text."""
+    from longlora.corpus.installed import check_installed
+
+    check_installed()
+    from longlora.corpus.extract import Settings, find_files
+    from longlora.corpus.shelf import RECORDS_FILE, read_shelf
+
+    result = read_shelf(
+        find_files(files),
+        out,
+        settings=Settings(engine=engine, references=references),
+        near_duplicates=near_duplicates,
+        processes=processes,
+        write_texts=texts,
+    )
+    if as_json:
+        written = {"written": result.num_written, "done_before": result.num_done_before, "words": result.num_words}
+        typer.echo(json.dumps(written | {"skipped": result.skipped, "marked": result.marked}, indent=2))
+    else:
+        typer.echo(
+            f"{result.num_written} texts written ({result.num_words:,} words), {result.num_done_before} there before, "
+            f"{len(result.skipped)} files skipped"
+        )
+        for name, reason in result.skipped.items():
+            typer.echo(f"  skipped {name}: {reason}")
+        for name, earlier in result.marked.items():
+            typer.echo(f"  marked {name}: nearly the same text as {earlier}")
+        typer.echo(f"next: set data.source to {out / RECORDS_FILE}")
+    if not result.has_texts:
+        raise typer.Exit(1)
+
+
+@corpus.command("mix")
+def mix_rows(
+    long: Annotated[str, typer.Argument(help="Conversations about long documents: a file, folder or data set.")],
+    short: Annotated[str, typer.Argument(help="Short conversations.")],
+    out: Annotated[Path, typer.Option("--out", help="File for the rows: .json, or .jsonl for one in a line.")],
+    ratio: Annotated[str, typer.Option(help="Long rows to short ones.")] = "9:3",
+    seed: Annotated[int, typer.Option(help="Decides the choice and the order of rows.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Mix long and short conversations in a ratio, as many as there are."""
+    from dataclasses import asdict
+
+    from longlora.corpus.mixing import mix, parse_ratio
+
+    result = mix(long, short, out, ratio=parse_ratio(ratio), seed=seed)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2))
+        return
+    for name, part in (("long", result.long), ("short", result.short)):
+        typer.echo(
+            f"{name:5}  {part.num_used:,} of {part.num_rows:,} rows, {part.num_characters:,} characters  {part.source}"
+        )
+    typer.echo(f"{result.num_rows:,} rows written to {out}")
+
+
+Tokenizer = Annotated[str, typer.Option(help="Model directory or hub name whose tokenizer counts, or `tiny`.")]
+TextColumn = Annotated[str, typer.Option(help="Column with the text, for files of texts.")]
+
+
+@corpus.command()
+def stats(
+    file: Annotated[Path, typer.Argument(help="Conversations or texts: JSON, JSONL or Parquet.")],
+    tokenizer: Tokenizer,
+    figure: Annotated[Path | None, typer.Option(help="Draw a histogram into this .png, .svg or .pdf.")] = None,
+    text_column: TextColumn = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Lengths of a file's prompts and answers in tokens, and what kinds of rows it holds."""
+    from longlora.corpus.lengths import measure_lengths
+
+    lengths = measure_lengths(file, _tokenizer(tokenizer), text_column=text_column)
+    if figure is not None:
+        from longlora.corpus.lengths_figure import draw_lengths
+
+        draw_lengths(lengths, figure)
+    if as_json:
+        typer.echo(json.dumps(lengths.to_dict(), indent=2))
+        return
+    _print_lengths(lengths)
+    if figure is not None:
+        typer.echo(f"drawn into {figure}")
+
+
+@corpus.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Conversations or texts: JSON, JSONL or Parquet.")],
+    tokenizer: Tokenizer,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of a row in training (context_length).")],
+    against: Annotated[
+        list[Path] | None, typer.Option(help="A file that must share no document or question; may be repeated.")
+    ] = None,
+    text_column: TextColumn = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Say what training would cut or leave out, what repeats, and what stands in other splits; status 1 if any does."""
+    from longlora.corpus.installed import check_installed
+
+    check_installed()
+    from longlora.corpus.checking import check_file
+
+    loaded = _tokenizer(tokenizer)
+    report = check_file(file, loaded, context_length=context, against=against or [], text_column=text_column)
+    findings = report.describe()
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        for words, finding in findings:
+            typer.echo(f"{finding.count:>8,} rows {words}")
+            for example in finding.examples:
+                typer.echo(f"{'':>14}{example}")
+        if report.example is not None:
+            from rich.console import Console
+
+            from longlora.data import show_example
+
+            typer.echo(f"answers were found by {'a search' if report.num_searched else 'marks of the chat template'}")
+            show_example(loaded, report.example.input_ids, report.example.labels, console=Console())
+        typer.echo(f"{report.num_rows:,} rows checked" + ("" if findings else ", nothing found"))
+    if findings:
+        raise typer.Exit(1)
+
+
+def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer as training does: with the paper's prompt where it has no template."""
+    from longlora.models.chat_template import ensure_chat_template
+    from longlora.models.load import load_tokenizer, model_source
+
+    loaded = load_tokenizer(model_source(name))
+    ensure_chat_template(loaded)
+    return loaded
+
+
+def _print_lengths(lengths: "Lengths") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from longlora.corpus.lengths import percentiles
+
+    table = Table("tokens", "total", *percentiles([0]), title=f"{len(lengths.prompts):,} rows of {lengths.file}")
+    for name, values in lengths.columns.items():
+        table.add_row(name, f"{sum(values):,}", *(f"{value:,}" for value in percentiles(values).values()))
+    console = Console()
+    console.print(table)
+    for kind, count in lengths.kinds.most_common():
+        console.print(f"{count:>8,} {kind}", highlight=False)
+    for reason, count in lengths.left_out.most_common():
+        console.print(f"{count:>8,} left out: {reason}", highlight=False)

@@ -1,0 +1,358 @@
+"""The commands under `longlora eval`. Like all commands they import what they need inside their bodies."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from longlora.cli.options import Dtype, DtypeName
+from longlora.cli.places import existing_model, existing_texts
+from longlora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longlora.evaluation.trials import RetrievalTest
+
+
+class _SuiteWhereAsked(TyperGroup):
+    """Lets `longlora eval MODEL --suite quick` mean `longlora eval suite MODEL --suite quick`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put the command's name in front of arguments that name a model and a suite."""
+        asked = any(word.partition("=")[0] == "--suite" for word in args)
+        return super().resolve_command(ctx, ["suite", *args] if asked and args[0] not in self.commands else args)
+
+
+evaluate = typer.Typer(
+    help="Measure a model, merged or not, or an adapter. `longlora eval MODEL --suite quick` measures everything.",
+    no_args_is_help=True,
+    cls=_SuiteWhereAsked,
+)
+
+Protocol = Literal["same-targets", "new", "all", "original"]
+Form = Literal["measured", "original"]
+
+Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
+Data = Annotated[
+    list[str],
+    typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.", callback=existing_texts),
+]
+TextColumn = Annotated[str, typer.Option(help="Column with the text, for tabular data.")]
+Split = Annotated[str, typer.Option(help="Split, for data that has splits.")]
+MaxDocuments = Annotated[int | None, typer.Option(help="Read at most this many documents.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Lengths = Annotated[str, typer.Option(help="Lengths in tokens, prompt and answer, with commas between.")]
+Depths = Annotated[str, typer.Option(help="Places of the fact, 0 (beginning) to 1 (end), with commas between.")]
+Trials = Annotated[int, typer.Option(help="Questions at each length and depth.")]
+Output = Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again goes on.")]
+Seed = Annotated[int, typer.Option(help="Decides every trial, with its length, depth and number.")]
+Bar = Annotated[float, typer.Option(help="Share of right answers that counts as reading.")]
+Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
+Beyond = Annotated[bool, typer.Option("--beyond", help="Read more tokens than the model has positions.")]
+Haystack = Annotated[
+    list[str] | None,
+    typer.Option(help="Texts to hide facts in, as for --data; else made up.", callback=existing_texts),
+]
+
+DeviceMap = Annotated[
+    str | None, typer.Option(help="`auto` spreads a model larger than one GPU over all of them and the CPU's memory.")
+]
+
+Number = TypeVar("Number", int, float)
+
+DEPTHS = "0,0.25,0.5,0.75,1"
+
+
+@evaluate.command()
+def perplexity(
+    model: Model,
+    data: Data,
+    lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
+    stride: Annotated[int | None, typer.Option(help="Tokens by which windows move; 256 if the lengths allow.")] = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="same-targets: the same tokens at every length. new: every token once. all: whole windows. "
+            "original: whole windows and the averages of the original's eval.py."
+        ),
+    ] = "same-targets",
+    across_documents: Annotated[
+        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
+    ] = False,
+    max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
+    from longlora.evaluation.measure import measure_perplexity
+    from longlora.evaluation.texts import Texts
+
+    result = measure_perplexity(
+        model,
+        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        lengths=parse_numbers(lengths, "--lengths", int),
+        stride=stride,
+        protocol=protocol,
+        across_documents=across_documents,
+        max_targets=max_targets,
+        device_map=device_map,
+        dtype=dtype,
+    )
+    if out is not None:
+        from longlora.evaluation.perplexity_report import write_perplexity
+
+        write_perplexity(result, out)
+    if as_json:
+        by_length = {str(length): value.to_dict() for length, value in result.perplexity.items()}
+        typer.echo(json.dumps({"model": model, "protocol": protocol, "perplexity": by_length}, indent=2))
+        return
+    for length, value in result.perplexity.items():
+        typer.echo(f"{length:>9,} tokens   perplexity {value.perplexity:9.3f}   {value.num_tokens:,} tokens scored")
+
+
+@evaluate.command()
+def positions(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for result and picture.")],
+    length: Annotated[int | None, typer.Option(help="Tokens of a window; the model's context if not given.")] = None,
+    buckets: Annotated[int, typer.Option(help="Ranges of position to average in.")] = 32,
+    max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows.")] = None,
+    across_documents: Annotated[
+        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
+    ] = False,
+    beyond: Beyond = False,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Loss by position in the window: the curve that shows up to where a model reads."""
+    from longlora.evaluation.measure import measure_positions
+    from longlora.evaluation.positions_report import positions_table, write_positions
+    from longlora.evaluation.texts import Texts
+
+    result = measure_positions(
+        model,
+        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        length=length,
+        num_buckets=buckets,
+        max_windows=max_windows,
+        across_documents=across_documents,
+        beyond=beyond,
+        device_map=device_map,
+        dtype=dtype,
+    )
+    write_positions(result, out)
+    print_result(as_json, result.to_dict, positions_table(result), result.verdict, out)
+
+
+@evaluate.command()
+def tokens(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File to write, named .bin.")],
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+) -> None:
+    """Write texts as a .bin of token ids, as the original's evaluation reads them, with a model's tokenizer."""
+    from longlora.evaluation.measure import write_tokens
+    from longlora.evaluation.texts import Texts
+
+    num_tokens = write_tokens(
+        model, Texts(data, text_column=text_column, split=split, max_documents=max_documents), out
+    )
+    typer.echo(f"{num_tokens:,} tokens written to {out}")
+
+
+@evaluate.command()
+def passkey(
+    model: Model,
+    out: Output,
+    lengths: Lengths = "",
+    depths: Depths = DEPTHS,
+    trials: Trials = 10,
+    form: Annotated[
+        Form, typer.Option(help="measured: sized in the model's own tokens. original: the original script's prompts.")
+    ] = "measured",
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Find a number in a long text of nothing, in the words of the original LongLoRA's test."""
+    from longlora.evaluation.passkey import passkey as make_test
+
+    _retrieve(
+        model,
+        make_test(form=form, chat=chat),
+        out,
+        lengths,
+        depths,
+        trials,
+        seed,
+        bar,
+        beyond,
+        device_map,
+        dtype,
+        as_json,
+    )
+
+
+@evaluate.command()
+def needle(
+    model: Model,
+    out: Output,
+    lengths: Lengths = "",
+    depths: Depths = DEPTHS,
+    trials: Trials = 10,
+    needles: Annotated[int, typer.Option(help="Facts to hide and to ask for.")] = 1,
+    haystack: Haystack = None,
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Find one or several facts in a text about other things; a heat map of length and depth."""
+    from longlora.evaluation.measure import haystack_of
+    from longlora.evaluation.needle import needle as make_test
+    from longlora.evaluation.texts import Texts
+
+    texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
+    test = make_test(num_needles=needles, haystack=haystack_of(texts), chat=chat)
+    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, dtype, as_json)
+
+
+@evaluate.command()
+def topics(
+    model: Model,
+    out: Output,
+    lengths: Lengths = "",
+    trials: Trials = 10,
+    num_topics: Annotated[
+        int | None, typer.Option("--topics", help="Topics of a conversation; one for each 650 tokens if not given.")
+    ] = None,
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Name the first topic of a long conversation, as in LongChat's LongEval."""
+    from longlora.evaluation.topics import topics as make_test
+
+    test = make_test(num_topics=num_topics, chat=chat)
+    _retrieve(model, test, out, lengths, DEPTHS, trials, seed, bar, beyond, device_map, dtype, as_json)
+
+
+@evaluate.command()
+def recall(
+    model: Model,
+    out: Output,
+    lengths: Lengths = "",
+    depths: Depths = "0",
+    trials: Trials = 20,
+    pairs: Annotated[int, typer.Option(help="Pairs in a prompt; chance is one in so many.")] = 8,
+    haystack: Haystack = None,
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    seed: Seed = 0,
+    bar: Bar = 0.9,
+    chat: Chat = True,
+    beyond: Beyond = False,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Recall the value of a key from far back, by generation and by choice: a graded signal for small models too."""
+    from longlora.evaluation.measure import haystack_of
+    from longlora.evaluation.recall import recall as make_test
+    from longlora.evaluation.texts import Texts
+
+    texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
+    test = make_test(num_pairs=pairs, haystack=haystack_of(texts), chat=chat)
+    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, dtype, as_json)
+
+
+def _retrieve(
+    model: str,
+    test: "RetrievalTest",
+    out: Path,
+    lengths: str,
+    depths: str,
+    trials: int,
+    seed: int,
+    bar: float,
+    beyond: bool,
+    device_map: str | None,
+    dtype: DtypeName,
+    as_json: bool,
+) -> None:
+    from longlora.evaluation.measure import measure_retrieval
+    from longlora.evaluation.retrieval_report import result_table
+
+    result = measure_retrieval(
+        model,
+        test,
+        lengths=parse_numbers(lengths, "--lengths", int),
+        depths=parse_numbers(depths, "--depths", float) or [],
+        num_trials=trials,
+        seed=seed,
+        bar=bar,
+        beyond=beyond,
+        output=out,
+        device_map=device_map,
+        dtype=dtype,
+    )
+    if result is not None:  # of several processes the first one speaks
+        print_result(as_json, result.to_dict, result_table(result), result.verdict, out)
+
+
+def print_result(
+    as_json: bool, to_dict: Callable[[], dict[str, object]], table: object, verdict: str, output: Path
+) -> None:
+    """Print a result for a machine, or its table and its verdict for a reader."""
+    if as_json:
+        typer.echo(json.dumps(to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(table)
+    console.print(verdict, highlight=False, soft_wrap=True)
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+def parse_numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:
+    """Read numbers with commas between; None for an empty text.
+
+    Raises:
+        ConfigError: one of them is no number; the message names the option.
+    """
+    if not text:
+        return None
+    try:
+        return [kind(part.replace("_", "")) for part in text.split(",")]
+    except ValueError as error:
+        what, example = ("whole numbers", "256,1024") if kind is int else ("numbers", "0,0.5,1")
+        raise ConfigError(f"{option} must be {what}, as in {example}; got {text!r}") from error

@@ -1,0 +1,121 @@
+"""Commands that use what was trained: merge, import, serve. They import what they need inside their bodies."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from longlora.cli.options import AllowHost, DtypeName
+from longlora.cli.places import existing_model
+
+Engine = Literal["auto", "vllm", "transformers"]
+INTERRUPTED = 130  # 128 + SIGINT
+KEY_VARIABLE = "LONGLORA_API_KEY"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Give the command line these commands."""
+    app.command()(merge)
+    app.command("import")(import_weights)
+    app.command()(serve)
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
+    dtype: Annotated[DtypeName, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
+    v4_rope: Annotated[
+        bool | None,
+        typer.Option(
+            "--v4-rope/--no-v4-rope",
+            help="Refuse positions that the keys of transformers 4 cannot say, or leave those keys out.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Compare logits with the adapter's; needs memory for one whole model."),
+    ] = True,
+    push_to_hub: Annotated[str, typer.Option(metavar="REPO", help="Upload the result under this name.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+) -> None:
+    """Fold an adapter into its base model, file by file, and check the result against the adapter."""
+    from longlora.errors import ConfigError
+    from longlora.models.checkpoint import check_absent, check_adapter
+
+    if private and not push_to_hub:
+        raise ConfigError("--private says how to upload; name the repository with --push-to-hub")
+    check_adapter(adapter)
+    check_absent(output)
+    from longlora.merge import check_login, merge_adapter
+    from longlora.merge import push_to_hub as upload
+
+    if push_to_hub:
+        check_login(push_to_hub)
+    report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)
+    if report.agreement is None:
+        typer.echo(f"merged into {output}, not compared with the adapter")
+    else:
+        typer.echo(
+            f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
+            f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
+        )
+    if push_to_hub:
+        typer.echo(f"uploaded to {upload(output, push_to_hub, private=private)}")
+
+
+def import_weights(
+    source: Annotated[str, typer.Argument(help="Directory or hub name of weights that the paper's authors published.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write the adapter or the model to.")],
+    base: Annotated[str, typer.Option(help="The model they belong to, if it lies elsewhere than they say.")] = "",
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens it reads, if nothing tells.")] = None,
+    lora_only: Annotated[
+        bool, typer.Option("--lora-only", help="Take LoRA weights without their embeddings and norms.")
+    ] = False,
+) -> None:
+    """Turn published LongLoRA weights into an adapter or a model that other programs read."""
+    from longlora.released import import_released
+
+    report = import_released(source, output, base=base, context_length=context, lora_only=lora_only)
+    kind = f"an adapter on {report.base}" if report.is_adapter else "a model"
+    context_found = report.context
+    typer.echo(
+        f"imported into {output}: {kind} that reads {context_found.length:,} tokens (says {context_found.known_from}; "
+        f"positions divided by {context_found.factor:g})"
+    )
+    if report.is_adapter:
+        typer.echo(f"next: longlora merge {output} {output.with_name(output.name + '-merged')}")
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)
+    ],
+    host: Annotated[str, typer.Option(help="Where to listen; by default only this machine is let in.")] = "localhost",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    engine: Annotated[Engine, typer.Option(help="Which server; auto: vLLM if it is installed.")] = "auto",
+    name: Annotated[str, typer.Option(help="Name by which clients ask for the model; its folder's if not given.")] = "",
+    api_key: Annotated[str, typer.Option(envvar=KEY_VARIABLE, help="Key that clients must bring.")] = "",
+    allow_host: AllowHost = None,
+) -> None:
+    """Serve a model by OpenAI's protocol, with vLLM or transformers' server; an adapter is merged first."""
+    from longlora.serving import serve as run_server
+
+    try:
+        run_server(
+            model,
+            host=host,
+            port=port,
+            engine=engine,
+            name=name,
+            api_key=api_key,
+            allowed_hosts=allow_host or (),
+            ready=typer.echo,
+        )
+    except (KeyboardInterrupt, SystemExit) as end:
+        # All is put away. Python would take torch apart now, which costs seconds that whoever stops a server waits for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else INTERRUPTED)

@@ -1,0 +1,203 @@
+"""The commands under `longlora eval` that answer for a whole model: the suite, and the model against its base."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from longlora.cli.eval import (
+    AsJson,
+    Chat,
+    Data,
+    DeviceMap,
+    MaxDocuments,
+    Model,
+    Seed,
+    Split,
+    TextColumn,
+    evaluate,
+    parse_numbers,
+)
+from longlora.cli.options import Dtype
+from longlora.cli.places import existing_models, existing_texts
+
+Base = Annotated[
+    str | None, typer.Option(help="The model that it was made of; an adapter says so itself, a merged model does not.")
+]
+
+
+@evaluate.command()
+def suite(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Model or adapter directories, hub names, or `tiny`.", callback=existing_models),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same again goes on.")],
+    suite: Annotated[Literal["smoke", "quick", "full"], typer.Option(help="How much is asked.")] = "quick",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Held-out texts, as for the other commands; else Python's own library.", callback=existing_texts
+        ),
+    ] = None,
+    base: Base = None,
+    lengths: Annotated[
+        str, typer.Option(help="Lengths in tokens, with commas between; else parts of the longest context.")
+    ] = "",
+    beyond: Annotated[bool, typer.Option("--beyond", help="Measure at twice the context, too.")] = False,
+    short_tasks: Annotated[
+        str, typer.Option(help="Benchmarks for models and base, as in `eval harness --tasks`; `short` is a usual few.")
+    ] = "",
+    task_file: Annotated[list[Path] | None, typer.Option(help="The same, as YAML files of lm-eval.")] = None,
+    seed: Seed = 0,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+) -> None:
+    """Measure everything, at lengths up to the model's context, and lay the models side by side in a report.
+
+    In short: longlora eval MODEL --suite quick --out DIR.
+    """
+    from longlora.evaluation.suite import run_suite
+    from longlora.evaluation.texts import Texts
+    from longlora.report.collect import collect
+    from longlora.report.verdict import sentence
+    from longlora.report.write import write_report
+
+    texts = Texts(data, text_column=text_column, split=split, max_documents=max_documents) if data else None
+    records = run_suite(
+        models,
+        suite=suite,
+        output=out,
+        texts=texts,
+        base=base,
+        lengths=parse_numbers(lengths, "--lengths", int),
+        seed=seed,
+        beyond=beyond,
+        device_map=device_map,
+        dtype=dtype,
+    )
+    if records and (short_tasks or task_file):
+        from longlora.evaluation.suite import benchmark
+
+        benchmark(
+            models,
+            _words(short_tasks),
+            output=out,
+            task_files=task_file or [],
+            base=base,
+            device_map=device_map,
+            dtype=dtype,
+        )
+    if records:  # of several processes the first one has them
+        page = write_report([str(out)], out)
+        for model in collect([str(out)]).models:
+            typer.echo(sentence(model))
+        typer.echo(f"written to {page}")
+
+
+@evaluate.command()
+def short(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for short_context.json.")],
+    base: Base = None,
+    max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens.")] = None,
+    across_documents: Annotated[
+        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
+    ] = False,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    text_column: TextColumn = "text",
+    split: Split = "validation",
+    max_documents: MaxDocuments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Was short context kept? The model against its base on the same tokens, at the base's own context."""
+    import json
+
+    from longlora.evaluation.against_base import measure_short_context
+    from longlora.evaluation.short_context import write_short_context
+    from longlora.evaluation.texts import Texts
+
+    result = measure_short_context(
+        model,
+        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        base=base,
+        max_targets=max_targets,
+        across_documents=across_documents,
+        device_map=device_map,
+        dtype=dtype,
+    )
+    write_short_context(result, out)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+        return
+    typer.echo(f"{result.base:>40}   perplexity {result.base_perplexity:9.3f}   {result.length:,} tokens")
+    typer.echo(f"{result.model:>40}   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
+    typer.echo(result.verdict)
+    typer.echo(f"written to {out}")
+
+
+@evaluate.command()
+def harness(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same again goes on.")],
+    tasks: Annotated[
+        str,
+        typer.Option(help="Tasks with commas between: ruler, longbench, longbench2, babilong, short, or lm-eval's."),
+    ] = "",
+    task_file: Annotated[list[Path] | None, typer.Option(help="A task of your own, as a YAML file of lm-eval.")] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Lengths in tokens for RULER and BABILong; else all of theirs up to the context.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task; all if not given.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before a question; else the task's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of an answer; else the task's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once; long ones need the memory of each.")] = 1,
+    chat: Chat = True,
+    seed: Annotated[int, typer.Option(help="For tasks that draw examples or samples.")] = 1234,
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Run published benchmarks, or tasks of your own, through lm-evaluation-harness.
+
+    Most tasks fetch their data from the hub on first use (HF_HUB_OFFLINE=1 forbids it); a task file with local data
+    needs no network.
+    """
+    import json
+
+    from longlora.evaluation.harness import HarnessOptions, run_harness
+
+    result = run_harness(
+        model,
+        _words(tasks),
+        output=out,
+        task_files=task_file or [],
+        options=HarnessOptions(
+            lengths=parse_numbers(lengths, "--lengths", int),
+            limit=limit,
+            num_fewshot=num_fewshot,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            chat=chat,
+            seed=seed,
+        ),
+        device_map=device_map,
+        dtype=dtype,
+    )
+    if as_json:
+        typer.echo(json.dumps(vars(result), indent=2))
+        return
+    for task, values in result.tasks.items():
+        for metric, score in values["metrics"].items():
+            error = f" ± {score['standard_error']:.3f}" if score["standard_error"] is not None else ""
+            typer.echo(f"{task:>40}   {metric:<20} {score['value']:.3f}{error}   {values['num_samples']:,} samples")
+    typer.echo(f"written to {out}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,367 @@
+"""The one place where a checkpoint becomes a model: for training, evaluation and merging alike."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from longlora.config import Recipe
+from longlora.config.optimizers import PACKAGES
+from longlora.errors import CheckpointError, ConfigError
+from longlora.models.checkpoint import ADAPTER_WEIGHTS, Extension, is_adapter, model_source, read_extension
+from longlora.models.compat import keep_to_fitting_kernels, ordinary_attention
+from longlora.models.generation import stop_at_every_end
+from longlora.models.grouping import Grouping, set_grouping
+from longlora.models.lora import add_adapter
+from longlora.models.memory_optimizations import keep_hidden_states_in, nf4_arguments, tile_feed_forward
+from longlora.models.positions import (
+    extend_positions,
+    readable_context,
+    rotary_parameters,
+    set_positions,
+    without_older_names,
+)
+from longlora.models.probe import check_s2_reaches
+from longlora.models.shards import opened
+from longlora.models.vocabulary import check_rows, fit_vocabulary
+from longlora.support.packages import require_package
+
+logger = logging.getLogger("longlora")
+
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+DeviceMap = str | dict[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingModel:
+    """A model ready to train, and what makes it what it is."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    extension: Extension
+
+
+def load_for_training(recipe: Recipe) -> TrainingModel:
+    """Load the recipe's model with its new positions, the training attention, and what is to be trained.
+
+    Raises:
+        ConfigError: the model cannot be extended or trained as the recipe says, or a package for it is missing.
+        CheckpointError: the model is missing, incomplete or damaged.
+    """
+    require_package(PACKAGES[recipe.optim], wanted_by=f"optim={recipe.optim}")
+    name = model_source(recipe.model_name_or_path)
+    if is_adapter(Path(name)):
+        raise ConfigError(
+            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), and "
+            "train the merged model"
+        )
+    config = load_config(name, trust_remote_code=recipe.trust_remote_code)
+    extension = extended_config(config, recipe)
+    attention = _training_attention(config, recipe)
+    dtype = compute_dtype(recipe.dtype)
+    # Full fine-tuning keeps float32 master weights and computes in `dtype` under autocast, as does the adapter.
+    weights_dtype = torch.float32 if recipe.tuning == "full" else dtype
+    model = load_weights(
+        name,
+        config,
+        dtype=weights_dtype,
+        attention=attention,
+        trust_remote_code=recipe.trust_remote_code,
+        quantization=nf4_arguments(dtype) if recipe.quantization else None,
+    )
+    if recipe.quantization:
+        keep_to_fitting_kernels(model, trains=True)
+    set_grouping(model, training_grouping(recipe))
+    tokenizer = load_tokenizer(name)
+    rows = model.get_input_embeddings().num_embeddings
+    fit_vocabulary(model, tokenizer, new_tokens=recipe.new_tokens)
+    if model.get_input_embeddings().num_embeddings != rows:
+        extension = replace(extension, vocabulary_rows=model.get_input_embeddings().num_embeddings)
+    if recipe.tuning != "full":
+        model = add_adapter(
+            model,
+            trainable=recipe.trainable,
+            train_output=bool(recipe.new_tokens),
+            **recipe.lora.model_dump(mode="python", exclude={"trainable"}),
+        )
+    keep_hidden_states_in(model, dtype)
+    if recipe.tiled_mlp:
+        tile_feed_forward(model, num_tokens=recipe.tiled_mlp)
+    return TrainingModel(model=model, tokenizer=tokenizer, extension=extension)
+
+
+def load_for_inference(
+    name_or_path: str | Path,
+    *,
+    dtype: DtypeName = "auto",
+    device: str | None = None,
+    device_map: DeviceMap | None = None,
+    quantization: Literal["nf4"] | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.
+
+    An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is. With
+    `device_map`, as transformers takes it ("auto", or a device for each part), the model is spread over several GPUs
+    and the CPU's memory instead of being put on one `device`. With `quantization` the linear layers are packed into 4
+    bits as they are loaded, on the first GPU if there is one.
+
+    Raises:
+        CheckpointError: the model is missing, incomplete or damaged.
+        ConfigError: two of `device`, `device_map` and `quantization` are given, the base of an adapter does not fit
+            onto the devices, or the package that packs weights is not installed.
+    """
+    places = {"device": device, "device_map": device_map, "quantization": quantization}
+    given = {name: value for name, value in places.items() if value is not None}
+    if len(given) > 1:
+        wishes = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(f"{wishes} each say where the model goes: leave all but one out")
+    name = model_source(str(name_or_path))
+    packing = nf4_arguments(compute_dtype(dtype)) if quantization else None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not is_adapter(Path(name)):
+        config = load_config(name, trust_remote_code=trust_remote_code)
+        model = load_weights(
+            name,
+            config,
+            dtype=compute_dtype(dtype),
+            attention=None,
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            quantization=packing,
+        )
+        tokenizer_source = name
+    else:
+        model = load_adapter(
+            Path(name),
+            dtype=compute_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            quantization=packing,
+        )
+        tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
+    if packing:
+        keep_to_fitting_kernels(model, trains=False)
+    if device_map is None and packing is None:  # else the weights are where they belong
+        model = model.to(device)
+    tokenizer = load_tokenizer(tokenizer_source)
+    stop_at_every_end(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def load_adapter(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> PeftModel:
+    """Load an adapter on its base, on the CPU or where `device_map` or `quantization` put it.
+
+    Raises:
+        CheckpointError: the adapter or its base is missing, incomplete or damaged.
+        ConfigError: the base does not fit onto the devices of `device_map`.
+    """
+    from peft import PeftConfig
+
+    extension = read_extension(directory)
+    base = extension.base_model if extension else PeftConfig.from_pretrained(directory).base_model_name_or_path
+    base = model_source(base)
+    config = load_config(base, trust_remote_code=trust_remote_code)
+    if extension:
+        apply_extension(config, extension)
+    model = load_weights(
+        base,
+        config,
+        dtype=dtype,
+        attention=None,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        quantization=quantization,
+    )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        # PEFT 0.21 would leave the adapter's weights for those parts out, with no more than warnings.
+        raise ConfigError(
+            f"parts of {base} have no room on the devices and are kept outside of them, where no adapter can be put on "
+            "them: merge the adapter (`longlora merge`) and load the merged model, or give more memory"
+        )
+    if extension and extension.vocabulary_rows:
+        # The adapter holds every row of the resized embeddings, so it does not matter how the new ones start.
+        model.resize_token_embeddings(extension.vocabulary_rows, mean_resizing=False)
+    _check_rows(directory, model, base)
+    try:
+        return PeftModel.from_pretrained(model, directory)
+    except Exception as error:  # safetensors, PEFT and torch each have exceptions of their own for a bad file
+        raise CheckpointError(f"the adapter in {directory} cannot be loaded: {_first_line(error)}") from error
+
+
+def _check_rows(directory: Path, model: PreTrainedModel, base: str) -> None:
+    """See that the embeddings an adapter holds have the base's rows, before torch says so less clearly."""
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        return
+    with opened(directory / ADAPTER_WEIGHTS) as tensors:
+        names = set(tensors.keys())
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for name in (name for name, module in model.named_modules() if module is embedding):
+                if (tensor := f"base_model.model.{name}.weight") in names:
+                    found = tensors.get_slice(tensor).get_shape()[0]
+                    check_rows(directory, found=found, rows=embedding.weight.shape[0], base=base)
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load a model's configuration.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+    """
+    try:
+        return without_older_names(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot load the configuration of {name!r}, neither from a directory of that name nor from the hub: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+
+
+def load_weights(
+    name: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    attention: str | None,
+    trust_remote_code: bool = False,
+    quantization: dict[str, Any] | None = None,
+    device_map: DeviceMap | None = None,
+) -> PreTrainedModel:
+    """Load a model's weights under a given configuration, on the CPU; `attention=None` is the model's own choice.
+
+    With `quantization`, as `nf4_arguments` gives it, they are loaded on the device where they will be used, and with
+    `device_map` where that says.
+
+    Raises:
+        CheckpointError: a file is missing or cut short, or weights are missing in it.
+    """
+    placement = (quantization or {}) | ({"device_map": device_map} if device_map else {})
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention or ordinary_attention(config),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **placement,
+        )
+    except Exception as error:  # safetensors, torch and transformers each have exceptions of their own for a bad file
+        raise CheckpointError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{name!r} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}; download it again"
+        )
+    return model
+
+
+def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
+    """Give a configuration the recipe's positions, in place, and tell what changed.
+
+    Fine-tuning on conversations may stay within what the model reads: its positions are kept then.
+
+    Raises:
+        ConfigError: the model already reads that far, or its positions cannot be scaled so.
+    """
+    if recipe.keeps_positions(readable_context(config)):
+        context = recipe.rope.base_context or readable_context(config)
+        return Extension(
+            base_model=recipe.model_name_or_path,
+            base_context=context,
+            context_length=context,
+            rope_parameters=rotary_parameters(config),
+            max_position_embeddings=config.get_text_config().max_position_embeddings,
+            quantization=recipe.quantization,
+        )
+    rope = extend_positions(
+        config,
+        context_length=recipe.context_length,
+        rope_type=recipe.rope.rope_type,
+        base_context=recipe.rope.base_context,
+        options=recipe.rope.options,
+    )
+    return Extension(
+        base_model=recipe.model_name_or_path,
+        base_context=rope.base_context,
+        context_length=rope.context_length,
+        rope_parameters=rope.rope_parameters,
+        max_position_embeddings=rope.max_position_embeddings,
+        quantization=recipe.quantization,
+    )
+
+
+def apply_extension(config: PreTrainedConfig, extension: Extension) -> None:
+    """Write an extension's positions into a configuration, in place."""
+    set_positions(
+        config,
+        rope_parameters=extension.rope_parameters,
+        max_position_embeddings=extension.max_position_embeddings or extension.context_length,
+    )
+
+
+def compute_dtype(name: DtypeName) -> torch.dtype:
+    """Resolve a dtype's name; `auto` is bfloat16 where the device computes in it, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def training_grouping(recipe: Recipe) -> Grouping:
+    """How the steps before a dense finish group tokens."""
+    if recipe.attention.pattern == "full":
+        return Grouping(group_size=None)
+    return Grouping(group_size=recipe.group_size, sink_tokens=recipe.attention.sink_tokens)
+
+
+def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
+    """Name the attention to train with: "s2", which also does full attention within documents without a mask."""
+    text_config = config.get_text_config()
+    if dropout := text_config.to_dict().get("attention_dropout"):  # its kernels have none
+        logger.warning(
+            "attention_dropout=%s in the model's config is set to 0: S²-Attn has no attention dropout", dropout
+        )
+        text_config.attention_dropout = 0.0
+    try:
+        check_s2_reaches(config)
+    except ConfigError:
+        if recipe.attention.pattern == "s2":
+            raise
+        return None
+    return "s2"
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first; of torch's list of what does not fit, the first."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first

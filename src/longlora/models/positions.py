@@ -1,0 +1,214 @@
+"""Read the rotary positions of a model's configuration, and write longer ones into it."""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from longlora.errors import ConfigError
+from longlora.models.checkpoint import write_atomically
+from longlora.rope import (
+    FULL_ATTENTION,
+    TRANSFORMERS_4,
+    RopeExtension,
+    extend_rope,
+    extended_parameters,
+    misread,
+    present_context,
+    v4_rope,
+)
+
+logger = logging.getLogger("longlora")
+
+_MISREAD = "%s would misread the positions of this model: %s"
+
+
+def extend_positions(
+    config: PreTrainedConfig,
+    *,
+    context_length: int,
+    rope_type: str = "linear",
+    base_context: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> RopeExtension:
+    """Give a configuration positions for `context_length` tokens, in place, and tell what changed.
+
+    Arguments are those of `extend_rope`. Layers without positions (NoPE) stay without; of a model whose positions
+    differ by kind of layer, those of full attention are extended.
+
+    Raises:
+        ConfigError: the model has no rotary positions, already reads that far, or cannot be scaled so.
+    """
+    text_config = config.get_text_config()
+    extension = extend_rope(
+        rotary_parameters(config),
+        max_position_embeddings=_size(text_config, "max_position_embeddings"),
+        context_length=context_length,
+        head_dim=_head_dim(text_config),
+        rope_type=rope_type,
+        base_context=base_context,
+        options=options,
+    )
+    set_positions(
+        config,
+        rope_parameters=extension.rope_parameters,
+        max_position_embeddings=extension.max_position_embeddings,
+    )
+    _check_kept(text_config, rope_type)
+    return extension
+
+
+def set_positions(
+    config: PreTrainedConfig, *, rope_parameters: Mapping[str, Any], max_position_embeddings: int
+) -> None:
+    """Write positions into a configuration, in place."""
+    text_config = config.get_text_config()
+    text_config.rope_parameters = copy.deepcopy(dict(rope_parameters))
+    text_config.max_position_embeddings = max_position_embeddings
+    original = extended_parameters(rope_parameters).get("original_max_position_embeddings")
+    if original is not None and "original_max_position_embeddings" in text_config.to_dict():
+        # Phi-3 keeps it beside the parameters too, and that one counts.
+        text_config.original_max_position_embeddings = original
+
+
+def without_older_names(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Take transformers 4's `type` out of the parameters that say it as `rope_type` too, in place.
+
+    Merged models say both, for older readers; what is made of them would carry the old one along.
+    """
+    parameters = getattr(config.get_text_config(), "rope_parameters", None)
+    for each in (parameters, *(parameters or {}).values()):
+        if isinstance(each, dict) and "rope_type" in each:
+            each.pop("type", None)
+    return config
+
+
+def rotary_parameters(config: PreTrainedConfig) -> dict[str, Any]:
+    """transformers' `rope_parameters` of a model, a copy.
+
+    Raises:
+        ConfigError: the model has none, or does not use them.
+    """
+    values = config.get_text_config().to_dict()
+    # Falcon has both, and ALiBi wins; Granite 4's hybrids name what they use.
+    unused = values.get("alibi") or values.get("position_embedding_type", "rope") not in ("rope", "rotary")
+    if not values.get("rope_parameters") or unused:
+        raise ConfigError(
+            f"{values['model_type']} has no rotary positions that can be rescaled to a longer context; choose a model "
+            "with rotary positions"
+        )
+    return copy.deepcopy(values["rope_parameters"])
+
+
+def without_dynamic_scaling(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy whose positions do not depend on the length, for a model without data: on "meta" there is none to ask."""
+    config = copy.deepcopy(config)
+    text_config = config.get_text_config()
+    rope_parameters = text_config.to_dict().get("rope_parameters") or {}
+    for parameters in (rope_parameters, rope_parameters.get(FULL_ATTENTION) or {}):
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            plain = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
+            parameters.clear()
+            parameters.update(plain, rope_type="default")
+            text_config.rope_parameters = rope_parameters
+    return config
+
+
+def readable_context(config: PreTrainedConfig) -> int:
+    """Tokens a model reads: its `max_position_embeddings`, or more where its positions are scaled beyond that.
+
+    Raises:
+        ConfigError: its configuration does not say.
+    """
+    text_config = config.get_text_config()
+    parameters = text_config.to_dict().get("rope_parameters") or {}
+    return present_context(parameters, _size(text_config, "max_position_embeddings"))
+
+
+def write_older_keys(directory: Path, *, required: bool = False) -> None:
+    """Write a saved model's positions in the keys of transformers 4 too, and warn of readers that misread them.
+
+    transformers 5 reads the same positions from both together: its reading is compared.
+
+    Args:
+        directory: holds `config.json`, as transformers 5 saved it.
+        required: refuse positions that the older keys cannot say, instead of leaving the keys out with a warning.
+
+    Raises:
+        ConfigError: they are required, and have no room for the model's positions.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        positions = rotary_parameters(config)
+    except (ConfigError, ValueError):
+        return  # no positions that could be misread, or a model that only code of its own reads
+    model_type = config.get_text_config().model_type
+    missed = misread(positions, model_type=model_type)
+    if TRANSFORMERS_4 not in missed:
+        try:
+            _add_older_keys(directory / "config.json", positions, model_type)
+        except ConfigError as error:
+            missed[TRANSFORMERS_4] = str(error)
+    if required and TRANSFORMERS_4 in missed:
+        raise ConfigError(f"{_MISREAD % (TRANSFORMERS_4, missed[TRANSFORMERS_4])}; merge without --v4-rope")
+    for reader, what in missed.items():
+        logger.warning(_MISREAD, reader, what)
+
+
+def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -> None:
+    before = path.read_text(encoding="utf-8")
+    values = json.loads(before)
+    values.get("text_config", values).update(v4_rope(positions, model_type=model_type))
+    write_atomically(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    wanted = dict(extended_parameters(positions))
+    try:
+        read = rotary_parameters(AutoConfig.from_pretrained(path.parent))
+    except Exception:  # model types check what they are given, each with exceptions of its own
+        read = {}
+    read = dict(extended_parameters(read))
+    # transformers 5 takes the older name of the type in; Phi-3's three keys have no factor, which the contexts tell.
+    for name in ("type", *(["factor"] if model_type == "phi3" else [])):
+        wanted.pop(name, None)
+        read.pop(name, None)
+    if read != wanted:
+        write_atomically(path, before)
+        raise ConfigError(
+            f"with the keys of transformers 4 beside its own, {model_type} would be read with positions {read} instead "
+            f"of {wanted}"
+        )
+
+
+def _head_dim(text_config: PreTrainedConfig) -> int:
+    """Dimensions of a head of the layers with full attention, which a few models make larger than those of others."""
+    values = text_config.to_dict()
+    overridden = [layer["head_dim"] for layer in (values.get("per_layer_config") or {}).values() if "head_dim" in layer]
+    if overridden:
+        return int(max(overridden))
+    return int(values.get("head_dim") or _size(text_config, "hidden_size") // _size(text_config, "num_attention_heads"))
+
+
+def _size(text_config: PreTrainedConfig, name: str) -> int:
+    """A number by transformers' name for it, whatever the model type calls it."""
+    value = getattr(text_config, name, None)
+    if not isinstance(value, int):
+        raise ConfigError(f"the configuration of {text_config.model_type} does not say its {name}")
+    return value
+
+
+def _check_kept(text_config: PreTrainedConfig, rope_type: str) -> None:
+    """Save and read the configuration in memory: some model types take other positions than they are given."""
+    wanted = text_config.rope_parameters
+    try:
+        text_config.validate_rope()
+        kept = type(text_config).from_dict(text_config.to_dict()).rope_parameters
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{text_config.model_type} cannot take rope.rope_type={rope_type}: {error}") from error
+    if kept != wanted:
+        raise ConfigError(
+            f"{text_config.model_type} cannot take rope.rope_type={rope_type}: its configuration would read "
+            f"{kept} where {wanted} was written"
+        )

@@ -1,0 +1,230 @@
+"""Make `attn_implementation="s2"` known to transformers; importing this module is enough.
+
+A model loaded or switched (`model.set_attn_implementation("s2")`) to "s2" trains with S²-Attn. It evaluates and
+generates with ordinary attention: exactly as with "sdpa", or as with "eager" where it has a softcap or sinks, which
+"sdpa" lacks. Nothing is patched: one function is registered in each of transformers' two public tables, the one of
+attentions and the one of masks.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from longlora.attention import attend_in_segments
+from longlora.errors import ConfigError
+from longlora.models import notices, probe
+from longlora.models.deferred_mask import DeferredMask
+from longlora.models.grouping import USE_FULL_ATTENTION, Grouping, grouping_of, set_grouping
+
+# Arguments of the interface that change what attention computes and that S²-Attn does not implement.
+_UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
+_DOCUMENTS = Grouping(group_size=None)
+
+
+def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_tokens: int = 0) -> None:
+    """Fix the group size of a model that trains with "s2", in tokens; None trains with full causal attention.
+
+    Until this is called the group has `LONGLORA_GROUP_SIZE` tokens, a variable of the environment, or a quarter of the
+    model's context (`max_position_embeddings`). It is not saved with the model. Layers that keep a window of their own
+    are named in a warning. Full attention under "s2" keeps to documents without a mask in memory, which ordinary "sdpa"
+    attention over packed rows needs.
+
+    Args:
+        model: as it is loaded, or wrapped (PEFT, DDP).
+        group_size: tokens of a group.
+        sink_tokens: how many tokens at the beginning of its document each group also sees, where pretrained models keep
+            an attention sink; 0 is the paper. Until this is called it is `LONGLORA_SINK_TOKENS`, or 0.
+
+    Raises:
+        ConfigError: a group without tokens, fewer sink tokens than none, a model that attends with something else than
+            "s2", or one in which no layer would train in groups.
+    """
+    grouping = Grouping(group_size=group_size, sink_tokens=sink_tokens)
+    if group_size is not None:
+        _check_it_groups(model)
+    set_grouping(model, grouping)
+
+
+def _check_it_groups(model: torch.nn.Module) -> None:
+    loaded = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if loaded is None:
+        raise ConfigError(f"set_group_size takes a model of transformers, wrapped or not, got {type(model).__name__}")
+    attention = loaded.config.get_text_config()._attn_implementation
+    if attention != "s2":
+        raise ConfigError(
+            f'{type(loaded).__name__} attends with "{attention}", which has no groups: load it with '
+            'attn_implementation="s2", or call model.set_attn_implementation("s2") before set_group_size'
+        )
+    if notices.knows_layers(loaded.config.get_text_config()):
+        return
+    try:
+        layers = probe.layers_of(loaded)
+    except probe.CannotTellError:  # the first step of training will
+        return
+    notices.tell_layers(loaded.config.get_text_config(), layers.grouped, layers.windowed)
+
+
+def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
+    # Below transformers 5.18 `generate` hands the mask that it made for a static cache to the model, which asks again.
+    if isinstance(arguments["attention_mask"], DeferredMask):
+        return arguments["attention_mask"]
+    if arguments["q_length"] != arguments["kv_length"]:  # a KV cache: not training
+        return sdpa_mask(**arguments)
+    if arguments["attention_mask"] is not None and arguments["attention_mask"].is_meta:  # has no values to look at
+        arguments["attention_mask"] = None
+    return DeferredMask(arguments)
+
+
+def s2_attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: DeferredMask | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **interface_arguments: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers' interface asks: query (B, H, T, D), key and value (B, H_kv, T, D) -> (B, T, H, D)."""
+    if unsupported := [name for name in _UNSUPPORTED if interface_arguments.get(name) is not None]:
+        raise ConfigError(
+            f"{type(module).__name__} needs {', '.join(unsupported)}, which S²-Attn does not implement; "
+            + USE_FULL_ATTENTION
+        )
+    probe.note_call(module, is_grouped=trains_in_groups(module, attention_mask), softcap=softcap, sinks=s_aux)
+    _watch(module, attention_mask)
+    in_segments = _trains_in_segments(module, attention_mask, query, key)
+    is_beyond_sdpa = softcap is not None or s_aux is not None
+    if dropout > 0 and (in_segments or is_beyond_sdpa):
+        raise ConfigError(
+            f"S²-Attn has no attention dropout: set attention_dropout to 0 in the model's config, not {dropout}"
+        )
+    if in_segments:
+        assert isinstance(attention_mask, DeferredMask)
+        output = _attend_in_segments(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            position_ids=position_ids,
+            cu_seqlens=cu_seq_lens_q,
+            scale=scaling,
+            softcap=softcap,
+            sinks=s_aux,
+        )  # (B, H, T, D)
+        return output.transpose(1, 2).contiguous(), None  # (B, T, H, D); some models take a view of it
+    if module.training and not isinstance(attention_mask, DeferredMask):
+        raise ConfigError(_why_not_in_segments(module, interface_arguments))
+    dense = attention_mask.dense if isinstance(attention_mask, DeferredMask) else attention_mask
+    if dense is not None:  # layers may be spread over devices
+        dense = dense.to(query.device)
+    if not is_beyond_sdpa:
+        return sdpa_attention_forward(
+            module, query, key, value, dense, dropout=dropout, scaling=scaling, **interface_arguments
+        )
+    output = _masked_attention(query, key, value, dense, scale=scaling, softcap=softcap, sinks=s_aux)  # (B, H, T, D)
+    return output.transpose(1, 2), None  # (B, T, H, D)
+
+
+def _watch(module: torch.nn.Module, mask: DeferredMask | Tensor | None) -> None:
+    """See that some layer of a model that trains with groups has them, and say which."""
+    if not module.training or not isinstance(mask, DeferredMask) or mask.is_meta:
+        return
+    if grouping_of(module, mask.default_grouping).group_size is not None:
+        notices.watch_layer(module, mask, is_grouped=mask.window is None)
+
+
+def trains_in_groups(module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None) -> bool:
+    """Whether a layer that got this mask trains with S²-Attn, and not with the attention that it evaluates with."""
+    return module.training and isinstance(attention_mask, DeferredMask) and attention_mask.window is None
+
+
+def _trains_in_segments(
+    module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None, query: Tensor, key: Tensor
+) -> bool:
+    """Whether attention is computed between cuts: in groups, or within a window and documents without a mask for it."""
+    if not (module.training and isinstance(attention_mask, DeferredMask)):
+        return False
+    keys_are_the_row = query.shape[2] == key.shape[2]
+    if attention_mask.window is not None:
+        return keys_are_the_row and attention_mask.is_cut
+    if not keys_are_the_row:
+        raise ConfigError(
+            f"{type(module).__name__} attends from {query.shape[2]} tokens to {key.shape[2]} others, which S²-Attn "
+            f"cannot cut into groups; {USE_FULL_ATTENTION}"
+        )
+    return True
+
+
+def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str, Any]) -> str:
+    if not interface_arguments.get("is_causal", getattr(module, "is_causal", True)):  # as transformers' "sdpa" asks
+        return (
+            f"{type(module).__name__} attends both ways, as encoders of images do, and S²-Attn is causal: give it to "
+            'the text alone, by attn_implementation={"text_config": "s2"}'
+        )
+    return (
+        'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '
+        "queries by keys nor a KV cache; to generate or evaluate, call model.eval() before"
+    )
+
+
+def _masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attend with what "sdpa" lacks, as the models' own "eager" attention does; memory O(B·H·T²)."""
+    num_heads, num_tokens = query.shape[1:3]
+    if mask is None and num_tokens > 1:
+        key, value = key[:, :, :num_tokens], value[:, :, :num_tokens]  # the rest of a static cache is empty yet
+        mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=query.device).tril()  # (T, T)
+    key, value = (repeat_kv(tensor, num_heads // tensor.shape[1]) for tensor in (key, value))  # (B, H, T_kv, D)
+    scores = (query @ key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, T, T_kv)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)  # (B, H, T, 1)
+        scores = torch.cat([scores, column], dim=-1)  # (B, H, T, T_kv + 1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return weights[..., : key.shape[2]] @ value  # (B, H, T, D)
+
+
+@torch.compiler.disable  # cut points are numbers that differ from batch to batch: traced, each would compile anew
+def _attend_in_segments(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: DeferredMask,
+    *,
+    position_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    grouping = _DOCUMENTS if mask.window is not None else grouping_of(module, mask.default_grouping)
+    cuts = mask.cuts(query.shape[2], grouping=grouping, position_ids=position_ids, cu_seqlens=cu_seqlens)
+    if grouping.group_size is not None and not mask.is_meta:
+        notices.tell_of_forward(module.config, mask, cuts, grouping)
+    return attend_in_segments(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks, window=mask.window)
+
+
+AttentionInterface.register("s2", s2_attention_forward)
+AttentionMaskInterface.register("s2", _s2_mask)

@@ -1,0 +1,242 @@
+"""Start a server, say when it answers, and end it with this process."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from longlora.errors import ConfigError
+from longlora.inference.hosts import LOCAL, Names
+from longlora.serving.engines import EngineName, choose_engine, command_line
+from longlora.serving.place import Place, servable
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+logger = logging.getLogger("longlora")
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_INNER = "127.0.0.1"  # where transformers' server listens, behind the front
+# Seconds in which a server may end by itself: vLLM has processes and shared memory to clear away.
+_PATIENCE = {"vllm": 10.0, "transformers": 0.3}
+_LAST_WORDS = 1  # seconds in which answers that are being written may end
+_TERMINATED = 143  # 128 + SIGTERM
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "localhost",
+    port: int = 8000,
+    engine: EngineName = "auto",
+    name: str = "",
+    api_key: str = "",
+    allowed_hosts: Collection[str] = (),
+    ready: Callable[[str], None] = print,
+) -> None:
+    """Serve a model until the process is interrupted.
+
+    Args:
+        model: directory of a model or an adapter, hub name, or `tiny`.
+        host: where to listen; others than this machine are let in only if it is changed.
+        port: of `host`.
+        engine: which server.
+        name: by which clients ask for the model; its folder's if not given.
+        api_key: that clients must bring; empty for none.
+        allowed_hosts: names by which the server may be asked for, besides the machine's own.
+        ready: called once with a line that says where and how, when the server answers.
+
+    Raises:
+        ConfigError: the port is taken, no server is installed, or the server ends.
+        CheckpointError: the model is missing, incomplete or damaged.
+    """
+    chosen = choose_engine(engine)
+    if host not in LOCAL and not api_key:
+        logger.warning("listening on %s: whoever reaches port %s can use the model; think of --api-key", host, port)
+    url = f"http://{_bracketed(_EVERYWHERE.get(host, host))}:{port}"
+    with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as place:
+
+        def say() -> None:
+            ready(f"serving {url}/v1 by {chosen}: model {place.name}, {place.context_length:,} tokens; Ctrl-C ends it")
+
+        if chosen == "vllm":
+            for taken in sockets:  # it takes the port itself
+                taken.close()
+            command = command_line("vllm", place, host=host, port=port)
+            with _running(command, place, patience=_PATIENCE[chosen], api_key=api_key) as server:
+                _wait_until_it_answers(server, url)
+                say()
+                server.wait()
+        else:
+            inner_port = _free_port()
+            command = command_line("transformers", place, host=_INNER, port=inner_port)
+            with _running(command, place, patience=_PATIENCE[chosen]) as server:
+                inner = f"http://{_INNER}:{inner_port}"
+                _wait_until_it_answers(server, inner)
+                front = _front(inner, place, api_key, Names.of(host, allowed_hosts))
+                for taken in sockets:
+                    taken.listen()
+                say()
+                _answer(front, sockets, until_ends=server, patience=_PATIENCE[chosen])
+        raise ConfigError(f"the server ended with status {server.returncode}; its own messages stand above")
+
+
+def _front(inner: str, place: Place, api_key: str, names: Names) -> "Starlette":
+    """Make what clients see of transformers' server at `inner`."""
+    import httpx
+
+    from longlora.models.load import load_tokenizer
+    from longlora.serving.front import build_front
+    from longlora.serving.requests import Translator
+
+    folder = place.parent / place.name
+    try:
+        generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        generation = {}
+    translator = Translator(
+        name=place.name,
+        context_length=place.context_length,
+        tokenizer=load_tokenizer(str(folder)),
+        generation=generation,
+    )
+    return build_front(
+        translator,
+        httpx.AsyncClient(base_url=inner, trust_env=False),  # this machine is asked without a proxy
+        name=place.name,
+        context_length=place.context_length,
+        api_key=api_key,
+        names=names,
+    )
+
+
+def _answer(
+    front: "Starlette", sockets: list[socket.socket], *, until_ends: subprocess.Popen[bytes], patience: float
+) -> None:
+    """Answer until a server ends, or until a signal comes: it ends the server, and is raised again."""
+    import uvicorn
+
+    settings = uvicorn.Config(front, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_WORDS)
+    outer = uvicorn.Server(settings)
+
+    def end_together() -> None:
+        while until_ends.poll() is None and not outer.should_exit:
+            time.sleep(0.05)
+        outer.should_exit = True
+        _end(until_ends, patience)  # which ends the answers that are being written
+
+    threading.Thread(target=end_together, name="end together", daemon=True).start()
+    outer.run(sockets)
+
+
+@contextmanager
+def _running(
+    command: list[str], place: Place, *, patience: float, api_key: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server for as long as the block lasts."""
+    # The name of the model must not be looked up, and nothing else either.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if api_key:
+        environment["VLLM_API_KEY"] = api_key  # not on the command line, which all users of the machine see
+    # Its own session: Ctrl-C reaches this process, which then ends the server and all that it has started.
+    server = subprocess.Popen(
+        command, cwd=place.parent, env=environment, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield server
+    finally:
+        _end(server, patience)
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Take the port, of every address that the host's name has here.
+
+    Raises:
+        ConfigError: it is taken, or the host is not this machine's.
+    """
+    with ExitStack() as stack:
+        sockets: list[socket.socket] = []
+        failure = OSError("it has no address")
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, address in found:
+                try:
+                    taken = stack.enter_context(socket.socket(family, kind, protocol))
+                    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    taken.bind(address)
+                    sockets.append(taken)
+                except OSError as error:
+                    # A machine may give `localhost` an address of IPv6 and have none.
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        raise
+                    failure = error
+            if not sockets:
+                raise failure
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --port") from error
+        yield sockets
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_INNER, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
+    # Requests to this machine go to this machine, whatever proxy the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        if server.poll() is not None:
+            raise ConfigError(
+                f"the server ended with status {server.returncode} before it answered; its own messages stand above"
+            )
+        try:
+            with opener.open(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+
+
+def _end(server: subprocess.Popen[bytes], patience: float) -> None:
+    """End a server: by a word, then by force; and what it leaves behind."""
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(patience)
+    with suppress(ProcessLookupError):  # there is nobody left
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that the server is ended with it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(_TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

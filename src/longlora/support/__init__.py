@@ -1,0 +1,1 @@
+"""What every room needs and no user asks for: whole files, journals, progress bars, figures, optional packages."""

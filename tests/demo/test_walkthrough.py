@@ -1,0 +1,55 @@
+"""The demo, shortened: its numbers are worthless, its report and its files are whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longlora.config import load_recipe
+from longlora.demo import walkthrough as demo
+from longlora.errors import ConfigError
+from longlora.models.load import load_for_inference
+
+MODELS = ["base", "interpolation only", "longlora", "longlora, dense finish", "full attention"]
+
+
+def test_the_report_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few_files = demo.standard_library_files("train")[:12]
+    monkeypatch.setattr(demo, "EVALUATION_TARGETS", 128)
+    monkeypatch.setattr(
+        demo,
+        "standard_library_files",
+        lambda split: few_files if split == "train" else original("validation"),
+    )
+    short = {"max_steps": 2, "warmup_steps": 1, "save_steps": 1, "per_device_train_batch_size": 1}
+    monkeypatch.setattr(demo, "SHARED_SETTINGS", {**demo.SHARED_SETTINGS, **short})
+    output = tmp_path / "demo"
+    demo.run_demo(output)
+
+    report = json.loads((output / "report.json").read_text())
+    assert list(report["perplexity"]) == MODELS
+    for values in report["perplexity"].values():
+        assert list(values) == ["128", "256", "512", "1024", "2048"]
+        assert all(value > 1 for value in values.values())
+    assert all(report["seconds"][name]["training"] > 0 for name in MODELS[2:])
+    assert report["merge"]["largest_difference"] < 1e-3
+    assert report["environment"]["packages"]["torch"]
+    assert report["settings"]["evaluation"]["stride"] == 64
+
+    assert report["seconds"]["longlora, dense finish"]["shared_steps"] == 1
+    assert load_recipe(output / "starter.yaml").attention.dense_finish == 0.2
+
+    markdown = (output / "report.md").read_text()
+    assert all(f"| {name} |" in markdown for name in MODELS)
+    assert (output / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+    assert load_for_inference(output / "merged")[0].config.max_position_embeddings == 1024
+    printed = capsys.readouterr().out
+    assert "longlora train" in printed and "longlora eval" in printed and "longlora chat" in printed
+
+    with pytest.raises(ConfigError, match="holds a finished demo"):
+        demo.run_demo(output)
+
+
+original = demo.standard_library_files

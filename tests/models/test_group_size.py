@@ -1,0 +1,124 @@
+"""The group size of a model: set, or of the environment, or a quarter of the context; never saved."""
+
+import copy
+
+import pytest
+import torch
+from tests.models.small_models import SIZES, assert_close, mistral, random_tokens, tiny_model, with_attention
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedModel
+
+from longlora.errors import ConfigError
+from longlora.models.grouping import default_grouping
+from longlora.models.registration import set_group_size
+
+
+def trained_logits(model: PreTrainedModel, seed: int, **batch) -> torch.Tensor:
+    return model.train()(random_tokens(seed, num_tokens=40), **batch).logits
+
+
+def with_group_size(model: PreTrainedModel, group_size: int | None) -> PreTrainedModel:
+    model = copy.deepcopy(model)
+    set_group_size(model, group_size)
+    return model
+
+
+@pytest.mark.parametrize("group_size", [0, -4])
+def test_refuses_a_group_without_tokens(model, group_size):
+    with pytest.raises(ConfigError, match=f"at least 1 token, got {group_size}"):
+        set_group_size(model, group_size)
+
+
+def test_refuses_fewer_sink_tokens_than_none(model):
+    with pytest.raises(ConfigError, match="sink_tokens must be 0 or more, got -1"):
+        set_group_size(model, 8, sink_tokens=-1)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 11, 16, 40])
+def test_the_default_group_is_a_quarter_of_the_context_whatever_the_row(model, num_tokens, seed):
+    tokens = random_tokens(seed, num_tokens=num_tokens)
+    fixed = with_group_size(model, SIZES["max_position_embeddings"] // 4).train()
+    assert torch.equal(model.train()(tokens).logits, fixed(tokens).logits)
+
+
+def test_the_default_group_counts_the_scaled_context(seed):
+    """Configurations that were given YaRN by hand keep the shorter `max_position_embeddings`."""
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    model = tiny_model(seed, LlamaConfig(**SIZES, rope_parameters=yarn))
+    assert torch.equal(trained_logits(model, seed), trained_logits(with_group_size(model, 32), seed))
+
+
+def test_the_environment_sets_the_group_size_of_models_that_have_none(model, seed, monkeypatch):
+    expected = trained_logits(with_group_size(model, 7), seed)
+    default = trained_logits(model, seed)
+    monkeypatch.setenv("LONGLORA_GROUP_SIZE", "7")
+    assert torch.equal(trained_logits(model, seed), expected)
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_close(default, expected)
+    assert torch.equal(trained_logits(with_group_size(model, 16), seed), default)
+
+
+def test_the_environment_sets_the_sink_tokens_of_models_that_have_none(model, seed, monkeypatch):
+    default = trained_logits(model, seed)
+    set_group_size(with_sinks := copy.deepcopy(model), SIZES["max_position_embeddings"] // 4, sink_tokens=2)
+    monkeypatch.setenv("LONGLORA_SINK_TOKENS", "2")
+    actual = trained_logits(model, seed)
+    assert torch.equal(actual, trained_logits(with_sinks, seed))
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_close(default, actual)
+    monkeypatch.setenv("LONGLORA_SINK_TOKENS", "-2")
+    with pytest.raises(ConfigError, match="LONGLORA_SINK_TOKENS must be a number of tokens from 0, got '-2'"):
+        trained_logits(model, seed)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "", "8.5"])
+def test_refuses_an_environment_without_a_number_of_tokens(model, value, seed, monkeypatch):
+    monkeypatch.setenv("LONGLORA_GROUP_SIZE", value)
+    with pytest.raises(ConfigError, match=f"LONGLORA_GROUP_SIZE must be a number of tokens from 1, got '{value}'"):
+        trained_logits(model, seed)
+
+
+def test_a_model_that_does_not_say_its_context_has_no_default():
+    with pytest.raises(
+        ConfigError, match=r"bloom does not say its max_position_embeddings, .* call longlora\.set_group_size"
+    ):
+        default_grouping(BloomConfig())
+
+
+def test_the_group_size_is_not_saved(model, tmp_path, seed):
+    untouched = model.config.to_dict()
+    default = trained_logits(model, seed)
+    set_group_size(model, 5)
+    assert model.config.to_dict() == untouched
+    grouped = trained_logits(model, seed)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="s2")
+    assert torch.equal(trained_logits(loaded, seed), default)
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_close(grouped, default)
+
+
+def test_wrapped_models_take_a_group_size(model, seed):
+    from peft import LoraConfig, get_peft_model
+
+    expected = trained_logits(with_group_size(model, 5), seed)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    set_group_size(wrapped, 5)
+    assert torch.equal(trained_logits(wrapped, seed), expected)
+
+
+def test_refuses_a_model_that_attends_with_something_else(model):
+    other = with_attention(model, "sdpa")
+    with pytest.raises(ConfigError, match=r'LlamaForCausalLM attends with "sdpa".*set_attn_implementation\("s2"\)'):
+        set_group_size(other, 3)
+    set_group_size(other, None)
+    with pytest.raises(ConfigError, match="takes a model of transformers, wrapped or not, got Linear"):
+        set_group_size(torch.nn.Linear(1, 1), 3)
+
+
+def test_refuses_a_model_without_a_layer_that_groups(seed):
+    model = tiny_model(seed, mistral(sliding_window=4))
+    message = r"no layer of mistral would train with S²-Attn: .*\(sliding_window=4\).* set sliding_window to null"
+    with pytest.raises(ConfigError, match=message):
+        set_group_size(model, 3)
+    set_group_size(model, None)
+    trained_logits(model, seed)

@@ -1,0 +1,48 @@
+"""Versions are known without an installed distribution of longlora."""
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import longlora
+from longlora.support.packages import package_versions
+
+
+def test_versions_are_those_of_the_installed_packages() -> None:
+    assert package_versions("longlora", "torch") == {
+        "longlora": longlora.__version__,
+        "torch": metadata.version("torch"),
+    }
+
+
+def test_a_folder_on_the_path_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `importlib.metadata` knows no longlora, runs and reports still name its version."""
+    program = """
+import importlib.metadata as metadata
+ask = metadata.version
+def version(name):
+    if name == "longlora":
+        raise metadata.PackageNotFoundError(name)
+    return ask(name)
+metadata.version = version
+from longlora.training.directory import _environment
+from longlora.evaluation.provenance import provenance
+from longlora.merge import card
+print(_environment()["packages"]["longlora"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == longlora.__version__
+
+
+def test_nothing_asks_for_the_distribution_of_longlora() -> None:
+    sources = Path(longlora.__file__).parent.rglob("*.py")
+    asking = [
+        path.name
+        for path in sources
+        if "version('longlora')" in (text := path.read_text()) or 'version("longlora")' in text
+    ]
+    assert asking == []
