@@ -8,14 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from longlora.errors import CheckpointError
-from longlora.models.checkpoint import (
-    Extension,
-    read_extension,
-    save_tokenizer,
-    whole_directory,
-    write_atomically,
-    write_extension,
-)
+from longlora.models.checkpoint import Extension, read_extension, save_tokenizer, write_extension
+from longlora.support.files import whole_directory, write_atomically
 
 EXTENSION = Extension(
     base_model="m", base_context=64, context_length=256, rope_parameters={"rope_type": "linear", "factor": 4.0}

@@ -21,7 +21,7 @@ from longlora.evaluation.short_context import compare_losses, write_short_contex
 from longlora.evaluation.suite import SuiteRecord
 from longlora.evaluation.summary import summarise
 from longlora.evaluation.trials import FinishedTrial, RetrievalTest, trial_grid
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (1024, 2048, 4096, 8192)

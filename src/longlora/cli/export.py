@@ -43,7 +43,8 @@ def merge(
 ) -> None:
     """Fold an adapter into its base model, file by file, and check the result against the adapter."""
     from longlora.errors import ConfigError
-    from longlora.models.checkpoint import check_absent, check_adapter
+    from longlora.models.checkpoint import check_adapter
+    from longlora.support.files import check_absent
 
     if private and not push_to_hub:
         raise ConfigError("--private says how to upload; name the repository with --push-to-hub")

@@ -195,7 +195,7 @@ def train(
 def _merge_result(adapter: Path, merged: Path) -> None:
     """Merge what a run trained, unless an earlier start did; a failure costs nothing but the merge."""
     from longlora.merge import merge_adapter
-    from longlora.models.checkpoint import remove_partial
+    from longlora.support.files import remove_partial
     from longlora.training.outcome import attempted
 
     remove_partial(merged)

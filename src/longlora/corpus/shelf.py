@@ -20,7 +20,7 @@ from longlora.corpus.extract import Record, Settings, check_engine, extract, sha
 from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.corpus.unreadable import UnreadableFileError
 from longlora.errors import ConfigError, DataError
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 NearDuplicateRule = Literal["drop", "mark", "keep"]
 

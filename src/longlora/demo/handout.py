@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 
 @dataclass

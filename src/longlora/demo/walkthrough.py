@@ -23,7 +23,6 @@ from longlora.demo.handout import DemoResult, write_report
 from longlora.errors import ConfigError
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.merge import merge_adapter
-from longlora.models.checkpoint import whole_directory, write_atomically
 from longlora.models.load import (
     extended_config,
     load_config,
@@ -32,6 +31,7 @@ from longlora.models.load import (
     load_weights,
     model_source,
 )
+from longlora.support.files import whole_directory, write_atomically
 from longlora.support.packages import package_versions
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files

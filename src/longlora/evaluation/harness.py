@@ -26,8 +26,8 @@ from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import Model, base_model, context_of
 from longlora.evaluation.prompts import uses_chat
 from longlora.evaluation.provenance import model_identity, provenance
-from longlora.models.checkpoint import write_atomically
 from longlora.models.load import DtypeName, load_for_inference
+from longlora.support.files import write_atomically
 
 logger = logging.getLogger("longlora")
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.trials import FinishedTrial, TrialId
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 LOG_FILE = "trials.jsonl"
 _PARTS = "trials.part-*.jsonl"

@@ -8,9 +8,9 @@ import numpy as np
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.progress import progress_bar
 from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
 from longlora.evaluation.windows import Window, batches, evenly_spread, full_windows
+from longlora.support.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)

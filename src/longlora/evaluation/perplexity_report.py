@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longlora.evaluation.perplexity import Perplexity
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 PERPLEXITY_FILE = "perplexity.json"
 

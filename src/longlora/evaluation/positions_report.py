@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from longlora.evaluation.loss_by_position import PositionLoss, reading_stops_at
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

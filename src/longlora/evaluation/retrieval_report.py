@@ -8,7 +8,7 @@ from rich.table import Table
 
 from longlora.evaluation.effective import Share
 from longlora.evaluation.summary import RetrievalResult
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

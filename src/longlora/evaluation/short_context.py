@@ -11,10 +11,10 @@ import numpy as np
 
 from longlora.errors import DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.progress import progress_bar
 from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
 from longlora.evaluation.windows import batches, evenly_spread, windows_at_length
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
+from longlora.support.progress import progress_bar
 
 SHORT_CONTEXT_FILE = "short_context.json"
 _Z = 1.959964  # 95 % of a normal distribution

@@ -34,8 +34,8 @@ from longlora.evaluation.retrieval_report import write_result
 from longlora.evaluation.texts import Texts
 from longlora.evaluation.topics import topics
 from longlora.evaluation.trials import RetrievalTest, TrialId
-from longlora.models.checkpoint import write_atomically
 from longlora.models.load import DtypeName
+from longlora.support.files import write_atomically
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")

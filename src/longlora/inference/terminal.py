@@ -19,7 +19,7 @@ from longlora.inference.conversation import Conversation
 from longlora.inference.documents import ReadDocument, join_documents
 from longlora.inference.meter import answer_line, usage_line
 from longlora.inference.wrapping import Wrapping
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 HELP = """\
 /document FILE…   begin anew about one or several files

@@ -15,18 +15,12 @@ from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.check import Agreement, compare, logits, probe
 from longlora.merge.streaming import check_covered, check_fits, merge_shards
-from longlora.models.checkpoint import (
-    ADAPTER_WEIGHTS,
-    Extension,
-    check_adapter,
-    read_extension,
-    save_tokenizer,
-    whole_directory,
-)
+from longlora.models.checkpoint import ADAPTER_WEIGHTS, Extension, check_adapter, read_extension, save_tokenizer
 from longlora.models.generation import lasting_settings, saved_settings
 from longlora.models.load import apply_extension, load_adapter, load_config, load_tokenizer, model_source
 from longlora.models.positions import write_older_keys
 from longlora.models.shards import main_dtype, model_folder, opened, stored_weights
+from longlora.support.files import whole_directory
 
 logger = logging.getLogger("longlora")
 

@@ -1,10 +1,6 @@
-"""What a directory with a model or an adapter holds, and how one is written without ever being half there."""
+"""What a directory with a model or an adapter holds."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,16 +99,6 @@ def read_extension(directory: Path) -> Extension | None:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def check_absent(target: Path) -> None:
-    """Make sure that nothing stands where a directory is to be written; an empty one may.
-
-    Raises:
-        CheckpointError: something does.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already; choose another place or delete it")
-
-
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
     """Write a tokenizer so that transformers 4 reads it as well as transformers 5.
 
@@ -127,51 +113,3 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> Non
     if isinstance(values.get("extra_special_tokens"), list):
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
     path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
-    """Give a temporary folder to write into, and put it in `target`'s place once the block has ended well.
-
-    Its files have reached the disk by then: after a power cut `target` is whole or absent.
-
-    Raises:
-        CheckpointError: `target` exists and is not empty.
-    """
-    check_absent(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            _flush(path)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-        _flush(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_partial(target: Path) -> None:
-    """Delete what `whole_directory` left beside `target` when its process was killed."""
-    for leftover in target.parent.glob(f".{target.name}.partial-*"):
-        shutil.rmtree(leftover)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

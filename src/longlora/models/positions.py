@@ -10,7 +10,6 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from longlora.errors import ConfigError
-from longlora.models.checkpoint import write_atomically
 from longlora.rope import (
     FULL_ATTENTION,
     TRANSFORMERS_4,
@@ -21,6 +20,7 @@ from longlora.rope import (
     present_context,
     v4_rope,
 )
+from longlora.support.files import write_atomically
 
 logger = logging.getLogger("longlora")
 

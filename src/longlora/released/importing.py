@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.chat_template import ensure_chat_template
-from longlora.models.checkpoint import Extension, save_tokenizer, whole_directory, write_extension
+from longlora.models.checkpoint import Extension, save_tokenizer, write_extension
 from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import rotary_parameters, set_positions, write_older_keys
 from longlora.released.adapter import Parts, read_parts, write_adapter
@@ -18,6 +18,7 @@ from longlora.released.model import convert_model
 from longlora.released.published import ADAPTER_CONFIG, Published, find_folder, read_folder, read_json
 from longlora.released.skeleton import make_skeleton
 from longlora.released.table import ReleasedModel, find_released
+from longlora.support.files import whole_directory
 
 logger = logging.getLogger("longlora")
 

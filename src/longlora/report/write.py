@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from longlora.models.checkpoint import write_atomically
 from longlora.report.blocks import Document
 from longlora.report.collect import Collection, collect
 from longlora.report.markdown import render_markdown
 from longlora.report.page import render_page
 from longlora.report.sections import evidence
 from longlora.report.verdict import sentence, verdict_section
+from longlora.support.files import write_atomically
 
 PAGE, TEXT = "report.html", "report.md"
 

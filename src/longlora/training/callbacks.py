@@ -11,8 +11,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from longlora.errors import DivergenceError
-from longlora.models.checkpoint import Extension, write_atomically
+from longlora.models.checkpoint import Extension
 from longlora.models.grouping import Grouping, set_grouping
+from longlora.support.files import write_atomically
 from longlora.training.directory import RunDirectory, finish_checkpoint, read_metrics
 from longlora.training.processes import wait_for_all
 from longlora.training.stopwatch import Stopwatch, peak_memory_bytes

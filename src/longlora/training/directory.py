@@ -31,7 +31,8 @@ from filelock import FileLock, Timeout
 
 from longlora.config import Recipe, dump_recipe
 from longlora.errors import ConfigError
-from longlora.models.checkpoint import Extension, remove_partial, write_atomically, write_extension
+from longlora.models.checkpoint import Extension, write_extension
+from longlora.support.files import remove_partial, write_atomically
 from longlora.support.packages import package_versions
 
 logger = logging.getLogger("longlora")

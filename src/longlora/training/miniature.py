@@ -14,10 +14,10 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from longlora.config import Recipe
-from longlora.models.checkpoint import whole_directory, write_atomically
 from longlora.models.load import load_config, model_source
 from longlora.models.positions import readable_context
 from longlora.planner import published_config
+from longlora.support.files import whole_directory, write_atomically
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.config import Recipe
 from longlora.errors import ConfigError, LongLoRAError
-from longlora.models.checkpoint import write_atomically
 from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
+from longlora.support.files import write_atomically
 from longlora.training.curves import draw_curves
 from longlora.training.directory import RunDirectory, read_metrics
 from longlora.training.engines import engine

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data import Conversation, encode_conversation, read_conversations
 from longlora.data.encode import IGNORED, UnusableConversationError
-from longlora.models.checkpoint import write_atomically
 from longlora.models.generation import plain_generation, plain_settings
+from longlora.support.files import write_atomically
 
 logger = logging.getLogger("longlora")
 

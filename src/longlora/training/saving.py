@@ -10,10 +10,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel
 
 from longlora.merge import write_adapter_card
-from longlora.models.checkpoint import save_tokenizer, whole_directory, write_extension
+from longlora.models.checkpoint import save_tokenizer, write_extension
 from longlora.models.generation import transformers_model
 from longlora.models.load import TrainingModel
 from longlora.models.positions import write_older_keys
+from longlora.support.files import whole_directory
 from longlora.training.processes import is_first, wait_for_all
 from longlora.training.stopwatch import Stopwatch
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from longlora.corpus.qa.calls import Call, Reply
 from longlora.errors import ConfigError, DataError
-from longlora.models.checkpoint import write_atomically
+from longlora.support.files import write_atomically
 
 VERSION = 1
 _NAME = "longlora corpus make-qa"

@@ -1,18 +1,30 @@
-"""The bar that every evaluation draws on stderr."""
+"""The bar on stderr that everything draws which takes long."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+T = TypeVar("T")
 Advance = Callable[[int, str], None]
 
 
 @contextmanager
-def progress_bar(description: str, *, total: int, completed: int = 0, progress: bool = True) -> Iterator[Advance]:
+def progress_bar(
+    description: str, *, total: int | None, completed: int = 0, progress: bool = True
+) -> Iterator[Advance]:
     """Draw a bar; the block calls `advance(count, text)` with what was done and a few words on how it stands."""
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}", TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task(description, total=total, completed=completed, text="")
         yield lambda count, text: bar.update(task, advance=count, text=text)
+
+
+def shown(items: Iterable[T], description: str, *, total: int | None, progress: bool = True) -> Iterator[T]:
+    """Give items one by one, with a bar."""
+    with progress_bar(description, total=total, progress=progress) as advance:
+        for item in items:
+            yield item
+            advance(1, "")

@@ -1,0 +1,33 @@
+"""The style that all figures share, and how one is saved."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longlora.support.files import replaced_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float, **subplots: Any) -> "tuple[Figure, Any]":
+    """Make a figure, sizes in inches, without pyplot or a display; `subplots` goes to `Figure.subplots`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**subplots)
+
+
+def plain(axes: "Axes", *, grid: bool = True) -> None:
+    """Take away the frame's upper and right line, and draw faint lines across."""
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG file, whole or not at all."""
+    with replaced_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
