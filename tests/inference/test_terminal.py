@@ -162,4 +162,4 @@ def test_a_script_that_is_interrupted_knows_by_the_status(
 ) -> None:
     monkeypatch.setattr("longlora.inference.answer.Answer.stopped", True)
     assert run(monkeypatch, "tiny", "--document", str(document), "--ask", "def subtract(") == cli.INTERRUPTED
-    assert "goes on where it stopped" not in capsys.readouterr().err
+    assert "resumes where it stopped" not in capsys.readouterr().err

@@ -7,14 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli.options import AllowHost, Dtype
-from longlora.cli.places import existing_model
+from longlora.cli.options import INTERRUPTED, AllowHost, Dtype, Model
 from longlora.errors import DataError
 
-INTERRUPTED = 130  # 128 + SIGINT
 PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
 
-Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
 Quantization = Annotated[
     Literal["nf4"] | None, typer.Option(help="Pack linear layers into 4 bits as they are loaded (bitsandbytes).")
 ]
@@ -34,12 +31,6 @@ StreamWindow = Annotated[
 CacheDocument = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Keep what was read of documents here, for the next time.")
 ]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Give the command line these commands."""
-    app.command()(chat)
-    app.command()(web)
 
 
 def chat(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from longlora.cli.make_qa import add_commands
+from longlora.cli import make_qa
+from longlora.cli.options import AsJson, TextColumn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,19 +15,18 @@ if TYPE_CHECKING:
     from longlora.corpus.lengths import Lengths
 
 corpus = typer.Typer(help="Make training data out of documents and question sets, and check it.", no_args_is_help=True)
-add_commands(corpus)
+corpus.command("make-qa")(make_qa.make_qa)
+corpus.command("qa-prompts")(make_qa.qa_prompts)
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
 NearDuplicates = Literal["drop", "mark", "keep"]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
 
 @corpus.command("from-pdf")
 def from_pdf(
     files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for corpus.jsonl; the same again goes on.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for corpus.jsonl; the same again resumes.")],
     engine: Annotated[
         Engine, typer.Option(help="What reads PDFs: pdfium; docling, if installed; auto: docling if it is installed.")
     ] = "pdfium",
@@ -96,7 +96,6 @@ def mix_rows(
 
 
 Tokenizer = Annotated[str, typer.Option(help="Model directory or hub name whose tokenizer counts, or `tiny`.")]
-TextColumn = Annotated[str, typer.Option(help="Column with the text, for files of texts.")]
 
 
 @corpus.command()

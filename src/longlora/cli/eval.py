@@ -2,17 +2,28 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from longlora.cli.options import Dtype, DtypeName
-from longlora.cli.places import existing_model, existing_texts
-from longlora.errors import ConfigError
+from longlora.cli.options import (
+    AsJson,
+    Chat,
+    Columns,
+    Data,
+    Model,
+    Seed,
+    Weights,
+    existing_texts,
+    parse_numbers,
+    unfolded,
+)
 
 if TYPE_CHECKING:
+    from longlora.evaluation.texts import Texts
     from longlora.evaluation.trials import RetrievalTest
 
 
@@ -34,41 +45,36 @@ evaluate = typer.Typer(
 Protocol = Literal["same-targets", "new", "all", "original"]
 Form = Literal["measured", "original"]
 
-Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
-Data = Annotated[
-    list[str],
-    typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.", callback=existing_texts),
-]
-TextColumn = Annotated[str, typer.Option(help="Column with the text, for tabular data.")]
-Split = Annotated[str, typer.Option(help="Split, for data that has splits.")]
-MaxDocuments = Annotated[int | None, typer.Option(help="Read at most this many documents.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Lengths = Annotated[str, typer.Option(help="Lengths in tokens, prompt and answer, with commas between.")]
+AcrossDocuments = Annotated[bool, typer.Option("--across-documents", help="Join all documents into one stream first.")]
 Depths = Annotated[str, typer.Option(help="Places of the fact, 0 (beginning) to 1 (end), with commas between.")]
 Trials = Annotated[int, typer.Option(help="Questions at each length and depth.")]
-Output = Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again goes on.")]
-Seed = Annotated[int, typer.Option(help="Decides every trial, with its length, depth and number.")]
-Bar = Annotated[float, typer.Option(help="Share of right answers that counts as reading.")]
-Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
+Output = Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again resumes.")]
 Beyond = Annotated[bool, typer.Option("--beyond", help="Read more tokens than the model has positions.")]
 Haystack = Annotated[
     list[str] | None,
     typer.Option(help="Texts to hide facts in, as for --data; else made up.", callback=existing_texts),
 ]
 
-DeviceMap = Annotated[
-    str | None, typer.Option(help="`auto` spreads a model larger than one GPU over all of them and the CPU's memory.")
-]
-
-Number = TypeVar("Number", int, float)
-
 DEPTHS = "0,0.25,0.5,0.75,1"
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """What is asked of a retrieval test."""
+
+    lengths: Annotated[str, typer.Option(help="Lengths in tokens, prompt and answer, with commas between.")] = ""
+    seed: Seed = 0
+    bar: Annotated[float, typer.Option(help="Share of right answers that counts as reading.")] = 0.9
+    beyond: Beyond = False
+
+
 @evaluate.command()
+@unfolded
 def perplexity(
     model: Model,
     data: Data,
+    columns: Columns,
+    weights: Weights,
     lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
     stride: Annotated[int | None, typer.Option(help="Tokens by which windows move; 256 if the lengths allow.")] = None,
     protocol: Annotated[
@@ -78,32 +84,24 @@ def perplexity(
             "original: whole windows and the averages of the original's eval.py."
         ),
     ] = "same-targets",
-    across_documents: Annotated[
-        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
-    ] = False,
+    across_documents: AcrossDocuments = False,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
-    text_column: TextColumn = "text",
-    split: Split = "validation",
-    max_documents: MaxDocuments = None,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
     from longlora.evaluation.measure import measure_perplexity
-    from longlora.evaluation.texts import Texts
 
     result = measure_perplexity(
         model,
-        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        texts_of(data, columns),
         lengths=parse_numbers(lengths, "--lengths", int),
         stride=stride,
         protocol=protocol,
         across_documents=across_documents,
         max_targets=max_targets,
-        device_map=device_map,
-        dtype=dtype,
+        device_map=weights.device_map,
+        dtype=weights.dtype,
     )
     if out is not None:
         from longlora.evaluation.perplexity_report import write_perplexity
@@ -118,194 +116,151 @@ def perplexity(
 
 
 @evaluate.command()
+@unfolded
 def positions(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for result and picture.")],
+    columns: Columns,
+    weights: Weights,
     length: Annotated[int | None, typer.Option(help="Tokens of a window; the model's context if not given.")] = None,
     buckets: Annotated[int, typer.Option(help="Ranges of position to average in.")] = 32,
     max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows.")] = None,
-    across_documents: Annotated[
-        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
-    ] = False,
+    across_documents: AcrossDocuments = False,
     beyond: Beyond = False,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
-    text_column: TextColumn = "text",
-    split: Split = "validation",
-    max_documents: MaxDocuments = None,
     as_json: AsJson = False,
 ) -> None:
     """Loss by position in the window: the curve that shows up to where a model reads."""
     from longlora.evaluation.measure import measure_positions
     from longlora.evaluation.positions_report import positions_table, write_positions
-    from longlora.evaluation.texts import Texts
 
     result = measure_positions(
         model,
-        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        texts_of(data, columns),
         length=length,
         num_buckets=buckets,
         max_windows=max_windows,
         across_documents=across_documents,
         beyond=beyond,
-        device_map=device_map,
-        dtype=dtype,
+        device_map=weights.device_map,
+        dtype=weights.dtype,
     )
     write_positions(result, out)
     print_result(as_json, result.to_dict, positions_table(result), result.verdict, out)
 
 
 @evaluate.command()
+@unfolded
 def tokens(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="File to write, named .bin.")],
-    text_column: TextColumn = "text",
-    split: Split = "validation",
-    max_documents: MaxDocuments = None,
+    columns: Columns,
 ) -> None:
     """Write texts as a .bin of token ids, as the original's evaluation reads them, with a model's tokenizer."""
     from longlora.evaluation.measure import write_tokens
-    from longlora.evaluation.texts import Texts
 
-    num_tokens = write_tokens(
-        model, Texts(data, text_column=text_column, split=split, max_documents=max_documents), out
-    )
+    num_tokens = write_tokens(model, texts_of(data, columns), out)
     typer.echo(f"{num_tokens:,} tokens written to {out}")
 
 
 @evaluate.command()
+@unfolded
 def passkey(
     model: Model,
     out: Output,
-    lengths: Lengths = "",
+    sweep: Sweep,
+    weights: Weights,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     form: Annotated[
         Form, typer.Option(help="measured: sized in the model's own tokens. original: the original script's prompts.")
     ] = "measured",
-    seed: Seed = 0,
-    bar: Bar = 0.9,
     chat: Chat = True,
-    beyond: Beyond = False,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Find a number in a long text of nothing, in the words of the original LongLoRA's test."""
     from longlora.evaluation.passkey import passkey as make_test
 
-    _retrieve(
-        model,
-        make_test(form=form, chat=chat),
-        out,
-        lengths,
-        depths,
-        trials,
-        seed,
-        bar,
-        beyond,
-        device_map,
-        dtype,
-        as_json,
-    )
+    _retrieve(model, make_test(form=form, chat=chat), out, depths, trials, sweep, weights, as_json)
 
 
 @evaluate.command()
+@unfolded
 def needle(
     model: Model,
     out: Output,
-    lengths: Lengths = "",
+    sweep: Sweep,
+    weights: Weights,
+    columns: Columns,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     needles: Annotated[int, typer.Option(help="Facts to hide and to ask for.")] = 1,
     haystack: Haystack = None,
-    text_column: TextColumn = "text",
-    split: Split = "validation",
-    seed: Seed = 0,
-    bar: Bar = 0.9,
     chat: Chat = True,
-    beyond: Beyond = False,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Find one or several facts in a text about other things; a heat map of length and depth."""
     from longlora.evaluation.measure import haystack_of
     from longlora.evaluation.needle import needle as make_test
-    from longlora.evaluation.texts import Texts
 
-    texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
-    test = make_test(num_needles=needles, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, dtype, as_json)
+    texts = haystack_of(texts_of(haystack, columns) if haystack else None)
+    test = make_test(num_needles=needles, haystack=texts, chat=chat)
+    _retrieve(model, test, out, depths, trials, sweep, weights, as_json)
 
 
 @evaluate.command()
+@unfolded
 def topics(
     model: Model,
     out: Output,
-    lengths: Lengths = "",
+    sweep: Sweep,
+    weights: Weights,
     trials: Trials = 10,
     num_topics: Annotated[
         int | None, typer.Option("--topics", help="Topics of a conversation; one for each 650 tokens if not given.")
     ] = None,
-    seed: Seed = 0,
-    bar: Bar = 0.9,
     chat: Chat = True,
-    beyond: Beyond = False,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Name the first topic of a long conversation, as in LongChat's LongEval."""
     from longlora.evaluation.topics import topics as make_test
 
-    test = make_test(num_topics=num_topics, chat=chat)
-    _retrieve(model, test, out, lengths, DEPTHS, trials, seed, bar, beyond, device_map, dtype, as_json)
+    _retrieve(model, make_test(num_topics=num_topics, chat=chat), out, DEPTHS, trials, sweep, weights, as_json)
 
 
 @evaluate.command()
+@unfolded
 def recall(
     model: Model,
     out: Output,
-    lengths: Lengths = "",
+    sweep: Sweep,
+    weights: Weights,
+    columns: Columns,
     depths: Depths = "0",
     trials: Trials = 20,
     pairs: Annotated[int, typer.Option(help="Pairs in a prompt; chance is one in so many.")] = 8,
     haystack: Haystack = None,
-    text_column: TextColumn = "text",
-    split: Split = "validation",
-    seed: Seed = 0,
-    bar: Bar = 0.9,
     chat: Chat = True,
-    beyond: Beyond = False,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Recall the value of a key from far back, by generation and by choice: a graded signal for small models too."""
     from longlora.evaluation.measure import haystack_of
     from longlora.evaluation.recall import recall as make_test
-    from longlora.evaluation.texts import Texts
 
-    texts = Texts(haystack, text_column=text_column, split=split) if haystack else None
-    test = make_test(num_pairs=pairs, haystack=haystack_of(texts), chat=chat)
-    _retrieve(model, test, out, lengths, depths, trials, seed, bar, beyond, device_map, dtype, as_json)
+    texts = haystack_of(texts_of(haystack, columns) if haystack else None)
+    test = make_test(num_pairs=pairs, haystack=texts, chat=chat)
+    _retrieve(model, test, out, depths, trials, sweep, weights, as_json)
 
 
 def _retrieve(
     model: str,
     test: "RetrievalTest",
     out: Path,
-    lengths: str,
     depths: str,
     trials: int,
-    seed: int,
-    bar: float,
-    beyond: bool,
-    device_map: str | None,
-    dtype: DtypeName,
+    sweep: Sweep,
+    weights: Weights,
     as_json: bool,
 ) -> None:
     from longlora.evaluation.measure import measure_retrieval
@@ -314,18 +269,25 @@ def _retrieve(
     result = measure_retrieval(
         model,
         test,
-        lengths=parse_numbers(lengths, "--lengths", int),
+        lengths=parse_numbers(sweep.lengths, "--lengths", int),
         depths=parse_numbers(depths, "--depths", float) or [],
         num_trials=trials,
-        seed=seed,
-        bar=bar,
-        beyond=beyond,
+        seed=sweep.seed,
+        bar=sweep.bar,
+        beyond=sweep.beyond,
         output=out,
-        device_map=device_map,
-        dtype=dtype,
+        device_map=weights.device_map,
+        dtype=weights.dtype,
     )
     if result is not None:  # of several processes the first one speaks
         print_result(as_json, result.to_dict, result_table(result), result.verdict, out)
+
+
+def texts_of(data: list[str], columns: Columns) -> "Texts":
+    """The texts that options name."""
+    from longlora.evaluation.texts import Texts
+
+    return Texts(data, text_column=columns.text_column, split=columns.split, max_documents=columns.max_documents)
 
 
 def print_result(
@@ -341,18 +303,3 @@ def print_result(
     console.print(table)
     console.print(verdict, highlight=False, soft_wrap=True)
     console.print(f"written to {output}", highlight=False, soft_wrap=True)
-
-
-def parse_numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:
-    """Read numbers with commas between; None for an empty text.
-
-    Raises:
-        ConfigError: one of them is no number; the message names the option.
-    """
-    if not text:
-        return None
-    try:
-        return [kind(part.replace("_", "")) for part in text.split(",")]
-    except ValueError as error:
-        what, example = ("whole numbers", "256,1024") if kind is int else ("numbers", "0,0.5,1")
-        raise ConfigError(f"{option} must be {what}, as in {example}; got {text!r}") from error

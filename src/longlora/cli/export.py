@@ -7,19 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli.options import AllowHost, DtypeName
-from longlora.cli.places import existing_model
+from longlora.cli.options import INTERRUPTED, AllowHost, DtypeName, Model
 
 Engine = Literal["auto", "vllm", "transformers"]
-INTERRUPTED = 130  # 128 + SIGINT
 KEY_VARIABLE = "LONGLORA_API_KEY"
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Give the command line these commands."""
-    app.command()(merge)
-    app.command("import")(import_weights)
-    app.command()(serve)
 
 
 def merge(
@@ -91,9 +82,7 @@ def import_weights(
 
 
 def serve(
-    model: Annotated[
-        str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)
-    ],
+    model: Model,
     host: Annotated[str, typer.Option(help="Where to listen; by default only this machine is let in.")] = "localhost",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     engine: Annotated[Engine, typer.Option(help="Which server; auto: vLLM if it is installed.")] = "auto",

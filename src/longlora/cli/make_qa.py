@@ -18,12 +18,6 @@ Kind = Literal["auto", "book", "paper"]
 Quotes = Literal["exact", "fuzzy", "off"]
 
 
-def add_commands(corpus: typer.Typer) -> None:
-    """Give `longlora corpus` these commands."""
-    corpus.command("make-qa")(make_qa)
-    corpus.command("qa-prompts")(qa_prompts)
-
-
 def make_qa(
     texts: Annotated[list[str], typer.Argument(help="Documents: files, folders, globs, tables or data sets.")],
     out: Annotated[Path, typer.Option(help="File for the records: .json, or .jsonl for one in a line.")],

@@ -1,16 +1,152 @@
-"""Options that several commands have."""
+"""Options that several commands have: each is declared here, once, with its help and its check.
 
-from typing import Annotated, Literal
+A command may take a dataclass of options (`unfolded`), so that what goes through the code together stays together.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
+from longlora.errors import ConfigError
+
+INTERRUPTED = 130  # the status of a command ended by Ctrl-C: 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
+
+Number = TypeVar("Number", int, float)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def existing_model(name: str) -> str:
+    """Make sure that a model is there, unless its name is one of the hub's: a mistake is told before torch is loaded.
+
+    Raises:
+        CheckpointError: it looks like a path, and there is no model there.
+    """
+    from longlora.models.checkpoint import model_source
+
+    model_source(name)
+    return name
+
+
+def existing_models(names: list[str]) -> list[str]:
+    """Make sure of several, as `existing_model` does."""
+    return [existing_model(name) for name in names]
+
+
+def existing_texts(names: list[str] | None) -> list[str] | None:
+    """Make sure that texts are there, unless a name is that of a data set on the hub.
+
+    Raises:
+        DataError: there is no such thing, or no file in it.
+    """
+    from longlora.support.locate import locate
+
+    for name in names or ():
+        if not name.endswith(".bin"):  # tokens, which are read in another way and say themselves what is wrong
+            locate(name)
+    return names
+
+
+Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]  # as in `config`, which help does not import
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 
+RecipeName = Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")]
+Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
+Models = Annotated[
+    list[str], typer.Argument(help="Model or adapter directories, hub names, or `tiny`.", callback=existing_models)
+]
 Dtype = Annotated[
     DtypeName,
     typer.Option(help="Of the weights; auto: bfloat16 on a GPU that computes in it, else float32."),
 ]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="`auto` spreads a model larger than one GPU over all of them and the CPU's memory.")
+]
+Data = Annotated[
+    list[str],
+    typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.", callback=existing_texts),
+]
+TextColumn = Annotated[str, typer.Option(help="Column with the text, for tabular data.")]
+Split = Annotated[str, typer.Option(help="Split, for data that has splits.")]
+MaxDocuments = Annotated[int | None, typer.Option(min=1, help="Read at most this many documents.")]
+Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
 AllowHost = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Another name by which browsers and clients may ask, as of a proxy before it."),
 ]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How a model is loaded."""
+
+    device_map: DeviceMap = None
+    dtype: Dtype = "auto"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the texts of tabular data stand, and how many are read."""
+
+    text_column: TextColumn = "text"
+    split: Split = "validation"
+    max_documents: MaxDocuments = None
+
+
+def unfolded(command: Command) -> Command:
+    """Turn each parameter that is a dataclass of options into the options of its fields, and hand it over whole."""
+    hints = get_type_hints(command, include_extras=True)
+    kept, groups = [], {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            groups[parameter.name] = kind
+            kept += _parameters(kind)
+        else:
+            kept.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def call(**values: Any) -> Any:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        return command(**values)
+
+    call.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
+    return call  # type: ignore[return-value]
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hints[field.name],
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+        )
+        for field in fields(kind)
+    ]
+
+
+def parse_numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:
+    """Read numbers with commas between; None for an empty text.
+
+    Raises:
+        ConfigError: one of them is no number; the message names the option.
+    """
+    if not text:
+        return None
+    try:
+        return [kind(part.replace("_", "")) for part in text.split(",")]
+    except ValueError as error:
+        what, example = ("whole numbers", "256,1024") if kind is int else ("numbers", "0,0.5,1")
+        raise ConfigError(f"{option} must be {what}, as in {example}; got {text!r}") from error

@@ -1,25 +1,25 @@
 """The commands under `longlora eval` that answer for a whole model: the suite, and the model against its base."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli.eval import (
+from longlora.cli.eval import AcrossDocuments, evaluate, texts_of
+from longlora.cli.options import (
     AsJson,
     Chat,
+    Columns,
     Data,
-    DeviceMap,
-    MaxDocuments,
     Model,
+    Models,
     Seed,
-    Split,
-    TextColumn,
-    evaluate,
+    Weights,
+    existing_texts,
     parse_numbers,
+    unfolded,
 )
-from longlora.cli.options import Dtype
-from longlora.cli.places import existing_models, existing_texts
 
 Base = Annotated[
     str | None, typer.Option(help="The model that it was made of; an adapter says so itself, a merged model does not.")
@@ -27,12 +27,12 @@ Base = Annotated[
 
 
 @evaluate.command()
+@unfolded
 def suite(
-    models: Annotated[
-        list[str],
-        typer.Argument(help="Model or adapter directories, hub names, or `tiny`.", callback=existing_models),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same again goes on.")],
+    models: Models,
+    out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same again resumes.")],
+    columns: Columns,
+    weights: Weights,
     suite: Annotated[Literal["smoke", "quick", "full"], typer.Option(help="How much is asked.")] = "quick",
     data: Annotated[
         list[str] | None,
@@ -50,23 +50,17 @@ def suite(
     ] = "",
     task_file: Annotated[list[Path] | None, typer.Option(help="The same, as YAML files of lm-eval.")] = None,
     seed: Seed = 0,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
-    text_column: TextColumn = "text",
-    split: Split = "validation",
-    max_documents: MaxDocuments = None,
 ) -> None:
     """Measure everything, at lengths up to the model's context, and lay the models side by side in a report.
 
     In short: longlora eval MODEL --suite quick --out DIR.
     """
     from longlora.evaluation.suite import run_suite
-    from longlora.evaluation.texts import Texts
     from longlora.report.collect import collect
     from longlora.report.verdict import sentence
     from longlora.report.write import write_report
 
-    texts = Texts(data, text_column=text_column, split=split, max_documents=max_documents) if data else None
+    texts = texts_of(data, columns) if data else None
     records = run_suite(
         models,
         suite=suite,
@@ -76,8 +70,8 @@ def suite(
         lengths=parse_numbers(lengths, "--lengths", int),
         seed=seed,
         beyond=beyond,
-        device_map=device_map,
-        dtype=dtype,
+        device_map=weights.device_map,
+        dtype=weights.dtype,
     )
     if records and (short_tasks or task_file):
         from longlora.evaluation.suite import benchmark
@@ -88,8 +82,8 @@ def suite(
             output=out,
             task_files=task_file or [],
             base=base,
-            device_map=device_map,
-            dtype=dtype,
+            device_map=weights.device_map,
+            dtype=weights.dtype,
         )
     if records:  # of several processes the first one has them
         page = write_report([str(out)], out)
@@ -99,37 +93,30 @@ def suite(
 
 
 @evaluate.command()
+@unfolded
 def short(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for short_context.json.")],
+    columns: Columns,
+    weights: Weights,
     base: Base = None,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens.")] = None,
-    across_documents: Annotated[
-        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
-    ] = False,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
-    text_column: TextColumn = "text",
-    split: Split = "validation",
-    max_documents: MaxDocuments = None,
+    across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
     """Was short context kept? The model against its base on the same tokens, at the base's own context."""
-    import json
-
     from longlora.evaluation.against_base import measure_short_context
     from longlora.evaluation.short_context import write_short_context
-    from longlora.evaluation.texts import Texts
 
     result = measure_short_context(
         model,
-        Texts(data, text_column=text_column, split=split, max_documents=max_documents),
+        texts_of(data, columns),
         base=base,
         max_targets=max_targets,
         across_documents=across_documents,
-        device_map=device_map,
-        dtype=dtype,
+        device_map=weights.device_map,
+        dtype=weights.dtype,
     )
     write_short_context(result, out)
     if as_json:
@@ -142,9 +129,11 @@ def short(
 
 
 @evaluate.command()
+@unfolded
 def harness(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same again goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same again resumes.")],
+    weights: Weights,
     tasks: Annotated[
         str,
         typer.Option(help="Tasks with commas between: ruler, longbench, longbench2, babilong, short, or lm-eval's."),
@@ -159,8 +148,6 @@ def harness(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once; long ones need the memory of each.")] = 1,
     chat: Chat = True,
     seed: Annotated[int, typer.Option(help="For tasks that draw examples or samples.")] = 1234,
-    device_map: DeviceMap = None,
-    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run published benchmarks, or tasks of your own, through lm-evaluation-harness.
@@ -168,8 +155,6 @@ def harness(
     Most tasks fetch their data from the hub on first use (HF_HUB_OFFLINE=1 forbids it); a task file with local data
     needs no network.
     """
-    import json
-
     from longlora.evaluation.harness import HarnessOptions, run_harness
 
     result = run_harness(
@@ -186,8 +171,8 @@ def harness(
             chat=chat,
             seed=seed,
         ),
-        device_map=device_map,
-        dtype=dtype,
+        device_map=weights.device_map,
+        dtype=weights.dtype,
     )
     if as_json:
         typer.echo(json.dumps(vars(result), indent=2))

@@ -161,7 +161,7 @@ def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
         name = signal.Signals(-failure.exitcode).name
         hint = ", as the system does where memory runs out" if name == "SIGKILL" else ""
         print(
-            f"longlora: process {rank} was ended by {name}{hint}; the same command goes on from the last checkpoint",
+            f"longlora: process {rank} was ended by {name}{hint}; the same command resumes from the last checkpoint",
             file=sys.stderr,
         )
     elif isinstance(failure.message, dict):
