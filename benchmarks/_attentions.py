@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from longlora.attention import Backend, s2_attention, s2_attention_reference
-from longlora.attention.backends import Wish, refusal
+from longlora.attention.backends import AttentionRequest, refusal
 
 FULL, ROLL, ROLL_UNFUSED = "full causal, SDPA", "roll, SDPA", "roll, unfused"
 OURS = "S², {backend}"
@@ -55,8 +55,10 @@ class Shape:
 
 def attentions(device: torch.device, dtype: torch.dtype, *, head_dim: int, backward: bool) -> dict[str, Attention]:
     """Return those that run on the device, by name: full attention, ours by backend, the paper's."""
-    wish = Wish(device=device.type, dtype=dtype, head_dim=head_dim, value_dim=head_dim, needs_gradients=backward)
-    able = [name for name in get_args(Backend) if name != "auto" and refusal(name, wish) is None]
+    request = AttentionRequest(
+        device=device.type, dtype=dtype, head_dim=head_dim, value_dim=head_dim, needs_gradients=backward
+    )
+    able = [name for name in get_args(Backend) if name != "auto" and refusal(name, request) is None]
     ours: dict[str, Attention] = {OURS.format(backend=name): partial(shifted_sparse, backend=name) for name in able}
     if device.type == "cpu":  # all N² scores uncompiled; of lengths that vary torch 2.13 makes C++ that is none
         ours.pop(OURS.format(backend="flex"), None)

@@ -34,7 +34,7 @@ SDPA_KERNELS = {
 MEAN_DOCUMENT = 2048  # tokens, in packed rows
 # Scores of N² or compilers of half a minute: at these lengths they still say enough.
 LONGEST = {"explicit": 8192, "flex": 65536}
-BACKENDS = [name for name in get_args(Backend) if name != "cpu" or DEVICE.type == "cpu"]
+BACKENDS = get_args(Backend)
 
 
 @dataclass(frozen=True, kw_only=True)

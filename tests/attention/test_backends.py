@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 
 from longlora.attention import backends, by_length, cut_points, s2, s2_attention, sdpa, varlen
-from longlora.attention.backends import Wish, choose_backend, refusal
+from longlora.attention.backends import AttentionRequest, choose_backend, refusal
 from longlora.errors import ConfigError
 
 FULL = Case(
@@ -20,8 +20,8 @@ FULL = Case(
 )  # every cause of a cut
 
 
-def wish(device: str = "cpu", dtype: torch.dtype = torch.float32, head_dim: int = 64, **others) -> Wish:
-    return Wish(device=device, dtype=dtype, head_dim=head_dim, **{"value_dim": head_dim} | others)
+def request(device: str = "cpu", dtype: torch.dtype = torch.float32, head_dim: int = 64, **others) -> AttentionRequest:
+    return AttentionRequest(device=device, dtype=dtype, head_dim=head_dim, **{"value_dim": head_dim} | others)
 
 
 @pytest.fixture
@@ -35,26 +35,26 @@ BF16 = torch.bfloat16
 @pytest.mark.parametrize(
     ("asked", "chosen"),
     [
-        (wish(), "cpu"),
-        (wish(dtype=torch.float64, head_dim=3), "cpu"),
-        (wish(has_sink_tokens=True), "sdpa"),
-        (wish(has_sink_tokens=True, has_sinks=True), "explicit"),
-        (wish(dtype=BF16, has_sinks=True), "cpu"),
-        (wish(value_dim=32), "sdpa"),
-        (wish(value_dim=32, has_sinks=True), "explicit"),
-        (wish(has_softcap=True), "explicit"),
-        (wish(device="mps"), "sdpa"),
-        (wish(device="mps", has_sinks=True), "explicit"),
-        (wish(device="meta", has_softcap=True), "explicit"),
-        (wish(device="cuda", dtype=BF16), "varlen"),
-        (wish(device="cuda", dtype=torch.float16, head_dim=256), "varlen"),
-        (wish(device="cuda"), "sdpa"),
-        (wish(device="cuda", dtype=BF16, head_dim=100), "sdpa"),
-        (wish(device="cuda", dtype=BF16, head_dim=264), "sdpa"),
-        (wish(device="cuda", dtype=BF16, has_sinks=True), "flex"),
-        (wish(device="cuda", has_softcap=True), "flex"),
-        (wish(device="cuda", has_softcap=True, dtype=torch.float64), "explicit"),
-        (wish(device="cuda", has_softcap=True, head_dim=8), "explicit"),
+        (request(), "sdpa"),
+        (request(dtype=torch.float64, head_dim=3), "sdpa"),
+        (request(has_sink_tokens=True), "sdpa"),
+        (request(has_sink_tokens=True, has_sinks=True), "explicit"),
+        (request(dtype=BF16, has_sinks=True), "explicit"),
+        (request(value_dim=32), "sdpa"),
+        (request(value_dim=32, has_sinks=True), "explicit"),
+        (request(has_softcap=True), "explicit"),
+        (request(device="mps"), "sdpa"),
+        (request(device="mps", has_sinks=True), "explicit"),
+        (request(device="meta", has_softcap=True), "explicit"),
+        (request(device="cuda", dtype=BF16), "varlen"),
+        (request(device="cuda", dtype=torch.float16, head_dim=256), "varlen"),
+        (request(device="cuda"), "sdpa"),
+        (request(device="cuda", dtype=BF16, head_dim=100), "sdpa"),
+        (request(device="cuda", dtype=BF16, head_dim=264), "sdpa"),
+        (request(device="cuda", dtype=BF16, has_sinks=True), "flex"),
+        (request(device="cuda", has_softcap=True), "flex"),
+        (request(device="cuda", has_softcap=True, dtype=torch.float64), "explicit"),
+        (request(device="cuda", has_softcap=True, head_dim=8), "explicit"),
     ],
 )
 def test_auto_takes_the_first_that_can(asked, chosen, triton):
@@ -79,51 +79,47 @@ ON_CUDA = {"device": "cuda", "dtype": BF16}
 def test_auto_goes_by_the_card(capability, chosen, has_sink_tokens, triton, installed):
     installed()
     on_card = {**ON_CUDA, "capability": capability, "has_sink_tokens": has_sink_tokens}
-    assert choose_backend("auto", wish(**on_card)) == chosen
-    assert choose_backend("auto", wish(**on_card | {"dtype": torch.float32})) == "sdpa"
-    assert choose_backend("auto", wish(**on_card, has_window=True)) == "varlen"
-    assert choose_backend("auto", wish(**on_card, has_sinks=True)) == "flex"
+    assert choose_backend("auto", request(**on_card)) == chosen
+    assert choose_backend("auto", request(**on_card | {"dtype": torch.float32})) == "sdpa"
+    assert choose_backend("auto", request(**on_card, has_window=True)) == "varlen"
+    assert choose_backend("auto", request(**on_card, has_sinks=True)) == "flex"
     installed(flash_attn=flash_attention_2)
-    assert choose_backend("auto", wish(**on_card)) == chosen
+    assert choose_backend("auto", request(**on_card)) == chosen
     installed(flash_attn_interface=flash_attention_3)
-    assert choose_backend("auto", wish(**on_card)) == ("flash" if chosen == "by_length" else "varlen")
+    assert choose_backend("auto", request(**on_card)) == ("flash" if chosen == "by_length" else "varlen")
 
 
 def test_auto_takes_varlen_where_torch_runs_a_newer_flash_attention_under_it(installed, monkeypatch):
     installed()
     monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA4", raising=False)
-    assert choose_backend("auto", wish(**ON_CUDA, capability=(9, 0))) == "varlen"
+    assert choose_backend("auto", request(**ON_CUDA, capability=(9, 0))) == "varlen"
     monkeypatch.delattr(torch.nn.attention, "current_flash_attention_impl")  # as before torch 2.12
-    assert choose_backend("auto", wish(**ON_CUDA, capability=(9, 0))) == "by_length"
+    assert choose_backend("auto", request(**ON_CUDA, capability=(9, 0))) == "by_length"
 
 
 def test_auto_does_without_flex_where_nothing_compiles_it(monkeypatch):
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
-    assert choose_backend("auto", wish(device="cuda", has_softcap=True)) == "explicit"
+    assert choose_backend("auto", request(device="cuda", has_softcap=True)) == "explicit"
 
 
 @pytest.mark.parametrize(
     ("backend", "asked", "reason"),
     [
-        ("cpu", wish(has_softcap=True), "knows no softcap"),
-        ("cpu", wish(has_sink_tokens=True), "knows no sink tokens"),
-        ("by_length", wish(**ON_CUDA, has_window=True), "knows no window"),
-        ("by_length", wish(), "runs on CUDA only, not on cpu"),
-        ("cpu", wish(device="mps"), "runs on the CPU only, not on mps"),
-        ("cpu", wish(value_dim=32), "needs values of the keys' head dimension, got 32 and 64"),
-        ("sdpa", wish(has_softcap=True), "knows no softcap"),
-        ("sdpa", wish(has_sinks=True), "knows no sinks"),
-        ("varlen", wish(), "runs on CUDA only, not on cpu"),
-        ("varlen", wish(device="cuda", dtype=BF16, has_sinks=True), "knows no sinks"),
-        ("varlen", wish(device="cuda", dtype=BF16, has_softcap=True), "knows no softcap"),
-        ("varlen", wish(device="cuda"), "runs in bfloat16 or float16, not in torch.float32"),
-        ("varlen", wish(device="cuda", dtype=BF16, head_dim=12), ".* a multiple of 8 up to 256, got 12 and 12"),
-        ("flash", wish(), "runs on CUDA only, not on cpu"),
-        ("flash", wish(device="cuda", dtype=BF16), r"needs the package flash-attn \(2 or 3\)"),
-        ("flash", wish(device="cuda", dtype=BF16, has_sinks=True), "knows no sinks"),
-        ("flex", wish(needs_gradients=True), "has no backward pass on the CPU"),
-        ("flex", wish(device="mps"), "runs on CUDA, and for checking on the CPU, not on mps"),
-        ("flex", wish(device="cuda", head_dim=8), "needs head dimensions from 16"),
+        ("by_length", request(**ON_CUDA, has_window=True), "knows no window"),
+        ("by_length", request(), "runs on CUDA only, not on cpu"),
+        ("sdpa", request(has_softcap=True), "knows no softcap"),
+        ("sdpa", request(has_sinks=True), "knows no sinks"),
+        ("varlen", request(), "runs on CUDA only, not on cpu"),
+        ("varlen", request(device="cuda", dtype=BF16, has_sinks=True), "knows no sinks"),
+        ("varlen", request(device="cuda", dtype=BF16, has_softcap=True), "knows no softcap"),
+        ("varlen", request(device="cuda"), "runs in bfloat16 or float16, not in torch.float32"),
+        ("varlen", request(device="cuda", dtype=BF16, head_dim=12), ".* a multiple of 8 up to 256, got 12 and 12"),
+        ("flash", request(), "runs on CUDA only, not on cpu"),
+        ("flash", request(device="cuda", dtype=BF16), r"needs the package flash-attn \(2 or 3\)"),
+        ("flash", request(device="cuda", dtype=BF16, has_sinks=True), "knows no sinks"),
+        ("flex", request(needs_gradients=True), "has no backward pass on the CPU"),
+        ("flex", request(device="mps"), "runs on CUDA, and for checking on the CPU, not on mps"),
+        ("flex", request(device="cuda", head_dim=8), "needs head dimensions from 16"),
     ],
 )
 def test_a_backend_that_cannot_is_refused_with_its_reason(backend, asked, reason, triton):
@@ -133,13 +129,13 @@ def test_a_backend_that_cannot_is_refused_with_its_reason(backend, asked, reason
 
 def test_flex_without_triton_is_refused(monkeypatch):
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
-    assert refusal("flex", wish(device="cuda")) == "is compiled by triton, which is not installed"
+    assert refusal("flex", request(device="cuda")) == "is compiled by triton, which is not installed"
 
 
 def test_a_name_that_is_no_backend_is_refused():
     attend = getattr(choose_backend, "__wrapped__", choose_backend)  # past the check of types in tests
-    with pytest.raises(ConfigError, match=r"no attention backend 'triton'; there are auto, cpu, varlen"):
-        attend("triton", wish())
+    with pytest.raises(ConfigError, match=r"no attention backend 'triton'; there are auto, varlen"):
+        attend("triton", request())
 
 
 def test_a_refusal_reaches_whoever_asks():
@@ -310,5 +306,5 @@ def test_flash_attn_3_comes_before_2(installed):
     assert varlen.flash_function() is flash_attention_2
     installed(flash_attn=flash_attention_2, flash_attn_interface=flash_attention_3)
     assert varlen.flash_function() is flash_attention_3
-    assert refusal("flash", wish(device="cuda", dtype=BF16)) is None
-    assert choose_backend("flash", wish(device="cuda", dtype=BF16)) == "flash"
+    assert refusal("flash", request(device="cuda", dtype=BF16)) is None
+    assert choose_backend("flash", request(device="cuda", dtype=BF16)) == "flash"

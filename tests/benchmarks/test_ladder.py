@@ -88,7 +88,7 @@ def test_s2_is_compared_with_the_fastest_full_attention(module, session, monkeyp
     kernels = module("_kernels")
     every = list(kernels.cases(dry=True, with_sinks=False))
     assert len({case.name for case in every if case.group_size}) > 10
-    plain = [case for case in every if not case.packed][:5]  # three kernels of full attention, S² by "auto" and "cpu"
+    plain = [case for case in every if not case.packed][:5]  # three kernels of full attention, S² by two backends
     packed = [case for case in every if case.packed][:5]
     monkeypatch.setattr(kernels, "cases", lambda **_: [*plain, *packed])
     kernels.run_attention(session)

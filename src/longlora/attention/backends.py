@@ -2,7 +2,6 @@
 
 | backend     | runs on                     | softcap | sinks | window | sink tokens | memory beside inputs and output |
 |-------------|-----------------------------|---------|-------|--------|-------------|---------------------------------|
-| `cpu`       | CPU                         |         | yes   |        |             | N·H log-sum-exps, one segment   |
 | `varlen`    | CUDA, bfloat16 or float16   |         |       | yes    | yes         | N·H log-sum-exps                |
 | `by_length` | the same                    |         |       |        | yes         | the outputs of the segments     |
 | `flash`     | the same, with flash-attn   | yes     |       | yes    | yes         | N·H log-sum-exps                |
@@ -14,9 +13,9 @@ With sink tokens all but `flex` also make a copy of keys and values for each hal
 one of the queries too. A window and sink tokens exclude one another.
 
 "auto" goes by the card (`_fastest_on_cuda`): `by_length` where SDPA's kernel is faster than `varlen_attn`'s, `flash`
-where the user has installed FlashAttention 3 for such a card, else `varlen`. On the CPU it takes `cpu`. Where those
-cannot do what is asked, it takes `flex` on CUDA, then `sdpa`, or `explicit` for softcap, sinks and windows. It never
-takes flash-attn 2, which is the algorithm of `varlen`.
+where the user has installed FlashAttention 3 for such a card, else `varlen`. Elsewhere, and where those cannot do what
+is asked, it takes `flex` (CUDA only), then `sdpa`, or `explicit` for softcap, sinks and windows. It never takes
+flash-attn 2, which is the algorithm of `varlen`.
 """
 
 import importlib.util
@@ -27,11 +26,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longlora.attention import cpu, varlen
+from longlora.attention import varlen
 from longlora.attention.cuts import CutPoints
 from longlora.errors import ConfigError
 
-Backend = Literal["auto", "cpu", "varlen", "by_length", "flash", "flex", "sdpa", "explicit"]
+Backend = Literal["auto", "varlen", "by_length", "flash", "flex", "sdpa", "explicit"]
 
 
 # Cards on which SDPA takes cuDNN's kernel, by compute capability, and the shortest segments, in tokens, for which that
@@ -43,7 +42,7 @@ _SHORTEST_FOR_SDPA = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class AttentionRequest:
     """What a backend would have to run, as far as any of them minds."""
 
     device: str
@@ -69,10 +68,10 @@ class Wish:
         softcap: float | None,
         sinks: Float[Tensor, " H"] | None,
         window: int | None,
-    ) -> "Wish":
+    ) -> "AttentionRequest":
         """Read it off the tensors and the cuts."""
         tensors = (query, key, value, sinks)
-        return Wish(
+        return AttentionRequest(
             device=query.device.type,
             dtype=query.dtype,
             head_dim=query.shape[2],
@@ -87,18 +86,18 @@ class Wish:
         )
 
 
-def choose_backend(backend: Backend, wish: Wish) -> Backend:
+def choose_backend(backend: Backend, request: AttentionRequest) -> Backend:
     """Return the backend that runs: the one that is asked for, or the first that "auto" finds able.
 
     Raises:
         ConfigError: no backend of that name, or one that cannot run this here.
     """
     if backend == "auto":
-        candidates: tuple[Backend, ...] = (_fastest_on_cuda(wish), "varlen", "cpu", "flex", "sdpa", "explicit")
-        return next(name for name in candidates if _suits(name, wish))
+        candidates: tuple[Backend, ...] = (_fastest_on_cuda(request), "varlen", "flex", "sdpa", "explicit")
+        return next(name for name in candidates if _suits(name, request))
     if backend not in get_args(Backend):
         raise ConfigError(f"there is no attention backend {backend!r}; there are {', '.join(get_args(Backend))}")
-    if reason := refusal(backend, wish):
+    if reason := refusal(backend, request):
         raise ConfigError(f'the attention backend {backend!r} {reason}; choose another, or "auto"')
     return backend
 
@@ -108,72 +107,60 @@ def shortest_for_sdpa(capability: tuple[int, int] | None) -> int | None:
     return _SHORTEST_FOR_SDPA.get(capability) if capability is not None else None
 
 
-def _fastest_on_cuda(wish: Wish) -> Backend:
+def _fastest_on_cuda(request: AttentionRequest) -> Backend:
     """Name the fastest kernel of a card, for tensors that each of them can run."""
-    if shortest_for_sdpa(wish.capability) is None or varlen.newer_flash_is_active():
+    if shortest_for_sdpa(request.capability) is None or varlen.newer_flash_is_active():
         return "varlen"
     return "flash" if varlen.has_flash_3() else "by_length"
 
 
-def _suits(backend: Backend, wish: Wish) -> bool:
+def _suits(backend: Backend, request: AttentionRequest) -> bool:
     # FlexAttention is only for what `varlen` cannot do, and the CPU's is only for checking.
-    if backend == "flex" and not (wish.device == "cuda" and (wish.has_softcap or wish.has_sinks or wish.has_window)):
+    if backend == "flex" and not (
+        request.device == "cuda" and (request.has_softcap or request.has_sinks or request.has_window)
+    ):
         return False
-    return refusal(backend, wish) is None
+    return refusal(backend, request) is None
 
 
-def refusal(backend: Backend, wish: Wish) -> str | None:
+def refusal(backend: Backend, request: AttentionRequest) -> str | None:
     """Say why a backend cannot run this here, as the rest of a sentence, or None if it can."""
-    if wish.has_softcap and backend in ("cpu", "varlen", "by_length", "sdpa"):
+    if request.has_softcap and backend in ("varlen", "by_length", "sdpa"):
         return "knows no softcap"
-    if wish.has_sinks and backend in ("varlen", "by_length", "flash", "sdpa"):
+    if request.has_sinks and backend in ("varlen", "by_length", "flash", "sdpa"):
         return "knows no sinks"
-    if wish.has_window and backend in ("cpu", "by_length", "sdpa"):
+    if request.has_window and backend in ("by_length", "sdpa"):
         return "knows no window"
-    if backend == "cpu":
-        return _refusal_of_cpu(wish)
     if backend in ("varlen", "by_length", "flash"):
-        return _refusal_of_flash_kernels(backend, wish)
-    return _refusal_of_flex(wish) if backend == "flex" else None
+        return _refusal_of_flash_kernels(backend, request)
+    return _refusal_of_flex(request) if backend == "flex" else None
 
 
-def _refusal_of_cpu(wish: Wish) -> str | None:
-    if wish.device != "cpu":
-        return f"runs on the CPU only, not on {wish.device}"
-    if wish.has_sink_tokens:
-        return "knows no sink tokens"
-    if not cpu.is_available():
-        return f"needs a kernel that torch {torch.__version__} does not have"
-    if wish.value_dim != wish.head_dim:
-        return f"needs values of the keys' head dimension, got {wish.value_dim} and {wish.head_dim}"
-    return None
-
-
-def _refusal_of_flash_kernels(backend: Backend, wish: Wish) -> str | None:
+def _refusal_of_flash_kernels(backend: Backend, request: AttentionRequest) -> str | None:
     """Give the limits of FlashAttention, which `varlen_attn` inherits."""
-    if wish.device != "cuda":
-        return f"runs on CUDA only, not on {wish.device}"
+    if request.device != "cuda":
+        return f"runs on CUDA only, not on {request.device}"
     if backend == "flash" and varlen.flash_function() is None:
         return "needs the package flash-attn (2 or 3), which is not installed or does not load"
-    if wish.dtype not in (torch.bfloat16, torch.float16):
-        return f"runs in bfloat16 or float16, not in {wish.dtype}"
-    if wish.value_dim != wish.head_dim or wish.head_dim % 8 or wish.head_dim > 256:
+    if request.dtype not in (torch.bfloat16, torch.float16):
+        return f"runs in bfloat16 or float16, not in {request.dtype}"
+    if request.value_dim != request.head_dim or request.head_dim % 8 or request.head_dim > 256:
         return (
             "needs a head dimension of keys and values alike that is a multiple of 8 up to 256, "
-            f"got {wish.head_dim} and {wish.value_dim}"
+            f"got {request.head_dim} and {request.value_dim}"
         )
     return None
 
 
-def _refusal_of_flex(wish: Wish) -> str | None:
-    if wish.device == "cpu":
-        return "has no backward pass on the CPU" if wish.needs_gradients else None
-    if wish.device != "cuda":
-        return f"runs on CUDA, and for checking on the CPU, not on {wish.device}"
+def _refusal_of_flex(request: AttentionRequest) -> str | None:
+    if request.device == "cpu":
+        return "has no backward pass on the CPU" if request.needs_gradients else None
+    if request.device != "cuda":
+        return f"runs on CUDA, and for checking on the CPU, not on {request.device}"
     if importlib.util.find_spec("triton") is None:
         return "is compiled by triton, which is not installed"
-    if wish.dtype == torch.float64 or min(wish.head_dim, wish.value_dim) < 16:
-        return f"needs head dimensions from 16 and at most float32, got {wish.head_dim} and {wish.dtype}"
+    if request.dtype == torch.float64 or min(request.head_dim, request.value_dim) < 16:
+        return f"needs head dimensions from 16 and at most float32, got {request.head_dim} and {request.dtype}"
     return None
 
 

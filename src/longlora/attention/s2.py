@@ -9,8 +9,8 @@ B batch rows, H query heads, H_kv key-value heads, T tokens of a row, N = B·T t
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from longlora.attention import by_length, cpu, explicit, flex, sdpa, varlen
-from longlora.attention.backends import Backend, Wish, choose_backend, in_autocast_dtype, shortest_for_sdpa
+from longlora.attention import by_length, explicit, flex, sdpa, varlen
+from longlora.attention.backends import AttentionRequest, Backend, choose_backend, in_autocast_dtype, shortest_for_sdpa
 from longlora.attention.cuts import CutPoints, cut_points
 
 
@@ -94,14 +94,12 @@ def attend_in_segments(
     query, key, value = in_autocast_dtype(query, key, value)
     # The memory of projections is (B, T, H, D), so tokens first is a view.
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (N, H or H_kv, D)
-    wish = Wish.of(query, key, value, cuts, softcap=softcap, sinks=sinks, window=window)
-    chosen = choose_backend(backend, wish)
-    if chosen == "cpu":
-        output = cpu.attend(query, key, value, cuts, scale=scale, sinks=sinks)  # (N, H, D_v)
-    elif chosen == "varlen":
-        output = varlen.attend(query, key, value, cuts, scale=scale, window=window)
+    request = AttentionRequest.of(query, key, value, cuts, softcap=softcap, sinks=sinks, window=window)
+    chosen = choose_backend(backend, request)
+    if chosen == "varlen":
+        output = varlen.attend(query, key, value, cuts, scale=scale, window=window)  # (N, H, D_v)
     elif chosen == "by_length":
-        shortest = shortest_for_sdpa(wish.capability) or 1
+        shortest = shortest_for_sdpa(request.capability) or 1
         output = by_length.attend(query, key, value, cuts, scale=scale, shortest=shortest)
     elif chosen == "flash":
         output = varlen.attend_flash(query, key, value, cuts, scale=scale, softcap=softcap, window=window)
