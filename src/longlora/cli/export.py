@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli.options import INTERRUPTED, AllowHost, DtypeName, Model
+from longlora.cli.options import INTERRUPTED, AllowHost, Model
+from longlora.support.choices import DtypeName
 
 Engine = Literal["auto", "vllm", "transformers"]
 KEY_VARIABLE = "LONGLORA_API_KEY"

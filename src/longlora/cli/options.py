@@ -7,11 +7,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from longlora.errors import ConfigError
+from longlora.support.choices import DtypeName
 
 INTERRUPTED = 130  # the status of a command ended by Ctrl-C: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
@@ -50,9 +51,6 @@ def existing_texts(names: list[str] | None) -> list[str] | None:
             locate(name)
     return names
 
-
-Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]  # as in `config`, which help does not import
-DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")]

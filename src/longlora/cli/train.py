@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from longlora.cli.options import Overrides, RecipeName, Strategy
+from longlora.cli.options import AsJson, Overrides, RecipeName
+from longlora.support.choices import Strategy
 
 
 class Launched(SystemExit):
@@ -43,7 +44,7 @@ def plan(
         Strategy | None,
         typer.Option(help="By default `single` on one GPU, on several hardware.strategy of the recipe, or `ddp`."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a recipe needs in memory and time, without loading anything; status 1 if it does not fit."""
     from longlora.config import load_recipe

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from longlora.config.optimizers import DEFAULT, check_optimizer, check_schedule
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig, Section
+from longlora.support.choices import DtypeName, Quantization
 
 
 class Recipe(Section):
@@ -80,10 +81,10 @@ class Recipe(Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm above which gradients are scaled down."""
 
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: DtypeName = "auto"
     """Weights and compute while training; `auto`: bfloat16 where the device computes in it, else float32."""
 
-    quantization: Literal["nf4"] | None = None
+    quantization: Quantization | None = None
     """`nf4`: the base's linear layers in 4 bits while training (QLoRA); what is trained and what is saved are not."""
 
     gradient_checkpointing: bool = True

@@ -5,8 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from longlora.rope import OPTIONS, RopeType
-
-Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+from longlora.support.choices import Strategy
 
 
 class Section(BaseModel):

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -35,11 +35,11 @@ from longlora.models.positions import (
 from longlora.models.probe import check_s2_reaches
 from longlora.models.shards import opened
 from longlora.models.vocabulary import check_rows, fit_vocabulary
+from longlora.support.choices import DtypeName, Quantization
 from longlora.support.packages import require_package
 
 logger = logging.getLogger("longlora")
 
-DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 DeviceMap = str | dict[str, str | int]
 
 
@@ -107,7 +107,7 @@ def load_for_inference(
     dtype: DtypeName = "auto",
     device: str | None = None,
     device_map: DeviceMap | None = None,
-    quantization: Literal["nf4"] | None = None,
+    quantization: Quantization | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.

@@ -5,8 +5,8 @@ from typing import Literal
 
 from longlora.errors import ConfigError
 from longlora.planner.architecture import Architecture
+from longlora.support.choices import Strategy
 
-Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 
 
