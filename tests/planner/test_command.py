@@ -55,8 +55,8 @@ def test_json_follows_recipe_overrides_and_options(
     assert plain["memory_bytes"] == 140 * GIB
     assert plain["trained_parameters"] == {"lora": 8_388_608}
     options = ["--gpus", 4, "--strategy", "zero2", "--memory", 80, "--json"]
-    levers = ["optim=adamw_8bit", "activation_offloading=true", "quantization=nf4", "tiled_mlp=4096"]
-    overrides = ["context_length=8192", "tuning=lora", *levers, "chunked_loss=false"]
+    optimizations = ["optim=adamw_8bit", "activation_offloading=true", "quantization=nf4", "tiled_mlp=4096"]
+    overrides = ["context_length=8192", "tuning=lora", *optimizations, "chunked_loss=false"]
     assert run(monkeypatch, recipe, *overrides, *options) == 0
     changed = json.loads(capsys.readouterr().out)
     assert (changed["context_length"], changed["num_gpus"], changed["strategy"]) == (8192, 4, "zero2")

@@ -189,7 +189,7 @@ def test_operations_of_linear_layers_are_those_that_torch_counts(tuning: Any, ch
     assert row_flops(run).linear == found
 
 
-def test_operations_that_levers_repeat(llama_7b: Any) -> None:
+def test_operations_that_optimizations_repeat(llama_7b: Any) -> None:
     run = PlannedRun(architecture=llama_7b, context_length=8192, chunked_loss=False)
     tokens, head = run.context_length, 32000 * 4096
     base = row_flops(run).linear

@@ -157,7 +157,7 @@ def test_what_others_runs_filled_is_within_what_is_kept_free(
     assert plan.memory.total < 1.1 * gib * GIB
 
 
-# ── What each lever does ────────────────────────────────────────────────────────────────────────────────────────
+# ── What each optimization does ───────────────────────────────────────────────────────────────────────────────────
 
 
 def amounts(run: PlannedRun) -> dict[str, int]:
@@ -252,7 +252,7 @@ def test_layer_inputs_are_in_the_type_of_compute_whatever_is_trained(llama_7b: A
 
 
 @pytest.mark.parametrize("tuning", ["lora", "lora+", "full"])
-def test_levers_never_add_memory(llama_7b: Any, tuning: Any) -> None:
+def test_optimizations_never_add_memory(llama_7b: Any, tuning: Any) -> None:
     run = PlannedRun(
         architecture=llama_7b,
         context_length=32768,

@@ -26,7 +26,7 @@ def shown(plan: Plan, width: int = 80) -> str:
 
 @pytest.fixture
 def heavy(llama_7b: Any) -> PlannedRun:
-    """Without any of the levers."""
+    """Without any of the optimizations."""
     return PlannedRun(
         architecture=llama_7b,
         context_length=32768,

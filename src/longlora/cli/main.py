@@ -12,8 +12,8 @@ import typer
 from longlora import __version__
 from longlora.cli import chat, export, train
 from longlora.cli.corpus import corpus
+from longlora.cli.eval_suite import evaluate
 from longlora.cli.options import INTERRUPTED, TERMINATED
-from longlora.cli.suite import evaluate
 from longlora.errors import LongLoRAError
 
 app = typer.Typer(

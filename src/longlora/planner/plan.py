@@ -124,7 +124,7 @@ def _advise(run: PlannedRun, memory_bytes: int, gpu: Gpu | None) -> tuple[tuple[
     """Take changes in the order of their cost until it fits, then leave out those that turned out unneeded."""
     taken: list[tuple[str, dict[str, Any]]] = []
     present = run
-    for text, change in _levers(run):
+    for text, change in _changes(run):
         changed = replace(present, **change)
         if plan_memory(changed).total < (1 - WORTH_NAMING) * plan_memory(present).total:
             taken.append((text, change))
@@ -133,18 +133,18 @@ def _advise(run: PlannedRun, memory_bytes: int, gpu: Gpu | None) -> tuple[tuple[
             break
     suffices = plan_memory(present).total <= memory_bytes
     if suffices:
-        for lever in reversed(taken[:-1]):  # the dearest first
-            without = [other for other in taken if other is not lever]
+        for change in reversed(taken[:-1]):  # the dearest first
+            without = [other for other in taken if other is not change]
             if plan_memory(_apply(run, without)).total <= memory_bytes:
                 taken = without
     return tuple(_tell(run, taken, gpu)), suffices
 
 
-def _levers(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
+def _changes(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
     """Changes that this run can still make, the one that costs least first."""
     rows = run.batch_size * run.accumulation_steps
     tile = run.architecture.hidden_size  # tokens, as in ALST
-    levers: list[tuple[bool, str, dict[str, Any]]] = [
+    changes: list[tuple[bool, str, dict[str, Any]]] = [
         (
             not run.chunked_loss,
             "chunked cross-entropy instead of whole logits: chunked_loss=true",
@@ -194,18 +194,18 @@ def _levers(run: PlannedRun) -> list[tuple[str, dict[str, Any]]]:
         ),
         (run.tuning == "full", "an adapter instead of every weight: tuning=lora+", {"tuning": "lora+"}),
     ]
-    return [(text, change) for possible, text, change in levers if possible]
+    return [(text, change) for possible, text, change in changes if possible]
 
 
-def _apply(run: PlannedRun, levers: list[tuple[str, dict[str, Any]]]) -> PlannedRun:
-    for _, change in levers:
+def _apply(run: PlannedRun, changes: list[tuple[str, dict[str, Any]]]) -> PlannedRun:
+    for _, change in changes:
         run = replace(run, **change)
     return run
 
 
-def _tell(run: PlannedRun, levers: list[tuple[str, dict[str, Any]]], gpu: Gpu | None) -> list[Advice]:
+def _tell(run: PlannedRun, changes: list[tuple[str, dict[str, Any]]], gpu: Gpu | None) -> list[Advice]:
     advice = []
-    for text, change in levers:
+    for text, change in changes:
         changed = replace(run, **change)
         slowdown = plan_duration(changed, gpu).seconds / plan_duration(run, gpu).seconds if gpu else 1.0
         advice.append(Advice(text=text, total_bytes=plan_memory(changed).total, slowdown=slowdown))

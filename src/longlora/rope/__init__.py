@@ -14,7 +14,7 @@ from longlora.rope.extend import (
     present_context,
 )
 from longlora.rope.methods import OPTIONS, RopeType
-from longlora.rope.readers import TRANSFORMERS_4, misread
+from longlora.rope.other_readers import TRANSFORMERS_4, misread
 from longlora.rope.v4 import v4_rope
 
 __all__ = [

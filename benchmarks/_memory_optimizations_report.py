@@ -1,4 +1,4 @@
-"""The report of `levers.py`: CSV, a page and a picture."""
+"""The report of `memory_optimizations.py`: CSV, a page and a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from _report import Provenance, caption, markdown_table, write_csv, write_markdo
 
 @dataclass(kw_only=True)
 class Row:
-    """One run, with a lever more than the one before it."""
+    """One run, with an optimization more than the one before it."""
 
-    lever: str
+    optimization: str
     keys: str
     """What it is in a recipe."""
     peak_bytes: int | None = None
@@ -31,26 +31,26 @@ class Row:
 def write_report(
     rows: Sequence[Row], folder: Path, device: torch.device, origin: Provenance, *, model: str, shape: str = ""
 ) -> None:
-    """Write `levers-cpu` or `levers-cuda`, with the shape of a random model if there is one, as .csv, .md and .png."""
+    """Write `memory-optimizations-DEVICE`, with the shape of a random model if there is one, as .csv, .md and .png."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "-".join(filter(None, ["levers", device.type, shape]))
+    path = folder / "-".join(filter(None, ["memory-optimizations", device.type, shape]))
     write_csv(path.with_suffix(".csv"), rows, origin)
     draw(rows, path.with_suffix(".png"), origin)
     second = "second of processor time" if device.type == "cpu" else "second"
     introduction = (
         f"{model}, LoRA+, one row a step, groups of a quarter of the row. From the first line to the last each run has "
-        "one lever more than the one above it. Memory is the highest of a run from loading the weights to the last "
-        f"step, all that it allocates; tokens per {second} are those of the median step after the first. The last "
-        "column is the largest relative difference of a step's loss from that of the run without levers: rounding, "
-        "except where the optimizer's state or the base is packed into fewer bits."
+        "one optimization more than the one above it. Memory is the highest of a run from loading the weights to the "
+        f"last step, all that it allocates; tokens per {second} are those of the median step after the first. The last "
+        "column is the largest relative difference of a step's loss from that of the run without optimizations: "
+        "rounding, except where the optimizer's state or the base is packed into fewer bits."
     )
     pages = {
         "": introduction,
         "Results": _table(rows),
-        "Picture": f"![Memory and speed by lever]({path.name}.png)",
+        "Picture": f"![Memory and speed by optimization]({path.name}.png)",
         "How memory is measured": how_measured.strip(),
     }
-    write_markdown(path.with_suffix(".md"), "Levers: what each saves and costs", pages, origin)
+    write_markdown(path.with_suffix(".md"), "Optimizations: what each saves and costs", pages, origin)
     print(f"report: {path}.md, .csv, .png")
 
 
@@ -58,7 +58,7 @@ def _table(rows: Sequence[Row]) -> str:
     first = rows[0].peak_bytes
     lines = []
     for row in rows:
-        cells = [row.lever if row is rows[0] else f"+ {row.lever}", f"`{row.keys}`" if row.keys else ""]
+        cells = [row.optimization if row is rows[0] else f"+ {row.optimization}", f"`{row.keys}`" if row.keys else ""]
         if row.peak_bytes is None or row.tokens_per_second is None:
             cells += [row.note, "", "", ""]
         else:
@@ -66,7 +66,7 @@ def _table(rows: Sequence[Row]) -> str:
             difference = "—" if row.loss_difference is None else f"{row.loss_difference:.0e}"
             cells += [f"{row.peak_bytes / 2**20:,.0f} MiB", times, f"{row.tokens_per_second:,.0f}", difference]
         lines.append(cells)
-    return markdown_table(["levers", "recipe", "peak memory", "less by", "tokens/s", "loss differs by"], lines)
+    return markdown_table(["optimizations", "recipe", "peak memory", "less by", "tokens/s", "loss differs by"], lines)
 
 
 def draw(rows: Sequence[Row], path: Path, origin: Provenance) -> None:
@@ -74,7 +74,7 @@ def draw(rows: Sequence[Row], path: Path, origin: Provenance) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [row.lever if row is rows[0] else f"+ {row.lever}" for row in rows]
+    names = [row.optimization if row is rows[0] else f"+ {row.optimization}" for row in rows]
     figure, (memory, speed) = pyplot.subplots(1, 2, figsize=(10, 1.6 + 0.5 * len(rows)), sharey=True)
     for axes, values, form, colour in (
         (memory, [(row.peak_bytes or 0) / 2**20 for row in rows], "{:,.0f}", "#0072b2"),

@@ -1,14 +1,14 @@
-"""How much memory does each lever of training save, and what does it cost?
+"""How much memory does each optimization of training save, and what does it cost?
 
-    python benchmarks/levers.py            # the tiny model at 16k tokens; on CUDA Llama-2-7B's shape at 32k
-    python benchmarks/levers.py --random 512 1376 2 2048    # a random Llama of that shape
-    python benchmarks/levers.py --quick    # a minute, to see that everything runs
+    python benchmarks/memory_optimizations.py    # the tiny model at 16k tokens; on CUDA Llama-2-7B's shape at 32k
+    python benchmarks/memory_optimizations.py --random 512 1376 2 2048    # a random Llama of that shape
+    python benchmarks/memory_optimizations.py --quick    # a minute, to see that everything runs
 
-A recipe is trained for a few steps of one row, with groups of a quarter of the row, first without any lever, then with
-one more at a time: the library's own code path, from loading the weights to the last step. Each has a process of its
-own. Tokens per second are those of the median step, the first left out; on a CPU they are per second of processor time,
-so that other work on the machine does not count. Losses are compared with those of the first run: the levers above the
-optimizer must not change them, and if one does there is no report.
+A recipe is trained for a few steps of one row, with groups of a quarter of the row, first without any optimization,
+then with one more at a time: the library's own code path, from loading the weights to the last step. Each has a
+process of its own. Tokens per second are those of the median step, the first left out; on a CPU they are per second
+of processor time, so that other work on the machine does not count. Losses are compared with those of the first run:
+the optimizations above the optimizer must not change them, and if one does there is no report.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from typing import Any
 
 import _report
 import torch
-from _levers_report import Row, write_report
 from _measure import peak_memory, synchronize
+from _memory_optimizations_report import Row, write_report
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback, set_seed
 
 from longlora.config import Recipe, parse_recipe
@@ -41,23 +41,23 @@ from longlora.training.rows import Rows
 from longlora.training.stopping import Termination
 from longlora.training.trainer import build_trainer, training_arguments
 
-NO_LEVER = {"chunked_loss": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+NONE = {"chunked_loss": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
 SAME_LOSSES = 1e-3  # relative, over the steps: float32 in another order of sums; in bfloat16 ten times that
 
 
 def ladder(length: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Name the levers in the order in which they are added, with the recipe's keys of each."""
-    levers: dict[str, dict[str, Any]] = {
+    """Name the optimizations in the order in which they are added, with the recipe's keys of each."""
+    optimizations: dict[str, dict[str, Any]] = {
         "none": {},
         "loss in pieces": {"chunked_loss": True},
         "checkpointing": {"gradient_checkpointing": True},
         "tiled feed-forward": {"tiled_mlp": max(1, length // 16)},
     }
     if device.type == "cuda":
-        levers["offloading"] = {"activation_offloading": True}
+        optimizations["offloading"] = {"activation_offloading": True}
     if importlib.util.find_spec("bitsandbytes"):
-        levers |= {"8-bit AdamW": {"optim": "adamw_8bit"}, "4-bit base": {"quantization": "nf4"}}
-    return levers
+        optimizations |= {"8-bit AdamW": {"optim": "adamw_8bit"}, "4-bit base": {"quantization": "nf4"}}
+    return optimizations
 
 
 NEW_NUMBERS = ("8-bit AdamW", "4-bit base")
@@ -76,7 +76,7 @@ def main() -> int:
             model = random_model(Path(scratch) / "model", arguments.random, device)
         rows = list(measure(model, arguments, device, Path(scratch)))
     if wrong := changed_losses(rows, device):
-        print("\n".join(["no report, these levers change the losses:", *wrong]), file=sys.stderr)
+        print("\n".join(["no report, these optimizations change the losses:", *wrong]), file=sys.stderr)
         return 1
     shape = "x".join(map(str, arguments.random or ()))
     name = f"a random Llama of shape {shape} (hidden, feed-forward, layers, vocabulary)" if shape else f"`{model}`"
@@ -137,10 +137,10 @@ def random_model(directory: Path, shape: list[int], device: torch.device) -> str
 
 
 def measure(model: str, arguments: argparse.Namespace, device: torch.device, scratch: Path) -> Iterator[Row]:
-    """Train with more and more levers, each run in a process of its own."""
+    """Train with more and more optimizations, each run in a process of its own."""
     source = enough_text(arguments.length * arguments.steps)
-    keys = dict(NO_LEVER)
-    for number, (lever, changes) in enumerate(ladder(arguments.length, device).items()):
+    keys = dict(NONE)
+    for number, (optimization, changes) in enumerate(ladder(arguments.length, device).items()):
         keys |= changes
         run_directory = scratch / f"run-{number}"
         values = {
@@ -155,7 +155,7 @@ def measure(model: str, arguments: argparse.Namespace, device: torch.device, scr
             "save_steps": arguments.steps + 1,
             **keys,
         }
-        row = Row(lever=lever, keys=" ".join(f"{key}={value}" for key, value in changes.items()))
+        row = Row(optimization=optimization, keys=" ".join(f"{key}={value}" for key, value in changes.items()))
         try:
             row.peak_bytes = in_a_process(partial(make_run, values), device)
         except RuntimeError as error:  # torch's out-of-memory error is one, and so is a process that died
@@ -165,7 +165,7 @@ def measure(model: str, arguments: argparse.Namespace, device: torch.device, scr
             row.tokens_per_second = arguments.length / statistics.median(seconds[1:])
             lines = (run_directory / "metrics.jsonl").read_text().splitlines()
             row.losses = " ".join(f"{json.loads(line)['loss']:.6f}" for line in lines)
-        print(f"{row.lever}: {row.peak_bytes} bytes, {row.tokens_per_second} tokens/s {row.note}", flush=True)
+        print(f"{row.optimization}: {row.peak_bytes} bytes, {row.tokens_per_second} tokens/s {row.note}", flush=True)
         yield row
 
 
@@ -236,15 +236,15 @@ def enough_text(num_tokens: int) -> list[str]:
 
 
 def changed_losses(rows: list[Row], device: torch.device) -> list[str]:
-    """Say which levers that compute the same differ from the first run by more than rounding."""
+    """Say which optimizations that compute the same differ from the first run by more than rounding."""
     allowed = SAME_LOSSES * (10 if device.type == "cuda" else 1)
     measured = [row for row in rows if row.losses]
     found = []
     for row in measured:
         pairs = zip(row.losses.split(), measured[0].losses.split(), strict=True)
         row.loss_difference = max(abs(float(loss) / float(first) - 1) for loss, first in pairs)
-        if row.lever not in NEW_NUMBERS and row.loss_difference > allowed:
-            found.append(f"{row.lever}: by up to {row.loss_difference:.1e}, {allowed:.0e} allowed")
+        if row.optimization not in NEW_NUMBERS and row.loss_difference > allowed:
+            found.append(f"{row.optimization}: by up to {row.loss_difference:.1e}, {allowed:.0e} allowed")
     return found
 
 
