@@ -1,7 +1,7 @@
 """Your own script with TRL and PEFT: `import longlora`, and packed documents train with S²-Attn.
 
 Extends a model by LoRA+ (LoRA with trainable embeddings and norms) on a folder of texts. TRL packs the documents into
-full rows; S²-Attn counts its groups from each document's first token and never looks across a border.
+full rows; S²-Attn counts its groups from each document's first token and never looks across a boundary.
 
     python examples/with_trl.py books/ --model path/to/Llama-2-7b-hf --context-length 16384
 """

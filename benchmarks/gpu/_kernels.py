@@ -182,14 +182,14 @@ def _sdpa_round(case: Case, tensors: list[Tensor], gradient: Tensor, draws: rand
 
 def _segments_round(case: Case, tensors: list[Tensor], gradient: Tensor, draws: random.Random) -> Row:
     documents = document_lengths(case.tokens, draws) if case.packed else [case.tokens]
-    borders = torch.tensor([0, *documents]).cumsum(0).int()
+    boundaries = torch.tensor([0, *documents]).cumsum(0).int()
     sinks: dict[str, Any] = {"sink_tokens": case.sink_tokens} if case.sink_tokens else {}
     began = time.perf_counter()
-    cuts = cut_points(1, case.tokens, group_size=case.group_size, cu_seqlens=borders, **sinks)
+    cuts = cut_points(1, case.tokens, group_size=case.group_size, cu_seqlens=boundaries, **sinks)
     cuts_ms = 1e3 * (time.perf_counter() - began)
     attend = partial(attend_in_segments, *tensors, cuts, backend=case.kernel)
     first, again = (timed(attend, tensors, gradient) for _ in range(2))
-    plain = cut_points(1, case.tokens, group_size=case.group_size, cu_seqlens=borders) if sinks else cuts
+    plain = cut_points(1, case.tokens, group_size=case.group_size, cu_seqlens=boundaries) if sinks else cuts
     return {"ms": again, "first_ms": first, "cuts_ms": cuts_ms, "pairs": pairs_in(plain), "documents": len(documents)}
 
 

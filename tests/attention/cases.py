@@ -29,7 +29,7 @@ class Case:
     num_kv_heads: int = 2
     head_dim: int = 8
     layout: str = "projection"
-    borders: tuple[int, ...] | None = None  # of documents, in the flattened batch
+    boundaries: tuple[int, ...] | None = None  # of documents, in the flattened batch
     stretches: tuple[tuple[int, int], ...] | None = None  # of real tokens, one for each row
     scale: float | None = None
     softcap: float | None = None
@@ -46,7 +46,7 @@ class Case:
             "sink_tokens": self.sink_tokens,
             "scale": self.scale,
             "softcap": self.softcap,
-            "cu_seqlens": None if self.borders is None else torch.tensor([0, *self.borders, total]),
+            "cu_seqlens": None if self.boundaries is None else torch.tensor([0, *self.boundaries, total]),
             "padding_mask": None
             if self.stretches is None
             else torch.stack([(time >= first) & (time < last) for first, last in self.stretches]),  # (B, T)
@@ -58,7 +58,9 @@ def cases(draw, *, softcap: bool = False, sinks: bool = False, sink_tokens: bool
     batch_size, num_tokens = draw(st.integers(1, 3)), draw(st.integers(1, 30))
     num_heads, num_kv_heads = draw(st.sampled_from(HEADS))
     tokens = st.integers(0, num_tokens)
-    borders = st.lists(st.integers(0, batch_size * num_tokens), max_size=5).map(lambda borders: tuple(sorted(borders)))
+    boundaries = st.lists(st.integers(0, batch_size * num_tokens), max_size=5).map(
+        lambda boundaries: tuple(sorted(boundaries))
+    )
     stretch = st.tuples(tokens, tokens).map(lambda ends: tuple(sorted(ends)))
     return Case(
         num_tokens=num_tokens,
@@ -68,7 +70,7 @@ def cases(draw, *, softcap: bool = False, sinks: bool = False, sink_tokens: bool
         num_kv_heads=num_kv_heads,
         head_dim=draw(st.sampled_from([1, 3, 8, 16])),
         layout=draw(st.sampled_from(LAYOUTS)),
-        borders=draw(st.none() | borders),
+        boundaries=draw(st.none() | boundaries),
         stretches=draw(st.none() | st.tuples(*[stretch] * batch_size)),
         scale=draw(st.none() | st.floats(0.1, 0.3)),  # the default lies between 0.25 and 1
         softcap=draw(st.none() | st.floats(0.5, 50)) if softcap else None,
@@ -145,7 +147,7 @@ def edge_cases(test: Callable) -> Callable:
         Case(num_tokens=37, group_size=7, num_heads=3, num_kv_heads=3),
         Case(num_tokens=32, group_size=8, num_heads=5, num_kv_heads=1, layout="strided"),
         Case(num_tokens=24, group_size=6, num_heads=6, num_kv_heads=3, batch_size=2, layout="contiguous"),
-        Case(num_tokens=12, group_size=4, batch_size=2, borders=(3, 15, 15), stretches=((2, 12), (0, 9))),
+        Case(num_tokens=12, group_size=4, batch_size=2, boundaries=(3, 15, 15), stretches=((2, 12), (0, 9))),
         Case(num_tokens=6, group_size=2, batch_size=2, stretches=((0, 0), (6, 6))),
     ):
         test = example(case=case)(test)

@@ -16,7 +16,7 @@ from longlora.attention.backends import AttentionRequest, choose_backend, refusa
 from longlora.errors import ConfigError
 
 FULL = Case(
-    num_tokens=13, group_size=5, batch_size=2, borders=(4, 15), stretches=((1, 13), (0, 10)), scale=0.3
+    num_tokens=13, group_size=5, batch_size=2, boundaries=(4, 15), stretches=((1, 13), (0, 10)), scale=0.3
 )  # every cause of a cut
 
 
@@ -144,12 +144,12 @@ def test_a_refusal_reaches_whoever_asks():
 
 
 def in_segments(
-    query, key, value, borders: Tensor, key_borders: Tensor, *, scale: float | None, softcap: float = 0.0
+    query, key, value, boundaries: Tensor, key_boundaries: Tensor, *, scale: float | None, softcap: float = 0.0
 ) -> Tensor:
     """Do what the kernels for variable lengths do, one segment after another, the causal mask aligned at the end."""
     outputs = []
     for (first, last), (first_key, last_key) in zip(
-        pairwise(borders.tolist()), pairwise(key_borders.tolist()), strict=True
+        pairwise(boundaries.tolist()), pairwise(key_boundaries.tolist()), strict=True
     ):
         q = query[first:last].transpose(0, 1)  # (h, length, D)
         k, v = (tensor[first_key:last_key].transpose(0, 1) for tensor in (key, value))  # (h_kv, keys, D)
@@ -229,7 +229,7 @@ def test_a_row_that_is_one_document_is_one_call_as_the_model_makes_it(varlen_in_
 
 
 def test_varlen_is_handed_what_the_kernel_asks_for(varlen_in_python):
-    case = Case(num_tokens=10, group_size=4, batch_size=2, borders=(3,), scale=0.3)
+    case = Case(num_tokens=10, group_size=4, batch_size=2, boundaries=(3,), scale=0.3)
     s2_attention(*random_tensors(case)[:3], **case.settings)
     unshifted, shifted = varlen_in_python.calls
     assert unshifted["cu_seq_q"].tolist() == [0, 3, 7, 10, 14, 18, 20]

@@ -27,11 +27,11 @@ def test_one_row(num_tokens, group_size, unshifted, shifted):
     assert cut_points(1, num_tokens, group_size=group_size) == CutPoints(unshifted=unshifted, shifted=shifted)
 
 
-def test_rows_are_borders():
+def test_rows_are_boundaries():
     assert cut_points(2, 5, group_size=4) == CutPoints(unshifted=(4, 1, 4, 1), shifted=(2, 3, 2, 3))
 
 
-def test_documents_are_borders_and_so_are_rows_that_a_document_crosses():
+def test_documents_are_boundaries_and_so_are_rows_that_a_document_crosses():
     cuts = cut_points(2, 5, group_size=4, cu_seqlens=torch.tensor([0, 3, 8, 10]))
     assert cuts.unshifted == (3, 2, 3, 2)
 
@@ -56,7 +56,7 @@ def test_a_row_of_nothing_but_padding_is_allowed():
 def batches(draw):
     batch_size, num_tokens = draw(st.integers(1, 3)), draw(st.integers(1, 30))
     total = batch_size * num_tokens
-    borders = draw(st.none() | st.lists(st.integers(0, total), max_size=6))
+    boundaries = draw(st.none() | st.lists(st.integers(0, total), max_size=6))
     padding_mask = None
     if draw(st.booleans()):
         stretches = [
@@ -68,7 +68,7 @@ def batches(draw):
         "batch_size": batch_size,
         "num_tokens": num_tokens,
         "group_size": draw(st.integers(1, 40)),
-        "cu_seqlens": None if borders is None else torch.tensor(sorted([0, *borders, total])),
+        "cu_seqlens": None if boundaries is None else torch.tensor(sorted([0, *boundaries, total])),
         "padding_mask": padding_mask,
     }
 
@@ -91,12 +91,12 @@ def test_what_kernels_need_is_made_once():
     cpu = torch.device("cpu")
     assert cuts.num_tokens == 20
     unshifted, shifted = (cuts.segments(cpu, shifted=shifted) for shifted in (False, True))
-    assert unshifted.borders.tolist() == [0, 4, 8, 10, 14, 18, 20]
-    assert shifted.borders.tolist() == [0, 2, 6, 10, 12, 16, 20]
-    assert shifted.borders.dtype == torch.int32
+    assert unshifted.boundaries.tolist() == [0, 4, 8, 10, 14, 18, 20]
+    assert shifted.boundaries.tolist() == [0, 2, 6, 10, 12, 16, 20]
+    assert shifted.boundaries.dtype == torch.int32
     assert shifted is cuts.segments(cpu, shifted=True)
-    assert shifted.key_borders is shifted.borders
-    assert cuts.segments(torch.device("meta"), shifted=True).borders.is_meta
+    assert shifted.key_boundaries is shifted.boundaries
+    assert cuts.segments(torch.device("meta"), shifted=True).boundaries.is_meta
     assert unshifted.longest == unshifted.longest_keys == cuts.longest(shifted=False) == 4
     assert cuts.runs(shifted=False) == ((4, 2, 0), (2, 1, 0), (4, 2, 0), (2, 1, 0))
     assert cuts.runs(shifted=True) == ((2, 1, 0), (4, 2, 0), (2, 1, 0), (4, 2, 0))
@@ -111,8 +111,8 @@ def test_a_segment_has_the_sink_tokens_that_lie_before_it_in_its_document():
     assert cuts.sinks(shifted=True) == (0, 2, 0, 2, 3, 0, 2, 3)
     assert cuts.starts(shifted=True) == (0, 0, 3, 3, 3, 10, 10, 10)
     segments = cuts.segments(torch.device("cpu"), shifted=False)
-    assert segments.borders.tolist() == [0, 3, 7, 10, 14, 18, 20]
-    assert segments.key_borders.tolist() == [0, 3, 7, 13, 17, 24, 29]
+    assert segments.boundaries.tolist() == [0, 3, 7, 10, 14, 18, 20]
+    assert segments.key_boundaries.tolist() == [0, 3, 7, 13, 17, 24, 29]
     assert (segments.longest, segments.longest_keys) == (4, 7)
     assert cuts.runs(shifted=False)[3:] == ((4, 1, 0), (4, 1, 3), (2, 1, 3))
 
@@ -157,10 +157,10 @@ def test_refuses_a_group_without_tokens(group_size):
         cut_points(1, 8, group_size=group_size)
 
 
-@pytest.mark.parametrize("borders", [[0], [1, 8], [0, 7], [0, 9], [0, 5, 3, 8]])
-def test_refuses_documents_that_do_not_rise_from_the_first_token_to_the_last(borders):
+@pytest.mark.parametrize("boundaries", [[0], [1, 8], [0, 7], [0, 9], [0, 5, 3, 8]])
+def test_refuses_documents_that_do_not_rise_from_the_first_token_to_the_last(boundaries):
     with pytest.raises(ValueError, match="must rise from 0 to the 8 tokens"):
-        cut_points(2, 4, group_size=4, cu_seqlens=torch.tensor(borders))
+        cut_points(2, 4, group_size=4, cu_seqlens=torch.tensor(boundaries))
 
 
 @pytest.mark.parametrize("row", [[1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1]])
@@ -170,6 +170,6 @@ def test_refuses_padding_between_real_tokens(row):
         cut_points(2, 4, group_size=4, padding_mask=padding_mask)
 
 
-def test_refuses_borders_of_no_documents():
+def test_refuses_boundaries_of_no_documents():
     with pytest.raises(ValueError, match="must rise from 0 to the 8 tokens of the batch \\(2 x 4\\), got none"):
         cut_points(2, 4, group_size=4, cu_seqlens=torch.tensor([], dtype=torch.int32))

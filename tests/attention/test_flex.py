@@ -15,9 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 CASES = [
     Case(num_tokens=150, group_size=40, head_dim=4),
-    Case(num_tokens=70, group_size=33, batch_size=3, num_heads=9, num_kv_heads=3, head_dim=4, borders=(3, 100)),
+    Case(num_tokens=70, group_size=33, batch_size=3, num_heads=9, num_kv_heads=3, head_dim=4, boundaries=(3, 100)),
     Case(num_tokens=150, group_size=40, head_dim=4, has_sinks=True, stretches=((5, 149),)),
-    Case(num_tokens=600, group_size=150, head_dim=4, borders=(3, 150), sink_tokens=2),
+    Case(num_tokens=600, group_size=150, head_dim=4, boundaries=(3, 150), sink_tokens=2),
     Case(num_tokens=600, group_size=150, head_dim=4, stretches=((5, 599),), sink_tokens=140, has_sinks=True),
     Case(num_tokens=150, group_size=400, num_heads=1, num_kv_heads=1, head_dim=4, softcap=2.0, has_sinks=True),
 ]

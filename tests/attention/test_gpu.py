@@ -15,7 +15,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CASES = [
     Case(num_tokens=512, group_size=128, batch_size=2, num_heads=8, num_kv_heads=8, head_dim=64),
     Case(
-        num_tokens=300, group_size=77, batch_size=2, num_heads=16, num_kv_heads=2, head_dim=128, borders=(1, 130, 400)
+        num_tokens=300,
+        group_size=77,
+        batch_size=2,
+        num_heads=16,
+        num_kv_heads=2,
+        head_dim=128,
+        boundaries=(1, 130, 400),
     ),
     Case(num_tokens=257, group_size=64, num_heads=9, num_kv_heads=3, head_dim=32, stretches=((5, 250),)),
     Case(num_tokens=65, group_size=100, num_heads=8, num_kv_heads=1, head_dim=64),
@@ -26,13 +32,15 @@ CASES = [
         num_heads=16,
         num_kv_heads=2,
         head_dim=128,
-        borders=(1, 130, 400),
+        boundaries=(1, 130, 400),
         stretches=((5, 690),),
         sink_tokens=4,
     ),
     # A long document among short ones: regular segments, and what is left over.
-    Case(num_tokens=1500, group_size=200, num_heads=8, num_kv_heads=2, head_dim=128, borders=(40, 1300, 1310, 1400)),
-    Case(num_tokens=1500, group_size=200, num_heads=9, num_kv_heads=3, head_dim=64, borders=(40, 1300), sink_tokens=1),
+    Case(num_tokens=1500, group_size=200, num_heads=8, num_kv_heads=2, head_dim=128, boundaries=(40, 1300, 1310, 1400)),
+    Case(
+        num_tokens=1500, group_size=200, num_heads=9, num_kv_heads=3, head_dim=64, boundaries=(40, 1300), sink_tokens=1
+    ),
 ]
 NAMES = ["plain", "packed", "padded", "one group", "sink", "packed with sinks", "mixed", "mixed with a sink"]
 HALF = [torch.bfloat16, torch.float16]

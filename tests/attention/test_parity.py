@@ -42,7 +42,7 @@ def test_softcap_and_sinks_equal_the_definition(case):
 @example(case=Case(num_tokens=13, group_size=5, sink_tokens=4, num_heads=5, num_kv_heads=1))  # more than half a group
 @example(case=Case(num_tokens=13, group_size=4, sink_tokens=6))  # more than a group
 @example(
-    case=Case(num_tokens=12, group_size=4, batch_size=2, borders=(3, 15), stretches=((2, 12), (0, 9)), sink_tokens=5)
+    case=Case(num_tokens=12, group_size=4, batch_size=2, boundaries=(3, 15), stretches=((2, 12), (0, 9)), sink_tokens=5)
 )
 @example(case=Case(num_tokens=21, group_size=6, num_heads=9, num_kv_heads=3, sink_tokens=8, layout="transposed"))
 @given(case=cases(sink_tokens=True))
@@ -73,7 +73,7 @@ def test_as_many_sink_tokens_as_the_document_has_is_full_causal_attention(num_si
 
 
 def test_without_sink_tokens_nothing_is_copied_and_no_number_changes(seed):
-    case = Case(num_tokens=30, group_size=7, borders=(11,), seed=seed)
+    case = Case(num_tokens=30, group_size=7, boundaries=(11,), seed=seed)
     *inputs, _ = random_tensors(case)
     cuts = cut_points(1, 30, group_size=7, cu_seqlens=case.settings["cu_seqlens"])
     row = inputs[1].transpose(1, 2).flatten(0, 1)  # (N, H_kv, D)

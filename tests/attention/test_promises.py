@@ -20,7 +20,7 @@ from longlora.attention import s2_attention
 @settings(max_examples=20)
 def test_no_output_depends_on_a_later_token(backend, case):
     """The Jacobian is exactly zero above the diagonal, for query, key and value."""
-    case = replace(case, num_tokens=min(case.num_tokens, 12), batch_size=1, borders=None, stretches=None)
+    case = replace(case, num_tokens=min(case.num_tokens, 12), batch_size=1, boundaries=None, stretches=None)
     attention = partial(s2_attention, sink_tokens=case.sink_tokens, backend=backend)
     for derivative in token_jacobians(attention, case):
         assert not derivative.triu(1).any(), case
@@ -70,7 +70,7 @@ def rolled_attention(query: Tensor, key: Tensor, value: Tensor, *, group_size: i
 @pytest.mark.parametrize("sink_tokens", [0, 1, 3])
 @pytest.mark.parametrize("group_size", [1, 4, 5, 100])
 def test_packed_documents_equal_documents_alone(group_size, sink_tokens, seed):
-    case = Case(num_tokens=20, group_size=group_size, borders=(7, 8), sink_tokens=sink_tokens, seed=seed)
+    case = Case(num_tokens=20, group_size=group_size, boundaries=(7, 8), sink_tokens=sink_tokens, seed=seed)
     settings = {"group_size": group_size, "sink_tokens": sink_tokens}
     tensors = random_tensors(case)
     packed = with_gradients(s2_attention, tensors, **case.settings)

@@ -82,9 +82,9 @@ def test_every_token_also_sees_the_sink_tokens_of_its_document_that_are_not_afte
 
 
 def test_empty_documents_change_nothing():
-    borders = torch.tensor([0, 0, 3, 3, 8, 8])
+    boundaries = torch.tensor([0, 0, 3, 3, 8, 8])
     expected = mask_of(2, 8, group_size=4, cu_seqlens=torch.tensor([0, 3, 8]))
-    assert torch.equal(mask_of(2, 8, group_size=4, cu_seqlens=borders), expected)
+    assert torch.equal(mask_of(2, 8, group_size=4, cu_seqlens=boundaries), expected)
 
 
 def naive_attention(

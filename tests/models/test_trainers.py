@@ -125,7 +125,7 @@ def test_trl_with_its_defaults(extended, tmp_path, settings, batch_size, cuts_of
 
 
 def test_trl_with_documents_wrapped_around_rows(extended, tmp_path, cuts_of_training):
-    """There documents have no borders: each row is one."""
+    """There documents have no boundaries: each row is one."""
     from trl import SFTConfig, SFTTrainer
 
     SFTTrainer(

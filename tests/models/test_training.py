@@ -77,8 +77,8 @@ def test_cumulative_lengths_pack_as_positions_do(model, seed):
     set_group_size(model, 3)
     batch = {"input_ids": random_tokens(seed, batch_size=1), "use_cache": False}
     by_positions = logits_and_gradients(model.train(), **batch, position_ids=BATCHES["packed"]["position_ids"])
-    borders = torch.tensor([0, *torch.tensor(PACKED_LENGTHS).cumsum(0)], dtype=torch.int32)
-    by_lengths = logits_and_gradients(model, **batch, cu_seq_lens_q=borders, cu_seq_lens_k=borders)
+    boundaries = torch.tensor([0, *torch.tensor(PACKED_LENGTHS).cumsum(0)], dtype=torch.int32)
+    by_lengths = logits_and_gradients(model, **batch, cu_seq_lens_q=boundaries, cu_seq_lens_k=boundaries)
     assert_same_training(by_lengths, by_positions, f"seed {seed}")
 
 

@@ -122,24 +122,24 @@ class CutPoints:
 
 @dataclass(frozen=True)
 class Segments:
-    """Neighbouring segments, each with the keys of its sink tokens before its own, as int32 borders from 0."""
+    """Neighbouring segments, each with the keys of its sink tokens before its own, as int32 boundaries from 0."""
 
-    borders: Int[Tensor, " segments_plus_1"]
-    key_borders: Int[Tensor, " segments_plus_1"]
-    """The same tensor as `borders` where there are no sink tokens."""
+    boundaries: Int[Tensor, " segments_plus_1"]
+    key_boundaries: Int[Tensor, " segments_plus_1"]
+    """The same tensor as `boundaries` where there are no sink tokens."""
     longest: int
     longest_keys: int
 
     @staticmethod
     def of(lengths: Sequence[int], sinks: Sequence[int], device: torch.device) -> "Segments":
-        """Add the lengths up and send the borders to a device."""
+        """Add the lengths up and send the boundaries to a device."""
         num_keys = [length + before for length, before in zip(lengths, sinks, strict=True)]
-        borders = _borders(lengths, device)
-        key_borders = _borders(num_keys, device) if any(sinks) else borders
-        return Segments(borders, key_borders, longest=max(lengths), longest_keys=max(num_keys))
+        boundaries = _boundaries(lengths, device)
+        key_boundaries = _boundaries(num_keys, device) if any(sinks) else boundaries
+        return Segments(boundaries, key_boundaries, longest=max(lengths), longest_keys=max(num_keys))
 
 
-def _borders(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " segments_plus_1"]:
+def _boundaries(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " segments_plus_1"]:
     return torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
 
 
@@ -183,7 +183,7 @@ def _document_lengths(
     padding_mask: Bool[Tensor, "B T"] | None,
 ) -> list[int]:
     total = batch_size * num_tokens
-    borders = set(range(0, total + 1, num_tokens))
+    boundaries = set(range(0, total + 1, num_tokens))
     if cu_seqlens is not None:
         given = cu_seqlens.tolist()
         if not given or given[0] != 0 or given[-1] != total or any(left > right for left, right in pairwise(given)):
@@ -191,14 +191,14 @@ def _document_lengths(
                 f"cu_seqlens must rise from 0 to the {total} tokens of the batch ({batch_size} x {num_tokens}), "
                 + (f"got {given[:3]} … {given[-3:]}" if given else "got none")
             )
-        borders.update(given)
+        boundaries.update(given)
     if padding_mask is not None:
         changes = padding_mask[:, 1:] != padding_mask[:, :-1]  # (B, T-1)
         if (padding_mask[:, 0].int() + (padding_mask[:, 1:] & changes).sum(dim=1)).max() > 1:
             raise ValueError("padding_mask must be one stretch of real tokens in each row, found one with a hole")
         rows, columns = changes.nonzero(as_tuple=True)
-        borders.update((rows * num_tokens + columns + 1).tolist())
-    return [right - left for left, right in pairwise(sorted(borders))]
+        boundaries.update((rows * num_tokens + columns + 1).tolist())
+    return [right - left for left, right in pairwise(sorted(boundaries))]
 
 
 def _cut(length: int, group_size: int, *, first: int) -> list[int]:
@@ -236,14 +236,14 @@ def head_ranges(num_heads: int, num_kv_heads: int, cuts: CutPoints) -> tuple[Hea
     queries_per_kv = num_heads // num_kv_heads
     middle = num_heads if cuts.shifted is None else (num_heads + 1) // 2
     shared = middle // queries_per_kv * queries_per_kv  # the first query head of the key-value head at the middle
-    borders = {0, middle, num_heads}
+    boundaries = {0, middle, num_heads}
     if shared != middle:
-        borders |= {shared, shared + queries_per_kv}
+        boundaries |= {shared, shared + queries_per_kv}
     return tuple(
         HeadRange(
             query=slice(first, last),
             key_value=slice(first // queries_per_kv, (last - 1) // queries_per_kv + 1),
             shifted=first >= middle,
         )
-        for first, last in pairwise(sorted(borders))
+        for first, last in pairwise(sorted(boundaries))
     )

@@ -32,7 +32,7 @@ def s2_attention_reference(
     that are not after it, whatever its group: pretrained models put an attention sink there (StreamingLLM, arXiv
     2309.17453, section 3.1). With N at least the length of the document this is full causal attention.
 
-    `cu_seqlens` holds the borders of documents in the flattened batch, from 0 to B·T; rows are borders in any case.
+    `cu_seqlens` holds the boundaries of documents in the flattened batch, from 0 to B·T; rows are cut in any case.
     Where `padding_mask` is False there is padding: a stretch of it is treated as a document of its own, so that its
     outputs are finite and mean nothing.
 

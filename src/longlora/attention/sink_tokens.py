@@ -69,10 +69,13 @@ class _Gather(torch.autograd.Function):
 def _rows(cuts: CutPoints, device: torch.device, *, shifted: bool) -> _Rows:
     """Work the rows out on the CPU, where the cuts are, and send them to the device."""
     segments = cuts.segments(torch.device("cpu"), shifted=shifted)
-    first_token, borders = segments.borders[:-1].long(), segments.key_borders.long()  # (segments,), (segments + 1,)
+    first_token, boundaries = (
+        segments.boundaries[:-1].long(),
+        segments.key_boundaries.long(),
+    )  # (segments,), (segments + 1,)
     sinks, starts = (torch.tensor(numbers) for numbers in (cuts.sinks(shifted=shifted), cuts.starts(shifted=shifted)))
-    segment = torch.arange(len(sinks)).repeat_interleave(borders.diff())  # (R,)
-    place = torch.arange(int(borders[-1])) - borders[segment]  # (R,), within the segment and its sinks
+    segment = torch.arange(len(sinks)).repeat_interleave(boundaries.diff())  # (R,)
+    place = torch.arange(int(boundaries[-1])) - boundaries[segment]  # (R,), within the segment and its sinks
     is_copy = place < sinks[segment]  # (R,)
     token = place + torch.where(is_copy, starts[segment], (first_token - sinks)[segment])  # (R,)
 

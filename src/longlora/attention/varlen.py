@@ -1,6 +1,6 @@
 """Segments by kernels for variable lengths on CUDA: torch's `varlen_attn`, or the flash-attn that the user installed.
 
-Both take the tokens where they lie and the borders of the segments; each range of heads is one call. Where a segment
+Both take the tokens where they lie and the boundaries of the segments; each range of heads is one call. Where a segment
 has more keys than queries, for sink tokens stand before it, both align the causal mask at the end, as is wanted.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
@@ -56,8 +56,8 @@ def attend_segments(
         query,
         key,
         value,
-        segments.borders,
-        segments.key_borders,
+        segments.boundaries,
+        segments.key_boundaries,
         segments.longest,
         segments.longest_keys,
         scale=scale,
@@ -104,8 +104,8 @@ def attend_flash(
             query,
             key,
             value,
-            cu_seqlens_q=segments.borders,
-            cu_seqlens_k=segments.key_borders,
+            cu_seqlens_q=segments.boundaries,
+            cu_seqlens_k=segments.key_boundaries,
             max_seqlen_q=segments.longest,
             max_seqlen_k=segments.longest_keys,
             softmax_scale=scale,

@@ -114,10 +114,10 @@ class DeferredMask:
                     num_tokens,
                     group_size=grouping.group_size,
                     sink_tokens=grouping.sink_tokens,
-                    cu_seqlens=self._borders(position_ids, cu_seqlens),
+                    cu_seqlens=self._boundaries(position_ids, cu_seqlens),
                     padding_mask=self._padding_mask,
                 )
-            except ValueError as error:  # padding with a hole: borders are ours, and the settings are checked
+            except ValueError as error:  # padding with a hole: boundaries are ours, and the settings are checked
                 raise ConfigError(
                     f"S²-Attn cannot follow this attention_mask: {error}; pad rows at one end, and keep tokens out of "
                     "the loss by labels of -100"
@@ -150,8 +150,8 @@ class DeferredMask:
         first, second = (time, time + 1) if later == 1 else (time + 1, time)
         return self._arguments["mask_function"](rows, 0, first, second).expand(len(rows), -1)
 
-    def _borders(self, position_ids: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
-        """Borders of documents in the flattened batch, from 0 to B·T; positions within padding mean nothing."""
+    def _boundaries(self, position_ids: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+        """Boundaries of documents in the flattened batch, from 0 to B·T; positions within padding mean nothing."""
         batch_size, num_tokens = self._arguments["batch_size"], self._arguments["q_length"]
         device = self._arguments["device"]
         if self.is_meta:
