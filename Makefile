@@ -77,8 +77,8 @@ gpu: $(DEVELOPMENT) ## On a machine with CUDA: all tests with CUDA visible, then
 models-page: $(DEVELOPMENT) ## Write docs/models.md anew: which architectures train with S²-Attn (minutes)
 	@HF_HUB_OFFLINE=1 $(PY) -m tests.families.page
 
-base-model: $(RUNTIME) ## Train the tiny base model anew, into build/base-model (a run that was cut short goes on)
-	@$(PY) -m torch.distributed.run --nproc-per-node $(PROCESSES) -m longlora.tiny.pretrain $(BASE_MODEL)
+base-model: $(RUNTIME) ## Train the tiny base model anew, into build/base-model (a run that was cut short resumes)
+	@$(PY) -m torch.distributed.run --nproc-per-node $(PROCESSES) scripts/tiny_base_model.py $(BASE_MODEL)
 
 clean: ## Remove what builds, tests and tools left behind; .venv stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

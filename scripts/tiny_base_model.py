@@ -1,12 +1,12 @@
 """Make the tiny base model that ships with the package.
 
-    torchrun --nproc-per-node 2 -m longlora.tiny.pretrain OUTPUT_DIRECTORY
+    torchrun --nproc-per-node 2 scripts/tiny_base_model.py OUTPUT_DIRECTORY
 
 A Llama of 1.8 million parameters and 256 tokens of context, trained on the source code of Python's standard library
-(`stdlib.py` is the data rule). Byte-level BPE tokenizer; AdamW; constant learning rate with a linear decay over the
-last fifth of the steps.
+(`longlora/tiny/stdlib.py` is the data rule). Byte-level BPE tokenizer; AdamW; constant learning rate with a linear
+decay over the last fifth of the steps.
 
-A run that was interrupted goes on where its last checkpoint was when it is started again. Beside the model stand
+A run that was interrupted resumes from its last checkpoint when it is started again. Beside the model stand
 `pretraining.json` (settings, versions, losses) and `loss.png`.
 """
 
