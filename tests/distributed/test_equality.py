@@ -36,7 +36,7 @@ def _settings(path: Path) -> dict[str, Any]:
     return {key: sorted(value) if key == "target_modules" else value for key, value in values.items()}
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_are_one(
     train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
@@ -56,7 +56,7 @@ def test_two_processes_are_one(
     assert (checkpoints[1] / "longlora.json").exists()
     assert all((checkpoints[1] / f"rng_state_{rank}.pth").exists() for rank in (0, 1))
     start = json.loads((tmp_path / "two" / "environment.json").read_text())[-1]
-    assert (start["engine"], start["processes"]) == (engine, 2)
+    assert (start["strategy"], start["processes"]) == (engine, 2)
 
 
 def test_half_the_rows_would_be_noticed(recipe_values: dict[str, Any], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_process_is_killed(
     train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str, victim: int
@@ -76,7 +76,7 @@ def test_one_process_is_killed(
     assert_same_result(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter", tolerance=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_sigterm_saves_and_ends(
     train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:

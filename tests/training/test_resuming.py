@@ -25,13 +25,13 @@ def checkpoint(tmp_path: Path) -> Path:
         ("latest", ("zero2", "zero3"), ("single", "fsdp2"), "the same of zero2 and zero3"),
     ],
 )
-def test_who_can_go_on(checkpoint: Path, file: str, own: tuple, other: tuple, remedy: str) -> None:
+def test_who_can_resume(checkpoint: Path, file: str, own: tuple, other: tuple, remedy: str) -> None:
     (checkpoint / file).touch()
-    for engine in own:
-        assert resumable(checkpoint, engine) == checkpoint
-    for engine in other:
-        with pytest.raises(CheckpointError, match=f"cannot be resumed with --strategy {engine}: go on with {remedy}"):
-            resumable(checkpoint, engine)
+    for strategy in own:
+        assert resumable(checkpoint, strategy) == checkpoint
+    for strategy in other:
+        with pytest.raises(CheckpointError, match=f"with --strategy {strategy}: resume with {remedy}"):
+            resumable(checkpoint, strategy)
 
 
 def test_the_optimizer_of_fsdp2_in_its_own_order(checkpoint: Path, seed: int) -> None:

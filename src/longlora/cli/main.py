@@ -127,7 +127,7 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 
 def _recorded(error: Exception) -> bool:
     """Whether the launcher that started this process tells the user of an error."""
-    from longlora.training.engines import LAUNCHER_VARIABLE
+    from longlora.distributed import LAUNCHER_VARIABLE
 
     if LAUNCHER_VARIABLE not in os.environ:
         return False

@@ -50,7 +50,7 @@ def plan(
     from longlora.config import load_recipe
     from longlora.planner import GIB, find_gpu, make_plan
     from longlora.planner.plan_report import plan_to_dict, print_plan
-    from longlora.training.planned import planned_run
+    from longlora.training.beforehand import planned_run
 
     loaded = load_recipe(recipe, overrides or [])
     gpus = gpus or loaded.hardware.gpus
@@ -108,7 +108,7 @@ def train(
         from longlora.training.miniature import miniature_recipe
 
         loaded = miniature_recipe(loaded)
-    from longlora.training.engines import check_started, is_started_as_one_of_several
+    from longlora.distributed import check_started, is_started_as_one_of_several
 
     merges = loaded.merge and loaded.tuning != "full"
     if is_started_as_one_of_several():
@@ -119,7 +119,7 @@ def train(
 
         strategy = strategy or strategy_of(loaded, nodes=nodes)
         chosen = choose_processes(
-            engine=strategy,
+            strategy=strategy,
             per_node=processes,
             nodes=nodes,
             node_rank=node_rank,
@@ -128,12 +128,12 @@ def train(
         )
         if chosen is not None:
             raise Launched(launch(chosen, ["train", recipe, *(overrides or []), *["--miniature"] * miniature]))
-    from longlora.training.processes import is_first, leave
+    from longlora.distributed import is_main_process, shutdown
     from longlora.training.run import train as run_training
 
     result = run_training(loaded, merge_follows=merges)
-    decides = is_first()
-    leave()
+    decides = is_main_process()
+    shutdown()
     if not decides:
         return
     typer.echo(f"written to {result}")

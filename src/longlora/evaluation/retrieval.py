@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from longlora.distributed import Processes, alone
 from longlora.evaluation.effective import DEFAULT_BAR, check_bar
 from longlora.evaluation.log import TrialLog, gather
 from longlora.evaluation.logits import Model
-from longlora.evaluation.processes import Processes, alone
 from longlora.evaluation.provenance import model_identity, provenance, tokenizer_identity
 from longlora.evaluation.reader import Reader, check_positions
 from longlora.evaluation.summary import RetrievalResult, summarise

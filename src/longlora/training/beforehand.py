@@ -1,9 +1,24 @@
-"""What is wrong with a run and can be seen at once, before torch is loaded."""
+"""What can be said of a run before torch is loaded: what is wrong with it, and what the planner is told of it."""
+
+from typing import Any
 
 from longlora.config import Recipe
+from longlora.errors import ConfigError
 from longlora.models.checkpoint import model_source
+from longlora.planner import Architecture, PlannedRun, find_architecture
+from longlora.rope import extend_rope, present_context
+from longlora.support.choices import Strategy
 from longlora.support.locate import locate
 from longlora.training.directory import check_output
+
+# How planner and recipe call the optimizers whose memory the planner knows.
+_PLANNED_OPTIMIZERS: dict[str, Any] = {
+    "adamw_torch_fused": "adamw",
+    "adamw_torch": "adamw_foreach",
+    "adamw_8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 
 
 def check_beforehand(recipe: Recipe, *, merge_follows: bool) -> None:
@@ -22,3 +37,63 @@ def check_beforehand(recipe: Recipe, *, merge_follows: bool) -> None:
     for source in (data.source, data.validation_source):
         for name in [source] if isinstance(source, str) else source or ():
             locate(name)
+
+
+def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "single") -> PlannedRun:
+    """Turn a recipe into the plain values that a plan needs.
+
+    Where the steps follow from the data (`num_train_epochs`), the plan is that of one step.
+
+    Raises:
+        ConfigError: the model's architecture or the optimizer's memory is not known, or its positions cannot be
+            extended as the recipe says.
+    """
+    if recipe.optim not in _PLANNED_OPTIMIZERS:
+        raise ConfigError(
+            f"the memory of optim={recipe.optim} is not known here; plan with one of {', '.join(_PLANNED_OPTIMIZERS)}"
+        )
+    targets = recipe.lora.target_modules
+    architecture = find_architecture(recipe.model_name_or_path)
+    _check_positions(recipe, architecture)
+    return PlannedRun(
+        architecture=architecture,
+        context_length=recipe.context_length,
+        tuning=recipe.tuning,
+        lora_rank=recipe.lora.r,
+        # A list of names weighs no more than all linear layers.
+        lora_targets=targets if isinstance(targets, str) else "all-linear",
+        train_embeddings="embed" in recipe.trainable,
+        train_norms="norm" in recipe.trainable,
+        dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        offload_checkpoints=recipe.activation_offloading,
+        four_bit=recipe.quantization == "nf4",
+        optimizer=_PLANNED_OPTIMIZERS[recipe.optim],
+        chunked_loss=recipe.chunked_loss,
+        tiled_mlp=recipe.tiled_mlp,
+        attention=recipe.attention.pattern,
+        group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
+        sink_tokens=recipe.attention.sink_tokens,
+        dense_finish=recipe.attention.dense_finish,
+        batch_size=recipe.per_device_train_batch_size,
+        accumulation_steps=recipe.gradient_accumulation_steps,
+        steps=recipe.max_steps if recipe.num_train_epochs is None else 1,
+        num_gpus=num_gpus,
+        strategy=strategy,
+    )
+
+
+def _check_positions(recipe: Recipe, architecture: Architecture) -> None:
+    """Ask what training asks when it has loaded the configuration: can the model be extended so?"""
+    positions, reach = architecture.rope_parameters, architecture.max_position_embeddings
+    if recipe.keeps_positions(present_context(positions, reach)):
+        return
+    extend_rope(
+        positions,
+        max_position_embeddings=reach,
+        context_length=recipe.context_length,
+        head_dim=architecture.head_dim,
+        rope_type=recipe.rope.rope_type,
+        base_context=recipe.rope.base_context,
+        options=recipe.rope.options,
+    )

@@ -1,7 +1,10 @@
-"""What happens beside the training loop: the dense finish, the log, the progress bar, the mark on whole checkpoints."""
+"""What happens beside the training loop: dense finish, log, clock, progress bar, marks on checkpoints."""
 
 import json
 import math
+import resource
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from longlora.distributed import wait_for_all
 from longlora.errors import DivergenceError
 from longlora.models.checkpoint import Extension
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.support.files import write_atomically
 from longlora.training.directory import RunDirectory, finish_checkpoint, read_metrics
-from longlora.training.processes import wait_for_all
-from longlora.training.stopwatch import Stopwatch, peak_memory_bytes
 
 
 class DenseFinish(TrainerCallback):
@@ -120,6 +122,47 @@ class LightLastCheckpoint(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say so to the trainer, which saves after this."""
         args.save_only_model = state.global_step >= state.max_steps
+
+
+class Stopwatch(TrainerCallback):
+    """Measures this start of a run: its steps, the seconds they took without validation, and the peak of memory."""
+
+    def __init__(self, *, tokens_per_step: float) -> None:
+        self._tokens_per_step = tokens_per_step
+        self.steps = 0
+        self.seconds = 0.0
+        self._step_started = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all processes; 0 before the first step has ended."""
+        return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what loading the model took."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self._step_started = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop it, and count the step."""
+        self.seconds += time.monotonic() - self._step_started
+        self.steps += 1
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: reserved on the GPU, or by the process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 class ProgressBar(TrainerCallback):

@@ -141,7 +141,7 @@ def _check_unfinished(recipe: Recipe, run: RunDirectory, merge_follows: bool) ->
 
 @contextmanager
 def open_run(
-    recipe: Recipe, *, num_processes: int = 1, engine: str = "single", merge_follows: bool = False
+    recipe: Recipe, *, num_processes: int = 1, strategy: str = "single", merge_follows: bool = False
 ) -> Iterator[RunDirectory]:
     """Make the folder of a run, or find the one that an interrupted start of the same recipe left; hold it meanwhile.
 
@@ -150,7 +150,7 @@ def open_run(
     Args:
         recipe: the run.
         num_processes: processes that share it.
-        engine: what divides the work among them; noted in `environment.json`.
+        strategy: what divides the work among them; noted in `environment.json`.
         merge_follows: whether a finished run also has a merged model.
 
     Raises:
@@ -173,7 +173,7 @@ def open_run(
             _check_same_recipe(recipe, num_processes, recipe_file, processes_before)
         remove_partial(run.result)
         write_atomically(recipe_file, dump_recipe(recipe))
-        starts.append({**_environment(), "processes": num_processes, "engine": engine})
+        starts.append({**_environment(), "processes": num_processes, "strategy": strategy})
         write_atomically(starts_file, json.dumps(starts, indent=2) + "\n")
         yield run
 

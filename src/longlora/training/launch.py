@@ -13,8 +13,9 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 
 from longlora.config import Recipe
+from longlora.distributed import LAUNCHER_VARIABLE, check_installed, strategy_file
 from longlora.errors import ConfigError
-from longlora.training.engines import LAUNCHER_VARIABLE, Engine, check_installed, strategy_file
+from longlora.support.choices import Strategy
 
 logger = logging.getLogger("longlora")
 
@@ -25,10 +26,10 @@ _DEFAULT_PORT = 29500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
+class Launch:
     """How many processes, and where."""
 
-    engine: Engine
+    strategy: Strategy
     """What divides the run among them."""
 
     per_node: int
@@ -47,8 +48,8 @@ class Processes:
     """Port on node 0; on a single node any free one, with several 29500."""
 
 
-def strategy_of(recipe: Recipe, *, nodes: int) -> Engine | None:
-    """The engine that a recipe names, where this machine alone has just the GPUs that it is meant for."""
+def strategy_of(recipe: Recipe, *, nodes: int) -> Strategy | None:
+    """The strategy that a recipe names, where this machine alone has just the GPUs that it is meant for."""
     hardware = recipe.hardware
     if hardware.strategy is None or hardware.gpus == 1 or nodes > 1 or hardware.gpus != torch.cuda.device_count():
         return None
@@ -58,47 +59,47 @@ def strategy_of(recipe: Recipe, *, nodes: int) -> Engine | None:
 
 def choose_processes(
     *,
-    engine: Engine | None,
+    strategy: Strategy | None,
     per_node: int | None,
     nodes: int = 1,
     node_rank: int = 0,
     main_address: str | None = None,
     main_port: int | None = None,
-) -> Processes | None:
+) -> Launch | None:
     """Decide from the command line and the visible GPUs; None is one process, this one.
 
     Raises:
         ConfigError: the wishes contradict one another, or there are not so many GPUs.
     """
     num_gpus = torch.cuda.device_count()
-    if engine in (None, "single"):
+    if strategy in (None, "single"):
         if (per_node or 1) * nodes > 1:
             raise ConfigError(
                 f"{(per_node or 1) * nodes} processes need --strategy ddp, fsdp2, zero2 or zero3"
-                + (", not single" if engine else "")
+                + (", not single" if strategy else "")
             )
-        if engine is None and num_gpus > 1:
+        if strategy is None and num_gpus > 1:
             logger.warning(
                 "%d GPUs are visible and one is used; --strategy ddp, fsdp2, zero2 or zero3 uses all, --strategy "
                 "single says that one is meant",
                 num_gpus,
             )
         return None
-    assert engine is not None
-    check_installed(engine)
+    assert strategy is not None
+    check_installed(strategy)
     if per_node is None and not num_gpus:
-        raise ConfigError(f"--strategy {engine} without a visible GPU needs --processes, such as --processes 2")
+        raise ConfigError(f"--strategy {strategy} without a visible GPU needs --processes, such as --processes 2")
     per_node = per_node or num_gpus
     if num_gpus and per_node > num_gpus:
         raise ConfigError(f"--processes {per_node} must not exceed the {num_gpus} GPUs that are visible")
     if per_node * nodes < 2:
-        raise ConfigError(f"--strategy {engine} needs two processes or more, found one; use --strategy single")
+        raise ConfigError(f"--strategy {strategy} needs two processes or more, found one; use --strategy single")
     if not 0 <= node_rank < nodes:
         raise ConfigError(f"--node-rank {node_rank} must lie below --nodes {nodes}; the first node is 0")
     if nodes > 1 and main_address is None:
         raise ConfigError(f"--nodes {nodes} needs --main-address, the address of node 0 as the others reach it")
-    return Processes(
-        engine=engine,
+    return Launch(
+        strategy=strategy,
         per_node=per_node,
         nodes=nodes,
         node_rank=node_rank,
@@ -107,7 +108,7 @@ def choose_processes(
     )
 
 
-def launch(processes: Processes, command: list[str]) -> int:
+def launch(processes: Launch, command: list[str]) -> int:
     """Run `longlora COMMAND` in every process, wait, and return the status of the whole.
 
     0, or 2 with the message of a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 128 + N where signal N ended a
@@ -137,9 +138,9 @@ def record_failure(error: BaseException) -> None:
     get_error_handler().record_exception(error)
 
 
-def _options(processes: Processes) -> list[str]:
+def _options(processes: Launch) -> list[str]:
     options = {
-        "config_file": strategy_file(processes.engine),
+        "config_file": strategy_file(processes.strategy),
         "num_processes": processes.per_node * processes.nodes,
         "num_machines": processes.nodes,
         "machine_rank": processes.node_rank,

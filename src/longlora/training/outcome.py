@@ -6,34 +6,37 @@ All of it comes after the result is saved, may fail without harm, and is made up
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from longlora.config import Recipe
+from longlora.distributed import num_processes, strategy
 from longlora.errors import ConfigError, LongLoRAError
 from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
+from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
-from longlora.training.curves import draw_curves
+from longlora.training.beforehand import planned_run
+from longlora.training.callbacks import Stopwatch, peak_memory_bytes
 from longlora.training.directory import RunDirectory, read_metrics
-from longlora.training.engines import engine
-from longlora.training.planned import planned_run
-from longlora.training.processes import num_processes
 from longlora.training.samples import held_out_conversations, write_samples
 from longlora.training.saving import Trained
-from longlora.training.stopwatch import Stopwatch, peak_memory_bytes
 
 logger = logging.getLogger("longlora")
+
+_SMOOTHED_STEPS = 20
+_LOSS, _VALIDATION, _RATE = "#1f5fa8", "#c2571a", "#666666"
 
 # The losses at the two ends of a run are means over this part of its steps.
 _END_FRACTION = 0.05
 
 
-def look_back(
+def write_run_summary(
     recipe: Recipe,
     run: RunDirectory,
     *,
@@ -142,7 +145,7 @@ def _plan(recipe: Recipe) -> dict[str, Any] | None:
     if not torch.cuda.is_available():
         return None
     try:
-        planned = planned_run(recipe, num_gpus=num_processes(), strategy=engine())
+        planned = planned_run(recipe, num_gpus=num_processes(), strategy=strategy())
     except ConfigError as error:
         logger.info("no plan to compare with: %s", error)
         return None
@@ -172,3 +175,38 @@ def _tell(measured: dict[str, Any], *, losses_at_an_end: int, last_logged: float
     logger.info(
         "at most %.1f GiB of memory, %s%s", measured["peak_memory_bytes"] / GIB, measured["peak_memory_of"], planned
     )
+
+
+def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the lines of `metrics.jsonl` into a PNG file.
+
+    A heavy line is the mean of the last twenty logged losses, a light one each of them.
+    """
+    training = [(line["step"], line["loss"], line["learning_rate"]) for line in metrics if "loss" in line]
+    validation = [(line["step"], line["eval_loss"]) for line in metrics if "eval_loss" in line]
+    figure, (axes, rate_axes) = new_figure(8, 4.8, nrows=2, height_ratios=(4, 1), sharex=True)
+    if training:
+        steps, losses, rates = zip(*training, strict=True)
+        few = len(training) <= _SMOOTHED_STEPS
+        axes.plot(steps, losses, color=_LOSS, alpha=1 if few else 0.3, linewidth=1.5 if few else 0.8, label="training")
+        if not few:
+            axes.plot(steps, _smoothed(losses), color=_LOSS, linewidth=1.8, label="training, mean of 20")
+        rate_axes.plot(steps, rates, color=_RATE, linewidth=1.2)
+    if validation:
+        steps, losses = zip(*validation, strict=True)
+        axes.plot(steps, losses, color=_VALIDATION, marker="o", markersize=4, label="validation, full attention")
+    if training or validation:
+        axes.legend(frameon=False)
+    axes.set_ylabel("loss (nats per token)")
+    rate_axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for panel in (axes, rate_axes):
+        plain(panel)
+    save_figure(figure, path)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    return [
+        sum(values[max(0, end - _SMOOTHED_STEPS) : end]) / min(end, _SMOOTHED_STEPS)
+        for end in range(1, len(values) + 1)
+    ]

@@ -1,4 +1,4 @@
-"""Which engine can go on from which checkpoint."""
+"""Which strategy can resume from which checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from longlora.errors import CheckpointError
-from longlora.training.engines import Engine
+from longlora.support.choices import Strategy
 
 # As transformers' Trainer names them.
 _PLAIN_OPTIMIZER = "optimizer.pt"
@@ -16,28 +16,28 @@ _FSDP_WEIGHTS = "pytorch_model_fsdp.bin"
 _DEEPSPEED_TAG = "latest"
 
 
-def resumable(checkpoint: Path, engine: Engine) -> Path:
-    """Give a checkpoint that an engine can resume from: itself, or what FSDP2 wrote in the form of the unsharded ones.
+def resumable(checkpoint: Path, strategy: Strategy) -> Path:
+    """Give a checkpoint that a strategy can resume from: itself, or what FSDP2 wrote in the form of the unsharded ones.
 
     The converted one stands in the run's folder as `converted/checkpoint-N`, with the weights, the optimizer's state
     and the schedule; states of random generators are taken up where the number of processes is the same.
 
     Raises:
-        CheckpointError: it was written by an engine from which this one cannot go on.
+        CheckpointError: it was written by a strategy from which this one cannot resume.
     """
     writer = _writer(checkpoint)
-    reader = "unsharded" if engine in ("single", "ddp") else "deepspeed" if engine in ("zero2", "zero3") else "fsdp2"
+    reader = {"fsdp2": "fsdp2", "zero2": "deepspeed", "zero3": "deepspeed"}.get(strategy, "unsharded")
     if writer == reader:
         return checkpoint
     if (writer, reader) == ("fsdp2", "unsharded"):
         return _unsharded(checkpoint)
-    engines = {
+    remedies = {
         "unsharded": "single or ddp",
         "deepspeed": "the same of zero2 and zero3",
         "fsdp2": "fsdp2, ddp or single",
     }
     raise CheckpointError(
-        f"{checkpoint} cannot be resumed with --strategy {engine}: go on with {engines[writer]}, or choose another "
+        f"{checkpoint} cannot be resumed with --strategy {strategy}: resume with {remedies[writer]}, or choose another "
         "output_dir to start again"
     )
 

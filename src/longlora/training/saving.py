@@ -1,4 +1,4 @@
-"""What a run leaves, the same from every engine: an adapter or a model, with tokenizer and positions."""
+"""What a run leaves, the same from every strategy: an adapter or a model, with tokenizer and positions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
+from longlora.distributed import is_main_process, wait_for_all
 from longlora.merge import write_adapter_card
 from longlora.models.checkpoint import save_tokenizer, write_extension
 from longlora.models.generation import transformers_model
 from longlora.models.load import TrainingModel
 from longlora.models.positions import write_older_keys
 from longlora.support.files import whole_directory
-from longlora.training.processes import is_first, wait_for_all
-from longlora.training.stopwatch import Stopwatch
+from longlora.training.callbacks import Stopwatch
 
 if TYPE_CHECKING:
     from longlora.training.trainer import ExtensionTrainer
@@ -30,7 +30,7 @@ class Trained:
 
     model: PreTrainedModel | PeftModel
     weights: Weights | None = None
-    """What to save, in the first process, where the engine divides the model; None where the model holds it all."""
+    """What to save, in the main process, where the strategy divides the model; None where the model holds it all."""
 
     is_whole: bool = True
     """Whether this process holds the whole model."""
@@ -51,7 +51,7 @@ def gathered(trainer: "ExtensionTrainer") -> Trained:
 
 def save_result(trained: Trained, prepared: TrainingModel, target: Path) -> None:
     """Write what was trained from the first process; every process must call."""
-    if is_first():
+    if is_main_process():
         with whole_directory(target) as directory:
             save_trained(trained.model, prepared, directory, trained.weights)
     wait_for_all()
@@ -84,7 +84,7 @@ def save_trained(
 
 
 def gathered_weights(trainer: "ExtensionTrainer") -> Weights | None:
-    """Collect what was trained in the first process where the engine divides it; None where the model holds it all."""
+    """Collect what was trained in the main process where the strategy divides it; None where the model holds it all."""
     if trainer.is_fsdp_enabled:
         is_adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter)

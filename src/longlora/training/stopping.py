@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from longlora.training.processes import any_process
+from longlora.distributed import any_process
 
 
 class Terminated(SystemExit):

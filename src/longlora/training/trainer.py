@@ -12,13 +12,14 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from longlora.config import Recipe
+from longlora.distributed import strategy
 from longlora.errors import ConfigError, DivergenceError
 from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
 from longlora.models.grouping import Grouping
 from longlora.models.load import TrainingModel, compute_dtype, training_grouping
 from longlora.models.lora import embedding_parameters
 from longlora.models.memory_optimizations import why_not_in_pieces
-from longlora.training.beginning import tell_cost_of_groups
+from longlora.training.beginning import tell_cost_of_groups, tell_offloading
 from longlora.training.callbacks import (
     CompleteCheckpoints,
     DenseFinish,
@@ -26,14 +27,12 @@ from longlora.training.callbacks import (
     LightLastCheckpoint,
     MetricsLog,
     ProgressBar,
+    Stopwatch,
 )
 from longlora.training.directory import RunDirectory
-from longlora.training.engines import engine
-from longlora.training.offloading import tell_offloading
 from longlora.training.rows import Rows
 from longlora.training.saving import gathered_weights
 from longlora.training.stopping import SaveAndStop, Termination
-from longlora.training.stopwatch import Stopwatch
 
 logger = logging.getLogger("longlora")
 
@@ -230,8 +229,8 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         ConfigError: without a GPU DeepSpeed is to run, where accelerate takes each process for the only one, or the
             run is to be in float16.
     """
-    if engine() in ("zero2", "zero3") and not torch.cuda.is_available():
-        raise ConfigError(f"--strategy {engine()} needs GPUs, and torch sees none here; without, use ddp or fsdp2")
+    if strategy() in ("zero2", "zero3") and not torch.cuda.is_available():
+        raise ConfigError(f"--strategy {strategy()} needs GPUs, and torch sees none here; without, use ddp or fsdp2")
     dtype = compute_dtype(recipe.dtype)
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise ConfigError("dtype=float16 is trained on a GPU only, and torch sees none; use bfloat16 or float32")
