@@ -17,11 +17,9 @@ from tests.report.folders import (
 )
 
 from longlora.cli import main as cli
-from longlora.report.blocks import Cell, Chart, Document, Level, Point, Section, Series, Table
-from longlora.report.markdown import render_markdown
-from longlora.report.page import render_page
-from longlora.report.svg import HEIGHT, WIDTH, line_chart, round_ticks
-from longlora.report.write import write_report
+from longlora.report.blocks import Cell, Chart, Code, Document, Level, Point, Section, Series, Table
+from longlora.report.charts import HEIGHT, WIDTH, line_chart, round_ticks
+from longlora.report.write import render_markdown, render_page, write_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 EVIL = '<script>alert("x")</script>&|`*'
@@ -193,8 +191,6 @@ def test_ticks_are_round_and_few() -> None:
 
 
 def test_markdown_has_the_same_numbers_and_a_fence_that_holds() -> None:
-    from longlora.report.blocks import Code
-
     table = Table(caption="c_d", header=["model", "1"], rows=[[Cell(text="a|b"), Cell(text="3 %")]])
     section = Section(anchor="a", title="T", blocks=[table, Code(caption="run", text="echo ```")])
     document = Document(title="t", lead=["l"], sections=[section], date="d")
