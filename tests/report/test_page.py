@@ -1,5 +1,7 @@
 """The page says what was measured, escapes everything, and draws numbers where they belong."""
 
+import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -159,8 +161,6 @@ def test_a_wide_range_is_drawn_in_equal_ratios() -> None:
 
 
 def test_only_the_same_tokens_share_a_chart_of_perplexity(tmp_path: Path) -> None:
-    import json
-
     for name in ("one", "two", "three"):
         write_curves(tmp_path / name, name, level=9, rises_after=4096)
     path = tmp_path / "three" / "perplexity" / "perplexity.json"
@@ -168,6 +168,18 @@ def test_only_the_same_tokens_share_a_chart_of_perplexity(tmp_path: Path) -> Non
     page = write_report([str(tmp_path)], tmp_path / "out").read_text(encoding="utf-8")
     section = page[page.index('<section id="perplexity">') : page.index('<section id="positions">')]
     assert [figure.count("<polyline") for figure in section.split("<figure>")[1:]] == [2, 1]
+
+
+def test_a_loss_that_is_no_number_stands_in_the_table_alone(tmp_path: Path) -> None:
+    write_curves(tmp_path / "in", "broken", level=9, rises_after=4096)
+    path = tmp_path / "in" / "perplexity" / "perplexity.json"
+    content = json.loads(path.read_text())
+    content["perplexity"]["8192"]["perplexity"] = math.nan
+    path.write_text(json.dumps(content))
+    page = write_report([str(tmp_path / "in")], tmp_path / "out").read_text(encoding="utf-8")
+    section = page[page.index('<section id="perplexity">') : page.index('<section id="positions">')]
+    assert "<span>nan</span>" in section and 'data-label="8,192"' in section
+    assert len(drawn_points(section)) == 3
 
 
 def test_intervals_levels_and_single_points_are_drawn() -> None:

@@ -25,8 +25,8 @@ class Of(NamedTuple, Generic[Result]):
     result: Result
 
     def line(self, points: Iterable[Point]) -> Series:
-        """Make a line of a chart."""
-        return Series(label=self.label, style=self.style, points=list(points))
+        """Make a line of a chart; what is not finite has its place in the table alone."""
+        return Series(label=self.label, style=self.style, points=[point for point in points if math.isfinite(point.y)])
 
 
 def evidence(collection: Collection) -> list[Section]:
@@ -293,8 +293,7 @@ def _averaged(run: TrainingRun) -> list[Point]:
     """Average neighbouring steps so that at most so many points remain: single steps are mostly noise."""
     size = math.ceil(len(run.steps) / _MOST_POINTS)
     parts = [(run.steps[at : at + size], run.losses[at : at + size]) for at in range(0, len(run.steps), size)]
-    means = [Point(x=sum(steps) / len(steps), y=sum(losses) / len(losses)) for steps, losses in parts]
-    return [point for point in means if math.isfinite(point.y)]
+    return [Point(x=sum(steps) / len(steps), y=sum(losses) / len(losses)) for steps, losses in parts]
 
 
 def _attention(recipe: Mapping[str, Any]) -> str:
