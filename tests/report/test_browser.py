@@ -10,6 +10,8 @@ from tests.report.folders import LENGTHS, write_curves, write_retrieval, write_r
 
 from longlora.report.write import write_report
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
 )
@@ -57,6 +59,8 @@ def test_it_renders_alone_in_both_schemes_and_widths(browser: Any, page_file: Pa
         sizes = [pictures.nth(index).bounding_box() for index in range(pictures.count())]
         assert all(size and 250 < size["width"] <= width and size["height"] > 150 for size in sizes)
         assert page.get_by_role("table").count() >= 6  # still tables where the style sheet makes cards of them
+        names = page.locator("section:not(:has(.maps)) tbody th:visible")  # broken between words, not after each letter
+        assert min(names.nth(index).bounding_box()["width"] for index in range(names.count())) > 100
         assert (
             lightness(page, "body", "backgroundColor") > 0.9
             if scheme == "light"

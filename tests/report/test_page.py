@@ -1,5 +1,7 @@
 """The page says what was measured, escapes everything, and draws numbers where they belong."""
 
+import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -17,11 +19,9 @@ from tests.report.folders import (
 )
 
 from longlora.cli import main as cli
-from longlora.report.blocks import Cell, Chart, Document, Level, Point, Section, Series, Table
-from longlora.report.markdown import render_markdown
-from longlora.report.page import render_page
-from longlora.report.svg import HEIGHT, WIDTH, line_chart, round_ticks
-from longlora.report.write import write_report
+from longlora.report.blocks import Cell, Chart, Code, Document, Level, Point, Section, Series, Table
+from longlora.report.charts import HEIGHT, WIDTH, line_chart, round_ticks
+from longlora.report.write import render_markdown, render_page, write_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 EVIL = '<script>alert("x")</script>&|`*'
@@ -161,8 +161,6 @@ def test_a_wide_range_is_drawn_in_equal_ratios() -> None:
 
 
 def test_only_the_same_tokens_share_a_chart_of_perplexity(tmp_path: Path) -> None:
-    import json
-
     for name in ("one", "two", "three"):
         write_curves(tmp_path / name, name, level=9, rises_after=4096)
     path = tmp_path / "three" / "perplexity" / "perplexity.json"
@@ -170,6 +168,18 @@ def test_only_the_same_tokens_share_a_chart_of_perplexity(tmp_path: Path) -> Non
     page = write_report([str(tmp_path)], tmp_path / "out").read_text(encoding="utf-8")
     section = page[page.index('<section id="perplexity">') : page.index('<section id="positions">')]
     assert [figure.count("<polyline") for figure in section.split("<figure>")[1:]] == [2, 1]
+
+
+def test_a_loss_that_is_no_number_stands_in_the_table_alone(tmp_path: Path) -> None:
+    write_curves(tmp_path / "in", "broken", level=9, rises_after=4096)
+    path = tmp_path / "in" / "perplexity" / "perplexity.json"
+    content = json.loads(path.read_text())
+    content["perplexity"]["8192"]["perplexity"] = math.nan
+    path.write_text(json.dumps(content))
+    page = write_report([str(tmp_path / "in")], tmp_path / "out").read_text(encoding="utf-8")
+    section = page[page.index('<section id="perplexity">') : page.index('<section id="positions">')]
+    assert "<span>nan</span>" in section and 'data-label="8,192"' in section
+    assert len(drawn_points(section)) == 3
 
 
 def test_intervals_levels_and_single_points_are_drawn() -> None:
@@ -193,8 +203,6 @@ def test_ticks_are_round_and_few() -> None:
 
 
 def test_markdown_has_the_same_numbers_and_a_fence_that_holds() -> None:
-    from longlora.report.blocks import Code
-
     table = Table(caption="c_d", header=["model", "1"], rows=[[Cell(text="a|b"), Cell(text="3 %")]])
     section = Section(anchor="a", title="T", blocks=[table, Code(caption="run", text="echo ```")])
     document = Document(title="t", lead=["l"], sections=[section], date="d")

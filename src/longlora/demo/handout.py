@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
+from longlora.support.wording import templates
 
 
 @dataclass
@@ -35,51 +37,41 @@ def write_report(result: DemoResult, output: Path) -> None:
 
     `report.json` comes last: it stands for a finished demo.
     """
-    draw(result, output / "perplexity.png")
-    write_atomically(output / "starter.yaml", STARTER_RECIPE)
-    write_atomically(output / "report.md", _markdown(result, output))
-    write_atomically(output / "report.json", json.dumps(asdict(result), indent=2) + "\n")
-    console = Console()
-    console.print(_table(result))
-    console.print(_verdict(result), highlight=False)
-    console.print(f"\nreport: {output / 'report.md'}   picture: {output / 'perplexity.png'}\n", highlight=False)
-    console.print("Next, on a model of your own:", highlight=False)
-    for command in next_commands(output):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
-
-
-STARTER_RECIPE = """\
-# The demo's job on a model of your own, with the settings of the LongLoRA paper (arXiv 2309.12307, appendix B).
-# MODEL and TEXTS stand for a directory or hub name, and for folders, files, globs or a data set.
-model_name_or_path: MODEL
-output_dir: runs/mine
-context_length: 32768
-data:
-  source: TEXTS
-attention:
-  dense_finish: 0.2  # the last fifth of the steps with full attention; 0 is the paper
-"""
-
-
-def next_commands(output: Path) -> list[str]:
-    """Three commands that do the demo's job on a user's model and texts."""
-    return [
-        f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
-        "longlora eval runs/mine/adapter --suite quick --data HELD_OUT_TEXTS --out verdict",
-        "longlora chat runs/mine/merged --document FILE",
+    header = ["model", *map(str, result.perplexity["base"]), "training"]
+    rows = [
+        [name, *(f"{value:.2f}" for value in values.values()), _training_time(result.seconds[name])]
+        for name, values in result.perplexity.items()
     ]
+    verdict, commands = _verdict(result), _next_commands(output)
+
+    draw(result, output / "perplexity.png")
+    texts = templates("demo/templates")
+    write_atomically(output / "starter.yaml", texts.get_template("starter.yaml").render())
+    report = texts.get_template("demo_report.md.j2").render(
+        result=result, header=header, rows=rows, verdict=verdict, commands=commands
+    )
+    write_atomically(output / "report.md", report)
+    write_atomically(output / "report.json", json.dumps(asdict(result), indent=2) + "\n")
+
+    table = Table(title="Perplexity by context length (tokens)")
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(verdict)
+    console.print(f"\nreport: {output / 'report.md'}   picture: {output / 'perplexity.png'}\n")
+    console.print("Next, on a model of your own:")
+    for command in commands:
+        console.print(f"  {command}", soft_wrap=True)
 
 
 def draw(result: DemoResult, path: Path) -> None:
     """Draw perplexity over context length, one line a model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    base, target = result.environment["base_context"], result.settings["context_length"]
     lengths = list(result.perplexity["base"])
-    figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+    figure, axes = new_figure(8, 4.8)
+    plain(axes, grid=False)
     untrained = {"base": "-", "interpolation only": "--"}
     for name, values in result.perplexity.items():
         (line,) = axes.plot(lengths, list(values.values()), marker="o", markersize=4, label=name)
@@ -88,35 +80,24 @@ def draw(result: DemoResult, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    ticks = [10, 20, 50, 100, 200, 500]
     lowest, highest = axes.get_ylim()
-    axes.set_yticks([tick for tick in ticks if lowest < tick < highest])
+    axes.set_yticks([tick for tick in (10, 20, 50, 100, 200, 500) if lowest < tick < highest])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
-    for length, label in ((base, "base context"), (target, "extended to")):
+    marked = {"base context": result.environment["base_context"], "extended to": result.settings["context_length"]}
+    for label, length in marked.items():
         axes.axvline(length, color="#cccccc", zorder=0)
         axes.annotate(f" {label}", (length, 0.99), xycoords=("data", "axes fraction"), va="top", color="#888888")
     axes.set(xlabel="context length (tokens)", ylabel="perplexity (full attention, same targets)")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
-def _table(result: DemoResult) -> Table:
-    table = Table(title="Perplexity by context length (tokens)")
-    table.add_column("model")
-    for length in result.perplexity["base"]:
-        table.add_column(str(length), justify="right")
-    table.add_column("training", justify="right")
-    for row in _rows(result):
-        table.add_row(*row)
-    return table
-
-
-def _rows(result: DemoResult) -> list[list[str]]:
+def _next_commands(output: Path) -> list[str]:
     return [
-        [name, *(f"{value:.2f}" for value in values.values()), _training_time(result.seconds[name])]
-        for name, values in result.perplexity.items()
+        f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
+        "longlora eval runs/mine/adapter --suite quick --data HELD_OUT_TEXTS --out verdict",
+        "longlora chat runs/mine/merged --document FILE",
     ]
 
 
@@ -135,31 +116,3 @@ def _verdict(result: DemoResult) -> str:
         f"{extended[target] / base[base_context]:.2f} x the base at its own {base_context} ({base[base_context]:.2f}), "
         f"{extended[target] / base[target]:.2f} x the base at {target} ({base[target]:.2f})."
     )
-
-
-def _markdown(result: DemoResult, output: Path) -> str:
-    lengths = list(result.perplexity["base"])
-    header = ["model", *map(str, lengths), "training"]
-    lines = [" | ".join(header), " | ".join(["---", *["---:"] * (len(header) - 1)]), *map(" | ".join, _rows(result))]
-    table = "\n".join(f"| {line} |" for line in lines)
-    packages = ", ".join(f"{name} {number}" for name, number in result.environment["packages"].items())
-    commands = "\n".join(next_commands(output))
-    return f"""# Before and after
-
-Perplexity on held-out files of Python's standard library, full attention, the same target tokens at every length.
-
-{table}
-
-{_verdict(result)}
-
-![Perplexity over context length](perplexity.png)
-
-Command: `longlora demo`. {result.environment["date"]}; {result.environment["machine"]}; {packages}.
-Merged model in `merged/`: its logits differ from the adapter's by at most {result.merge["largest_difference"]:.2g}.
-
-On a model of your own:
-
-```sh
-{commands}
-```
-"""

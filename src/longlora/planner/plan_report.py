@@ -1,5 +1,6 @@
 """A plan for people and for machines."""
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -7,15 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 from longlora.planner.hardware import GIB
-from longlora.planner.memory import Item
 from longlora.planner.plan import Plan
+from longlora.support.wording import short_number
 
 BAR_WIDTH = 16
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan as tables and sentences."""
-    console.print(Group(*_parts(plan)), highlight=False)
+    parts = [_headline(plan), Text(), _memory_table(plan), Text(), _verdict(plan), *_advice(plan), Text(), _facts(plan)]
+    console.print(Group(*parts), highlight=False)
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
@@ -32,14 +34,14 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "memory_bytes": plan.memory_bytes,
         "total_bytes": plan.memory.total,
-        "items": [_item_to_dict(item) for item in plan.memory.items],
+        "items": [asdict(item) for item in plan.memory.items],
         "reserved_with_room_bytes": plan.memory.reserved_with_room,
         "keep_free": plan.keep_free,
         "keeps_margin": plan.keeps_margin,
         "measured": plan.measured,
         "host_memory_bytes": plan.host_memory_bytes,
         "host_bytes": plan.memory.host_total,
-        "host_items": [_item_to_dict(item) for item in plan.memory.host_items],
+        "host_items": [asdict(item) for item in plan.memory.host_items],
         "longest_context": plan.longest_context,
         "seconds": duration and duration.seconds,
         "tokens_per_second_per_gpu": duration and duration.tokens_per_second_per_gpu,
@@ -51,23 +53,6 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         ],
         "advice_suffices": plan.advice_suffices,
     }
-
-
-def _item_to_dict(item: Item) -> dict[str, Any]:
-    return {"name": item.name, "bytes": item.bytes, "note": item.note}
-
-
-def _parts(plan: Plan) -> list[RenderableType]:
-    return [
-        _headline(plan),
-        Text(),
-        _memory_table(plan),
-        Text(),
-        _verdict(plan),
-        *_advice(plan),
-        Text(),
-        _facts(plan),
-    ]
 
 
 def _headline(plan: Plan) -> Text:
@@ -82,7 +67,7 @@ def _headline(plan: Plan) -> Text:
     text = Text(f"{run.architecture.name}", style="bold")
     text.append(f" at {run.context_length:,} tokens on {gpus}, {attention}\n", style="not bold")
     text.append(
-        f"{run.tuning} trains {_count(trained)} of {_count(run.architecture.num_parameters)} parameters; "
+        f"{run.tuning} trains {short_number(trained)} of {short_number(run.architecture.num_parameters)} parameters; "
         f"{run.batch_size} x {run.accumulation_steps} rows per GPU and step",
         style="dim not bold",
     )
@@ -90,7 +75,7 @@ def _headline(plan: Plan) -> Text:
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
+    table = _columns()
     table.add_column("on each GPU", no_wrap=True)
     table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column(f"of {plan.memory_bytes / GIB:g}", justify="right", no_wrap=True)
@@ -147,7 +132,7 @@ def _advice(plan: Plan) -> list[RenderableType]:
         return []
     if not plan.advice:
         return [Text("Nothing that could be switched on helps; take more or larger GPUs, or a shorter context.")]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = _columns()
     table.add_column("what would help, in this order", ratio=1)
     table.add_column("GiB then", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
@@ -161,7 +146,7 @@ def _advice(plan: Plan) -> list[RenderableType]:
 
 
 def _facts(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table = _columns(show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     longest = f"{plan.longest_context:,} tokens, all else as it is" if plan.longest_context else "none fits"
@@ -186,6 +171,10 @@ def _facts(plan: Plan) -> Table:
     return table
 
 
+def _columns(*, show_header: bool = True) -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=show_header, header_style="dim")
+
+
 def _bar(amount: int, scale: int, style: str = "cyan") -> Text:
     eighths = round(8 * BAR_WIDTH * amount / scale)
     full, rest = divmod(eighths, 8)
@@ -200,13 +189,6 @@ def _gib(amount: int) -> str:
 
 def _share(amount: int, plan: Plan) -> str:
     return f"{amount / plan.memory_bytes:.0%}" if amount >= plan.memory_bytes / 200 else "<1%"
-
-
-def _count(number: int) -> str:
-    for size, letter in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return str(number)
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,9 @@
 """What a report is made of, before it becomes HTML or Markdown: sections of text, tables, charts and commands."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 Tone = Literal["", "good", "bad", "quiet"]
 
@@ -21,13 +23,17 @@ NOT_MEASURED = Cell(text="not measured", tone="quiet")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table whose first column names its rows."""
+    """A table whose first column names its rows; a plain text is a cell without tone or heat."""
 
+    kind: ClassVar[str] = "table"
     caption: str
     header: list[str]
-    rows: list[list[Cell]]
-    is_map: bool = False
-    """A small table of colours that stands beside others."""
+    rows: Sequence[Sequence[Cell | str]]
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """The rows, every cell a `Cell`."""
+        return [[cell if isinstance(cell, Cell) else Cell(text=cell) for cell in row] for row in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +67,13 @@ class Level:
 class Chart:
     """Lines over a common axis, and the table that says the same in numbers."""
 
+    kind: ClassVar[str] = "chart"
     title: str
     x_label: str
     y_label: str
     series: list[Series]
     table: Table
-    x_ticks: list[float] | None = None
+    x_ticks: Sequence[float] | None = None
     """Places of ticks on a logarithmic axis to base 2; None for a linear axis with round ticks."""
 
     percent: bool = False
@@ -75,7 +82,7 @@ class Chart:
     wide_range: bool = False
     """Values that may differ by much: the axis is logarithmic where they do."""
 
-    levels: list[Level] = field(default_factory=list)
+    levels: Sequence[Level] = ()
     intervals: str = ""
     """What the intervals are, for the caption."""
 
@@ -84,8 +91,14 @@ class Chart:
 class Code:
     """Lines to copy."""
 
+    kind: ClassVar[str] = "code"
     caption: str
     text: str
+
+    @property
+    def fence(self) -> str:
+        """What encloses the lines in Markdown: more backticks than they hold."""
+        return "`" * max(3, 1 + max(map(len, re.findall("`+", self.text)), default=0))
 
 
 Block = Table | Chart | Code
@@ -97,8 +110,10 @@ class Section:
 
     anchor: str
     title: str
-    paragraphs: list[str] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    note: str = ""
+    blocks: Sequence[Block] = ()
+    layout: Literal["", "cards", "charts", "maps"] = ""
+    """Tables that become cards on a narrow screen; charts, or small tables of colours, beside one another."""
 
 
 @dataclass(frozen=True, kw_only=True)

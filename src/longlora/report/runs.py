@@ -1,7 +1,6 @@
 """A training run, as its folder tells it: what was trained, how the loss fell, and what that took."""
 
 import json
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,9 +34,8 @@ class TrainingRun:
         """What it was trained on, as far as the last start says."""
         if not self.starts:
             return ""
-        last = self.starts[-1]
-        processes = int(last.get("processes", 1))
-        return f"{processes} × {last.get('device', '')}" if processes > 1 else str(last.get("device", ""))
+        device, processes = str(self.starts[-1].get("device", "")), int(self.starts[-1].get("processes", 1))
+        return f"{processes} × {device}" if processes > 1 else device
 
 
 def is_run(folder: Path) -> bool:
@@ -86,4 +84,4 @@ def _hours(starts: list[dict[str, Any]], last_write: float) -> float | None:
         return None
     hours = (last_write - datetime.fromisoformat(starts[0]["time"]).timestamp()) / 3600
     # A copied folder has the time of its copying, which may lie anywhere; before the start it is surely wrong.
-    return hours if math.isfinite(hours) and hours >= 0 else None
+    return hours if hours >= 0 else None

@@ -1,28 +1,31 @@
 """The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost."""
 
-from longlora.report.benchmarks import compared_benchmarks
-from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table, Tone
+from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table
 from longlora.report.collect import ModelResults
-from longlora.report.results import Retrieval
+from longlora.report.results import HarnessScore, Retrieval
 from longlora.report.runs import TrainingRun
+from longlora.support.wording import short_number
+
+_PREFERRED_METRICS = ("acc_norm", "acc", "exact_match", "score")
 
 
 def sentence(model: ModelResults) -> str:
     """Say in one sentence up to where a model reads, by the test that it does worst in."""
-    claim = f" of its {model.context:,}" if model.context else ""
     if not model.retrieval:
         return f"{model.label}: retrieval was not tested, so nothing is said about how far it reads."
     weakest = weakest_test(model)
-    reached = weakest.reached
     tests = "its only test" if len(model.retrieval) == 1 else f"the hardest of {len(model.retrieval)} tests"
-    if reached is None:
+    if weakest.reached is None:
         shortest = weakest.rows[0]
         share = shortest.shares["generated"]
         return (
             f"{model.label} reads reliably at no tested length in {tests}, {weakest.title}: at {shortest.length:,}"
             f" tokens, the shortest, {share.share:.0%} right (95 % interval {share.low:.0%} to {share.high:.0%})."
         )
-    return f"{model.label} reads to {reached:,}{claim} tokens at ≥ {weakest.bar:.0%} in {tests}, {weakest.title}."
+    claim = f" of its {model.context:,}" if model.context else ""
+    return (
+        f"{model.label} reads to {weakest.reached:,}{claim} tokens at ≥ {weakest.bar:.0%} in {tests}, {weakest.title}."
+    )
 
 
 def weakest_test(model: ModelResults) -> Retrieval:
@@ -34,54 +37,57 @@ def weakest_test(model: ModelResults) -> Retrieval:
     return min(model.retrieval.values(), key=ability)
 
 
+def retrieval_tests(models: list[ModelResults]) -> list[str]:
+    """Name the tests that any of the models went through."""
+    return list(dict.fromkeys(title for model in models for title in model.retrieval))
+
+
+def compared_benchmarks(model: ModelResults, models: list[ModelResults]) -> list[tuple[HarnessScore, HarnessScore]]:
+    """Pair a model's scores with its base's, one metric for each task that both did."""
+    base_name = model.short_context.base if model.short_context else None
+    base = next((other for other in models if other.name == base_name), None)
+    if base is None or base.harness is None or model.harness is None:
+        return []
+    of_base = {(score.task, score.metric): score for score in base.harness.scores}
+    pairs = {}
+    for task in dict.fromkeys(score.task for score in model.harness.scores):
+        both = [s for s in model.harness.scores if s.task == task and (task, s.metric) in of_base]
+        both.sort(key=lambda s: (*_PREFERRED_METRICS, s.metric).index(s.metric))
+        if both:
+            pairs[task] = both[0], of_base[task, both[0].metric]
+    return list(pairs.values())
+
+
 def verdict_section(models: list[ModelResults]) -> Section:
     """Lay the models side by side: one row each."""
     header = ["model", "says it reads", "reads to", "perplexity", "short context", "training"]
     rows = [
         [
-            Cell(text=model.label),
-            Cell(text=f"{model.context:,} tokens") if model.context else Cell(text="not known", tone="quiet"),
+            model.label,
+            f"{model.context:,} tokens" if model.context else Cell(text="not known", tone="quiet"),
             _reads_to(model),
             _perplexity(model),
             _short_context(model, models),
-            cost(model.run),
+            cost(model.run) if model.run else Cell(text="no run given", tone="quiet"),
         ]
         for model in models
     ]
     blocks = [Table(caption="All models", header=header, rows=rows)]
-    tests = list(dict.fromkeys(title for model in models for title in model.retrieval))
-    if tests:
+    if tests := retrieval_tests(models):
         caption = "Effective length by test: the longest tested length with the bar there and at every shorter one"
-        blocks.append(
-            Table(
-                caption=caption,
-                header=["model", *tests],
-                rows=[[Cell(text=model.label), *(_effective(model, title) for title in tests)] for model in models],
-            )
-        )
-    return Section(anchor="verdict", title="Verdict", blocks=list(blocks))
+        rows = [[model.label, *(_effective(model, title) for title in tests)] for model in models]
+        blocks.append(Table(caption=caption, header=["model", *tests], rows=rows))
+    return Section(anchor="verdict", title="Verdict", blocks=blocks, layout="cards")
 
 
-def cost(run: TrainingRun | None) -> Cell:
-    """Tokens and hours of a run."""
-    if run is None:
-        return Cell(text="no run given", tone="quiet")
+def cost(run: TrainingRun) -> str:
+    """Say how many steps, tokens and hours a run took, and on what."""
     parts = [f"{len(run.steps) and run.steps[-1]:,} steps"]
     if run.num_tokens is not None:
         parts.append(f"{short_number(run.num_tokens)} tokens")
     if run.hours is not None:
         parts.append(f"{run.hours:.1f} h" if run.hours >= 1 else f"{run.hours * 60:.0f} min")
-    if run.device:
-        parts.append(run.device)
-    return Cell(text=", ".join(parts))
-
-
-def short_number(value: float) -> str:
-    """Write a large number with three digits, as in 1.23 M."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:g}"
+    return ", ".join([*parts, run.device] if run.device else parts)
 
 
 def _reads_to(model: ModelResults) -> Cell:
@@ -90,46 +96,42 @@ def _reads_to(model: ModelResults) -> Cell:
     weakest = weakest_test(model)
     if weakest.reached is None:
         return Cell(text=f"no tested length ({weakest.title})", tone="bad")
-    tone: Tone = "good" if model.context and weakest.reached >= model.context else ""
-    return Cell(text=f"{weakest.reached:,} tokens ({weakest.title})", tone=tone)
+    reads_all = model.context is not None and weakest.reached >= model.context
+    return Cell(text=f"{weakest.reached:,} tokens ({weakest.title})", tone="good" if reads_all else "")
 
 
 def _effective(model: ModelResults, title: str) -> Cell:
     test = model.retrieval.get(title)
     if test is None:
         return NOT_MEASURED
+    longest = test.rows[-1].length
     if test.reached is None:
-        return Cell(text=f"none up to {test.rows[-1].length:,}", heat=0.0)
-    limit = " (longest tested)" if test.reached == test.rows[-1].length else ""
+        return Cell(text=f"none up to {longest:,}", heat=0.0)
     heat = min(1.0, test.reached / model.context) if model.context else None
-    return Cell(text=f"{test.reached:,}{limit}", heat=heat)
+    return Cell(text=f"{test.reached:,}{' (longest tested)' if test.reached == longest else ''}", heat=heat)
 
 
 def _perplexity(model: ModelResults) -> Cell:
     rows = model.perplexity.rows if model.perplexity else []
-    measured = [row for row in rows if row.perplexity is not None]
+    measured = [(row.perplexity, row.length) for row in rows if row.perplexity is not None]
     if not measured:
         return NOT_MEASURED
-    first, last = measured[0], measured[-1]
-    text = f"{last.perplexity:.2f} at {last.length:,}"
-    if first is last:
-        return Cell(text=text)
-    assert first.perplexity is not None and last.perplexity is not None
-    tone: Tone = "good" if last.perplexity < first.perplexity else "bad"
-    return Cell(text=f"{first.perplexity:.2f} at {first.length:,} → {text}", tone=tone)
+    texts = [f"{perplexity:.2f} at {length:,}" for perplexity, length in measured]
+    if len(texts) == 1:
+        return Cell(text=texts[0])
+    return Cell(text=f"{texts[0]} → {texts[-1]}", tone="good" if measured[-1][0] < measured[0][0] else "bad")
 
 
 def _short_context(model: ModelResults, models: list[ModelResults]) -> Cell:
     result = model.short_context
     if result is None:
         return NOT_MEASURED
-    benchmarks = _benchmarks(model, models)
-    change = f"{100 * (result.ratio - 1):+.1f} %"
+    change, benchmarks = f"{100 * (result.ratio - 1):+.1f} %", _benchmarks(model, models)
     if result.low is None or result.high is None:
         return Cell(text=f"{change} (one window, no interval){benchmarks}")
     interval = f"{100 * (result.low - 1):+.1f} to {100 * (result.high - 1):+.1f} %"
-    tone: Tone = "bad" if result.low > 1 else "good"
-    return Cell(text=f"{change} perplexity at {result.length:,} tokens ({interval}){benchmarks}", tone=tone)
+    text = f"{change} perplexity at {result.length:,} tokens ({interval}){benchmarks}"
+    return Cell(text=text, tone="bad" if result.low > 1 else "good")
 
 
 def _benchmarks(model: ModelResults, models: list[ModelResults]) -> str:
@@ -137,5 +139,4 @@ def _benchmarks(model: ModelResults, models: list[ModelResults]) -> str:
     if not compared:
         return ""
     mean = sum(own.value - base.value for own, base in compared) / len(compared)
-    count = "1 benchmark" if len(compared) == 1 else f"{len(compared)} benchmarks"
-    return f"; {100 * mean:+.1f} points in {count}"
+    return f"; {100 * mean:+.1f} points in {len(compared)} benchmark{'s' * (len(compared) > 1)}"

@@ -1,16 +1,22 @@
-"""From folders to the two files of a report."""
+"""From folders to the two files of a report.
 
+The page is HTML that needs nothing but itself: no script, no request, light or dark as the reader likes. The Markdown
+has the same words and numbers, and the charts as their tables.
+"""
+
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from longlora.report.blocks import Document
+from longlora.report.charts import PAGES, line_chart
 from longlora.report.collect import Collection, collect
-from longlora.report.markdown import render_markdown
-from longlora.report.page import render_page
-from longlora.report.sections import evidence
+from longlora.report.evidence import evidence
 from longlora.report.verdict import sentence, verdict_section
 from longlora.support.files import write_atomically
+from longlora.support.wording import templates
 
 PAGE, TEXT = "report.html", "report.md"
 
@@ -44,3 +50,22 @@ def compose(collection: Collection) -> Document:
         sections=sections + evidence(collection),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
+
+
+def render_page(document: Document) -> str:
+    """Write a document as HTML; every text in it is escaped."""
+    return PAGES.get_template("report.html.j2").render(document=document, line_chart=line_chart)
+
+
+def render_markdown(document: Document) -> str:
+    """Write a document as Markdown; nothing in it can break out of its table or its block of code."""
+    markdown = templates("report/templates", finalize=_plain)
+    return markdown.get_template("report.md.j2").render(document=document)
+
+
+def _plain(value: Any) -> Any:
+    """Take their meaning away from the signs that Markdown, and the HTML in it, would act upon."""
+    if hasattr(value, "__html__"):  # marked as safe in the template
+        return value
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(re.sub(r"([\\|*_`\[\]#])", r"\\\1", text).split())

@@ -1,0 +1,138 @@
+"""A chart as inline SVG: Python says where the numbers lie, a template draws them, the page's style sheet colours them.
+
+Lines differ in colour, dash and marker at once, so that none of these needs to be seen. matplotlib's own SVG can do
+neither that nor the rest: colours of a style sheet, a description in words, tips at the points, no `url(…)`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from longlora.report.blocks import Chart
+from longlora.support.wording import templates
+
+WIDTH, HEIGHT = 460, 300  # units of the view box
+LEFT, RIGHT, BOTTOM, TOP = 58, 446, 250, 12  # where the axes end
+CHARACTER_WIDTH = 7.4
+
+Transform = Callable[[float], float]
+PAGES = templates("report/templates")
+
+
+class Tick(NamedTuple):
+    """A place on an axis, in units of the view box, and what is written there."""
+
+    at: float
+    text: str
+
+
+class Axis(NamedTuple):
+    """One side of the picture: its ends, where a value lies between them, and what is written along it."""
+
+    start: float
+    end: float
+    at: Transform
+    ticks: list[Tick]
+
+
+def line_chart(chart: Chart, *, identity: str) -> str:
+    """Draw a chart and its legend as HTML; `identity` is unique on the page, and joins picture and description."""
+    return PAGES.get_template("chart.html.j2").render(
+        chart=chart,
+        identity=identity,
+        description=describe(chart),
+        number=_number(chart, digits=4),
+        x=_x_axis(chart),
+        y=_y_axis(chart),
+        width=WIDTH,
+        height=HEIGHT,
+        character_width=CHARACTER_WIDTH,
+    )
+
+
+def describe(chart: Chart) -> str:
+    """Say what a chart shows in words: every line's first and last value, and its lowest and highest."""
+    show = _number(chart, digits=3)
+    text = [f"Line chart of {chart.y_label} over {chart.x_label}."]
+    for series in chart.series:
+        if points := series.points:
+            first, last = (f"{show(point.y)} at {point.x:,.0f}" for point in (points[0], points[-1]))
+            lowest, highest = (show(choose(point.y for point in points)) for choose in (min, max))
+            text.append(f"{series.label}: {first}, {last}, lowest {lowest}, highest {highest}.")
+    return " ".join([*text, *(f"Horizontal line: {level.label}." for level in chart.levels)])
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return four to eight round numbers between two values."""
+    if high <= low:
+        return [low]
+    step = 10 ** math.floor(math.log10((high - low) / 4))
+    step *= next(factor for factor in (5, 2, 1) if (high - low) / (step * factor) >= 4 or factor == 1)
+    return [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _number(chart: Chart, *, digits: int) -> Callable[[float], str]:
+    return lambda value: f"{value:.0%}" if chart.percent else f"{value:.{digits}g}"
+
+
+def _x_axis(chart: Chart) -> Axis:
+    if chart.x_ticks is not None:
+        low, high = _with_room(chart.x_ticks, math.log2)
+        axis = _axis((LEFT, RIGHT), low, high, chart.x_ticks, "{:,.0f}", math.log2)
+    else:
+        values = [point.x for series in chart.series for point in series.points] or [0.0, 1.0]
+        low, high = min(0.0, *values), max(values)
+        axis = _axis((LEFT, RIGHT), low, max(high, low + 1), round_ticks(low, high), "{:,.0f}")
+    return axis._replace(ticks=list(_apart(axis.ticks)))
+
+
+def _apart(ticks: list[Tick]) -> Iterator[Tick]:
+    """Take away a text that would touch the one before it; its tick stays."""
+    end = -math.inf
+    for tick in ticks:
+        reach = CHARACTER_WIDTH * len(tick.text) / 2
+        if tick.at - reach < end + 6:
+            yield tick._replace(text="")
+        else:
+            end = tick.at + reach
+            yield tick
+
+
+def _y_axis(chart: Chart) -> Axis:
+    if chart.percent:
+        return _axis((BOTTOM, TOP), -0.03, 1.03, (0, 0.25, 0.5, 0.75, 1), "{:.0%}")
+    values = [v for s in chart.series for p in s.points for v in (p.y, p.low, p.high) if v is not None] or [0.0, 1.0]
+    if chart.wide_range and min(values) > 0 and max(values) / min(values) > 4:
+        low, high = _with_room(values, math.log10)
+        decades = range(math.floor(low), math.ceil(high))
+        ticks = [tick for d in decades for f in (1, 2, 3, 5, 7) if low <= math.log10(tick := f * 10.0**d) <= high]
+        return _axis((BOTTOM, TOP), low, high, ticks, "{:g}", math.log10)
+    low, high = _with_room(values)
+    ticks = round_ticks(low, high)
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]))) if len(ticks) > 1 else 2
+    return _axis((BOTTOM, TOP), low, high, ticks, f"{{:.{digits}f}}")
+
+
+def _with_room(values: Iterable[float], transform: Transform = float) -> tuple[float, float]:
+    """Return the ends of an axis, transformed, on which the outermost values do not touch the edge."""
+    places = [transform(value) for value in values]
+    low, high = min(places), max(places)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _axis(
+    ends: tuple[float, float],
+    low: float,
+    high: float,
+    ticks: Iterable[float],
+    text: str,
+    transform: Transform = float,
+) -> Axis:
+    """Lay an axis out; `low` and `high` are the transformed values at its ends."""
+    start, end = ends
+
+    def at(value: float) -> float:
+        return round(start + (transform(value) - low) / (high - low) * (end - start), 1)
+
+    return Axis(start, end, at, [Tick(at(tick), text.format(tick)) for tick in ticks])
