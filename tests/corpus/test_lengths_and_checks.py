@@ -14,7 +14,7 @@ from longlora.cli import app
 from longlora.conversation import ensure_chat_template
 from longlora.corpus.checking import check_file
 from longlora.corpus.lengths import measure_lengths, percentiles
-from longlora.corpus.overlap import RunIndex
+from longlora.corpus.near_duplicates import RunIndex
 from longlora.errors import DataError
 from longlora.tiny import tiny_model_directory
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.corpus.overlap import RunIndex
-from longlora.corpus.qa.progress import shown
+from longlora.corpus.bars import shown
+from longlora.corpus.near_duplicates import NearDuplicates, RunIndex, signature
 from longlora.corpus.question_rows import Row, read_rows
 from longlora.data import EncodedConversation, encode_conversation
 from longlora.data.encode import UnusableConversationError, check_tokenizer
@@ -138,13 +137,13 @@ def check_file(
     """
     seen = _Seen()
     for other in against:
-        for row in shown(read_rows(other, text_column=text_column)[0], f"Reading {other.name}", total=None,
-                         progress=progress):  # fmt: skip
+        known, _ = read_rows(other, text_column=text_column)
+        for row in shown(known, f"Reading {other.name}", progress=progress):
             seen.add(row)
     report = Report(str(path), context_length)
     rows, skipped = read_rows(path, text_column=text_column)
     earlier: Counter[str] = Counter()
-    for row in shown(rows, f"Checking {path.name}", total=None, progress=progress):
+    for row in shown(rows, f"Checking {path.name}", progress=progress):
         report.num_rows += 1
         _check_tokens(row, tokenizer, report)
         _check_repetition(row, earlier, report)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.corpus.qa.records import write_records
+from longlora.corpus.question_rows import write_rows
 from longlora.data import read_conversations
 from longlora.errors import ConfigError, DataError
 
@@ -71,7 +71,7 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
     }
     rows = [*chosen[long], *chosen[short]]
     choose.shuffle(rows)
-    write_records(out, _records(rows))
+    write_rows(out, _records(rows))
     return Mix(*(_part(name, sources[name], chosen[name]) for name in (long, short)))
 
 

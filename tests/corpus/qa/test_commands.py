@@ -9,8 +9,8 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, completion, scholar, status
 from tests.corpus.qa.conftest import SMALL, Run, records
 
-from longlora.corpus.qa.models import choose_model
-from longlora.corpus.qa.templates import load_prompts, prompts_digest
+from longlora.corpus.qa.answering_model import choose_model
+from longlora.corpus.qa.prompt_files import load_prompts, prompts_digest
 from longlora.errors import ConfigError
 
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]

@@ -15,7 +15,7 @@ import pytest
 from tests.corpus.qa.conftest import Run
 
 from longlora.conversation import ensure_chat_template
-from longlora.corpus.qa.run import journal_path
+from longlora.corpus.qa.make import journal_path
 from longlora.model import load_tokenizer
 from longlora.tiny import tiny_model_directory
 

@@ -1,6 +1,5 @@
-"""Bars on stderr, and warnings that are said once."""
+"""Progress bars on stderr."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,27 +19,9 @@ def progress_bar(description: str, *, total: int | None, progress: bool) -> Iter
         yield lambda count, text: bar.update(task, advance=count, text=text)
 
 
-def shown(items: Iterable[T], description: str, *, total: int | None, progress: bool) -> Iterator[T]:
+def shown(items: Iterable[T], description: str, *, total: int | None = None, progress: bool) -> Iterator[T]:
     """Give items one by one, with a bar."""
     with progress_bar(description, total=total, progress=progress) as advance:
         for item in items:
             yield item
             advance(1, "")
-
-
-@contextmanager
-def each_warning_once(logger: logging.Logger) -> Iterator[None]:
-    """Leave out what a logger has said already: documents are read several times, and so are those that are skipped."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        is_known = message in said
-        said.add(message)
-        return not is_known
-
-    logger.addFilter(is_new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_new)
