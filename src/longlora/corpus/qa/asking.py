@@ -16,23 +16,10 @@ MOST_FAILURES_IN_A_ROW = 10
 """Calls that came to nothing, with none answered between them, after which the run stops."""
 
 
-class Attempt(Protocol):
-    """What a model tells of its attempts to answer a call."""
-
-    may_be_charged: bool
-    """The model may have worked on what was sent: nobody said that it did not."""
-
-    async def begin(self) -> None:
-        """Wait until the call may go out, again if it did before."""
-
-    async def end(self, reason: str) -> None:
-        """Write down that it came to nothing, and may go out again."""
-
-
 class Answerer(Protocol):
     """A model that answers calls, near or far."""
 
-    async def answer(self, call: Call, attempt: Attempt) -> Answer:
+    async def answer(self, call: Call, attempt: "Attempt") -> Answer:
         """Answer one call, which goes out once after each `attempt.begin()`.
 
         Raises:
@@ -65,7 +52,7 @@ class Caller:
         self._answerer = answerer
         self._places = asyncio.Semaphore(sending.concurrency)
         self._advance = advance
-        self._shared: dict[str, asyncio.Future[Reply]] = {}
+        self._shared: dict[str, asyncio.Future[Reply | None]] = {}
         self._failures_in_a_row = 0
         self.num_answered = 0
         self.failures: Counter[str] = Counter()
@@ -77,37 +64,28 @@ class Caller:
         for task in self.idle:
             task.cancel()
 
-    async def ask(self, call: Call) -> Reply:
-        """Give a call's reply.
-
-        Raises:
-            UnansweredError: there is none; why is counted in `failures`, unless the run has stopped.
-        """
+    async def ask(self, call: Call) -> Reply | None:
+        """Give a call's reply; where there is none, the reason is counted in `failures` unless the run has stopped."""
         key = call.key
-        if reply := self.journal.find(key):
+        if (reply := self.journal.find(key)) or self.stopped_by is not None:
             return reply
-        if self.stopped_by is not None:
-            raise UnansweredError("the run has stopped")
         if key not in self._shared:
             # Two sections may be the same, word for word: both wait for one call.
             self._shared[key] = asyncio.ensure_future(self._ask_anew(call))
             self._shared[key].add_done_callback(lambda _: self._shared.pop(key))
-        return await asyncio.shield(self._shared[key])
+        asked = self._shared[key]
+        await asyncio.wait([asked])
+        return None if asked.cancelled() else asked.result()
 
-    async def _ask_anew(self, call: Call) -> Reply:
-        attempt = _Attempt(call, self)
+    async def _ask_anew(self, call: Call) -> Reply | None:
+        attempt = Attempt(call, self)
         try:
             async with self._places:
-                answer = await self._answerer.answer(call, attempt)
-                reply = await attempt.succeed(answer)
-        except asyncio.CancelledError:
-            if self.stopped_by is None:
-                raise
-            raise UnansweredError("the run has stopped") from None
+                reply = await attempt.succeed(await self._answerer.answer(call, attempt))
         except (RefusedError, UnansweredError) as error:
             await attempt.close(str(error))
             self._count_failure(error)
-            raise UnansweredError(str(error)) from error
+            return None
         finally:
             self.idle.discard(attempt.task)
         self._failures_in_a_row = 0
@@ -125,8 +103,11 @@ class Caller:
             self.stop(RefusedError(f"{self._failures_in_a_row} calls in a row came to nothing, the last with {error}"))
 
 
-class _Attempt:
-    """The attempts of one call: each is paid for and written down before it goes out."""
+class Attempt:
+    """The attempts of one call: each is paid for and written down before it goes out.
+
+    Whoever sends the call says in `may_be_charged` whether the model may have worked on it.
+    """
 
     def __init__(self, call: Call, caller: Caller) -> None:
         task = asyncio.current_task()
@@ -168,6 +149,7 @@ class _Attempt:
         if self._reserved is not None:
             self._caller.journal.failed(self._call, reason, may_be_charged=self.may_be_charged)
             await self._release()
+        self._caller.idle.discard(self.task)
 
     async def succeed(self, answer: Answer) -> Reply:
         """Write the answer down; what the model did not count is estimated."""

@@ -67,12 +67,12 @@ class Reply:
     """From sending to the reply, the last attempt alone."""
 
 
-Ask = Callable[[Call], Awaitable[Reply]]
-"""Gives a call's reply, or raises UnansweredError."""
+Ask = Callable[[Call], Awaitable[Reply | None]]
+"""Gives a call's reply; with None there is none, now: its questions are left out, and asked again by the next run."""
 
 
 class UnansweredError(Exception):
-    """A call has no reply, now; its questions are left out, and asked again by the next run."""
+    """The model does not answer this call."""
 
 
 class RefusedError(Exception):

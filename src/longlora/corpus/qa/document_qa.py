@@ -9,10 +9,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Literal, TypeVar
+from functools import cached_property, partial
+from typing import Literal
 
-from longlora.corpus.qa.calls import Ask, Call, Reply, Step, UnansweredError
+from longlora.corpus.qa.calls import Ask, Call, Reply, Step
 from longlora.corpus.qa.chunks import HEADING_TOKENS, Document, TokenCounter, spread
 from longlora.corpus.qa.grounding import Passages
 from longlora.corpus.qa.prompt_files import PromptSet, Template
@@ -27,8 +27,6 @@ from longlora.corpus.qa.reply_text import (
 )
 
 Scope = Literal["document", "notes", "section"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,7 @@ class DocumentQA:
         self.num_unanswered = 0
         """Calls that had no reply; those not counted that wait for them."""
         self._settings = settings
-        self._counter = counter
+        self._tokens = counter.count
         self._room = room
         self._ask_model = ask
 
@@ -86,17 +84,18 @@ class DocumentQA:
         """Do all that can be done now; candidates come in a fixed order."""
         single = [template for template in self.prompts.questions if template.over == "section"]
         chosen = spread(len(self.document.sections), self._settings.ask_sections)
-        parts = [
+        return await _joined(
             self._over_whole([template for template in self.prompts.questions if template.over == "whole"]),
             *(self._over_material(template, self._section(number)) for template in single for number in chosen),
-        ]
-        return _joined_lists(await _together(parts))
+        )
 
     async def _over_whole(self, templates: Sequence[Template]) -> list[Candidate]:
         if not templates:
             return []
         material = self._section(0) if len(self.document.sections) == 1 else await self._notes()
-        return _joined_lists(await _together([self._over_material(template, material) for template in templates]))
+        if material is None:
+            return []
+        return await _joined(*(self._over_material(template, material) for template in templates))
 
     def _section(self, number: int) -> Material:
         sections, kind = self.document.sections, self.document.kind
@@ -109,27 +108,26 @@ class DocumentQA:
             sections=(sections[number],),
         )
 
-    async def _notes(self) -> Material:
-        """Take notes on every section, and condense neighbours until all fit one prompt."""
+    async def _notes(self) -> Material | None:
+        """Take notes on every section, and condense neighbours until all fit one prompt; None where one is missing."""
         count = len(self.document.sections)
+        parts = [f"section {number + 1} of the {count} sections" for number in range(count)]
         calls = [
-            self._call(
-                "notes", self.prompts.notes, self._section(number), part=f"section {number + 1} of the {count} sections"
-            )
-            for number in range(count)
+            self._call("notes", self.prompts.notes, self._section(number), part=part)
+            for number, part in enumerate(parts)
         ]
-        notes = _all_of(await _together([self._text(call) for call in calls]))
-        while len(notes) > 1 and self._counter.count(_numbered(notes)) + HEADING_TOKENS * len(notes) > self._room:
-            notes = _all_of(await _together([self._condensed(group) for group in self._groups(notes)]))
+        notes = _all_or_none(await asyncio.gather(*map(self._text, calls)))
+        while notes and len(notes) > 1 and self._tokens(_numbered(notes)) > self._room - HEADING_TOKENS * len(notes):
+            notes = _all_or_none(await asyncio.gather(*map(self._condensed, self._groups(notes))))
         what = f"notes on all {count} sections of a {self.document.kind}, in order, with passages copied from it"
-        return self._of_notes(notes, what)
+        return self._of_notes(notes, what) if notes is not None else None
 
     def _groups(self, notes: Sequence[str]) -> list[list[str]]:
         """Put neighbours together: as many as fit, two at least, so that every round leaves at most half."""
         groups: list[list[str]] = [[]]
         room = self._room
         for note in notes:
-            taken = self._counter.count(note) + HEADING_TOKENS
+            taken = self._tokens(note) + HEADING_TOKENS
             room -= taken
             if room < 0 and len(groups[-1]) >= 2:
                 groups.append([])
@@ -137,7 +135,7 @@ class DocumentQA:
             groups[-1].append(note)
         return groups
 
-    async def _condensed(self, group: list[str]) -> str:
+    async def _condensed(self, group: list[str]) -> str | None:
         if len(group) == 1:
             return group[0]
         return await self._text(self._call("condense", self.prompts.condense, self._of_notes(group, "notes")))
@@ -147,19 +145,16 @@ class DocumentQA:
 
     async def _over_material(self, template: Template, material: Material) -> list[Candidate]:
         """Ask for pairs, again where a reply holds none, and check each."""
-        first = self._call("questions", template, material, count=self._settings.questions)
+        call = self._call("questions", template, material, count=self._settings.questions)
         for number in range(self._settings.tries):
-            call = replace(first, seed=self._settings.seed + number)
-            reply = await self._ask(call)
-            if pairs := read_pairs(reply.text):
-                break
-        else:
-            return [Candidate(pair=None, call=call, reply=reply, scope=material.scope, dropped="unreadable reply")]
-        candidates = [
-            Candidate(pair=pair, call=call, reply=reply, scope=material.scope, dropped=self._fault(pair))
-            for pair in pairs[: self._settings.questions]
-        ]
-        return await self._judged(candidates, material) if self._settings.judge else candidates
+            call = replace(call, seed=self._settings.seed + number)
+            if (reply := await self._ask(call)) is None:
+                return []
+            found = partial(Candidate, call=call, reply=reply, scope=material.scope)
+            if pairs := read_pairs(reply.text)[: self._settings.questions]:
+                candidates = [found(pair=pair, dropped=self._fault(pair)) for pair in pairs]
+                return await self._judged(candidates, material) if self._settings.judge else candidates
+        return [found(pair=None, dropped="unreadable reply")]
 
     def _fault(self, pair: Pair) -> str | None:
         if is_refusal(pair.answer):
@@ -184,7 +179,10 @@ class DocumentQA:
             return candidates
         shown = [{"number": number, **asdict(pair)} for number, pair in enumerate(pairs, start=1)]
         lines = "\n".join(json.dumps(pair, ensure_ascii=False) for pair in shown)
-        verdicts = read_verdicts((await self._ask(self._call("judge", self.prompts.judge, material, pairs=lines))).text)
+        reply = await self._ask(self._call("judge", self.prompts.judge, material, pairs=lines))
+        if reply is None:
+            return []
+        verdicts = read_verdicts(reply.text)
         judged, number = [], 0
         for candidate in candidates:
             if candidate.dropped is None:
@@ -213,43 +211,30 @@ class DocumentQA:
             sections=material.sections,
         )
 
-    async def _text(self, call: Call) -> str:
+    async def _text(self, call: Call) -> str | None:
         """Ask for notes, again where the reply is empty."""
         for number in range(self._settings.tries):
             reply = await self._ask(replace(call, seed=call.seed + number))
+            if reply is None:
+                return None
             if text := without_thoughts(reply.text):
                 return text
         return ""
 
-    async def _ask(self, call: Call) -> Reply:
-        try:
-            return await self._ask_model(call)
-        except UnansweredError:
-            self.num_unanswered += 1
-            raise
+    async def _ask(self, call: Call) -> Reply | None:
+        reply = await self._ask_model(call)
+        self.num_unanswered += reply is None
+        return reply
 
 
-async def _together(parts: Sequence[Awaitable[T]]) -> list[T | UnansweredError]:
-    """Wait for all, whatever becomes of some: a call under way is paid for, and its reply is kept."""
-    found: list[T | UnansweredError] = []
-    for part in await asyncio.gather(*parts, return_exceptions=True):
-        if isinstance(part, BaseException) and not isinstance(part, UnansweredError):
-            raise part
-        found.append(part)
-    return found
+async def _joined(*parts: Awaitable[list[Candidate]]) -> list[Candidate]:
+    return [candidate for part in await asyncio.gather(*parts) for candidate in part]
 
 
-def _joined_lists(found: Sequence[list[T] | UnansweredError]) -> list[T]:
-    """Take what there is."""
-    return [one for part in found if not isinstance(part, UnansweredError) for one in part]
-
-
-def _all_of(found: Sequence[T | UnansweredError]) -> list[T]:
-    """Raise what is missing: the whole cannot be asked about over a part. It was counted with its call."""
-    for one in found:
-        if isinstance(one, UnansweredError):
-            raise one
-    return [one for one in found if not isinstance(one, UnansweredError)]
+def _all_or_none(notes: Sequence[str | None]) -> list[str] | None:
+    """The whole cannot be asked about over a part."""
+    there = [note for note in notes if note is not None]
+    return there if len(there) == len(notes) else None
 
 
 def _numbered(notes: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from longlora.corpus.bars import progress_bar, shown
 from longlora.corpus.qa.asking import Answerer, Caller
 from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import Ask, Call, RefusedError, Reply, UnansweredError
+from longlora.corpus.qa.calls import Ask, Call, RefusedError, Reply
 from longlora.corpus.qa.chunks import Document, Documents, TokenCounter, material_room
 from longlora.corpus.qa.document_qa import DocumentQA
 from longlora.corpus.qa.estimate import Estimate, Tally
@@ -131,42 +131,31 @@ class _QuestionSet:
             )
         summary.stopped_by = str(caller.stopped_by) if caller.stopped_by else None
 
-    async def _ask_about_each(self, caller: Caller, most: int) -> None:
+    async def _ask_about_each(self, caller: Caller, num_at_once: int) -> None:
         """Work on as many documents at once as calls may be under way: each has at least one to send."""
-        places = asyncio.Semaphore(most)
-        tasks: set[asyncio.Task[None]] = set()
+        waiting, turn = iter(self.documents), asyncio.Lock()
 
-        async def finish(document: Document) -> None:
-            try:
-                await self.about(document, caller.ask).candidates()  # what counts is in the journal
-            finally:
-                places.release()
-
-        waiting = iter(self.documents)
-        try:
+        async def work() -> None:
             while caller.stopped_by is None:
-                await places.acquire()
-                # A thread, so that calls go on while a long book is read and measured.
-                document = await asyncio.to_thread(next, waiting, None)
+                async with turn:  # and a thread, so that calls go on while a long book is read and measured
+                    document = await asyncio.to_thread(next, waiting, None)
                 if document is None:
-                    break
-                tasks.add(asyncio.create_task(finish(document)))
-                for task in [task for task in tasks if task.done()]:
-                    tasks.remove(task)
-                    task.result()
+                    return
+                await self.about(document, caller.ask).candidates()  # what counts is in the journal
+
+        workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
+        try:
+            await asyncio.gather(*workers)
         except Exception as error:  # a document cannot be read: what is under way is paid for
             caller.stop(error)
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*workers, return_exceptions=True)
             raise
-        await asyncio.gather(*tasks)
 
     def records(self, summary: Summary) -> Iterator[dict[str, Any]]:
         """Make every record that the journal's replies allow, in the documents' order."""
 
-        async def find(call: Call) -> Reply:
-            if reply := self.journal.find(call.key):
-                return reply
-            raise UnansweredError("not in the journal")
+        async def find(call: Call) -> Reply | None:
+            return self.journal.find(call.key)
 
         for document in self.shown("writing"):
             qa = self.about(document, find)
