@@ -19,7 +19,7 @@ def progress_bar(description: str, *, total: int | None, progress: bool) -> Iter
         yield lambda count, text: bar.update(task, advance=count, text=text)
 
 
-def shown(items: Iterable[T], description: str, *, total: int | None = None, progress: bool) -> Iterator[T]:
+def shown(items: Iterable[T], description: str, *, total: int | None, progress: bool) -> Iterator[T]:
     """Give items one by one, with a bar."""
     with progress_bar(description, total=total, progress=progress) as advance:
         for item in items:

@@ -138,12 +138,12 @@ def check_file(
     seen = _Seen()
     for other in against:
         known, _ = read_rows(other, text_column=text_column)
-        for row in shown(known, f"Reading {other.name}", progress=progress):
+        for row in shown(known, f"Reading {other.name}", total=None, progress=progress):
             seen.add(row)
     report = Report(str(path), context_length)
     rows, skipped = read_rows(path, text_column=text_column)
     earlier: Counter[str] = Counter()
-    for row in shown(rows, f"Checking {path.name}", progress=progress):
+    for row in shown(rows, f"Checking {path.name}", total=None, progress=progress):
         report.num_rows += 1
         _check_tokens(row, tokenizer, report)
         _check_repetition(row, earlier, report)

@@ -80,7 +80,7 @@ def measure_lengths(
     """
     rows, skipped = read_rows(path, text_column=text_column)
     lengths = Lengths(str(path), tokenizer.name_or_path)
-    for row in shown(rows, "Tokenizing", progress=progress):
+    for row in shown(rows, "Tokenizing", total=None, progress=progress):
         try:
             prompt, answer = _tokens(row, tokenizer)
         except UnusableConversationError as error:

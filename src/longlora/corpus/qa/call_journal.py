@@ -7,7 +7,7 @@ end: their reservation counts as spent.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,6 @@ from longlora.corpus.qa.sending import Spent
 from longlora.errors import ConfigError, DataError
 
 VERSION = 1
-_NAME = "longlora corpus make-qa"
 
 
 class CallJournal:
@@ -36,7 +35,13 @@ class CallJournal:
         self.spent = Spent()
         self._replies: dict[str, Reply] = {}
         self._under_way: dict[str, tuple[int, int]] = {}
-        self._lines = _SettledLines(path, {"journal_version": VERSION, **settings}, replay=self._replay)
+        self._lines = Journal(path, {"journal_version": VERSION, **settings})
+        for number, line in enumerate(self._lines.entries, start=2):
+            try:
+                self._replay(line)
+            except (TypeError, KeyError, AttributeError, ValueError) as error:
+                self._lines.close()
+                raise _unreadable(path, number, error) from error
         for key in list(self._under_way):
             self._note_failed(key, True)
 
@@ -96,10 +101,16 @@ class CallJournal:
             self.spent.add(*reserved)
 
 
-class _SettledLines:
-    """JSON lines under a header of settings, appended by one process at a time; a torn last line is cut off."""
+class Journal:
+    """JSON lines under a header of settings, appended by one process at a time; a torn last line is cut off.
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, replay: Callable[[dict[str, Any]], None]) -> None:
+    Where the file holds no more than a header, it takes the settings of today.
+    """
+
+    entries: list[dict[str, Any]]
+    """What stood below the header when it was opened."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{path}.lock", timeout=0)
         try:
@@ -107,11 +118,9 @@ class _SettledLines:
         except Timeout as error:
             raise ConfigError(f"another process is at work on {path}; wait for it, or choose another file") from error
         try:
-            # With a header alone nothing was asked: whoever looked at the costs may choose other settings.
-            if _mend(path) == 0 or _is_header_alone(path):
-                write_atomically(path, _line({"journal": _NAME, "settings": settings}))
-            else:
-                _read(path, settings, replay)
+            self.entries = _read(path, settings)
+            if not self.entries:
+                write_atomically(path, _line({"settings": settings}))
             self._file = path.open("a", encoding="utf-8")
         except BaseException:
             self._lock.release()
@@ -134,35 +143,26 @@ def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _mend(path: Path) -> int:
-    """Cut off a last line that an interruption tore, and return the size of what is left."""
+def _read(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
-        return 0
-    whole = path.read_bytes().rfind(b"\n") + 1
-    os.truncate(path, whole)
-    return whole
-
-
-def _is_header_alone(path: Path) -> bool:
-    with path.open(encoding="utf-8") as file:
-        first, second = file.readline(), file.readline()
-    return not second and first.startswith(_line({"journal": _NAME})[:-2])
-
-
-def _read(path: Path, settings: Mapping[str, Any], replay: Callable[[dict[str, Any]], None]) -> None:
+        return []
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    lines = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                value = json.loads(line)
-                if number == 1:
-                    _check_same(path, value["settings"], json.loads(json.dumps(settings)))
-                else:
-                    replay(value)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(
-                    f"{path} cannot be read in line {number} ({type(error).__name__}: {error}); delete that line, or "
-                    "choose another file"
-                ) from error
+                lines.append(json.loads(line))
+                there = lines[0]["settings"]
+            except (TypeError, KeyError, ValueError) as error:
+                raise _unreadable(path, number, error) from error
+    if len(lines) > 1:
+        _check_same(path, there, json.loads(json.dumps(settings)))
+    return lines[1:]
+
+
+def _unreadable(path: Path, number: int, error: Exception) -> DataError:
+    reason = f"{type(error).__name__}: {error}"
+    return DataError(f"{path} cannot be read in line {number} ({reason}); delete that line, or choose another file")
 
 
 def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from longlora.corpus.qa.calls import CHAT_TOKENS
 from longlora.corpus.qa.prompt_files import PromptSet, Template
@@ -28,16 +28,6 @@ _REFERENCES = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ABSTRACT_WITHIN = 10_000  # characters
-
-
-class TokenCounter(Protocol):
-    """Measures texts in tokens."""
-
-    def starts(self, text: str) -> Sequence[int]:
-        """Characters at which the text's tokens begin, ascending."""
-
-    def count(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +68,9 @@ class TokenizerTokens:
     def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+TokenCounter = EstimatedTokens | TokenizerTokens
 
 
 @dataclass(frozen=True, kw_only=True)
