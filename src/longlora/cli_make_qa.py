@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -62,19 +63,12 @@ def make_qa(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Let a language model write questions and answers about whole documents; the same command again resumes."""
+    options = locals()
     from longlora.corpus.qa import Sending, Settings, choose_model, load_prompts, make_questions
     from longlora.corpus.qa.make import journal_path
     from longlora.data import read_documents
 
-    sending = Sending(
-        max_tokens=max_tokens,
-        max_cost=max_cost,
-        price_in=price_in,
-        price_out=price_out,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        concurrency=concurrency,
-    )
+    sending = Sending(**_named(Sending.__dataclass_fields__, options))
     chosen = choose_model(
         model=model,
         base_url=base_url,
@@ -86,26 +80,12 @@ def make_qa(
         attempts=attempts,
         is_asked=not from_journal,
     )
+    measured = {"model": chosen.name, "window": chosen.window, "tokenizer": chosen.tokenizer}
+    names = Settings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # which nobody needs to choose
     summary = make_questions(
         read_documents(texts, text_column=text_column, split=split, max_documents=max_documents),
         out,
-        settings=Settings(
-            model=chosen.name,
-            window=chosen.window,
-            kind=kind,
-            tokenizer=chosen.tokenizer,
-            chars_per_token=chars_per_token,
-            questions=questions,
-            ask_sections=ask_sections,
-            reply_tokens=reply_tokens,
-            notes_tokens=notes_tokens,
-            temperature=temperature,
-            seed=seed,
-            quotes=quotes,
-            quote_similarity=quote_similarity,
-            judge=judge,
-            max_document_tokens=max_document_tokens,
-        ),
+        settings=Settings(**_named(names, options) | measured),
         prompts=load_prompts(prompts),
         counter=chosen.counter,
         answerer=chosen.answerer,
@@ -123,6 +103,11 @@ def qa_prompts(folder: Annotated[Path, typer.Argument(help="Folder to make.")]) 
 
     write_prompts(folder)
     typer.echo(f"written to {folder}; use them with --prompts {folder}")
+
+
+def _named(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Take options by the names of a dataclass' fields; a field without an option is our mistake, and a KeyError."""
+    return {name: options[name] for name in names}
 
 
 def _confirm(estimate: "Estimate", journal: "CallJournal", sending: "Sending", *, is_agreed: bool) -> bool:
