@@ -89,15 +89,14 @@ class _Seen:
         self._documents = RunIndex()
         self._questions = NearDuplicates(_SAME_QUESTION)
         self._asked: dict[str, list[tuple[str, frozenset[str]]]] = {}
-        self._names: dict[str, str] = {}
+        """Names and questions of the rows about a document, by its digest."""
 
     def add(self, row: Row) -> None:
         if not row.document:
             self._questions.add(row.name, signature(row.question, run_words=1))
             return
         digest = _digest(row.document)
-        if digest not in self._names:  # many questions have one document
-            self._names[digest] = row.name
+        if digest not in self._asked:  # many questions have one document
             self._documents.add(digest, row.document)
         self._asked.setdefault(digest, []).append((row.name, _words(row.question)))
 
@@ -111,13 +110,9 @@ class _Seen:
         match = self._documents.find(row.document)
         if match is None or match[1] < _LEAKED_SHARE:
             return None
-        words = _words(row.question)
-        same = (
-            name
-            for name, other in self._asked[match[0]]
-            if words and len(words & other) >= _SAME_QUESTION * len(words | other)
-        )
-        return f"{self._names[match[0]]} ({match[1]:.0%} of its runs of words)", next(same, None)
+        words, asked = _words(row.question), self._asked[match[0]]
+        same = (name for name, other in asked if words and len(words & other) >= _SAME_QUESTION * len(words | other))
+        return f"{asked[0][0]} ({match[1]:.0%} of its runs of words)", next(same, None)
 
 
 def check_file(
