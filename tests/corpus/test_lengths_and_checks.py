@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from longlora.cli.main import app
 from longlora.corpus.checking import check_file
 from longlora.corpus.lengths import measure_lengths, percentiles
-from longlora.corpus.overlap import RunIndex
+from longlora.corpus.near_duplicates import RunIndex
 from longlora.errors import DataError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.tiny import tiny_model_directory

@@ -111,7 +111,7 @@ def stats(
 
     lengths = measure_lengths(file, _tokenizer(tokenizer), text_column=text_column)
     if figure is not None:
-        from longlora.corpus.lengths_figure import draw_lengths
+        from longlora.corpus.lengths import draw_lengths
 
         draw_lengths(lengths, figure)
     if as_json:

@@ -2,17 +2,18 @@
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from longlora.errors import ConfigError
 
 if TYPE_CHECKING:
-    from longlora.corpus.qa import Sending, Summary
+    from longlora.corpus.qa import Sending
+    from longlora.corpus.qa.call_journal import CallJournal
     from longlora.corpus.qa.estimate import Estimate
-    from longlora.corpus.qa.journal import Journal
 
 Kind = Literal["auto", "book", "paper"]
 Quotes = Literal["exact", "fuzzy", "off"]
@@ -55,12 +56,13 @@ def make_qa(
     from_journal: Annotated[bool, typer.Option("--from-journal", help="Write the records; ask nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Let a language model write questions and answers about whole documents; the same command again goes on."""
-    from longlora.corpus.qa import Settings, choose_model, load_prompts, make_questions
+    """Let a language model write questions and answers about whole documents; the same command again resumes."""
+    options = locals()
+    from longlora.corpus.qa import Sending, Settings, choose_model, load_prompts, make_questions
+    from longlora.corpus.qa.make import journal_path
     from longlora.data import read_documents
 
-    limits, pace = (max_tokens, max_cost, price_in, price_out), (requests_per_minute, tokens_per_minute)
-    sending = _sending(limits, pace, attempts=attempts, concurrency=concurrency)
+    sending = Sending(**_named(Sending.__dataclass_fields__, options))
     chosen = choose_model(
         model=model,
         base_url=base_url,
@@ -68,86 +70,44 @@ def make_qa(
         window=window,
         tokenizer=tokenizer,
         chars_per_token=chars_per_token,
-        timeout_seconds=None if from_journal else timeout,
+        timeout_seconds=timeout,
+        attempts=attempts,
+        is_asked=not from_journal,
     )
+    measured = {"model": chosen.name, "window": chosen.window, "tokenizer": chosen.tokenizer}
+    names = Settings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # which nobody needs to choose
     summary = make_questions(
         read_documents(texts, text_column=text_column, split=split, max_documents=max_documents),
         out,
-        settings=Settings(
-            model=chosen.name,
-            window=chosen.window,
-            kind=kind,
-            tokenizer=chosen.tokenizer,
-            chars_per_token=chars_per_token,
-            questions=questions,
-            ask_sections=ask_sections,
-            reply_tokens=reply_tokens,
-            notes_tokens=notes_tokens,
-            temperature=temperature,
-            seed=seed,
-            quotes=quotes,
-            quote_similarity=quote_similarity,
-            judge=judge,
-            max_document_tokens=max_document_tokens,
-        ),
+        settings=Settings(**_named(names, options) | measured),
         prompts=load_prompts(prompts),
         counter=chosen.counter,
         answerer=chosen.answerer,
         sending=sending,
         confirm=lambda estimate, journal: _confirm(estimate, journal, sending, is_agreed=yes),
     )
-    _report(summary, sending, out, as_json=as_json)
+    typer.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.describe(out, journal_path(out)))
+    if not summary.is_complete or not summary.num_records:
+        raise typer.Exit(1)
 
 
 def qa_prompts(folder: Annotated[Path, typer.Argument(help="Folder to make.")]) -> None:
     """Write the prompts of make-qa into a folder, to be changed there and given to --prompts."""
-    from longlora.corpus.qa.templates import write_prompts
+    from longlora.corpus.qa.prompt_files import write_prompts
 
     write_prompts(folder)
     typer.echo(f"written to {folder}; use them with --prompts {folder}")
 
 
-def _sending(
-    limits: tuple[int | None, float | None, float | None, float | None],
-    pace: tuple[float | None, float | None],
-    *,
-    attempts: int,
-    concurrency: int,
-) -> "Sending":
-    from longlora.corpus.qa import Sending
-    from longlora.corpus.qa.budget import Limits, Prices
-    from longlora.corpus.qa.pace import Backoff, Pace
-
-    max_tokens, max_cost, price_in, price_out = limits
-    if (price_in is None) != (price_out is None):
-        raise ConfigError("--price-in and --price-out come together; 0 is a price")
-    prices = None if price_in is None or price_out is None else Prices(read=price_in, written=price_out)
-    return Sending(
-        limits=Limits(max_tokens=max_tokens, max_cost=max_cost, prices=prices),
-        pace=Pace(requests_per_minute=pace[0], tokens_per_minute=pace[1]),
-        backoff=Backoff(attempts=attempts),
-        concurrency=concurrency,
-    )
+def _named(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Take options by the names of a dataclass' fields; a field without an option is our mistake, and a KeyError."""
+    return {name: options[name] for name in names}
 
 
-def _confirm(estimate: "Estimate", journal: "Journal", sending: "Sending", *, is_agreed: bool) -> bool:
-    from longlora.corpus.qa.report import estimate_text
-
-    typer.echo(estimate_text(estimate, journal, sending), err=True)
+def _confirm(estimate: "Estimate", journal: "CallJournal", sending: "Sending", *, is_agreed: bool) -> bool:
+    typer.echo(estimate.describe(journal, sending), err=True)
     if is_agreed:
         return True
     if not sys.stdin.isatty():
         raise ConfigError("nobody is there to agree to that; run it in a terminal, or agree beforehand with --yes")
     return typer.confirm("Send them?", err=True)
-
-
-def _report(summary: "Summary", sending: "Sending", out: Path, *, as_json: bool) -> None:
-    """Say what came of it; status 1 if calls are left, or nothing was written."""
-    from longlora.corpus.qa.report import summary_text, summary_to_dict
-
-    if as_json:
-        typer.echo(json.dumps(summary_to_dict(summary, sending), indent=2))
-    else:
-        typer.echo(summary_text(summary, sending, out))
-    if not summary.is_complete or not summary.num_records:
-        raise typer.Exit(1)

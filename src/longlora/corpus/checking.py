@@ -9,12 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.corpus.overlap import RunIndex
-from longlora.corpus.qa.progress import shown
+from longlora.corpus.near_duplicates import NearDuplicates, RunIndex, signature
 from longlora.corpus.question_rows import Row, read_rows
 from longlora.data import EncodedConversation, encode_conversation
 from longlora.data.encode import UnusableConversationError, check_tokenizer
+from longlora.support.progress import shown
 
 SHOWN = 5
 """Examples that are kept of each finding."""
@@ -90,15 +89,14 @@ class _Seen:
         self._documents = RunIndex()
         self._questions = NearDuplicates(_SAME_QUESTION)
         self._asked: dict[str, list[tuple[str, frozenset[str]]]] = {}
-        self._names: dict[str, str] = {}
+        """Names and questions of the rows about a document, by its digest."""
 
     def add(self, row: Row) -> None:
         if not row.document:
             self._questions.add(row.name, signature(row.question, run_words=1))
             return
         digest = _digest(row.document)
-        if digest not in self._names:  # many questions have one document
-            self._names[digest] = row.name
+        if digest not in self._asked:  # many questions have one document
             self._documents.add(digest, row.document)
         self._asked.setdefault(digest, []).append((row.name, _words(row.question)))
 
@@ -112,13 +110,9 @@ class _Seen:
         match = self._documents.find(row.document)
         if match is None or match[1] < _LEAKED_SHARE:
             return None
-        words = _words(row.question)
-        same = (
-            name
-            for name, other in self._asked[match[0]]
-            if words and len(words & other) >= _SAME_QUESTION * len(words | other)
-        )
-        return f"{self._names[match[0]]} ({match[1]:.0%} of its runs of words)", next(same, None)
+        words, asked = _words(row.question), self._asked[match[0]]
+        same = (name for name, other in asked if words and len(words & other) >= _SAME_QUESTION * len(words | other))
+        return f"{asked[0][0]} ({match[1]:.0%} of its runs of words)", next(same, None)
 
 
 def check_file(
@@ -138,8 +132,8 @@ def check_file(
     """
     seen = _Seen()
     for other in against:
-        for row in shown(read_rows(other, text_column=text_column)[0], f"Reading {other.name}", total=None,
-                         progress=progress):  # fmt: skip
+        known, _ = read_rows(other, text_column=text_column)
+        for row in shown(known, f"Reading {other.name}", total=None, progress=progress):
             seen.add(row)
     report = Report(str(path), context_length)
     rows, skipped = read_rows(path, text_column=text_column)

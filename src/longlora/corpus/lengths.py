@@ -1,4 +1,4 @@
-"""How long rows are by a tokenizer: prompt and answer apart, as they are trained on."""
+"""How long rows are by a tokenizer, in numbers and in a picture: prompt and answer apart, as they are trained on."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from longlora.corpus.qa.progress import shown
 from longlora.corpus.question_rows import Row, read_rows
 from longlora.data import encode_conversation
 from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer
+from longlora.support.progress import shown
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _NO_LIMIT = 1 << 62
+_BINS = 30
 
 
 @dataclass
@@ -100,3 +101,27 @@ def _tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     encoded = encode_conversation(tokenizer, row.messages, context_length=_NO_LIMIT, tools=row.tools)
     learned = sum(label != IGNORED for label in encoded.labels)
     return len(encoded.labels) - learned, learned
+
+
+def draw_lengths(lengths: Lengths, path: Path) -> None:
+    """Draw a histogram for prompts and one for answers, each with its median, on scales that double."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    columns = {name: values for name, values in lengths.columns.items() if name != "row"}
+    figure = Figure(figsize=(5 * len(columns) + 1, 3.6), layout="constrained")
+    for number, (name, values) in enumerate(columns.items()):
+        axes = figure.add_subplot(1, len(columns), number + 1)
+        low, high = max(1, min(values)), max(2, *values)
+        edges = np.geomspace(low * 0.98, high * 1.02, _BINS + 1)
+        axes.hist(np.maximum(values, 1), bins=edges.tolist(), color=f"C{number}", alpha=0.85)
+        median = percentiles(values)["p50"]
+        axes.axvline(median, color="black", linewidth=1, linestyle="--")
+        axes.annotate(f" median {median:,}", (median, axes.get_ylim()[1]), va="top")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlabel(f"tokens of the {name}")
+        axes.set_ylabel("rows")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{Path(lengths.file).name}: {len(lengths.prompts):,} rows", fontsize="medium")
+    figure.savefig(path, dpi=130)

@@ -1,13 +1,14 @@
 """Mixes long and short question sets in a given ratio, as LongAlpaca-12k has nine long rows for three short ones."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.corpus.qa.records import write_records
+from longlora.corpus.question_rows import write_rows
 from longlora.data import read_conversations
+from longlora.data.conversations import Conversation
 from longlora.errors import ConfigError, DataError
 
 
@@ -42,8 +43,8 @@ def parse_ratio(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: it is none.
     """
-    left, separator, right = text.partition(":")
-    if separator and left.strip().isdigit() and right.strip().isdigit() and int(left) > 0 and int(right) > 0:
+    left, _, right = (part.strip() for part in text.partition(":"))
+    if left.isdigit() and right.isdigit() and int(left) > 0 and int(right) > 0:
         return int(left), int(right)
     raise ConfigError(f"--ratio must be two whole numbers above 0, long rows to short ones, as in 9:3; got {text!r}")
 
@@ -60,27 +61,25 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
     for source in (long, short):
         if Path(source).exists() and out.exists() and out.samefile(source):
             raise DataError(f"{out} is one of the sources; write to another file")
-    sources = {name: list(read_conversations(name)) for name in (long, short)}
-    times = min(len(sources[name]) // share for name, share in zip((long, short), ratio, strict=True))
+    sources = [(name, list(read_conversations(name)), share) for name, share in zip((long, short), ratio, strict=True)]
+    times = min(len(rows) // share for _, rows, share in sources)
     if times == 0:
-        sizes = f"{len(sources[long])} and {len(sources[short])}"
+        sizes = " and ".join(str(len(rows)) for _, rows, _ in sources)
         raise DataError(f"a ratio of {ratio[0]}:{ratio[1]} needs as many rows, found {sizes}; use a smaller ratio")
     choose = random.Random(seed)
-    chosen = {
-        name: choose.sample(sources[name], times * share) for name, share in zip((long, short), ratio, strict=True)
-    }
-    rows = [*chosen[long], *chosen[short]]
-    choose.shuffle(rows)
-    write_records(out, _records(rows))
-    return Mix(*(_part(name, sources[name], chosen[name]) for name in (long, short)))
+    mixed: list[tuple[str, Conversation]] = []
+    parts = []
+    for name, rows, share in sources:
+        chosen = choose.sample(rows, times * share)
+        characters = sum(len(message["content"]) for _, row in chosen for message in row.messages)
+        parts.append(Part(name, len(rows), len(chosen), characters))
+        mixed += chosen
+    choose.shuffle(mixed)
+    write_rows(out, _records(mixed))
+    return Mix(*parts)
 
 
-def _records(rows: Sequence[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+def _records(rows: Iterable[tuple[str, Conversation]]) -> Iterator[dict[str, Any]]:
     for name, conversation in rows:
         tools = {"tools": list(conversation.tools)} if conversation.tools else {}
         yield {"messages": list(conversation.messages), **tools, "source": name}
-
-
-def _part(name: str, rows: Sequence[Any], used: Sequence[tuple[str, Any]]) -> Part:
-    characters = sum(len(message["content"]) for _, conversation in used for message in conversation.messages)
-    return Part(name, len(rows), len(used), characters)

@@ -1,6 +1,8 @@
-"""Rows of question sets and of texts, taken apart into document, question and answer."""
+"""Rows of question sets and of texts: taken apart into document, question and answer, and written."""
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,46 +47,54 @@ def read_rows(path: Path, *, text_column: str = "text") -> tuple[Iterator[Row], 
         DataError: it is neither, or cannot be read; while reading, that it holds nothing usable.
     """
     skipped = Skipped()
-    rows = _conversations(path, skipped)
+    rows = (_row(name, conversation) for name, conversation in read_file(path, ConversationKind(), skipped))
     try:
         first = next(rows, None)
     except MissingColumnError:
         skipped = Skipped()
-        rows = _texts(path, text_column, skipped)
-        first = _first_of(path, rows)
+        texts = read_file(path, TextKind(text_column), skipped)
+        rows = (Row(name, (), document=text, question="", answer="") for name, text in texts)
+        try:
+            first = next(rows, None)
+        except UnreadableError as error:
+            raise DataError(
+                f"{path} has {error}; it needs the columns of a conversation (docs/conversations.md), or a text: "
+                "--text-column"
+            ) from error
     except UnreadableError as error:
         raise DataError(f"{path} is {error}; name a file of conversations (docs/conversations.md)") from error
     if first is None:
         raise DataError(f"{path} holds no usable row: {skipped.summary() or 'it is empty'}")
-    return _chained(path, first, rows), skipped
+    return _all(path, first, rows), skipped
 
 
-def _first_of(path: Path, rows: Iterator[Row]) -> Row | None:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows one by one, as lines for a name that ends in .jsonl and as a JSON list for any other; their number.
+
+    A reader sees the old file or the whole new one.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    begin, between, end = ("", "\n", "\n") if path.suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
+    number = 0
     try:
-        return next(rows, None)
-    except UnreadableError as error:
-        raise DataError(
-            f"{path} has {error}; it needs the columns of a conversation (docs/conversations.md), or a text: "
-            "--text-column"
-        ) from error
+        with temporary.open("w", encoding="utf-8") as file:
+            for number, row in enumerate(rows, start=1):
+                file.write((begin if number == 1 else between) + json.dumps(row, ensure_ascii=False))
+            file.write(end if number else begin.strip() + end.strip())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return number
 
 
-def _chained(path: Path, first: Row, rows: Iterator[Row]) -> Iterator[Row]:
+def _all(path: Path, first: Row, rows: Iterator[Row]) -> Iterator[Row]:
     yield first
     try:
         yield from rows
     except UnreadableError as error:
         raise DataError(f"{path} is {error}") from error
-
-
-def _conversations(path: Path, skipped: Skipped) -> Iterator[Row]:
-    for name, conversation in read_file(path, ConversationKind(), skipped):
-        yield _row(name, conversation)
-
-
-def _texts(path: Path, column: str, skipped: Skipped) -> Iterator[Row]:
-    for name, text in read_file(path, TextKind(column), skipped):
-        yield Row(name, (), document=text, question="", answer="")
 
 
 def _row(name: str, conversation: Conversation) -> Row:

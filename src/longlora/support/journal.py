@@ -27,13 +27,13 @@ class Journal:
 
     Raises:
         ConfigError: another process has it open, or it was begun with other settings.
-        DataError: a line of it is no JSON.
+        DataError: a line of it is no JSON, or `parse` fails on it.
     """
 
     entries: list[Any]
-    """What stood below the header when it was opened."""
+    """What stood below the header when it was opened, through `parse`."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], parse: Callable[[Any], object] = _as_it_is) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{path}.lock", timeout=0)
         try:
@@ -41,7 +41,7 @@ class Journal:
         except Timeout as error:
             raise ConfigError(f"another process is at work on {path}; wait for it, or choose another place") from error
         try:
-            self.entries = read_journal(path, settings)
+            self.entries = read_journal(path, settings, parse)
             if not self.entries:
                 write_atomically(path, json_line({"settings": settings}))
             self._file = path.open("a", encoding="utf-8")
@@ -62,6 +62,10 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others open it."""
         self._file.close()
         self._lock.release()
 

@@ -69,6 +69,8 @@ class ChatServer:
             self.most_at_once = max(self.most_at_once, self.num_at_once)
         try:
             response = self.answer(request, before)
+            if response.status >= 400 and "Retry-After" not in response.headers:
+                response.headers.setdefault("retry-after-ms", "5")  # else the client waits for half a second and more
             time.sleep(response.delay)
             return response
         finally:

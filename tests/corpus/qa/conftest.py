@@ -12,13 +12,13 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, scholar
 
 from longlora.cli import main as cli
-from longlora.corpus.qa.budget import Limits
+from longlora.corpus.qa.chunks import EstimatedTokens
 from longlora.corpus.qa.endpoint import Endpoint
-from longlora.corpus.qa.pace import Backoff, Pace
-from longlora.corpus.qa.run import Sending, Summary, make_questions
-from longlora.corpus.qa.sections import EstimatedTokens
-from longlora.corpus.qa.settings import Settings
-from longlora.corpus.qa.templates import load_prompts
+from longlora.corpus.qa.make import make_questions
+from longlora.corpus.qa.prompt_files import load_prompts
+from longlora.corpus.qa.qa_settings import Settings
+from longlora.corpus.qa.records import Summary
+from longlora.corpus.qa.sending import Sending
 from longlora.data import read_documents
 from longlora.data.sources import Source
 
@@ -83,19 +83,14 @@ def make(server: ChatServer, texts: Path, tmp_path: Path) -> Make:
     """Make a set with the server, fast; settings and ways of sending may be changed."""
 
     def call(out: Path = tmp_path / "qa.json", **changes: Any) -> Summary:
-        ways = {
-            "limits": changes.pop("limits", Limits()),
-            "pace": changes.pop("pace", Pace()),
-            "backoff": changes.pop("backoff", Backoff(first=0.005, most=0.02)),
-            "concurrency": changes.pop("concurrency", 4),
-        }
-        timeout = changes.pop("timeout", 20.0)
+        ways = {name: changes.pop(name) for name in Sending.__dataclass_fields__ if name in changes}
+        server_ways = {"timeout_seconds": changes.pop("timeout", 20.0), "attempts": changes.pop("attempts", 6)}
         source = changes.pop("source", texts)
         confirm = changes.pop("confirm", lambda estimate, journal: True)
         answerer = changes.pop("answerer", "endpoint")
         folder = changes.pop("prompts", None)
         if answerer == "endpoint":
-            answerer = Endpoint(base_url=server.base_url, timeout_seconds=timeout)
+            answerer = Endpoint(base_url=server.base_url, **server_ways)
         settings = Settings(**({"model": "scholar"} | SMALL | changes))
         return make_questions(
             source if isinstance(source, Source) else read_documents(str(source)),
@@ -104,7 +99,7 @@ def make(server: ChatServer, texts: Path, tmp_path: Path) -> Make:
             prompts=load_prompts(folder),
             counter=EstimatedTokens(settings.chars_per_token),
             answerer=answerer,
-            sending=Sending(**ways),
+            sending=Sending(**{"concurrency": 4, **ways}),
             confirm=confirm,
             progress=False,
         )

@@ -8,8 +8,7 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, Response, completion, written
 from tests.corpus.qa.conftest import WINDOW, Make
 
-from longlora.corpus.qa.budget import Budget, BudgetSpentError, Limits, Prices
-from longlora.corpus.qa.journal import Spent
+from longlora.corpus.qa.sending import Budget, BudgetSpentError, Sending, Spent
 from longlora.errors import ConfigError
 
 
@@ -20,25 +19,25 @@ def test_tokens_never_exceed_the_budget(make: Make, server: ChatServer, texts: P
     everything = whole.prompt_tokens + whole.completion_tokens
     limit = everything // 4 + WINDOW
     server.requests.clear()
-    summary = make(limits=Limits(max_tokens=limit), concurrency=concurrency, source=source)
+    summary = make(max_tokens=limit, concurrency=concurrency, source=source)
     spent = summary.spent.prompt_tokens + summary.spent.completion_tokens
     assert summary.stopped_by == "the budget is spent"
     assert not summary.is_complete
     assert spent <= limit
     assert spent == 150 * len(server.requests)
     assert spent > limit - WINDOW  # used as far as it goes: no call takes more than a window
-    finished = make(limits=Limits(max_tokens=10**9), source=source)
+    finished = make(max_tokens=10**9, source=source)
     assert finished.is_complete
     assert len(server.requests) * 150 == finished.spent.prompt_tokens + finished.spent.completion_tokens == everything
 
 
 def test_a_cost_is_held_over_all_runs(make: Make, server: ChatServer) -> None:
-    prices = Prices(read=2.0, written=10.0)  # so a call costs 700 millionths
-    limits = Limits(max_cost=0.02, prices=prices)
+    limits = {"max_cost": 0.02, "price_in": 2.0, "price_out": 10.0}  # so a call costs 700 millionths
     for _ in range(3):  # a later run may find a smaller call that still fits
-        summary = make(limits=limits)
+        summary = make(**limits)
         assert summary.stopped_by == "the budget is spent"
-        cost = prices.cost(summary.spent.prompt_tokens, summary.spent.completion_tokens)
+        cost = summary.cost
+        assert cost == (summary.spent.prompt_tokens * 2 + summary.spent.completion_tokens * 10) / 1e6
         assert cost == pytest.approx(700e-6 * len(server.requests))
         assert 0 < cost <= 0.02
 
@@ -52,7 +51,7 @@ def test_a_server_that_counts_more_than_estimated_exceeds_by_the_calls_under_way
 
     server.answer = dear
     limit, concurrency = 60_000, 3
-    summary = make(limits=Limits(max_tokens=limit), concurrency=concurrency)
+    summary = make(max_tokens=limit, concurrency=concurrency)
     spent = summary.spent.prompt_tokens + summary.spent.completion_tokens
     largest = max(len(request["messages"][0]["content"]) + request["max_tokens"] for request in server.requests)
     assert summary.stopped_by == "the budget is spent"
@@ -64,7 +63,7 @@ def test_a_server_that_counts_more_than_estimated_exceeds_by_the_calls_under_way
 def test_a_call_waits_for_what_others_give_back() -> None:
     async def story() -> list[str]:
         spent, events = Spent(), []
-        budget = Budget(Limits(max_tokens=100), spent)
+        budget = Budget(Sending(max_tokens=100), spent)
         first = await budget.reserve(40, 39)  # rounded up to 41
 
         async def second() -> None:
@@ -89,7 +88,7 @@ def test_a_call_waits_for_what_others_give_back() -> None:
 
 def test_estimates_that_were_too_low_are_corrected() -> None:
     async def reserved() -> tuple[int, int]:
-        budget = Budget(Limits(), Spent())
+        budget = Budget(Sending(), Spent())
         budget.learn(estimated=100, counted=150)
         budget.learn(estimated=100, counted=50)
         return await budget.reserve(200, 7)
@@ -101,15 +100,15 @@ def test_estimates_that_were_too_low_are_corrected() -> None:
     ("values", "message"),
     [
         ({"max_tokens": 0}, "--max-tokens must be above 0, got 0"),
-        ({"max_cost": -1.0, "prices": Prices(read=1, written=1)}, "--max-cost must be above 0"),
+        ({"max_cost": -1.0, "price_in": 1, "price_out": 1}, "--max-cost must be above 0"),
         ({"max_cost": 5.0}, "--max-cost 5.0 can only be held with --price-in and --price-out"),
     ],
 )
 def test_limits_that_cannot_be_held(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Limits(**values)
+        Sending(**values)
 
 
 def test_a_price_is_no_gift() -> None:
     with pytest.raises(ConfigError, match="--price-out must not be negative, got -1"):
-        Prices(read=0, written=-1)
+        Sending(price_in=0, price_out=-1)

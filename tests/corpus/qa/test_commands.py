@@ -9,8 +9,9 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, completion, scholar, status
 from tests.corpus.qa.conftest import SMALL, Run, records
 
-from longlora.corpus.qa.models import choose_model
-from longlora.corpus.qa.templates import load_prompts, prompts_digest
+from longlora.corpus.qa.answering_model import choose_model
+from longlora.corpus.qa.make import journal_path
+from longlora.corpus.qa.prompt_files import load_prompts, prompts_digest
 from longlora.errors import ConfigError
 
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -41,6 +42,31 @@ def test_make_qa(run: Run, server: ChatServer, texts: Path, tmp_path: Path) -> N
     assert result["cost"] == pytest.approx(len(server.requests) * 700e-6)
     status, out, _ = run("corpus", "make-qa", texts, *where, *OPTIONS, "--from-journal")
     assert (status, f"{result['num_records']} records from 3 documents" in out) == (0, True)
+
+
+def test_every_setting_is_an_option(run: Run, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    chosen = {
+        "window": 9000,
+        "kind": "book",
+        "chars_per_token": 3.5,
+        "questions": 3,
+        "ask_sections": 2,
+        "reply_tokens": 500,
+        "notes_tokens": 400,
+        "temperature": 0.1,
+        "seed": 5,
+        "quotes": "fuzzy",
+        "quote_similarity": 0.6,
+        "max_document_tokens": 700,
+    }
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
+    where = ["--out", tmp_path / "qa.json", "--model", "scholar", "--base-url", server.base_url]
+    run("corpus", "make-qa", texts / "a-short.txt", *where, *options, "--judge", "--yes")
+    header = json.loads(journal_path(tmp_path / "qa.json").read_text(encoding="utf-8").splitlines()[0])["settings"]
+    expected = chosen | {"model": "scholar", "judge": True}
+    assert {name: header[name] for name in expected} == expected
+    defaults = {"tokenizer": None, "tries": 2, "duplicate_similarity": 0.7}
+    assert {name: header[name] for name in header.keys() - expected.keys() - {"prompts", "journal_version"}} == defaults
 
 
 def test_consent_is_asked_for(

@@ -6,24 +6,22 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.corpus.qa.chat_server import Answer as Answering
-from tests.corpus.qa.chat_server import ChatServer, Response, completion, scholar, status
+from tests.corpus.qa.chat_server import ChatServer, Response, completion, scholar, status, step_of
 from tests.corpus.qa.conftest import Make, records, without_times
-from tests.corpus.qa.test_journal import a_call
+from tests.corpus.qa.test_journal import Attempts, a_call
 
-from longlora.corpus.qa.budget import Budget, Limits
-from longlora.corpus.qa.caller import MOST_FAILURES_IN_A_ROW, Caller
-from longlora.corpus.qa.calls import Answer, Call, PassingError, RefusedError, RejectedError, Reply
-from longlora.corpus.qa.endpoint import Endpoint, read_answer, retry_after
-from longlora.corpus.qa.journal import Journal
-from longlora.corpus.qa.pace import Backoff, Pace
-from longlora.corpus.qa.run import journal_path
-from longlora.corpus.qa.sections import EstimatedTokens
+from longlora.corpus.qa.asking import MOST_FAILURES_IN_A_ROW, Attempt, Caller
+from longlora.corpus.qa.call_journal import CallJournal
+from longlora.corpus.qa.calls import Answer, Call, RefusedError, Reply, UnansweredError
+from longlora.corpus.qa.chunks import EstimatedTokens
+from longlora.corpus.qa.endpoint import Endpoint, read_answer
+from longlora.corpus.qa.make import journal_path
+from longlora.corpus.qa.sending import RateLimiter, Sending
 from longlora.errors import ConfigError
 
 FAULTS: dict[str, Response] = {
@@ -68,13 +66,13 @@ def journal(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal_path(out).read_text(encoding="utf-8").splitlines()]
 
 
-def test_what_a_server_asks_to_wait_is_waited_by_all(make: Make, server: ChatServer, texts: Path) -> None:
+def test_what_a_server_asks_to_wait_is_waited(make: Make, server: ChatServer, texts: Path) -> None:
     server.answer = lambda request, before: (
-        status(429, headers={"Retry-After": "1"}) if len(server.requests) == 1 else scholar(request)
+        status(429, headers={"retry-after-ms": "900"}) if len(server.requests) == 1 else scholar(request)
     )
     make(source=texts / "a-short.txt", concurrency=1)
-    assert server.times[1] - server.times[0] >= 1
-    assert server.times[-1] - server.times[1] < 0.9
+    assert server.times[1] - server.times[0] >= 0.9
+    assert server.times[-1] - server.times[1] < 0.8
 
 
 def test_usage_that_is_missing_is_estimated(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:
@@ -142,8 +140,8 @@ def test_too_many_failures_in_a_row_end_the_run(make: Make, server: ChatServer) 
 
 
 def test_a_server_that_is_not_there(make: Make, texts: Path, unused_port: int) -> None:
-    absent = Endpoint(base_url=f"http://127.0.0.1:{unused_port}/v1", timeout_seconds=5)
-    summary = make(source=texts / "a-short.txt", answerer=absent, backoff=Backoff(first=0.001, most=0.001, attempts=2))
+    absent = Endpoint(base_url=f"http://127.0.0.1:{unused_port}/v1", timeout_seconds=5, attempts=2)
+    summary = make(source=texts / "a-short.txt", answerer=absent)
     assert (summary.num_records, summary.num_unanswered, summary.failures.total()) == (0, 5, 5)
     assert summary.spent.prompt_tokens == 0  # nobody was reached, so nobody charges
 
@@ -159,7 +157,7 @@ def unused_port() -> int:
 
 def test_a_call_is_given_up_after_its_attempts(make: Make, server: ChatServer, texts: Path) -> None:
     server.answer = lambda request, before: status(500)
-    summary = make(source=texts / "a-short.txt", backoff=Backoff(first=0.001, most=0.002, attempts=3))
+    summary = make(source=texts / "a-short.txt", attempts=3)
     assert set(server.prompts.values()) == {3}
     assert summary.num_unanswered == len(server.prompts) == 5
 
@@ -190,11 +188,42 @@ def test_parameters_that_a_server_does_not_know_are_left_out(
     server.answer = modern
     summary = make(source=texts / "a-short.txt", concurrency=concurrency)
     assert (summary.is_complete, summary.failures) == (True, {})
-    assert set(server.requests[-1]) == {"model", "messages", "max_completion_tokens"}
+    assert set(server.requests[-1]) == {"model", "messages", "max_completion_tokens", "response_format", "stream"}
     assert concurrency > 1 or len(server.requests) == 5 + 3
     warnings = [record.message for record in caplog.records]
     for name in ("max_completion_tokens", "temperature", "seed"):
         assert sum(f" {name} " in warning for warning in warnings) == 1
+
+
+def test_a_server_is_asked_for_the_form_of_its_replies(make: Make, server: ChatServer) -> None:
+    make(judge=True)
+    forms = {"questions": "pairs", "judge": "verdicts"}
+    for request in server.requests:
+        key = forms.get(step_of(request["messages"][0]["content"]))
+        if key is None:
+            assert "response_format" not in request
+        else:
+            schema = request["response_format"]["json_schema"]
+            assert schema["strict"] is True
+            assert schema["schema"]["required"] == [key]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        status(400, "This response_format type is unavailable now"),
+        status(422, "Unknown field", param="response_format"),
+        status(400, "The provided JSON schema contains features not supported by xgrammar."),
+    ],
+)
+def test_a_server_without_forms_is_asked_by_the_prompt_alone(
+    make: Make, server: ChatServer, texts: Path, caplog: pytest.LogCaptureFixture, refusal: Response
+) -> None:
+    server.answer = lambda request, before: refusal if "response_format" in request else scholar(request)
+    summary = make(source=texts / "a-short.txt", concurrency=1)
+    assert (summary.is_complete, summary.num_records, summary.failures) == (True, 10, {})
+    assert len(server.requests) == 5 + 1
+    assert [record.message[:42] for record in caplog.records] == ["the server does not take response_format ("]
 
 
 def test_a_limit_that_is_too_large_is_no_unknown_parameter(make: Make, server: ChatServer, texts: Path) -> None:
@@ -207,7 +236,8 @@ def test_the_same_call_twice_is_sent_once(tmp_path: Path) -> None:
     class Slow:
         num_calls = 0
 
-        async def answer(self, call: Call) -> Answer:
+        async def answer(self, call: Call, attempt: Attempt) -> Answer:
+            await attempt.begin()
             Slow.num_calls += 1
             await asyncio.sleep(0.01)
             return Answer(text="a", finish="stop", prompt_tokens=1, completion_tokens=1, model="m")
@@ -215,20 +245,12 @@ def test_the_same_call_twice_is_sent_once(tmp_path: Path) -> None:
         async def close(self) -> None:
             pass
 
-    async def story(journal: Journal) -> list[Reply]:
-        caller = Caller(
-            Slow(),
-            journal=journal,
-            budget=Budget(Limits(), journal.spent),
-            pace=Pace(),
-            backoff=Backoff(),
-            counter=EstimatedTokens(3.0),
-            concurrency=4,
-        )
+    async def story(journal: CallJournal) -> list[Reply]:
+        caller = Caller(Slow(), journal=journal, sending=Sending(concurrency=4), counter=EstimatedTokens(3.0))
         replies = await asyncio.gather(*(caller.ask(a_call(document=name)) for name in "abab"))
         return [*replies, await caller.ask(a_call())]
 
-    with Journal(tmp_path / "j.jsonl", {}) as journal:
+    with CallJournal(tmp_path / "j.jsonl", {}) as journal:
         replies = asyncio.run(story(journal))
     assert replies == [replies[0]] * 5
     assert Slow.num_calls == 1
@@ -246,84 +268,94 @@ def test_so_many_at_once_and_no_more(make: Make, server: ChatServer, texts: Path
 
 
 def test_requests_and_tokens_are_spaced() -> None:
-    async def times(pace: Pace, tokens: list[int]) -> list[float]:
+    async def times(sending: Sending, tokens: list[int]) -> list[float]:
         loop = asyncio.get_running_loop()
-        begin, found = loop.time(), []
+        limiter, begin, found = RateLimiter(sending), loop.time(), []
 
         async def one(number: int) -> None:
-            await pace.wait(number)
+            await limiter.wait(number)
             found.append(loop.time() - begin)
 
         await asyncio.gather(*map(one, tokens))
         return sorted(found)
 
-    by_request = asyncio.run(times(Pace(requests_per_minute=1200), [1, 1, 1]))  # 50 ms each
+    by_request = asyncio.run(times(Sending(requests_per_minute=1200), [1, 1, 1]))  # 50 ms each
     assert [round(time, 2) // 0.05 for time in by_request] == [0, 1, 2]
-    by_token = asyncio.run(times(Pace(tokens_per_minute=60_000), [50, 100, 1]))  # 1 ms each
+    by_token = asyncio.run(times(Sending(tokens_per_minute=60_000), [50, 100, 1]))  # 1 ms each
     assert by_token[1] >= 0.05
     assert by_token[2] >= 0.15
-    assert asyncio.run(times(Pace(), [10**6] * 3))[-1] < 0.05
-
-
-def test_back_off_doubles_within_its_bounds(seed: int) -> None:
-    rng = random.Random(seed)
-    for attempt, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (7, 60.0), (1000, 60.0)):
-        waits = [Backoff().seconds(attempt, rng) for _ in range(50)]
-        assert longest / 2 <= min(waits) < max(waits) <= longest
-    assert len(set(waits)) > 1
+    assert asyncio.run(times(Sending(), [10**6] * 3))[-1] < 0.05
 
 
 @pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after": "2"}, 2.0),
-        ({"retry-after": "0.5"}, 0.5),
-        ({"retry-after-ms": "250", "retry-after": "2"}, 0.25),
-        ({"retry-after": "-3"}, 0.0),
-        ({"retry-after": "inf"}, None),
-        ({"retry-after": "soon"}, None),
-        ({}, None),
-    ],
+    ("number", "fault", "num_sent", "may_be_charged"),
+    [(408, UnansweredError, 3, True), (409, UnansweredError, 3, False), (429, UnansweredError, 3, False)]
+    + [(500, UnansweredError, 3, False), (503, UnansweredError, 3, False), (504, UnansweredError, 3, True)]
+    + [(529, UnansweredError, 3, False)]
+    + [(number, RefusedError, 1, False) for number in (401, 402, 403, 404, 405)]
+    + [(number, UnansweredError, 1, False) for number in (400, 413, 422)],
 )
-def test_what_a_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(headers) == seconds
-
-
-def test_a_date_to_wait_for() -> None:
-    seconds = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
-    assert seconds is not None
-    assert 28 < seconds <= 30
-
-
-@pytest.mark.parametrize(
-    ("number", "fault", "may_be_charged"),
-    [(408, "Passing", True), (409, "Passing", False), (425, "Passing", False), (429, "Passing", False)]
-    + [(500, "Passing", False), (503, "Passing", False), (504, "Passing", True), (529, "Passing", False)]
-    + [(number, "Refused", None) for number in (401, 402, 403, 404, 405)]
-    + [(number, "Rejected", None) for number in (400, 413, 422)],
-)
-def test_what_a_status_means(server: ChatServer, number: int, fault: str, may_be_charged: bool | None) -> None:
-    server.answer = lambda request, before: status(number, "because", headers={"Retry-After": "7"})
+def test_what_a_status_means(
+    server: ChatServer, number: int, fault: type[Exception], num_sent: int, may_be_charged: bool
+) -> None:
+    server.answer = lambda request, before: status(number, "because")
+    attempts = Attempts()
 
     async def ask() -> None:
-        endpoint = Endpoint(base_url=server.base_url, timeout_seconds=5)
+        endpoint = Endpoint(base_url=server.base_url, timeout_seconds=5, attempts=3)
         try:
-            await endpoint.answer(a_call())
+            await endpoint.answer(a_call(), attempts)
         finally:
             await endpoint.close()
 
-    with pytest.raises((PassingError, RefusedError, RejectedError), match=f"status {number}: .*because") as raised:
+    with pytest.raises(fault, match=f"status {number}: .*because"):
         asyncio.run(ask())
-    assert type(raised.value).__name__ == f"{fault}Error"
-    assert getattr(raised.value, "may_be_charged", None) is may_be_charged
-    assert getattr(raised.value, "wait_seconds", 7) == 7
+    assert attempts.num_begun == num_sent == len(server.requests)
+    assert attempts.ended == [(f"status {number}", may_be_charged)] * num_sent
+
+
+def test_a_lost_connection_is_written_down_for_every_attempt(
+    make: Make, server: ChatServer, texts: Path, tmp_path: Path
+) -> None:
+    """What the client repeats by itself is paid for each time: three lost attempts reserve three times."""
+    server.answer = lambda request, before: FAULTS["a cut connection"]
+    summary = make(source=texts / "a-short.txt", attempts=3)
+    lines = journal(tmp_path / "qa.json")
+    reserved = [line["tokens"] for line in lines if "sent" in line]
+    assert len(reserved) == len(server.requests) == 15
+    assert [line["may_be_charged"] for line in lines if "failed" in line] == [True] * 15
+    assert summary.spent.prompt_tokens == sum(read for read, _ in reserved)
+    assert summary.spent.completion_tokens == sum(written for _, written in reserved)
+
+
+def test_a_repeated_call_needs_a_budget_of_its_own(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    server.answer = lambda request, before: FAULTS["a cut connection"]
+    summary = make(source=texts / "a-short.txt", max_tokens=3_000, concurrency=1, attempts=6)
+    reserved = [sum(line["tokens"]) for line in journal(tmp_path / "qa.json") if "sent" in line]
+    assert summary.stopped_by == "the budget is spent"
+    assert len(server.requests) == len(reserved) > 1
+    assert sum(reserved) == summary.spent.prompt_tokens + summary.spent.completion_tokens <= 3_000
+    assert sum(reserved) + min(reserved) > 3_000 - 100  # the prompts differ by a few words
+
+
+def test_a_run_that_stops_does_not_wait_for_another_attempt(make: Make, server: ChatServer, texts: Path) -> None:
+    def answer(request: dict[str, Any], before: int) -> Response:
+        if "persons or groups" in request["messages"][0]["content"]:
+            return status(429, headers={"Retry-After": "60"})
+        time.sleep(0.2)
+        return status(401, "wrong key")
+
+    server.answer = answer
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match="status 401"):
+        make(source=texts / "a-short.txt", concurrency=8)
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize("body", ["hello", "null", "[]", "{}", '{"choices": {}}', '{"choices": [{"index": 0}]}'])
 def test_what_is_no_chat_completion(body: str) -> None:
-    with pytest.raises(PassingError, match="the reply is no chat completion") as raised:
+    with pytest.raises(UnansweredError, match="the reply is no chat completion"):
         read_answer(body, "asked")
-    assert raised.value.may_be_charged
 
 
 def test_usage_that_makes_no_sense_is_no_usage() -> None:

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus.qa.conftest import WORDS, prose
 
-from longlora.corpus.qa.duplicates import Asked
-from longlora.corpus.qa.grounding import Passages, normalise
+from longlora.corpus.qa.grounding import Passages, QuestionDeduplicator, normalise
 
 TEXT = (
     "It was the best of times — it was the worst of times. “Who’s there?” cried the well-\nknown Mr. O'Brien; an "
@@ -114,13 +113,13 @@ def test_normalising_twice_changes_nothing() -> None:
     ],
 )
 def test_questions_that_ask_the_same(question: str, is_new: bool) -> None:
-    asked = Asked(0.7)
+    asked = QuestionDeduplicator(0.7)
     assert asked.is_new("Why does Captain Ahab hunt the white whale?")
     assert asked.is_new(question) is is_new
 
 
 def test_the_question_word_makes_another_question() -> None:
-    asked = Asked(0.7)
+    asked = QuestionDeduplicator(0.7)
     assert asked.is_new("Who killed him?")
     assert asked.is_new("Why was he killed?")
     assert not asked.is_new("Who killed him?!")

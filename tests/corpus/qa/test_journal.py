@@ -14,9 +14,9 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, Response, scholar
 from tests.corpus.qa.conftest import SMALL, Make, Run, without_times
 
+from longlora.corpus.qa.call_journal import CallJournal
 from longlora.corpus.qa.calls import Call, Reply
-from longlora.corpus.qa.journal import Journal
-from longlora.corpus.qa.run import journal_path
+from longlora.corpus.qa.make import journal_path
 from longlora.errors import ConfigError, DataError
 
 
@@ -121,6 +121,21 @@ def a_call(**changes: Any) -> Call:
     return Call(**(values | changes))
 
 
+class Attempts:
+    """Counts the attempts of a call that nobody pays for."""
+
+    def __init__(self) -> None:
+        self.may_be_charged = False
+        self.num_begun = 0
+        self.ended: list[tuple[str, bool]] = []
+
+    async def begin(self) -> None:
+        self.num_begun += 1
+
+    async def end(self, reason: str) -> None:
+        self.ended.append((reason, self.may_be_charged))
+
+
 def a_reply(text: str = "Because\n of … it. \u2028") -> Reply:
     return Reply(
         text=text,
@@ -136,7 +151,7 @@ def a_reply(text: str = "Because\n of … it. \u2028") -> Reply:
 
 def test_replies_and_what_was_spent_come_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "j.jsonl"
-    with Journal(path, {"a": (1, 2)}) as journal:
+    with CallJournal(path, {"a": (1, 2)}) as journal:
         assert journal.seconds_per_call is None
         for seed, end in enumerate(("answered", "lost", "refused", "under way")):
             call = a_call(seed=seed)
@@ -146,7 +161,7 @@ def test_replies_and_what_was_spent_come_back(tmp_path: Path) -> None:
             elif end != "under way":
                 journal.failed(call, end, may_be_charged=end == "lost")
         assert (journal.spent.prompt_tokens, journal.spent.completion_tokens) == (130, 14)
-    with Journal(path, {"a": [1, 2]}) as journal:
+    with CallJournal(path, {"a": [1, 2]}) as journal:
         assert journal.find(a_call(seed=0).key) == a_reply()
         assert journal.find(a_call(seed=1).key) is None
         assert (len(journal), journal.seconds_per_call) == (1, 2.0)
@@ -165,18 +180,18 @@ def test_a_call_is_known_by_all_that_decides_its_reply(change: dict[str, Any]) -
 def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     long = "é" * 70_000  # longer than what is read at once to find the line's beginning
-    with Journal(path, {}) as journal:
+    with CallJournal(path, {}) as journal:
         journal.answered(a_call(), a_reply())
         whole = path.read_bytes()
         journal.answered(a_call(seed=1), a_reply(long))
     everything = path.read_bytes()
     for size in (len(whole) + 1, len(everything) - 1, len(whole)):
         path.write_bytes(everything[:size])
-        with Journal(path, {}) as journal:
+        with CallJournal(path, {}) as journal:
             assert len(journal) == 1
         assert path.read_bytes() == whole
     path.write_bytes(whole[:10])  # the header itself
-    with Journal(path, {}) as journal:
+    with CallJournal(path, {}) as journal:
         assert len(journal) == 0
 
 
@@ -197,33 +212,33 @@ def test_other_settings_are_refused_with_both_values(make: Make, texts: Path, tm
 @pytest.mark.parametrize("line", ["{", "7", '{"reply": "a"}', '{"sent": "a", "tokens": 5}', '{"failed": "a"}'])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "j.jsonl"
-    with Journal(path, {}) as journal:
+    with CallJournal(path, {}) as journal:
         journal.answered(a_call(), a_reply())
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"cannot be read in line 3 .*; delete that line"):
-        Journal(path, {})
+        CallJournal(path, {})
 
 
 def test_settings_may_change_until_something_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with Journal(path, {"window": 1}):
+    with CallJournal(path, {"window": 1}):
         pass
-    with Journal(path, {"window": 2}) as journal:
+    with CallJournal(path, {"window": 2}) as journal:
         journal.sent(a_call(), 1, 1)
     with pytest.raises(ConfigError, match="window 2 there and 3 now"):
-        Journal(path, {"window": 3})
+        CallJournal(path, {"window": 3})
 
 
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text('{"instruction": "a"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="cannot be read in line 1"):
-        Journal(path, {})
+        CallJournal(path, {})
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with Journal(path, {}), pytest.raises(ConfigError, match="another process is at work"):
-        Journal(path, {})
-    with Journal(path, {}):
+    with CallJournal(path, {}), pytest.raises(ConfigError, match="another process is at work"):
+        CallJournal(path, {})
+    with CallJournal(path, {}):
         pass

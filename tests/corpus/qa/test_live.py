@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.corpus.qa.conftest import Run
 
-from longlora.corpus.qa.run import journal_path
+from longlora.corpus.qa.make import journal_path
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.load import load_tokenizer
 from longlora.tiny import tiny_model_directory

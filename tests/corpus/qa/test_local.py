@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from tests.corpus.qa.conftest import Make
-from tests.corpus.qa.test_journal import a_call
+from tests.corpus.qa.test_journal import Attempts, a_call
 
-from longlora.corpus.qa.calls import RejectedError
-from longlora.corpus.qa.local import LocalModel
-from longlora.corpus.qa.models import choose_model
-from longlora.corpus.qa.run import journal_path
+from longlora.corpus.qa.answering_model import choose_model
+from longlora.corpus.qa.calls import UnansweredError
+from longlora.corpus.qa.local_model import LocalModel
+from longlora.corpus.qa.make import journal_path
 from longlora.errors import ConfigError
 
 CHOICE = {
@@ -28,12 +28,12 @@ def test_it_is_asked_through_its_chat_template(base_model: Path, caplog: pytest.
     model = LocalModel(str(base_model))
     assert "no chat template" in caplog.text
     assert model.positions == 64
-    answer = asyncio.run(model.answer(a_call(prompt="Why?", max_tokens=5)))
+    answer = asyncio.run(model.answer(a_call(prompt="Why?", max_tokens=5), Attempts()))
     # <s> is not put before the text by this tokenizer: [INST]Why?[/INST] in bytes.
     assert answer.prompt_tokens == len("[INST]Why?[/INST]")
     assert answer.completion_tokens == 5
     assert answer.finish == "length"
-    again = asyncio.run(model.answer(a_call(prompt="Why?", max_tokens=5)))
+    again = asyncio.run(model.answer(a_call(prompt="Why?", max_tokens=5), Attempts()))
     assert again == answer
 
 
@@ -41,7 +41,7 @@ def test_the_seed_decides_what_is_sampled(base_model: Path) -> None:
     model = LocalModel(str(base_model))
 
     def text(seed: int) -> str:
-        return asyncio.run(model.answer(a_call(temperature=2.0, seed=seed, max_tokens=20))).text
+        return asyncio.run(model.answer(a_call(temperature=2.0, seed=seed, max_tokens=20), Attempts())).text
 
     assert text(1) == text(1)
     assert len({text(seed) for seed in range(4)}) > 1
@@ -54,8 +54,8 @@ def test_a_prompt_that_does_not_fit_the_memory(base_model: Path, monkeypatch: py
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(model._model, "generate", overflow)
-    with pytest.raises(RejectedError, match="a prompt of 17 tokens does not fit"):
-        asyncio.run(model.answer(a_call(prompt="Why?")))
+    with pytest.raises(UnansweredError, match="a prompt of 17 tokens does not fit"):
+        asyncio.run(model.answer(a_call(prompt="Why?"), Attempts()))
 
 
 def test_a_model_that_does_not_say_how_far_it_reads(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_closing_ends_a_generation(base_model: Path) -> None:
     async def story() -> int:
         model = LocalModel(str(base_model))
         await model.close()
-        return (await model.answer(a_call(max_tokens=500))).completion_tokens or 0
+        return (await model.answer(a_call(max_tokens=500), Attempts())).completion_tokens or 0
 
     assert asyncio.run(story()) == 1
 

@@ -14,7 +14,7 @@ from tests.corpus.qa.conftest import Make, records
 
 from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.grounding import Passages
-from longlora.corpus.qa.run import journal_path
+from longlora.corpus.qa.make import journal_path
 from longlora.data import DocumentSource
 from longlora.errors import ConfigError, DataError
 
@@ -53,8 +53,8 @@ def test_a_long_document_is_asked_over_notes_and_by_section(make: Make, server: 
     over_notes = next(origin for origin in long if origin["asked_over"] == "notes")
     assert len(over_notes["sections"]) == steps["notes"]
     # All sections together are the document, without a gap.
-    borders = over_notes["sections"]
-    assert all(first[1] == second[0] for first, second in pairwise(borders))
+    bounds = over_notes["sections"]
+    assert all(first[1] == second[0] for first, second in pairwise(bounds))
     # No prompt is larger than the window leaves, by the measure in use.
     assert max(len(prompt) / 3 + request["max_tokens"] for prompt, request in _requests(server)) <= 2400
 
@@ -83,7 +83,7 @@ def test_the_estimate_counts_the_calls_that_are_made(make: Make, server: ChatSer
     made = Counter(step_of(prompt) for prompt in server.prompts)
     # The scholar's notes are short, so none need condensing; the estimate takes them for as long as they may be.
     assert {step: estimates[0].calls[step] for step in ("notes", "questions", "judge")} == {**made}
-    assert estimates[0].completion_tokens == sum(
+    assert estimates[0].tokens.completion_tokens == sum(
         count * (300 if step in ("notes", "condense") else 600) for step, count in estimates[0].calls.items()
     )
 

@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 Step = Literal["notes", "condense", "questions", "judge"]
+
+CHAT_TOKENS = 64
+"""Tokens left free in every prompt for what a chat template writes around it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +21,13 @@ class Call:
     prompt: str = field(repr=False)
     material: str = field(repr=False)
     """The part of the prompt that comes from the document."""
-
     max_tokens: int
     temperature: float
     seed: int
     template: str
-    """Name of the prompt's template."""
-
     template_sha256: str
     document: str
     """Digest of the document that it is about."""
-
     sections: tuple[tuple[int, int], ...]
     """The parts of the document that its material comes from, in characters."""
 
@@ -41,15 +40,12 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model gave back, as far as it says."""
+    """What a model gave back; None is what it does not say."""
 
     text: str
     finish: str | None
     """Why it ended: `stop`, or `length` at the most tokens."""
-
     prompt_tokens: int | None
-    """As the server counts; None where it does not."""
-
     completion_tokens: int | None
     model: str
 
@@ -63,58 +59,21 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     is_counted: bool
-    """The server counted the tokens; otherwise they are estimated."""
-
+    """The model counted the tokens; otherwise they are estimated."""
     model: str
     time: str
     """When it came, UTC."""
-
     seconds: float
     """From sending to the reply, the last attempt alone."""
 
 
-Ask = Callable[[Call], Awaitable[Reply]]
+Ask = Callable[[Call], Awaitable[Reply | None]]
+"""Gives a call's reply; with None there is none, now: its questions are left out, and asked again by the next run."""
 
 
-class Answerer(Protocol):
-    """A model that answers calls, near or far."""
-
-    async def answer(self, call: Call) -> Answer:
-        """Answer one call.
-
-        Raises:
-            PassingError: the same call may be answered later.
-            RejectedError: this call will not be.
-            RefusedError: no call will be.
-        """
-
-    async def close(self) -> None:
-        """Give back what it holds."""
-
-
-class PassingError(Exception):
-    """A fault that may be gone at the next attempt."""
-
-    def __init__(self, message: str, *, wait_seconds: float | None = None, may_be_charged: bool = False) -> None:
-        super().__init__(message)
-        self.wait_seconds = wait_seconds
-        """What the server asks to wait."""
-
-        self.may_be_charged = may_be_charged
-        """The model may have worked: nobody said that it did not."""
-
-
-class RejectedError(Exception):
-    """The server does not take this call."""
+class UnansweredError(Exception):
+    """The model does not answer this call."""
 
 
 class RefusedError(Exception):
     """The server takes no call of ours: no key, no such model."""
-
-
-class UnansweredError(Exception):
-    """A call has no reply, now; its questions are left out, and asked again by the next run."""
-
-
-class StoppedError(UnansweredError):
-    """The run takes no further calls."""

@@ -1,17 +1,20 @@
 """A model behind a server that speaks OpenAI's chat completions: vLLM, `transformers serve`, llama.cpp, hosted ones."""
 
-import asyncio
 import json
 import logging
-import math
 import os
-import time
-from email.utils import parsedate_to_datetime
+import re
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from longlora.corpus.qa.calls import Answer, Call, PassingError, RefusedError, RejectedError
+from pydantic import BaseModel
+
+from longlora.corpus.qa.asking import Attempt
+from longlora.corpus.qa.calls import Answer, Call, RefusedError, UnansweredError
+from longlora.corpus.qa.qa_settings import require
+from longlora.corpus.qa.reply_text import Pairs, Verdicts
 from longlora.errors import ConfigError
 
 logger = logging.getLogger("longlora")
@@ -19,61 +22,78 @@ logger = logging.getLogger("longlora")
 API_KEY = "OPENAI_API_KEY"
 _BASE_URL = "OPENAI_BASE_URL"
 
-_PASSING = {408, 409, 425, 429}  # and all from 500 on
 _REFUSED = {401, 402, 403, 404, 405}
 _MAY_HAVE_WORKED = {408, 504}  # the time ran out while the model was at work
-_NEVER_CONNECTED = {"ConnectError", "ConnectTimeout"}  # httpx' names; which httpx is the openai package's affair
-_OPTIONAL = ("temperature", "seed")
+_NEVER_CONNECTED = (".connect_tcp.failed", ".start_tls.failed")
+_FORMS: dict[str, type[BaseModel]] = {"questions": Pairs, "judge": Verdicts}
+# What a server says of a parameter that it does not take.
+_OPTIONAL = {
+    "temperature": r"'temperature'",
+    "seed": r"'seed'",
+    "response_format": r"response_format|schema|structured|guided|grammar",
+}
+
+# httpx calls the hooks in the task that asks.
+_ATTEMPT: ContextVar[Attempt] = ContextVar("attempt")
 
 
 class Endpoint:
-    """Sends calls to a server, each once; repeating them is the caller's affair.
+    """Sends calls to a server; faults that may pass are repeated by the client of the openai package.
 
-    A server that does not know `max_tokens`, `temperature` or `seed` says so, and a warning tells that they are sent
-    under another name or not at all from then on.
+    A server that does not know a parameter says so, and a warning tells that it is sent under another name, or not at
+    all from then on. Without `response_format` the form of a reply is the prompt's affair.
 
     Raises:
         ConfigError: the openai package is missing, the address is none, or OpenAI's own server has no key.
     """
 
-    def __init__(self, *, base_url: str | None, timeout_seconds: float) -> None:
+    def __init__(self, *, base_url: str | None, timeout_seconds: float, attempts: int = 6) -> None:
         if find_spec("openai") is None:
             raise ConfigError("asking a server needs the openai package: pip install 'longlora[corpus]'")
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         key = os.environ.get(API_KEY)
-        if not key and not (base_url or os.environ.get(_BASE_URL)):
+        url = base_url or os.environ.get(_BASE_URL)
+        if not key and not url:
             raise ConfigError(f"set {API_KEY}, or --base-url for a server of your own (http://localhost:8000/v1)")
-        _check_url(base_url or os.environ.get(_BASE_URL))
-        if timeout_seconds <= 0:
-            raise ConfigError(f"--timeout must be above 0, got {timeout_seconds}")
-        # A server of one's own asks for no key, but the client does.
-        self._client = AsyncOpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout_seconds)
+        _check_url(url)
+        require("be above 0", timeout=timeout_seconds)
+        require("be at least 1", attempts=attempts)
+        self._client = AsyncOpenAI(
+            base_url=base_url,
+            api_key=key or "none",  # a server of one's own asks for no key, but the client does
+            max_retries=attempts - 1,
+            timeout=timeout_seconds,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"request": [_begin], "response": [_end]}),
+        )
         self._timeout_seconds = timeout_seconds
+        self._attempts = attempts
         self._limit_name = "max_tokens"
         self._left_out: set[str] = set()
 
-    async def answer(self, call: Call) -> Answer:
-        """Send a call; see `calls.Answerer` for what it raises."""
+    async def answer(self, call: Call, attempt: Attempt) -> Answer:
+        """Send a call; see `asking.Answerer` for what it raises."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
-        sent = self._arguments(call)
-        try:
-            # The client's own limit is on each read: a server that sends a byte now and then would hold it for ever.
-            async with asyncio.timeout(self._timeout_seconds):
-                body = await self._send(sent)
-        except (TimeoutError, APITimeoutError) as error:
-            message = f"no reply within {self._timeout_seconds:g} s"
-            raise PassingError(message, may_be_charged=True) from error
-        except APIStatusError as error:
-            if self._adapt(error, sent):
-                raise PassingError(str(error), wait_seconds=0.0) from error
-            raise _fault(error) from error
-        except APIConnectionError as error:
-            cause = error.__cause__
-            reached = type(cause).__name__ not in _NEVER_CONNECTED
-            raise PassingError(f"{error} ({cause})", may_be_charged=reached) from error
-        return read_answer(body, call.model)
+        _ATTEMPT.set(attempt)
+        num_unreadable = 0
+        while True:
+            sent = self._arguments(call)
+            try:
+                # Raw: the client makes an object of anything that a server sends, and whether it is one is to be seen.
+                response = await self._client.chat.completions.with_raw_response.parse(**sent)
+                return read_answer(response.text, call.model)
+            except UnansweredError:
+                num_unreadable += 1
+                if num_unreadable == self._attempts:
+                    raise
+            except APIStatusError as error:
+                if not self._adapt(error, sent):
+                    raise _fault(error) from error
+            except APITimeoutError as error:
+                raise UnansweredError(f"no reply within {self._timeout_seconds:g} s") from error
+            except APIConnectionError as error:
+                raise UnansweredError(f"{error} ({error.__cause__})") from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -87,12 +107,9 @@ class Endpoint:
             "temperature": call.temperature,
             "seed": call.seed,
         }
+        if call.step in _FORMS:
+            arguments["response_format"] = _FORMS[call.step]
         return {name: value for name, value in arguments.items() if name not in self._left_out}
-
-    async def _send(self, arguments: dict[str, Any]) -> str:
-        # Raw: the client makes an object of anything that a server sends, and we want to see whether it is one.
-        response = await self._client.chat.completions.with_raw_response.create(**arguments)
-        return response.text
 
     def _adapt(self, error: Any, sent: dict[str, Any]) -> bool:
         """Leave out, or rename, what the server says it does not know; whether the call is worth sending again.
@@ -107,22 +124,43 @@ class Endpoint:
                 logger.warning("the server takes max_completion_tokens instead of max_tokens; it is sent from now on")
             self._limit_name = "max_completion_tokens"
             return True
-        for name in _OPTIONAL:
-            if name in sent and (error.param == name or f"'{name}'" in message):
+        for name, pattern in _OPTIONAL.items():
+            if name in sent and (error.param == name or re.search(pattern, message, re.IGNORECASE)):
                 if name not in self._left_out:
-                    logger.warning(
-                        "the server does not take %s (%s); it is left out from now on", name, _short(message)
-                    )
+                    reason = _short(message)
+                    logger.warning("the server does not take %s (%s); it is left out from now on", name, reason)
                 self._left_out.add(name)
                 return True
         return False
+
+
+async def _begin(request: Any) -> None:
+    attempt = _ATTEMPT.get()
+    await attempt.begin()
+    attempt.may_be_charged = True
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        if event.endswith(_NEVER_CONNECTED):
+            attempt.may_be_charged = False
+
+    request.extensions["trace"] = trace
+
+
+async def _end(response: Any) -> None:
+    if response.status_code < 400:
+        return
+    if b"insufficient_quota" in await response.aread():
+        response.headers["x-should-retry"] = "false"  # else the client takes it for a limit of the rate
+    attempt = _ATTEMPT.get()
+    attempt.may_be_charged = response.status_code in _MAY_HAVE_WORKED
+    await attempt.end(f"status {response.status_code}")
 
 
 def read_answer(body: str, model: str) -> Answer:
     """Read a chat completion.
 
     Raises:
-        PassingError: it is none: no JSON, or no choice in it.
+        UnansweredError: it is none: no JSON, or no choice in it.
     """
     try:
         value = json.loads(body)
@@ -130,7 +168,7 @@ def read_answer(body: str, model: str) -> Answer:
         content = choice["message"].get("content")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         message = f"the reply is no chat completion ({type(error).__name__}): {_short(body)}"
-        raise PassingError(message, may_be_charged=True) from error
+        raise UnansweredError(message) from error
     usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
     return Answer(
         # Half a surrogate pair passes as JSON, but no file takes it.
@@ -142,25 +180,9 @@ def read_answer(body: str, model: str) -> Answer:
     )
 
 
-def retry_after(headers: Any) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, or `Retry-After`, a number or a date (RFC 9110, 10.2.3)."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
 def _check_url(url: str | None) -> None:
-    if not url:
-        return
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url or "http://unset")
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_address = False
@@ -169,14 +191,9 @@ def _check_url(url: str | None) -> None:
 
 
 def _fault(error: Any) -> Exception:
-    status = error.status_code
-    message = f"status {status}: {_short(str(error.body or error))}"
-    if status in _REFUSED or error.code == "insufficient_quota":
-        return RefusedError(message)
-    if status in _PASSING or status >= 500:
-        wait = retry_after(error.response.headers)
-        return PassingError(message, wait_seconds=wait, may_be_charged=status in _MAY_HAVE_WORKED)
-    return RejectedError(message)
+    message = f"status {error.status_code}: {_short(str(error.body or error))}"
+    is_refused = error.status_code in _REFUSED or error.code == "insufficient_quota"
+    return RefusedError(message) if is_refused else UnansweredError(message)
 
 
 def _count(value: Any) -> int | None:

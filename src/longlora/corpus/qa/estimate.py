@@ -4,12 +4,10 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 
-from longlora.corpus.qa.budget import Prices
-from longlora.corpus.qa.calls import Call, Reply
-from longlora.corpus.qa.journal import Journal
-from longlora.corpus.qa.pace import Pace
-from longlora.corpus.qa.sections import TokenCounter
-from longlora.corpus.qa.settings import CHAT_TOKENS
+from longlora.corpus.qa.call_journal import CallJournal
+from longlora.corpus.qa.calls import CHAT_TOKENS, Call, Reply
+from longlora.corpus.qa.chunks import TokenCounter
+from longlora.corpus.qa.sending import Sending, Spent
 
 ASSUMED_TOKENS_PER_SECOND = 30.0
 """Tokens that one call is thought to write each second, before any call was timed."""
@@ -24,36 +22,55 @@ class Estimate:
 
     calls: Counter[str] = field(default_factory=Counter)
     """By step."""
-
     num_documents: int = 0
     document_tokens: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    tokens: Spent = field(default_factory=Spent)
 
     @property
     def num_calls(self) -> int:
         """All of them."""
         return self.calls.total()
 
-    def cost(self, prices: Prices | None) -> float | None:
-        """Most that they cost; None without prices."""
-        return prices.cost(self.prompt_tokens, self.completion_tokens) if prices else None
+    def describe(self, journal: CallJournal, sending: Sending) -> str:
+        """Calls, tokens, price and time, each as the most that is to be expected."""
+        steps = ", ".join(f"{count:,} {step}" for step, count in sorted(self.calls.items()))
+        lines = [
+            f"{self.num_documents:,} documents of {self.document_tokens:,} tokens; "
+            f"{self.num_calls:,} calls to make ({steps}), {len(journal):,} in the journal",
+            f"at most {self.tokens.prompt_tokens:,} tokens to read and {self.tokens.completion_tokens:,} to write",
+        ]
+        cost, spent = sending.cost(self.tokens), sending.cost(journal.spent)
+        if cost is None or spent is None:
+            lines.append("cost not known without --price-in and --price-out")
+        else:
+            lines.append(f"at most {cost:,.2f} at the given prices, after {spent:,.2f} so far")
+        lines.append(self._time(journal.seconds_per_call, sending))
+        if sending.max_tokens is not None:
+            lines.append(f"stops before {sending.max_tokens:,} tokens are exceeded")
+        if sending.max_cost is not None:
+            lines.append(f"stops before {sending.max_cost:,.2f} is exceeded")
+        return "\n".join(lines)
 
-    def seconds(self, *, pace: Pace, concurrency: int, seconds_per_call: float | None) -> float:
-        """How long they take: at the speed of the calls so far, or as long as if all replies had their full length."""
+    def _time(self, seconds_per_call: float | None, sending: Sending) -> str:
+        """How long it takes: at the speed of the calls so far, or as long as if all replies had their full length."""
+        read, written, at_once = self.tokens.prompt_tokens, self.tokens.completion_tokens, sending.concurrency
         if seconds_per_call is None:
-            working = self.completion_tokens / ASSUMED_TOKENS_PER_SECOND
+            working = written / ASSUMED_TOKENS_PER_SECOND
+            basis = f"if each of {at_once} calls at once writes {ASSUMED_TOKENS_PER_SECOND:g} tokens in a second"
         else:
             working = self.num_calls * seconds_per_call
-        allowed = pace.minimum_seconds(self.num_calls, self.prompt_tokens + self.completion_tokens)
-        return max(working / concurrency, allowed)
+            basis = f"at {seconds_per_call:.1f} s a call so far, {at_once} at once"
+        seconds = max(working / at_once, sending.minimum_seconds(self.num_calls, read + written))
+        if seconds < 90:
+            return f"about {seconds:.0f} s {basis}"
+        return f"about {seconds / 60:,.0f} min {basis}" if seconds < 5400 else f"about {seconds / 3600:,.1f} h {basis}"
 
 
 class Tally:
     """Answers with as many words as a model may write, and counts; what the journal has is taken from there."""
 
-    def __init__(self, estimate: Estimate, *, journal: Journal, counter: TokenCounter, questions: int) -> None:
-        self._estimate = estimate
+    def __init__(self, journal: CallJournal, counter: TokenCounter, *, questions: int) -> None:
+        self.estimate = Estimate()
         self._journal = journal
         self._counter = counter
         self._questions = questions
@@ -66,9 +83,8 @@ class Tally:
             return reply
         if key not in self._counted:
             self._counted.add(key)
-            self._estimate.calls[call.step] += 1
-            self._estimate.prompt_tokens += self._counter.count(call.prompt) + CHAT_TOKENS
-            self._estimate.completion_tokens += call.max_tokens
+            self.estimate.calls[call.step] += 1
+            self.estimate.tokens.add(self._counter.count(call.prompt) + CHAT_TOKENS, call.max_tokens)
         return Reply(
             text=self._text(call),
             finish="stop",

@@ -1,6 +1,6 @@
-"""Whether the passages that an answer quotes stand in the document.
+"""Whether the passages that an answer quotes stand in the document, and whether a question was asked before.
 
-Both are compared without what typesetting and models change: case, white space, quotation marks, dashes, ligatures,
+Texts are compared without what typesetting and models change: case, white space, quotation marks, dashes, ligatures,
 hyphens within words. A quotation with an ellipsis is looked for piece by piece, in order.
 """
 
@@ -31,6 +31,10 @@ _QUOTATION_MARKS = re.compile(r"""\"|(?<!\w)'|'(?!\w)""")
 _SPACE = re.compile(r"\s+")
 _ELLIPSIS = re.compile(r"\s*(?:\[\s*(?:\.\s*){3}\]|(?:\.\s*){3,}|…|\[…\])\s*")
 _WORD = re.compile(r"\w+")
+_GRAMMAR = frozenset(
+    "a an and are as at be by did do does for from had has have he her his in is it its of on or she that the their "
+    "them they this to was were will with".split()  # not who, when, why: they make another question
+)
 _OUTSIDE = " \t\n\"'.,;:!?()[]-"
 
 
@@ -110,3 +114,27 @@ class Passages:
 def _in_order(words: Sequence[str], window: Sequence[str]) -> float:
     blocks = SequenceMatcher(None, words, window, autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks) / len(words)
+
+
+class QuestionDeduplicator:
+    """Knows the questions of one document so far.
+
+    Only they are compared: the same question about two books is two records. They are few, so the similarity is
+    computed and not estimated by hashing.
+    """
+
+    def __init__(self, similarity: float) -> None:
+        self._similarity = similarity
+        self._seen: list[frozenset[str]] = []
+
+    def is_new(self, question: str) -> bool:
+        """Remember a question and say whether none before shares so many words with it.
+
+        The share is Jaccard's, words of both over words of either, without those that carry the grammar.
+        """
+        words = frozenset("".join(c if c.isalnum() else " " for c in normalise(question)).split())
+        words = (words - _GRAMMAR) or words
+        if any(len(words & other) >= self._similarity * len(words | other) for other in self._seen):
+            return False
+        self._seen.append(words)
+        return True

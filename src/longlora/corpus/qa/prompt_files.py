@@ -10,7 +10,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -111,32 +111,28 @@ def _check_folder(folder: Path) -> None:
 
 
 def _load_set(kind: str, part: str, folder: Path | None, shared: Mapping[str, Template]) -> PromptSet:
-    names: list[str] = []
-    for place in (folder, SHIPPED):
-        if place is not None and not names:
-            names = sorted(path.stem for path in (place / part).glob("*.txt") if path.stem not in _SPECIAL)
-    found = [_find(folder, part, name) for name in names]
-    form = shared["reply_form"].text.strip()
-    # The form is a part of each prompt and so of its digest.
-    questions = tuple(
-        Template(name=one.name, over=one.over, text=re.sub(r"\{\{\s*reply_form\s*\}\}", lambda _: form, one.text))
-        for one in found
+    own, shipped = (
+        sorted(path.stem for path in (place / part).glob("*.txt") if path.stem not in _SPECIAL)
+        for place in (folder or SHIPPED, SHIPPED)
     )
+    form = shared["reply_form"].text.strip()
+    found = [_find(folder, part, name) for name in own or shipped]
     return PromptSet(
         kind=kind,
         notes=_find(folder, part, "notes"),
         record=_find(folder, part, "record"),
         judge=shared["judge"],
         condense=shared["condense"],
-        questions=questions,
+        # The form is a part of each prompt and so of its digest.
+        questions=tuple(
+            replace(one, text=re.sub(r"\{\{\s*reply_form\s*\}\}", lambda _: form, one.text)) for one in found
+        ),
     )
 
 
 def _find(folder: Path | None, part: str, name: str) -> Template:
-    for place in (folder, SHIPPED):
-        if place is not None and (path := place / part / f"{name}.txt").is_file():
-            return _read(path)
-    raise AssertionError(f"the package lacks the prompt {part}/{name}.txt")
+    path = (folder or SHIPPED) / part / f"{name}.txt"
+    return _read(path if path.is_file() else SHIPPED / part / f"{name}.txt")
 
 
 def _read(path: Path) -> Template:

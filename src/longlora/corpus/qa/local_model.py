@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from longlora.corpus.qa.calls import Answer, Call, RejectedError
+from longlora.corpus.qa.asking import Attempt
+from longlora.corpus.qa.calls import Answer, Call, UnansweredError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.generation import plain_generation, plain_settings
-from longlora.models.load import DtypeName, load_for_inference
+from longlora.models.load import load_for_inference
+from longlora.support.choices import DtypeName
 
 logger = logging.getLogger("longlora")
 
@@ -30,9 +32,10 @@ class LocalModel:
         """Tokens that the model reads, as its configuration says."""
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    async def answer(self, call: Call) -> Answer:
-        """Generate an answer; see `calls.Answerer` for what it raises."""
+    async def answer(self, call: Call, attempt: Attempt) -> Answer:
+        """Generate an answer; see `asking.Answerer` for what it raises."""
         async with self._turn:
+            await attempt.begin()
             return await asyncio.to_thread(self._generate, call)
 
     async def close(self) -> None:
@@ -60,7 +63,7 @@ class LocalModel:
                     stopping_criteria=StoppingCriteriaList([_Closed(self)]),
                 )
         except torch.cuda.OutOfMemoryError as error:
-            raise RejectedError(f"a prompt of {prompt_tokens} tokens does not fit the GPU's memory") from error
+            raise UnansweredError(f"a prompt of {prompt_tokens} tokens does not fit the GPU's memory") from error
         new = output[0, prompt_tokens:]
         return Answer(
             text=self.tokenizer.decode(new, skip_special_tokens=True),

@@ -7,11 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus.qa.conftest import prose
 
-from longlora.corpus.qa.documents import Documents, detect_kind
-from longlora.corpus.qa.room import material_room
-from longlora.corpus.qa.sections import EstimatedTokens, TokenizerTokens, cut_length, cut_sections, spread
-from longlora.corpus.qa.settings import Settings
-from longlora.corpus.qa.templates import load_prompts
+from longlora.corpus.qa.chunks import (
+    Documents,
+    EstimatedTokens,
+    TokenizerTokens,
+    cut_length,
+    cut_sections,
+    detect_kind,
+    material_room,
+    spread,
+)
+from longlora.corpus.qa.prompt_files import load_prompts
+from longlora.corpus.qa.qa_settings import Settings
 from longlora.data import DocumentSource
 from longlora.errors import ConfigError
 from longlora.models.load import load_tokenizer
@@ -37,12 +44,12 @@ def test_sections_of_a_tokenizer(seed: int) -> None:
     sections = cut_sections(text, starts, 300)
     assert "".join(text[begin:end] for begin, end in sections) == text
     counts = [counter.count(text[begin:end]) for begin, end in sections]
-    assert max(counts) <= 302  # a token at a border may become two
+    assert max(counts) <= 302  # a token at a boundary may become two
     assert min(counts) > 75
     assert all(text[:end].endswith(("\n", ". ", " ")) for _, end in sections[:-1])
 
 
-def test_the_best_border_is_taken() -> None:
+def test_the_best_boundary_is_taken() -> None:
     text = "aaa bbb. ccc ddd\neee fff\n\nggg. hhh iii jjj kkk lll mmm nnn"
     assert cut_sections(text, EstimatedTokens(1).starts(text), 30)[0] == (0, text.index("ggg"))
     text = text.replace("\n\n", "  ")

@@ -3,10 +3,10 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from longlora.corpus.qa.calls import Answerer
-from longlora.corpus.qa.sections import EstimatedTokens, TokenCounter, TokenizerTokens
+from longlora.corpus.qa.asking import Answerer
+from longlora.corpus.qa.chunks import EstimatedTokens, TokenCounter, TokenizerTokens
+from longlora.corpus.qa.endpoint import Endpoint
 from longlora.errors import ConfigError
 
 logger = logging.getLogger("longlora")
@@ -19,10 +19,8 @@ class AnsweringModel:
     name: str
     window: int
     """In tokens."""
-
     tokenizer: str | None
     """Name of what counts the tokens; None where characters do."""
-
     counter: TokenCounter
     answerer: Answerer | None
     """None where nothing is to be asked."""
@@ -36,9 +34,11 @@ def choose_model(
     window: int | None,
     tokenizer: str | None,
     chars_per_token: float,
-    timeout_seconds: float | None,
+    timeout_seconds: float,
+    attempts: int = 6,
+    is_asked: bool = True,
 ) -> AnsweringModel:
-    """Open what a user named: a model at a server, or one in this process; without a time-out nothing is to be asked.
+    """Open what a user named: a model at a server, or one in this process.
 
     Raises:
         ConfigError: neither or both were named, or the window is not known.
@@ -52,23 +52,19 @@ def choose_model(
             raise ConfigError(
                 "--local MODEL runs in this process with its own tokenizer: no --base-url, no --tokenizer"
             )
-        return _local_model(local, window, is_asked=timeout_seconds is not None)
+        return _local_model(local, window, is_asked=is_asked)
     if window is None:
         raise ConfigError(
             "--window must say how many tokens the answering model reads and writes in one call (for vLLM its "
             "--max-model-len); a server does not tell"
         )
-    answerer: Answerer | None = None
-    if timeout_seconds is not None:
-        from longlora.corpus.qa.endpoint import Endpoint
-
-        answerer = Endpoint(base_url=base_url, timeout_seconds=timeout_seconds)
+    answerer = Endpoint(base_url=base_url, timeout_seconds=timeout_seconds, attempts=attempts) if is_asked else None
     counter = EstimatedTokens(chars_per_token) if tokenizer is None else _tokenizer(tokenizer)
     return AnsweringModel(name=model, window=window, tokenizer=tokenizer, counter=counter, answerer=answerer)
 
 
 def _local_model(local: str, window: int | None, *, is_asked: bool) -> AnsweringModel:
-    from longlora.corpus.qa.local import LocalModel
+    from longlora.corpus.qa.local_model import LocalModel
 
     opened = LocalModel(local)
     if window is None and opened.positions is None:
@@ -87,5 +83,4 @@ def _local_model(local: str, window: int | None, *, is_asked: bool) -> Answering
 def _tokenizer(name: str) -> TokenizerTokens:
     from longlora.models.load import load_tokenizer, model_source
 
-    loaded: Any = load_tokenizer(model_source(name))
-    return TokenizerTokens(loaded, name=name)
+    return TokenizerTokens(load_tokenizer(model_source(name)), name=name)

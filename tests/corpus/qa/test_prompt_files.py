@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from longlora.corpus.qa.templates import SHIPPED, load_prompts, prompts_digest
+from longlora.corpus.qa.prompt_files import SHIPPED, load_prompts, prompts_digest
 from longlora.errors import ConfigError
 
 

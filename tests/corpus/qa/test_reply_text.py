@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longlora.corpus.qa.replies import Pair, is_refusal, read_pairs, read_verdicts, speaks_of_a_part, without_thoughts
+from longlora.corpus.qa.reply_text import (
+    Pair,
+    is_refusal,
+    read_pairs,
+    read_verdicts,
+    speaks_of_a_part,
+    without_thoughts,
+)
 
 PAIR = {"question": "Who?", "answer": "He.", "quotes": ["it is he"]}
 READ = Pair("Who?", "He.", ("it is he",))
@@ -62,7 +69,8 @@ def test_verdicts() -> None:
         {"number": 4, "verdict": True},
     ]
     reply = f"Here: {json.dumps(verdicts)}"
-    assert read_verdicts(reply) == {1: ("supported", "in line 2"), 2: ("unsupported", "")}
+    found = {number: (one.verdict, one.reason) for number, one in read_verdicts(reply).items()}
+    assert found == {1: ("supported", "in line 2"), 2: ("unsupported", "")}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,18 @@
-"""What a model wrote, read: the pairs of a reply, the verdicts of a judge, refusals."""
+"""What a model wrote, read: the pairs of a reply, the verdicts of a judge, refusals.
+
+`Pairs` and `Verdicts` are also the forms that a server is asked to keep replies to. They are read leniently all the
+same, since a server may know no such forms: whatever stands around the objects is passed over.
+"""
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+Form = TypeVar("Form")
 
 # strict=False: models put line breaks into strings.
 _DECODER = json.JSONDecoder(strict=False)
@@ -29,40 +37,69 @@ _PART = re.compile(
 )
 
 
+def _whole(text: Any) -> Any:
+    """Replace halves of surrogate pairs, which JSON may carry and no file and no tokenizer takes."""
+    return text.strip().encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("is empty")
+    return text
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [text for text in values if isinstance(text, str) and text.strip()]
+
+
+_Text = Annotated[str, BeforeValidator(_whole)]
+_Words = Annotated[_Text, AfterValidator(_not_empty)]  # unlike Field(min_length=1) no part of the schema
+
+
 @dataclass(frozen=True)
 class Pair:
     """A question, its answer, and the passages that shall prove it."""
 
-    question: str
-    answer: str
-    quotes: tuple[str, ...] = ()
+    question: _Words
+    answer: _Words
+    quotes: Annotated[tuple[_Text, ...], BeforeValidator(_texts)] = Field(
+        default_factory=tuple, validation_alias=AliasChoices("quotes", "quote")
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of a pair."""
+
+    number: int
+    verdict: Annotated[_Text, AfterValidator(str.lower)]
+    reason: _Text = Field(default_factory=str)
+
+
+class Pairs(BaseModel):
+    """The form of a reply with questions."""
+
+    pairs: list[Pair]
+
+
+class Verdicts(BaseModel):
+    """The form of a judge's reply."""
+
+    verdicts: list[Verdict]
+
+
+_PAIR, _VERDICT = TypeAdapter(Pair), TypeAdapter(Verdict)
 
 
 def read_pairs(reply: str) -> list[Pair]:
     """Find every pair in a reply, whatever stands around them; one that the end of the reply cut off is left out."""
-    pairs = []
-    for value in _objects(reply):
-        question, answer = value.get("question"), value.get("answer")
-        if isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip():
-            quotes = value.get("quotes", value.get("quote", []))
-            texts = [quotes] if isinstance(quotes, str) else quotes if isinstance(quotes, list) else []
-            kept = tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
-            pairs.append(Pair(_whole(question), _whole(answer), tuple(map(_whole, kept))))
-    return pairs
+    return list(_read(reply, _PAIR))
 
 
-def read_verdicts(reply: str) -> dict[int, tuple[str, str]]:
-    """Find a judge's verdicts, as number of the pair → verdict in small letters and reason."""
-    verdicts = {}
-    for value in _objects(reply):
-        verdict = value.get("verdict")
-        try:
-            number = int(value.get("number", ""))
-        except (TypeError, ValueError):
-            continue
-        if isinstance(verdict, str):
-            verdicts[number] = _whole(verdict).strip().lower(), _whole(str(value.get("reason", "")))
-    return verdicts
+def read_verdicts(reply: str) -> dict[int, Verdict]:
+    """Find a judge's verdicts, by the number of the pair."""
+    return {verdict.number: verdict for verdict in _read(reply, _VERDICT)}
 
 
 def without_thoughts(reply: str) -> str:
@@ -83,6 +120,14 @@ def speaks_of_a_part(question: str) -> bool:
     return _PART.search(question) is not None
 
 
+def _read(reply: str, form: TypeAdapter[Form]) -> Iterator[Form]:
+    for value in _objects(reply):
+        try:
+            yield form.validate_python(value)
+        except ValidationError:
+            continue
+
+
 def _objects(reply: str) -> Iterator[dict[str, Any]]:
     """Decode every JSON object of a text that lies in no other, and the objects inside of it."""
     text = without_thoughts(reply)
@@ -100,13 +145,5 @@ def _objects(reply: str) -> Iterator[dict[str, Any]]:
 def _within(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
-        for item in value.values():
-            yield from _within(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _within(item)
-
-
-def _whole(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON may carry and no file and no tokenizer takes."""
-    return text.strip().encode("utf-8", "replace").decode("utf-8")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _within(item)

@@ -1,0 +1,216 @@
+"""Documents in sections: how long a text is in tokens, what fits one prompt, and where a text is cut to fit it."""
+
+import hashlib
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from longlora.corpus.qa.calls import CHAT_TOKENS
+from longlora.corpus.qa.prompt_files import PromptSet, Template
+from longlora.corpus.qa.qa_settings import Settings
+from longlora.data import DocumentSource
+from longlora.errors import ConfigError
+
+HEADING_TOKENS = 16
+"""Left free for the line above each section's notes."""
+
+_SMALLEST_ROOM = 128  # tokens of text below which it makes no sense to ask about it
+_LONGEST_WHAT = "notes on all 9999 sections of a paper, in order, with passages copied from it"
+_BOUNDARIES = ("\n\n", "\n", ". ", " ")
+
+# A paper says so: a heading "Abstract" near its beginning, and one of the references behind its middle.
+_ABSTRACT = re.compile(r"^\W*abstract\b|\\begin\{abstract\}", re.IGNORECASE | re.MULTILINE)
+_REFERENCES = re.compile(
+    r"^\W*(?:\d+\.?\s+)?(?:references|bibliography|literature cited)\W*$|\\bibliography\{|\\begin\{thebibliography\}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ABSTRACT_WITHIN = 10_000  # characters
+
+
+@dataclass(frozen=True)
+class EstimatedTokens:
+    """Takes every token for the same number of characters."""
+
+    chars_per_token: float
+
+    def starts(self, text: str) -> Sequence[int]:
+        """Characters at which the text's tokens begin, ascending."""
+        return [int(number * self.chars_per_token) for number in range(self.count(text))]
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, rounded up."""
+        return math.ceil(len(text) / self.chars_per_token)
+
+
+class TokenizerTokens:
+    """Counts with a tokenizer.
+
+    Raises:
+        ConfigError: it cannot say where its tokens stand in a text.
+    """
+
+    def __init__(self, tokenizer: Any, *, name: str) -> None:
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"the tokenizer of {name!r} cannot say where its tokens stand in a text; choose another with "
+                "--tokenizer, or leave it out and set --chars-per-token"
+            )
+        self._tokenizer = tokenizer
+
+    def starts(self, text: str) -> Sequence[int]:
+        """Characters at which the text's tokens begin, ascending."""
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [start for start, _ in encoded["offset_mapping"]]
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+TokenCounter = EstimatedTokens | TokenizerTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A text to ask about, after it was cut."""
+
+    name: str
+    text: str = field(repr=False)
+    sha256: str
+    """Digest of the text as it was read, before it was cut."""
+    kind: Literal["book", "paper"]
+    num_tokens: int
+    is_cut: bool
+    sections: tuple[tuple[int, int], ...]
+    """Beginning and end of each, in characters; together they are the text."""
+
+    def section(self, number: int) -> str:
+        """Text of a section, counted from 0."""
+        begin, end = self.sections[number]
+        return self.text[begin:end]
+
+
+class Documents:
+    """Reads documents, as often as they are iterated, and lays each out once.
+
+    A text that comes a second time is left out and named in `repeated`.
+    """
+
+    def __init__(
+        self, source: DocumentSource, *, settings: Settings, counter: TokenCounter, room: Mapping[str, int]
+    ) -> None:
+        self.num_documents = source.num_documents
+        self.repeated: list[str] = []
+        self._source = source
+        self._settings = settings
+        self._counter = counter
+        self._room = room
+        self._laid_out: dict[str, Document] = {}  # without their text
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read from the first document on."""
+        self.repeated.clear()
+        seen: set[str] = set()
+        for name, text in self._source:
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            if sha256 in seen:
+                self.repeated.append(name)
+                continue
+            seen.add(sha256)
+            if sha256 not in self._laid_out:
+                self._laid_out[sha256] = self._lay_out(text, sha256)
+            found = self._laid_out[sha256]
+            yield replace(found, name=name, text=text[: found.sections[-1][1] if found.sections else 0])
+
+    def _lay_out(self, text: str, sha256: str) -> Document:
+        kind = detect_kind(text) if self._settings.kind == "auto" else self._settings.kind
+        starts = self._counter.starts(text)
+        most = self._settings.max_document_tokens
+        is_cut = most is not None and len(starts) > most
+        if most is not None and is_cut:
+            text = text[: cut_length(text, starts, most)]
+            starts = self._counter.starts(text)
+        return Document(
+            name="",
+            text="",
+            sha256=sha256,
+            kind=kind,
+            num_tokens=len(starts),
+            is_cut=is_cut,
+            sections=tuple(cut_sections(text, starts, self._room[kind])),
+        )
+
+
+def detect_kind(text: str) -> Literal["book", "paper"]:
+    """Take a text with an abstract at its beginning and references at its end for a paper, any other for a book."""
+    has_abstract = _ABSTRACT.search(text[:_ABSTRACT_WITHIN])
+    return "paper" if has_abstract and _REFERENCES.search(text, len(text) // 2) else "book"
+
+
+def cut_sections(text: str, starts: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """Cut a text into sections of at most `room` tokens and about the same length, as `(begin, end)` in characters.
+
+    The cuts are looked for before the even length is reached: between paragraphs, else lines, sentences, words.
+    """
+    sections = []
+    begin, token = 0, 0
+    while (left := len(starts) - token) > room:
+        even = math.ceil(left / math.ceil(left / room))
+        end = _boundary(text, starts[token + even // 2], starts[token + even])
+        end = max(end, begin + 1)  # tokens of one character may share their place
+        sections.append((begin, end))
+        begin, token = end, bisect_left(starts, end)
+    if begin < len(text):
+        sections.append((begin, len(text)))
+    return sections
+
+
+def cut_length(text: str, starts: Sequence[int], most: int) -> int:
+    """Characters of the longest beginning of at most `most` tokens that ends between paragraphs, lines or words."""
+    return len(text) if len(starts) <= most else max(1, _boundary(text, starts[most // 2], starts[most]))
+
+
+def _boundary(text: str, low: int, high: int) -> int:
+    for boundary in _BOUNDARIES:
+        if (place := text.rfind(boundary, low, high)) >= 0:
+            return place + len(boundary)
+    return high
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Choose at most `most` of `count` places, evenly: the middles of as many equal parts."""
+    if count <= most:
+        return list(range(count))
+    return [int((number + 0.5) * count / most) for number in range(most)]
+
+
+def material_room(prompts: PromptSet, settings: Settings, counter: TokenCounter) -> int:
+    """Tokens of a document, or of notes, that every prompt has room for beside its own words and the reply.
+
+    Raises:
+        ConfigError: too few, or too few to put two sections' notes together.
+    """
+
+    def words(template: Template) -> int:
+        empty = template.fill(material="", count=99, what=_LONGEST_WHAT, part=_LONGEST_WHAT, pairs="")
+        return counter.count(empty)
+
+    taken = [
+        words(prompts.notes) + settings.notes_tokens,
+        words(prompts.condense) + settings.notes_tokens,
+        *(words(template) + settings.reply_tokens for template in prompts.questions),
+    ]
+    if settings.judge:  # it reads a whole reply of pairs and gives its verdicts
+        taken.append(words(prompts.judge) + 2 * settings.reply_tokens)
+    room = settings.window - CHAT_TOKENS - max(taken)
+    needed = max(_SMALLEST_ROOM, 2 * (settings.notes_tokens + HEADING_TOKENS))
+    if room < needed:
+        raise ConfigError(
+            f"--window {settings.window} must leave at least {needed} tokens for the text, and leaves {max(0, room)}: "
+            f"prompts and replies may take {max(taken) + CHAT_TOKENS}; lower --reply-tokens or --notes-tokens, or "
+            "choose a model with a larger window"
+        )
+    return room

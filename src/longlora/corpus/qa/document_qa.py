@@ -1,0 +1,241 @@
+"""The questions about one document: which calls it takes, and what becomes of their replies.
+
+A document that fits the window is one section, and everything is asked over its text. A longer one is read section by
+section: notes are taken on each, put together until they fit, and what concerns the whole is asked over the notes; what
+concerns details is asked over single sections.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import Literal
+
+from longlora.corpus.qa.calls import Ask, Call, Reply, Step
+from longlora.corpus.qa.chunks import HEADING_TOKENS, Document, TokenCounter, spread
+from longlora.corpus.qa.grounding import Passages
+from longlora.corpus.qa.prompt_files import PromptSet, Template
+from longlora.corpus.qa.qa_settings import Settings
+from longlora.corpus.qa.reply_text import (
+    Pair,
+    is_refusal,
+    read_pairs,
+    read_verdicts,
+    speaks_of_a_part,
+    without_thoughts,
+)
+
+Scope = Literal["document", "notes", "section"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a question is asked over."""
+
+    text: str
+    what: str
+    """Says it to the model."""
+    scope: Scope
+    sections: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A pair and what was found about it, or a reply without any."""
+
+    pair: Pair | None
+    call: Call
+    reply: Reply
+    scope: Scope
+    dropped: str | None = None
+    """Why it is no record."""
+    judgement: str | None = None
+    """The judge's reason for calling it supported."""
+
+
+class DocumentQA:
+    """Asks about one document; the order of the replies in time changes nothing."""
+
+    def __init__(
+        self,
+        document: Document,
+        prompts: PromptSet,
+        *,
+        settings: Settings,
+        counter: TokenCounter,
+        room: int,
+        ask: Ask,
+    ) -> None:
+        self.document = document
+        self.prompts = prompts
+        self.num_unanswered = 0
+        """Calls that had no reply; those not counted that wait for them."""
+        self._settings = settings
+        self._tokens = counter.count
+        self._room = room
+        self._ask_model = ask
+
+    @cached_property
+    def _passages(self) -> Passages:
+        return Passages(self.document.text)
+
+    async def candidates(self) -> list[Candidate]:
+        """Do all that can be done now; candidates come in a fixed order."""
+        single = [template for template in self.prompts.questions if template.over == "section"]
+        chosen = spread(len(self.document.sections), self._settings.ask_sections)
+        return await _joined(
+            self._over_whole([template for template in self.prompts.questions if template.over == "whole"]),
+            *(self._over_material(template, self._section(number)) for template in single for number in chosen),
+        )
+
+    async def _over_whole(self, templates: Sequence[Template]) -> list[Candidate]:
+        if not templates:
+            return []
+        material = self._section(0) if len(self.document.sections) == 1 else await self._notes()
+        if material is None:
+            return []
+        return await _joined(*(self._over_material(template, material) for template in templates))
+
+    def _section(self, number: int) -> Material:
+        sections, kind = self.document.sections, self.document.kind
+        is_whole = len(sections) == 1
+        part = f"section {number + 1} of the {len(sections)} sections that a {kind} was cut into"
+        return Material(
+            text=self.document.section(number),
+            what=f"the complete text of a {kind}" if is_whole else part,
+            scope="document" if is_whole else "section",
+            sections=(sections[number],),
+        )
+
+    async def _notes(self) -> Material | None:
+        """Take notes on every section, and condense neighbours until all fit one prompt; None where one is missing."""
+        count = len(self.document.sections)
+        parts = [f"section {number + 1} of the {count} sections" for number in range(count)]
+        calls = [
+            self._call("notes", self.prompts.notes, self._section(number), part=part)
+            for number, part in enumerate(parts)
+        ]
+        notes = _all_or_none(await asyncio.gather(*map(self._text, calls)))
+        while notes and len(notes) > 1 and self._tokens(_numbered(notes)) > self._room - HEADING_TOKENS * len(notes):
+            notes = _all_or_none(await asyncio.gather(*map(self._condensed, self._groups(notes))))
+        what = f"notes on all {count} sections of a {self.document.kind}, in order, with passages copied from it"
+        return self._of_notes(notes, what) if notes is not None else None
+
+    def _groups(self, notes: Sequence[str]) -> list[list[str]]:
+        """Put neighbours together: as many as fit, two at least, so that every round leaves at most half."""
+        groups: list[list[str]] = [[]]
+        room = self._room
+        for note in notes:
+            taken = self._tokens(note) + HEADING_TOKENS
+            room -= taken
+            if room < 0 and len(groups[-1]) >= 2:
+                groups.append([])
+                room = self._room - taken
+            groups[-1].append(note)
+        return groups
+
+    async def _condensed(self, group: list[str]) -> str | None:
+        if len(group) == 1:
+            return group[0]
+        return await self._text(self._call("condense", self.prompts.condense, self._of_notes(group, "notes")))
+
+    def _of_notes(self, notes: Sequence[str], what: str) -> Material:
+        return Material(text=_numbered(notes), what=what, scope="notes", sections=self.document.sections)
+
+    async def _over_material(self, template: Template, material: Material) -> list[Candidate]:
+        """Ask for pairs, again where a reply holds none, and check each."""
+        call = self._call("questions", template, material, count=self._settings.questions)
+        for number in range(self._settings.tries):
+            call = replace(call, seed=self._settings.seed + number)
+            if (reply := await self._ask(call)) is None:
+                return []
+            found = partial(Candidate, call=call, reply=reply, scope=material.scope)
+            if pairs := read_pairs(reply.text)[: self._settings.questions]:
+                candidates = [found(pair=pair, dropped=self._fault(pair)) for pair in pairs]
+                return await self._judged(candidates, material) if self._settings.judge else candidates
+        return [found(pair=None, dropped="unreadable reply")]
+
+    def _fault(self, pair: Pair) -> str | None:
+        if is_refusal(pair.answer):
+            return "refusal"
+        if speaks_of_a_part(pair.question):
+            return "speaks of a part"
+        if self._settings.quotes == "off":
+            return None
+        if not pair.quotes:
+            return "no quotation"
+        return None if all(map(self._is_in_document, pair.quotes)) else "quotation not found"
+
+    def _is_in_document(self, quote: str) -> bool:
+        if self._passages.holds(quote):
+            return True
+        return self._settings.quotes == "fuzzy" and self._passages.similarity(quote) >= self._settings.quote_similarity
+
+    async def _judged(self, candidates: list[Candidate], material: Material) -> list[Candidate]:
+        """Let the model read the material again and judge its answers, all pairs of a reply at once."""
+        pairs = [one.pair for one in candidates if one.pair is not None and one.dropped is None]
+        if not pairs:
+            return candidates
+        shown = [{"number": number, **asdict(pair)} for number, pair in enumerate(pairs, start=1)]
+        lines = "\n".join(json.dumps(pair, ensure_ascii=False) for pair in shown)
+        reply = await self._ask(self._call("judge", self.prompts.judge, material, pairs=lines))
+        if reply is None:
+            return []
+        verdicts = read_verdicts(reply.text)
+        judged, number = [], 0
+        for candidate in candidates:
+            if candidate.dropped is None:
+                number += 1
+                found = verdicts.get(number)
+                if found is not None and found.verdict == "supported":
+                    candidate = replace(candidate, judgement=found.reason)
+                else:
+                    candidate = replace(candidate, dropped="judged unsupported" if found else "no verdict")
+            judged.append(candidate)
+        return judged
+
+    def _call(self, step: Step, template: Template, material: Material, **values: object) -> Call:
+        is_notes = step in ("notes", "condense")
+        return Call(
+            step=step,
+            model=self._settings.model,
+            prompt=template.fill(material=material.text, what=material.what, **values),
+            material=material.text,
+            max_tokens=self._settings.notes_tokens if is_notes else self._settings.reply_tokens,
+            temperature=0.0 if step == "judge" else self._settings.temperature,
+            seed=self._settings.seed,
+            template=template.name,
+            template_sha256=template.sha256,
+            document=self.document.sha256,
+            sections=material.sections,
+        )
+
+    async def _text(self, call: Call) -> str | None:
+        """Ask for notes, again where the reply is empty."""
+        for number in range(self._settings.tries):
+            reply = await self._ask(replace(call, seed=call.seed + number))
+            if reply is None:
+                return None
+            if text := without_thoughts(reply.text):
+                return text
+        return ""
+
+    async def _ask(self, call: Call) -> Reply | None:
+        reply = await self._ask_model(call)
+        self.num_unanswered += reply is None
+        return reply
+
+
+async def _joined(*parts: Awaitable[list[Candidate]]) -> list[Candidate]:
+    return [candidate for part in await asyncio.gather(*parts) for candidate in part]
+
+
+def _all_or_none(notes: Sequence[str | None]) -> list[str] | None:
+    """The whole cannot be asked about over a part."""
+    there = [note for note in notes if note is not None]
+    return there if len(there) == len(notes) else None
+
+
+def _numbered(notes: Sequence[str]) -> str:
+    return "\n\n".join(f"[{number}]\n{one}" for number, one in enumerate(notes, start=1))
