@@ -1,20 +1,17 @@
 """Merge one file of the base after another: what is in memory is never more than what one of them becomes."""
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from longlora.errors import CheckpointError
 from longlora.merge.changes import Change, Changes, LowRank, OtherWay, Whole
 from longlora.models.shards import ShardWriter, StoredWeight, opened
 from longlora.models.vocabulary import check_rows
-
-logger = logging.getLogger("longlora")
+from longlora.support.progress import shown
 
 
 def check_covered(changes: Changes, stored: dict[str, StoredWeight]) -> None:
@@ -90,7 +87,7 @@ def merge_shards(
     _check_space(directory, stored, dtype)
     files = sorted({weight.file for weight in stored.values()})
     writer = ShardWriter(directory)
-    for file in tqdm(files, desc="merging", unit="file", disable=len(files) == 1 or None):
+    for file in shown(files, "merging files", total=len(files), progress=len(files) > 1):
         with opened(base / file) as reader:
             writer.write(file, _merged(reader, stored, file, changes, adapter, dtype))
     writer.finish()
