@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.data.conversations import Conversation, ConversationKind, Message
-from longlora.data.readers import MissingColumnError, Skipped, TextKind, UnreadableError, read_file
+from longlora.data.conversations import CONVERSATIONS, Conversation, Message
+from longlora.data.row_readers import MissingColumnError, Skipped, UnreadableError, read_file, text_kind
 from longlora.errors import DataError
 
 # A message whose middle lines are shorter is a question with a remark, not one about a document.
@@ -78,12 +78,12 @@ def _chained(path: Path, first: Row, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _conversations(path: Path, skipped: Skipped) -> Iterator[Row]:
-    for name, conversation in read_file(path, ConversationKind(), skipped):
+    for name, conversation in read_file(path, CONVERSATIONS, skipped):
         yield _row(name, conversation)
 
 
 def _texts(path: Path, column: str, skipped: Skipped) -> Iterator[Row]:
-    for name, text in read_file(path, TextKind(column), skipped):
+    for name, text in read_file(path, text_kind(column), skipped):
         yield Row(name, (), document=text, question="", answer="")
 
 
