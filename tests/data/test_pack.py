@@ -68,7 +68,7 @@ def test_rows_equal_naive_packing(
     assert all(length > 0 for row in rows for length in row["seq_lengths"])
 
 
-def test_border_between_documents_and_continuation() -> None:
+def test_boundary_between_documents_and_continuation() -> None:
     rows = pack_rows(as_dataset([[1, 2, 3], [4, 5, 6, 7, 8], [9]]), context_length=4).to_list()
     assert rows == [
         {"input_ids": [1, 2, 3, 4], "seq_lengths": [3, 1]},
@@ -181,7 +181,7 @@ def test_real_texts(make_tokenizer: Any, cache_dir: Path) -> None:
     rows = pack_rows(documents, context_length=4096)
     lengths = [len(ids) for ids in documents["input_ids"]]
     assert len(rows) == sum(lengths) // 4096
-    # Every border of the texts, and no other, is a border of pieces or of rows.
+    # Every boundary of the texts, and no other, is a boundary of pieces or of rows.
     ends = np.cumsum([length for row in rows["seq_lengths"] for length in row])
     expected = sorted({*np.arange(4096, sum(lengths), 4096), *np.cumsum(lengths)[:-1]})
     assert ends.tolist() == [int(end) for end in expected if end <= ends[-1]]

@@ -17,7 +17,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
-from longlora.merge.streaming import check_covered, check_fits, merge_shards
+from longlora.merge.streaming import ShardMerge
 from longlora.models.checkpoint import ADAPTER_WEIGHTS, Extension, check_adapter, read_extension, save_tokenizer
 from longlora.models.compat import ordinary_attention
 from longlora.models.generation import lasting_settings, saved_settings
@@ -176,10 +176,11 @@ def _merge_by_shard(
     with opened(adapter / ADAPTER_WEIGHTS) as tensors:
         changes = find_changes(config, peft_config, tensors.keys())
         stored = stored_weights(folder)
-        check_covered(changes, stored)
-        check_fits(adapter, changes, tensors, base)
         cast = None if dtype == "auto" else getattr(torch, dtype)
-        merge_shards(folder, stored, changes, tensors, directory, dtype=cast)
+        merge = ShardMerge(base=folder, stored=stored, changes=changes, adapter=tensors, dtype=cast)
+        merge.check_covered()
+        merge.check_fits(adapter, base)
+        merge.write(directory)
     written = cast or main_dtype(stored)
     config.architectures = [changes.architecture]
     config.dtype = written
