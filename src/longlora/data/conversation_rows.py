@@ -136,27 +136,28 @@ def _write_conversations(
 
 
 def _tell(summary: Summary, context_length: int) -> None:
-    logger.info("%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers", summary)
+    counts = {**summary, "context_length": context_length}
+    logger.info("%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers", counts)
     logger.info("%s", _who_decided(summary))
     if summary["unread"]:
         logger.info("not read: %s", ", ".join(f"{what} ({count} rows)" for what, count in summary["unread"].items()))
     if summary["num_thoughts_dropped"]:
         logger.warning(
-            "%d thoughts of earlier answers are not learned: the chat template leaves them out, as it does in use",
-            summary["num_thoughts_dropped"],
+            "%(num_thoughts_dropped)d thoughts of earlier answers are not learned: the chat template leaves them out, "
+            "as it does in use",
+            counts,
         )
     if summary["num_without_end"]:
         logger.warning(
-            "the end of a turn is not learned in %d conversations: the chat template writes no token after an answer "
-            "that ends it, and a model trained so does not stop by itself; use a template that does",
-            summary["num_without_end"],
+            "the end of a turn is not learned in %(num_without_end)d conversations: the chat template writes no token "
+            "after an answer that ends it, and a model trained so does not stop by itself; use a template that does",
+            counts,
         )
     if summary["num_shortened"]:
         logger.warning(
-            "%d conversations exceed context_length=%d: %d tokens were cut out of the middle of their documents",
-            summary["num_shortened"],
-            context_length,
-            summary["num_cut"],
+            "%(num_shortened)d conversations exceed context_length=%(context_length)d: %(num_cut)d tokens were cut out "
+            "of the middle of their documents",
+            counts,
         )
     if summary["unusable"]:
         logger.warning("left out %s", _reasons(summary))

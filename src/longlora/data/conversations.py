@@ -11,26 +11,15 @@ Message = dict[str, Any]
 """`role` (system, developer, user, assistant or tool), `content` as text, and what else the row says of it:
 `reasoning_content`, `tool_calls`, `name`, `weight`, and whatever the chat template may read."""
 
-# Who speaks, in ShareGPT's words and in those of chat templates.
-_ROLES = {
+# Who speaks, in the words of chat templates and in ShareGPT's.
+_SPEAKERS = {
     "system": "system",
     "developer": "developer",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "function_call": "assistant",
-    "tool_call": "assistant",
+    "user": "user human",
+    "assistant": "assistant gpt chatgpt bing bard model function_call tool_call",
+    "tool": "tool function observation function_response tool_response",
 }
+_ROLES = {speaker: role for role, speakers in _SPEAKERS.items() for speaker in speakers.split()}
 _CALLING_ROLES = ("function_call", "tool_call")
 
 # Whether a message is learned, in the words of OpenAI and axolotl, of axolotl, and of ms-swift.

@@ -27,8 +27,6 @@ IGNORED = -100
 # Of a document that is read, this much of its beginning and of its end is shown.
 _SHOWN_TOKENS = 120
 
-__all__ = ["IGNORED", "EncodedConversation", "UnusableConversationError", "check_tokenizer", "encode_conversation"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedConversation:

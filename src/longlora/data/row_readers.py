@@ -18,8 +18,8 @@ from datasets import DatasetDict, load_dataset, load_from_disk
 
 from longlora.errors import DataError, first_line
 
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-PARQUET_SUFFIXES = (".parquet",)
+_PARQUET = ".parquet"
+_TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", _PARQUET)
 
 # Enough to tell a text from a model or an archive of many gigabytes without reading it whole.
 _HEAD_BYTES = 1 << 20
@@ -130,7 +130,7 @@ class Skipped:
 
 def is_table(path: Path) -> bool:
     """Tell whether a file holds rows with columns, by its suffix; any other file is taken for one text."""
-    return path.name.lower().endswith(JSON_SUFFIXES + PARQUET_SUFFIXES)
+    return path.name.lower().endswith(_TABLES)
 
 
 def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tuple[str, Item]]:
@@ -148,8 +148,7 @@ def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tu
             except UnusableError as error:
                 skipped.add(str(error), str(path))
             return
-        is_parquet = path.name.lower().endswith(PARQUET_SUFFIXES)
-        rows = _parquet_rows(path, kind) if is_parquet else _json_rows(path, skipped)
+        rows = _parquet_rows(path, kind) if path.name.lower().endswith(_PARQUET) else _json_rows(path, skipped)
         yield from _items(rows, str(path), kind, skipped)
     except (EOFError, zlib.error) as error:
         raise UnreadableError("not valid gzip") from error
@@ -252,7 +251,7 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
 
 
 def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb"))
+    return cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
 def _holds_json_lines(stream: IO[bytes], path: Path) -> bool:

@@ -20,19 +20,9 @@ _PREFIX = "base_model.model."
 _ADAPTER = "default"
 # Settings with which the update is more than a product of two matrices, or reaches other weights.
 _OTHER_UPDATES = (
-    "use_dora",
-    "lora_bias",
-    "target_parameters",
-    "trainable_token_indices",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-)
+    "use_dora lora_bias target_parameters trainable_token_indices layer_replication alora_invocation_tokens use_qalora "
+    "use_bdlora arrow_config kasa_config velora_config monteclora_config"
+).split()
 
 
 class OtherWay(Exception):
