@@ -92,12 +92,15 @@ def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
     question = text_of(row, "instruction")
     if context := text_of(row, "input"):
         question = f"{question}\n{context}"
-    earlier = []
-    for pair in row.get("history") or ():
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise UnusableError("with a history that is no list of pairs of texts")
-        earlier += [_user(pair[0]), _assistant(pair[1])]
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(_is_pair(said) for said in history):
+        raise UnusableError("with a history that is no list of pairs of texts")
+    earlier = [message for asked, answered in history for message in (_user(asked), _assistant(answered))]
     return (*earlier, _user(question), _assistant(text_of(row, "output")))
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -217,8 +220,9 @@ def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
         tools = _json(tools, "with tools that are not JSON")
     if _is_empty(tools):
         return ()
-    tools = [_json(tool, "with tools that are not JSON") if isinstance(tool, str) else tool for tool in tools]
-    if not all(isinstance(tool, dict) for tool in tools):
+    if isinstance(tools, list):
+        tools = [_json(tool, "with tools that are not JSON") if isinstance(tool, str) else tool for tool in tools]
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UnusableError("with tools that are no list of objects")
     return tuple(_without_none(tool if "function" in tool or "name" not in tool else _function(tool)) for tool in tools)
 
