@@ -28,3 +28,8 @@ class CheckpointError(LongLoRAError):
 
 class DivergenceError(LongLoRAError):
     """Training produced a loss that is not a finite number; the last checkpoint is still good."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -148,8 +148,11 @@ def test_what_asks_for_nothing_else_is_taken_as_it_is(
         ({"messages": [{"role": "system", "content": "a"}, QUESTION, ANSWER], "system": "b"}, "with a system column"),
         ({"messages": [QUESTION, ANSWER], "tools": "{"}, "with tools that are not JSON"),
         ({"messages": [QUESTION, ANSWER], "tools": [7]}, "with tools that are no list of objects"),
+        ({"messages": [QUESTION, ANSWER], "tools": 7}, "with tools that are no list of objects"),
         ({"messages": [QUESTION, 7]}, "with a message that is no object"),
         ({"instruction": "a", "output": "b", "history": ["a"]}, "with a history that is no list of pairs"),
+        ({"instruction": "a", "output": "b", "history": ["ab"]}, "with a history that is no list of pairs"),
+        ({"instruction": "a", "output": "b", "history": 7}, "with a history that is no list of pairs"),
     ],
 )
 def test_what_is_not_followed_is_refused_by_name(tmp_path: Path, row: dict[str, Any], reason: str) -> None:

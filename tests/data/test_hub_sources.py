@@ -21,7 +21,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, rows: Iterator[dict[str, Any]] | Exce
             raise rows
         return rows
 
-    monkeypatch.setattr("longlora.data.readers.load_dataset", load_dataset)
+    monkeypatch.setattr("longlora.data.row_readers.load_dataset", load_dataset)
     return calls
 
 
@@ -42,7 +42,9 @@ def test_hub_is_streamed_no_further_than_asked(monkeypatch: pytest.MonkeyPatch, 
 def test_hub_through_datasets_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A clone of a hub data set stands in for the hub; the rest is `datasets`."""
     clone = write_folder(tmp_path, {"data/train.jsonl": json_lines(ROWS)})
-    monkeypatch.setattr("longlora.data.readers.load_dataset", lambda name, **options: load_dataset(clone, **options))
+    monkeypatch.setattr(
+        "longlora.data.row_readers.load_dataset", lambda name, **options: load_dataset(clone, **options)
+    )
     assert texts_of("owner/corpus", max_documents=2) == TEXTS[:2]
     with pytest.raises(DataError, match="cannot be read as a hub data set with split='test': Bad split: test"):
         texts_of("owner/corpus", split="test")

@@ -11,8 +11,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from longlora.data import pack as pack_module
-from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.data import document_rows, pack_rows, read_documents, tokenize_documents
 from longlora.errors import DataError
 
 SHARED_TEXTS = Path(__file__).parents[2] / "../shared/data/proofpile/validation"
@@ -54,7 +53,7 @@ def as_dataset(documents: list[list[int]], chunk_sizes: tuple[int, ...] = ()) ->
 def test_rows_equal_naive_packing(
     context_length: int, longest: int, batch_documents: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack_module, "_BATCH_DOCUMENTS", batch_documents)
+    monkeypatch.setattr(document_rows, "_CUT_DOCUMENTS", batch_documents)
     documents = random_documents(context_length * longest, longest=longest)
     num_tokens = sum(map(len, documents))
     if num_tokens < context_length:

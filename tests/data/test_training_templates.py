@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longlora.data.answers import place_of, places_of
 from longlora.data.encode import IGNORED, EncodedConversation, UnusableConversationError, encode_conversation
-from longlora.data.templates import marked_template, write
+from longlora.data.template_text import ChatWriter, marked_template
 
 Row = tuple[list[dict[str, Any]], tuple[dict[str, Any], ...]]
 
@@ -47,7 +47,7 @@ def check(name: str, build: str, row: Row) -> None:
     encoded = encode(tokenizer, row)
     if encoded is None:
         return
-    own = tokenizer(write(tokenizer, messages, tools), add_special_tokens=False)["input_ids"]
+    own = tokenizer(ChatWriter(tokenizer, tools).write(messages), add_special_tokens=False)["input_ids"]
     ends_without = name == "glm4moe" and messages[-1]["role"] == "assistant"
     assert encoded.input_ids[: len(own)] == own and len(encoded.input_ids) == len(own) + ends_without
     assert encoded.are_ended
@@ -125,14 +125,14 @@ def test_plain_conversations_by_turns_are_never_refused(name: str, row: Row) -> 
 @settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(row=conversations(max_messages=12, bare=True))
 def test_all_places_at_once_are_those_one_by_one(name: str, row: Row) -> None:
-    tokenizer = family(name)
     messages, tools = row
+    writer = ChatWriter(family(name), tools)
     try:
-        text = write(tokenizer, messages, tools)
-        places = places_of(tokenizer, messages, tools, text)
+        text = writer.write(messages)
+        places = places_of(writer, messages, text)
     except UnusableConversationError:
         return
-    assert places == [place_of(tokenizer, messages, tools, text, index) for index in range(len(messages))]
+    assert places == [place_of(writer, messages, text, index) for index in range(len(messages))]
 
 
 def test_what_trl_marks_is_seen_to_matter() -> None:

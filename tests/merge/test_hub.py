@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from longlora.cli.main import app
 from longlora.errors import ConfigError
-from longlora.merge import check_login, hub, push_to_hub
+from longlora.merge import check_login, merging, push_to_hub
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -53,9 +53,9 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     thread = Thread(target=server.serve_forever)
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=endpoint, token="hf_none"))
+    monkeypatch.setattr(merging, "HfApi", lambda: HfApi(endpoint=endpoint, token="hf_none"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "get_token", lambda: "hf_none")
+    monkeypatch.setattr(merging, "get_token", lambda: "hf_none")
     yield handler
     server.shutdown()
     thread.join()
@@ -97,7 +97,7 @@ def test_private_without_a_repository(tmp_path: Path) -> None:
 
 
 def test_nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr(merging, "get_token", lambda: None)
     with pytest.raises(ConfigError, match="hf auth login"):
         check_login("me/mine")
     (tmp_path / "adapter_config.json").write_text("{}")

@@ -12,9 +12,8 @@ import torch
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.shards import opened
-from longlora.released.context import infer_context
-from longlora.released.pickles import alone, read_weights
-from longlora.released.published import find_folder, read_folder, read_json
+from longlora.released.published_folder import find_folder, infer_context, read_folder, read_json
+from longlora.released.published_weights import alone, read_weights
 
 
 class Program:

@@ -8,7 +8,7 @@ from tests.conftest import REPOSITORY
 from longlora.config import load_recipe
 from longlora.recipes import find_recipe, recipe_names
 from longlora.released import RELEASED_MODELS, ReleasedModel
-from longlora.released.table import OWNER, find_released
+from longlora.released.released_models import OWNER, find_released
 
 KINDS = {"adapter": "LoRA+", "model": "full model"}
 

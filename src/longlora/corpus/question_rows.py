@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.data.conversations import Conversation, ConversationKind, Message
-from longlora.data.readers import MissingColumnError, Skipped, TextKind, UnreadableError, read_file
+from longlora.data.conversations import CONVERSATIONS, Conversation, Message
+from longlora.data.row_readers import MissingColumnError, Skipped, UnreadableError, read_file, text_kind
 from longlora.errors import DataError
 
 # A message whose middle lines are shorter is a question with a remark, not one about a document.
@@ -47,12 +47,12 @@ def read_rows(path: Path, *, text_column: str = "text") -> tuple[Iterator[Row], 
         DataError: it is neither, or cannot be read; while reading, that it holds nothing usable.
     """
     skipped = Skipped()
-    rows = (_row(name, conversation) for name, conversation in read_file(path, ConversationKind(), skipped))
+    rows = (_row(name, conversation) for name, conversation in read_file(path, CONVERSATIONS, skipped))
     try:
         first = next(rows, None)
     except MissingColumnError:
         skipped = Skipped()
-        texts = read_file(path, TextKind(text_column), skipped)
+        texts = read_file(path, text_kind(text_column), skipped)
         rows = (Row(name, (), document=text, question="", answer="") for name, text in texts)
         try:
             first = next(rows, None)

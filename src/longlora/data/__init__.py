@@ -1,12 +1,10 @@
 """From texts or conversations, wherever they are kept, to rows of one context length."""
 
+from longlora.data.conversation_rows import pack_conversations, tokenize_conversations
 from longlora.data.conversations import Conversation
-from longlora.data.encode import EncodedConversation, encode_conversation
-from longlora.data.instructions import pack_conversations, tokenize_conversations
-from longlora.data.pack import count_tokens, pack_rows
-from longlora.data.shown import show_example
+from longlora.data.document_rows import count_tokens, pack_rows, tokenize_documents
+from longlora.data.encode import EncodedConversation, encode_conversation, show_example
 from longlora.data.sources import ConversationSource, DocumentSource, read_conversations, read_documents
-from longlora.data.tokenize import tokenize_documents
 
 __all__ = [
     "Conversation",

@@ -15,14 +15,12 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.conversations import Message, is_learned
-from longlora.data.templates import (
+from longlora.data.template_text import (
+    ChatWriter,
     Span,
-    Tools,
     UnusableConversationError,
     marked_template,
-    template_of,
-    write,
-    write_marked,
+    with_functions,
 )
 from longlora.errors import ConfigError
 
@@ -44,14 +42,9 @@ class Answers:
 
 
 def find_answers(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    tools: Tools,
-    text: str,
-    *,
-    method: Method | None = None,
+    writer: ChatWriter, messages: Sequence[Message], text: str, *, method: Method | None = None
 ) -> Answers:
-    """Find the answers to be learned in `text`, as `write` gave it, by marks where they are to be had.
+    """Find the answers to be learned in `text`, as the writer gave it, by marks where they are to be had.
 
     Where the template writes nothing after a last answer, though another role's token ends it elsewhere (GLM), that
     token is put at the end of the text.
@@ -60,35 +53,50 @@ def find_answers(
         UnusableConversationError: the messages cannot be told apart in the text.
         ConfigError: the template does not write answers.
     """
-    marked = marked_template(tokenizer, template_of(tokenizer, tools)) if method != "search" else None
-    if marked is not None and (found := write_marked(tokenizer, messages, tools, marked)):
+    marked = marked_template(writer.tokenizer, writer.template) if method != "search" else None
+    if marked is not None and (found := writer.write_marked(messages, marked)):
         longer, spans = found
         if longer == text or (longer.startswith(text) and spans and spans[-1][0] < len(text) < spans[-1][1]):
             if not all(is_learned(m) for m in messages if m["role"] == "assistant"):
-                spans = _of_learned(spans, messages, places_of(tokenizer, messages, tools, text))
+                spans = _of_learned(spans, messages, places_of(writer, messages, text))
             return Answers(longer, spans, "marks", are_ended=True)
-    return _search(tokenizer, messages, tools, text)
+    return _search(writer, messages, text)
 
 
-def places_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str) -> list[Span]:
+def places_of(writer: ChatWriter, messages: Sequence[Message], text: str) -> list[Span]:
     """Find where in the text each message stands: the part that changes with its content.
 
     Raises:
         UnusableConversationError: they do not stand apart, in their order.
     """
-    if at_once := _places_at_once(tokenizer, messages, tools, text):
+    if at_once := _places_at_once(writer, messages, text):
         return at_once
     places: list[Span] = []
     for index in reversed(range(len(messages))):
-        places.append(_place(tokenizer, messages, tools, text, index, places[-1][0] if places else len(text)))
+        places.append(place_of(writer, messages, text, index, before=places[-1][0] if places else None))
     return places[::-1]
 
 
 def place_of(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str, index: int
+    writer: ChatWriter, messages: Sequence[Message], text: str, index: int, *, before: int | None = None
 ) -> Span:
-    """Find where in the text one message stands."""
-    return _place(tokenizer, messages, tools, text, index, len(text))
+    """Find where in the text one message stands, which ends before the next one begins.
+
+    Raises:
+        UnusableConversationError: it does not stand apart.
+    """
+    other = _unused_character(text)
+    for changed in _changed(messages[index], other):
+        try:
+            rewritten = writer.write([*messages[:index], changed, *messages[index + 1 :]])
+        except UnusableConversationError:
+            continue
+        start = _common_length(text, rewritten)
+        most = min(len(text), len(rewritten)) - start
+        end = len(text) - min(most, _common_length(text[::-1], rewritten[::-1]))
+        if other in rewritten and (before is None or end <= before):
+            return start, end
+    raise UnusableConversationError("whose messages cannot be told apart in what the model's chat template writes")
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> Method:
@@ -97,7 +105,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> Method:
     Raises:
         ConfigError: it does not.
     """
-    template = template_of(tokenizer)
+    template = ChatWriter(tokenizer).template
     _frame(tokenizer, template)
     return "marks" if marked_template(tokenizer, template) is not None else "search"
 
@@ -111,23 +119,20 @@ def _of_learned(spans: list[Span], messages: Sequence[Message], places: Sequence
     return [span for span in spans if is_learned(owner(span))]
 
 
-def _search(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str) -> Answers:
-    frame = _frame(tokenizer, template_of(tokenizer, tools))
-    places = places_of(tokenizer, messages, tools, text)
+def _search(writer: ChatWriter, messages: Sequence[Message], text: str) -> Answers:
+    frame = _frame(writer.tokenizer, writer.template)
+    places = places_of(writer, messages, text)
     spans, are_ended = [], True
     for index, message in enumerate(messages):
         if not is_learned(message):
             continue
         start, end = places[index]
-        after = places[index - 1][1] if index else 0
-        opened = text.rfind(frame.opening, after, start) if frame.opening else -1
+        opened = text.rfind(frame.opening, places[index - 1][1] if index else 0, start) if frame.opening else -1
         begin = opened + len(frame.opening) if opened >= 0 else start
-        is_last = index == len(messages) - 1
-        until = len(text) if is_last else places[index + 1][0]
-        if is_last:
-            length, is_ended = frame.end_of_last(text[end:until])
+        if is_last := index == len(messages) - 1:
+            length, is_ended = frame.end_of_last(text[end:])
         else:
-            length, is_ended = frame.end_of(text[end:until], messages[index + 1]["role"])
+            length, is_ended = frame.end_of(text[end : places[index + 1][0]], messages[index + 1]["role"])
             if not is_ended and message.get("tool_calls"):
                 raise UnusableConversationError("whose tool_calls end where a search does not find it")
         are_ended &= is_ended or frame.ends_within(text, begin, end)
@@ -175,26 +180,28 @@ class _Frame:
 @lru_cache(maxsize=4)
 def _frame(tokenizer: PreTrainedTokenizerBase, template: str) -> _Frame:
     del template  # the tokenizer's; another one is another frame
+    writer, tokens = ChatWriter(tokenizer), _added_tokens(tokenizer)
     question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
-    tokens = added_tokens(tokenizer)
-    written = write(tokenizer, [question, answer, question, answer])
-    parts = written.split(_ANSWER)
+    parts = writer.write([question, answer, question, answer]).split(_ANSWER)
     if len(parts) != 3:
         raise ConfigError("the tokenizer's chat template does not write the assistant's messages; give it another")
     between, last = parts[1].partition(_QUESTION)[0], parts[2]
-    asking = write(tokenizer, [question], ask=True).rpartition(_QUESTION)[2]
-    asked = write(tokenizer, [question]).rpartition(_QUESTION)[2]
+    asking = writer.write([question], ask=True).rpartition(_QUESTION)[2]
+    asked = writer.write([question]).rpartition(_QUESTION)[2]
     opening = asking if asking == asked else asking[len(_common(asking, asked, tokens)) :]
-    opening = opening.partition("<think>")[0]
-    closing = _common(between, last, tokens)
     stop = tokens.match(between.lstrip())
-    return _Frame(opening, closing, stop.group() if stop and not last.strip() else "", tokens)
+    return _Frame(
+        opening=opening.partition("<think>")[0],
+        closing=_common(between, last, tokens),
+        stop=stop.group() if stop and not last.strip() else "",
+        tokens=tokens,
+    )
 
 
-def added_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Match any token of the added vocabulary, those for white space excepted."""
     words = {word for word in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens) if word.strip()}
-    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
+    return re.compile("(" + ("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)") + ")")
 
 
 def _common(one: str, other: str, tokens: re.Pattern[str]) -> str:
@@ -202,24 +209,14 @@ def _common(one: str, other: str, tokens: re.Pattern[str]) -> str:
     if one.startswith(other):
         return other
     common = ""
-    for a, b in zip(_pieces(one, tokens), _pieces(other, tokens), strict=False):
+    for a, b in zip(tokens.split(one), tokens.split(other), strict=False):
         if a != b:
             return common + (min(a, b, key=len) if a.startswith(b) or b.startswith(a) else "")
         common += a
     return common
 
 
-def _pieces(text: str, tokens: re.Pattern[str]) -> list[str]:
-    pieces, position = [], 0
-    for match in tokens.finditer(text):
-        pieces += [text[position : match.start()], match.group()]
-        position = match.end()
-    return [*pieces, text[position:]]
-
-
-def _places_at_once(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str
-) -> list[Span] | None:
+def _places_at_once(writer: ChatWriter, messages: Sequence[Message], text: str) -> list[Span] | None:
     """Find all places by writing every message anew together: at a cost that grows with the text alone.
 
     That shows what stands between contents. None unless the text is this and the contents, as they are or stripped: a
@@ -227,10 +224,10 @@ def _places_at_once(
     """
     if any("tool_calls" in message or "reasoning_content" in message for message in messages):
         return None
-    border = _unused_character(text)
-    numbered = [{**message, "content": f"{border}{index}{border}"} for index, message in enumerate(messages)]
+    boundary = _unused_character(text)
+    numbered = [{**message, "content": f"{boundary}{index}{boundary}"} for index, message in enumerate(messages)]
     try:
-        pieces = write(tokenizer, numbered, tools).split(border)
+        pieces = writer.write(numbered).split(boundary)
     except UnusableConversationError:
         return None
     if pieces[1::2] != [str(index) for index in range(len(messages))] or not text.startswith(pieces[0]):
@@ -247,29 +244,6 @@ def _places_at_once(
     return places if end == len(text) else None
 
 
-def _place(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    tools: Tools,
-    text: str,
-    index: int,
-    next_start: int,
-) -> Span:
-    other = _unused_character(text)
-    error = UnusableConversationError("whose messages cannot be told apart in what the model's chat template writes")
-    for changed in _changed(messages[index], other):
-        try:
-            rewritten = write(tokenizer, [*messages[:index], changed, *messages[index + 1 :]], tools)
-        except UnusableConversationError:
-            continue
-        start = common_length(text, rewritten)
-        most = min(len(text), len(rewritten)) - start
-        end = len(text) - min(most, common_length(text[::-1], rewritten[::-1]))
-        if end <= next_start and other in rewritten:
-            return start, end
-    raise error
-
-
 def _unused_character(text: str) -> str:
     return next(char for char in map(chr, range(0xE000, 0xF900)) if char not in text)
 
@@ -277,22 +251,15 @@ def _unused_character(text: str) -> str:
 def _changed(message: Message, other: str) -> list[Message]:
     """The message with another content alone, or where that is not taken, with other arguments in its calls."""
     bare = {"role": message["role"], "content": other}
-    if "name" in message:
-        bare["name"] = message["name"]
-    if "tool_call_id" in message:
-        bare["tool_call_id"] = message["tool_call_id"]
+    bare |= {field: message[field] for field in ("name", "tool_call_id") if field in message}
     if not message.get("tool_calls"):
         return [bare]
-    calls = [{**call, "function": {**call["function"], "arguments": {other: other}}} for call in message["tool_calls"]]
-    kept = {**message, "tool_calls": calls}
-    for field in ("content", "reasoning_content"):
-        if message.get(field):
-            kept[field] = other
-    return [bare, kept]
+    kept = with_functions(message, lambda _: {"arguments": {other: other}})
+    return [bare, kept | {field: other for field in ("content", "reasoning_content") if message.get(field)}]
 
 
-def common_length(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
+def _common_length(one: str, other: str) -> int:
+    """How many characters two texts begin with in common, by halving: a text may be a book."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

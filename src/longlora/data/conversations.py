@@ -1,36 +1,25 @@
 """Conversations to fine-tune on, in the forms that data sets keep them in."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longlora.data.readers import UnreadableError, UnusableError, is_unicode, missing_columns
+from longlora.data.row_readers import ItemKind, UnreadableError, UnusableError, is_unicode, text_of
 
 Message = dict[str, Any]
 """`role` (system, developer, user, assistant or tool), `content` as text, and what else the row says of it:
 `reasoning_content`, `tool_calls`, `name`, `weight`, and whatever the chat template may read."""
 
-# Who speaks, in ShareGPT's words and in those of chat templates.
-_ROLES = {
+# Who speaks, in the words of chat templates and in ShareGPT's.
+_SPEAKERS = {
     "system": "system",
     "developer": "developer",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "function_call": "assistant",
-    "tool_call": "assistant",
+    "user": "user human",
+    "assistant": "assistant gpt chatgpt bing bard model function_call tool_call",
+    "tool": "tool function observation function_response tool_response",
 }
+_ROLES = {speaker: role for role, speakers in _SPEAKERS.items() for speaker in speakers.split()}
 _CALLING_ROLES = ("function_call", "tool_call")
 
 # Whether a message is learned, in the words of OpenAI and axolotl, of axolotl, and of ms-swift.
@@ -44,10 +33,6 @@ _UNSUPPORTED_COLUMNS = (
     *("chat_template_kwargs", "weight", "train", "loss", "chosen", "rejected"),
 )
 _UNSUPPORTED_FIELDS = ("function_call", "train_detail", "training_detail", "prefix", "audio", "images", "refusal")
-
-_FORMS = (
-    "each row needs messages, instruction and output, prompt and completion, or conversations (docs/conversations.md)"
-)
 
 
 @dataclass(frozen=True)
@@ -66,53 +51,31 @@ class Conversation:
     """Columns of the row that nothing was taken from."""
 
 
-@dataclass(frozen=True)
-class ConversationKind:
-    """Conversations: rows of a table."""
-
-    name: str = "conversation"
-    columns: Sequence[str] | None = None
-    remedy: str = _FORMS
-    column_remedy: str = _FORMS
-
-    def check(self, columns: Iterable[str]) -> None:
-        """See that one of the known forms is there."""
-        if _form(columns) is None:
-            raise missing_columns("no columns of a conversation", columns)
-
-    def of_row(self, row: Mapping[str, Any]) -> Conversation:
-        """Read the messages of a row."""
-        form = _form(row)
-        if form is None:
-            raise UnusableError("without the columns of a conversation")
-        read = (*_FORM_COLUMNS[form], "system", "tools")
-        given = [name for name, value in row.items() if name not in read and not _is_empty(value)]
-        for name in given:
-            if name in _UNSUPPORTED_COLUMNS and not (name in _WEIGHTS and row[name] == 1):
-                raise UnusableError(f"with a column {name!r}, which is not supported (docs/conversations.md)")
-        messages = _with_system(_READERS[form](row), _text(row, "system"))
-        tools = _tools(row.get("tools"))
-        if not is_unicode(json.dumps([messages, tools], ensure_ascii=False, default=str)):
-            raise UnusableError("not UTF-8 text")
-        _check_answers(messages)
-        return Conversation(messages, tools, tuple(name for name in given if name not in _WEIGHTS))
-
-    def of_text(self, text: str) -> Conversation:
-        """Refuse: a text is no conversation."""
-        raise UnreadableError("no table of conversations (JSON, JSONL or Parquet)")
-
-
 def is_learned(message: Message) -> bool:
     """Tell whether a message is an answer that is to be learned: the assistant's, and not of weight 0."""
     return message["role"] == "assistant" and bool(message.get("weight", 1))
 
 
-def _form(columns: Iterable[str]) -> str | None:
+def _conversation(row: Mapping[str, Any]) -> Conversation:
+    form = _form(row)
+    if form is None:
+        raise UnusableError("without the columns of a conversation")
+    read = (*form, *_BESIDE.get(form[0], ()), "system", "tools")
+    given = [name for name, value in row.items() if name not in read and not _is_empty(value)]
+    for name in given:
+        if name in _UNSUPPORTED_COLUMNS and not (name in _WEIGHTS and row[name] == 1):
+            raise UnusableError(f"with a column {name!r}, which is not supported (docs/conversations.md)")
+    messages = _with_system(_FORMS[form](row), text_of(row, "system"))
+    tools = _tools(row.get("tools"))
+    if not is_unicode(json.dumps([messages, tools], ensure_ascii=False, default=str)):
+        raise UnusableError("not UTF-8 text")
+    _check_answers(messages)
+    return Conversation(messages, tools, tuple(name for name in given if name not in _WEIGHTS))
+
+
+def _form(columns: Iterable[str]) -> tuple[str, ...] | None:
     present = set(columns)
-    for needed in (("messages",), ("instruction", "output"), ("prompt", "completion"), ("conversations",)):
-        if present.issuperset(needed):
-            return needed[0]
-    return None
+    return next((form for form in _FORMS if present.issuperset(form)), None)
 
 
 def _check_answers(messages: Sequence[Message]) -> None:
@@ -125,24 +88,19 @@ def _check_answers(messages: Sequence[Message]) -> None:
         raise UnusableError("with an empty answer")
 
 
-def _from_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return _messages(row["messages"])
-
-
-def _from_sharegpt(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return _messages(row["conversations"])
-
-
 def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    question = _text(row, "instruction")
-    if context := _text(row, "input"):
+    question = text_of(row, "instruction")
+    if context := text_of(row, "input"):
         question = f"{question}\n{context}"
-    earlier = []
-    for pair in row.get("history") or ():
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise UnusableError("with a history that is no list of pairs of texts")
-        earlier += [_user(pair[0]), _assistant(pair[1])]
-    return (*earlier, _user(question), _assistant(_text(row, "output")))
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(_is_pair(said) for said in history):
+        raise UnusableError("with a history that is no list of pairs of texts")
+    earlier = [message for asked, answered in history for message in (_user(asked), _assistant(answered))]
+    return (*earlier, _user(question), _assistant(text_of(row, "output")))
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -151,18 +109,14 @@ def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return asked + ((_assistant(completion),) if isinstance(completion, str) else _messages(completion))
 
 
-_READERS = {
-    "messages": _from_messages,
-    "conversations": _from_sharegpt,
-    "instruction": _from_alpaca,
-    "prompt": _from_prompt,
+_FORMS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Message, ...]]] = {
+    ("messages",): lambda row: _messages(row["messages"]),
+    ("instruction", "output"): _from_alpaca,
+    ("prompt", "completion"): _from_prompt,
+    ("conversations",): lambda row: _messages(row["conversations"]),
 }
-_FORM_COLUMNS = {
-    "messages": ("messages",),
-    "conversations": ("conversations",),
-    "instruction": ("instruction", "input", "output", "history"),
-    "prompt": ("prompt", "completion"),
-}
+# Read where they are there.
+_BESIDE = {"instruction": ("input", "history")}
 
 
 def _messages(values: Any, *, are_learned: bool = True) -> tuple[Message, ...]:
@@ -266,8 +220,9 @@ def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
         tools = _json(tools, "with tools that are not JSON")
     if _is_empty(tools):
         return ()
-    tools = [_json(tool, "with tools that are not JSON") if isinstance(tool, str) else tool for tool in tools]
-    if not all(isinstance(tool, dict) for tool in tools):
+    if isinstance(tools, list):
+        tools = [_json(tool, "with tools that are not JSON") if isinstance(tool, str) else tool for tool in tools]
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UnusableError("with tools that are no list of objects")
     return tuple(_without_none(tool if "function" in tool or "name" not in tool else _function(tool)) for tool in tools)
 
@@ -292,16 +247,27 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    text = row.get(column)
-    if text is not None and not isinstance(text, str):
-        raise UnusableError(f"with {type(text).__name__} instead of text in column {column!r}")
-    return text or ""
-
-
 def _user(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
 def _assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
+
+
+def _no_conversation(text: str) -> Conversation:
+    raise UnreadableError("no table of conversations (JSON, JSONL or Parquet)")
+
+
+_REMEDY = (
+    "each row needs messages, instruction and output, prompt and completion, or conversations (docs/conversations.md)"
+)
+CONVERSATIONS = ItemKind(
+    name="conversation",
+    remedy=_REMEDY,
+    column_remedy=_REMEDY,
+    missing=lambda columns: "" if _form(columns) else "columns of a conversation",
+    of_row=_conversation,
+    of_text=_no_conversation,
+)
+"""Rows of a table that are conversations, in the forms of `Conversation`."""

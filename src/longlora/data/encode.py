@@ -8,21 +8,24 @@ where the question stands, and the answers are never cut.
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 
+from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.answers import Method, check_template, find_answers, place_of
 from longlora.data.conversations import Message
-from longlora.data.templates import Span, Tools, UnusableConversationError, check_written, write
+from longlora.data.template_text import ChatWriter, Span, Tools, UnusableConversationError, check_written
 from longlora.errors import ConfigError
 
 IGNORED = -100
 """Label of a token that is not learned (torch's `ignore_index`)."""
 
-__all__ = ["IGNORED", "EncodedConversation", "UnusableConversationError", "check_tokenizer", "encode_conversation"]
+# Of a document that is read, this much of its beginning and of its end is shown.
+_SHOWN_TOKENS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,10 @@ def encode_conversation(
             questions alone exceed the context, or no token of an answer is left.
         ConfigError: the tokenizer cannot tell which characters a token stands for, or its template hides answers.
     """
-    written = write(tokenizer, messages, tools)
-    num_thoughts_dropped, unread = check_written(tokenizer, messages, tools, written)
-    answers = find_answers(tokenizer, messages, tools, written, method=method)
+    writer = ChatWriter(tokenizer, tools)
+    written = writer.write(messages)
+    num_thoughts_dropped, unread = check_written(writer, messages, written)
+    answers = find_answers(writer, messages, written, method=method)
     encoding = tokenizer(answers.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = encoding["input_ids"]
     starts, ends = _characters(encoding["offset_mapping"])
@@ -82,7 +86,7 @@ def encode_conversation(
     excess = len(ids) - context_length
     cut = range(0)
     if excess > 0:
-        cut = _cut(starts, _cuttable(tokenizer, messages, tools, written), excess)
+        cut = _cut(starts, _cuttable(writer, messages, written), excess)
         if any(label != IGNORED for label in labels[cut.start : cut.stop]):
             raise UnusableConversationError("whose document cannot be told apart from an answer")
         del ids[cut.start : cut.stop], labels[cut.start : cut.stop]
@@ -140,12 +144,12 @@ def _whole_character(starts: Sequence[int], index: int) -> int:
     return index
 
 
-def _cuttable(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str) -> Span:
+def _cuttable(writer: ChatWriter, messages: Sequence[Message], text: str) -> Span:
     asked = [index for index, message in enumerate(messages) if message["role"] in ("user", "tool")]
     if not asked:
         raise UnusableConversationError("whose answers alone exceed context_length")
     longest = max(asked, key=lambda index: len(messages[index]["content"]))
-    return _between_first_and_last_line(text, *place_of(tokenizer, messages, tools, text, longest))
+    return _between_first_and_last_line(text, *place_of(writer, messages, text, longest))
 
 
 def _between_first_and_last_line(text: str, start: int, end: int) -> Span:
@@ -157,3 +161,44 @@ def _between_first_and_last_line(text: str, start: int, end: int) -> Span:
     if len(lines) > 2 and lines[-1][0] - lines[0][1] > (end - start) // 2:
         return lines[0][1], lines[-1][0]
     return min(start + 100, end), max(end - 100, start)
+
+
+def show_example(
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Sequence[int],
+    labels: Sequence[int],
+    *,
+    console: Console | None = None,
+) -> None:
+    """Print a conversation as the model is given it, what is learned in green, or between ⟦ and ⟧ without colours.
+
+    Args:
+        tokenizer: that made the ids.
+        input_ids: of one conversation.
+        labels: one for each, `IGNORED` where nothing is learned.
+        console: by default on stderr.
+    """
+    console = console or Console(stderr=True)
+    left, right = ("", "") if console.color_system else ("⟦", "⟧")
+    example = Text()
+    for is_learned, words in _runs(tokenizer, input_ids, labels):
+        if is_learned:
+            example.append(f"{left}{words}{right}", style="bold green")
+        else:
+            example.append(words, style="dim")
+    console.print(
+        Text("the first conversation, what is learned ").append("in green" if not left else "in ⟦ ⟧") + Text(":")
+    )
+    console.print(example, soft_wrap=True)
+
+
+def _runs(
+    tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]
+) -> Iterator[tuple[bool, str]]:
+    for is_learned, tokens in groupby(zip(input_ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
+        ids = [token for token, _ in tokens]
+        if is_learned or len(ids) <= 2 * _SHOWN_TOKENS:
+            yield is_learned, tokenizer.decode(ids)
+        else:
+            left_out = f" … {len(ids) - 2 * _SHOWN_TOKENS:,} tokens … "
+            yield False, tokenizer.decode(ids[:_SHOWN_TOKENS]) + left_out + tokenizer.decode(ids[-_SHOWN_TOKENS:])

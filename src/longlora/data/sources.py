@@ -11,18 +11,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic
 
-from longlora.data.conversations import Conversation, ConversationKind
-from longlora.data.readers import (
+from longlora.data.conversations import CONVERSATIONS, Conversation
+from longlora.data.row_readers import (
     Item,
     ItemKind,
     MissingColumnError,
     Skipped,
-    TextKind,
     UnreadableError,
     is_table,
+    read_dataset,
     read_file,
-    read_hub,
-    read_saved,
+    text_kind,
 )
 from longlora.errors import DataError
 from longlora.support.locate import Part, files_below, locate
@@ -73,7 +72,7 @@ def read_documents(
     Raises:
         DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
     """
-    return _find(source, TextKind(text_column), split, max_documents, identity=[text_column])
+    return _find(source, text_kind(text_column), split, max_documents, identity=[text_column])
 
 
 def read_conversations(
@@ -84,7 +83,7 @@ def read_conversations(
     Raises:
         DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
     """
-    return _find(source, ConversationKind(), split, max_documents, identity=["conversations"])
+    return _find(source, CONVERSATIONS, split, max_documents, identity=["conversations"])
 
 
 def _find(
@@ -135,14 +134,11 @@ def _read_parts(
 
 
 def _read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    path = Path(part.location)
     try:
-        if part.kind == "hub":
-            yield from read_hub(part.location, kind, split, skipped)
-        elif part.kind == "saved":
-            yield from read_saved(path, kind, split, skipped)
+        if part.kind == "file":
+            yield from read_file(Path(part.location), kind, skipped)
         else:
-            yield from read_file(path, kind, skipped)
+            yield from read_dataset(part.location, part.kind, kind, split, skipped)
     except MissingColumnError as error:
         # A folder of texts may well hold a settings.json; a table that the user named must be what was meant.
         if part.is_named:

@@ -12,29 +12,17 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import Linear as LoraLinear
 from peft.utils.other import ModulesToSaveWrapper
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from longlora.models.lora import output_is_tied
-from longlora.models.positions import without_dynamic_scaling
+from longlora.models.skeleton import Skeleton, make_skeleton
 
 _PREFIX = "base_model.model."
 _ADAPTER = "default"
 # Settings with which the update is more than a product of two matrices, or reaches other weights.
 _OTHER_UPDATES = (
-    "use_dora",
-    "lora_bias",
-    "target_parameters",
-    "trainable_token_indices",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-)
+    "use_dora lora_bias target_parameters trainable_token_indices layer_replication alora_invocation_tokens use_qalora "
+    "use_bdlora arrow_config kasa_config velora_config monteclora_config"
+).split()
 
 
 class OtherWay(Exception):
@@ -52,7 +40,7 @@ class LowRank:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The adapter's tensors that are needed."""
+        """Names of the adapter's tensors that are needed."""
         return self.a, self.b
 
 
@@ -101,36 +89,34 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
     """
     _check_kind(adapter)
     try:
+        base = make_skeleton(config)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(without_dynamic_scaling(config))
-            is_tied = output_is_tied(model)
-            shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-            embeddings = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
             # Matrices to be read from a file need no beginning, and the base may have moved since.
-            placed = {"init_lora_weights": False, "base_model_name_or_path": None}
-            wrapped = get_peft_model(model, replace(adapter, **placed))
+            wrapped = get_peft_model(
+                base.model, replace(adapter, init_lora_weights=False, base_model_name_or_path=None)
+            )
     except Exception as error:  # architectures that look at values while they are built, and adapters of other models
         raise OtherWay(f"a model without weights cannot be made of it: {error}") from error
-    by_weight = _read_modules(wrapped, shapes)
-    if is_tied and adapter.ensure_weight_tying:
-        _join(by_weight, embeddings, tensors)
+    by_weight = _read_modules(wrapped, base.shapes)
+    if base.is_tied and adapter.ensure_weight_tying:
+        _join(by_weight, base, tensors)
     used = {tensor for change in by_weight.values() for tensor in change.parts}
-    spare = set(tensors) - used - ({f"{_PREFIX}{embeddings[1]}"} if is_tied else set())
     if missing := sorted(used - set(tensors)):
         raise OtherWay(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
-    if spare:
-        raise OtherWay(f"its file holds more than low-rank updates and whole modules, such as {sorted(spare)[0]}")
+    if spare := sorted(set(tensors) - used - ({_PREFIX + base.output_embedding} if base.is_tied else set())):
+        raise OtherWay(f"its file holds more than low-rank updates and whole modules, such as {spare[0]}")
     return Changes(
         by_weight=by_weight,
-        shapes=shapes,
-        architecture=type(model).__name__,
-        input_embedding=embeddings[0],
-        output_embedding=embeddings[1] if is_tied else None,
+        shapes=base.shapes,
+        architecture=type(base.model).__name__,
+        input_embedding=base.input_embedding,
+        output_embedding=base.output_embedding if base.is_tied else None,
     )
 
 
-def _join(by_weight: dict[str, Change], embeddings: tuple[str, str], tensors: Collection[str]) -> None:
+def _join(by_weight: dict[str, Change], base: Skeleton, tensors: Collection[str]) -> None:
     """Let both embeddings take the one tensor of theirs that PEFT trained; its file may hold it twice."""
+    embeddings = base.input_embedding, base.output_embedding
     changes = [by_weight[name] for name in embeddings if name in by_weight]
     if any(isinstance(change, LowRank) for change in changes):
         raise OtherWay("a low-rank update of embeddings that are kept tied")
@@ -173,7 +159,3 @@ def _low_rank(path: str, module: LoraLinear | LoraEmbedding) -> LowRank:
     else:
         a, b, transposed = f"{path}.lora_A.weight", f"{path}.lora_B.weight", module.fan_in_fan_out
     return LowRank(a=a, b=b, scaling=float(module.scaling[_ADAPTER]), transposed=bool(transposed))
-
-
-def _name_of(model: PreTrainedModel, wanted: nn.Module | None) -> str:
-    return next((f"{name}.weight" for name, module in model.named_modules() if module is wanted), "")

@@ -5,20 +5,24 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.chat_template import ensure_chat_template
-from longlora.models.checkpoint import Extension, save_tokenizer, write_extension
+from longlora.models.checkpoint import ADAPTER_CONFIG, Extension, save_tokenizer, write_extension
 from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import rotary_parameters, set_positions, write_older_keys
-from longlora.released.adapter import Parts, read_parts, write_adapter
-from longlora.released.context import Context, infer_context
-from longlora.released.model import convert_model
-from longlora.released.published import ADAPTER_CONFIG, Published, find_folder, read_folder, read_json
-from longlora.released.skeleton import make_skeleton
-from longlora.released.table import ReleasedModel, find_released
+from longlora.models.shards import ShardWriter
+from longlora.models.skeleton import Skeleton, make_skeleton
+from longlora.released.published_adapter import read_parts, write_adapter
+from longlora.released.published_folder import Context, Published, find_folder, infer_context, read_folder, read_json
+from longlora.released.published_weights import alone, check_shape, plain_name, read_weights
+from longlora.released.released_models import ReleasedModel, find_released
 from longlora.support.files import whole_directory
+from longlora.support.progress import shown
 
 logger = logging.getLogger("longlora")
 
@@ -56,52 +60,42 @@ def import_released(
     """
     folder = find_folder(source)
     name = str(folder.resolve()) if Path(source).expanduser().is_dir() else source
-    published = read_folder(folder)
-    known = find_released(name)
-    if published.kind == "model":
-        if lora_only:
-            raise ConfigError(f"{source} is a full model; --lora-only is for LoRA weights")
-        return _import_model(published, name, known, output, base=base, context_length=context_length)
-    base = base or _named_base(folder, known)
-    config = load_config(model_source(base))
-    base_context = _base_context(config, base)
-    context = infer_context(folder, name, asked=context_length, base_context=base_context)
-    parts = read_parts(published, make_skeleton(config), base, lora_only=lora_only)
-    with whole_directory(output) as directory:
-        _write_adapter(
-            parts, config, base, context, base_context, directory, instructed=bool(known and known.instructed)
-        )
-    return ImportReport(is_adapter=True, base=base, context=context)
-
-
-def _import_model(
-    published: Published,
-    name: str,
-    known: ReleasedModel | None,
-    output: Path,
-    *,
-    base: str,
-    context_length: int | None,
-) -> ImportReport:
-    config = load_config(str(published.folder))
-    # The original never changed the number of positions that a configuration says.
-    base_config = load_config(model_source(base)) if base else config
-    base = base or (known.base if known and known.base else "")
+    published, known = read_folder(folder), find_released(name)
+    is_adapter = published.kind != "model"
+    if is_adapter:
+        base = base or _named_base(folder, known)
+        config = base_config = _unscaled_config(base)
+    elif lora_only:
+        raise ConfigError(f"{source} is a full model; --lora-only is for LoRA weights")
+    else:
+        config = load_config(str(folder))
+        # The original never changed the number of positions that a configuration says.
+        base_config = load_config(model_source(base)) if base else config
+        base = base or (known.base if known and known.base else "")
     base_context = int(base_config.get_text_config().max_position_embeddings)
-    context = infer_context(published.folder, name, asked=context_length, base_context=base_context)
-    set_positions(config, rope_parameters=_scaled(config, context.factor), max_position_embeddings=context.length)
+    context = infer_context(folder, name, asked=context_length, base_context=base_context)
+    parts = read_parts(published, make_skeleton(config), base, lora_only=lora_only) if is_adapter else None
+    unscaled = {key: value for key, value in rotary_parameters(config).items() if key not in ("type", "factor")}
+    scaled = {**unscaled, "rope_type": "linear", "factor": context.factor}
+    set_positions(config, rope_parameters=scaled, max_position_embeddings=context.length)
     with whole_directory(output) as directory:
-        convert_model(published, config, directory)
-        write_older_keys(directory)
-        tokenizer = load_tokenizer(str(published.folder))
+        if parts:
+            write_adapter(parts, directory)
+        else:
+            _write_model(published, config, directory)
+        extension = Extension(
+            base_model=base or name,
+            base_context=base_context,
+            context_length=context.length,
+            rope_parameters=config.get_text_config().rope_parameters,
+        )
+        write_extension(directory, extension)
+        tokenizer = load_tokenizer(model_source(base) if is_adapter else str(folder))
         tokenizer.model_max_length = context.length
         if known and known.instructed:
             ensure_chat_template(tokenizer)
         save_tokenizer(tokenizer, directory)
-        if (published.folder / "generation_config.json").is_file():
-            shutil.copy(published.folder / "generation_config.json", directory)
-        write_extension(directory, _extension(base or name, base_context, context, config))
-    return ImportReport(is_adapter=False, base=base, context=context)
+    return ImportReport(is_adapter=is_adapter, base=base, context=context)
 
 
 def _named_base(folder: Path, known: ReleasedModel | None) -> str:
@@ -117,41 +111,61 @@ def _named_base(folder: Path, known: ReleasedModel | None) -> str:
     return str(written)
 
 
-def _base_context(config: PreTrainedConfig, base: str) -> int:
+def _unscaled_config(base: str) -> PreTrainedConfig:
+    config = load_config(model_source(base))
     if rotary_parameters(config).get("rope_type", "default") != "default":
         raise CheckpointError(f"{base} has scaled positions already; the original begins with a model that has none")
-    return int(config.get_text_config().max_position_embeddings)
+    return config
 
 
-def _write_adapter(
-    parts: Parts,
-    config: PreTrainedConfig,
-    base: str,
-    context: Context,
-    base_context: int,
-    directory: Path,
-    *,
-    instructed: bool,
-) -> None:
-    write_adapter(parts, directory)
-    set_positions(config, rope_parameters=_scaled(config, context.factor), max_position_embeddings=context.length)
-    write_extension(directory, _extension(base, base_context, context, config))
-    tokenizer = load_tokenizer(model_source(base))
-    tokenizer.model_max_length = context.length
-    if instructed:
-        ensure_chat_template(tokenizer)
-    save_tokenizer(tokenizer, directory)
+def _write_model(published: Published, config: PreTrainedConfig, directory: Path) -> None:
+    """Write weights, file by file, and the configuration, whose positions are already those of the result.
+
+    Raises:
+        CheckpointError: weights are missing, damaged, or do not go with the configuration.
+    """
+    skeleton = make_skeleton(config)
+    writer = ShardWriter(directory)
+    seen: set[str] = set()
+    dtype: torch.dtype | None = None
+    several = len(published.files) > 1
+    for file in shown(published.files, "converting files", total=len(published.files), progress=several):
+        weights = {plain_name(name, skeleton): alone(weight) for name, weight in read_weights(file).items()}
+        if any(".lora_A." in name for name in weights):
+            raise CheckpointError(
+                f"{published.folder} holds LoRA weights that are not merged, and no adapter_config.json that says how "
+                "they are scaled; the original's scripts write it when a run is saved"
+            )
+        if not seen:
+            skeleton = _fit_rows(weights, config, skeleton)
+        if skeleton.is_tied:
+            weights.pop(skeleton.output_embedding, None)
+        for name, weight in weights.items():
+            check_shape(name, weight, skeleton, "config.json")
+        dtype = dtype or next((weight.dtype for weight in weights.values() if weight.is_floating_point()), None)
+        seen |= weights.keys()
+        writer.write(file.name.replace("pytorch_model", "model").replace(".bin", ".safetensors"), weights)
+    writer.finish()
+    if missing := sorted(skeleton.shapes.keys() - seen - ({skeleton.output_embedding} if skeleton.is_tied else set())):
+        raise CheckpointError(
+            f"{published.folder} is incomplete: {len(missing)} weights are missing, such as {missing[0]}"
+        )
+    config.dtype = dtype
+    config.architectures = [type(skeleton.model).__name__]
+    config.save_pretrained(directory)
+    write_older_keys(directory)
+    if (published.folder / GENERATION_CONFIG_NAME).is_file():
+        shutil.copy(published.folder / GENERATION_CONFIG_NAME, directory)
 
 
-def _scaled(config: PreTrainedConfig, factor: float) -> dict[str, object]:
-    kept = {key: value for key, value in rotary_parameters(config).items() if key not in ("type", "factor")}
-    return {**kept, "rope_type": "linear", "factor": factor}
-
-
-def _extension(base: str, base_context: int, context: Context, config: PreTrainedConfig) -> Extension:
-    return Extension(
-        base_model=base,
-        base_context=base_context,
-        context_length=context.length,
-        rope_parameters=config.get_text_config().rope_parameters,
+def _fit_rows(weights: dict[str, Tensor], config: PreTrainedConfig, skeleton: Skeleton) -> Skeleton:
+    """Take the embedding's number of rows where it is one more, the original's [PAD], than the configuration says."""
+    embedding = weights.get(skeleton.input_embedding)
+    if embedding is None or embedding.shape[0] != skeleton.rows + 1:
+        return skeleton
+    logger.warning(
+        "the embedding has %s rows, one more than config.json says: the original's [PAD]; vocab_size now says so",
+        f"{embedding.shape[0]:,}",
     )
+    config.get_text_config().vocab_size = embedding.shape[0]
+    return make_skeleton(config)

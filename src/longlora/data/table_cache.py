@@ -1,20 +1,24 @@
-"""Keeps what was computed from a source on disk, whole or not at all, for all who ask for the same."""
+"""Keeps what was computed from a source on disk, whole or not at all, for all who ask for the same.
+
+datasets' own `from_generator` keeps tables too, but neither sees a damaged one nor keeps what was counted on the way.
+"""
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from datasets import Dataset
+from datasets import Dataset, Features
+from datasets.arrow_writer import ArrowWriter
 from datasets.fingerprint import Hasher
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.errors import DataError
+from longlora.support.files import remove_partial, whole_directory
 from longlora.support.user_cache import user_cache
 
 Summary = dict[str, Any]
@@ -22,13 +26,15 @@ Summary = dict[str, Any]
 
 _TABLE_FILE = "documents.arrow"
 _SUMMARY_FILE = "summary.json"
+# Written at once: a row may hold a book.
+_BATCH_ROWS = 100
 
 
 def cached_dataset(
     identity: list[object],
-    fill: Callable[[pyarrow.ipc.RecordBatchStreamWriter], Summary],
+    fill: Callable[[ArrowWriter], Summary],
     *,
-    schema: pyarrow.Schema,
+    features: Features,
     cache_dir: str | Path | None,
 ) -> tuple[Dataset, Summary]:
     """Memory-map a table from `cache_dir`, after writing it there if it is not yet.
@@ -38,7 +44,7 @@ def cached_dataset(
     Args:
         identity: all that decides the table; must be writable as JSON.
         fill: writes the rows and returns their summary.
-        schema: the table's columns.
+        features: the table's columns.
         cache_dir: by default `longlora` in the user's cache folder.
 
     Raises:
@@ -48,18 +54,43 @@ def cached_dataset(
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache(instead="data.cache_dir")
     folder = cache / "tokenized" / key
-    present = _open_cache(folder)
-    if present is not None:
+    if present := _open_cache(folder):
         return present
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            # Whoever held the lock before us may have done the work.
-            present = _open_cache(folder)
-            return present if present is not None else _fill_cache(folder, fill, schema)
+            if present := _open_cache(folder):  # whoever held the lock before us has done the work
+                return present
+            remove_partial(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # damaged
+            with whole_directory(folder) as partial:
+                with ArrowWriter(
+                    path=str(partial / _TABLE_FILE), features=features, writer_batch_size=_BATCH_ROWS
+                ) as writer:
+                    summary = fill(writer)
+                    writer.finalize()
+                (partial / _SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
+            return Dataset.from_file(str(folder / _TABLE_FILE)), summary
     except OSError as error:
         raise DataError(
             f"tokenized documents cannot be written to {folder.parent} ({error.strerror or error}); "
+            "set data.cache_dir to a writable folder with room"
+        ) from error
+
+
+@contextmanager
+def packing_beside(tokenized: Dataset) -> Iterator[None]:
+    """Let one process at a time write packed rows beside the file of a data set; one in memory has none.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    try:
+        with FileLock(f"{tokenized.cache_files[0]['filename']}.lock") if tokenized.cache_files else nullcontext():
+            yield
+    except OSError as error:
+        raise DataError(
+            f"packed rows cannot be written beside the tokenized documents ({error.strerror or error}); "
             "set data.cache_dir to a writable folder with room"
         ) from error
 
@@ -82,25 +113,3 @@ def _open_cache(folder: Path) -> tuple[Dataset, Summary] | None:
     except (OSError, ValueError):
         return None
     return (rows, summary) if len(rows) == summary.get("num_rows") else None
-
-
-def _fill_cache(
-    folder: Path, fill: Callable[[pyarrow.ipc.RecordBatchStreamWriter], Summary], schema: pyarrow.Schema
-) -> tuple[Dataset, Summary]:
-    partial = folder.with_suffix(".partial")
-    # Left by a process that was killed; we hold the lock, so nobody is at work on it.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        with (partial / _TABLE_FILE).open("wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-            summary = fill(writer)
-            writer.close()
-            # The rename must not reach the disk before what it names.
-            file.flush()
-            os.fsync(file.fileno())
-        (partial / _SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Dataset.from_file(str(folder / _TABLE_FILE)), summary

@@ -1,4 +1,4 @@
-"""Read files of weights, pickles included, without running what a pickle may hold."""
+"""Published files of weights: read without running what a pickle may hold, and held against the base."""
 
 import pickle
 import re
@@ -9,11 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, first_line
 from longlora.models.shards import check_no_pointer
+from longlora.models.skeleton import Skeleton
 
 # What torch does not make out of a pickle, by its full name.
 _REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")
+_PEFT_PREFIX = "base_model.model."
+_OLDER_OUTPUT = "embed_out."  # GPT-NeoX before transformers 5
 _TRANSIENT = ("rotary_emb.inv_freq",)  # buffers that older versions of transformers saved
 
 
@@ -39,6 +42,31 @@ def alone(weight: Tensor) -> Tensor:
     return weight if is_whole else weight.clone(memory_format=torch.contiguous_format)
 
 
+def plain_name(name: str, skeleton: Skeleton) -> str:
+    """Strip what PEFT, DeepSpeed and older versions put into the name of a weight."""
+    name = name.removeprefix("module.").removeprefix(_PEFT_PREFIX).replace(".modules_to_save.default.", ".")
+    if name.startswith(_OLDER_OUTPUT) and name not in skeleton.shapes:
+        return skeleton.output_embedding
+    return name
+
+
+def check_shape(name: str, found: Tensor, skeleton: Skeleton, base: str) -> None:
+    """Hold a weight against the base's of the same name.
+
+    Raises:
+        CheckpointError: the base has none of that name, or of another shape.
+    """
+    if name not in skeleton.shapes:
+        raise CheckpointError(
+            f"the published weights hold {name}, which {base} does not have: they belong to another base; say --base"
+        )
+    if tuple(found.shape) != skeleton.shapes[name]:
+        raise CheckpointError(
+            f"{name} has shape {tuple(found.shape)} in the published weights and {skeleton.shapes[name]} in {base}: "
+            "they belong to another base; say --base"
+        )
+
+
 def _unpickle(file: Path) -> object:
     with file.open("rb") as opened:
         is_zip = opened.read(2) == b"PK"  # what torch writes since 1.6, which alone can stay on the disk
@@ -54,8 +82,4 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, pickle.UnpicklingError | LookupError):
         return "it is no file of weights, or damaged; download it again"
-    return f"{_first_line(error)}; download it again"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{first_line(error)}; download it again"

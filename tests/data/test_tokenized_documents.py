@@ -14,9 +14,7 @@ import pytest
 from datasets import Dataset
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from longlora.data import DocumentSource, read_documents, tokenize_documents
-from longlora.data import cache as cache_module
-from longlora.data import tokenize as tokenize_module
+from longlora.data import DocumentSource, document_rows, read_documents, table_cache, tokenize_documents
 from longlora.errors import DataError
 
 BOS, EOS = 0, 1
@@ -36,13 +34,13 @@ def folder(tmp_path: Path) -> Path:
 def tokenized_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that reaches the tokenizer."""
     seen: list[str] = []
-    original = tokenize_module._tokenize
+    original = document_rows._tokenize
 
     def record(texts: list[str], tokenizer: Any) -> list[list[int]]:
         seen.extend(texts)
         return original(texts, tokenizer)
 
-    monkeypatch.setattr(tokenize_module, "_tokenize", record)
+    monkeypatch.setattr(document_rows, "_tokenize", record)
     return seen
 
 
@@ -114,7 +112,7 @@ def test_batches_keep_the_order(
     folder: Path, tokenizer: PreTrainedTokenizerFast, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tokenize(folder, tokenizer, cache_dir / "whole")
-    monkeypatch.setattr(tokenize_module, "_BATCH_CHARACTERS", 20)
+    monkeypatch.setattr(document_rows, "_BATCH_CHARACTERS", 20)
     cut = tokenize(folder, tokenizer, cache_dir / "cut")
     assert len(cut.data["input_ids"].chunks) > len(whole.data["input_ids"].chunks) == 1
     assert cut.to_dict() == whole.to_dict()
@@ -126,7 +124,7 @@ def test_progress_counts_documents_and_tokens(
     documents = tokenize_documents(read_documents(str(folder)), tokenizer, cache_dir=cache_dir)
     shown = capfd.readouterr().err
     assert "3/3" in shown
-    assert f"tokens={sum(map(len, documents['input_ids'])):,}" in shown
+    assert f"{sum(map(len, documents['input_ids'])):,} tokens" in shown
     tokenize(folder, tokenizer, cache_dir / "silent")
     assert capfd.readouterr().err == ""
 
@@ -191,7 +189,7 @@ def test_another_format_version_tokenizes_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenize(folder, tokenizer, cache_dir)
-    monkeypatch.setattr(tokenize_module, "FORMAT_VERSION", -1)
+    monkeypatch.setattr(document_rows, "FORMAT_VERSION", -1)
     tokenize(folder, tokenizer, cache_dir)
     assert len(tokenized_texts) == 2 * len(TEXTS)
 
@@ -226,7 +224,7 @@ def test_interrupted_write_leaves_nothing(
         raise interruption
 
     broken = DocumentSource(identity=source.identity, num_documents=None, read=stop_after_two)
-    monkeypatch.setattr(tokenize_module, "_BATCH_DOCUMENTS", 1)
+    monkeypatch.setattr(document_rows, "_BATCH_DOCUMENTS", 1)
     with pytest.raises(interruption):
         tokenize_documents(broken, tokenizer, cache_dir=cache_dir, show_progress=False)
     assert [path for path in (cache_dir / "tokenized").iterdir() if path.suffix != ".lock"] == []
@@ -238,8 +236,8 @@ def test_remains_of_a_killed_process_are_not_read(
 ) -> None:
     first = tokenize(folder, tokenizer, cache_dir).to_dict()
     (done,) = (cache_dir / "tokenized").glob("*/")
-    done.rename(done.with_suffix(".partial"))
-    (done.with_suffix(".partial") / "documents.arrow").write_bytes(b"half")
+    partial = done.rename(done.with_name(f".{done.name}.partial-1"))
+    (partial / "documents.arrow").write_bytes(b"half")
     assert tokenize(folder, tokenizer, cache_dir).to_dict() == first
     assert list((cache_dir / "tokenized").glob("*/")) == [done]
 
@@ -253,7 +251,7 @@ def test_damaged_cache_is_written_anew(
     monkeypatch: pytest.MonkeyPatch,
     damage: str,
 ) -> None:
-    monkeypatch.setattr(tokenize_module, "_BATCH_DOCUMENTS", 1)
+    monkeypatch.setattr(document_rows, "_BATCH_DOCUMENTS", 1)
     first = tokenize(folder, tokenizer, cache_dir).to_dict()
     (done,) = (cache_dir / "tokenized").glob("*/")
     data, summary = done / "documents.arrow", done / "summary.json"
@@ -280,7 +278,7 @@ def test_two_at_once_tokenize_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     both_found_nothing = threading.Barrier(2, timeout=60)
-    original = cache_module._open_cache
+    original = table_cache._open_cache
     opened = threading.local()
 
     def open_cache(path: Path) -> Any:
@@ -290,7 +288,7 @@ def test_two_at_once_tokenize_once(
             both_found_nothing.wait()
         return documents
 
-    monkeypatch.setattr(cache_module, "_open_cache", open_cache)
+    monkeypatch.setattr(table_cache, "_open_cache", open_cache)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: tokenize(folder, tokenizer, cache_dir), range(2))
     assert first.to_dict() == second.to_dict()

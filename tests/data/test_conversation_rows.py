@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from longlora.data import instructions as instructions_module
-from longlora.data import pack_conversations, read_conversations, tokenize_conversations
+from longlora.data import conversation_rows, pack_conversations, read_conversations, tokenize_conversations
 from longlora.errors import DataError
 from longlora.models.chat_template import ensure_chat_template
 
@@ -70,7 +69,7 @@ def test_rows_and_counts_are_found_again(
 ) -> None:
     source = write(tmp_path / "a.json", [*ANSWERS, "so " * 400])
     first = tokenize(source, chat_tokenizer, cache_dir)
-    monkeypatch.setattr(instructions_module, "encode_conversation", None)
+    monkeypatch.setattr(conversation_rows, "encode_conversation", None)
     with caplog.at_level(logging.INFO, logger="longlora"):
         again = tokenize(source, chat_tokenizer, cache_dir)
     assert again.to_dict() == first.to_dict()

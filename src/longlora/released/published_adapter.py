@@ -9,27 +9,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longlora.errors import CheckpointError
-from longlora.released.pickles import alone, read_weights
-from longlora.released.published import ADAPTER_CONFIG, TRAINABLE, Published, read_json
-from longlora.released.skeleton import Skeleton, check_shape, plain_name
+from longlora.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from longlora.models.lora import embedding_and_norm_names
+from longlora.models.skeleton import Skeleton
+from longlora.released.published_folder import TRAINABLE, Published, read_json
+from longlora.released.published_weights import alone, check_shape, plain_name, read_weights
 
 logger = logging.getLogger("longlora")
 
-_A, _B = ".lora_A.", ".lora_B."
 # What an adapter of the original never has, and what would be computed otherwise.
 _UNKNOWN_SETTINGS = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What was published, by plain names."""
+    """What was published, by plain names: low-rank updates, and embeddings and norms where those are wanted."""
 
-    low_rank: dict[str, Tensor]
-    """`….lora_A.weight` and `….lora_B.weight`."""
-
-    whole: dict[str, Tensor]
-    """Embeddings and norms; empty where only LoRA weights are wanted."""
-
+    tensors: dict[str, Tensor]
     config: LoraConfig
 
 
@@ -44,36 +40,38 @@ def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only
     """
     low_rank: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}
-    for file in (*published.files, *([published.trainable] if published.trainable else [])):
+    for file in filter(None, (*published.files, published.trainable)):
         # `pytorch_model.bin` holds the frozen weights too. The rule is the original's: anywhere in the name.
         holds_frozen = published.kind == "consolidated" and file != published.trainable
         for name, weight in read_weights(file).items():
             plain = plain_name(name, skeleton)
-            if _A in plain or _B in plain:
+            if ".lora_A." in plain or ".lora_B." in plain:
                 low_rank[plain.replace(".default.", ".")] = weight
             elif not holds_frozen or "embed" in name or "norm" in name:
                 whole[plain] = weight
-    config = _config(published.folder, skeleton, base)
+    config = _config(published.folder, base)
     _check_low_rank(low_rank, config, skeleton, published.folder, base)
     if lora_only:
-        return Parts(low_rank=low_rank, whole={}, config=_with_modules(config, [], skeleton))
-    _check_whole(whole, skeleton, published.folder, base)
-    modules = list(skeleton.modules_to_save)
+        return Parts(tensors=low_rank, config=config)
+    modules = embedding_and_norm_names(skeleton.model)
+    _check_whole(whole, modules, skeleton, published.folder, base)
     if skeleton.is_tied:
         whole[skeleton.output_embedding] = whole[skeleton.input_embedding]  # twice, as PEFT writes it
     elif skeleton.output_embedding in whole:
         modules.append(skeleton.output_embedding.removesuffix(".weight"))
-    return Parts(low_rank=low_rank, whole=whole, config=_with_modules(config, modules, skeleton))
+    config.modules_to_save = modules
+    config.ensure_weight_tying = skeleton.is_tied
+    return Parts(tensors=low_rank | whole, config=config)
 
 
 def write_adapter(parts: Parts, directory: Path) -> None:
     """Write the adapter as PEFT reads it."""
-    tensors = {f"base_model.model.{name}": alone(weight) for name, weight in {**parts.low_rank, **parts.whole}.items()}
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = {f"base_model.model.{name}": alone(weight) for name, weight in parts.tensors.items()}
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     parts.config.save_pretrained(directory)
 
 
-def _config(folder: Path, skeleton: Skeleton, base: str) -> LoraConfig:
+def _config(folder: Path, base: str) -> LoraConfig:
     path = folder / ADAPTER_CONFIG
     values = read_json(path)
     unknown = [name for name in _UNKNOWN_SETTINGS if values.get(name)]
@@ -101,23 +99,16 @@ def _config(folder: Path, skeleton: Skeleton, base: str) -> LoraConfig:
         raise CheckpointError(f"{path} is incomplete: {error!r}") from error
 
 
-def _with_modules(config: LoraConfig, modules: list[str], skeleton: Skeleton) -> LoraConfig:
-    config.modules_to_save = modules or None
-    config.ensure_weight_tying = bool(modules) and skeleton.is_tied
-    return config
-
-
 def _check_low_rank(
     low_rank: dict[str, Tensor], config: LoraConfig, skeleton: Skeleton, folder: Path, base: str
 ) -> None:
     if not low_rank:
         raise CheckpointError(f"{folder} holds no LoRA weights, though it has {ADAPTER_CONFIG}")
-    layers = {name: module for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
-    targets = [name for name in layers if name.rpartition(".")[2] in set(config.target_modules or ())]
     wanted: dict[str, tuple[int, int]] = {}
-    for name in targets:
-        wanted[f"{name}.lora_A.weight"] = (config.r, layers[name].in_features)
-        wanted[f"{name}.lora_B.weight"] = (layers[name].out_features, config.r)
+    for name, layer in skeleton.model.named_modules():
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in (config.target_modules or ()):
+            wanted[f"{name}.lora_A.weight"] = (config.r, layer.in_features)
+            wanted[f"{name}.lora_B.weight"] = (layer.out_features, config.r)
     if missing := sorted(wanted.keys() - low_rank.keys()):
         raise CheckpointError(
             f"{folder} is incomplete: {len(missing)} of {len(wanted)} LoRA weights for {base} are missing, such as "
@@ -135,15 +126,17 @@ def _check_low_rank(
             )
 
 
-def _check_whole(whole: dict[str, Tensor], skeleton: Skeleton, folder: Path, base: str) -> None:
-    if missing := sorted(skeleton.whole - whole.keys()):
+def _check_whole(whole: dict[str, Tensor], modules: list[str], skeleton: Skeleton, folder: Path, base: str) -> None:
+    # As PEFT matches them: by how a module's name ends.
+    wanted = {name for name in skeleton.shapes if name.rpartition(".")[0].endswith(tuple(modules))}
+    if missing := sorted(wanted - whole.keys()):
         raise CheckpointError(
-            f"{folder} is incomplete: {len(missing)} of {len(skeleton.whole)} trained embeddings and norms are "
+            f"{folder} is incomplete: {len(missing)} of {len(wanted)} trained embeddings and norms are "
             f"missing, such as {missing[0]}; they stand in {TRAINABLE}, which the original's "
             "get_trainable_weights.py makes out of pytorch_model.bin. Without them the model is clearly worse; "
             "--lora-only imports it so"
         )
-    if spare := sorted(whole.keys() - skeleton.whole - {skeleton.output_embedding}):
+    if spare := sorted(whole.keys() - wanted - {skeleton.output_embedding}):
         raise CheckpointError(
             f"{folder} holds {spare[0]} beside LoRA weights, which is neither an embedding nor a norm of {base}: they "
             "belong to another base; say --base"

@@ -1,22 +1,25 @@
-"""Reads items out of one file, saved data set or hub data set, and keeps count of what could not be read."""
+"""Reads items out of one file, saved data set or hub data set, and keeps count of what could not be read.
+
+Files are read here and not by `load_dataset`, which ends at the first bad row and copies what it reads into a cache.
+"""
 
 import gzip
 import json
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar, cast
+from typing import IO, Any, Generic, Literal, TypeVar, cast
 
 import pyarrow
 import pyarrow.parquet
 from datasets import DatasetDict, load_dataset, load_from_disk
 
-from longlora.errors import DataError
+from longlora.errors import DataError, first_line
 
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-PARQUET_SUFFIXES = (".parquet",)
+_PARQUET = ".parquet"
+_TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", _PARQUET)
 
 # Enough to tell a text from a model or an archive of many gigabytes without reading it whole.
 _HEAD_BYTES = 1 << 20
@@ -38,73 +41,70 @@ class UnusableError(Exception):
 
 
 Item = TypeVar("Item")
-Item_co = TypeVar("Item_co", covariant=True)
 
 
-class ItemKind(Protocol[Item_co]):
+@dataclass(frozen=True, kw_only=True)
+class ItemKind(Generic[Item]):
     """What is read: how a row of a table, or a whole file, becomes an item."""
 
-    @property
-    def name(self) -> str:
-        """What one item is called."""
-
-    @property
-    def columns(self) -> Sequence[str] | None:
-        """Columns to read where a format lets one choose; None for all."""
-
-    @property
-    def remedy(self) -> str:
-        """What to do where nothing usable is found."""
-
-    @property
-    def column_remedy(self) -> str:
-        """What to do where a table lacks the columns."""
+    name: str
+    """What one item is called."""
+    remedy: str
+    """What to do where nothing usable is found."""
+    column_remedy: str
+    """What to do where a table lacks the columns."""
+    missing: Callable[[set[str]], str]
+    """What a table with these columns lacks; empty if nothing."""
+    of_row: Callable[[Mapping[str, Any]], Item]
+    """Makes an item of a row; raises `UnusableError`."""
+    of_text: Callable[[str], Item]
+    """Makes an item of a file that is no table; raises `UnusableError` or `UnreadableError`."""
+    columns: list[str] | None = None
+    """Columns to read where a format lets one choose; None for all."""
 
     def check(self, columns: Iterable[str]) -> None:
-        """Look at a table's columns; raises `MissingColumnError`."""
+        """See that a table has the columns.
 
-    def of_row(self, row: Mapping[str, Any]) -> Item_co:
-        """Make an item of a row; raises `UnusableError`."""
+        Raises:
+            MissingColumnError: it has not.
+        """
+        names = list(columns)
+        if missing := self.missing(set(names)):
+            raise MissingColumnError(f"no {missing} (columns: {', '.join(map(str, names)) or 'none'})")
 
-    def of_text(self, text: str) -> Item_co:
-        """Make an item of a file that is no table; raises `UnusableError` or `UnreadableError`."""
 
-
-@dataclass(frozen=True)
-class TextKind:
+def text_kind(column: str = "text") -> ItemKind[str]:
     """Texts: a column of a table, or a whole file."""
-
-    column: str = "text"
-    name: str = "text"
-    remedy: str = (
-        "data.source needs at least one text in UTF-8, data.text_column names the column of a table that holds it"
+    return ItemKind(
+        name="text",
+        remedy="data.source needs at least one text in UTF-8; data.text_column names a table's column of texts",
+        column_remedy="set data.text_column to one of them",
+        missing=lambda columns: "" if column in columns else f"column {column!r}",
+        of_row=lambda row: _usable(text_of(row, column)),
+        of_text=_usable,
+        columns=[column],
     )
-    column_remedy: str = "set data.text_column to one of them"
 
-    @property
-    def columns(self) -> Sequence[str]:
-        """The column of the text."""
-        return [self.column]
 
-    def check(self, columns: Iterable[str]) -> None:
-        """See that the column is there."""
-        if self.column not in columns:
-            raise missing_columns(f"no column {self.column!r}", columns)
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """The text in a column; empty where there is none.
 
-    def of_row(self, row: Mapping[str, Any]) -> str:
-        """Take the text out of its column."""
-        text = row.get(self.column)
-        if text is not None and not isinstance(text, str):
-            raise UnusableError(f"with {type(text).__name__} instead of text in column {self.column!r}")
-        return self.of_text(text or "")
+    Raises:
+        UnusableError: it is no text.
+    """
+    text = row.get(column)
+    if text is not None and not isinstance(text, str):
+        raise UnusableError(f"with {type(text).__name__} instead of text in column {column!r}")
+    return text or ""
 
-    def of_text(self, text: str) -> str:
-        """See that a tokenizer can take it."""
-        if not text.strip():
-            raise UnusableError("empty")
-        if not is_unicode(text):
-            raise UnusableError("not UTF-8 text")
-        return text
+
+def _usable(text: str) -> str:
+    """See that a tokenizer can take a text."""
+    if not text.strip():
+        raise UnusableError("empty")
+    if not is_unicode(text):
+        raise UnusableError("not UTF-8 text")
+    return text
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Skipped:
 
 def is_table(path: Path) -> bool:
     """Tell whether a file holds rows with columns, by its suffix; any other file is taken for one text."""
-    return path.name.lower().endswith(JSON_SUFFIXES + PARQUET_SUFFIXES)
+    return path.name.lower().endswith(_TABLES)
 
 
 def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tuple[str, Item]]:
@@ -148,8 +148,7 @@ def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tu
             except UnusableError as error:
                 skipped.add(str(error), str(path))
             return
-        is_parquet = path.name.lower().endswith(PARQUET_SUFFIXES)
-        rows = _parquet_rows(path, kind) if is_parquet else _json_rows(path, skipped)
+        rows = _parquet_rows(path, kind) if path.name.lower().endswith(_PARQUET) else _json_rows(path, skipped)
         yield from _items(rows, str(path), kind, skipped)
     except (EOFError, zlib.error) as error:
         raise UnreadableError("not valid gzip") from error
@@ -157,56 +156,46 @@ def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tu
         raise UnreadableError(f"unreadable ({error.strerror or error})") from error
 
 
-def read_saved(path: Path, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield `(name, item)` for each row of a directory written by `save_to_disk`.
+def read_dataset(
+    name: str, place: Literal["saved", "hub"], kind: ItemKind[Item], split: str, skipped: Skipped
+) -> Iterator[tuple[str, Item]]:
+    """Yield `(name, item)` for each row of a directory of `save_to_disk`, or of a data set streamed from the hub.
 
     Raises:
-        UnreadableError: the directory is damaged or lacks the columns.
-        DataError: it has splits, but not the one asked for.
+        UnreadableError: the directory is damaged, or the columns are missing.
+        DataError: no such data set or split, or the hub cannot be reached; also when the connection is lost halfway.
     """
+    rows = _saved_rows(name, split, kind) if place == "saved" else _hub_rows(name, split)
+    yield from _items(enumerate(rows, start=1), name, kind, skipped)
+
+
+def _saved_rows(path: str, split: str, kind: ItemKind[Any]) -> Iterable[dict[str, Any]]:
     try:
-        dataset = load_from_disk(str(path))
+        dataset = load_from_disk(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnreadableError(f"unreadable ({_first_line(error)})") from error
+        raise UnreadableError(f"unreadable ({first_line(error)})") from error
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise DataError(f"{path} has no split {split!r}; set data.split to one of: {', '.join(dataset)}")
         dataset = dataset[split]
     kind.check(dataset.column_names)
-    columns = dataset.column_names if kind.columns is None else list(kind.columns)
-    rows = enumerate(dataset.with_format(None).select_columns(columns), start=1)
-    yield from _items(rows, str(path), kind, skipped)
+    return dataset.with_format(None).select_columns(kind.columns or dataset.column_names)
 
 
-def read_hub(name: str, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield `(name, item)` for each row of a data set streamed from the hub.
-
-    Raises:
-        MissingColumnError: the data set lacks the columns.
-        DataError: no such data set or split, or the hub cannot be reached; also when the connection is lost halfway.
-    """
-    yield from _items(_hub_rows(name, split), name, kind, skipped)
-
-
-def _hub_rows(name: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     missing = f"source {name!r} does not exist as a path, and "
     try:
-        yield from enumerate(load_dataset(name, split=split, streaming=True), start=1)
+        yield from load_dataset(name, split=split, streaming=True)
     except ConnectionError as error:
         raise DataError(
-            f"{missing}the hub could not be reached to look for a data set of that name ({_first_line(error)}); "
+            f"{missing}the hub could not be reached to look for a data set of that name ({first_line(error)}); "
             "check the path or the connection"
         ) from error
     # Streaming raises whatever its file system, decompressor or table reader does; nothing of ours runs in here.
     except Exception as error:
         raise DataError(
-            f"{missing}it cannot be read as a hub data set with split={split!r}: {_first_line(error)}"
+            f"{missing}it cannot be read as a hub data set with split={split!r}: {first_line(error)}"
         ) from error
-
-
-def missing_columns(what: str, columns: Iterable[str]) -> MissingColumnError:
-    """Make the error for a table without what is needed, naming what it has."""
-    return MissingColumnError(f"{what} (columns: {', '.join(map(str, columns)) or 'none'})")
 
 
 def is_unicode(text: str) -> bool:
@@ -238,16 +227,15 @@ def _items(
 
 def _read_text(path: Path) -> str:
     with path.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
-        if b"\0" in head:
-            raise UnreadableError("not UTF-8 text")
-        content = head + stream.read()
-    if b"\0" in content:
-        raise UnreadableError("not UTF-8 text")
+        content = stream.read(_HEAD_BYTES)
+        if b"\0" not in content:
+            content += stream.read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableError("not UTF-8 text") from error
+    if "\0" in text:
+        raise UnreadableError("not UTF-8 text")
     # The same tokens whatever system the file was written on.
     return text.replace("\r\n", "\n")
 
@@ -263,7 +251,7 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
 
 
 def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb"))
+    return cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
 def _holds_json_lines(stream: IO[bytes], path: Path) -> bool:
@@ -297,14 +285,7 @@ def _parquet_rows(path: Path, kind: ItemKind[Any]) -> Iterator[tuple[int, dict[s
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             kind.check(file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=kind.columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=kind.columns)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except pyarrow.ArrowException as error:
         raise UnreadableError("not valid Parquet") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

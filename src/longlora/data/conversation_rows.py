@@ -1,30 +1,27 @@
-"""Turns conversations into training rows: token ids, labels on the answers, and where each conversation begins."""
+"""From conversations to rows: token ids, labels on the answers, and where each conversation begins."""
 
 import logging
 from collections import Counter
 from pathlib import Path
 
-import pyarrow
 from datasets import Dataset, Features, List, Value
-from filelock import FileLock
-from tqdm.auto import tqdm
+from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data.cache import Summary, cached_dataset, tokenizer_identity
 from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer, encode_conversation
 from longlora.data.sources import ConversationSource
+from longlora.data.table_cache import Summary, cached_dataset, packing_beside, tokenizer_identity
 from longlora.errors import DataError
+from longlora.support.progress import progress_bar
 
 logger = logging.getLogger("longlora")
 
 # Raise it when the same source, tokenizer and context come to give other rows.
 FORMAT_VERSION = 2
 
-_INT32S = pyarrow.list_(pyarrow.int32())
-_SCHEMA = pyarrow.schema({"name": pyarrow.string(), "input_ids": _INT32S, "labels": _INT32S})
-_ROW_FEATURES = Features({name: List(Value("int32")) for name in ("input_ids", "labels", "seq_lengths")})
-# Written at once; a conversation may hold a book.
-_BATCH_CONVERSATIONS = 100
+_TOKENS = {"input_ids": List(Value("int32")), "labels": List(Value("int32"))}
+_CONVERSATION_FEATURES = Features({"name": Value("string"), **_TOKENS})
+_ROW_FEATURES = Features({**_TOKENS, "seq_lengths": List(Value("int32"))})
 _COUNTS = (
     *("num_rows", "num_tokens", "num_learned", "num_shortened", "num_cut"),
     *("num_searched", "num_without_end", "num_thoughts_dropped"),
@@ -63,7 +60,7 @@ def tokenize_conversations(
     rows, summary = cached_dataset(
         [*identity, tokenizer.chat_template, tokenizer_identity(tokenizer)],
         lambda writer: _write_conversations(writer, source, tokenizer, context_length, show_progress),
-        schema=_SCHEMA,
+        features=_CONVERSATION_FEATURES,
         cache_dir=cache_dir,
     )
     _tell(summary, context_length)
@@ -94,17 +91,10 @@ def pack_conversations(conversations: Dataset, *, context_length: int, packing: 
     from trl import pack_dataset  # its trainers come along, which only training needs
 
     columns = conversations.select_columns(["input_ids", "labels"])
-    lock = FileLock(f"{conversations.cache_files[0]['filename']}.lock")
-    try:
-        with lock:
-            if packing:
-                return pack_dataset(columns, context_length, strategy="bfd", map_kwargs={"desc": "Packing"})
-            return columns.map(_add_length, features=_ROW_FEATURES, desc="Measuring")
-    except OSError as error:
-        raise DataError(
-            f"packed rows cannot be written beside the tokenized conversations ({error.strerror or error}); "
-            "set data.cache_dir to a writable folder with room"
-        ) from error
+    with packing_beside(conversations):
+        if packing:
+            return pack_dataset(columns, context_length, strategy="bfd", map_kwargs={"desc": "Packing"})
+        return columns.map(_add_length, features=_ROW_FEATURES, desc="Measuring")
 
 
 def _add_length(row: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -112,7 +102,7 @@ def _add_length(row: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def _write_conversations(
-    writer: pyarrow.ipc.RecordBatchStreamWriter,
+    writer: ArrowWriter,
     source: ConversationSource,
     tokenizer: PreTrainedTokenizerBase,
     context_length: int,
@@ -121,10 +111,9 @@ def _write_conversations(
     summary: Summary = dict.fromkeys(_COUNTS, 0)
     unusable: Counter[str] = Counter()
     unread: Counter[str] = Counter()
-    batch: list[tuple[str, list[int], list[int]]] = []
-    with tqdm(desc="Tokenizing", total=source.num_documents, unit=" conversations", disable=not show_progress) as bar:
+    with progress_bar("Tokenizing conversations", total=source.num_documents, progress=show_progress) as advance:
         for name, conversation in source:
-            bar.update()
+            advance(1, f"{summary['num_tokens']:,} tokens")
             try:
                 encoded = encode_conversation(
                     tokenizer, conversation.messages, context_length=context_length, tools=conversation.tools
@@ -132,7 +121,7 @@ def _write_conversations(
             except UnusableConversationError as error:
                 unusable[str(error)] += 1
                 continue
-            batch.append((name, encoded.input_ids, encoded.labels))
+            writer.write({"name": name, "input_ids": encoded.input_ids, "labels": encoded.labels})
             summary["num_rows"] += 1
             summary["num_tokens"] += len(encoded.input_ids)
             summary["num_learned"] += sum(label != IGNORED for label in encoded.labels)
@@ -143,46 +132,32 @@ def _write_conversations(
             summary["num_thoughts_dropped"] += encoded.num_thoughts_dropped
             unread.update(f"column {column!r}" for column in conversation.unread)
             unread.update(f"message field {field!r}" for field in encoded.unread)
-            bar.set_postfix(tokens=f"{summary['num_tokens']:,}")
-            if len(batch) == _BATCH_CONVERSATIONS:
-                _write(writer, batch)
-                batch = []
-        _write(writer, batch)
     return {**summary, "unusable": dict(unusable), "unread": dict(unread)}
 
 
-def _write(writer: pyarrow.ipc.RecordBatchStreamWriter, batch: list[tuple[str, list[int], list[int]]]) -> None:
-    if batch:
-        names, ids, labels = zip(*batch, strict=True)
-        columns = [pyarrow.array(names), pyarrow.array(ids, _INT32S), pyarrow.array(labels, _INT32S)]
-        writer.write_batch(pyarrow.record_batch(columns, schema=_SCHEMA))
-
-
 def _tell(summary: Summary, context_length: int) -> None:
-    logger.info(
-        "%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers",
-        summary,
-    )
+    counts = {**summary, "context_length": context_length}
+    logger.info("%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers", counts)
     logger.info("%s", _who_decided(summary))
     if summary["unread"]:
         logger.info("not read: %s", ", ".join(f"{what} ({count} rows)" for what, count in summary["unread"].items()))
     if summary["num_thoughts_dropped"]:
         logger.warning(
-            "%d thoughts of earlier answers are not learned: the chat template leaves them out, as it does in use",
-            summary["num_thoughts_dropped"],
+            "%(num_thoughts_dropped)d thoughts of earlier answers are not learned: the chat template leaves them out, "
+            "as it does in use",
+            counts,
         )
     if summary["num_without_end"]:
         logger.warning(
-            "the end of a turn is not learned in %d conversations: the chat template writes no token after an answer "
-            "that ends it, and a model trained so does not stop by itself; use a template that does",
-            summary["num_without_end"],
+            "the end of a turn is not learned in %(num_without_end)d conversations: the chat template writes no token "
+            "after an answer that ends it, and a model trained so does not stop by itself; use a template that does",
+            counts,
         )
     if summary["num_shortened"]:
         logger.warning(
-            "%d conversations exceed context_length=%d: %d tokens were cut out of the middle of their documents",
-            summary["num_shortened"],
-            context_length,
-            summary["num_cut"],
+            "%(num_shortened)d conversations exceed context_length=%(context_length)d: %(num_cut)d tokens were cut out "
+            "of the middle of their documents",
+            counts,
         )
     if summary["unusable"]:
         logger.warning("left out %s", _reasons(summary))

@@ -1,0 +1,189 @@
+"""From documents to rows of exactly one context length: tokenised once, then cut as one stream."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerBase
+
+from longlora.data.sources import DocumentSource
+from longlora.data.table_cache import Summary, cached_dataset, packing_beside, tokenizer_identity
+from longlora.errors import DataError
+from longlora.support.progress import progress_bar
+
+logger = logging.getLogger("longlora")
+
+# Raise it when the same source and tokenizer come to give other ids or columns.
+FORMAT_VERSION = 1
+
+_DOCUMENT_FEATURES = Features({"name": Value("string"), "input_ids": List(Value("int32"))})
+_ROW_FEATURES = Features({"input_ids": List(Value("int32")), "seq_lengths": List(Value("int32"))})
+# Given to the tokenizer at once: several books, so that it can use several cores.
+_BATCH_CHARACTERS = 4_000_000
+_BATCH_DOCUMENTS = 1000
+# Cut at once: a document may be a book of a million tokens.
+_CUT_DOCUMENTS = 64
+
+
+def tokenize_documents(
+    source: DocumentSource,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cache_dir: str | Path | None = None,
+    show_progress: bool = True,
+) -> Dataset:
+    """Tokenize every document, with the tokenizer's own special tokens and its EOS at the end.
+
+    The result is memory-mapped from `cache_dir` (default: `longlora` in the user's cache folder) and found there again
+    while source and tokenizer are the same. Processes that ask for the same at once wait for the first of them.
+
+    Args:
+        source: documents from `read_documents`.
+        tokenizer: any tokenizer of transformers; documents may be longer than its `model_max_length`.
+        cache_dir: folder that may grow by four bytes per token.
+        show_progress: whether to draw a bar that counts documents and tokens.
+
+    Returns:
+        Columns `name` (string) and `input_ids` (list of int32), one row per document.
+
+    Raises:
+        DataError: the source cannot be read, or the cache cannot be written.
+    """
+    documents, summary = cached_dataset(
+        [FORMAT_VERSION, source.identity, tokenizer_identity(tokenizer)],
+        lambda writer: _write_documents(writer, source, tokenizer, show_progress),
+        features=_DOCUMENT_FEATURES,
+        cache_dir=cache_dir,
+    )
+    logger.info("%(num_rows)d documents of %(num_tokens)d tokens", summary)
+    return documents
+
+
+def pack_rows(documents: Dataset, *, context_length: int, cross_document_attention: bool = False) -> Dataset:
+    """Join documents in their order and cut them every `context_length` tokens, so that no row is padded.
+
+    A document may continue in the next row. Tokens at the end that fill no row are left out; their number is logged.
+    The rows are written beside the documents' own file and found there again; rows of documents in memory stay there.
+    Processes that ask for the same at once wait for the first of them.
+
+    Args:
+        documents: a column `input_ids`, as `tokenize_documents` returns.
+        context_length: tokens per row.
+        cross_document_attention: whether a row counts as one piece, whatever documents it holds.
+
+    Returns:
+        Columns `input_ids` and `seq_lengths`, the lengths of the pieces of documents in the row: what TRL's collator
+        turns into positions and cut points.
+
+    Raises:
+        DataError: fewer tokens than one row, or the rows cannot be written.
+    """
+    num_tokens = count_tokens(documents)
+    num_rows, num_left_out = divmod(num_tokens, context_length)
+    if num_rows == 0:
+        raise DataError(
+            f"the documents must fill at least one row of context_length={context_length} tokens, found {num_tokens} "
+            "tokens; add documents or lower context_length"
+        )
+    with packing_beside(documents):
+        rows = documents.with_format("arrow").map(
+            _row_cutter(context_length, cross_document_attention),
+            batched=True,
+            batch_size=_CUT_DOCUMENTS,
+            remove_columns=documents.column_names,
+            features=_ROW_FEATURES,
+            desc="Packing",
+        )
+    counts = num_tokens, num_rows, context_length, num_left_out
+    logger.info("packed %d tokens into %d rows of %d; %d at the end are left out", *counts)
+    return rows.with_format(None)
+
+
+def count_tokens(documents: Dataset) -> int:
+    """Count the tokens of a column `input_ids`."""
+    tables = documents.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
+    # An empty sum is null.
+    return sum(
+        pyarrow.compute.sum(pyarrow.compute.list_value_length(table["input_ids"])).as_py() or 0 for table in tables
+    )
+
+
+def _write_documents(
+    writer: ArrowWriter, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, show_progress: bool
+) -> Summary:
+    num_documents = num_tokens = 0
+    with progress_bar("Tokenizing documents", total=source.num_documents, progress=show_progress) as advance:
+        for names, texts in _batches(source):
+            batch_ids = _tokenize(texts, tokenizer)
+            writer.write_batch({"name": names, "input_ids": batch_ids})
+            num_documents += len(names)
+            num_tokens += sum(map(len, batch_ids))
+            advance(len(names), f"{num_tokens:,} tokens")
+    return {"num_rows": num_documents, "num_tokens": num_tokens}
+
+
+def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    # verbose=False: no warning about documents longer than the old context; they are what this is for.
+    batch_ids = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    eos = tokenizer.eos_token_id
+    return [ids if eos is None or ids[-1:] == [eos] else [*ids, eos] for ids in batch_ids]
+
+
+def _batches(source: DocumentSource) -> Iterator[tuple[list[str], list[str]]]:
+    names: list[str] = []
+    texts: list[str] = []
+    num_characters = 0
+    for name, text in source:
+        names.append(name)
+        texts.append(text)
+        num_characters += len(text)
+        if num_characters >= _BATCH_CHARACTERS or len(texts) == _BATCH_DOCUMENTS:
+            yield names, texts
+            names, texts, num_characters = [], [], 0
+    if texts:
+        yield names, texts
+
+
+def _row_cutter(context_length: int, cross_document_attention: bool) -> Callable[[pyarrow.Table], pyarrow.Table]:
+    """Make a function that takes documents, batch after batch, and returns the rows they complete.
+
+    It carries the tokens of the unfinished row, and where documents begin in it, from one batch to the next; so the
+    batches must come in order and through one process.
+    """
+    carried_tokens = np.empty(0, dtype=np.int32)
+    carried_starts = np.empty(0, dtype=np.int64)
+
+    def cut(documents: pyarrow.Table) -> pyarrow.Table:
+        nonlocal carried_tokens, carried_starts
+        column = documents["input_ids"]
+        lengths = pyarrow.compute.list_value_length(column).to_numpy()
+        starts = len(carried_tokens) + np.cumsum(lengths, dtype=np.int64) - lengths
+        starts = np.concatenate([carried_starts, starts])
+        # Views of the memory-mapped file until this one copy of the batch.
+        tokens = np.concatenate([carried_tokens, *(chunk.flatten().to_numpy() for chunk in column.chunks)])
+
+        row_starts = np.arange(0, len(tokens) + 1, context_length)
+        num_packed = row_starts[-1]
+        is_packed = starts < num_packed
+        cuts = row_starts if cross_document_attention else np.union1d(row_starts, starts[is_packed])
+        carried_tokens = tokens[num_packed:].copy()
+        carried_starts = starts[~is_packed] - num_packed
+        return pyarrow.table(
+            {
+                "input_ids": _as_lists(row_starts, tokens[:num_packed]),
+                "seq_lengths": _as_lists(np.searchsorted(cuts, row_starts), np.diff(cuts)),
+            }
+        )
+
+    return cut
+
+
+def _as_lists(offsets: np.ndarray, values: np.ndarray) -> pyarrow.ListArray:
+    return pyarrow.ListArray.from_arrays(
+        pyarrow.array(offsets, pyarrow.int32()), pyarrow.array(values.astype(np.int32, copy=False))
+    )

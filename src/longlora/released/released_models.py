@@ -1,0 +1,81 @@
+"""The models that the authors released, as their README lists them (Yukang/… on the hub).
+
+Context is what it, or the model's name, says, in tokens. Bases are those in its table of pretrained weights; for models
+that were tuned on instructions it does not say which one they were made of, and `adapter_config.json` or the user has
+to.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+OWNER = "Yukang"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedModel:
+    """One repository of the authors."""
+
+    name: str
+    kind: Literal["adapter", "model"]
+    """`adapter`: LoRA weights beside embeddings and norms. `model`: all weights."""
+
+    context_length: int | None
+    """None where the README does not say."""
+
+    base: str | None = None
+    recipe: str | None = None
+    """Recipe of longlora that makes such a model anew."""
+
+    instructed: bool = False
+    """Whether it was tuned to follow instructions, with the paper's prompt."""
+
+
+_TOKENS = {"8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536, "100k": 100000}
+
+
+def _extended(size: str, context: str, *, full: bool = False, chat: str = "") -> ReleasedModel:
+    name = f"Llama-2-{size}{chat}-longlora-{context}" + ("-ft" if full else "")
+    return ReleasedModel(
+        name=name,
+        kind="model" if full else "adapter",
+        context_length=_TOKENS[context],
+        base=f"meta-llama/Llama-2-{size}{chat}-hf",
+        recipe=name.lower(),
+    )
+
+
+_instructed = partial(ReleasedModel, kind="model", instructed=True)
+
+RELEASED_MODELS = (
+    *(_extended("7b", context, full=True) for context in ("8k", "16k", "32k", "100k")),
+    *(_extended("13b", context, full=True) for context in ("8k", "16k", "32k")),
+    *(_extended("7b", context) for context in ("8k", "16k", "32k")),
+    *(_extended("13b", context) for context in ("8k", "16k", "32k", "64k")),
+    _extended("70b", "32k"),
+    _extended("70b", "32k", chat="-chat"),
+    _instructed(name="LongAlpaca-7B", context_length=32768),
+    _instructed(name="LongAlpaca-13B", context_length=32768, recipe="longalpaca-13b"),
+    _instructed(name="LongAlpaca-70B", context_length=32768, recipe="longalpaca-70b"),
+    _instructed(name="LongAlpaca-70B-lora", context_length=32768, kind="adapter"),
+    _instructed(name="LongAlpaca-7B-16k", context_length=16384, recipe="longalpaca-7b"),
+    _instructed(name="LongAlpaca-13B-16k", context_length=16384),
+    _instructed(name="LongAlpaca-70B-16k", context_length=16384),
+    _instructed(name="LongAlpaca-7B-qlora-weights", context_length=None, kind="adapter"),
+    _instructed(
+        name="Llama-2-13b-chat-longlora-32k-sft", context_length=32768, recipe="llama-2-13b-chat-longlora-32k-sft"
+    ),
+    _instructed(
+        name="Llama-2-70b-chat-longlora-32k-sft",
+        context_length=32768,
+        kind="adapter",
+        base="meta-llama/Llama-2-70b-chat-hf",
+        recipe="llama-2-70b-chat-longlora-32k-sft",
+    ),
+)
+
+
+def find_released(name: str) -> ReleasedModel | None:
+    """Find a model by its name on the hub, or by a folder of that name."""
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    return next((model for model in RELEASED_MODELS if model.name.lower() == last), None)
