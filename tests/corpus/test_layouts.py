@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longlora.corpus.pdf.document import PdfText, read_pdf
-from longlora.corpus.pdf.page import read_pages
+from longlora.corpus.pdf.pdfium import read_pages
 
 SAMPLES = Path(__file__).parent / "samples"
 LEAST = 0.98
@@ -46,7 +46,7 @@ def test_reading_across_columns_would_be_noticed(printing: SimpleNamespace, tmp_
     printing.print_article(tmp_path / "article.pdf", article, columns=2)
     words = [
         word.text
-        for page in read_pages(tmp_path / "article.pdf").pages
+        for page in read_pages(tmp_path / "article.pdf")[0]
         for word in sorted(page.words, key=lambda word: (round(word.baseline), word.left))
     ]
     # 0.61 on average of 100 articles, standard deviation 0.066: the bound is 4.9 of them above.

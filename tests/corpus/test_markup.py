@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from longlora.corpus.markup import read_epub, read_html, read_markdown, read_plain
-from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.markup import UnreadableFileError, read_epub, read_html, read_markdown, read_plain
 
 PAGE = """<html><head><title>A  Title</title><style>p {}</style></head><body>
 <nav><a href="/">Home</a></nav><h1>The  Heading</h1>

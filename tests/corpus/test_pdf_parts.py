@@ -6,12 +6,11 @@ import pytest
 
 from longlora.corpus.pdf.asides import split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
-from longlora.corpus.pdf.document import read_paragraphs
+from longlora.corpus.pdf.document import find_references, read_paragraphs
 from longlora.corpus.pdf.lines import joined, make_lines
 from longlora.corpus.pdf.margins import without_margins
-from longlora.corpus.pdf.page import Box, Page, Word
+from longlora.corpus.pdf.pdfium import Box, Page, Word
 from longlora.corpus.pdf.paragraphs import Paragraph, make_paragraphs
-from longlora.corpus.pdf.references import find_references
 from longlora.corpus.pdf.spelling import Vocabulary, clean
 
 WIDE = Box(0, 0, 400, 600)
@@ -23,7 +22,10 @@ def row(text: str, left: float, baseline: float, *, size: float = 10.0, is_bold:
     for part in text.split():
         right = left + 0.5 * size * len(part)
         words.append(
-            Word(left, baseline - 0.8 * size, right, baseline + 0.2 * size, part, baseline, size, is_bold, False, True)
+            Word(
+                left, baseline - 0.8 * size, right, baseline + 0.2 * size, part, baseline, size, is_bold, False, True,
+                row=round(baseline),
+            )
         )
         left = right + 0.25 * size
     return words
@@ -199,7 +201,7 @@ def test_a_note_goes_on_at_the_foot_of_the_next_page() -> None:
     mark = row("1", 40, 556.5, size=5)
     first = page(1, *body, mark + row("A note that is too long for what room", 44, 560, size=8))
     second = page(2, *body[:3], row("here it ends.", 40, 116), row("there was here.", 40, 560, size=8))
-    found = [it.text for it in read_paragraphs([first, second])]
+    found = [it.text for it in read_paragraphs([first, second])[0]]
     assert found[-1] == "[Footnote 1: A note that is too long for what room there was here.]"
     assert found[0].endswith("here it ends.") and "there was" not in found[0]
 

@@ -10,7 +10,7 @@ import pytest
 
 from longlora.corpus.extract import Settings, check_engine, extract, find_files
 from longlora.corpus.installed import check_installed
-from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.with_docling import read_by_docling
 from longlora.errors import ConfigError, DataError
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from longlora import __version__
-from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
-from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.markup import MarkedText, UnreadableFileError, read_epub, read_html, read_markdown, read_plain
 from longlora.errors import DataError
 from longlora.packages import require_package
 

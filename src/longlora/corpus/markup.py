@@ -8,8 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from longlora.corpus.unreadable import UnreadableFileError
-
 _BLOCKS = (
     "p h1 h2 h3 h4 h5 h6 li dt dd blockquote pre figcaption caption div section article tr hr td th ul ol dl main body"
 ).split()
@@ -19,6 +17,10 @@ _NOTE_TYPES = re.compile(r"\b(noteref|pagebreak)\b")
 _ENCRYPTION = "META-INF/encryption.xml"
 # Fonts may be scrambled in a book that is free to read.
 _FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
+
+
+class UnreadableFileError(Exception):
+    """One file gives no text, for the reason given; whether that ends the run is for the caller to say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from longlora.checkpoint import write_atomically
 from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
+from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.corpus.unreadable import UnreadableFileError
 from longlora.errors import ConfigError, DataError
 
 NearDuplicateRule = Literal["drop", "mark", "keep"]
