@@ -5,14 +5,14 @@ What crosses it (a title, an abstract, a wide table) cuts the page into bands th
 band the left side is read before the right, each cut again in the same way.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 
 import numpy as np
 
-from longlora.corpus.pdf.lines import make_lines, typical_size
+from longlora.corpus.pdf.lines import make_lines, split, typical_size
 from longlora.corpus.pdf.pdfium import Box, Page, Word, around
 
 _FEWEST_LINES = 6
@@ -46,50 +46,57 @@ def reading_order(words: Sequence[Word], known_gutters: Sequence[float] = ()) ->
     gutters: list[Box] = []
     by_gutters = list(_cut(words, known_gutters, gutters))
     in_file = list(_runs(words, gutters))
-    import os
-    if os.environ.get("PV") == "A":
-        return [Column(part, around(part)) for part in by_gutters]
     order = in_file if len(in_file) <= 2 * len(by_gutters) + 1 and not _goes_back(in_file) else by_gutters
     return [Column(part, around(part)) for part in order]
 
 
 def _runs(words: Sequence[Word], gutters: Sequence[Box]) -> Iterator[list[Word]]:
-    """Cut pdfium's order where it goes up the page, or over a gutter; what stands beside a text stays with it."""
-    runs: list[list[Word]] = []
-    for word in words:
-        for back, run in enumerate(reversed(runs)):
-            if _continues(run, word, gutters):
-                for later in runs[len(runs) - back :]:
-                    run += later
-                del runs[len(runs) - back :]
-                run.append(word)
+    """Cut pdfium's order where it goes up the page or over a gutter; what little stands beside a text stays with it."""
+    runs: list[list[Column]] = []
+    for part in split(words, lambda one, other: one.row != other.row or _are_parted([one], [other], gutters)):
+        piece = Column(part, around(part))
+        for index in range(len(runs) - 1, -1, -1):
+            after = [*itertools.chain(*runs[index + 1 :]), piece]
+            if _is_next(runs[index], piece) and not _are_parted(_boxes(runs[index]), _boxes(after), gutters):
+                runs[index:] = [runs[index] + after]
                 break
-            if len(run) >= _FEWEST_WORDS_OF_A_COLUMN:
-                runs.append([word])
+            if sum(len(column.words) for column in runs[index]) >= _FEWEST_WORDS_OF_A_COLUMN:
+                runs.append([piece])
                 break
         else:
-            runs.append([word])
-    yield from runs
+            runs.append([piece])
+    for run in runs:
+        yield [word for column in run for word in column.words]
 
 
-def _continues(run: Sequence[Word], word: Word, gutters: Sequence[Box]) -> bool:
-    """Tell whether a word stands beside or below the last of a run, and in no other column than any of it."""
-    last, box = run[-1], around(run)
-    is_beside = word.row == last.row or abs(word.baseline - last.baseline) < 0.5 * last.size
-    is_below = word.left < box.right and word.right > box.left and word.baseline > last.baseline - _SAME_LINE * last.size
-    return (is_beside or is_below) and not any(_parts(gutter, word, other) for gutter in gutters for other in run)
+def _is_next(run: Sequence[Column], piece: Column) -> bool:
+    """Tell whether a piece stands beside the last of a run or below it."""
+    last, word, box = run[-1].words[-1], piece.words[0], around(_boxes(run))
+    is_below = piece.box.left < box.right and piece.box.right > box.left
+    is_beside = abs(word.baseline - last.baseline) < 0.5 * last.size
+    return is_beside or (is_below and word.baseline > last.baseline - _SAME_LINE * last.size)
 
 
-def _parts(gutter: Box, one: Box, other: Box) -> bool:
-    left, right = (one, other) if one.left < other.left else (other, one)
-    is_between = left.right <= gutter.left + 1 and right.left >= gutter.right - 1
-    return is_between and all(gutter.top <= box.middle <= gutter.bottom for box in (one, other))
+def _boxes(columns: Iterable[Column]) -> list[Box]:
+    return [column.box for column in columns]
+
+
+def _are_parted(some: Sequence[Box], others: Sequence[Box], gutters: Sequence[Box]) -> bool:
+    """Tell whether a gutter has some of one on its left and some of the other on its right, or the other way round."""
+    for gutter in gutters:
+        sides = [
+            {box.right <= gutter.left + 1 for box in boxes if gutter.top <= box.middle <= gutter.bottom}
+            for boxes in (some, others)
+        ]
+        if len(sides[0] | sides[1]) > 1:
+            return True
+    return False
 
 
 def _goes_back(runs: Sequence[Sequence[Word]]) -> bool:
     """Tell whether something long stands neither right of nor below what the file has before it."""
     boxes = [around(run) for run in runs if len(run) >= _FEWEST_WORDS_OF_A_COLUMN]
-    return any(box.left <= before.left + 1 and box.top < before.top for before, box in pairwise(boxes))
+    return any(box.left <= before.left + 1 and box.top < before.top for before, box in itertools.pairwise(boxes))
 
 
 def _cut(words: Sequence[Word], known: Sequence[float], found: list[Box]) -> Iterator[list[Word]]:
@@ -99,9 +106,10 @@ def _cut(words: Sequence[Word], known: Sequence[float], found: list[Box]) -> Ite
         if words:
             yield list(words)
         return
-    found.append(gutter)
     for band, is_crossed in _bands(words, gutter):
         if not is_crossed:
+            box = around(band)
+            found.append(Box(gutter.left, box.top, gutter.right, box.bottom))
             yield from _cut([word for word in band if word.right <= gutter.right + 1], known, found)
             yield from _cut([word for word in band if word.right > gutter.right + 1], known, found)
         elif len(band) < len(words):
