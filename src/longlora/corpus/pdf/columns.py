@@ -174,12 +174,15 @@ def _candidates(grid: np.ndarray, size: float, known: Sequence[float]) -> list[t
     has_text = grid.any(axis=1)
     leftmost = np.where(has_text, grid.argmax(axis=1), grid.shape[1])
     rightmost = np.where(has_text, grid.shape[1] - 1 - grid[:, ::-1].argmax(axis=1), -1)
+    edges = np.diff(np.pad(grid, ((1, 1), (0, 0)), constant_values=True), axis=0)
     found = []
     for x in range(int(_NARROWEST_COLUMN * size), int(grid.shape[1] - _NARROWEST_COLUMN * size)):
         is_known = any(abs(x - place) <= _SAME_PLACE / 2 for place in known)
         least = (_FEWEST_LINES_OF_A_KNOWN_GUTTER if is_known else _FEWEST_LINES) * size
-        changes = np.flatnonzero(np.diff(grid[:, x].astype(np.int8), prepend=1, append=1)).tolist()
+        changes = np.flatnonzero(edges[:, x]).tolist()
         for top, bottom in zip(changes[::2], changes[1::2], strict=True):
+            if bottom - top < least:
+                continue
             # The side with less text says how much the strip divides.
             support = min((leftmost[top:bottom] < x).sum(), (rightmost[top:bottom] > x).sum())
             if support >= least:
