@@ -208,7 +208,7 @@ def _processes() -> Any:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "pypdfium2", "bs4", "lxml.etree"])
+    context.set_forkserver_preload([__name__, "pypdfium2", "bs4", "lxml.etree", "trafilatura"])
     return context
 
 
