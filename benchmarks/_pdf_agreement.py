@@ -7,8 +7,8 @@ Articles of made-up words (a title and an abstract across the page, sections, fo
 heads, page numbers, references) are printed by reportlab in a lay-out of our own, by LaTeX, LibreOffice, Chromium and
 matplotlib, and read again by `longlora corpus from-pdf`'s reader. Agreement is 2 × matches / (words printed + words
 read), over the words of title, abstract, headings and paragraphs in reading order, matched in order as difflib does;
-captions and footnotes, which may stand elsewhere, are counted apart, as those found whole. Beside it stands the median of
-what pdfium gives as plain text, and pdfminer.six where it is installed: both keep heads, notes, tables and references.
+captions and footnotes, which may stand elsewhere, are counted apart, as those found whole. Beside it stand the medians
+of the plain text of pdfium, and of pdfminer.six where it is installed: both keep heads, notes, tables and references.
 """
 
 import argparse

@@ -104,7 +104,10 @@ def test_a_part_stored_under_the_name_of_its_address(tmp_path: Path) -> None:
 
 def test_a_book_keeps_what_a_web_page_would_lose(tmp_path: Path) -> None:
     chapter = "<html><body><div class='menu'><p>Soup of the day, and fish.</p></div>" + "<p>He read the bill.</p>" * 40
-    with zipfile.ZipFile(make_epub(tmp_path / "b.epub")) as source, zipfile.ZipFile(tmp_path / "a.epub", "w") as archive:
+    with (
+        zipfile.ZipFile(make_epub(tmp_path / "b.epub")) as source,
+        zipfile.ZipFile(tmp_path / "a.epub", "w") as archive,
+    ):
         for name in source.namelist():
             archive.writestr(name, chapter if name == "book/two.xhtml" else source.read(name))
     text = read_epub(tmp_path / "a.epub").text

@@ -46,7 +46,7 @@ def read_html(path: Path) -> MarkedText:
 
 
 def _main_part(content: bytes, paragraphs: list[str]) -> list[str]:
-    """Leave out what trafilatura does not keep, unless it finds hardly anything: it judges long pages, not short ones."""
+    """Leave out what trafilatura does not keep, unless it finds hardly anything: it judges long pages alone."""
     import trafilatura
 
     kept = _letters(trafilatura.extract(content, favor_recall=True, include_comments=False) or "")
@@ -215,7 +215,7 @@ def _package_path(archive: zipfile.ZipFile) -> str:
 
 
 def _spine(root: Any, folder: PurePosixPath, stored: list[str]) -> list[str]:
-    """List the parts by their names in the zip file, which some books give with the percent signs of their addresses."""
+    """List the parts by their names in the zip file, some of which keep the percent signs of addresses."""
     names = {item.get("id"): item.get("href") for item in root.iter("{*}item")}
     navigation = {item.get("id") for item in root.iter("{*}item") if "nav" in (item.get("properties") or "").split()}
     spine = [item.get("idref") for item in root.iter("{*}itemref") if item.get("idref") not in navigation]

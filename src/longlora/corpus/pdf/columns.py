@@ -1,4 +1,4 @@
-"""Reading order: pdfium's, which is that of the file, unless it jumps between columns; then a page is cut along gutters.
+"""Reading order: pdfium's, which is the file's, unless it jumps between columns; then a page is cut along gutters.
 
 A gutter is found by where words are not: a strip at least half an em wide and six lines high, with prose on both sides.
 What crosses it (a title, an abstract, a wide table) cuts the page into bands that are read from top to bottom; within a

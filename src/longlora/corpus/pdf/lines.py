@@ -107,7 +107,7 @@ def make_lines(words: Iterable[Word], *, page: int, column: Box) -> list[Line]:
     size = baseline = 0.0
     for index in sorted(range(len(placed)), key=lambda index: placed[index].baseline):
         word = placed[index]
-        if not rows or word.baseline - baseline > _SCRIPT_SHIFT * max(word.size, placed[rows[-1][0]].size):
+        if not rows or word.baseline - baseline > _SCRIPT_SHIFT * max(word.size, size):
             rows.append([])
             size = 0.0
         rows[-1].append(index)
@@ -135,9 +135,7 @@ def pdfium_lines(words: Sequence[Word], *, page: int) -> list[Line]:
 def parts_words(lines: Iterable[Line], words: Sequence[Word]) -> bool:
     """Tell whether lines part more of the words that stand side by side in pdfium's lines than a few in a hundred."""
     beside = Counter(
-        (one.text, other.text)
-        for one, other in pairwise(words)
-        if one.row == other.row and _is_beside(one, other)
+        (one.text, other.text) for one, other in pairwise(words) if one.row == other.row and _is_beside(one, other)
     )
     parted = beside - Counter((one.text, other.text) for line in lines for one, other in pairwise(line.words))
     return parted.total() > max(_FEWEST_PARTED, _MOST_PARTED * beside.total())
@@ -146,7 +144,7 @@ def parts_words(lines: Iterable[Line], words: Sequence[Word]) -> bool:
 def _is_beside(word: Word, following: Word) -> bool:
     """Words of one line of prose, rather than parts of a formula or cells of a table."""
     is_alike = abs(word.baseline - following.baseline) < 0.1 * word.size > abs(word.size - following.size)
-    return is_alike and 0 <= following.left - word.left and not _is_wide(word, following, word.size)
+    return is_alike and following.left - word.left >= 0 and not _is_wide(word, following, word.size)
 
 
 def _with_initials_set_down(words: list[Word]) -> list[Word]:

@@ -44,7 +44,7 @@ class _Row:
         return {int(word) for word in (words[0], words[-1], self.number) if re.fullmatch(r"\d{1,4}", word)}
 
     def repeats(self, other: "_Row") -> bool:
-        """Tell whether two rows say the same, but for numbers that count the pages: chapters are counted more slowly."""
+        """Tell whether two rows say the same, but for numbers that count pages: chapters are counted more slowly."""
         parts, others = re.split(r"(\d+)", self.line.text.casefold()), re.split(r"(\d+)", other.line.text.casefold())
         return (
             parts[::2] == others[::2]

@@ -34,14 +34,17 @@ class Box:
 
     @property
     def width(self) -> float:
+        """Horizontal extent, in points."""
         return self.right - self.left
 
     @property
     def height(self) -> float:
+        """Vertical extent, in points."""
         return self.bottom - self.top
 
     @property
     def middle(self) -> float:
+        """The height at which the box stands on the page, in points from its top."""
         return (self.top + self.bottom) / 2
 
     def holds(self, other: "Box") -> bool:
