@@ -8,6 +8,7 @@ from _articles import Article, Paragraph
 from reportlab.lib.pagesizes import A4
 from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
+from reportlab.pdfgen.textobject import PDFTextObject
 
 REGULAR, BOLD = "Times-Roman", "Times-Bold"
 SIZE, LEADING = 10.0, 12.0
@@ -49,10 +50,11 @@ class _Place:
 
 
 class ArticlePrinter:
-    """Prints an article in one or two columns."""
+    """Prints an article in one or two columns; `across` writes the lines into the file row by row over both."""
 
-    def __init__(self, path: Path, article: Article, *, columns: int = 2, with_title_across: bool = True) -> None:
-        self.article, self.columns, self.with_title_across = article, columns, with_title_across
+    def __init__(self, path: Path, article: Article, *, columns: int = 2, across: bool = False) -> None:
+        self.article, self.columns, self.across = article, columns, across
+        self.waiting: list[tuple[float, float, PDFTextObject]] = []
         self.canvas = Canvas(str(path), pagesize=A4, pageCompression=1)
         self.page_width, self.page_height = A4
         self.page = 0
@@ -121,7 +123,14 @@ class ArticlePrinter:
         is_stretched = spaces and not is_last  # what an earlier text object has set stays set
         text.setWordSpace((width - stringWidth(line, font, size)) / spaces if is_stretched else 0)
         text.textOut(line)
-        self.canvas.drawText(text)
+        self.waiting.append((-y, x, text))
+        if not self.across:
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        for _, _, text in sorted(self.waiting, key=lambda line: line[:2]):
+            self.canvas.drawText(text)
+        self.waiting = []
 
     def _lines(self, lines: list[str], *, font: str = REGULAR, size: float = SIZE, before: float = 0.0) -> None:
         for index, line in enumerate(lines):
@@ -189,6 +198,7 @@ class ArticlePrinter:
             y -= NOTE_LEADING
 
     def _finish_page(self) -> None:
+        self._write_lines()
         for place in self.places:
             self._foot(place)
         self.canvas.showPage()
@@ -231,9 +241,9 @@ class ArticlePrinter:
         place.top -= 14
 
 
-def print_article(path: Path, article: Article, *, columns: int = 2) -> None:
-    """Print an article in one or two columns."""
-    ArticlePrinter(path, article, columns=columns).print()
+def print_article(path: Path, article: Article, *, columns: int = 2, across: bool = False) -> None:
+    """Print an article in one or two columns, whose lines the file may hold in the wrong order."""
+    ArticlePrinter(path, article, columns=columns, across=across).print()
 
 
 def book_pages(text: str, *, lines_of_a_page: int = 34) -> Iterator[list[tuple[str, bool, bool]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longlora.corpus.pdf.document import PdfText, read_pdf
-from longlora.corpus.pdf.page import read_pages
+from longlora.corpus.pdf.pdfium import read_pages
 
 SAMPLES = Path(__file__).parent / "samples"
 LEAST = 0.98
@@ -23,10 +23,10 @@ def asides(text: str) -> list[str]:
     return [part for part in text.split("\n\n") if part.startswith("[")]
 
 
-@pytest.mark.parametrize("columns", [1, 2])
-def test_an_article(printing: SimpleNamespace, tmp_path: Path, seed: int, columns: int) -> None:
+@pytest.mark.parametrize(("columns", "across"), [(1, False), (2, False), (2, True)])
+def test_an_article(printing: SimpleNamespace, tmp_path: Path, seed: int, columns: int, across: bool) -> None:
     article = printing.make_article(seed)
-    printing.print_article(tmp_path / "article.pdf", article, columns=columns)
+    printing.print_article(tmp_path / "article.pdf", article, columns=columns, across=across)
     read = read_pdf(tmp_path / "article.pdf")
     assert measure(printing, article.words, read.text) >= LEAST
     # What interrupts the text is marked and whole, what repeats on every page is gone.
@@ -46,7 +46,7 @@ def test_reading_across_columns_would_be_noticed(printing: SimpleNamespace, tmp_
     printing.print_article(tmp_path / "article.pdf", article, columns=2)
     words = [
         word.text
-        for page in read_pages(tmp_path / "article.pdf").pages
+        for page in read_pages(tmp_path / "article.pdf")[0]
         for word in sorted(page.words, key=lambda word: (round(word.baseline), word.left))
     ]
     # 0.61 on average of 100 articles, standard deviation 0.066: the bound is 4.9 of them above.
@@ -147,6 +147,28 @@ def lines(canvas: Any, texts: list[str], *, x: float = 50, y: float = 500, font:
     canvas.setFont(font, 10)
     for number, text in enumerate(texts):
         canvas.drawString(x, y - 12 * number, text)
+
+
+def test_spaces_come_from_gaps_where_the_file_has_none(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        canvas.setFont("Times-Roman", 10)
+        left = 50.0
+        for word in ("Each", "of", "them", "is", "drawn", "alone"):
+            canvas.drawString(left, 500, word)
+            left += canvas.stringWidth(word) + 2.5
+
+    assert draw(tmp_path / "a.pdf", act).text == "Each of them is drawn alone"
+
+
+def test_letters_set_apart_are_one_word_as_pdfium_reads_it(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        text = canvas.beginText(50, 500)
+        text.setFont("Times-Roman", 10)
+        text.setCharSpace(1.8)
+        text.textOut("spaced")
+        canvas.drawText(text)
+
+    assert draw(tmp_path / "a.pdf", act).text == "spaced"
 
 
 def test_a_listing_keeps_its_lines(tmp_path: Path) -> None:

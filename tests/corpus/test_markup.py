@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from longlora.corpus.markup import read_epub, read_html, read_markdown, read_plain
-from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.markup import UnreadableFileError, read_epub, read_html, read_markdown, read_plain
 
 PAGE = """<html><head><title>A  Title</title><style>p {}</style></head><body>
 <nav><a href="/">Home</a></nav><h1>The  Heading</h1>
@@ -48,6 +47,25 @@ def test_a_page_nested_deeper_than_python_may_call(tmp_path: Path) -> None:
     assert "deep" in read_html(tmp_path / "a.html").text
 
 
+def test_what_surrounds_the_text_of_a_web_page_is_left_out(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number} tells of the {word} that was seen on the way, and of little else besides. " * 3
+                  for number, word in enumerate(["fox", "crow", "river", "mill", "bridge", "town"])]  # fmt: skip
+    texts = "".join(f"<p>{text}</p>" for text in paragraphs)
+    menu = "<div class='menu'><ul><li><a href='/'>Start</a></li><li><a href='/a'>About us</a></li></ul></div>"
+    foot = "<div class='sidebar related'><a href='/x'>Related posts that you may like</a></div>"
+    page = f"<html><body>{menu}<div id='content'><h1>On the way</h1>{texts}<pre>a\n  b</pre></div>{foot}</body></html>"
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    read = read_html(tmp_path / "a.html").text.split("\n\n")
+    assert read == ["On the way", *(text.strip() for text in paragraphs), "a\n  b"]
+
+
+def test_a_page_set_out_by_a_table(tmp_path: Path) -> None:
+    cell = "<table><tr><td>1</td><td>2</td></tr></table>"
+    page = f"<html><body><table><tr><td><h1>A heading</h1><p>Some text.</p>{cell}</td></tr></table></body></html>"
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    assert read_html(tmp_path / "a.html").text == "A heading\n\nSome text.\n\n[Table]"
+
+
 CONTAINER = '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>{}</rootfiles></container>'
 PACKAGE = """<package xmlns="http://www.idpf.org/2007/opf"><metadata xmlns:dc="http://purl.org/dc/elements/1.1/">
 <dc:title>The Book</dc:title></metadata><manifest><item id="b" href="two.xhtml"/><item id="n" href="nav.xhtml"
@@ -74,6 +92,26 @@ def make_epub(path: Path, rootfile: str = '<rootfile full-path="book/package.opf
 def test_an_e_book_in_the_order_of_its_spine(tmp_path: Path) -> None:
     read = read_epub(make_epub(tmp_path / "a.epub"))
     assert (read.title, read.text, read.num_parts) == ("The Book", "Chapter one.\n\nChapter two.", 2)
+
+
+def test_a_part_stored_under_the_name_of_its_address(tmp_path: Path) -> None:
+    path = tmp_path / "a.epub"
+    with zipfile.ZipFile(make_epub(tmp_path / "b.epub")) as source, zipfile.ZipFile(path, "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name.replace(" ", "%20"), source.read(name))
+    assert read_epub(path).text == "Chapter one.\n\nChapter two."
+
+
+def test_a_book_keeps_what_a_web_page_would_lose(tmp_path: Path) -> None:
+    chapter = "<html><body><div class='menu'><p>Soup of the day, and fish.</p></div>" + "<p>He read the bill.</p>" * 40
+    with (
+        zipfile.ZipFile(make_epub(tmp_path / "b.epub")) as source,
+        zipfile.ZipFile(tmp_path / "a.epub", "w") as archive,
+    ):
+        for name in source.namelist():
+            archive.writestr(name, chapter if name == "book/two.xhtml" else source.read(name))
+    text = read_epub(tmp_path / "a.epub").text
+    assert "Soup of the day, and fish." in text and text.count("He read the bill.") == 40
 
 
 def encryption(algorithm: str, name: str) -> str:

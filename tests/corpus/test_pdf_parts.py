@@ -6,12 +6,11 @@ import pytest
 
 from longlora.corpus.pdf.asides import split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
-from longlora.corpus.pdf.document import read_paragraphs
+from longlora.corpus.pdf.document import find_references, read_paragraphs
 from longlora.corpus.pdf.lines import joined, make_lines
 from longlora.corpus.pdf.margins import without_margins
-from longlora.corpus.pdf.page import Box, Page, Word
 from longlora.corpus.pdf.paragraphs import Paragraph, make_paragraphs
-from longlora.corpus.pdf.references import find_references
+from longlora.corpus.pdf.pdfium import Box, Page, Word
 from longlora.corpus.pdf.spelling import Vocabulary, clean
 
 WIDE = Box(0, 0, 400, 600)
@@ -23,7 +22,19 @@ def row(text: str, left: float, baseline: float, *, size: float = 10.0, is_bold:
     for part in text.split():
         right = left + 0.5 * size * len(part)
         words.append(
-            Word(left, baseline - 0.8 * size, right, baseline + 0.2 * size, part, baseline, size, is_bold, False, True)
+            Word(
+                left,
+                baseline - 0.8 * size,
+                right,
+                baseline + 0.2 * size,
+                part,
+                baseline,
+                size,
+                is_bold,
+                False,
+                True,
+                row=round(baseline),
+            )
         )
         left = right + 0.25 * size
     return words
@@ -64,11 +75,37 @@ def test_cleaning() -> None:
     assert clean("\ud835\udc65 in \ud800") == "𝑥 in \ufffd"  # a pair of halves, and one alone
 
 
-def test_spaces_come_from_gaps_where_the_file_has_none() -> None:
-    words = [replace(word, ends_at_space=False) for word in row("one two", 0, 100)]
-    assert joined(words) == "one two"
-    touching = [words[0], replace(words[1], left=words[0].right + 0.5)]
-    assert joined(touching) == "onetwo"
+def test_words_are_joined_as_pdfium_has_them() -> None:
+    one, two = row("one two", 0, 100)
+    assert joined([one, two]) == "one two"
+    assert joined([replace(one, ends_at_space=False), two]) == "onetwo"
+
+
+def test_a_line_whose_parts_the_file_has_in_another_order() -> None:
+    words = row("is one line", 30, 100) + [replace(word, row=1) for word in row("This", 0, 100)]
+    (line,) = make_lines(words, page=1, column=WIDE)
+    assert line.text == "This is one line"
+
+
+def test_stacked_scripts_keep_their_order() -> None:
+    base, after = row("X", 0, 100), row("Y", 12, 100)
+    scripts = [*row("t", 6, 96, size=6), *row("i", 5.5, 103, size=6)]
+    (line,) = make_lines([replace(word, row=1) for word in base + scripts + after], page=1, column=WIDE)
+    assert line.text == "X t i Y"
+
+
+def test_a_page_whose_words_would_be_parted_stays_as_pdfium_has_it() -> None:
+    apart = page(1, *(row(f"line {letter} of a text", 0, 200 + 12 * index) for index, letter in enumerate("vwxyz")))
+    # Each line is printed into the one before.
+    into = [
+        row(f"{kind} line {letter} of these", 6 * shift, 200 + 12 * index + 3 * shift)
+        for index, letter in enumerate("abcde")
+        for shift, kind in enumerate(("one", "another"))
+    ]
+    paragraphs, as_they_are = read_paragraphs([apart, page(2, *into)])
+    assert as_they_are == [2]
+    text = " ".join(it.text for it in paragraphs)
+    assert all(f"{kind} line {letter} of these" in text for kind in ("one", "another") for letter in "abcde")
 
 
 def test_superscripts_stay_in_their_line() -> None:
@@ -102,14 +139,32 @@ def test_a_table_is_not_read_by_columns() -> None:
     assert [word.text for word in column.words][:4] == ["name0", "0.5", "name1", "1.5"]
 
 
+def in_rows(words: list[Word]) -> list[Word]:
+    """Words as a file has them that is written line by line over its columns."""
+    return sorted(words, key=lambda word: word.baseline)
+
+
+def test_columns_that_the_file_has_row_by_row() -> None:
+    order = [word.text for column in reading_order(in_rows(columns_page(1).words)) for word in column.words]
+    marks = [text for text in order if text[0] in "LR" and text[1:].isdigit()]
+    assert marks == [f"L{index}" for index in range(12)] + [f"R{index}" for index in range(12)]
+
+
+def test_the_order_of_the_file_tells_of_columns_that_white_does_not() -> None:
+    index = [row(f"word {number}", left, 80 + 12 * number) for left in (40, 120, 200) for number in range(8)]
+    columns = reading_order([word for words in index for word in words])
+    assert [column.words[0].left for column in columns] == [40, 120, 200]
+
+
 def test_other_pages_tell_of_a_gutter() -> None:
     short = page(
         3, *(row(f"L{i} with some prose here", 40, 80 + 12 * i) for i in range(3)),
         *(row(f"R{i} with some prose here", 220, 80 + 12 * i) for i in range(3)),
     )  # fmt: skip
-    assert len(list(reading_order(short.words))) == 1
+    words = in_rows(short.words)
+    assert len(reading_order(words)) == 1
     known = find_gutters([columns_page(1), columns_page(2)])
-    left, right = reading_order(short.words, known)
+    left, right = reading_order(words, known)
     assert left.words[0].text == "L0" and right.words[0].text == "R0"
 
 
@@ -199,7 +254,7 @@ def test_a_note_goes_on_at_the_foot_of_the_next_page() -> None:
     mark = row("1", 40, 556.5, size=5)
     first = page(1, *body, mark + row("A note that is too long for what room", 44, 560, size=8))
     second = page(2, *body[:3], row("here it ends.", 40, 116), row("there was here.", 40, 560, size=8))
-    found = [it.text for it in read_paragraphs([first, second])]
+    found = [it.text for it in read_paragraphs([first, second])[0]]
     assert found[-1] == "[Footnote 1: A note that is too long for what room there was here.]"
     assert found[0].endswith("here it ends.") and "there was" not in found[0]
 

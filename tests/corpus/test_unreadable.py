@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from longlora.corpus.extract import Settings, check_engine, extract, find_files
-from longlora.corpus.installed import check_installed
-from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.extract import Settings, check_engine, check_installed, extract, find_files
+from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.with_docling import read_by_docling
 from longlora.errors import ConfigError, DataError
 
@@ -56,6 +55,13 @@ def test_truncated(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UnreadableFileError, match=r"truncated: .* fetch it again"):
         extract(path, Settings())
+
+
+@pytest.mark.parametrize("count", [506, 80_508])
+def test_bytes_of_nul_behind_the_end(tmp_path: Path, count: int) -> None:
+    path = save(tmp_path / "a.pdf", write)
+    path.write_bytes(path.read_bytes() + b"\0" * count)
+    assert extract(path, Settings()).text == "A page with a line of text on it."
 
 
 def test_damaged(tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="--engine docling needs docling, which is not installed: pip install"):
         check_engine("docling")
     check_engine("auto")
-    monkeypatch.setattr("longlora.corpus.installed.find_spec", lambda name: None if name in ("bs4", "lxml") else 1)
+    monkeypatch.setattr("longlora.corpus.extract.find_spec", lambda name: None if name in ("bs4", "lxml") else 1)
     with pytest.raises(ConfigError, match=r"this needs bs4, lxml, which are not installed: pip install 'longlora\[co"):
         check_installed()
 

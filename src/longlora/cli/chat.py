@@ -159,7 +159,7 @@ def document_reader() -> Callable[[Path], str]:
         DataError: the kind of file is not known, or the file cannot be read.
     """
     from longlora.corpus.extract import SUFFIXES, Settings, extract
-    from longlora.corpus.unreadable import UnreadableFileError
+    from longlora.corpus.markup import UnreadableFileError
     from longlora.inference.documents import TEXT_SUFFIXES, read_text
 
     def read(path: Path) -> str:

@@ -39,7 +39,7 @@ def from_pdf(
     as_json: AsJson = False,
 ) -> None:
     """Turn documents into one JSONL to train on; status 1 if not one of them gave a text."""
-    from longlora.corpus.installed import check_installed
+    from longlora.corpus.extract import check_installed
 
     check_installed()
     from longlora.corpus.extract import Settings, find_files
@@ -134,7 +134,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say what training would cut or leave out, what repeats, and what stands in other splits; status 1 if any does."""
-    from longlora.corpus.installed import check_installed
+    from longlora.corpus.extract import check_installed
 
     check_installed()
     from longlora.corpus.checking import check_file

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from longlora import __version__
-from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
-from longlora.corpus.unreadable import UnreadableFileError
-from longlora.errors import DataError
+from longlora.corpus.markup import MarkedText, UnreadableFileError, read_epub, read_html, read_markdown, read_plain
+from longlora.errors import ConfigError, DataError
 from longlora.support.packages import require_package
 
 Engine = Literal["pdfium", "docling", "auto"]
@@ -27,6 +27,7 @@ SUFFIXES = {
     ".txt": "text",
     ".text": "text",
 }
+_PACKAGES = ("pypdfium2", "bs4", "lxml", "datasketch", "trafilatura")
 _MARKUP = {"epub": read_epub, "html": read_html, "markdown": read_markdown, "text": read_plain}
 
 
@@ -98,6 +99,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_installed() -> None:
+    """See that the libraries of the extra `corpus` are there.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    missing = [package for package in _PACKAGES if find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+            "pip install 'longlora[corpus]'"
+        )
+
+
 def check_engine(engine: Engine) -> None:
     """Refuse an engine that is not there.
 
@@ -147,6 +162,9 @@ def _read(path: Path, kind: str, settings: Settings) -> tuple[MarkedText, str, l
     notes = []
     if read.pages_without_text:
         notes.append(f"{read.pages_without_text} of {read.num_pages} pages have no text")
+    if read.pages_as_they_are:
+        numbers = ", ".join(map(str, read.pages_as_they_are))
+        notes.append(f"pages with pdfium's lines as they are, since ours would part its words: {numbers}")
     if read.reference_words_dropped:
         notes.append(f"references left out ({read.reference_words_dropped} words)")
     marked = MarkedText(text=read.text, title=read.title, num_parts=read.num_pages)

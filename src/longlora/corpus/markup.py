@@ -1,5 +1,6 @@
 """Texts out of web pages, e-books, Markdown and plain files."""
 
+import posixpath
 import re
 import zipfile
 from collections.abc import Iterator
@@ -8,17 +9,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from longlora.corpus.unreadable import UnreadableFileError
-
 _BLOCKS = (
     "p h1 h2 h3 h4 h5 h6 li dt dd blockquote pre figcaption caption div section article tr hr td th ul ol dl main body"
 ).split()
 # What a page has beside its text.
 _NO_TEXT = "script style noscript template svg math nav header footer aside form button iframe object head".split()
+_LAYOUT = ["table", "h1", "h2", "h3"]
 _NOTE_TYPES = re.compile(r"\b(noteref|pagebreak)\b")
 _ENCRYPTION = "META-INF/encryption.xml"
 # Fonts may be scrambled in a book that is free to read.
 _FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
+
+
+class UnreadableFileError(Exception):
+    """One file gives no text, for the reason given; whether that ends the run is for the caller to say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +35,27 @@ class MarkedText:
 
 
 def read_html(path: Path) -> MarkedText:
-    """Read a web page: its paragraphs, headings and list items, without navigation, scripts and forms.
+    """Read a web page: the paragraphs, headings and list items of what trafilatura takes for its main part.
 
     Raises:
         UnreadableFileError: it holds no text.
     """
-    title, text = _page_text(path.read_bytes())
-    return _checked(MarkedText(text=text, title=title))
+    content = path.read_bytes()
+    title, paragraphs = _page_text(content)
+    return _checked(MarkedText(text="\n\n".join(_main_part(content, paragraphs)), title=title))
+
+
+def _main_part(content: bytes, paragraphs: list[str]) -> list[str]:
+    """Leave out what trafilatura does not keep, unless it finds hardly anything: it judges long pages alone."""
+    import trafilatura
+
+    kept = _letters(trafilatura.extract(content, favor_recall=True, include_comments=False) or "")
+    main = [paragraph for paragraph in paragraphs if paragraph.startswith("[") or _letters(paragraph) in kept]
+    return main if 2 * sum(map(len, main)) > sum(map(len, paragraphs)) else paragraphs
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
 
 
 def read_epub(path: Path) -> MarkedText:
@@ -52,9 +70,9 @@ def read_epub(path: Path) -> MarkedText:
         with zipfile.ZipFile(path) as archive:
             package = _package_path(archive)
             root = etree.fromstring(archive.read(package), _xml_parser())
-            spine = _spine(root, PurePosixPath(package).parent)
+            spine = _spine(root, PurePosixPath(package).parent, archive.namelist())
             _check_unprotected(archive, spine)
-            texts = [_page_text(archive.read(name))[1] for name in spine if name in archive.namelist()]
+            texts = ["\n\n".join(_page_text(archive.read(name))[1]) for name in spine if name in archive.namelist()]
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise UnreadableFileError(f"damaged: no whole e-book ({str(error).strip(chr(39))})") from error
     except (etree.XMLSyntaxError, RuntimeError) as error:  # RuntimeError: a zip file with a password
@@ -102,17 +120,22 @@ def _checked(marked: MarkedText) -> MarkedText:
     return marked
 
 
-def _page_text(content: bytes) -> tuple[str, str]:
-    """Return title and text of a page of HTML or XHTML."""
+def _page_text(content: bytes) -> tuple[str, list[str]]:
+    """Return the title and all paragraphs of a page of HTML or XHTML."""
     from bs4 import BeautifulSoup
 
-    soup: Any = BeautifulSoup(content, "lxml")
+    try:
+        content.decode("utf-8")
+        encoding = "utf-8"
+    except UnicodeDecodeError:
+        encoding = None  # the page may name it
+    soup: Any = BeautifulSoup(content, "lxml", from_encoding=encoding)
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
-    for item in soup.find_all(_NO_TEXT):
-        item.decompose()
-    for item in soup.find_all(attrs={"epub:type": _NOTE_TYPES}):
+    for item in [*soup.find_all(_NO_TEXT), *soup.find_all(attrs={"epub:type": _NOTE_TYPES})]:
         item.decompose()
     for table in soup.find_all("table"):
+        if table.find(_LAYOUT) is not None:
+            continue  # a page set out by a table
         caption = table.find("caption")
         table.replace_with(_marked(soup, "Table", caption.get_text() if caption else ""))
     for figure in soup.find_all("figure"):
@@ -120,7 +143,7 @@ def _page_text(content: bytes) -> tuple[str, str]:
         if figure.find(["img", "canvas", "video"]) is not None or not figure.get_text().strip():
             caption = figure.find("figcaption")
             figure.replace_with(_marked(soup, "Figure", caption.get_text() if caption else ""))
-    return title, "\n\n".join(_paragraphs(soup.body or soup))
+    return title, list(_paragraphs(soup.body or soup))
 
 
 def _marked(soup: Any, kind: str, caption: str) -> Any:
@@ -191,21 +214,13 @@ def _package_path(archive: zipfile.ZipFile) -> str:
     raise UnreadableFileError("damaged: META-INF/container.xml names no book")
 
 
-def _spine(root: Any, folder: PurePosixPath) -> list[str]:
+def _spine(root: Any, folder: PurePosixPath, stored: list[str]) -> list[str]:
+    """List the parts by their names in the zip file, some of which keep the percent signs of addresses."""
     names = {item.get("id"): item.get("href") for item in root.iter("{*}item")}
     navigation = {item.get("id") for item in root.iter("{*}item") if "nav" in (item.get("properties") or "").split()}
     spine = [item.get("idref") for item in root.iter("{*}itemref") if item.get("idref") not in navigation]
-    return [_resolved(folder, unquote(names[name])) for name in spine if names.get(name)]
-
-
-def _resolved(folder: PurePosixPath, name: str) -> str:
-    parts: list[str] = []
-    for part in (folder / name).parts:
-        if part == "..":
-            parts[-1:] = []
-        else:
-            parts.append(part)
-    return "/".join(parts)
+    paths = [posixpath.normpath(folder / names[name]) for name in spine if names.get(name)]
+    return [path if path in stored else unquote(path) for path in paths]
 
 
 def _check_unprotected(archive: zipfile.ZipFile, spine: list[str]) -> None:

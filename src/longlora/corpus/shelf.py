@@ -17,8 +17,8 @@ from threading import Thread
 from typing import Any, Literal
 
 from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
+from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.corpus.unreadable import UnreadableFileError
 from longlora.errors import ConfigError, DataError
 from longlora.support.files import write_atomically
 
@@ -208,7 +208,7 @@ def _processes() -> Any:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "pypdfium2", "bs4", "lxml.etree"])
+    context.set_forkserver_preload([__name__, "pypdfium2", "bs4", "lxml.etree", "trafilatura"])
     return context
 
 

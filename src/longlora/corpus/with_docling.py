@@ -6,8 +6,7 @@ This path has not been run by longlora's tests: docling and its models are not a
 from importlib.util import find_spec
 from pathlib import Path
 
-from longlora.corpus.markup import MarkedText
-from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.markup import MarkedText, UnreadableFileError
 
 
 def has_docling() -> bool:

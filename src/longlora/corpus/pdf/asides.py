@@ -1,25 +1,25 @@
 """What interrupts the text of a column: captions, footnotes, and tables that no rules enclose."""
 
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
 from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
-from longlora.corpus.pdf.lines import Line
+from longlora.corpus.pdf.lines import Line, split
 
 Kind = Literal["body", "caption", "footnote", "table", "label"]
 
 _SMALLER = 0.94  # of the body's size of type
 _WIDE_GAP = 1.25  # of the usual distance between lines
+_TABLE_GAP = 3.0  # of the usual distance between lines, beside a caption
 _FOOTNOTES_BELOW = 0.5  # of the page's height
 _FEWEST_TABLE_ROWS = 3
 _FEWEST_CELLS = 3
 _WORDS_OF_A_CELL = 4
 _NUMERIC_SHARE = 0.3
-_CAPTIONED_TABLE_GAP = 3.0  # of the usual distance between lines
 _NOTE = re.compile(r"(?P<mark>\d{1,3}|[*∗†‡§¶]+)(?P<dot>[.)])?\s*(?=\S)")
 
 
@@ -38,41 +38,36 @@ def split_column(
 
     With `note_is_open` small lines at the foot go on with a note of the column before, and need no mark.
     """
-    if not lines:
-        return
     leading = usual_leading(lines)
     first_note = _first_footnote(lines, body_size, page_height, note_is_open)
-    kinds: list[Kind] = ["table" if line.text == TABLE_MARK else "body" for line in lines]
-    for index in range(first_note, len(lines)):
-        kinds[index] = "footnote"
-    # A caption begins a block of its own, so that two of them do not become one.
-    starts = set()
-    index = 0
-    while index < first_note:
-        if _begins_caption(lines, index, leading, body_size):
-            end = _end_of_caption(lines, index, first_note, leading)
-            starts.add(index)
-            kinds[index:end] = ["caption"] * (end - index)
-            if is_of_table(lines[index]):
-                _mark_table_beside(lines, kinds, index, end, leading)
-            else:
-                _mark_labels_above(lines, kinds, index, leading)
-            index = end
+    kinds: list[Kind] = ["table" if line.text == TABLE_MARK else "body" for line in lines[:first_note]]
+    kinds += ["footnote"] * (len(lines) - first_note)
+    captions: list[int] = []
+    end = 0
+    for begin in range(first_note):
+        if begin < end or not _begins_caption(lines, begin, leading, body_size):
+            continue
+        captions.append(begin)
+        end = _end_of_caption(lines, begin, first_note, leading)
+        kinds[begin:end] = ["caption"] * (end - begin)
+        if is_of_table(lines[begin]):
+            # Rows with cells stand below a table's caption, or above it where there are none below.
+            for edge, rows in ((end - 1, range(end, len(lines))), (begin, range(begin - 1, -1, -1))):
+                if _mark(lines, kinds, "table", edge, rows, _TABLE_GAP * leading, least=2):
+                    break
         else:
-            index += 1
+            # What stands right above a figure's caption in short cells are its labels.
+            _mark(lines, kinds, "label", begin, range(begin - 1, -1, -1), _TABLE_GAP * leading)
     _mark_grids(lines, kinds)
-    begin = 0
-    for index in range(1, len(lines) + 1):
-        if index == len(lines) or kinds[index] != kinds[begin] or index in starts:
-            yield Block(kinds[begin], lines[begin:index])
-            begin = index
+    # A caption begins a block of its own, so that two of them do not become one.
+    for part in split(range(len(lines)), lambda above, index: kinds[above] != kinds[index] or index in captions):
+        yield Block(kinds[part[0]], lines[part[0] : part[-1] + 1])
 
 
 def usual_leading(lines: Sequence[Line]) -> float:
     """Return the distance from line to line that is usual in a column, in points."""
-    steps = [below.baseline - above.baseline for above, below in itertools.pairwise(lines)]
-    steps = [step for step in steps if step > 0]
-    return median(steps) if steps else 1.2 * (lines[0].size if lines else 10.0)
+    steps = [below.baseline - above.baseline for above, below in pairwise(lines)]
+    return median([step for step in steps if step > 0] or [1.2 * lines[0].size if lines else 12.0])
 
 
 def is_of_table(caption: Line) -> bool:
@@ -107,73 +102,58 @@ def _begins_caption(lines: Sequence[Line], index: int, leading: float, body_size
     match = CAPTION.match(line.text)
     if match is None:
         return False
-    gap = line.baseline - lines[index - 1].baseline if index else float("inf")
-    is_set_off = gap > _WIDE_GAP * leading or line.size <= _SMALLER * body_size or line.words[0].is_bold
     # A sentence may begin with "Figure 3 shows", and a line with "Figure 3. The", but hardly with "Figure 3:".
     if match.group("end") in (":", "|"):
         return True
-    return is_set_off and (match.group("end") is not None or line.size <= _SMALLER * body_size)
+    gap = line.baseline - lines[index - 1].baseline if index else float("inf")
+    is_small = line.size <= _SMALLER * body_size
+    is_set_off = gap > _WIDE_GAP * leading or line.words[0].is_bold
+    return is_small or (is_set_off and match.group("end") is not None)
 
 
-def _end_of_caption(lines: Sequence[Line], index: int, limit: int, leading: float) -> int:
-    """A caption ends at a gap, at another size of type, or where cells begin."""
-    own_leading = None
-    end = index + 1
-    while end < limit:
-        line, above = lines[end], lines[end - 1]
-        step = line.baseline - above.baseline
-        if abs(line.size - lines[index].size) > 0.06 * lines[index].size or step > _WIDE_GAP * (own_leading or leading):
-            break
+def _end_of_caption(lines: Sequence[Line], begin: int, limit: int, leading: float) -> int:
+    """A caption ends at a gap, at another size of type, or where cells or another caption begin."""
+    own_leading = leading
+    for end in range(begin + 1, limit):
+        line = lines[end]
+        step = line.baseline - lines[end - 1].baseline
         following = CAPTION.match(line.text)
-        if len(line.cells) >= _FEWEST_CELLS or (following and following.group("end")):
+        if (
+            abs(line.size - lines[begin].size) > 0.06 * lines[begin].size
+            or step > _WIDE_GAP * own_leading
+            or len(line.cells) >= _FEWEST_CELLS
+            or (following and following.group("end"))
+        ):
+            return end
+        own_leading = step if end == begin + 1 else own_leading
+    return limit
+
+
+def _mark(
+    lines: Sequence[Line], kinds: list[Kind], kind: Kind, edge: int, order: Iterable[int], gap: float, least: int = 1
+) -> bool:
+    """Mark the rows of cells that follow an edge without a gap, if there are as many."""
+    rows = []
+    for index in order:
+        is_near = abs(lines[index].baseline - lines[edge].baseline) <= gap
+        is_row = _is_row(lines[index]) if kind == "label" else len(lines[index].cells) >= 2
+        if kinds[index] != "body" or not is_near or not is_row:
             break
-        own_leading = own_leading or step
-        end += 1
-    return end
-
-
-def _mark_table_beside(lines: Sequence[Line], kinds: list[Kind], begin: int, end: int, leading: float) -> None:
-    """Mark rows with cells below a table's caption, or above it where there are none below."""
-    for order in (range(end, len(lines)), range(begin - 1, -1, -1)):
-        edge = lines[end - 1] if order.step > 0 else lines[begin]
-        rows = []
-        for index in order:
-            line = lines[index]
-            near = abs(line.baseline - edge.baseline) <= _CAPTIONED_TABLE_GAP * leading
-            if kinds[index] != "body" or not near or len(line.cells) < 2:
-                break
-            rows.append(index)
-            edge = line
-        if len(rows) >= 2:
-            for index in rows:
-                kinds[index] = "table"
-            return
-
-
-def _mark_labels_above(lines: Sequence[Line], kinds: list[Kind], begin: int, leading: float) -> None:
-    """Mark what stands right above a figure's caption in short cells: the figure's labels."""
-    edge = lines[begin]
-    for index in range(begin - 1, -1, -1):
-        line = lines[index]
-        is_near = abs(line.baseline - edge.baseline) <= _CAPTIONED_TABLE_GAP * leading
-        if kinds[index] != "body" or not is_near or not _is_row(line):
-            return
-        kinds[index] = "label"
-        edge = line
+        rows.append(index)
+        edge = index
+    for index in rows if len(rows) >= least else ():
+        kinds[index] = kind
+    return len(rows) >= least
 
 
 def _mark_grids(lines: Sequence[Line], kinds: list[Kind]) -> None:
     """Mark rows of short cells, many of them numbers, even without a caption."""
-    begin = 0
-    for index in range(len(lines) + 1):
-        if index < len(lines) and kinds[index] == "body" and _is_row(lines[index]):
-            continue
-        if index - begin >= _FEWEST_TABLE_ROWS:
-            cells = [cell for line in lines[begin:index] for cell in line.cells]
-            numeric = sum(any(character.isdigit() for character in cell) for cell in cells)
-            if numeric >= _NUMERIC_SHARE * len(cells):
-                kinds[begin:index] = ["table"] * (index - begin)
-        begin = index + 1
+    rows = [index for index, line in enumerate(lines) if kinds[index] == "body" and _is_row(line)]
+    for part in split(rows, lambda above, index: index != above + 1):
+        cells = [cell for index in part for cell in lines[index].cells]
+        numeric = sum(any(character.isdigit() for character in cell) for cell in cells)
+        if len(part) >= _FEWEST_TABLE_ROWS and numeric >= _NUMERIC_SHARE * len(cells):
+            kinds[part[0] : part[-1] + 1] = ["table"] * len(part)
 
 
 def _is_row(line: Line) -> bool:

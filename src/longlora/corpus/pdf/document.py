@@ -9,11 +9,10 @@ from typing import Literal
 from longlora.corpus.pdf.asides import Block, split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
 from longlora.corpus.pdf.drawings import without_drawn_words
-from longlora.corpus.pdf.lines import make_lines, typical_size
+from longlora.corpus.pdf.lines import make_lines, parts_words, pdfium_lines, typical_size
 from longlora.corpus.pdf.margins import without_margins
-from longlora.corpus.pdf.page import Page, read_pages
 from longlora.corpus.pdf.paragraphs import Paragraph, ends_sentence, make_paragraphs
-from longlora.corpus.pdf.references import find_references
+from longlora.corpus.pdf.pdfium import Page, read_pages
 
 References = Literal["keep", "drop"]
 
@@ -21,6 +20,18 @@ References = Literal["keep", "drop"]
 _NO_TITLE = re.compile(r"untitled|microsoft word|\.(tex|dvi|docx?|pdf|indd|html?)\b|^\s*$|^https?:", re.IGNORECASE)
 _LONGEST_TITLE = 300  # characters
 _TITLE_SIZE = 1.15  # of the body's
+
+_REFERENCES = re.compile(
+    r"(?:\d{1,2}\.?\s+|[IVX]+\.\s+)?(?:references(?: cited)?|bibliography|literature cited|works cited)[.:]?",
+    re.IGNORECASE,
+)
+_APPENDIX = re.compile(
+    r"(?i:appendix|appendices|supplement\w*|supporting information|acknowledge?ments?)\b|[A-H](?:\.\d+)?\.?\s+[A-Z]"
+)
+_ENTRY = re.compile(r"\[\d+\]|\d{1,3}\.\s|.*\b(?:1[89]|20)\d\d[a-z]?\b")
+_FEWEST_ENTRIES = 3
+_ENTRY_SHARE = 0.5
+_LONGEST_HEADING = 60  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,8 @@ class PdfText:
     title: str
     num_pages: int
     pages_without_text: int
+    pages_as_they_are: list[int]
+    """Numbers of the pages whose lines are pdfium's, since ours would have torn its words apart."""
     reference_words_dropped: int
 
 
@@ -40,35 +53,69 @@ def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
     Raises:
         UnreadableFileError: it has no text to give, for the reason said.
     """
-    printed = read_pages(path)
-    paragraphs = read_paragraphs(printed.pages)
-    title = _title(printed.metadata.get("Title", ""), paragraphs)
+    pages, metadata = read_pages(path)
+    paragraphs, as_they_are = read_paragraphs(pages)
     listed = find_references(paragraphs) if references == "drop" else range(0)
     # A footnote of the text may stand below the list that the page goes on with.
-    dropped = [paragraphs[index] for index in listed if paragraphs[index].kind == "body"]
-    kept = [paragraph.text for paragraph in paragraphs if not any(paragraph is other for other in dropped)]
+    is_dropped = [index in listed and paragraph.kind == "body" for index, paragraph in enumerate(paragraphs)]
+    texts = [paragraph.text for paragraph in paragraphs]
     return PdfText(
-        text="\n\n".join(kept),
-        title=title,
-        num_pages=len(printed.pages),
-        pages_without_text=sum(not page.words for page in printed.pages),
-        reference_words_dropped=sum(len(paragraph.text.split()) for paragraph in dropped),
+        text="\n\n".join(text for text, dropped in zip(texts, is_dropped, strict=True) if not dropped),
+        title=_title(metadata.get("Title", ""), paragraphs),
+        num_pages=len(pages),
+        pages_without_text=sum(not page.words for page in pages),
+        pages_as_they_are=as_they_are,
+        reference_words_dropped=sum(
+            len(text.split()) for text, dropped in zip(texts, is_dropped, strict=True) if dropped
+        ),
     )
 
 
-def read_paragraphs(pages: Sequence[Page]) -> list[Paragraph]:
-    """Return the paragraphs of pages in reading order."""
+def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], list[int]]:
+    """Return the paragraphs of pages in reading order, and the numbers of the pages whose lines are pdfium's own."""
     pages = without_margins([without_drawn_words(page) for page in pages])
     body_size = typical_size(word for page in pages for word in page.words)
     gutters = find_gutters(pages)
     blocks: list[Block] = []
+    as_they_are = []
     for page in pages:
-        for column in reading_order(page.words, gutters):
-            lines = make_lines(column.words, page=page.number, column=column.box)
+        columns = [make_lines(it.words, page=page.number, column=it.box) for it in reading_order(page.words, gutters)]
+        if parts_words([line for lines in columns for line in lines], page.words):
+            as_they_are.append(page.number)
+            columns = [pdfium_lines(page.words, page=page.number)]
+        for lines in columns:
             notes = [block for block in blocks if block.kind == "footnote"]
             is_open = bool(notes) and not ends_sentence(notes[-1].lines[-1].text)
             blocks += split_column(lines, body_size=body_size, page_height=page.height, note_is_open=is_open)
-    return make_paragraphs(blocks)
+    return make_paragraphs(blocks), as_they_are
+
+
+def find_references(paragraphs: Sequence[Paragraph]) -> range:
+    """Return the places of the last list of references, its heading included; an empty range if there is none.
+
+    It begins with a heading such as `References`, most of what follows looks like entries (a number, or a year), and it
+    ends with the document or where an appendix begins.
+    """
+    for begin in range(len(paragraphs) - 1, -1, -1):
+        heading = paragraphs[begin]
+        if heading.kind != "body" or not _REFERENCES.fullmatch(heading.text):
+            continue
+        after = range(begin + 1, len(paragraphs))
+        end = next((index for index in after if _is_appendix(paragraphs[index], heading)), len(paragraphs))
+        body = [other.text for other in paragraphs[begin + 1 : end] if other.kind == "body"]
+        entries = sum(bool(_ENTRY.match(text)) for text in body)
+        if entries >= min(_FEWEST_ENTRIES, max(1, len(body))) and entries >= _ENTRY_SHARE * len(body):
+            return range(begin, end)
+    return range(0)
+
+
+def _is_appendix(paragraph: Paragraph, heading: Paragraph) -> bool:
+    """A heading as large as that of the references, or in bold like it, that is none of an entry."""
+    if paragraph.kind != "body" or len(paragraph.text) > _LONGEST_HEADING or len(paragraph.lines) > 2:
+        return False
+    line, other = paragraph.lines[0], heading.lines[0]
+    looks_alike = line.is_bold == other.is_bold and abs(line.size - other.size) < 0.06 * other.size
+    return looks_alike and bool(_APPENDIX.match(paragraph.text))
 
 
 def _title(metadata: str, paragraphs: Sequence[Paragraph]) -> str:
@@ -76,8 +123,6 @@ def _title(metadata: str, paragraphs: Sequence[Paragraph]) -> str:
     if not _NO_TITLE.search(metadata):
         return " ".join(metadata.split())[:_LONGEST_TITLE]
     first = [paragraph for paragraph in paragraphs if paragraph.lines[0].page == 1 and paragraph.kind == "body"]
-    if not first:
-        return ""
-    largest = max(first, key=lambda paragraph: paragraph.lines[0].size)
+    largest = max(first, key=lambda paragraph: paragraph.lines[0].size, default=None)
     usual = typical_size(word for paragraph in paragraphs for line in paragraph.lines for word in line.words)
-    return largest.text[:_LONGEST_TITLE] if largest.lines[0].size >= _TITLE_SIZE * usual else ""
+    return largest.text[:_LONGEST_TITLE] if largest and largest.lines[0].size >= _TITLE_SIZE * usual else ""

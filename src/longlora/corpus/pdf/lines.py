@@ -1,19 +1,25 @@
-"""Words to lines: which words stand side by side, and where between them a space belongs."""
+"""Words to lines: which words stand side by side."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
+from typing import TypeVar
 
-from longlora.corpus.pdf.page import Box, Word
+from longlora.corpus.pdf.pdfium import Box, Word, around
 
-# In units of the size of type. Spaces are a quarter of it or more, kerning and italic correction less than a tenth.
-_SPACE = 0.16
+Item = TypeVar("Item")
+
+# In units of the size of type.
 _CELL_GAP = 1.1
-# How far a superscript or subscript may stand from its line; lines are at least one size apart.
-_SCRIPT_SHIFT = 0.45
+_SCRIPT_SHIFT = 0.45  # of a superscript or subscript from its line; lines are at least one size apart
 _RAISED = 0.15
+_STACKED = 0.5  # how far a subscript may begin left of its superscript
 _INITIAL_SIZE = 1.8
+_MOST_PARTED = 0.05  # of the pairs of words
+_FEWEST_PARTED = 3
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,7 @@ class Line:
     @cached_property
     def box(self) -> Box:
         """What the line covers."""
-        words = self.words
-        top, bottom = min(word.top for word in words), max(word.bottom for word in words)
-        return Box(words[0].left, top, max(word.right for word in words), bottom)
+        return around(self.words)
 
     @cached_property
     def size(self) -> float:
@@ -60,54 +64,87 @@ class Line:
     @cached_property
     def cells(self) -> list[str]:
         """The parts between gaps too wide for a space of prose."""
-        cells: list[list[Word]] = []
-        for word in self.words:
-            if cells and word.left - cells[-1][-1].right < _CELL_GAP * self.size:
-                cells[-1].append(word)
-            else:
-                cells.append([word])
-        return [joined(cell) for cell in cells]
+        return [joined(cell) for cell in split(self.words, lambda one, other: _is_wide(one, other, self.size))]
 
     def is_raised(self, word: Word) -> bool:
         """Whether a word stands above the line in smaller type, as the mark of a footnote does."""
         return word.size < 0.9 * self.size and self.baseline - word.baseline > _RAISED * self.size
 
 
+def split(items: Sequence[Item], parts: Callable[[Item, Item], bool]) -> Iterator[list[Item]]:
+    """Cut a sequence between neighbours that something parts."""
+    run: list[Item] = []
+    for item in items:
+        if run and parts(run[-1], item):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+def _is_wide(word: Word, following: Word, size: float) -> bool:
+    return following.left - word.right >= _CELL_GAP * size
+
+
 def typical_size(words: Iterable[Word]) -> float:
     """Return the size of type that most characters have, to half a point; 0 without words."""
-    counts: dict[float, int] = {}
+    counts: Counter[float] = Counter()
     for word in words:
-        size = round(word.size * 2) / 2
-        counts[size] = counts.get(size, 0) + len(word.text)
+        counts[round(word.size * 2) / 2] += len(word.text)
     return max(counts, key=lambda size: counts[size], default=0.0)
 
 
-def joined(words: Sequence[Word]) -> str:
-    """Join words of a line, with a space where the file has one or leaves room for one."""
-    parts: list[str] = []
-    for index, word in enumerate(words):
-        parts.append(word.text)
-        if index + 1 < len(words):
-            gap = words[index + 1].left - word.right
-            if word.ends_at_space or gap > _SPACE * min(word.size, words[index + 1].size):
-                parts.append(" ")
-    return "".join(parts)
+def joined(words: Iterable[Word]) -> str:
+    """Join words of a line, with a space where pdfium has one."""
+    return "".join(word.text + " " * word.ends_at_space for word in words).rstrip()
 
 
 def make_lines(words: Iterable[Word], *, page: int, column: Box) -> list[Line]:
-    """Put the words of one column together to lines, from top to bottom."""
-    rows: list[list[Word]] = []
-    baselines: list[float] = []
-    for word in sorted(_with_initials_set_down(list(words)), key=lambda word: word.baseline):
-        if rows and abs(word.baseline - baselines[-1]) <= _SCRIPT_SHIFT * max(word.size, rows[-1][0].size):
-            rows[-1].append(word)
-            # The main type decides where the line stands, not a superscript that came first.
-            if word.size >= max(other.size for other in rows[-1]):
-                baselines[-1] = word.baseline
-        else:
-            rows.append([word])
-            baselines.append(word.baseline)
-    return [Line(sorted(row, key=lambda word: word.left), page, column) for row in rows]
+    """Put the words of one column, in pdfium's order, together to lines, from top to bottom."""
+    placed = _with_initials_set_down(list(words))
+    rows: list[list[int]] = []
+    size = baseline = 0.0
+    for index in sorted(range(len(placed)), key=lambda index: placed[index].baseline):
+        word = placed[index]
+        if not rows or word.baseline - baseline > _SCRIPT_SHIFT * max(word.size, size):
+            rows.append([])
+            size = 0.0
+        rows[-1].append(index)
+        # The main type decides where the line stands, not a superscript that came first.
+        if word.size >= size:
+            size, baseline = word.size, word.baseline
+    return [Line(_side_by_side([placed[index] for index in sorted(row)]), page, column) for row in rows]
+
+
+def _side_by_side(words: Sequence[Word]) -> list[Word]:
+    """Put what pdfium has one after the other from left to right; what it has elsewhere comes in between."""
+    ordered: list[Word] = []
+    units = split(words, lambda one, other: one.row != other.row or other.left < one.left - _STACKED * one.size)
+    for unit in sorted(units, key=lambda unit: unit[0].left):
+        place = next((index for index, word in enumerate(ordered) if word.left > unit[0].left), len(ordered))
+        ordered[place:place] = unit
+    return ordered
+
+
+def pdfium_lines(words: Sequence[Word], *, page: int) -> list[Line]:
+    """Take pdfium's own lines, in its own order."""
+    return [Line(row, page, around(words)) for row in split(words, lambda one, other: one.row != other.row)]
+
+
+def parts_words(lines: Iterable[Line], words: Sequence[Word]) -> bool:
+    """Tell whether lines part more of the words that stand side by side in pdfium's lines than a few in a hundred."""
+    beside = Counter(
+        (one.text, other.text) for one, other in pairwise(words) if one.row == other.row and _is_beside(one, other)
+    )
+    parted = beside - Counter((one.text, other.text) for line in lines for one, other in pairwise(line.words))
+    return parted.total() > max(_FEWEST_PARTED, _MOST_PARTED * beside.total())
+
+
+def _is_beside(word: Word, following: Word) -> bool:
+    """Words of one line of prose, rather than parts of a formula or cells of a table."""
+    is_alike = abs(word.baseline - following.baseline) < 0.1 * word.size > abs(word.size - following.size)
+    return is_alike and following.left - word.left >= 0 and not _is_wide(word, following, word.size)
 
 
 def _with_initials_set_down(words: list[Word]) -> list[Word]:

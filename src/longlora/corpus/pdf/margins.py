@@ -5,17 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from longlora.corpus.pdf.columns import around
 from longlora.corpus.pdf.lines import Line, make_lines
-from longlora.corpus.pdf.page import Page
+from longlora.corpus.pdf.pdfium import Page, around
 
 _NUM_EDGE_ROWS = 3  # a head of two lines and a page number
 _NEAR_PAGES = 4  # left and right pages differ, and so do the first pages of chapters
 _SAME_HEIGHT = 4.0  # points
-_APART = 1.2  # of the size of type: the white between a head and the text
+_APART = 1.6  # of the size of type: from a head to the text
 _FEWEST_NUMBERED_PAGES = 3
-
-_ROMAN = re.compile(r"[ivxlcdm]{1,7}", re.IGNORECASE)
 _PAGE_NUMBER = re.compile(
     r"(?:page\s*)?[-–—\[(|·]*\s*(\d{1,4}|[ivxlcdm]{1,7})\s*[-–—\])|·]*(?:\s*(?:of|/)\s*\d{1,4})?", re.I
 )
@@ -31,13 +28,33 @@ class _Row:
     """White stands between it and the text."""
 
     @property
-    def pattern(self) -> str:
-        """The text with every number alike."""
-        return re.sub(r"\d+", "#", self.line.text).strip().casefold()
+    def band(self) -> int:
+        return round(self.line.baseline / _SAME_HEIGHT)
 
     @property
-    def height(self) -> float:
-        return self.line.baseline
+    def number(self) -> str:
+        """The page's number, if there is nothing else in the row."""
+        alone = _PAGE_NUMBER.fullmatch(self.line.text)
+        return alone.group(1) if alone else ""
+
+    @property
+    def outer_numbers(self) -> set[int]:
+        """The numbers with which the row begins and ends."""
+        words = self.line.text.split()
+        return {int(word) for word in (words[0], words[-1], self.number) if re.fullmatch(r"\d{1,4}", word)}
+
+    def repeats(self, other: "_Row") -> bool:
+        """Tell whether two rows say the same, but for numbers that count pages: chapters are counted more slowly."""
+        parts, others = re.split(r"(\d+)", self.line.text.casefold()), re.split(r"(\d+)", other.line.text.casefold())
+        return (
+            parts[::2] == others[::2]
+            and any(part.strip() and any(map(str.isalpha, part)) for part in parts[::2])
+            and abs(self.line.baseline - other.line.baseline) <= _SAME_HEIGHT
+            and all(
+                int(there) - int(here) in (0, other.page - self.page)
+                for here, there in zip(parts[1::2], others[1::2], strict=True)
+            )
+        )
 
 
 def without_margins(pages: Sequence[Page]) -> list[Page]:
@@ -46,10 +63,12 @@ def without_margins(pages: Sequence[Page]) -> list[Page]:
     numbering = _numbering(rows)
     cleaned = []
     for index, page in enumerate(pages):
+        near = [row for page_rows in rows[max(0, index - _NEAR_PAGES) : index + _NEAR_PAGES + 1] for row in page_rows]
         dropped = [
             row
             for row in rows[index]
-            if _comes_again(row, rows, index) or _is_number(row, index, numbering, len(pages))
+            if any(row.page != other.page and row.repeats(other) for other in near)
+            or _is_number(row, numbering, len(pages))
         ]
         # A word is known by its place: the same objects are in the page and in its rows.
         words = {id(word) for row in dropped for word in row.line.words}
@@ -58,37 +77,14 @@ def without_margins(pages: Sequence[Page]) -> list[Page]:
 
 
 def _edge_rows(index: int, page: Page) -> list[_Row]:
-    if not page.words:
-        return []
-    lines = make_lines(page.words, page=page.number, column=around(page.words))
+    lines = make_lines(page.words, page=page.number, column=around(page.words)) if page.words else []
     rows = []
     for order in (lines, lines[::-1]):
         for place, line in enumerate(order[:_NUM_EDGE_ROWS]):
-            beyond = order[place + 1] if place + 1 < len(order) else None
-            gap = abs(beyond.baseline - line.baseline) if beyond else float("inf")
-            is_apart = gap > (1 + _APART * 0.5) * max(line.size, beyond.size if beyond else 0.0)
+            beyond = order[place + 1 : place + 2]
+            is_apart = all(abs(it.baseline - line.baseline) > _APART * max(line.size, it.size) for it in beyond)
             rows.append(_Row(index, line, place == 0, is_apart))
     return rows
-
-
-def _comes_again(row: _Row, rows: Sequence[Sequence[_Row]], index: int) -> bool:
-    if not any(character.isalpha() for character in row.pattern):
-        return False  # numbers have a rule of their own
-    near = range(max(0, index - _NEAR_PAGES), min(len(rows), index + _NEAR_PAGES + 1))
-    return any(
-        _is_like(row, other) and abs(other.height - row.height) <= _SAME_HEIGHT
-        for page in near
-        if page != index
-        for other in rows[page]
-    )
-
-
-def _is_like(row: _Row, other: _Row) -> bool:
-    """Tell whether two rows say the same, but for numbers that count the pages: chapters are counted more slowly."""
-    if row.pattern != other.pattern:
-        return False
-    numbers = zip(re.findall(r"\d+", row.line.text), re.findall(r"\d+", other.line.text), strict=True)
-    return all(int(there) - int(here) in (0, other.page - row.page) for here, there in numbers)
 
 
 def _numbering(rows: Sequence[Sequence[_Row]]) -> set[tuple[int, int]]:
@@ -98,35 +94,18 @@ def _numbering(rows: Sequence[Sequence[_Row]]) -> set[tuple[int, int]]:
     """
     found: Counter[tuple[int, int]] = Counter()
     for index, page in enumerate(rows):
-        found.update({(number - index, _band(row)) for row in page for number in _numbers_at_the_ends(row)})
+        found.update({(number - index, row.band) for row in page for number in row.outer_numbers})
     return {key for key, count in found.items() if count >= _FEWEST_NUMBERED_PAGES}
 
 
-def _band(row: _Row) -> int:
-    return round(row.height / _SAME_HEIGHT)
-
-
-def _numbers_at_the_ends(row: _Row) -> set[int]:
-    words = row.line.text.split()
-    alone = _PAGE_NUMBER.fullmatch(row.line.text.strip())
-    found = {int(word) for word in (words[0], words[-1]) if re.fullmatch(r"\d{1,4}", word)}
-    if alone and alone.group(1).isdigit():
-        found.add(int(alone.group(1)))
-    return found
-
-
-def _is_number(row: _Row, index: int, numbering: set[tuple[int, int]], num_pages: int) -> bool:
+def _is_number(row: _Row, numbering: set[tuple[int, int]], num_pages: int) -> bool:
     """A number alone on its line, or a head whose first or last word counts the pages."""
-    alone = _PAGE_NUMBER.fullmatch(row.line.text.strip())
-    is_counted = any(
-        (number - index, _band(row) + step) in numbering for number in _numbers_at_the_ends(row) for step in (-1, 0, 1)
-    )
-    if is_counted:
-        return bool(alone) or (row.is_outermost and row.is_apart)
-    if not alone or not row.is_outermost or not row.is_apart:
+    offsets = {number - row.page for number in row.outer_numbers}
+    stands_apart = row.is_outermost and row.is_apart
+    if any((offset, row.band + step) in numbering for offset in offsets for step in (-1, 0, 1)):
+        return bool(row.number) or stands_apart
+    if not row.number or not stands_apart:
         return False
-    number = alone.group(1)
     # First pages of chapters have their number at the foot where the others have it in the head.
-    if number.isdigit() and int(number) - index in {offset for offset, _ in numbering}:
-        return True
-    return (number.isdigit() and num_pages < _FEWEST_NUMBERED_PAGES) or bool(_ROMAN.fullmatch(number))
+    is_counted = any(offset in offsets for offset, _ in numbering)
+    return is_counted or not row.number.isdigit() or num_pages < _FEWEST_NUMBERED_PAGES

@@ -1,12 +1,12 @@
 """Lines to paragraphs, over columns and pages."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from longlora.corpus.pdf.asides import Block, Kind, is_of_table, note_mark, usual_leading
 from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
-from longlora.corpus.pdf.lines import Line, joined
+from longlora.corpus.pdf.lines import Line, joined, split
 from longlora.corpus.pdf.spelling import Vocabulary, clean
 
 _WIDE_GAP = 1.3  # of the usual distance between lines
@@ -16,6 +16,7 @@ _OTHER_SIZE = 0.08
 _SAME_EDGE = 2.0  # points
 _NEIGHBOURS = 6  # lines that tell the edges of a column at some place of it
 _ITEM = re.compile(r"[•‣◦▪■●–*]\s|\(?(\d{1,3}|[a-z]|[ivx]{1,5})[.)]\s|\[\w+\]\s")
+_KINDS = {"Fig": "Figure", "Tab": "Table"}
 _ENDS_SENTENCE = re.compile(r"[.!?:;…][\"'”’)\]]*$")
 
 
@@ -35,32 +36,35 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
     """Reflow blocks in reading order; what interrupts a paragraph is put after it."""
     paragraphs: list[Paragraph] = []
     waiting: list[Paragraph] = []
-    notes: list[Paragraph] = []
     running: Paragraph | None = None
+    note: Paragraph | None = None
     for block in blocks:
-        if block.kind == "label":
-            continue
-        if block.kind != "body":
-            for aside in _asides(block):
-                if aside.kind == "footnote" and note_mark(aside.lines[0]) is None and notes:
-                    notes[-1].lines.extend(aside.lines)  # it goes on in another column
+        if block.kind == "body":
+            for number, piece in enumerate(_pieces(block.lines)):
+                # Within a block the ends of paragraphs are known; its first piece may belong to the one before.
+                if number == 0 and running is not None and _goes_on(running, piece):
+                    running.lines.extend(piece.lines)
+                    running.ends_short = piece.ends_short
                     continue
-                notes += [aside] if aside.kind == "footnote" else []
-                waiting.append(aside)
-            continue
-        for number, piece in enumerate(_pieces(block.lines)):
-            # Within a block the borders of paragraphs are known; its first piece may belong to the one before.
-            if number == 0 and running is not None and _goes_on(running, piece):
-                running.lines.extend(piece.lines)
-                running.ends_short = piece.ends_short
-                continue
-            paragraphs.extend(waiting)
-            waiting = []
-            running = piece
-            paragraphs.append(running)
-    paragraphs.extend(waiting)
+                paragraphs += [*waiting, piece]
+                waiting, running = [], piece
+        elif block.kind == "footnote":
+            for lines in split(block.lines, lambda _, line: note_mark(line) is not None):
+                if note_mark(lines[0]) is None and note is not None:
+                    note.lines.extend(lines)  # it goes on in another column
+                else:
+                    note = Paragraph("footnote", lines)
+                    waiting.append(note)
+        elif block.kind != "label":
+            waiting.append(Paragraph(block.kind, list(block.lines)))
+    paragraphs += waiting
     _write_texts(paragraphs, blocks)
     return [paragraph for paragraph in paragraphs if paragraph.text]
+
+
+def ends_sentence(text: str) -> bool:
+    """Tell whether a line's last character ends a sentence, quotation marks and brackets aside."""
+    return bool(_ENDS_SENTENCE.search(text))
 
 
 def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
@@ -71,8 +75,7 @@ def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
     for index in range(1, len(lines) + 1):
         if index == len(lines) or _begins(lines, begin, index, leading, edges):
             first, last = lines[begin], lines[index - 1]
-            following = lines[index].words[0] if index < len(lines) else None
-            room = following.width if following else 3 * last.size
+            room = lines[index].words[0].width if index < len(lines) else 3 * last.size
             yield Paragraph(
                 "body",
                 list(lines[begin:index]),
@@ -82,26 +85,16 @@ def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
             begin = index
 
 
-def ends_sentence(text: str) -> bool:
-    """Tell whether a line's last character ends a sentence, quotation marks and brackets aside."""
-    return bool(_ENDS_SENTENCE.search(text))
-
-
 def _edges(lines: Sequence[Line], index: int) -> tuple[float, float]:
     """Left and right edge of the text around a line, in points."""
     line = lines[index]
-    near = [
-        other
-        for other in lines[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1]
-        if abs(other.size - line.size) <= _OTHER_SIZE * line.size
-    ]
+    near = [other for other in lines[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1] if _same_size(other, line)]
+    if len(near) == 1:
+        return line.box.left, line.column.right
     lefts = [other.box.left for other in near]
     # A single line that sticks out does not make an edge.
     shared = [left for left in lefts if sum(abs(left - other) <= _SAME_EDGE for other in lefts) >= 2]
-    rights = [other.box.right for other in near]
-    if len(near) == 1:
-        return line.box.left, line.column.right
-    return min(shared or lefts), max(rights)
+    return min(shared or lefts), max(other.box.right for other in near)
 
 
 def _begins(
@@ -112,7 +105,7 @@ def _begins(
     if line.baseline - above.baseline > _WIDE_GAP * max(leading, 1.1 * line.size) or _is_other_type(line, above):
         return True
     left, right = edges[index]
-    if _is_border_of_code(lines, begin, index, left):
+    if line.is_code != above.is_code and _is_edge_of_code(lines, begin, index, left):
         return True
     if above.text.endswith("-") or (line.is_code and above.is_code):
         return False
@@ -121,7 +114,7 @@ def _begins(
     if is_item and (in_item or ends_sentence(above.text) or indent > _INDENT * line.size):
         return True
     is_indented = indent > _INDENT * line.size >= indent_above and not _is_centred(line, above)
-    if is_indented and not in_item and not _hangs(lines, begin, index, edges):
+    if is_indented and not in_item and not _hangs(lines, begin, index, left):
         return True
     # Back at the edge after two lines and more inside of it: a quotation or an entry of a list has ended.
     if indent <= _INDENT * line.size < indent_above and (index - begin >= 2 or in_item):
@@ -132,36 +125,36 @@ def _begins(
 
 def _is_centred(line: Line, above: Line) -> bool:
     """Tell whether two lines of different lengths have one middle, as those of a title have."""
-    middles = [(each.box.left + each.box.right) / 2 for each in (line, above)]
-    return abs(middles[0] - middles[1]) < 0.2 * line.size
+    return abs(line.box.left + line.box.right - above.box.left - above.box.right) < 0.4 * line.size
 
 
-def _hangs(lines: Sequence[Line], begin: int, index: int, edges: Sequence[tuple[float, float]]) -> bool:
+def _hangs(lines: Sequence[Line], begin: int, index: int, left: float) -> bool:
     """Tell whether most lines around stand inside of the edge, as in lists of references."""
-    near = range(max(0, index - _NEIGHBOURS), min(len(lines), index + _NEIGHBOURS + 1))
-    inside = sum(lines[other].box.left - edges[index][0] > _INDENT * lines[other].size for other in near)
-    return index - begin == 1 and inside * 2 >= len(near) and len(near) > 3
+    near = lines[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1]
+    inside = sum(other.box.left - left > _INDENT * other.size for other in near)
+    return index - begin == 1 and inside * 2 >= len(near) > 3
 
 
 def _has_room(line: Line, width: float, right: float) -> bool:
     return line.box.right + 0.25 * line.size + width + _ROOM * line.size < right
 
 
+def _same_size(line: Line, other: Line) -> bool:
+    return abs(line.size - other.size) <= _OTHER_SIZE * max(line.size, other.size)
+
+
 def _is_other_type(line: Line, other: Line) -> bool:
     """Another size, or a line of bold beside one that is not: a heading."""
-    return abs(line.size - other.size) > _OTHER_SIZE * max(line.size, other.size) or line.is_bold != other.is_bold
+    return not _same_size(line, other) or line.is_bold != other.is_bold
 
 
-def _is_border_of_code(lines: Sequence[Line], begin: int, index: int, left: float) -> bool:
+def _is_edge_of_code(lines: Sequence[Line], begin: int, index: int, left: float) -> bool:
     """Tell whether a listing begins or ends; a line of prose may be all in a typewriter's face by chance."""
-    line, above = lines[index], lines[index - 1]
-    if above.is_code and not line.is_code:
+    if lines[index - 1].is_code:
         return all(other.is_code for other in lines[begin:index])
-    if above.is_code or not line.is_code:
-        return False
     is_alone = index + 1 == len(lines) or not lines[index + 1].is_code
-    is_flush = abs(line.box.left - left) <= _SAME_EDGE
-    return not (is_alone and is_flush) or ends_sentence(above.text)
+    is_flush = abs(lines[index].box.left - left) <= _SAME_EDGE
+    return not (is_alone and is_flush) or ends_sentence(lines[index - 1].text)
 
 
 def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
@@ -174,36 +167,29 @@ def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
     return not piece.is_indented and not running.ends_short
 
 
-def _asides(block: Block) -> Iterator[Paragraph]:
-    """Each caption, note or table is a paragraph of its own."""
-    begin = 0
-    for index in range(1, len(block.lines) + 1):
-        is_end = index == len(block.lines)
-        if is_end or (block.kind == "footnote" and note_mark(block.lines[index]) is not None):
-            yield Paragraph(block.kind, list(block.lines[begin:index]))
-            begin = index
-
-
-def _write_texts(paragraphs: Sequence[Paragraph], blocks: Iterable[Block]) -> None:
-    lines = [(block.kind, line) for block in blocks for line in block.lines]
-    vocabulary = Vocabulary(line.text for _, line in lines)
-    marks = {(line.page, mark) for kind, line in lines if kind == "footnote" and (mark := note_mark(line))}
+def _write_texts(paragraphs: Sequence[Paragraph], blocks: Sequence[Block]) -> None:
+    vocabulary = Vocabulary(line.text for block in blocks for line in block.lines)
+    notes = [line for block in blocks if block.kind == "footnote" for line in block.lines]
+    marks = {(line.page, note_mark(line)) for line in notes}
     for index, paragraph in enumerate(paragraphs):
         if paragraph.kind == "table":
             beside = paragraphs[max(0, index - 1) : index + 2]
             is_captioned = any(other.kind == "caption" and is_of_table(other.lines[0]) for other in beside)
             paragraph.text = "" if is_captioned else TABLE_MARK
-            continue
-        if _is_listing(paragraph):
+        elif _is_listing(paragraph):
             paragraph.text = _listing(paragraph.lines)
-            continue
-        text = ""
-        for line in paragraph.lines:
-            words = [word for word in line.words if not (line.is_raised(word) and (line.page, word.text) in marks)]
-            if paragraph.kind == "footnote" and line is paragraph.lines[0]:
-                words = list(line.words)
-            text = vocabulary.join(text, clean(joined(words))) if text else clean(joined(words))
-        paragraph.text = _marked(paragraph, text)
+        else:
+            text = ""
+            for line in paragraph.lines:
+                is_note = paragraph.kind == "footnote" and line is paragraph.lines[0]
+                text = vocabulary.join(text, clean(line.text if is_note else _without_marks(line, marks)))
+            paragraph.text = _labelled(paragraph, text)
+
+
+def _without_marks(line: Line, marks: set[tuple[int, str | None]]) -> str:
+    """Leave out the marks of notes, but not the spaces behind them."""
+    is_mark = [line.is_raised(word) and (line.page, word.text) in marks for word in line.words]
+    return joined(replace(word, text="") if mark else word for word, mark in zip(line.words, is_mark, strict=True))
 
 
 def _is_listing(paragraph: Paragraph) -> bool:
@@ -217,18 +203,15 @@ def _listing(lines: Sequence[Line]) -> str:
     return "\n".join(" " * round((line.box.left - left) / letter) + clean(line.text) for line in lines)
 
 
-def _marked(paragraph: Paragraph, text: str) -> str:
+def _labelled(paragraph: Paragraph, text: str) -> str:
     """Mark captions as `[Figure 3: …]` and notes as `[Footnote 3: …]`."""
     if paragraph.kind == "caption" and (match := CAPTION.match(text)):
         kind = match.group("kind").rstrip(".").capitalize()
-        kind = {"Fig": "Figure", "Tab": "Table"}.get(kind, kind)
-        return _bracketed(f"{kind} {match.group('number')}", text[match.end() :])
-    if paragraph.kind == "footnote" and (mark := note_mark(paragraph.lines[0])):
-        rest = text[len(mark) :].lstrip(".) ")
-        return _bracketed(f"Footnote {mark}" if mark[0].isdigit() else "Footnote", rest)
-    return text
-
-
-def _bracketed(name: str, text: str) -> str:
-    text = text.strip()
+        name = f"{_KINDS.get(kind, kind)} {match.group('number')}"
+        text = text[match.end() :].strip()
+    elif paragraph.kind == "footnote" and (mark := note_mark(paragraph.lines[0])):
+        name = f"Footnote {mark}" if mark[0].isdigit() else "Footnote"
+        text = text[len(mark) :].lstrip(".) ").strip()
+    else:
+        return text
     return f"[{name}: {text}]" if text else f"[{name}]"

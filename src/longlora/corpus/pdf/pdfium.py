@@ -1,28 +1,22 @@
-"""What stands on a page: words with their places, rulings and drawings, as pdfium tells them."""
+"""What stands on a page: pdfium's words in pdfium's order, with their places, and drawings."""
 
 import ctypes
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from longlora.corpus.unreadable import UnreadableFileError
+from longlora.corpus.markup import UnreadableFileError
 
-# The end of every whole PDF. What an unfinished download lacks stands in its last bytes.
-_END_MARK = b"%%EOF"
-_TAIL_BYTES = 1 << 16
-
-# pdfium tells a hyphen at a line's end as one of these.
-_HYPHENS = {0x02: "-", 0xFFFE: "-"}
+_HYPHENS = (0x02, 0xFFFE)  # how pdfium tells a hyphen at a line's end, which no line break follows
 _PRIVATE_USE = range(0xE000, 0xF900)
-# A drawing as large as this is the page's background, or a scan of it.
-_BACKGROUND_SHARE = 0.8
+_BACKGROUND_SHARE = 0.8  # of the page: a drawing as large as this is its background, or a scan of it
 _MOST_UNMAPPED_SHARE = 0.2
 _TYPEWRITER_NAME = re.compile(rb"mono|courier|consol|typewriter|cmtt|lmtt|sftt|menlo|source ?code")
-_BOLD_NAME = re.compile(rb"bold|black|heavy|cmbx")
+_BOLD_NAME = re.compile(rb"bold|black|heavy|demi|medi$|cmb|bx\d")
 _PERMISSION_ERRORS = {
     4: "encrypted, and it asks for a password: save a copy without one",
     5: "of an unknown encryption",
@@ -58,9 +52,15 @@ class Box:
         return self.left <= (other.left + other.right) / 2 <= self.right and self.top <= other.middle <= self.bottom
 
 
+def around(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box around others, of which there must be one."""
+    lefts, tops, rights, bottoms = zip(*((box.left, box.top, box.right, box.bottom) for box in boxes), strict=True)
+    return Box(min(lefts), min(tops), max(rights), max(bottoms))
+
+
 @dataclass(frozen=True, slots=True)
 class Word(Box):
-    """A run of characters on one baseline, in one size, without a space inside."""
+    """One of pdfium's words, or the part of one that stands on one baseline and in one size."""
 
     text: str
     baseline: float
@@ -69,7 +69,8 @@ class Word(Box):
     is_typewriter: bool
     """In a face whose letters are all of one width: code, most often."""
     ends_at_space: bool
-    """A space follows, rather than a change of font or a jump."""
+    row: int
+    """Which of pdfium's lines it stands in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Drawing(Box):
 
 @dataclass(slots=True)
 class Page:
-    """Words in the order of the file, and drawings."""
+    """Words in pdfium's order, and drawings."""
 
     number: int
     width: float
@@ -92,16 +93,8 @@ class Page:
     """An image covers the page."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrintedPages:
-    """The pages of a file and what its metadata says."""
-
-    pages: list[Page]
-    metadata: dict[str, str]
-
-
-def read_pages(path: Path) -> PrintedPages:
-    """Read every page of a PDF.
+def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
+    """Read every page of a PDF, and its metadata.
 
     Raises:
         UnreadableFileError: empty, truncated, damaged, encrypted, scanned, or in fonts that do not tell their letters.
@@ -123,20 +116,17 @@ def read_pages(path: Path) -> PrintedPages:
     finally:
         document.close()
     _check_readable(pages, counts)
-    return PrintedPages(pages, metadata)
+    return pages, metadata
 
 
 def _check_whole(path: Path) -> None:
-    size = path.stat().st_size
-    if size == 0:
+    """Refuse what does not begin or end as a PDF; NUL bytes behind the end are the padding of file systems."""
+    content = path.read_bytes()
+    if not content:
         raise UnreadableFileError("empty: it holds no bytes")
-    with path.open("rb") as file:
-        head = file.read(1024)
-        file.seek(max(0, size - _TAIL_BYTES))
-        tail = file.read()
-    if b"%PDF-" not in head:
+    if b"%PDF-" not in content[:1024]:
         raise UnreadableFileError("no PDF: it does not begin with %PDF")
-    if _END_MARK not in tail:
+    if b"%%EOF" not in content.rstrip(b"\0")[-(1 << 16) :]:
         raise UnreadableFileError("truncated: the mark at a PDF's end is missing; fetch it again")
 
 
@@ -183,13 +173,8 @@ class _Turn:
         self.width, self.height = page.get_size()
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        if self.quarters == 0:
-            return x - self._left, self._top - y
-        if self.quarters == 1:
-            return y - self._bottom, x - self._left
-        if self.quarters == 2:
-            return self._right - x, y - self._bottom
-        return self._top - y, self._right - x
+        left, bottom, right, top = x - self._left, y - self._bottom, self._right - x, self._top - y
+        return ((left, top), (bottom, left), (right, bottom), (top, right))[self.quarters]
 
     def box(self, left: float, bottom: float, right: float, top: float) -> tuple[float, float, float, float]:
         x, y = self.point(left, bottom)
@@ -210,10 +195,10 @@ def _drawings(page: Any, turn: _Turn) -> Iterator[Drawing]:
         yield Drawing(*box, is_path=item.type == kinds.FPDF_PAGEOBJ_PATH)
 
 
-@dataclass(slots=True)
-class _Style:
+class _Style(NamedTuple):
     """What is the same for all characters of one text object."""
 
+    baseline: float
     size: float
     is_bold: bool
     is_typewriter: bool
@@ -221,94 +206,90 @@ class _Style:
 
 
 class _Words:
-    """Puts a page's characters together to words."""
+    """Takes a page's words and lines as pdfium separates them."""
 
     def __init__(self, text: Any, turn: _Turn, counts: Counter[str]) -> None:
         import pypdfium2
 
-        self._raw = pypdfium2.raw
-        self._text = text
-        self._turn = turn
-        self._counts = counts
+        self._raw, self._text, self._turn, self._counts = pypdfium2.raw, text, turn, counts
         self._styles: dict[int, _Style] = {}
-        self._characters: list[str] = []
-        self._box = [0.0, 0.0, 0.0, 0.0]
-        self._baseline = 0.0
-        self._style = _Style(0.0, False, False, True)
+        self._row = 0
 
     def read(self) -> Iterator[Word]:
-        """Yield the words in the order of the file; text that does not stand upright on the page is left out."""
-        raw, handle = self._raw, self._text.raw
-        loose, x, y = raw.FS_RECTF(), ctypes.c_double(), ctypes.c_double()
+        """Yield the words in pdfium's order; text that does not stand upright on the page is left out.
+
+        Where type or baseline change within a word, as before the mark of a note, its parts are yielded one by one.
+        """
+        letters: list[str] = []
+        first = last = 0
+        style: _Style | None = None
         for index in range(self._text.count_chars()):
-            code = raw.FPDFText_GetUnicode(handle, index)
-            letter = _HYPHENS.get(code) or chr(code)
-            if letter.isspace() or (code == 0xAD and raw.FPDFText_IsGenerated(handle, index)):
-                yield from self._finish(at_space=True)
+            code = self._raw.FPDFText_GetUnicode(self._text.raw, index)
+            letter = "-" if code in _HYPHENS else chr(code)
+            if code < 0x20 and letter != "-" and not letter.isspace():
                 continue
-            if code < 0x20 and code not in _HYPHENS:
+            is_space = letter.isspace() or (code == 0xAD and self._raw.FPDFText_IsGenerated(self._text.raw, index))
+            here = None if is_space else self._style_of(index)
+            is_left_out = here is None or not here.is_upright
+            if letters and style and (is_left_out or _differ(style, here)):
+                yield self._word(letters, first, last, style, ends_at_space=is_left_out)
+                letters = []
+            if letter == "\n" or (style and here and abs(here.baseline - style.baseline) > 0.5 * style.size):
+                self._row += 1
+            if is_left_out:
                 continue
-            style = self._style_of(index)
-            if not style.is_upright:
-                yield from self._finish(at_space=True)
-                continue
-            raw.FPDFText_GetLooseCharBox(handle, index, ctypes.byref(loose))
-            raw.FPDFText_GetCharOrigin(handle, index, ctypes.byref(x), ctypes.byref(y))
             self._count(code, index)
-            box = self._turn.box(loose.left, loose.bottom, loose.right, loose.top)
-            baseline = self._turn.point(x.value, y.value)[1]
-            if self._characters and self._is_apart(box, baseline, style):
-                yield from self._finish(at_space=False)
-            self._add(letter, box, baseline, style)
-        yield from self._finish(at_space=True)
+            if not letters:
+                first, style = index, here
+            letters.append(letter)
+            last = index
+        if letters and style:
+            yield self._word(letters, first, last, style, ends_at_space=True)
+
+    def _word(self, letters: list[str], first: int, last: int, style: _Style, *, ends_at_space: bool) -> Word:
+        box = around([self._box(first), self._box(last)])
+        place = (box.left, box.top, box.right, box.bottom)
+        return Word(*place, "".join(letters), *style[:4], ends_at_space=ends_at_space, row=self._row)
+
+    def _box(self, index: int) -> Box:
+        loose = self._raw.FS_RECTF()
+        self._raw.FPDFText_GetLooseCharBox(self._text.raw, index, ctypes.byref(loose))
+        return Box(*self._turn.box(loose.left, loose.bottom, loose.right, loose.top))
 
     def _count(self, code: int, index: int) -> None:
         self._counts["characters"] += 1
         if code in _PRIVATE_USE or code == 0xFFFD or self._raw.FPDFText_HasUnicodeMapError(self._text.raw, index) == 1:
             self._counts["unmapped"] += 1
 
-    def _is_apart(self, box: tuple[float, float, float, float], baseline: float, style: _Style) -> bool:
-        size = self._style.size
-        gap = box[0] - self._box[2]
-        changes = abs(style.size - size) > 0.05 * size or style.is_bold != self._style.is_bold
-        return changes or abs(baseline - self._baseline) > 0.1 * size or gap > 0.15 * size or gap < -0.5 * size
-
-    def _add(self, letter: str, box: tuple[float, float, float, float], baseline: float, style: _Style) -> None:
-        if not self._characters:
-            self._box, self._baseline, self._style = list(box), baseline, style
-        else:
-            mine = self._box
-            self._box = [min(mine[0], box[0]), min(mine[1], box[1]), max(mine[2], box[2]), max(mine[3], box[3])]
-        self._characters.append(letter)
-
-    def _finish(self, *, at_space: bool) -> Iterator[Word]:
-        if self._characters:
-            text, self._characters = "".join(self._characters), []
-            left, top, right, bottom = self._box
-            style = self._style
-            yield Word(
-                left, top, right, bottom, text, self._baseline, style.size, style.is_bold, style.is_typewriter, at_space
-            )
-
     def _style_of(self, index: int) -> _Style:
-        handle = self._text.raw
-        item = self._raw.FPDFText_GetTextObject(handle, index)
-        address = ctypes.addressof(item.contents) if item else 0
-        style = self._styles.get(address)
-        if style is None:
-            style = self._styles[address] = self._read_style(index)
-        return style
+        item = self._raw.FPDFText_GetTextObject(self._text.raw, index)
+        if not item:
+            return self._read_style(index)
+        address = ctypes.addressof(item.contents)
+        if address not in self._styles:
+            self._styles[address] = self._read_style(index)
+        return self._styles[address]
 
     def _read_style(self, index: int) -> _Style:
         raw, handle = self._raw, self._text.raw
-        matrix = raw.FS_MATRIX()
+        matrix, x, y = raw.FS_MATRIX(), ctypes.c_double(), ctypes.c_double()
         raw.FPDFText_GetMatrix(handle, index, ctypes.byref(matrix))
-        size = raw.FPDFText_GetFontSize(handle, index) * math.hypot(matrix.c, matrix.d)
+        raw.FPDFText_GetCharOrigin(handle, index, ctypes.byref(x), ctypes.byref(y))
+        size = abs(raw.FPDFText_GetFontSize(handle, index) * math.hypot(matrix.c, matrix.d)) or 1.0
         # Clockwise from the file's x axis; the page may be turned the other way round.
         angle = raw.FPDFText_GetCharAngle(handle, index)
         offset = (angle - self._turn.quarters * -math.pi / 2) % (2 * math.pi)
         name = ctypes.create_string_buffer(256)
         raw.FPDFText_GetFontInfo(handle, index, name, len(name), None)
-        is_bold = raw.FPDFText_GetFontWeight(handle, index) >= 600 or bool(_BOLD_NAME.search(name.value.lower()))
-        is_typewriter = bool(_TYPEWRITER_NAME.search(name.value.lower()))
-        return _Style(abs(size) or 1.0, is_bold, is_typewriter, min(offset, 2 * math.pi - offset) < 0.1)
+        face = name.value.lower()
+        # The weight is a guess from the thickness of stems: a name says more.
+        is_bold = bool(_BOLD_NAME.search(face)) if face else raw.FPDFText_GetFontWeight(handle, index) >= 600
+        is_upright = min(offset, 2 * math.pi - offset) < 0.1
+        baseline = self._turn.point(x.value, y.value)[1]
+        return _Style(baseline, size, is_bold, bool(_TYPEWRITER_NAME.search(face)), is_upright)
+
+
+def _differ(one: _Style, other: _Style | None) -> bool:
+    assert other is not None
+    shift, growth = abs(one.baseline - other.baseline), abs(one.size - other.size)
+    return shift > 0.1 * one.size or growth > 0.05 * one.size or one.is_bold != other.is_bold
