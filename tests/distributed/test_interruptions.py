@@ -53,14 +53,14 @@ def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_process_is_killed(
-    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str, victim: int
+    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, strategy: str, victim: int
 ) -> None:
     long = {"max_steps": 40, "save_steps": 3}
     train(parse_recipe({**recipe_values, **long}))
-    command = train_command("two", "--strategy", engine, *TWO, gradient_accumulation_steps=1, **long)
+    command = train_command("two", "--strategy", strategy, *TWO, gradient_accumulation_steps=1, **long)
     process = start(command)
     wait_until(lambda: bool(list((tmp_path / "two").glob("checkpoints/*/complete"))), process)
     both = ranks(process)
@@ -76,13 +76,13 @@ def test_one_process_is_killed(
     assert_same_result(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter", tolerance=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_sigterm_saves_and_ends(
-    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str
+    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, strategy: str
 ) -> None:
     long = {"max_steps": 40, "save_steps": 1000}
     train(parse_recipe({**recipe_values, **long}))
-    command = train_command("two", "--strategy", engine, *TWO, gradient_accumulation_steps=1, **long)
+    command = train_command("two", "--strategy", strategy, *TWO, gradient_accumulation_steps=1, **long)
     process = start(command)
     wait_until(lambda: steps_done(tmp_path / "two") >= 2, process)
     process.send_signal(signal.SIGTERM)

@@ -170,8 +170,8 @@ def test_results_of_other_weights_are_not_taken_for_these(tmp_path: Path) -> Non
 
 
 def test_several_processes_cannot_each_spread_over_all_devices() -> None:
+    from longlora.distributed import Processes
     from longlora.evaluation.measure import load_shared
-    from longlora.evaluation.processes import Processes
 
     with pytest.raises(ConfigError, match="start a single process"):
         load_shared("tiny", Processes(index=0, count=2, device=None, wait=lambda: None), "auto")

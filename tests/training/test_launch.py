@@ -5,6 +5,7 @@ import logging
 import signal
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from longlora import distributed
 from longlora.config import load_recipe
 from longlora.errors import ConfigError
-from longlora.training import engines, launch
-from longlora.training.launch import Processes, choose_processes, strategy_of
+from longlora.planner.job import Strategy
+from longlora.training import launch
+from longlora.training.launch import LaunchPlan, plan_launch, strategy_of
 
 pytestmark = pytest.mark.cpu  # GPUs are pretended
 
@@ -33,29 +36,29 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_asked_is_one_process(caplog: pytest.LogCaptureFixture) -> None:
-    assert choose_processes(engine=None, per_node=None) is None
-    assert choose_processes(engine="single", per_node=1) is None
+    assert plan_launch(strategy=None, per_node=None) is None
+    assert plan_launch(strategy="single", per_node=1) is None
     assert caplog.text == ""
 
 
 @pytest.mark.usefixtures("eight_gpus")
 def test_unused_gpus_are_told_and_not_taken(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "longlora"):
-        assert choose_processes(engine=None, per_node=None) is None
+        assert plan_launch(strategy=None, per_node=None) is None
     assert "8 GPUs are visible and one is used" in caplog.text
     caplog.clear()
-    assert choose_processes(engine="single", per_node=None) is None
+    assert plan_launch(strategy="single", per_node=None) is None
     assert caplog.text == ""
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_an_engine_takes_every_gpu_unless_told() -> None:
-    assert choose_processes(engine="fsdp2", per_node=None) == Processes(engine="fsdp2", per_node=8)
-    assert choose_processes(engine="ddp", per_node=3) == Processes(engine="ddp", per_node=3)
+def test_a_strategy_takes_every_gpu_unless_told() -> None:
+    assert plan_launch(strategy="fsdp2", per_node=None) == LaunchPlan(strategy="fsdp2", per_node=8)
+    assert plan_launch(strategy="ddp", per_node=3) == LaunchPlan(strategy="ddp", per_node=3)
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_the_recipes_engine_is_taken_where_its_gpus_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_recipes_strategy_is_taken_where_its_gpus_are(caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe("llama-2-7b-longlora-8k")
     with caplog.at_level(logging.INFO, "longlora"):
         assert strategy_of(recipe, nodes=1) == "zero2"
@@ -68,41 +71,41 @@ def test_the_recipes_engine_is_taken_where_its_gpus_are(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        ({"engine": None, "per_node": 2}, "2 processes need --strategy ddp, fsdp2, zero2 or zero3$"),
-        ({"engine": "single", "per_node": 2}, "zero3, not single"),
-        ({"engine": "ddp", "per_node": None}, "without a visible GPU needs --processes"),
-        ({"engine": "ddp", "per_node": 1}, "needs two processes or more, found one"),
-        ({"engine": "ddp", "per_node": 1, "nodes": 2, "node_rank": 2}, "--node-rank 2 must lie below --nodes 2"),
-        ({"engine": "ddp", "per_node": 1, "nodes": 2}, "--nodes 2 needs --main-address"),
+        ({"strategy": None, "per_node": 2}, "2 processes need --strategy ddp, fsdp2, zero2 or zero3$"),
+        ({"strategy": "single", "per_node": 2}, "zero3, not single"),
+        ({"strategy": "ddp", "per_node": None}, "without a visible GPU needs --processes"),
+        ({"strategy": "ddp", "per_node": 1}, "needs two processes or more, found one"),
+        ({"strategy": "ddp", "per_node": 1, "nodes": 2, "node_rank": 2}, "--node-rank 2 must lie below --nodes 2"),
+        ({"strategy": "ddp", "per_node": 1, "nodes": 2}, "--nodes 2 needs --main-address"),
     ],
 )
 def test_wishes_that_cannot_be_followed(wishes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choose_processes(**wishes)  # type: ignore[arg-type]
+        plan_launch(**wishes)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("eight_gpus")
 def test_more_processes_than_gpus() -> None:
     with pytest.raises(ConfigError, match="--processes 9 must not exceed the 8 GPUs"):
-        choose_processes(engine="ddp", per_node=9)
+        plan_launch(strategy="ddp", per_node=9)
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_deepspeed_is_not_there(monkeypatch: pytest.MonkeyPatch, engine: engines.Engine) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_deepspeed_is_not_there(monkeypatch: pytest.MonkeyPatch, strategy: Strategy) -> None:
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs DeepSpeed, which is not installed: pip install 'longlora\[gpu\]'"):
-        choose_processes(engine=engine, per_node=2)
+        plan_launch(strategy=strategy, per_node=2)
 
 
-def test_every_engine_but_one_process_has_its_file() -> None:
-    folder = engines.strategy_file("ddp").parent
-    assert {path.stem for path in folder.glob("*.yaml")} == set(engines.ENGINES) - {"single"}
+def test_every_strategy_but_one_process_has_its_file() -> None:
+    folder = launch.strategy_file("ddp").parent
+    assert {path.stem for path in folder.glob("*.yaml")} == set(get_args(Strategy)) - {"single"}
     for path in folder.glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["mixed_precision"] == "no"  # else it would overrule the recipe's dtype
 
 
 @pytest.mark.parametrize(
-    ("engine", "expected"),
+    ("strategy", "expected"),
     [
         ("ddp", {}),
         ("fsdp2", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}),
@@ -111,13 +114,13 @@ def test_every_engine_but_one_process_has_its_file() -> None:
     ],
 )
 def test_accelerate_reads_the_strategies(
-    monkeypatch: pytest.MonkeyPatch, engine: engines.Engine, expected: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, strategy: Strategy, expected: dict[str, str]
 ) -> None:
-    """What accelerate makes of a file is what a process started under it takes for its engine."""
-    processes = Processes(engine=engine, per_node=4, nodes=2, node_rank=1, main_address="10.0.0.1")
+    """What accelerate makes of a file is what a process started under it takes for its strategy."""
+    processes = LaunchPlan(strategy=strategy, per_node=4, nodes=2, node_rank=1, main_address="10.0.0.1")
     arguments = [*launch._options(processes), "--module", "longlora.cli", "train", "recipe.yaml"]
     options, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
-    if engine.startswith("zero"):
+    if strategy.startswith("zero"):
         options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
         command, environment = prepare_deepspeed_cmd_env(options)
         assert command is None  # torch's launcher, not DeepSpeed's over ssh
@@ -126,19 +129,19 @@ def test_accelerate_reads_the_strategies(
     assert expected.items() <= environment.items()
     assert (options.nproc_per_node, options.nnodes, options.node_rank) == ("4", "2", 1)
     assert options.rdzv_endpoint == "10.0.0.1:29500"
-    monkeypatch.setattr(engines.os, "environ", {**environment, "WORLD_SIZE": "8"})
-    assert engines.engine() == engine
+    monkeypatch.setattr(distributed.os, "environ", {**environment, "WORLD_SIZE": "8"})
+    assert distributed.current_strategy() == strategy
 
 
 def test_started_otherwise_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    engines.check_started(None, None)
-    engines.check_started("ddp", 2)
+    launch.check_started(None, None)
+    launch.check_started("ddp", 2)
     with pytest.raises(ConfigError, match=r"--strategy fsdp2: these processes were started for ddp; .*fsdp2\.yaml"):
-        engines.check_started("fsdp2", None)
+        launch.check_started("fsdp2", None)
     with pytest.raises(ConfigError, match="--processes 4: 2 were started on this node"):
-        engines.check_started(None, 4)
+        launch.check_started(None, 4)
 
 
 def failure(tmp_path: Path, status: int, *, message: str = "", seconds: int = 0) -> ProcessFailure:

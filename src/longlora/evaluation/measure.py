@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from longlora.distributed import Processes, joined
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, write_token_file
 from longlora.evaluation.haystack import Haystack, read_haystack
@@ -15,7 +16,6 @@ from longlora.evaluation.original import ORIGINAL_STRIDE, original_perplexity
 from longlora.evaluation.perplexity import Perplexity, perplexity, perplexity_by_length
 from longlora.evaluation.perplexity_report import PerplexityResult
 from longlora.evaluation.positions_report import PositionsResult
-from longlora.evaluation.processes import Processes, joined
 from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.reader import check_positions
 from longlora.evaluation.retrieval import run_retrieval

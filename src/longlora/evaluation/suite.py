@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from longlora.distributed import Processes, joined
 from longlora.errors import ConfigError
 from longlora.evaluation.against_base import base_of, named_context
 from longlora.evaluation.curves import Curves, SuiteTexts, measure_curves, measure_short
@@ -26,7 +27,6 @@ from longlora.evaluation.logits import Model, context_of
 from longlora.evaluation.measure import load_shared
 from longlora.evaluation.needle import needle
 from longlora.evaluation.passkey import passkey
-from longlora.evaluation.processes import Processes, joined
 from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.recall import recall
 from longlora.evaluation.retrieval import run_retrieval

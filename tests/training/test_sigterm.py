@@ -14,10 +14,10 @@ import yaml
 from tests.training.conftest import MakeRecipe
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from longlora.training import outcome
+from longlora.training import run_summary
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train
-from longlora.training.stopping import SaveAndStop, Terminated, Termination, noticing_sigterm
+from longlora.training.sigterm import SaveAndStop, Terminated, Termination, noticing_sigterm
 
 
 def metrics(run: Path) -> list[str]:
@@ -79,7 +79,7 @@ def test_after_the_result_it_ends_at_once_and_the_rest_is_made_later(
 ) -> None:
     recipe = make_recipe(max_steps=1)
     with monkeypatch.context() as patch, pytest.raises(Terminated, match="143") as stopped:
-        patch.setattr(outcome, "draw_curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(run_summary, "draw_curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         train(recipe)
     assert stopped.value.message == "what was trained is saved"
     assert not (Path(recipe.output_dir) / "curves.png").exists()

@@ -1,4 +1,4 @@
-"""A checkpoint is taken up by those engines that can."""
+"""A checkpoint is taken up under those strategies that can."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longlora.errors import CheckpointError
-from longlora.training.resuming import resumable
+from longlora.training.save_and_resume import resumable
 
 
 @pytest.fixture
@@ -27,11 +27,13 @@ def checkpoint(tmp_path: Path) -> Path:
 )
 def test_who_can_go_on(checkpoint: Path, file: str, own: tuple, other: tuple, remedy: str) -> None:
     (checkpoint / file).touch()
-    for engine in own:
-        assert resumable(checkpoint, engine) == checkpoint
-    for engine in other:
-        with pytest.raises(CheckpointError, match=f"cannot be resumed with --strategy {engine}: go on with {remedy}"):
-            resumable(checkpoint, engine)
+    for strategy in own:
+        assert resumable(checkpoint, strategy) == checkpoint
+    for strategy in other:
+        with pytest.raises(
+            CheckpointError, match=f"cannot be resumed with --strategy {strategy}: resume with {remedy}"
+        ):
+            resumable(checkpoint, strategy)
 
 
 def test_the_optimizer_of_fsdp2_in_its_own_order(checkpoint: Path, seed: int) -> None:

@@ -10,15 +10,15 @@ from tests.training.conftest import MakeRecipe
 
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import Extension, read_extension
-from longlora.training.directory import finish_checkpoint, open_run, run_directory, step_of
 from longlora.training.run import train
+from longlora.training.run_directory import finish_checkpoint, open_run, run_directory, step_of
 
 EXTENSION = Extension(base_model="base", base_context=64, context_length=128, rope_parameters={"rope_type": "linear"})
 
 
 def with_checkpoint(make_recipe: MakeRecipe, processes: int, **changes: Any) -> None:
     """Leave a run of that many processes with a whole checkpoint."""
-    with open_run(make_recipe(**changes), num_processes=processes, engine="ddp") as run:
+    with open_run(make_recipe(**changes), num_processes=processes, strategy="ddp") as run:
         checkpoint = run.checkpoints / "checkpoint-3"
         checkpoint.mkdir()
         finish_checkpoint(checkpoint, EXTENSION)
@@ -38,10 +38,10 @@ def test_the_same_rows_in_a_step_from_other_processes(
 ) -> None:
     with_checkpoint(make_recipe, 2, gradient_accumulation_steps=4)
     changes = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": batch}
-    with open_run(make_recipe(**changes), num_processes=processes, engine="single") as run:
+    with open_run(make_recipe(**changes), num_processes=processes, strategy="single") as run:
         assert run.last_checkpoint() == run.checkpoints / "checkpoint-3"
     starts = json.loads((run.root / "environment.json").read_text())
-    assert [(start["engine"], start["processes"]) for start in starts] == [("ddp", 2), ("single", processes)]
+    assert [(start["strategy"], start["processes"]) for start in starts] == [("ddp", 2), ("single", processes)]
 
 
 def test_what_hardware_a_recipe_is_meant_for_may_change(make_recipe: MakeRecipe) -> None:

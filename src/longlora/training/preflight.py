@@ -1,12 +1,15 @@
-"""What the planner is told of a recipe. Imports no torch: `longlora plan` stands on it."""
+"""What can be asked of a recipe before torch is loaded: whether its places can be used, and what a plan needs."""
 
 from typing import Any
 
 from longlora.config import Recipe
 from longlora.errors import ConfigError
+from longlora.models.checkpoint import model_source
 from longlora.planner import Architecture, PlannedRun, find_architecture
 from longlora.planner.job import Strategy
 from longlora.rope import extend_rope, present_context
+from longlora.support.locate import locate
+from longlora.training.run_directory import check_output
 
 # How planner and recipe call the optimizers whose memory the planner knows.
 _PLANNED_OPTIMIZERS: dict[str, Any] = {
@@ -16,6 +19,23 @@ _PLANNED_OPTIMIZERS: dict[str, Any] = {
     "adamw_bnb_8bit": "adamw_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+
+
+def check_places(recipe: Recipe, *, merge_follows: bool) -> None:
+    """Look at the places that a recipe names: the output directory, the model, the data.
+
+    `merge_follows`: whether a finished run also has a merged model.
+
+    Raises:
+        ConfigError: the output directory cannot be used.
+        CheckpointError: there is no model where the recipe says.
+        DataError: there are no texts where it says.
+    """
+    check_output(recipe, merge_follows=merge_follows)
+    model_source(recipe.model_name_or_path)
+    for source in (recipe.data.source, recipe.data.validation_source):
+        for name in [source] if isinstance(source, str) else source or ():
+            locate(name)
 
 
 def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "single") -> PlannedRun:
