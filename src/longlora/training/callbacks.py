@@ -157,12 +157,8 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the bar at the step that the run resumes from."""
-        bar = progress_bar(
-            "training",
-            total=state.max_steps,
-            completed=state.global_step,
-            progress=state.is_world_process_zero,
-        )
+        total, done = state.max_steps, state.global_step
+        bar = progress_bar("training", total=total, completed=done, progress=state.is_world_process_zero)
         self._advance = self._bar.enter_context(bar)
 
     def on_log(

@@ -1,7 +1,7 @@
 """SIGTERM, as clusters send it before they kill: save a checkpoint, say so, and end with status 143.
 
-transformers' `enable_jit_checkpoint` (5.23) saves too, but asks each process for itself, while the others go on with a
-step that waits for it, looks away for three seconds, and ends with status 0 as a finished run does.
+transformers' `enable_jit_checkpoint` does not serve: a rank that got the signal saves alone while the others wait for
+it in the next step, it begins three seconds late, and the process ends with the status of a finished run.
 """
 
 import signal
