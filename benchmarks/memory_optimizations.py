@@ -36,9 +36,9 @@ from longlora.data import pack_rows, read_documents, tokenize_documents
 from longlora.models.load import load_for_training
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
-from longlora.training.directory import open_run
-from longlora.training.rows import Rows
-from longlora.training.stopping import Termination
+from longlora.training.recipe_rows import Rows
+from longlora.training.run_directory import open_run
+from longlora.training.sigterm import Termination
 from longlora.training.trainer import build_trainer, training_arguments
 
 NONE = {"chunked_loss": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}

@@ -28,10 +28,10 @@ import longlora.models.load
 from longlora.config import Recipe, parse_recipe
 from longlora.planner import make_plan, recognise_gpu
 from longlora.tiny import tiny_model_directory
-from longlora.training.beforehand import planned_run
-from longlora.training.directory import RunDirectory, open_run
-from longlora.training.rows import Rows
-from longlora.training.stopping import Termination
+from longlora.training.preflight import planned_run
+from longlora.training.recipe_rows import Rows
+from longlora.training.run_directory import RunDirectory, open_run
+from longlora.training.sigterm import Termination
 from longlora.training.trainer import build_trainer, training_arguments
 
 SAVERS = {"tiled_mlp": 4096, "activation_offloading": True}

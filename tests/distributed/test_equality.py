@@ -1,4 +1,4 @@
-"""Two processes train what one process trains, whichever engine divides the work."""
+"""Two processes train what one process trains, whichever strategy divides the work."""
 
 import json
 from pathlib import Path
@@ -38,12 +38,12 @@ def _settings(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_are_one(
-    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str
+    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, strategy: str
 ) -> None:
     train(parse_recipe(recipe_values))
-    command = train_command("two", "--strategy", engine, "--processes", "2", gradient_accumulation_steps=1)
+    command = train_command("two", "--strategy", strategy, "--processes", "2", gradient_accumulation_steps=1)
     done = complete(command)
-    assert f"2 processes ({engine}), 2 rows in an optimizer step" in done.stderr
+    assert f"2 processes ({strategy}), 2 rows in an optimizer step" in done.stderr
     assert done.stdout.count("written to") == done.stderr.count("rows of 128 tokens") == 1
     assert len(losses(tmp_path / "two")) == 10
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
@@ -56,7 +56,7 @@ def test_two_processes_are_one(
     assert (checkpoints[1] / "longlora.json").exists()
     assert all((checkpoints[1] / f"rng_state_{rank}.pth").exists() for rank in (0, 1))
     start = json.loads((tmp_path / "two" / "environment.json").read_text())[-1]
-    assert (start["strategy"], start["processes"]) == (engine, 2)
+    assert (start["strategy"], start["processes"]) == (strategy, 2)
 
 
 def test_half_the_rows_would_be_noticed(recipe_values: dict[str, Any], tmp_path: Path) -> None:

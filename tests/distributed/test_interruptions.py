@@ -56,11 +56,11 @@ def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_process_is_killed(
-    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str, victim: int
+    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, strategy: str, victim: int
 ) -> None:
     long = {"max_steps": 40, "save_steps": 3}
     train(parse_recipe({**recipe_values, **long}))
-    command = train_command("two", "--strategy", engine, *TWO, gradient_accumulation_steps=1, **long)
+    command = train_command("two", "--strategy", strategy, *TWO, gradient_accumulation_steps=1, **long)
     process = start(command)
     wait_until(lambda: bool(list((tmp_path / "two").glob("checkpoints/*/complete"))), process)
     both = ranks(process)
@@ -78,17 +78,17 @@ def test_one_process_is_killed(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_sigterm_saves_and_ends(
-    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, engine: str
+    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, strategy: str
 ) -> None:
     long = {"max_steps": 40, "save_steps": 1000}
     train(parse_recipe({**recipe_values, **long}))
-    command = train_command("two", "--strategy", engine, *TWO, gradient_accumulation_steps=1, **long)
+    command = train_command("two", "--strategy", strategy, *TWO, gradient_accumulation_steps=1, **long)
     process = start(command)
     wait_until(lambda: steps_done(tmp_path / "two") >= 2, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM
-    assert err.count("of 40 steps are saved; the same command resumes from there") == 1
+    assert err.count("of 40 steps are saved; the same command goes on from there") == 1
     assert "Traceback" not in err
     assert list((tmp_path / "two").glob("checkpoints/*/complete"))
     again = complete(command)

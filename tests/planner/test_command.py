@@ -13,7 +13,7 @@ from longlora.config import Recipe, load_recipe
 from longlora.errors import ConfigError
 from longlora.models.load import extended_config, load_config, model_source
 from longlora.planner import GIB
-from longlora.training.beforehand import planned_run
+from longlora.training.preflight import planned_run
 
 
 @pytest.fixture

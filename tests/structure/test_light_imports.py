@@ -31,7 +31,9 @@ def heavy_modules_after(statements: str) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["longlora", "longlora.errors", "longlora.config", "longlora.planner"])
+@pytest.mark.parametrize(
+    "name", ["longlora", "longlora.errors", "longlora.config", "longlora.planner", "longlora.distributed"]
+)
 def test_import_is_light(name: str) -> None:
     assert heavy_modules_after(f"import {name}") == []
 

@@ -77,7 +77,9 @@ def test_what_cannot_be_parsed_is_named(path: Path) -> None:
 
 def test_a_file_without_a_header_is_no_journal(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text('{"n": 1}\n{"n": 2}\n')
-    with pytest.raises(DataError, match="is no journal"):
-        read_journal(path, {})
+    for text in ('{"n": 1}\n', '{"n": 1}\n{"n": 2}\n'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="is no journal"):
+            Journal(path, {})
+        assert path.read_text() == text
     assert read_json_lines(path, lambda value: value["n"]) == [1, 2]

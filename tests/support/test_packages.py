@@ -28,7 +28,7 @@ def version(name):
         raise metadata.PackageNotFoundError(name)
     return ask(name)
 metadata.version = version
-from longlora.training.directory import _environment
+from longlora.training.run_directory import _environment
 from longlora.evaluation.provenance import provenance
 from longlora.merge import card
 print(_environment()["packages"]["longlora"])

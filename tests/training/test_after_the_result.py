@@ -17,9 +17,9 @@ from longlora.data import Conversation
 from longlora.errors import ConfigError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.load import load_for_inference
-from longlora.training import outcome
+from longlora.training import run_summary
 from longlora.training.run import train
-from longlora.training.samples import write_samples
+from longlora.training.sampled_answers import write_samples
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_what_failed_after_the_result_is_made_by_the_same_command(
     train(reference)
     with monkeypatch.context() as patch:
         for name in ("write_samples", "draw_curves"):
-            patch.setattr(outcome, name, _raise(RuntimeError(f"{name} is broken")))
+            patch.setattr(run_summary, name, _raise(RuntimeError(f"{name} is broken")))
         result = train(recipe)
     assert "answering held-out questions failed (RuntimeError: write_samples is broken)" in caplog.text
     assert "drawing the curves failed (RuntimeError: draw_curves is broken)" in caplog.text

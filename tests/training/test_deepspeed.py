@@ -9,7 +9,7 @@ from tests.training.conftest import MakeRecipe
 
 from longlora.errors import ConfigError
 from longlora.training import trainer as trainer_module
-from longlora.training.directory import run_directory
+from longlora.training.run_directory import run_directory
 from longlora.training.trainer import training_arguments
 
 STRATEGIES = REPOSITORY / "src" / "longlora" / "training" / "strategies"
@@ -34,7 +34,7 @@ def test_deepspeeds_own_parser_takes_the_strategy(stage: int) -> None:
 
 
 def test_without_a_gpu_it_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "strategy", lambda: "zero2")
+    monkeypatch.setattr(trainer_module, "current_strategy", lambda: "zero2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     recipe = make_recipe()
     with pytest.raises(ConfigError, match="--strategy zero2 needs GPUs, and torch sees none here"):

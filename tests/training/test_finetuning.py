@@ -15,14 +15,14 @@ from longlora.config import Recipe, parse_recipe
 from longlora.data import encode_conversation
 from longlora.errors import ConfigError
 from longlora.models.load import load_for_inference
-from longlora.training.directory import read_metrics
+from longlora.support.journal import read_json_lines
 from longlora.training.run import train
 
 ANSWERS = ["calm", "still", "a ship", "the sea", "lay upon it", "was calm"]
 
 
 def lines(recipe: Recipe) -> list[dict[str, Any]]:
-    return read_metrics(Path(recipe.output_dir) / "metrics.jsonl")
+    return read_json_lines(Path(recipe.output_dir) / "metrics.jsonl")
 
 
 def test_fine_tuning_lowers_the_loss_of_held_out_answers_and_shows_some(make_sft: MakeRecipe) -> None:

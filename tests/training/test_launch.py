@@ -17,9 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from longlora import distributed
 from longlora.config import load_recipe
 from longlora.errors import ConfigError
-from longlora.support.choices import Strategy
+from longlora.planner.job import Strategy
 from longlora.training import launch
-from longlora.training.launch import Launch, choose_processes, strategy_of
+from longlora.training.launch import LaunchPlan, plan_launch, strategy_of
 
 pytestmark = pytest.mark.cpu  # GPUs are pretended
 
@@ -36,29 +36,29 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_asked_is_one_process(caplog: pytest.LogCaptureFixture) -> None:
-    assert choose_processes(strategy=None, per_node=None) is None
-    assert choose_processes(strategy="single", per_node=1) is None
+    assert plan_launch(strategy=None, per_node=None) is None
+    assert plan_launch(strategy="single", per_node=1) is None
     assert caplog.text == ""
 
 
 @pytest.mark.usefixtures("eight_gpus")
 def test_unused_gpus_are_told_and_not_taken(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "longlora"):
-        assert choose_processes(strategy=None, per_node=None) is None
+        assert plan_launch(strategy=None, per_node=None) is None
     assert "8 GPUs are visible and one is used" in caplog.text
     caplog.clear()
-    assert choose_processes(strategy="single", per_node=None) is None
+    assert plan_launch(strategy="single", per_node=None) is None
     assert caplog.text == ""
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_an_engine_takes_every_gpu_unless_told() -> None:
-    assert choose_processes(strategy="fsdp2", per_node=None) == Launch(strategy="fsdp2", per_node=8)
-    assert choose_processes(strategy="ddp", per_node=3) == Launch(strategy="ddp", per_node=3)
+def test_a_strategy_takes_every_gpu_unless_told() -> None:
+    assert plan_launch(strategy="fsdp2", per_node=None) == LaunchPlan(strategy="fsdp2", per_node=8)
+    assert plan_launch(strategy="ddp", per_node=3) == LaunchPlan(strategy="ddp", per_node=3)
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_the_recipes_engine_is_taken_where_its_gpus_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_recipes_strategy_is_taken_where_its_gpus_are(caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe("llama-2-7b-longlora-8k")
     with caplog.at_level(logging.INFO, "longlora"):
         assert strategy_of(recipe, nodes=1) == "zero2"
@@ -81,24 +81,24 @@ def test_the_recipes_engine_is_taken_where_its_gpus_are(caplog: pytest.LogCaptur
 )
 def test_wishes_that_cannot_be_followed(wishes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choose_processes(**wishes)  # type: ignore[arg-type]
+        plan_launch(**wishes)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("eight_gpus")
 def test_more_processes_than_gpus() -> None:
     with pytest.raises(ConfigError, match="--processes 9 must not exceed the 8 GPUs"):
-        choose_processes(strategy="ddp", per_node=9)
+        plan_launch(strategy="ddp", per_node=9)
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_deepspeed_is_not_there(monkeypatch: pytest.MonkeyPatch, strategy: Strategy) -> None:
-    monkeypatch.setattr(distributed, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs DeepSpeed, which is not installed: pip install 'longlora\[gpu\]'"):
-        choose_processes(strategy=strategy, per_node=2)
+        plan_launch(strategy=strategy, per_node=2)
 
 
 def test_every_strategy_but_one_process_has_its_file() -> None:
-    folder = distributed.strategy_file("ddp").parent
+    folder = launch.strategy_file("ddp").parent
     assert {path.stem for path in folder.glob("*.yaml")} == set(get_args(Strategy)) - {"single"}
     for path in folder.glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["mixed_precision"] == "no"  # else it would overrule the recipe's dtype
@@ -117,7 +117,7 @@ def test_accelerate_reads_the_strategies(
     monkeypatch: pytest.MonkeyPatch, strategy: Strategy, expected: dict[str, str]
 ) -> None:
     """What accelerate makes of a file is what a process started under it takes for its strategy."""
-    processes = Launch(strategy=strategy, per_node=4, nodes=2, node_rank=1, main_address="10.0.0.1")
+    processes = LaunchPlan(strategy=strategy, per_node=4, nodes=2, node_rank=1, main_address="10.0.0.1")
     arguments = [*launch._options(processes), "--module", "longlora.cli", "train", "recipe.yaml"]
     options, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     if strategy.startswith("zero"):
@@ -130,18 +130,18 @@ def test_accelerate_reads_the_strategies(
     assert (options.nproc_per_node, options.nnodes, options.node_rank) == ("4", "2", 1)
     assert options.rdzv_endpoint == "10.0.0.1:29500"
     monkeypatch.setattr(distributed.os, "environ", {**environment, "WORLD_SIZE": "8"})
-    assert distributed.strategy() == strategy
+    assert distributed.current_strategy() == strategy
 
 
 def test_started_otherwise_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    distributed.check_started(None, None)
-    distributed.check_started("ddp", 2)
+    launch.check_started(None, None)
+    launch.check_started("ddp", 2)
     with pytest.raises(ConfigError, match=r"--strategy fsdp2: these processes were started for ddp; .*fsdp2\.yaml"):
-        distributed.check_started("fsdp2", None)
+        launch.check_started("fsdp2", None)
     with pytest.raises(ConfigError, match="--processes 4: 2 were started on this node"):
-        distributed.check_started(None, 4)
+        launch.check_started(None, 4)
 
 
 def failure(tmp_path: Path, status: int, *, message: str = "", seconds: int = 0) -> ProcessFailure:

@@ -16,13 +16,18 @@ from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.models import memory_optimizations as memory
 from longlora.planner import GIB
-from longlora.training import beginning
+from longlora.training import announcements
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train
 from longlora.training.trainer import ExtensionTrainer
 
-NONE = {"chunked_loss": False, "optim": "adamw_torch", "max_steps": 4, "lora": {"target_modules": "all-linear"}}
-ALL = {"chunked_loss": True, "gradient_checkpointing": True, "tiled_mlp": 48, "optim": "adamw_torch_fused"}
+PLAIN = {"chunked_loss": False, "optim": "adamw_torch", "max_steps": 4, "lora": {"target_modules": "all-linear"}}
+EVERY_OPTIMIZATION = {
+    "chunked_loss": True,
+    "gradient_checkpointing": True,
+    "tiled_mlp": 48,
+    "optim": "adamw_torch_fused",
+}
 TOLERANCE = 1e-5  # of losses near 5 that fall by 1 within the four steps
 
 Curve = Callable[..., list[float]]
@@ -30,11 +35,11 @@ Curve = Callable[..., list[float]]
 
 @pytest.fixture
 def curve(make_recipe: MakeRecipe, tmp_path: Path) -> Curve:
-    """Losses and gradient norms of a run without optimizations, or with the changes that are named."""
+    """Losses and gradient norms of a run without them, or with the changes that are named."""
     numbers = iter(range(100))
 
     def run(**changes: Any) -> list[float]:
-        recipe = make_recipe(**{**NONE, "output_dir": str(tmp_path / f"run-{next(numbers)}"), **changes})
+        recipe = make_recipe(**{**PLAIN, "output_dir": str(tmp_path / f"run-{next(numbers)}"), **changes})
         train(recipe)
         return curve_of(recipe)
 
@@ -49,9 +54,9 @@ def curve_of(recipe: Recipe) -> list[float]:
 
 def test_every_optimization_alone_and_all_together(curve: Curve) -> None:
     plain = curve()
-    for name, value in ALL.items():
+    for name, value in EVERY_OPTIMIZATION.items():
         assert curve(**{name: value}) == pytest.approx(plain, rel=TOLERANCE), name
-    assert curve(**ALL) == pytest.approx(plain, rel=TOLERANCE)
+    assert curve(**EVERY_OPTIMIZATION) == pytest.approx(plain, rel=TOLERANCE)
 
 
 def test_a_lost_tile_would_be_noticed(curve: Curve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +65,7 @@ def test_a_lost_tile_would_be_noticed(curve: Curve, monkeypatch: pytest.MonkeyPa
     assert curve(max_steps=2, tiled_mlp=48) != pytest.approx(plain, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("optimizations", [{}, ALL], ids=["none", "every"])
+@pytest.mark.parametrize("optimizations", [{}, EVERY_OPTIMIZATION], ids=["none", "every"])
 def test_eight_small_steps_are_one_large_step(curve: Curve, optimizations: dict[str, Any]) -> None:
     small = curve(**optimizations, max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=8)
     large = curve(**optimizations, max_steps=2, per_device_train_batch_size=8, gradient_accumulation_steps=1)
@@ -69,15 +74,17 @@ def test_eight_small_steps_are_one_large_step(curve: Curve, optimizations: dict[
 
 def test_full_fine_tuning_with_every_optimization(curve: Curve) -> None:
     settings = {"tuning": "full", "learning_rate": 1e-3, "max_steps": 3}
-    assert curve(**settings, **ALL) == pytest.approx(curve(**settings), rel=TOLERANCE)
+    assert curve(**settings, **EVERY_OPTIMIZATION) == pytest.approx(curve(**settings), rel=TOLERANCE)
 
 
 def test_what_is_saved_has_the_same_names(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     saved = []
-    for optimizations in ({}, ALL):
-        recipe = make_recipe(**{**NONE, **optimizations, "max_steps": 1, "output_dir": str(tmp_path / str(len(saved)))})
+    for optimizations in ({}, EVERY_OPTIMIZATION):
+        recipe = make_recipe(
+            **{**PLAIN, **optimizations, "max_steps": 1, "output_dir": str(tmp_path / str(len(saved)))}
+        )
         saved.append(load_file(train(recipe) / "adapter_model.safetensors"))
     assert saved[0].keys() == saved[1].keys()
     for name, tensor in saved[0].items():
@@ -155,13 +162,13 @@ def test_what_offloading_takes_from_the_host_is_said(
     level: int,
 ) -> None:
     memory = SimpleNamespace(available=free * GIB, total=125 * GIB)
-    monkeypatch.setattr(beginning.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(announcements.psutil, "virtual_memory", lambda: memory)
     recipe = make_recipe(
         context_length=262_144, per_device_train_batch_size=1, dtype="bfloat16", gradient_checkpointing=True
     )
     config = LlamaConfig(hidden_size=4096, num_hidden_layers=32)
     with caplog.at_level(logging.INFO, logger="longlora"):
-        beginning.tell_offloading(recipe, config)
+        announcements.tell_offloading(recipe, config)
     (record,) = caplog.records
     assert record.levelno == level
     assert f"take 64.0 GiB of the host's memory in 1 process, and {free}.0 of 125.0 GiB are free" in caplog.text
@@ -172,7 +179,7 @@ def test_what_leaves_without_checkpointing_is_not_guessed(
     make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="longlora"):
-        beginning.tell_offloading(make_recipe(gradient_checkpointing=False), LlamaConfig())
+        announcements.tell_offloading(make_recipe(gradient_checkpointing=False), LlamaConfig())
     assert caplog.text == ""
 
 

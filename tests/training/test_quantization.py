@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.training.conftest import MakeRecipe
-from tests.training.test_optimizations import curve_of
+from tests.training.test_memory_optimizations import curve_of
 
 from longlora.merge import merge_adapter
 from longlora.models.load import load_for_inference, load_for_training
@@ -91,7 +91,7 @@ def test_the_curve_is_near_that_of_the_whole_base_and_not_the_same(make_recipe: 
     assert curves[1] != pytest.approx(curves[0], rel=1e-5)
 
 
-def test_optimizations_on_four_bits_change_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_memory_optimizations_on_four_bits_change_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     curves = []
     for optimizations in ({"chunked_loss": False}, {"gradient_checkpointing": True, "tiled_mlp": 48}):
         recipe = make_recipe(**QLORA, **optimizations, max_steps=3, output_dir=str(tmp_path / str(len(curves))))

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from openai import OpenAI
-from tests.corpus.qa.test_journal import Attempts, a_call
+from tests.corpus.qa.test_journal import a_call
 from tests.templates import CHATML, LLAMA_2, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from longlora.config import parse_recipe
-from longlora.corpus.qa.local_model import LocalModel
+from longlora.corpus.qa.local import LocalModel
 from longlora.inference.conversation import Conversation
 from longlora.inference.settings import ChatSettings
 from longlora.inference.start import load_speaker, memory_for
@@ -135,9 +135,7 @@ def test_the_saved_settings_name_every_end(tuned: Tuned, name: str) -> None:
 
 
 def test_in_make_qa(tuned: Tuned) -> None:
-    answer = asyncio.run(
-        LocalModel(str(tuned.places["merged"])).answer(a_call(prompt=QUESTION, max_tokens=20), Attempts())
-    )
+    answer = asyncio.run(LocalModel(str(tuned.places["merged"])).answer(a_call(prompt=QUESTION, max_tokens=20)))
     assert answer.text.strip() == ANSWER
     assert answer.finish == "stop"
 

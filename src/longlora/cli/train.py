@@ -50,7 +50,7 @@ def plan(
     from longlora.config import load_recipe
     from longlora.planner import GIB, find_gpu, make_plan
     from longlora.planner.plan_report import plan_to_dict, print_plan
-    from longlora.training.beforehand import planned_run
+    from longlora.training.preflight import planned_run
 
     loaded = load_recipe(recipe, overrides or [])
     gpus = gpus or loaded.hardware.gpus
@@ -101,34 +101,32 @@ def train(
 ) -> None:
     """Follow a recipe, in one process or several; started again after an interruption, go on where it stopped."""
     from longlora.config import load_recipe
-    from longlora.training.beforehand import check_beforehand
+    from longlora.distributed import is_launched, is_main_process, shutdown
+    from longlora.training.preflight import check_places
 
     loaded = load_recipe(recipe, overrides or [])
     if miniature:
         from longlora.training.miniature import miniature_recipe
 
         loaded = miniature_recipe(loaded)
-    from longlora.distributed import check_started, is_started_as_one_of_several
-
     merges = loaded.merge and loaded.tuning != "full"
-    if is_started_as_one_of_several():
+    if not is_launched():
+        check_places(loaded, merge_follows=merges)
+    from longlora.training.launch import check_started, launch, plan_launch, strategy_of
+
+    if is_launched():
         check_started(strategy, processes)
     else:
-        check_beforehand(loaded, merge_follows=merges)
-        from longlora.training.launch import choose_processes, launch, strategy_of
-
-        strategy = strategy or strategy_of(loaded, nodes=nodes)
-        chosen = choose_processes(
-            strategy=strategy,
+        launch_plan = plan_launch(
+            strategy=strategy or strategy_of(loaded, nodes=nodes),
             per_node=processes,
             nodes=nodes,
             node_rank=node_rank,
             main_address=main_address,
             main_port=main_port,
         )
-        if chosen is not None:
-            raise Launched(launch(chosen, ["train", recipe, *(overrides or []), *["--miniature"] * miniature]))
-    from longlora.distributed import is_main_process, shutdown
+        if launch_plan is not None:
+            raise Launched(launch(launch_plan, ["train", recipe, *(overrides or []), *["--miniature"] * miniature]))
     from longlora.training.run import train as run_training
 
     result = run_training(loaded, merge_follows=merges)
@@ -148,7 +146,7 @@ def _merge_result(adapter: Path, merged: Path) -> None:
     """Merge what a run trained, unless an earlier start did; a failure costs nothing but the merge."""
     from longlora.merge import merge_adapter
     from longlora.support.files import remove_partial
-    from longlora.training.outcome import attempted
+    from longlora.training.run_summary import attempted
 
     remove_partial(merged)
     if not merged.exists():

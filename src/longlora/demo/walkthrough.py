@@ -35,8 +35,8 @@ from longlora.support.files import whole_directory, write_atomically
 from longlora.support.packages import package_versions
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
-from longlora.training.directory import open_run
 from longlora.training.run import train
+from longlora.training.run_directory import open_run
 
 logger = logging.getLogger("longlora")
 

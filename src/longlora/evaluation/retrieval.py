@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.distributed import Processes, alone
+from longlora.distributed import Processes
 from longlora.evaluation.effective import DEFAULT_BAR, check_bar
 from longlora.evaluation.log import TrialLog, gather
 from longlora.evaluation.logits import Model
@@ -62,7 +62,7 @@ def run_retrieval(
     # The longest first: what has no room is known before hours of work.
     check_positions(model, _num_tokens(test.ask(tokenizer, grid[-1])), beyond=beyond)
     settings = {"test": test.name} | test.settings | {"seed": seed} | _identities(model, tokenizer, model_name)
-    folder, processes = Path(output), processes or alone()
+    folder, processes = Path(output), processes or Processes()
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_first:
         gather(folder, settings, grid)

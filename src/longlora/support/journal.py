@@ -78,12 +78,13 @@ def read_journal(path: Path, settings: Mapping[str, Any], parse: Callable[[Any],
         DataError: a line is no JSON, or `parse` fails on it.
     """
     lines: list[Any] = read_json_lines(path)
-    if len(lines) < 2:
+    if not lines:
         return []
     header = lines[0]["settings"] if isinstance(lines[0], dict) and "settings" in lines[0] else None
     if not isinstance(header, dict):
         raise DataError(f"{path} is no journal: its first line holds no settings; choose another place")
-    check_same_settings(path, header, settings)
+    if len(lines) > 1:
+        check_same_settings(path, header, settings)
     return [_parsed(path, number, value, parse) for number, value in enumerate(lines[1:], start=2)]
 
 

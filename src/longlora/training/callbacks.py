@@ -1,24 +1,26 @@
-"""What happens beside the training loop: dense finish, log, clock, progress bar, marks on checkpoints."""
+"""What happens beside the training loop: the dense finish, checks, clock, log, progress bar, marks on checkpoints."""
 
-import json
 import math
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from trl import SFTConfig
 
-from longlora.distributed import wait_for_all
+from longlora.distributed import wait_for_everyone
 from longlora.errors import DivergenceError
 from longlora.models.checkpoint import Extension
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.support.files import write_atomically
-from longlora.training.directory import RunDirectory, finish_checkpoint, read_metrics
+from longlora.support.journal import json_line, read_json_lines
+from longlora.support.progress import progress_bar
+from longlora.training.run_directory import RunDirectory, finish_checkpoint
 
 
 class DenseFinish(TrainerCallback):
@@ -29,28 +31,26 @@ class DenseFinish(TrainerCallback):
         self._first_dense_step = first_dense_step
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel,
-        **kwargs: Any,
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs: Any
     ) -> None:
         """Choose the attention of the coming step by the number of steps done, so that a resumed run agrees."""
         is_grouped = state.global_step < self._first_dense_step
         set_grouping(model, self._grouping if is_grouped else Grouping(group_size=None))
 
 
+def diverged(what: str, state: TrainerState, args: SFTConfig) -> DivergenceError:
+    """The error that says what stopped being a number in the step under way."""
+    return DivergenceError(
+        f"{what} at step {state.global_step + 1}; lower learning_rate (it is {args.learning_rate:g}) and start again: "
+        "the last good checkpoint is kept"
+    )
+
+
 class FiniteGradients(TrainerCallback):
     """Stops before the optimizer takes up a gradient that is not a number, though the loss still was one."""
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel,
-        **kwargs: Any,
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs: Any
     ) -> None:
         """Look at every gradient.
 
@@ -64,64 +64,7 @@ class FiniteGradients(TrainerCallback):
         # The largest magnitude is infinite or NaN where any number is; unlike a mask it takes no memory.
         largest = [torch.linalg.vector_norm(shard, math.inf) for shard in shards if shard.numel()]
         if largest and not torch.stack(largest).isfinite().all():
-            raise DivergenceError(
-                f"gradients stopped being numbers at step {state.global_step + 1}; lower learning_rate (it is "
-                f"{args.learning_rate:g}) and start again: the last good checkpoint is kept"
-            )
-
-
-class MetricsLog(TrainerCallback):
-    """Writes every logged step as a line of JSON, and drops lines past the checkpoint that a run resumes from."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep only what the resumed run has not yet to do again."""
-        if not state.is_world_process_zero or not self._path.exists():
-            return
-        kept = [line for line in read_metrics(self._path) if line["step"] <= state.global_step]
-        write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept))
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
-        """Add a line; the summary at the end of the run, which has no loss of a step, is left out."""
-        if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint once every process has written its part, so that one cut short is never resumed from."""
-
-    def __init__(self, run: RunDirectory, extension: Extension) -> None:
-        self._run = run
-        self._extension = extension
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint of this step."""
-        wait_for_all()
-        if state.is_world_process_zero:
-            finish_checkpoint(self._run.checkpoints / f"checkpoint-{state.global_step}", self._extension)
-
-
-class LightLastCheckpoint(TrainerCallback):
-    """Leaves the optimizer's state, most of a checkpoint, out of the one that ends a run.
-
-    It secures what was trained until the result is written; no step follows that would need the state.
-    """
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say so to the trainer, which saves after this."""
-        args.save_only_model = state.global_step >= state.max_steps
+            raise diverged("gradients stopped being numbers", state, args)
 
 
 class Stopwatch(TrainerCallback):
@@ -138,20 +81,16 @@ class Stopwatch(TrainerCallback):
         """Over all processes; 0 before the first step has ended."""
         return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Forget what loading the model took."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the clock."""
         self._step_started = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop it, and count the step."""
         self.seconds += time.monotonic() - self._step_started
         self.steps += 1
@@ -165,51 +104,80 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+class MetricsLog(TrainerCallback):
+    """Writes every logged step as a line of JSON, and drops lines past the checkpoint that a run resumes from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep only what the resumed run has not yet to do again."""
+        if state.is_world_process_zero and self._path.exists():
+            lines: list[dict[str, Any]] = read_json_lines(self._path)
+            kept = [line for line in lines if line["step"] <= state.global_step]
+            write_atomically(self._path, "".join(map(json_line, kept)))
+
+    def on_log(
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Add a line; the summary at the end of the run, which has no loss of a step, is left out."""
+        if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json_line({"step": state.global_step, **logs}))
+
+
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint once every process has written its part, so that one cut short is never resumed from.
+
+    The one that ends a run is left without the optimizer's state, most of it: no step follows that would need that.
+    """
+
+    def __init__(self, run: RunDirectory, extension: Extension) -> None:
+        self._run = run
+        self._extension = extension
+
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tell the trainer, which saves after this, what to leave out."""
+        args.save_only_model = state.global_step >= state.max_steps
+
+    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint of this step."""
+        wait_for_everyone()
+        if state.is_world_process_zero:
+            finish_checkpoint(self._run.checkpoints / f"checkpoint-{state.global_step}", self._extension)
+
+
 class ProgressBar(TrainerCallback):
     """Shows steps, losses, tokens per second, memory and the time that is left."""
 
-    def __init__(self, *, description: str, watch: Stopwatch) -> None:
+    def __init__(self, watch: Stopwatch) -> None:
         self._watch = watch
-        self._validation = ""
-        self._progress = Progress(
-            TextColumn(description),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        self._bar = ExitStack()
+        self._validation = self._status = ""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the bar at the step that the run resumes from."""
-        self._progress.disable = not state.is_world_process_zero
-        self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
-        self._progress.start()
+        total, done = state.max_steps, state.global_step
+        bar = progress_bar("training", total=total, completed=done, progress=state.is_world_process_zero)
+        self._advance = self._bar.enter_context(bar)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         """Show the latest losses, the speed and the peak of memory."""
         if "eval_loss" in logs:
             self._validation = f"  validation {float(logs['eval_loss']):.3f}"
-            self._progress.update(self._task, status=self._validation.strip())
+            self._status = self._validation.strip()
         elif "loss" in logs and self._watch.seconds:
-            speed = self._watch.tokens_per_second
-            memory = peak_memory_bytes() / 2**30
+            speed, memory = self._watch.tokens_per_second, peak_memory_bytes() / 2**30
             loss = f"loss {float(logs['loss']):.3f}{self._validation}"
-            self._progress.update(self._task, status=f"{loss}  {speed:,.0f} tokens/s  {memory:.1f} GiB")
+            self._status = f"{loss}  {speed:,.0f} tokens/s  {memory:.1f} GiB"
+        self._advance(0, self._status)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
-        self._progress.update(self._task, completed=state.global_step)
+        self._advance(1, self._status)
 
     def close(self) -> None:
         """Stop drawing; safe to call at any time, needed when training ends by an exception."""
-        self._progress.stop()
+        self._bar.close()

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.distributed.run  # with all of its loggers
@@ -13,7 +15,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 
 from longlora.config import Recipe
-from longlora.distributed import LAUNCHER_VARIABLE, check_installed, strategy_file
+from longlora.distributed import LAUNCHER_VARIABLE, current_strategy, local_world_size
 from longlora.errors import ConfigError
 from longlora.support.choices import Strategy
 
@@ -26,7 +28,7 @@ _DEFAULT_PORT = 29500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class LaunchPlan:
     """How many processes, and where."""
 
     strategy: Strategy
@@ -48,6 +50,38 @@ class Launch:
     """Port on node 0; on a single node any free one, with several 29500."""
 
 
+def strategy_file(strategy: Strategy) -> Path:
+    """The configuration of accelerate for a strategy; a single process needs none."""
+    return Path(__file__).parent / "strategies" / f"{strategy}.yaml"
+
+
+def check_installed(strategy: Strategy) -> None:
+    """See that a strategy's library is there.
+
+    Raises:
+        ConfigError: DeepSpeed is needed and not installed.
+    """
+    if strategy in ("zero2", "zero3") and find_spec("deepspeed") is None:
+        raise ConfigError(f"--strategy {strategy} needs DeepSpeed, which is not installed: pip install 'longlora[gpu]'")
+
+
+def check_started(wanted: Strategy | None, processes: int | None) -> None:
+    """See that what the command line asks for is what this process was started as.
+
+    Raises:
+        ConfigError: another launcher has started it otherwise.
+    """
+    there = current_strategy()
+    if wanted not in (None, there):
+        raise ConfigError(
+            f"--strategy {wanted}: these processes were started for {there}; start them by `longlora train` itself, or "
+            f"by `accelerate launch --config_file {strategy_file(wanted)}`"
+        )
+    if processes not in (None, local_world_size()):
+        raise ConfigError(f"--processes {processes}: {local_world_size()} were started on this node; leave it out")
+    check_installed(there)
+
+
 def strategy_of(recipe: Recipe, *, nodes: int) -> Strategy | None:
     """The strategy that a recipe names, where this machine alone has just the GPUs that it is meant for."""
     hardware = recipe.hardware
@@ -57,7 +91,7 @@ def strategy_of(recipe: Recipe, *, nodes: int) -> Strategy | None:
     return hardware.strategy
 
 
-def choose_processes(
+def plan_launch(
     *,
     strategy: Strategy | None,
     per_node: int | None,
@@ -65,7 +99,7 @@ def choose_processes(
     node_rank: int = 0,
     main_address: str | None = None,
     main_port: int | None = None,
-) -> Launch | None:
+) -> LaunchPlan | None:
     """Decide from the command line and the visible GPUs; None is one process, this one.
 
     Raises:
@@ -98,7 +132,7 @@ def choose_processes(
         raise ConfigError(f"--node-rank {node_rank} must lie below --nodes {nodes}; the first node is 0")
     if nodes > 1 and main_address is None:
         raise ConfigError(f"--nodes {nodes} needs --main-address, the address of node 0 as the others reach it")
-    return Launch(
+    return LaunchPlan(
         strategy=strategy,
         per_node=per_node,
         nodes=nodes,
@@ -108,7 +142,7 @@ def choose_processes(
     )
 
 
-def launch(processes: Launch, command: list[str]) -> int:
+def launch(plan: LaunchPlan, command: list[str]) -> int:
     """Run `longlora COMMAND` in every process, wait, and return the status of the whole.
 
     0, or 2 with the message of a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 128 + N where signal N ended a
@@ -117,8 +151,8 @@ def launch(processes: Launch, command: list[str]) -> int:
     os.environ.setdefault(_GRACE_VARIABLE, _GRACE_SECONDS)
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     if "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes.per_node))
-    options = launch_command_parser().parse_args([*_options(processes), "--module", "longlora.cli", *command])
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // plan.per_node))
+    options = launch_command_parser().parse_args([*_options(plan), "--module", "longlora.cli", *command])
     for name in logging.root.manager.loggerDict:  # their levels are set one by one, and their news is in our message
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -138,17 +172,17 @@ def record_failure(error: BaseException) -> None:
     get_error_handler().record_exception(error)
 
 
-def _options(processes: Launch) -> list[str]:
+def _options(plan: LaunchPlan) -> list[str]:
     options = {
-        "config_file": strategy_file(processes.strategy),
-        "num_processes": processes.per_node * processes.nodes,
-        "num_machines": processes.nodes,
-        "machine_rank": processes.node_rank,
+        "config_file": strategy_file(plan.strategy),
+        "num_processes": plan.per_node * plan.nodes,
+        "num_machines": plan.nodes,
+        "machine_rank": plan.node_rank,
         # 0 is any free one, which only processes of one node can agree on
-        "main_process_port": processes.main_port or (0 if processes.nodes == 1 else _DEFAULT_PORT),
+        "main_process_port": plan.main_port or (0 if plan.nodes == 1 else _DEFAULT_PORT),
     }
-    if processes.main_address is not None:
-        options["main_process_ip"] = processes.main_address
+    if plan.main_address is not None:
+        options["main_process_ip"] = plan.main_address
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 

@@ -35,7 +35,7 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
 
     The miniature has the architecture, the ratio of query heads to key-value heads and the kind of positions of its
     model, two layers, the tiny model's tokenizer and random weights. Every number of tokens is divided by the same
-    number, so that the extension has the same factor; what is trained, how and by which strategy stays. Where the
+    number, so that the extension has the same factor; what is trained, how and under which strategy stays. Where the
     recipe's data is not there, the source files of Python's standard library take its place, as texts or as documents
     that are asked about.
 

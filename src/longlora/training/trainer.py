@@ -12,27 +12,27 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from longlora.config import Recipe
-from longlora.distributed import strategy
-from longlora.errors import ConfigError, DivergenceError
+from longlora.distributed import current_strategy
+from longlora.errors import ConfigError
 from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
 from longlora.models.grouping import Grouping
 from longlora.models.load import TrainingModel, compute_dtype, training_grouping
 from longlora.models.lora import embedding_parameters
 from longlora.models.memory_optimizations import why_not_in_pieces
-from longlora.training.beginning import tell_cost_of_groups, tell_offloading
+from longlora.training.announcements import tell_cost_of_groups, tell_offloading
 from longlora.training.callbacks import (
-    CompleteCheckpoints,
+    Checkpoints,
     DenseFinish,
     FiniteGradients,
-    LightLastCheckpoint,
     MetricsLog,
     ProgressBar,
     Stopwatch,
+    diverged,
 )
-from longlora.training.directory import RunDirectory
-from longlora.training.rows import Rows
-from longlora.training.saving import gathered_weights
-from longlora.training.stopping import SaveAndStop, Termination
+from longlora.training.recipe_rows import Rows
+from longlora.training.run_directory import RunDirectory
+from longlora.training.save_and_resume import gathered_weights
+from longlora.training.sigterm import SaveAndStop, Termination
 
 logger = logging.getLogger("longlora")
 
@@ -108,10 +108,7 @@ class ExtensionTrainer(SFTTrainer):
             tell_cost_of_groups(self, model, inputs, grouping)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the loss became {float(loss)} at step {self.state.global_step + 1}; lower learning_rate (it is "
-                f"{self.args.learning_rate:g}) and start again: the last good checkpoint is kept"
-            )
+            raise diverged(f"the loss became {float(loss)}", self.state, self.args)
         return loss
 
 
@@ -146,7 +143,7 @@ def build_trainer(
     arguments: SFTConfig,
     termination: Termination,
 ) -> ExtensionTrainer:
-    """Set up the loop: rows go in as they are, one flattened batch with its document borders.
+    """Set up the loop: rows go in as they are, one flattened batch with its document boundaries.
 
     Raises:
         ConfigError: the recipe asks for an update of the output layer.
@@ -159,15 +156,15 @@ def build_trainer(
     if arguments.activation_offloading:
         tell_offloading(recipe, prepared.model.config)
     watch = Stopwatch(tokens_per_step=rows.tokens_in_training / len(rows.training) * rows_per_step(arguments))
-    bar = ProgressBar(description="training", watch=watch)
+    bar = ProgressBar(watch)
     stop = SaveAndStop(termination, within_steps=arguments.deepspeed_plugin is None)
+    grouping = training_grouping(recipe)
     callbacks = [
-        DenseFinish(grouping=training_grouping(recipe), first_dense_step=recipe.first_dense_step),
+        DenseFinish(grouping=grouping, first_dense_step=recipe.first_dense_step),
         FiniteGradients(),
         watch,
         MetricsLog(run.metrics),
-        LightLastCheckpoint(),
-        CompleteCheckpoints(run, prepared.extension),
+        Checkpoints(run, prepared.extension),
         stop,
         bar,
     ]
@@ -186,8 +183,8 @@ def build_trainer(
     trainer.progress_bar, trainer.stop, trainer.watch = bar, stop, watch
     trainer.embedding_learning_rate = recipe.embedding_learning_rate
     trainer.chunked_loss = _chunked_loss(recipe, prepared)
-    grouping = training_grouping(recipe)
-    trainer.first_grouping = grouping if grouping.group_size is not None and recipe.first_dense_step > 0 else None
+    if grouping.group_size is not None and recipe.first_dense_step > 0:
+        trainer.first_grouping = grouping
     return trainer
 
 
@@ -229,8 +226,10 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         ConfigError: without a GPU DeepSpeed is to run, where accelerate takes each process for the only one, or the
             run is to be in float16.
     """
-    if strategy() in ("zero2", "zero3") and not torch.cuda.is_available():
-        raise ConfigError(f"--strategy {strategy()} needs GPUs, and torch sees none here; without, use ddp or fsdp2")
+    if current_strategy() in ("zero2", "zero3") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--strategy {current_strategy()} needs GPUs, and torch sees none here; without, use ddp or fsdp2"
+        )
     dtype = compute_dtype(recipe.dtype)
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise ConfigError("dtype=float16 is trained on a GPU only, and torch sees none; use bfloat16 or float32")

@@ -1,4 +1,4 @@
-"""SIGTERM saves, ends with 143, and the run resumes where it stopped; one process here, two in tests/distributed."""
+"""SIGTERM saves, ends with 143, and the run goes on where it stopped; one process here, two in tests/distributed."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ import yaml
 from tests.training.conftest import MakeRecipe
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from longlora.training import outcome
+from longlora.training import run_summary
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train
-from longlora.training.stopping import SaveAndStop, Terminated, Termination, noticing_sigterm
+from longlora.training.sigterm import SaveAndStop, Terminated, Termination, noticing_sigterm
 
 
 def metrics(run: Path) -> list[str]:
@@ -39,7 +39,7 @@ def test_a_real_process_saves_and_says_so(values: dict[str, Any], tmp_path: Path
     assert process.returncode == 143
     (mark,) = (tmp_path / "run").glob("checkpoints/*/complete")
     steps = mark.parent.name.removeprefix("checkpoint-")
-    assert f"longlora: SIGTERM: the first {steps} of 5000 steps are saved; the same command resumes from there" in err
+    assert f"longlora: SIGTERM: the first {steps} of 5000 steps are saved; the same command goes on from there" in err
     assert "Traceback" not in err
 
 
@@ -79,7 +79,7 @@ def test_after_the_result_it_ends_at_once_and_the_rest_is_made_later(
 ) -> None:
     recipe = make_recipe(max_steps=1)
     with monkeypatch.context() as patch, pytest.raises(Terminated, match="143") as stopped:
-        patch.setattr(outcome, "draw_curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(run_summary, "draw_curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         train(recipe)
     assert stopped.value.message == "what was trained is saved"
     assert not (Path(recipe.output_dir) / "curves.png").exists()

@@ -1,4 +1,4 @@
-"""A checkpoint is taken up by those engines that can."""
+"""A checkpoint is taken up under those strategies that can."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longlora.errors import CheckpointError
-from longlora.training.resuming import resumable
+from longlora.training.save_and_resume import resumable
 
 
 @pytest.fixture
@@ -25,12 +25,14 @@ def checkpoint(tmp_path: Path) -> Path:
         ("latest", ("zero2", "zero3"), ("single", "fsdp2"), "the same of zero2 and zero3"),
     ],
 )
-def test_who_can_resume(checkpoint: Path, file: str, own: tuple, other: tuple, remedy: str) -> None:
+def test_who_can_go_on(checkpoint: Path, file: str, own: tuple, other: tuple, remedy: str) -> None:
     (checkpoint / file).touch()
     for strategy in own:
         assert resumable(checkpoint, strategy) == checkpoint
     for strategy in other:
-        with pytest.raises(CheckpointError, match=f"with --strategy {strategy}: resume with {remedy}"):
+        with pytest.raises(
+            CheckpointError, match=f"cannot be resumed with --strategy {strategy}: resume with {remedy}"
+        ):
             resumable(checkpoint, strategy)
 
 

@@ -10,10 +10,10 @@ import torch
 from tests.training.conftest import MakeRecipe
 
 from longlora.planner import GPUS, make_plan
-from longlora.training.beforehand import planned_run
 from longlora.training.callbacks import Stopwatch
-from longlora.training.directory import RunDirectory
-from longlora.training.outcome import draw_curves, write_summary
+from longlora.training.preflight import planned_run
+from longlora.training.run_directory import RunDirectory
+from longlora.training.run_summary import draw_curves, write_summary
 
 GIB = 2**30
 

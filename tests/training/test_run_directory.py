@@ -10,8 +10,8 @@ from tests.training.conftest import MakeRecipe
 
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import Extension, read_extension
-from longlora.training.directory import finish_checkpoint, open_run, run_directory, step_of
 from longlora.training.run import train
+from longlora.training.run_directory import finish_checkpoint, open_run, run_directory, step_of
 
 EXTENSION = Extension(base_model="base", base_context=64, context_length=128, rope_parameters={"rope_type": "linear"})
 

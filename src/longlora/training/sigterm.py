@@ -1,4 +1,8 @@
-"""SIGTERM, as clusters send it before they kill: save a checkpoint, say so, and end with status 143."""
+"""SIGTERM, as clusters send it before they kill: save a checkpoint, say so, and end with status 143.
+
+transformers' `enable_jit_checkpoint` does not serve: a rank that got the signal saves alone while the others wait for
+it in the next step, it begins three seconds late, and the process ends with the status of a finished run.
+"""
 
 import signal
 import threading
@@ -7,7 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from trl import SFTConfig
 
 from longlora.distributed import any_process
 
@@ -72,25 +77,21 @@ class SaveAndStop(TrainerCallback):
         self._saved_step = 0
         self.has_stopped = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look at the note from now on."""
         self._saved_step = state.global_step
         self._termination.is_looked_at = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember what need not be saved again, nor could be without spoiling it for a moment."""
         self._saved_step = state.global_step
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_substep_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop between two micro-steps."""
         if self._within_steps:
             self._stop_if_told(state, control)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop between two steps; after the last one there is nothing to stop."""
         if state.global_step < state.max_steps:
             self._stop_if_told(state, control)

@@ -5,7 +5,7 @@ environment.json   versions, device, processes, command line of every start
 metrics.jsonl      a line per logged step and per measurement on the validation data
 checkpoints/       checkpoint-N, the last ones
 lock               held while a process is at work here
-adapter/ or model/ what was trained; its presence means that the training has finished, and the rest looks back at it
+adapter/ or model/ what was trained; its presence means that the training has finished, and the rest is made from it
 summary.json       losses, speed and memory, beside what was planned
 curves.png         loss, validation loss and learning rate over the steps
 samples.md         held-out questions with the model's answers (fine-tuning)
@@ -15,13 +15,11 @@ merged/            the adapter folded into its base, where `longlora train` did 
 import json
 import logging
 import math
-import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from filelock import FileLock, Timeout
 from longlora.config import Recipe, dump_recipe
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import Extension, write_extension
-from longlora.support.files import remove_partial, write_atomically
+from longlora.support.files import flush, remove_partial, write_atomically
 from longlora.support.packages import package_versions
 
 logger = logging.getLogger("longlora")
@@ -43,46 +41,18 @@ _BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _PACKAGES = ("longlora", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run, and its state on disk."""
+    """Paths of a run, and its state on disk; `result` is where what was trained goes at the end."""
 
-    root: Path
-    result: Path
-    """Where the trained adapter, or the fully trained model, goes at the end."""
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.root / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """The log of losses, one JSON object a line."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """What the run came to."""
-        return self.root / "summary.json"
-
-    @property
-    def curves(self) -> Path:
-        """Losses and learning rate over the steps."""
-        return self.root / "curves.png"
-
-    @property
-    def samples(self) -> Path:
-        """Held-out questions with the model's answers."""
-        return self.root / "samples.md"
-
-    @property
-    def merged(self) -> Path:
-        """The adapter folded into its base."""
-        return self.root / "merged"
+    def __init__(self, root: Path, result: Path) -> None:
+        self.root, self.result = root, result
+        self.recipe, self.starts, self.metrics = root / "recipe.yaml", root / "environment.json", root / "metrics.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.summary, self.curves, self.samples = root / "summary.json", root / "curves.png", root / "samples.md"
+        self.merged = root / "merged"
 
     def remove_former(self) -> None:
-        """Delete what looks back at a former result, which is not there any more."""
+        """Delete what was made from a former result, which is not there any more."""
         for path in (self.summary, self.curves, self.samples):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.merged, ignore_errors=True)
@@ -96,47 +66,54 @@ class RunDirectory:
                 shutil.rmtree(path)
         return whole[-1] if whole else None
 
+    @contextmanager
+    def held(self) -> Iterator["RunDirectory"]:
+        """Keep other processes out; the system lets go when this one ends, however it ends.
+
+        Raises:
+            ConfigError: another process is at work here.
+        """
+        try:
+            lock = FileLock(self.root / "lock", timeout=0).acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{self.root} is in use by another process that trains there; wait for it or end it, or choose another "
+                "output_dir"
+            ) from None
+        with lock:
+            yield self
+
 
 def run_directory(recipe: Recipe) -> RunDirectory:
     """Name the folder of a run, without looking at it."""
-    result = Path(recipe.output_dir).expanduser() / ("model" if recipe.tuning == "full" else "adapter")
-    return RunDirectory(root=result.parent, result=result)
+    root = Path(recipe.output_dir).expanduser()
+    return RunDirectory(root, root / ("model" if recipe.tuning == "full" else "adapter"))
 
 
-def check_output(recipe: Recipe, *, merge_follows: bool) -> None:
-    """Make sure that a run may begin, or be resumed, in its output directory.
-
-    A run whose training has finished may be opened as long as something is missing beside the result.
+def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
+    """Make sure that a run may begin, or be resumed, in its output directory; name what a finished one still lacks.
 
     Raises:
-        ConfigError: it holds a finished run, a finished run of another recipe, or something else.
+        ConfigError: it holds a finished run that lacks nothing, a finished run of another recipe, or something else.
     """
     run = run_directory(recipe)
-    if run.result.exists():
-        _check_unfinished(recipe, run, merge_follows)
-    elif run.root.exists() and not (run.root / "recipe.yaml").exists() and _holds_something(run.root):
-        raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
-
-
-def _holds_something(root: Path) -> bool:
-    return not root.is_dir() or any(path.name not in ("checkpoints", "lock") for path in root.iterdir())
-
-
-def _missing(recipe: Recipe, run: RunDirectory, merge_follows: bool) -> list[Path]:
-    """Name what looks back at the result, or follows it, and is not there."""
+    if not run.result.exists():
+        if run.root.exists() and not run.recipe.exists() and _holds_something(run.root):
+            raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
+        return []
     wanted = [run.curves, *[run.merged] * merge_follows, *[run.samples] * recipe.samples_answers, run.summary]
-    return [path for path in wanted if not path.exists()]
-
-
-def _check_unfinished(recipe: Recipe, run: RunDirectory, merge_follows: bool) -> None:
-    """See that something is missing beside the result of the same recipe."""
-    recipe_file = run.root / "recipe.yaml"
-    changed = _changes(recipe, _read_recipe(recipe_file)) if recipe_file.exists() else []
-    if changed or not _missing(recipe, run, merge_follows):
+    missing = [path.name for path in wanted if not path.exists()]
+    changed = _changes(recipe, _read_recipe(run.recipe)) if run.recipe.exists() else []
+    if changed or not missing:
         of_another = f" of another recipe ({', '.join(changed)})" if changed else ""
         raise ConfigError(
             f"{run.root} holds a finished run{of_another}; choose another output_dir, or delete it to train again"
         )
+    return missing
+
+
+def _holds_something(root: Path) -> bool:
+    return not root.is_dir() or any(path.name not in ("checkpoints", "lock") for path in root.iterdir())
 
 
 @contextmanager
@@ -157,24 +134,22 @@ def open_run(
         ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
     """
     run = run_directory(recipe)
-    check_output(recipe, merge_follows=merge_follows)
-    if run.result.exists():
-        missing = ", ".join(path.name for path in _missing(recipe, run, merge_follows))
-        logger.info("%s is trained already; what is missing beside it is made: %s", run.result, missing)
-        with _held(run.root):
+    missing = check_output(recipe, merge_follows=merge_follows)
+    if missing:
+        logger.info("%s is trained already; what is missing beside it is made: %s", run.result, ", ".join(missing))
+        with run.held():
             yield run
         return
-    recipe_file, starts_file = run.root / "recipe.yaml", run.root / "environment.json"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    with _held(run.root):
-        starts = _read_starts(starts_file)
-        if recipe_file.exists() and run.last_checkpoint():  # else nothing was trained yet, and it may have been mended
+    with run.held():
+        starts = _read_starts(run.starts)
+        if run.recipe.exists() and run.last_checkpoint():  # else nothing was trained yet, and it may have been mended
             processes_before = starts[-1].get("processes", 1) if starts else 1
-            _check_same_recipe(recipe, num_processes, recipe_file, processes_before)
+            _check_same_recipe(recipe, num_processes, run.recipe, processes_before)
         remove_partial(run.result)
-        write_atomically(recipe_file, dump_recipe(recipe))
+        write_atomically(run.recipe, dump_recipe(recipe))
         starts.append({**_environment(), "processes": num_processes, "strategy": strategy})
-        write_atomically(starts_file, json.dumps(starts, indent=2) + "\n")
+        write_atomically(run.starts, json.dumps(starts, indent=2) + "\n")
         yield run
 
 
@@ -186,36 +161,14 @@ def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
     write_extension(checkpoint, extension)
     for path in checkpoint.rglob("*"):
         if path.is_file():
-            _flush(path)
+            flush(path)
     (checkpoint / _COMPLETE).touch()
-    _flush(checkpoint)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of `metrics.jsonl`, without a last one that was cut short."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+    flush(checkpoint)
 
 
 def step_of(checkpoint: Path) -> int:
     """The number of optimizer steps done when a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-@contextmanager
-def _held(root: Path) -> Iterator[None]:
-    """Keep other processes out of a run; the system lets go when this one ends, however it ends."""
-    lock = FileLock(root / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"{root} is in use by another process that trains there; wait for it or end it, or choose another "
-            "output_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _read_recipe(recipe_file: Path) -> dict[str, Any]:
@@ -236,7 +189,7 @@ def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
 
 
 def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:
-    present, wanted = _read_recipe(recipe_file), yaml.safe_load(dump_recipe(recipe))
+    present, wanted = _read_recipe(recipe_file), recipe.model_dump()
     changed = _changes(recipe, present)
     rows_before, rows = _rows_per_step(present, processes_before), _rows_per_step(wanted, num_processes)
     if rows != rows_before:
@@ -270,11 +223,3 @@ def _environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

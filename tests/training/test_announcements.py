@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.training.conftest import MakeRecipe
 
-from longlora.training import beginning
+from longlora.training import announcements
 from longlora.training.run import train
 from longlora.training.trainer import ExtensionTrainer
 
@@ -18,7 +18,7 @@ from longlora.training.trainer import ExtensionTrainer
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
     """Tell whatever difference there is, and return what was told."""
-    monkeypatch.setattr(beginning, "TOLD_FROM", -100.0)
+    monkeypatch.setattr(announcements, "TOLD_FROM", -100.0)
     caplog.set_level(logging.WARNING, "longlora")
     return lambda: [record.getMessage() for record in caplog.records if "before training" in record.getMessage()]
 
@@ -39,7 +39,7 @@ def test_it_is_told_once_with_the_remedy_and_changes_no_loss(
     }
     train(make_recipe(**common))
     [message] = told()
-    monkeypatch.setattr(beginning, "TOLD_FROM", 100.0)
+    monkeypatch.setattr(announcements, "TOLD_FROM", 100.0)
     train(make_recipe(**common, output_dir=str(tmp_path / "silent")))
     assert told() == [message]
     assert losses(tmp_path / "run") == losses(tmp_path / "silent")
@@ -89,9 +89,9 @@ def test_runs_that_never_group_are_not_asked(attention: dict[str, Any], make_rec
 def test_only_the_beginning_of_a_row_is_looked_at(
     make_recipe: MakeRecipe, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beginning, "MOST_TOKENS", 48)
+    monkeypatch.setattr(announcements, "MOST_TOKENS", 48)
     lengths: list[int] = []
-    compare = beginning.set_grouping
+    compare = announcements.set_grouping
 
     def noted(model: torch.nn.Module, grouping: Any) -> None:
         handle = model.register_forward_pre_hook(
@@ -101,7 +101,7 @@ def test_only_the_beginning_of_a_row_is_looked_at(
         hooks.append(handle)
 
     hooks: list[Any] = []
-    monkeypatch.setattr(beginning, "set_grouping", noted)
+    monkeypatch.setattr(announcements, "set_grouping", noted)
     train(make_recipe(max_steps=1))
     assert told()[0].startswith("before training, 48 tokens")
     assert lengths[0] == 48

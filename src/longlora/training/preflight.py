@@ -1,4 +1,4 @@
-"""What can be said of a run before torch is loaded: what is wrong with it, and what the planner is told of it."""
+"""What can be asked of a recipe before torch is loaded: whether its places can be used, and what a plan needs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from longlora.planner import Architecture, PlannedRun, find_architecture
 from longlora.rope import extend_rope, present_context
 from longlora.support.choices import Strategy
 from longlora.support.locate import locate
-from longlora.training.directory import check_output
+from longlora.training.run_directory import check_output
 
 # How planner and recipe call the optimizers whose memory the planner knows.
 _PLANNED_OPTIMIZERS: dict[str, Any] = {
@@ -21,7 +21,7 @@ _PLANNED_OPTIMIZERS: dict[str, Any] = {
 }
 
 
-def check_beforehand(recipe: Recipe, *, merge_follows: bool) -> None:
+def check_places(recipe: Recipe, *, merge_follows: bool) -> None:
     """Look at the places that a recipe names: the output directory, the model, the data.
 
     `merge_follows`: whether a finished run also has a merged model.
@@ -33,8 +33,7 @@ def check_beforehand(recipe: Recipe, *, merge_follows: bool) -> None:
     """
     check_output(recipe, merge_follows=merge_follows)
     model_source(recipe.model_name_or_path)
-    data = recipe.data
-    for source in (data.source, data.validation_source):
+    for source in (recipe.data.source, recipe.data.validation_source):
         for name in [source] if isinstance(source, str) else source or ():
             locate(name)
 

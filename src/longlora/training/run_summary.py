@@ -12,55 +12,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from longlora.config import Recipe
-from longlora.distributed import num_processes, strategy
+from longlora.distributed import current_strategy, num_processes
 from longlora.errors import ConfigError, LongLoRAError
 from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
-from longlora.training.beforehand import planned_run
+from longlora.support.journal import read_json_lines
 from longlora.training.callbacks import Stopwatch, peak_memory_bytes
-from longlora.training.directory import RunDirectory, read_metrics
-from longlora.training.samples import held_out_conversations, write_samples
-from longlora.training.saving import Trained
+from longlora.training.preflight import planned_run
+from longlora.training.run_directory import RunDirectory
+from longlora.training.sampled_answers import held_out_conversations, write_samples
+from longlora.training.save_and_resume import Trained
 
 logger = logging.getLogger("longlora")
 
+# The losses at the two ends of a run are means over this part of its steps.
+_END_FRACTION = 0.05
 _SMOOTHED_STEPS = 20
 _LOSS, _VALIDATION, _RATE = "#1f5fa8", "#c2571a", "#666666"
 
-# The losses at the two ends of a run are means over this part of its steps.
-_END_FRACTION = 0.05
 
-
-def write_run_summary(
-    recipe: Recipe,
-    run: RunDirectory,
-    *,
-    trained: Trained | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> None:
+def write_run_summary(recipe: Recipe, run: RunDirectory, trained: Trained | None) -> None:
     """Make what is missing of `summary.json`, `curves.png` and, after fine-tuning, `samples.md`; tell their gist.
 
     Args:
         recipe: the run.
         run: the run's folder, with its result.
         trained: what this start trained; None where an earlier one did, whose result is loaded if it is to answer.
-        tokenizer: of what was trained, with its chat template after fine-tuning.
     """
     if not run.summary.exists():
         with attempted("the summary"):
             write_summary(recipe, run, trained.watch if trained else None)
     if not run.curves.exists():
         with attempted("drawing the curves"):
-            draw_curves(read_metrics(run.metrics), run.curves)
+            draw_curves(read_json_lines(run.metrics), run.curves)
             logger.info("curves: %s", run.curves)
     if recipe.samples_answers and not run.samples.exists():
         with attempted("answering held-out questions"):
-            _let_it_answer(recipe, run, trained, tokenizer)
+            _sample_answers(recipe, run, trained)
 
 
 @contextmanager
@@ -78,49 +70,18 @@ def attempted(what: str) -> Iterator[None]:
         )
 
 
-def _let_it_answer(
-    recipe: Recipe, run: RunDirectory, trained: Trained | None, tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    if trained is not None and not trained.is_whole:
-        logger.info("no sampled answers: no process holds the whole model; the same command, once more, loads it whole")
-        return
-    if trained is not None and tokenizer is not None:
-        model = trained.model
-        if model.device.type == "cpu" and torch.cuda.is_available():  # read from a checkpoint
-            model.to("cuda")
-    else:
-        model, tokenizer = load_for_inference(
-            run.result,
-            dtype=recipe.dtype,
-            quantization=recipe.quantization,
-            trust_remote_code=recipe.trust_remote_code,
-        )
-    data, count = recipe.data, recipe.num_sampled_answers
-    assert data.validation_source is not None
-    most = max(count, data.max_validation_rows)
-    write_samples(
-        model,
-        tokenizer,
-        held_out_conversations(data.validation_source, data.validation_split, most=most),
-        run.samples,
-        count=count,
-        context_length=recipe.context_length,
-        dtype=compute_dtype(recipe.dtype),
-    )
-
-
 def write_summary(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) -> None:
     """Write `summary.json` into the run's folder and tell the gist of it."""
-    metrics = read_metrics(run.metrics)
+    metrics: list[dict[str, Any]] = read_json_lines(run.metrics)
     losses = [line["loss"] for line in metrics if "loss" in line]
-    validation = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+    validation = [math.exp(line["eval_loss"]) for line in metrics if "eval_loss" in line]
     end = max(1, round(len(losses) * _END_FRACTION))
     measured: dict[str, Any] = {
         "steps": recipe.max_steps,
         "first_loss": _mean(losses[:end]),
         "last_loss": _mean(losses[-end:]),
-        "first_validation_perplexity": math.exp(validation[0]) if validation else None,
-        "last_validation_perplexity": math.exp(validation[-1]) if validation else None,
+        "first_validation_perplexity": validation[0] if validation else None,
+        "last_validation_perplexity": validation[-1] if validation else None,
         "last_start": watch
         and {
             "steps": watch.steps,
@@ -130,8 +91,8 @@ def write_summary(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) ->
         },
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_memory_of": torch.cuda.get_device_name() if torch.cuda.is_available() else "process",
+        "plan": _plan(recipe),
     }
-    measured["plan"] = _plan(recipe)
     write_atomically(run.summary, json.dumps(measured, indent=2) + "\n")
     _tell(measured, losses_at_an_end=end, last_logged=losses[-1] if losses else None)
 
@@ -145,7 +106,7 @@ def _plan(recipe: Recipe) -> dict[str, Any] | None:
     if not torch.cuda.is_available():
         return None
     try:
-        planned = planned_run(recipe, num_gpus=num_processes(), strategy=strategy())
+        planned = planned_run(recipe, num_gpus=num_processes(), strategy=current_strategy())
     except ConfigError as error:
         logger.info("no plan to compare with: %s", error)
         return None
@@ -178,7 +139,7 @@ def _tell(measured: dict[str, Any], *, losses_at_an_end: int, last_logged: float
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the lines of `metrics.jsonl` into a PNG file.
+    """Draw loss, validation loss and learning rate of the lines of `metrics.jsonl` over the steps, into a PNG file.
 
     A heavy line is the mean of the last twenty logged losses, a light one each of them.
     """
@@ -200,13 +161,40 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("loss (nats per token)")
     rate_axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for panel in (axes, rate_axes):
-        plain(panel)
+    plain(axes)
+    plain(rate_axes)
     save_figure(figure, path)
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    return [
-        sum(values[max(0, end - _SMOOTHED_STEPS) : end]) / min(end, _SMOOTHED_STEPS)
-        for end in range(1, len(values) + 1)
-    ]
+    windows = (values[max(0, end - _SMOOTHED_STEPS) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) -> None:
+    if trained is None:
+        model, tokenizer = load_for_inference(
+            run.result,
+            dtype=recipe.dtype,
+            quantization=recipe.quantization,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+    elif trained.is_whole:
+        model, tokenizer = trained.model, trained.tokenizer
+        if model.device.type == "cpu" and torch.cuda.is_available():  # read from a checkpoint
+            model.to("cuda")
+    else:
+        logger.info("no sampled answers: no process holds the whole model; the same command, once more, loads it whole")
+        return
+    data, count = recipe.data, recipe.num_sampled_answers
+    assert data.validation_source is not None
+    most = max(count, data.max_validation_rows)
+    write_samples(
+        model,
+        tokenizer,
+        held_out_conversations(data.validation_source, data.validation_split, most=most),
+        run.samples,
+        count=count,
+        context_length=recipe.context_length,
+        dtype=compute_dtype(recipe.dtype),
+    )
