@@ -14,7 +14,7 @@ import pytest
 from longlora.cli.eval import evaluate
 from longlora.errors import ConfigError
 from longlora.evaluation import against_base, measure
-from longlora.evaluation.log import LOG_FILE
+from longlora.evaluation.trials import LOG_FILE
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.log import LOG_FILE, TrialLog, gather
-from longlora.evaluation.trials import FinishedTrial
+from longlora.evaluation.trials import LOG_FILE, FinishedTrial, TrialLog, gather
 
 SETTINGS = {"test": "x", "seed": 0, "depth": (1, 2)}
 

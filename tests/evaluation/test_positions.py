@@ -15,8 +15,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError, DataError
-from longlora.evaluation.loss_by_position import PositionLoss, loss_by_position, reading_stops_at
-from longlora.evaluation.positions_report import PositionsResult, positions_table, write_positions
+from longlora.evaluation.loss_by_position import (
+    PositionLoss,
+    PositionsResult,
+    loss_by_position,
+    positions_table,
+    reading_stops_at,
+    write_positions,
+)
 
 HEADER = 8
 

@@ -14,16 +14,15 @@ from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.evaluation.log import LOG_FILE
 from longlora.evaluation.needle import needle
 from longlora.evaluation.passkey import passkey
 from longlora.evaluation.processes import Processes
 from longlora.evaluation.recall import recall
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_report import result_table, write_result
-from longlora.evaluation.summary import RetrievalResult
+from longlora.evaluation.shares import RetrievalResult
 from longlora.evaluation.topics import topics
-from longlora.evaluation.trials import RetrievalTest
+from longlora.evaluation.trials import LOG_FILE, RetrievalTest
 
 TESTS = {
     "passkey": passkey(),

@@ -11,11 +11,11 @@ from tests.evaluation.conftest import byte_tokenizer
 from tests.evaluation.scripted import EVERYTHING, ScriptedConfig, ScriptedModel
 
 from longlora.errors import ConfigError
-from longlora.evaluation import positions_report, retrieval_report
+from longlora.evaluation import loss_by_position, retrieval_report
 from longlora.evaluation import suite as suite_module
-from longlora.evaluation.curves import Curves, finished
 from longlora.evaluation.passkey import passkey
 from longlora.evaluation.suite import Suite, folder_name, lengths_with_room, run_suite, shared_lengths
+from longlora.evaluation.suite_texts import Curves, finished
 from longlora.evaluation.texts import Texts
 from longlora.report.collect import collect
 from longlora.report.verdict import sentence
@@ -34,7 +34,7 @@ SMALL = Suite(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few questions, and no pictures: they have tests of their own, and take longer than all the rest."""
     monkeypatch.setitem(suite_module.SUITES, "quick", SMALL)
-    for module in (retrieval_report, positions_report):
+    for module in (retrieval_report, loss_by_position):
         monkeypatch.setattr(module, "draw", lambda *_: None)
 
 

@@ -13,13 +13,11 @@ import numpy as np
 import yaml
 
 from longlora.evaluation.harness import HarnessResult
-from longlora.evaluation.loss_by_position import PositionLoss
-from longlora.evaluation.perplexity import Perplexity
-from longlora.evaluation.perplexity_report import PerplexityResult, write_perplexity
-from longlora.evaluation.positions_report import PositionsResult
+from longlora.evaluation.loss_by_position import PositionLoss, PositionsResult
+from longlora.evaluation.perplexity import Perplexity, PerplexityResult, write_perplexity
+from longlora.evaluation.shares import summarise
 from longlora.evaluation.short_context import compare_losses, write_short_context
 from longlora.evaluation.suite import SuiteRecord
-from longlora.evaluation.summary import summarise
 from longlora.evaluation.trials import FinishedTrial, RetrievalTest, trial_grid
 from longlora.support.files import write_atomically
 

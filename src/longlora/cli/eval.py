@@ -104,7 +104,7 @@ def perplexity(
         dtype=weights.dtype,
     )
     if out is not None:
-        from longlora.evaluation.perplexity_report import write_perplexity
+        from longlora.evaluation.perplexity import write_perplexity
 
         write_perplexity(result, out)
     if as_json:
@@ -131,8 +131,8 @@ def positions(
     as_json: AsJson = False,
 ) -> None:
     """Loss by position in the window: the curve that shows up to where a model reads."""
+    from longlora.evaluation.loss_by_position import positions_table, write_positions
     from longlora.evaluation.measure import measure_positions
-    from longlora.evaluation.positions_report import positions_table, write_positions
 
     result = measure_positions(
         model,

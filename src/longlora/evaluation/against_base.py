@@ -8,9 +8,9 @@ from peft import PeftConfig
 
 from longlora.errors import ConfigError
 from longlora.evaluation.logits import vocabulary_size
-from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.scoring import Document
 from longlora.evaluation.short_context import ShortContext, compare_losses, window_losses
+from longlora.evaluation.subject import model_identity, provenance
 from longlora.evaluation.texts import Texts
 from longlora.models.checkpoint import is_adapter, read_extension
 from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source

@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError, DataError, LongLoRAError
 from longlora.evaluation.against_base import named_context
-from longlora.evaluation.curves import finished
 from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import Model, base_model, context_of
 from longlora.evaluation.prompts import uses_chat
-from longlora.evaluation.provenance import model_identity, provenance
+from longlora.evaluation.subject import model_identity, provenance
+from longlora.evaluation.suite_texts import finished
 from longlora.models.load import DtypeName, load_for_inference
 from longlora.support.files import write_atomically
 

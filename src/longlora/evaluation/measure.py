@@ -7,22 +7,25 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, write_token_file
 from longlora.evaluation.haystack import Haystack, read_haystack
 from longlora.evaluation.logits import Model, context_of, vocabulary_size
-from longlora.evaluation.loss_by_position import loss_by_position
-from longlora.evaluation.original import ORIGINAL_STRIDE, original_perplexity
-from longlora.evaluation.perplexity import Perplexity, perplexity, perplexity_by_length
-from longlora.evaluation.perplexity_report import PerplexityResult
-from longlora.evaluation.positions_report import PositionsResult
+from longlora.evaluation.loss_by_position import PositionsResult, loss_by_position
+from longlora.evaluation.perplexity import (
+    ORIGINAL_STRIDE,
+    Perplexity,
+    PerplexityResult,
+    original_perplexity,
+    perplexity,
+    perplexity_by_length,
+)
 from longlora.evaluation.processes import Processes, joined
-from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.reader import check_positions
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_report import write_result
 from longlora.evaluation.scoring import Document
-from longlora.evaluation.summary import RetrievalResult
-from longlora.evaluation.texts import Texts
+from longlora.evaluation.shares import RetrievalResult
+from longlora.evaluation.subject import model_identity, provenance
+from longlora.evaluation.texts import TOKEN_FILE_SUFFIX, Texts, write_token_file
 from longlora.evaluation.trials import RetrievalTest
 from longlora.models.load import DtypeName, load_config, load_for_inference, load_tokenizer, model_source
 

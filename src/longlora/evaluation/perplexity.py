@@ -1,13 +1,15 @@
 """Perplexity of a causal language model at a context length, on documents that are already tokenised.
 
 A window is a run of tokens that the model reads from scratch; its last tokens are scored, each given the ones before it
-in the window. The protocols differ in nothing but the list of windows (`longlora.evaluation.windows`).
+in the window. The protocols differ in nothing but the list of windows (`longlora.evaluation.scoring`).
 """
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -15,15 +17,20 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
-from longlora.evaluation.windows import (
+from longlora.evaluation.scoring import (
+    Document,
     Window,
     batches,
+    evaluation_mode,
     evenly_spread,
     full_windows,
+    nats_of_targets,
     sliding_windows,
+    token_arrays,
     windows_at_length,
 )
+from longlora.support.files import write_atomically
+from longlora.support.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,3 +181,95 @@ def _score(
 
 def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 709 else math.inf  # math.exp raises above
+
+
+ORIGINAL_STRIDE = 256
+ORIGINAL_BATCH_SIZE = 32
+_E = 2.71828  # the number that eval.py raises to the loss
+
+
+def original_windows(num_tokens: int, *, window: int, stride: int = ORIGINAL_STRIDE) -> list[Window]:
+    """Cut a stream as `eval.py` does: starts are `range(0, num_tokens - window, stride)` without the last."""
+    starts = range(0, num_tokens - window, stride)[:-1]
+    return [Window(0, start, start + window, window - 1) for start in starts]
+
+
+def original_perplexity(
+    model: Model,
+    documents: Sequence[Document],
+    *,
+    window: int,
+    stride: int = ORIGINAL_STRIDE,
+    batch_size: int = ORIGINAL_BATCH_SIZE,
+    progress: bool = True,
+) -> Perplexity:
+    """Measure the perplexity of all documents joined into one stream, by the original's protocol.
+
+    Every window is read from scratch and all of its `window - 1` predictions count, those with hardly a token before
+    them too; the loss is the mean over batches of the batch's mean, so that a short last batch weighs as much as a full
+    one; the perplexity is `2.71828 ** loss`. What differs from `perplexity(score="all")` is that weight, the windows at
+    the end that are dropped, and the fifth digit of e. `standard_error` is NaN: windows overlap almost wholly.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+        DataError: a document is not made of token ids, or the stream gives no window.
+        CheckpointError: the model produces NaN.
+    """
+    for name, value, least in (("window", window, 2), ("stride", stride, 1), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, not {value}.")
+    tokens = token_arrays(model, documents)
+    stream = tokens[0] if len(tokens) == 1 else np.concatenate([document.astype(np.int64) for document in tokens])
+    windows = original_windows(len(stream), window=window, stride=stride)
+    if not windows:
+        raise DataError(
+            f"The original's protocol needs more than window + stride = {window + stride} tokens, because it drops the "
+            f"last window; all documents together have {len(stream)}: give more text or a shorter window."
+        )
+    means: list[float] = []
+    with evaluation_mode(model), progress_bar(f"{window} tokens", total=len(windows), progress=progress) as advance:
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]
+            means.append(nats_of_targets(model, [stream], batch).mean().item())
+            advance(len(batch), f"loss {sum(means) / len(means):.3f}")
+    loss = math.fsum(means) / len(means)
+    return Perplexity(
+        perplexity=_E**loss if loss < 709 else math.inf,
+        loss=loss,
+        num_tokens=len(windows) * (window - 1),
+        num_windows=len(windows),
+        standard_error=math.nan,
+    )
+
+
+PERPLEXITY_FILE = "perplexity.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult:
+    """Perplexity of one model by context length in tokens; `perplexity.json` is this."""
+
+    model: str
+    weights: str
+    """Digest of the weights, as `model_identity` gives it."""
+
+    context: int
+    """Tokens that the model says it reads."""
+
+    protocol: str
+    data: str
+    """The texts in a few words."""
+
+    perplexity: Mapping[int, Perplexity]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return vars(self) | {"perplexity": {str(length): value.to_dict() for length, value in self.perplexity.items()}}
+
+
+def write_perplexity(result: PerplexityResult, output: Path) -> None:
+    """Write `perplexity.json` into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / PERPLEXITY_FILE, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -7,14 +7,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.evaluation.effective import DEFAULT_BAR, check_bar
-from longlora.evaluation.log import TrialLog, gather
 from longlora.evaluation.logits import Model
 from longlora.evaluation.processes import Processes, alone
-from longlora.evaluation.provenance import model_identity, provenance, tokenizer_identity
 from longlora.evaluation.reader import Reader, check_positions
-from longlora.evaluation.summary import RetrievalResult, summarise
-from longlora.evaluation.trials import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
+from longlora.evaluation.shares import DEFAULT_BAR, RetrievalResult, check_bar, summarise
+from longlora.evaluation.subject import model_identity, provenance, tokenizer_identity
+from longlora.evaluation.trials import (
+    FinishedTrial,
+    Question,
+    RetrievalTest,
+    TrialId,
+    TrialLog,
+    check_digits,
+    gather,
+    trial_grid,
+)
 from longlora.support.progress import progress_bar
 
 DEFAULT_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from longlora.evaluation.effective import Share
-from longlora.evaluation.summary import RetrievalResult
+from longlora.evaluation.shares import RetrievalResult, Share
 from longlora.support.files import write_atomically
 
 if TYPE_CHECKING:

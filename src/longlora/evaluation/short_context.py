@@ -11,8 +11,15 @@ import numpy as np
 
 from longlora.errors import DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
-from longlora.evaluation.windows import batches, evenly_spread, windows_at_length
+from longlora.evaluation.scoring import (
+    Document,
+    batches,
+    evaluation_mode,
+    evenly_spread,
+    nats_of_targets,
+    token_arrays,
+    windows_at_length,
+)
 from longlora.support.files import write_atomically
 from longlora.support.progress import progress_bar
 

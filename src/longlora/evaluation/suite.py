@@ -20,17 +20,17 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError
 from longlora.evaluation.against_base import base_of, named_context
-from longlora.evaluation.curves import Curves, SuiteTexts, measure_curves, measure_short
-from longlora.evaluation.effective import DEFAULT_BAR
 from longlora.evaluation.logits import Model, context_of
 from longlora.evaluation.measure import load_shared
 from longlora.evaluation.needle import needle
 from longlora.evaluation.passkey import passkey
 from longlora.evaluation.processes import Processes, joined
-from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.recall import recall
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_report import write_result
+from longlora.evaluation.shares import DEFAULT_BAR
+from longlora.evaluation.subject import model_identity, provenance
+from longlora.evaluation.suite_texts import Curves, SuiteTexts, measure_curves, measure_short
 from longlora.evaluation.texts import Texts
 from longlora.evaluation.topics import topics
 from longlora.evaluation.trials import RetrievalTest, TrialId

@@ -14,11 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError
 from longlora.evaluation.logits import Model, vocabulary_size
-from longlora.evaluation.loss_by_position import loss_by_position
-from longlora.evaluation.perplexity import Perplexity, perplexity_by_length
-from longlora.evaluation.perplexity_report import PERPLEXITY_FILE, PerplexityResult, write_perplexity
-from longlora.evaluation.positions_report import PositionsResult, write_positions
-from longlora.evaluation.provenance import model_identity, provenance
+from longlora.evaluation.loss_by_position import PositionsResult, loss_by_position, write_positions
+from longlora.evaluation.perplexity import (
+    PERPLEXITY_FILE,
+    Perplexity,
+    PerplexityResult,
+    perplexity_by_length,
+    write_perplexity,
+)
 from longlora.evaluation.scoring import Document
 from longlora.evaluation.short_context import (
     SHORT_CONTEXT_FILE,
@@ -26,12 +29,14 @@ from longlora.evaluation.short_context import (
     window_losses,
     write_short_context,
 )
+from longlora.evaluation.subject import model_identity, provenance
 from longlora.evaluation.texts import Texts
 from longlora.models.load import DtypeName, load_config, load_for_inference, model_source
 from longlora.models.positions import readable_context
 
 if TYPE_CHECKING:
     from longlora.evaluation.suite import SuiteRecord
+
 
 _NUM_BUCKETS = 32
 
