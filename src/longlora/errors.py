@@ -28,3 +28,8 @@ class CheckpointError(LongLoRAError):
 
 class DivergenceError(LongLoRAError):
     """Training produced a loss that is not a finite number; the last checkpoint is still good."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

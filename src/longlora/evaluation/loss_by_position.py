@@ -1,17 +1,15 @@
 """Loss by position in the window: the curve that shows up to where a model reads."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
+from longlora.evaluation.results import PositionLoss, Positions
 from longlora.evaluation.scoring import (
     Document,
     Window,
@@ -22,23 +20,8 @@ from longlora.evaluation.scoring import (
     nats_of_targets,
     token_arrays,
 )
-from longlora.support.files import write_atomically
+from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.progress import progress_bar
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionLoss:
-    """Mean loss of the targets that have `start` to `end - 1` tokens before them."""
-
-    start: int
-    end: int
-    loss: float  # nats per token
-    standard_error: float  # of `loss` over windows; NaN for one window
-    num_tokens: int
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Return the fields for JSON, which has no NaN: it becomes None."""
-        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 def loss_by_position(
@@ -112,66 +95,14 @@ def _bucket_means(
     return np.stack(means)
 
 
-def reading_stops_at(curve: Sequence[PositionLoss]) -> int | None:
-    """Name the position from which on the loss stays above its lowest value by more than two standard errors.
-
-    The error is that of the difference of two buckets, taken as independent: `sqrt(se_lowest**2 + se**2)`. None if the
-    last bucket is not that much worse, or if there is a single window and so no error.
-    """
-    lowest = min(range(len(curve)), key=lambda index: curve[index].loss)
-    stop = None
-    for bucket in reversed(curve[lowest + 1 :]):
-        error = math.hypot(bucket.standard_error, curve[lowest].standard_error)
-        if not bucket.loss - curve[lowest].loss > 2 * error:  # a NaN ends it too
-            break
-        stop = bucket.start
-    return stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionsResult:
-    """Loss by position of one model in windows of one length; `positions.json` is this."""
-
-    model: str
-    length: int
-    context: int
-    """Positions that the model says it has."""
-
-    num_windows: int
-    curve: list[PositionLoss]
-    provenance: dict[str, Any]
-    weights: str | None = None
-    """Digest of the weights, as `model_identity` gives it."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def verdict(self) -> str:
-        """Say in one sentence where the loss is lowest and whether it rises for good after that."""
-        lowest, stop = min(self.curve, key=lambda bucket: bucket.loss), reading_stops_at(self.curve)
-        place = f"the loss is lowest, {lowest.loss:.3f}, after {lowest.start:,} to {lowest.end - 1:,} tokens"
-        if stop is None:
-            return f"{place}, and does not rise for good by more than two standard errors"
-        return f"{place}, and from {stop:,} tokens on stays above that by more than two standard errors"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        curve = [bucket.to_dict() for bucket in self.curve]
-        return vars(self) | {
-            "curve": curve,
-            "reading_stops_at": reading_stops_at(self.curve),
-            "verdict": self.verdict,
-        }
-
-
-def write_positions(result: PositionsResult, output: Path) -> None:
-    """Write picture and `positions.json` into a folder."""
+def write_positions(result: Positions, output: Path) -> None:
+    """Write picture and `positions.json`, which stands for a finished measurement, into a folder."""
     output.mkdir(parents=True, exist_ok=True)
     draw(result, output / "positions.png")
-    write_atomically(output / "positions.json", json.dumps(result.to_dict(), indent=2) + "\n")
+    result.write(output)
 
 
-def positions_table(result: PositionsResult) -> Table:
+def positions_table(result: Positions) -> Table:
     """Tabulate the curve."""
     table = Table(title=f"Loss by position, {result.num_windows} windows of {result.length:,} tokens")
     for column in ("tokens before", "loss (nats)", "± standard error", "perplexity"):
@@ -186,26 +117,15 @@ def positions_table(result: PositionsResult) -> Table:
     return table
 
 
-def draw(result: PositionsResult, path: Path) -> None:
+def draw(result: Positions, path: Path) -> None:
     """Draw loss over position with a band of two standard errors, and the model's own context if it lies within."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = new_figure(7, 4.2)
     middles = [(bucket.start + bucket.end - 1) / 2 for bucket in result.curve]
-    losses = [bucket.loss for bucket in result.curve]
-    errors = [0.0 if math.isnan(bucket.standard_error) else bucket.standard_error for bucket in result.curve]
+    losses = np.array([bucket.loss for bucket in result.curve])
+    errors = np.nan_to_num([bucket.standard_error for bucket in result.curve])
     axes.plot(middles, losses, marker="o", markersize=3)
-    axes.fill_between(
-        middles,
-        [loss - 2 * error for loss, error in zip(losses, errors, strict=True)],
-        [loss + 2 * error for loss, error in zip(losses, errors, strict=True)],
-        alpha=0.25,
-        label="± 2 standard errors",
-    )
-    if result.context < result.length:
+    axes.fill_between(middles, losses - 2 * errors, losses + 2 * errors, alpha=0.25, label="± 2 standard errors")
+    if result.context is not None and result.context < result.length:
         axes.axvline(result.context, color="#888888", linestyle="--", linewidth=1, label="the model's context")
     axes.set(
         xlabel="position: tokens before the target",
@@ -214,5 +134,5 @@ def draw(result: PositionsResult, path: Path) -> None:
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plain(axes)
+    save_figure(figure, path)

@@ -4,19 +4,15 @@ A window is a run of tokens that the model reads from scratch; its last tokens a
 in the window. The protocols differ in nothing but the list of windows (`longlora.evaluation.scoring`).
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
+from longlora.evaluation.results import Perplexity
 from longlora.evaluation.scoring import (
     Document,
     Window,
@@ -29,29 +25,7 @@ from longlora.evaluation.scoring import (
     token_arrays,
     windows_at_length,
 )
-from longlora.support.files import write_atomically
 from longlora.support.progress import progress_bar
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """`exp(loss)`, the loss a mean over scored tokens of equal weight.
-
-    `standard_error` is that of `loss` over windows, weighted by their tokens (ratio estimator): with S_i nats on n_i
-    tokens in window i of k, `sqrt(sum((S_i - loss * n_i)**2) * k / (k - 1)) / sum(n_i)`. Windows are taken as
-    independent: it is somewhat too small for neighbours, and far too small where windows score the same tokens
-    (`score="all"`). NaN for one window.
-    """
-
-    perplexity: float
-    loss: float  # nats per token
-    num_tokens: int  # scored; twice if in two windows
-    num_windows: int
-    standard_error: float  # nats per token
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Return the fields for JSON, which has no NaN and no infinity: they become None."""
-        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 def perplexity(
@@ -163,14 +137,11 @@ def _score(
     model: Model, tokens: list[np.ndarray], windows: list[Window], *, batch_size: int, progress: bool, description: str
 ) -> Perplexity:
     nats, counts = list[float](), list[int]()
-    numbers = "{task.completed}/{task.total} windows, perplexity {task.fields[perplexity]:.2f}"
-    columns = "{task.description}", BarColumn(), numbers, TimeRemainingColumn()
-    with evaluation_mode(model), Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(description, total=len(windows), perplexity=math.nan)
+    with evaluation_mode(model), progress_bar(description, total=len(windows), progress=progress) as advance:
         for batch in batches(windows, batch_size):
             nats += nats_of_targets(model, tokens, batch).sum(dim=1).tolist()
             counts += [window.num_targets for window in batch]
-            bar.update(task, advance=len(batch), perplexity=_exp(sum(nats) / sum(counts)))
+            advance(len(batch), f"windows, perplexity {_exp(sum(nats) / sum(counts)):.2f}")
     num_windows, num_tokens, loss = len(windows), sum(counts), math.fsum(nats) / sum(counts)
     squares = sum((value - loss * count) ** 2 for value, count in zip(nats, counts, strict=True))
     standard_error = math.sqrt(squares * num_windows / (num_windows - 1)) / num_tokens if num_windows > 1 else math.nan
@@ -240,36 +211,3 @@ def original_perplexity(
         num_windows=len(windows),
         standard_error=math.nan,
     )
-
-
-PERPLEXITY_FILE = "perplexity.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityResult:
-    """Perplexity of one model by context length in tokens; `perplexity.json` is this."""
-
-    model: str
-    weights: str
-    """Digest of the weights, as `model_identity` gives it."""
-
-    context: int
-    """Tokens that the model says it reads."""
-
-    protocol: str
-    data: str
-    """The texts in a few words."""
-
-    perplexity: Mapping[int, Perplexity]
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return vars(self) | {"perplexity": {str(length): value.to_dict() for length, value in self.perplexity.items()}}
-
-
-def write_perplexity(result: PerplexityResult, output: Path) -> None:
-    """Write `perplexity.json` into a folder."""
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / PERPLEXITY_FILE, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -61,6 +61,11 @@ def windows_at_length(document_lengths: Sequence[int], *, length: int, longest: 
     ]
 
 
+def usual_stride(shortest: int) -> int:
+    """256 tokens as in the paper, or half of the shortest length where that is less."""
+    return max(1, min(256, shortest // 2))
+
+
 def evenly_spread(windows: Sequence[Window], count: int) -> list[Window]:
     """Choose `count` windows (all, if there are fewer): the middle ones of `count` equal parts of the list."""
     count = min(count, len(windows))

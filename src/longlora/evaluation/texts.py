@@ -4,7 +4,6 @@ A token file is bare token ids, little-endian, without a header: two bytes a tok
 tokens, all that the original has), four bytes above. Nothing in the file tells which; the model's vocabulary does.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from longlora.data import read_documents, tokenize_documents
 from longlora.data.sources import DocumentSource
 from longlora.errors import DataError
 from longlora.evaluation.scoring import Document
+from longlora.support.files import replaced_file
 
 TOKEN_FILE_SUFFIX = ".bin"
 _TOKENS_PER_CHECK = 1 << 20
@@ -66,8 +66,7 @@ def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary
     """
     path, dtype, num_tokens = Path(path).expanduser(), token_dtype(vocabulary_size), 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with replaced_file(path) as temporary:
         with temporary.open("wb") as file:
             for index, document in enumerate(documents):
                 ids = np.asarray(document)
@@ -80,9 +79,6 @@ def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary
                 num_tokens += ids.size
         if not num_tokens:
             raise DataError("there are no tokens to write: every document is empty")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return num_tokens
 
 
@@ -94,6 +90,9 @@ class Texts:
     text_column: str = "text"
     split: str = "validation"
     max_documents: int | None = None
+    across_documents: bool = False
+    """Join all documents into one stream."""
+
     name: str = ""
     """What to call them in results, if not by the sources."""
 
@@ -109,9 +108,7 @@ class Texts:
             list(self.sources), text_column=self.text_column, split=self.split, max_documents=self.max_documents
         )
 
-    def tokens(
-        self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, *, across_documents: bool = False
-    ) -> Sequence[Document]:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> Sequence[Document]:
         """Tokenise the documents, or map a `.bin` of tokens, which is one stream, into memory.
 
         Raises:
@@ -122,4 +119,9 @@ class Texts:
                 raise DataError(f"a .bin of tokens must be the only source, not one of {', '.join(self.sources)}")
             return [read_token_file(self.sources[0], vocabulary_size)]
         documents: Sequence[Document] = tokenize_documents(self.read(), tokenizer)["input_ids"]
-        return [np.concatenate([np.asarray(document) for document in documents])] if across_documents else documents
+        return [joined(documents)] if self.across_documents else documents
+
+
+def joined(documents: Sequence[Document]) -> np.ndarray:
+    """Put documents one after another into one stream."""
+    return np.concatenate([np.asarray(document) for document in documents])

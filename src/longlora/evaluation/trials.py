@@ -1,17 +1,18 @@
 """The one shape of every retrieval test: a trial is named, asked, answered and scored."""
 
-import json
+import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError, DataError
 from longlora.support.files import write_atomically
+from longlora.support.journal import Journal, json_line, read_journal
 
 
 class TrialId(NamedTuple):
@@ -66,9 +67,32 @@ class RetrievalTest:
     has_depths: bool = True
 
 
+DEFAULT_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DEFAULT_TRIALS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Which questions of a test are asked, and what counts as reading."""
+
+    lengths: Sequence[int] | None = None
+    """Tokens of prompt and answer; None for parts of the model's context."""
+
+    depths: Sequence[float] = DEFAULT_DEPTHS
+    num_trials: int = DEFAULT_TRIALS
+    """At each length and depth."""
+
+    seed: int = 0
+    bar: float = 0.9
+    """Share of right answers that counts as reading."""
+
+    beyond: bool = False
+    """Read more tokens than the model has positions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinishedTrial:
-    """A trial with its answer and its scores: one line of the log."""
+    """A trial with its answer and its scores: one line of `trials.jsonl`."""
 
     test: str
     length: int
@@ -84,14 +108,13 @@ class FinishedTrial:
     scores: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        assert all(map(math.isfinite, self.scores.values())), f"a score is no finite number: {self.scores}"
+
     @property
     def identity(self) -> TrialId:
         """The name of the trial."""
         return TrialId(self.test, self.length, self.depth, self.number, self.seed)
-
-    def to_line(self) -> str:
-        """Write it as a line of JSON; a score that is no finite number is refused."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def trial_grid(
@@ -143,6 +166,22 @@ LOG_FILE = "trials.jsonl"
 _PARTS = "trials.part-*.jsonl"
 
 
+@contextmanager
+def open_log(
+    folder: Path, settings: Mapping[str, Any], *, process: int = 0, num_processes: int = 1
+) -> Iterator[Journal]:
+    """Open the journal of finished trials; of several processes each has a file of its own until they are gathered.
+
+    Raises:
+        ConfigError: it was begun with other settings, or another process has it open.
+        DataError: it cannot be read.
+    """
+    name = LOG_FILE if num_processes == 1 else f"trials.part-{process}-of-{num_processes}.jsonl"
+    with Journal(folder / name, settings) as journal:
+        yield journal
+    (folder / f"{name}.lock").unlink(missing_ok=True)
+
+
 def gather(folder: Path, settings: Mapping[str, Any], order: Iterable[TrialId] = ()) -> dict[TrialId, FinishedTrial]:
     """Put the files of all processes into one, in the given order first, and return every finished trial.
 
@@ -151,85 +190,17 @@ def gather(folder: Path, settings: Mapping[str, Any], order: Iterable[TrialId] =
         DataError: a file was changed by something else and cannot be read.
     """
     parts = sorted(folder.glob(_PARTS))
-    order = list(order)
-    found: dict[TrialId, FinishedTrial] = {}
-    for path in (folder / LOG_FILE, *parts):
-        found |= {trial.identity: trial for trial in _read(path, settings)}
+    trials = [
+        trial
+        for path in (folder / LOG_FILE, *parts)
+        for trial in read_journal(path, settings, lambda line: FinishedTrial(**line))
+    ]
+    found = {trial.identity: trial for trial in trials}
     if parts:
         place = {identity: number for number, identity in enumerate(order)}
-        sorted_trials = sorted(found.values(), key=lambda trial: place.get(trial.identity, len(place)))
-        text = _header(settings) + "".join(trial.to_line() for trial in sorted_trials)
+        lines = sorted(found.values(), key=lambda trial: place.get(trial.identity, len(place)))
+        text = json_line({"settings": settings}) + "".join(json_line(asdict(trial)) for trial in lines)
         write_atomically(folder / LOG_FILE, text)
         for path in parts:
             path.unlink()
     return found
-
-
-class TrialLog:
-    """Appends finished trials to this process's file."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, process: int = 0, num_processes: int = 1) -> None:
-        name = LOG_FILE if num_processes == 1 else f"trials.part-{process}-of-{num_processes}.jsonl"
-        self.path = folder / name
-        if _mend(self.path) == 0:
-            self.path.write_text(_header(settings), encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def append(self, trial: FinishedTrial) -> None:
-        """Write a trial's line and hand it to the operating system at once."""
-        self._file.write(trial.to_line())
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
-def _header(settings: Mapping[str, Any]) -> str:
-    return json.dumps({"settings": settings}, ensure_ascii=False) + "\n"
-
-
-def _mend(path: Path) -> int:
-    """Cut off a last line that an interruption tore, and return the size of what is left."""
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return whole
-
-
-def _read(path: Path, settings: Mapping[str, Any]) -> list[FinishedTrial]:
-    if _mend(path) == 0:
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    values = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
-    try:
-        _check_same(path, values[0]["settings"], json.loads(json.dumps(settings)))
-        return [FinishedTrial(**value) for value in values[1:]]
-    except (TypeError, KeyError) as error:
-        raise DataError(f"{path} is no log of trials ({error}); delete it or choose another folder") from error
-
-
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DataError(
-            f"{path} cannot be read in line {number} ({error}); delete that line or choose another folder"
-        ) from error
-
-
-def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    if differing:
-        changes = ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} now" for name in differing)
-        raise ConfigError(
-            f"{path} holds trials of another evaluation ({changes}): choose another folder, or delete that one"
-        )

@@ -2,9 +2,9 @@
 
 import math
 
+from longlora.evaluation.results import HarnessScore
 from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table
 from longlora.report.collect import ModelResults
-from longlora.report.results import HarnessScore
 
 _PREFERRED = ("acc_norm", "acc", "exact_match", "score")
 

@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from longlora.evaluation.results import PerplexityByLength, Retrieval, RetrievalRow, Share
 from longlora.report.benchmarks import against_base, benchmarks_section
 from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, Section, Series, Table
 from longlora.report.collect import Collection, ModelResults
-from longlora.report.results import PerplexityByLength, Retrieval, RetrievalRow, Share
 from longlora.report.runs import TrainingRun
 from longlora.report.verdict import cost
 

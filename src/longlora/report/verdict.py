@@ -1,9 +1,9 @@
 """The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost."""
 
+from longlora.evaluation.results import Retrieval
 from longlora.report.benchmarks import compared_benchmarks
 from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table, Tone
 from longlora.report.collect import ModelResults
-from longlora.report.results import Retrieval
 from longlora.report.runs import TrainingRun
 
 
