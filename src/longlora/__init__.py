@@ -30,7 +30,7 @@ _HOMES = {
     "loss_by_position": "longlora.evaluation.loss_by_position",
     "merge_adapter": "longlora.merge",
     "needle": "longlora.evaluation.needle",
-    "original_perplexity": "longlora.evaluation.original",
+    "original_perplexity": "longlora.evaluation.perplexity",
     "parse_recipe": "longlora.config",
     "passkey": "longlora.evaluation.passkey",
     "perplexity": "longlora.evaluation.perplexity",

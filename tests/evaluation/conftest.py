@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.cli import main as cli
-from longlora.evaluation.words import names, sentence
+from longlora.evaluation.haystack import names, sentence
 from longlora.tiny import tiny_model_directory
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from longlora.evaluation.windows import Window
+from longlora.evaluation.scoring import Window
 
 VOCABULARY_SIZE = 101
 DOCUMENT_LENGTHS = [1, 2, 5, 23, 40, 17]

@@ -13,8 +13,8 @@ import pytest
 
 from longlora.cli.eval import evaluate
 from longlora.errors import ConfigError
-from longlora.evaluation import against_base, measure
-from longlora.evaluation.log import LOG_FILE
+from longlora.evaluation import subject
+from longlora.evaluation.trials import LOG_FILE
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -71,8 +71,7 @@ def test_the_dtype_reaches_the_model(
         loaded.append(dtype)
         raise ConfigError("far enough")
 
-    for module in (measure, against_base):
-        monkeypatch.setattr(module, "load_for_inference", load)
+    monkeypatch.setattr(subject, "load_for_inference", load)
     more = {"short": ["--base", base_model]}.get(command, [])
     data = [] if command == "passkey" else ["--data", text_folder]
     status, _, err = run("eval", command, base_model, *data, *more, "--out", tmp_path, "--dtype", "bfloat16")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longlora.errors import ConfigError
-from longlora.evaluation.effective import effective_length, wilson
+from longlora.evaluation.shares import effective_length, wilson
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation import harness, harness_tasks
+from longlora.evaluation import harness_tasks, subject
 from longlora.evaluation.harness import HarnessOptions, read_metrics, run_harness
 from longlora.evaluation.harness_tasks import SHORT_TASKS, check_ruler, plan_calls
 from longlora.models.load import load_for_inference
@@ -130,7 +130,7 @@ def test_it_goes_on_after_the_last_task_and_counts_prompts_that_lost_their_begin
     assert samples.read_text() == "kept"  # not asked again
     assert second.tasks["ships"] == first.tasks["ships"] and set(second.tasks) == {"ships", "ships_generated"}
     # 64 positions less 40 for the answer leave 24 bytes for a prompt of 28.
-    assert second.tasks["ships_generated"]["num_cut"] == 2 and "2 of 2 prompts were longer" in caplog.text
+    assert second.tasks["ships_generated"].num_cut == 2 and "2 of 2 prompts were longer" in caplog.text
     with pytest.raises(ConfigError, match="holds another measurement"):
         run_harness(str(base_model), [], output=tmp_path, task_files=both, options=HarnessOptions(limit=3))
 
@@ -211,7 +211,7 @@ def test_what_ruler_needs_is_said_beforehand(monkeypatch: pytest.MonkeyPatch, ba
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr(harness, "load_for_inference", refuse)
+    monkeypatch.setattr(subject, "load_for_inference", refuse)
     with pytest.raises(ConfigError, match="RULER begins at"):
         run_harness(str(base_model), ["ruler"], output=tmp_path)
     missing = {"wonderwords"}

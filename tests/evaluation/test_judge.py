@@ -2,7 +2,7 @@
 
 import pytest
 
-from longlora.evaluation.judge import share_found
+from longlora.evaluation.reader import share_found
 
 
 @pytest.mark.parametrize(

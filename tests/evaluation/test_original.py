@@ -10,9 +10,8 @@ from tests.evaluation.llama import TOLERANCE, VOCABULARY_SIZE
 from transformers import LlamaForCausalLM
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.binary import read_token_file, token_dtype, write_token_file
-from longlora.evaluation.original import original_perplexity, original_windows
-from longlora.evaluation.perplexity import perplexity
+from longlora.evaluation.perplexity import original_perplexity, original_windows, perplexity
+from longlora.evaluation.texts import read_token_file, token_dtype, write_token_file
 
 
 def eval_py(model: LlamaForCausalLM, path: Path, *, seq_length: int, batch_size: int, sliding_window: int) -> float:

@@ -16,7 +16,7 @@ from tests.evaluation.llama import (
 from transformers import LlamaForCausalLM
 
 from longlora.evaluation.perplexity import perplexity
-from longlora.evaluation.windows import (
+from longlora.evaluation.scoring import (
     evenly_spread,
     sliding_windows,
 )

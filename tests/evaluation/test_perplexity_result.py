@@ -15,7 +15,8 @@ from tests.evaluation.llama import (
 from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError, DataError
-from longlora.evaluation.perplexity import Perplexity, perplexity, perplexity_by_length
+from longlora.evaluation.perplexity import perplexity, perplexity_by_length
+from longlora.evaluation.results import Perplexity
 
 
 def test_standard_error_of_equal_windows_is_that_of_their_means(

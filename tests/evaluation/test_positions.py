@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError, DataError
-from longlora.evaluation.loss_by_position import PositionLoss, loss_by_position, reading_stops_at
-from longlora.evaluation.positions_report import PositionsResult, positions_table, write_positions
+from longlora.evaluation.loss_by_position import loss_by_position, positions_table, write_positions
+from longlora.evaluation.results import PositionLoss, Positions, reading_stops_at
 
 HEADER = 8
 
@@ -152,7 +152,7 @@ def test_nan(documents: list[tuple[int, ...]]) -> None:
 
 def test_the_report(tmp_path: Path) -> None:
     curve = [bucket(1, 5.0), bucket(11, 2.0), bucket(21, 4.0, math.nan), bucket(31, 4.5)]
-    result = PositionsResult(model="m", length=41, context=20, num_windows=3, curve=curve, provenance={"date": "d"})
+    result = Positions(model="m", length=41, context=20, num_windows=3, curve=curve, provenance={"date": "d"})
     assert result.verdict == (
         "the loss is lowest, 2.000, after 11 to 20 tokens, and from 31 tokens on stays above that by more than two "
         "standard errors"

@@ -15,15 +15,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longlora.distributed import Processes
 from longlora.errors import CheckpointError, ConfigError
-from longlora.evaluation.log import LOG_FILE
 from longlora.evaluation.needle import needle
 from longlora.evaluation.passkey import passkey
 from longlora.evaluation.recall import recall
+from longlora.evaluation.results import Retrieval
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_report import result_table, write_result
-from longlora.evaluation.summary import RetrievalResult
 from longlora.evaluation.topics import topics
-from longlora.evaluation.trials import RetrievalTest
+from longlora.evaluation.trials import LOG_FILE, RetrievalTest
 
 TESTS = {
     "passkey": passkey(),
@@ -37,12 +36,12 @@ LENGTHS = [700, 1000, 1500]
 
 def evaluate(
     model: ScriptedModel, test: RetrievalTest, output: Path, *, lengths: Sequence[int] = LENGTHS, **changes: Any
-) -> RetrievalResult:
+) -> Retrieval:
     settings: dict[str, Any] = {"depths": [0, 0.5, 1], "num_trials": 2, "progress": False, "command": "a test"}
     return run_retrieval(model, model.tokenizer, test, lengths=lengths, output=output, **settings | changes)
 
 
-def shares(result: RetrievalResult, measure: str = "generated") -> dict[int, float]:
+def shares(result: Retrieval, measure: str = "generated") -> dict[int, float]:
     return {row.length: row.shares[measure].share for row in result.lengths}
 
 
@@ -160,7 +159,7 @@ def test_processes_share_the_trials_and_all_get_the_result(byte_level: PreTraine
         evaluate(stopping(byte_level, 2), test, tmp_path / "three", lengths=lengths)
     models = [stopping(byte_level, prompts) for prompts in (4, 3, 3)]
 
-    def share(index: int) -> RetrievalResult:
+    def share(index: int) -> Retrieval:
         processes = Processes(index=index, count=3, device=None, wait=lambda: barrier.wait(60))
         return evaluate(models[index], test, tmp_path / "three", lengths=lengths, processes=processes)
 
@@ -194,7 +193,7 @@ def test_a_folder_of_another_evaluation_is_refused(
     model = scripted(chat_tokenizer if test == "tokenizer" else byte_level)
     if test == "weights":
         model.scale.data += 0.5
-    with pytest.raises(ConfigError, match=f"holds trials of another evaluation .*{named}"):
+    with pytest.raises(ConfigError, match=f"was begun with other settings .*{named}"):
         evaluate(model, TESTS.get(test, TESTS["passkey"]), tmp_path, lengths=[700], **changes)
 
 
@@ -240,13 +239,13 @@ def test_the_original_form_draws_depth_and_ignores_the_seed(
 
 
 @pytest.fixture
-def report(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> Iterator[tuple[RetrievalResult, Path]]:
+def report(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> Iterator[tuple[Retrieval, Path]]:
     result = evaluate(scripted(byte_level, visible=1000), TESTS["recall"], tmp_path)
     write_result(result, tmp_path)
     yield result, tmp_path
 
 
-def test_the_report_says_what_was_measured(report: tuple[RetrievalResult, Path]) -> None:
+def test_the_report_says_what_was_measured(report: tuple[Retrieval, Path]) -> None:
     result, folder = report
     written = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert written["effective_length"] == {"generated": 1000, "chosen": 1000}

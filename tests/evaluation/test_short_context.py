@@ -13,8 +13,10 @@ from tests.evaluation.llama import naive_nats, tiny_llama
 from transformers import LlamaForCausalLM
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.against_base import base_of, check_same_tokens, named_context
-from longlora.evaluation.short_context import ShortContext, compare_losses, window_losses
+from longlora.evaluation.measure import check_same_tokens
+from longlora.evaluation.results import ShortContext
+from longlora.evaluation.short_context import compare_losses, window_losses
+from longlora.evaluation.subject import base_of, named_context
 from longlora.models.load import load_for_inference
 
 Run = Callable[..., tuple[int, str, str]]

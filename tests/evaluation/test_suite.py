@@ -11,11 +11,13 @@ from tests.evaluation.conftest import byte_tokenizer
 from tests.evaluation.scripted import EVERYTHING, ScriptedConfig, ScriptedModel
 
 from longlora.errors import ConfigError
-from longlora.evaluation import positions_report, retrieval_report
+from longlora.evaluation import loss_by_position, retrieval_report
 from longlora.evaluation import suite as suite_module
-from longlora.evaluation.curves import Curves, finished
 from longlora.evaluation.passkey import passkey
+from longlora.evaluation.results import SuiteRecord, finished
+from longlora.evaluation.subject import Loading, Subject, load_subject
 from longlora.evaluation.suite import Suite, folder_name, lengths_with_room, run_suite, shared_lengths
+from longlora.evaluation.suite_texts import Curves
 from longlora.evaluation.texts import Texts
 from longlora.report.collect import collect
 from longlora.report.verdict import sentence
@@ -34,7 +36,7 @@ SMALL = Suite(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few questions, and no pictures: they have tests of their own, and take longer than all the rest."""
     monkeypatch.setitem(suite_module.SUITES, "quick", SMALL)
-    for module in (retrieval_report, positions_report):
+    for module in (retrieval_report, loss_by_position):
         monkeypatch.setattr(module, "draw", lambda *_: None)
 
 
@@ -47,7 +49,9 @@ def test_the_report_says_how_far_a_model_of_known_ability_reads(
     small: None, monkeypatch: pytest.MonkeyPatch, text_folder: Path, tmp_path: Path, visible: int, said: str
 ) -> None:
     model = scripted(visible)
-    monkeypatch.setattr(suite_module, "load_shared", lambda *_: (model, model.tokenizer))
+    monkeypatch.setattr(
+        suite_module, "load_subject", lambda name, *_: Subject(name=name, model=model, tokenizer=model.tokenizer)
+    )
     monkeypatch.setattr(suite_module, "named_context", lambda _: 1600)
     monkeypatch.setattr(suite_module, "base_of", lambda _: None)
     monkeypatch.setattr(suite_module, "measure_curves", lambda *_, **__: None)  # reads row by row in Python: minutes
@@ -160,21 +164,19 @@ def test_too_short_for_a_question(byte_level: Any) -> None:
 
 
 def test_results_of_other_weights_are_not_taken_for_these(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    assert finished(path, {"a": 1}, "w") is None
-    path.write_text('{"settings": {"a": [1]}, "weights": "w"}')
-    assert finished(path, {"a": (1,)}, "w")
+    assert finished(SuiteRecord, tmp_path, {"a": 1}, "w") is None
+    SuiteRecord(model="m", weights="w", settings={"a": [1]}, left_out=[]).write(tmp_path)
+    assert finished(SuiteRecord, tmp_path, {"a": (1,)}, "w")
     for settings, weights in (({"a": [2]}, "w"), ({"a": [1]}, "v")):
         with pytest.raises(ConfigError, match="holds another measurement"):
-            finished(path, settings, weights)
+            finished(SuiteRecord, tmp_path, settings, weights)
 
 
 def test_several_processes_cannot_each_spread_over_all_devices() -> None:
     from longlora.distributed import Processes
-    from longlora.evaluation.measure import load_shared
 
     with pytest.raises(ConfigError, match="start a single process"):
-        load_shared("tiny", Processes(index=0, count=2, device=None, wait=lambda: None), "auto")
+        load_subject("tiny", Loading(device_map="auto"), Processes(index=0, count=2, device=None, wait=lambda: None))
 
 
 def test_a_suite_without_enough_text(small: None, base_model: Path, tmp_path: Path) -> None:

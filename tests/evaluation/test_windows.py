@@ -4,7 +4,7 @@ from tests.evaluation.llama import (
     scored_tokens,
 )
 
-from longlora.evaluation.windows import (
+from longlora.evaluation.scoring import (
     Window,
     batches,
     evenly_spread,

@@ -4,7 +4,6 @@ import json
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from longlora.evaluation.harness import HarnessResult
-from longlora.evaluation.loss_by_position import PositionLoss
-from longlora.evaluation.perplexity import Perplexity
-from longlora.evaluation.perplexity_report import PerplexityResult, write_perplexity
-from longlora.evaluation.positions_report import PositionsResult
-from longlora.evaluation.short_context import compare_losses, write_short_context
-from longlora.evaluation.suite import SuiteRecord
-from longlora.evaluation.summary import summarise
+from longlora.evaluation.results import Harness, Perplexity, PerplexityByLength, PositionLoss, Positions, SuiteRecord
+from longlora.evaluation.shares import summarise
+from longlora.evaluation.short_context import compare_losses
 from longlora.evaluation.trials import FinishedTrial, RetrievalTest, trial_grid
-from longlora.support.files import write_atomically
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -74,8 +67,7 @@ def write_retrieval(
         settings={"test": test, "model": model, "weights": weights, "seed": 0} | settings,
         provenance=PROVENANCE | {"command": command},
     )
-    folder.mkdir(parents=True)
-    write_atomically(folder / "result.json", json.dumps(result.to_dict()))
+    result.write(folder)
 
 
 def write_curves(folder: Path, model: str, *, level: float, rises_after: int, context: int = 8192) -> None:
@@ -91,19 +83,16 @@ def write_curves(folder: Path, model: str, *, level: float, rises_after: int, co
         )
         for index, length in enumerate(LENGTHS)
     }
-    write_perplexity(
-        PerplexityResult(
-            model=model,
-            weights="abc",
-            context=context,
-            protocol="same-targets",
-            data="books",
-            perplexity=values,
-            settings={"stride": 256},
-            provenance=PROVENANCE,
-        ),
-        folder / "perplexity",
-    )
+    PerplexityByLength(
+        model=model,
+        weights="abc",
+        context=context,
+        protocol="same-targets",
+        data="books",
+        perplexity=values,
+        settings={"stride": 256},
+        provenance=PROVENANCE,
+    ).write(folder / "perplexity")
     buckets = [
         PositionLoss(
             start=1 + 256 * index,
@@ -114,11 +103,10 @@ def write_curves(folder: Path, model: str, *, level: float, rises_after: int, co
         )
         for index in range(context // 256)
     ]
-    curve = PositionsResult(
+    curve = Positions(
         model=model, length=context, context=context, num_windows=12, curve=buckets, provenance=PROVENANCE
     )
-    (folder / "positions").mkdir()
-    (folder / "positions" / "positions.json").write_text(json.dumps(curve.to_dict()))  # without its picture
+    curve.write(folder / "positions")  # without its picture
 
 
 def write_run(folder: Path, *, seed: int = 0, num_steps: int = 200) -> None:
@@ -157,17 +145,28 @@ def write_against_base(folder: Path, model: str, base: str, *, difference: float
         settings={"data": "books"},
         provenance=dict(PROVENANCE),
     )
-    write_short_context(result, folder / "short")
+    result.write(folder / "short")
     record = SuiteRecord(
-        model=model, weights=weights, context=8192, settings={}, lengths=[1024], left_out=["topics at 8 tokens"]
+        model=model,
+        weights=weights,
+        context=8192,
+        settings={},
+        lengths=[1024],
+        left_out=["topics at 8 tokens"],
+        provenance=PROVENANCE,
     )
-    (folder / "suite.json").write_text(json.dumps(asdict(record) | {"provenance": PROVENANCE}))
+    record.write(folder)
 
 
 def write_harness(folder: Path, model: str, scores: Mapping[str, float], *, weights: str = "abc") -> None:
     """Scores of tasks, each with an error of 0.03."""
     metrics = {task: {"acc": {"value": value, "standard_error": 0.03}} for task, value in scores.items()}
-    result = HarnessResult(model=model, weights=weights, context=8192, settings={"limit": 100}, provenance=PROVENANCE)
-    result.tasks = {task: {"metrics": values, "num_samples": 100} for task, values in metrics.items()}
-    folder.mkdir(parents=True)
-    (folder / "harness.json").write_text(json.dumps(vars(result)))
+    content = {
+        "model": model,
+        "weights": weights,
+        "context": 8192,
+        "settings": {"limit": 100},
+        "tasks": {task: {"metrics": values, "num_samples": 100} for task, values in metrics.items()},
+        "provenance": PROVENANCE,
+    }
+    Harness.model_validate(content).write(folder)

@@ -29,7 +29,7 @@ def version(name):
     return ask(name)
 metadata.version = version
 from longlora.training.run_directory import _environment
-from longlora.evaluation.provenance import provenance
+from longlora.evaluation.subject import provenance
 from longlora.merge import card
 print(_environment()["packages"]["longlora"])
 """

@@ -1,7 +1,6 @@
 """The commands under `longlora eval`. Like all commands they import what they need inside their bodies."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +22,8 @@ from longlora.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from longlora.evaluation.results import Result
+    from longlora.evaluation.subject import Loading
     from longlora.evaluation.texts import Texts
     from longlora.evaluation.trials import RetrievalTest
 
@@ -90,23 +91,15 @@ def perplexity(
     as_json: AsJson = False,
 ) -> None:
     """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
-    from longlora.evaluation.measure import measure_perplexity
+    from longlora.evaluation.measure import Scored, measure_perplexity
 
-    result = measure_perplexity(
-        model,
-        texts_of(data, columns),
-        lengths=parse_numbers(lengths, "--lengths", int),
-        stride=stride,
-        protocol=protocol,
-        across_documents=across_documents,
-        max_targets=max_targets,
-        device_map=weights.device_map,
-        dtype=weights.dtype,
+    scored = Scored(
+        lengths=parse_numbers(lengths, "--lengths", int), stride=stride, protocol=protocol, max_targets=max_targets
     )
+    texts = texts_of(data, columns, across_documents=across_documents)
+    result = measure_perplexity(model, texts, scored, loading_of(weights))
     if out is not None:
-        from longlora.evaluation.perplexity_report import write_perplexity
-
-        write_perplexity(result, out)
+        result.write(out)
     if as_json:
         by_length = {str(length): value.to_dict() for length, value in result.perplexity.items()}
         typer.echo(json.dumps({"model": model, "protocol": protocol, "perplexity": by_length}, indent=2))
@@ -131,22 +124,20 @@ def positions(
     as_json: AsJson = False,
 ) -> None:
     """Loss by position in the window: the curve that shows up to where a model reads."""
+    from longlora.evaluation.loss_by_position import positions_table, write_positions
     from longlora.evaluation.measure import measure_positions
-    from longlora.evaluation.positions_report import positions_table, write_positions
 
     result = measure_positions(
         model,
-        texts_of(data, columns),
+        texts_of(data, columns, across_documents=across_documents),
+        loading_of(weights),
         length=length,
         num_buckets=buckets,
         max_windows=max_windows,
-        across_documents=across_documents,
         beyond=beyond,
-        device_map=weights.device_map,
-        dtype=weights.dtype,
     )
     write_positions(result, out)
-    print_result(as_json, result.to_dict, positions_table(result), result.verdict, out)
+    print_result(as_json, result, positions_table(result), result.verdict, out)
 
 
 @evaluate.command()
@@ -265,37 +256,45 @@ def _retrieve(
 ) -> None:
     from longlora.evaluation.measure import measure_retrieval
     from longlora.evaluation.retrieval_report import result_table
+    from longlora.evaluation.trials import Sweep as Asked
 
-    result = measure_retrieval(
-        model,
-        test,
+    asked = Asked(
         lengths=parse_numbers(sweep.lengths, "--lengths", int),
         depths=parse_numbers(depths, "--depths", float) or [],
         num_trials=trials,
         seed=sweep.seed,
         bar=sweep.bar,
         beyond=sweep.beyond,
-        output=out,
-        device_map=weights.device_map,
-        dtype=weights.dtype,
     )
+    result = measure_retrieval(model, test, asked, loading_of(weights), output=out)
     if result is not None:  # of several processes the first one speaks
-        print_result(as_json, result.to_dict, result_table(result), result.verdict, out)
+        print_result(as_json, result, result_table(result), result.verdict, out)
 
 
-def texts_of(data: list[str], columns: Columns) -> "Texts":
+def loading_of(weights: Weights) -> "Loading":
+    """How the options say that a model is loaded."""
+    from longlora.evaluation.subject import Loading
+
+    return Loading(device_map=weights.device_map, dtype=weights.dtype)
+
+
+def texts_of(data: list[str], columns: Columns, *, across_documents: bool = False) -> "Texts":
     """The texts that options name."""
     from longlora.evaluation.texts import Texts
 
-    return Texts(data, text_column=columns.text_column, split=columns.split, max_documents=columns.max_documents)
+    return Texts(
+        data,
+        text_column=columns.text_column,
+        split=columns.split,
+        max_documents=columns.max_documents,
+        across_documents=across_documents,
+    )
 
 
-def print_result(
-    as_json: bool, to_dict: Callable[[], dict[str, object]], table: object, verdict: str, output: Path
-) -> None:
+def print_result(as_json: bool, result: "Result", table: object, verdict: str, output: Path) -> None:
     """Print a result for a machine, or its table and its verdict for a reader."""
     if as_json:
-        typer.echo(json.dumps(to_dict(), indent=2))
+        typer.echo(result.model_dump_json(indent=2))
         return
     from rich.console import Console
 

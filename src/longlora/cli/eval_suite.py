@@ -1,12 +1,11 @@
 """The commands under `longlora eval` that answer for a whole model: the suite, and the model against its base."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli.eval import AcrossDocuments, evaluate, texts_of
+from longlora.cli.eval import AcrossDocuments, evaluate, loading_of, texts_of
 from longlora.cli.options import (
     AsJson,
     Chat,
@@ -55,7 +54,7 @@ def suite(
 
     In short: longlora eval MODEL --suite quick --out DIR.
     """
-    from longlora.evaluation.suite import run_suite
+    from longlora.evaluation.suite import benchmark, run_suite
     from longlora.report.collect import collect
     from longlora.report.verdict import sentence
     from longlora.report.write import write_report
@@ -70,20 +69,16 @@ def suite(
         lengths=parse_numbers(lengths, "--lengths", int),
         seed=seed,
         beyond=beyond,
-        device_map=weights.device_map,
-        dtype=weights.dtype,
+        loading=loading_of(weights),
     )
     if records and (short_tasks or task_file):
-        from longlora.evaluation.suite import benchmark
-
         benchmark(
             models,
             _words(short_tasks),
             output=out,
             task_files=task_file or [],
             base=base,
-            device_map=weights.device_map,
-            dtype=weights.dtype,
+            loading=loading_of(weights),
         )
     if records:  # of several processes the first one has them
         page = write_report([str(out)], out)
@@ -106,21 +101,13 @@ def short(
     as_json: AsJson = False,
 ) -> None:
     """Was short context kept? The model against its base on the same tokens, at the base's own context."""
-    from longlora.evaluation.against_base import measure_short_context
-    from longlora.evaluation.short_context import write_short_context
+    from longlora.evaluation.measure import measure_short_context
 
-    result = measure_short_context(
-        model,
-        texts_of(data, columns),
-        base=base,
-        max_targets=max_targets,
-        across_documents=across_documents,
-        device_map=weights.device_map,
-        dtype=weights.dtype,
-    )
-    write_short_context(result, out)
+    texts = texts_of(data, columns, across_documents=across_documents)
+    result = measure_short_context(model, texts, loading_of(weights), base=base, max_targets=max_targets)
+    result.write(out)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        typer.echo(result.model_dump_json(indent=2))
         return
     typer.echo(f"{result.base:>40}   perplexity {result.base_perplexity:9.3f}   {result.length:,} tokens")
     typer.echo(f"{result.model:>40}   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
@@ -171,16 +158,14 @@ def harness(
             chat=chat,
             seed=seed,
         ),
-        device_map=weights.device_map,
-        dtype=weights.dtype,
+        loading=loading_of(weights),
     )
     if as_json:
-        typer.echo(json.dumps(vars(result), indent=2))
+        typer.echo(result.model_dump_json(indent=2))
         return
-    for task, values in result.tasks.items():
-        for metric, score in values["metrics"].items():
-            error = f" ± {score['standard_error']:.3f}" if score["standard_error"] is not None else ""
-            typer.echo(f"{task:>40}   {metric:<20} {score['value']:.3f}{error}   {values['num_samples']:,} samples")
+    for score in result.scores:
+        error = f" ± {score.standard_error:.3f}" if score.standard_error is not None else ""
+        typer.echo(f"{score.task:>40}   {score.metric:<20} {score.value:.3f}{error}   {score.num_samples:,} samples")
     typer.echo(f"written to {out}")
 
 

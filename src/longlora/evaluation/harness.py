@@ -10,29 +10,25 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from longlora.errors import ConfigError, DataError, LongLoRAError
-from longlora.evaluation.against_base import named_context
-from longlora.evaluation.curves import finished
+from longlora.errors import ConfigError, DataError, LongLoRAError, first_line
 from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
-from longlora.evaluation.logits import Model, base_model, context_of
+from longlora.evaluation.logits import base_model
 from longlora.evaluation.prompts import uses_chat
-from longlora.evaluation.provenance import model_identity, provenance
-from longlora.models.load import DtypeName, load_for_inference
-from longlora.support.files import write_atomically
+from longlora.evaluation.results import Harness, TaskResult, finished
+from longlora.evaluation.subject import Loading, Subject, load_subject, named_context, provenance
 
 logger = logging.getLogger("longlora")
 
-HARNESS_FILE = "harness.json"
 SAMPLES_FOLDER = "samples"
+_AS_IT_IS = Loading()
 _BOOTSTRAP = 1000  # resamples, for metrics whose error has no formula
 
 
@@ -59,21 +55,6 @@ class HarnessOptions:
     seed: int = 1234
 
 
-@dataclass(kw_only=True)
-class HarnessResult:
-    """What the harness measured about one model; `harness.json` is this."""
-
-    model: str
-    weights: str
-    context: int
-    settings: dict[str, Any]
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By task: `metrics` (each with `value` and `standard_error`), `num_samples`, `num_cut`, the prompts that were too
-    long and lost their beginning, and `lengths`, where the task comes in such."""
-
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
 def run_harness(
     model_name: str,
     tasks: Sequence[str],
@@ -81,9 +62,8 @@ def run_harness(
     output: str | Path,
     task_files: Sequence[str | Path] = (),
     options: HarnessOptions | None = None,
-    device_map: str | None = None,
-    dtype: DtypeName = "auto",
-) -> HarnessResult:
+    loading: Loading = _AS_IT_IS,
+) -> Harness:
     """Run tasks of the harness by name, and tasks of the user's own by file; started again, go on after the last task.
 
     A task that fails does not keep the others from being measured; its error is raised at the end.
@@ -97,27 +77,30 @@ def run_harness(
     options = options or HarnessOptions()
     _require_harness()
     check_ruler(tasks, options.lengths, named_context(model_name))
-    model, tokenizer = load_for_inference(model_name, dtype=dtype, device_map=device_map)
-    weights, context = model_identity(model), context_of(model)
-    if any(parameter.is_meta for parameter in model.parameters()):
+    subject = load_subject(model_name, loading)
+    if any(parameter.is_meta for parameter in subject.model.parameters()):
         raise ConfigError("lm-eval cannot use a model of which parts are kept outside of the devices: give more memory")
     folder = Path(output)
     (folder / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     # Tasks and lengths may be added later; all else would change what is there.
     settings = {name: value for name, value in vars(options).items() if name != "lengths"}
-    settings["chat"] = uses_chat(tokenizer, options.chat)
-    before = finished(folder / HARNESS_FILE, settings, weights)
-    result = HarnessResult(
+    settings["chat"] = uses_chat(subject.tokenizer, options.chat)
+    before = finished(Harness, folder, settings, subject.weights)
+    result = Harness(
         model=model_name,
-        weights=weights,
-        context=context,
+        weights=subject.weights,
+        context=subject.context,
         settings=settings,
-        tasks=before["tasks"] if before else {},
+        tasks=before.tasks if before else {},
         provenance=provenance(),
     )
-    with _saved_tokenizer(tokenizer) as tokenizer_path:
-        calls = plan_calls(tasks, task_files, lengths=options.lengths, context=context, tokenizer_path=tokenizer_path)
-        harness_model = _harness_model(model, tokenizer, calls, context, options)
+    with tempfile.TemporaryDirectory(prefix="longlora-tokenizer-") as tokenizer_path:
+        # Tasks that size their prompts take the path of a tokenizer, and not one that is there.
+        subject.tokenizer.save_pretrained(tokenizer_path)
+        calls = plan_calls(
+            tasks, task_files, lengths=options.lengths, context=subject.context, tokenizer_path=tokenizer_path
+        )
+        harness_model = _harness_model(subject, calls, options)
         failures = []
         for call in calls:
             if not _is_done(call, call.name, result):
@@ -138,14 +121,14 @@ def _failure(call: Call, error: Exception) -> LongLoRAError:
         return error
     logger.error("%s failed; the other tasks go on", call.name, exc_info=error)
     return DataError(
-        f"{call.name} failed within lm-eval ({type(error).__name__}: {_first_line(error)}) and has no result; those of "
+        f"{call.name} failed within lm-eval ({type(error).__name__}: {first_line(error)}) and has no result; those of "
         "the other tasks are written"
     )
 
 
-def _is_done(call: Call, name: str, result: HarnessResult) -> bool:
+def _is_done(call: Call, name: str, result: Harness) -> bool:
     done = result.tasks.get(name)
-    return done is not None and done["lengths"] == call.lengths
+    return done is not None and done.lengths == call.lengths
 
 
 def _require_harness() -> None:
@@ -155,27 +138,18 @@ def _require_harness() -> None:
         raise ConfigError(f"lm-evaluation-harness is not installed ({error}): pip install 'longlora[eval]'") from error
 
 
-@contextmanager
-def _saved_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Save the tokenizer where tasks that size their prompts can load it: they take a path and no tokenizer."""
-    with tempfile.TemporaryDirectory(prefix="longlora-tokenizer-") as folder:
-        tokenizer.save_pretrained(folder)
-        yield folder
-
-
-def _harness_model(
-    model: Model, tokenizer: PreTrainedTokenizerBase, calls: Sequence[Call], context: int, options: HarnessOptions
-) -> Any:
+def _harness_model(subject: Subject, calls: Sequence[Call], options: HarnessOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
 
+    model = subject.model
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
     base_model(merged).eval()
     # Lengths of tasks are those of their texts; the turns of a chat come on top, and must not cost a text its start.
-    longest = max([context, *(length for call in calls for length in call.lengths or [])])
+    longest = max([subject.context, *(length for call in calls for length in call.lengths or [])])
     return HFLM(
         pretrained=merged,
-        tokenizer=tokenizer,
-        max_length=longest + _template_tokens(tokenizer, options.chat),
+        tokenizer=subject.tokenizer,
+        max_length=longest + _template_tokens(subject.tokenizer, options.chat),
         batch_size=options.batch_size,
     )
 
@@ -188,7 +162,7 @@ def _template_tokens(tokenizer: PreTrainedTokenizerBase, chat: bool) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _run(call: Call, model: Any, options: HarnessOptions, result: HarnessResult, folder: Path) -> None:
+def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folder: Path) -> None:
     from lm_eval import simple_evaluate
 
     for task in _load(call):
@@ -222,13 +196,15 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: HarnessResult,
                 "%s: %d of %d prompts were longer than %s tokens less the answer's and lost their beginning",
                 name, num_cut, len(samples), f"{model.max_length:,}",
             )  # fmt: skip
-        result.tasks[name] = {
-            "metrics": read_metrics(measured["results"][task.task_name]),
-            "num_samples": measured["n-samples"][task.task_name]["effective"],
-            "num_cut": num_cut,
-            "lengths": call.lengths,
-        }
-        write_atomically(folder / HARNESS_FILE, json.dumps(vars(result), indent=2, ensure_ascii=False) + "\n")
+        result.tasks[name] = TaskResult.model_validate(
+            {
+                "metrics": read_metrics(measured["results"][task.task_name]),
+                "num_samples": measured["n-samples"][task.task_name]["effective"],
+                "num_cut": num_cut,
+                "lengths": call.lengths,
+            }
+        )
+        result.write(folder)
 
 
 def _load(call: Call) -> list[Any]:
@@ -248,11 +224,11 @@ def _load(call: Call) -> list[Any]:
     except (OSError, LookupError) as error:  # a missing file, no network, no such data set in the cache
         offline = ", and HF_HUB_OFFLINE forbids fetching it" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise DataError(
-            f"{call.name} needs data that cannot be read or fetched{offline}: {_first_line(error)}; fetch it where "
+            f"{call.name} needs data that cannot be read or fetched{offline}: {first_line(error)}; fetch it where "
             "there is a network, or name a task of your own with --task-file"
         ) from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{call.name} cannot be loaded: {_first_line(error)}") from error
+        raise ConfigError(f"{call.name} cannot be loaded: {first_line(error)}") from error
     return list(loaded["tasks"].values())
 
 
@@ -291,7 +267,3 @@ def _num_cut(samples: Sequence[dict[str, Any]], model: Any) -> int:
                 count += 1
                 break
     return count
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

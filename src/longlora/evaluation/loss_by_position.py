@@ -2,30 +2,26 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
-from longlora.evaluation.windows import Window, batches, evenly_spread, full_windows
+from longlora.evaluation.results import PositionLoss, Positions
+from longlora.evaluation.scoring import (
+    Document,
+    Window,
+    batches,
+    evaluation_mode,
+    evenly_spread,
+    full_windows,
+    nats_of_targets,
+    token_arrays,
+)
+from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.progress import progress_bar
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionLoss:
-    """Mean loss of the targets that have `start` to `end - 1` tokens before them."""
-
-    start: int
-    end: int
-    loss: float  # nats per token
-    standard_error: float  # of `loss` over windows; NaN for one window
-    num_tokens: int
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Return the fields for JSON, which has no NaN: it becomes None."""
-        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 def loss_by_position(
@@ -99,17 +95,44 @@ def _bucket_means(
     return np.stack(means)
 
 
-def reading_stops_at(curve: Sequence[PositionLoss]) -> int | None:
-    """Name the position from which on the loss stays above its lowest value by more than two standard errors.
+def write_positions(result: Positions, output: Path) -> None:
+    """Write picture and `positions.json`, which stands for a finished measurement, into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    draw(result, output / "positions.png")
+    result.write(output)
 
-    The error is that of the difference of two buckets, taken as independent: `sqrt(se_lowest**2 + se**2)`. None if the
-    last bucket is not that much worse, or if there is a single window and so no error.
-    """
-    lowest = min(range(len(curve)), key=lambda index: curve[index].loss)
-    stop = None
-    for bucket in reversed(curve[lowest + 1 :]):
-        error = math.hypot(bucket.standard_error, curve[lowest].standard_error)
-        if not bucket.loss - curve[lowest].loss > 2 * error:  # a NaN ends it too
-            break
-        stop = bucket.start
-    return stop
+
+def positions_table(result: Positions) -> Table:
+    """Tabulate the curve."""
+    table = Table(title=f"Loss by position, {result.num_windows} windows of {result.length:,} tokens")
+    for column in ("tokens before", "loss (nats)", "± standard error", "perplexity"):
+        table.add_column(column, justify="right")
+    for bucket in result.curve:
+        table.add_row(
+            f"{bucket.start:,} to {bucket.end - 1:,}",
+            f"{bucket.loss:.3f}",
+            f"{bucket.standard_error:.3f}",
+            f"{math.exp(min(bucket.loss, 700)):.2f}",
+        )
+    return table
+
+
+def draw(result: Positions, path: Path) -> None:
+    """Draw loss over position with a band of two standard errors, and the model's own context if it lies within."""
+    figure, axes = new_figure(7, 4.2)
+    middles = [(bucket.start + bucket.end - 1) / 2 for bucket in result.curve]
+    losses = np.array([bucket.loss for bucket in result.curve])
+    errors = np.nan_to_num([bucket.standard_error for bucket in result.curve])
+    axes.plot(middles, losses, marker="o", markersize=3)
+    axes.fill_between(middles, losses - 2 * errors, losses + 2 * errors, alpha=0.25, label="± 2 standard errors")
+    if result.context is not None and result.context < result.length:
+        axes.axvline(result.context, color="#888888", linestyle="--", linewidth=1, label="the model's context")
+    axes.set(
+        xlabel="position: tokens before the target",
+        ylabel="loss (nats per token)",
+        title=f"{result.num_windows} windows of {result.length:,} tokens",
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(frameon=False)
+    plain(axes)
+    save_figure(figure, path)

@@ -1,121 +1,110 @@
 """Measure a model by name on texts by name: what `longlora eval` does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
-from longlora.distributed import Processes, joined
+from longlora.distributed import joined
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, write_token_file
 from longlora.evaluation.haystack import Haystack, read_haystack
-from longlora.evaluation.logits import Model, context_of, vocabulary_size
+from longlora.evaluation.logits import Model
 from longlora.evaluation.loss_by_position import loss_by_position
-from longlora.evaluation.original import ORIGINAL_STRIDE, original_perplexity
-from longlora.evaluation.perplexity import Perplexity, perplexity, perplexity_by_length
-from longlora.evaluation.perplexity_report import PerplexityResult
-from longlora.evaluation.positions_report import PositionsResult
-from longlora.evaluation.provenance import model_identity, provenance
+from longlora.evaluation.perplexity import ORIGINAL_STRIDE, original_perplexity, perplexity, perplexity_by_length
 from longlora.evaluation.reader import check_positions
-from longlora.evaluation.retrieval import run_retrieval
+from longlora.evaluation.results import Perplexity, PerplexityByLength, Positions, Retrieval, ShortContext
+from longlora.evaluation.retrieval import retrieve
 from longlora.evaluation.retrieval_report import write_result
-from longlora.evaluation.scoring import Document
-from longlora.evaluation.summary import RetrievalResult
-from longlora.evaluation.texts import Texts
-from longlora.evaluation.trials import RetrievalTest
-from longlora.models.load import DtypeName, load_config, load_for_inference, load_tokenizer, model_source
+from longlora.evaluation.scoring import Document, usual_stride
+from longlora.evaluation.short_context import compare_losses, window_losses
+from longlora.evaluation.subject import Loading, base_of, load_subject, provenance, usual_lengths
+from longlora.evaluation.texts import TOKEN_FILE_SUFFIX, Texts, write_token_file
+from longlora.evaluation.trials import RetrievalTest, Sweep
+from longlora.models.load import load_config, load_tokenizer, model_source
+from longlora.models.positions import readable_context
 
 Protocol = Literal["same-targets", "new", "all", "original"]
 
 
-def measure_perplexity(
-    model_name: str,
-    texts: Texts,
-    *,
-    lengths: Sequence[int] | None = None,
-    stride: int | None = None,
-    protocol: Protocol = "same-targets",
-    across_documents: bool = False,
-    max_targets: int | None = None,
-    device_map: str | None = None,
-    dtype: DtypeName = "auto",
-) -> PerplexityResult:
-    """Load a model, read texts, and measure perplexity at each length by one of the protocols.
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Which tokens the perplexity is of."""
 
-    `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
-    `original_perplexity`, which joins documents always. Without `lengths`: an eighth, a quarter, a half and the whole
-    of the model's context. Without `stride`: 256 tokens as in the paper, or half of the shortest length where that is
-    less and the protocol needs it.
+    lengths: Sequence[int] | None = None
+    """Without: an eighth, a quarter, a half and the whole of the model's context."""
+
+    stride: int | None = None
+    """Without: 256 tokens as in the paper, or half of the shortest length where that is less and it must be."""
+
+    protocol: Protocol = "same-targets"
+    """`same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
+    `original_perplexity`, which joins documents always."""
+
+    max_targets: int | None = None
+
+
+def measure_perplexity(model_name: str, texts: Texts, scored: Scored, loading: Loading) -> PerplexityByLength:
+    """Load a model, read texts, and measure perplexity at each length by one of the protocols.
 
     Raises:
         CheckpointError: the model cannot be loaded.
         DataError: the texts cannot be read, or none is as long as the longest length.
         ConfigError: lengths and stride do not go together.
     """
-    model, tokenizer = load_for_inference(model_name, dtype=dtype, device_map=device_map)
-    context = context_of(model)
-    lengths = sorted(set(lengths or [context // 8, context // 4, context // 2, context]))
-    documents = texts.tokens(tokenizer, vocabulary_size(model), across_documents=across_documents)
-    measured = _perplexity(model, documents, lengths, stride, protocol, max_targets, model_name)
-    return PerplexityResult(
+    subject = load_subject(model_name, loading)
+    documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
+    return PerplexityByLength(
         model=model_name,
-        weights=model_identity(model),
-        context=context,
-        protocol=protocol,
+        weights=subject.weights,
+        context=subject.context,
+        protocol=scored.protocol,
         data=texts.description,
-        perplexity=measured,
-        settings={"stride": stride, "across_documents": across_documents, "max_targets": max_targets},
+        perplexity=_perplexity(
+            subject.model, documents, scored, sorted(set(scored.lengths or usual_lengths(subject.context))), model_name
+        ),
+        settings={
+            "stride": scored.stride,
+            "across_documents": texts.across_documents,
+            "max_targets": scored.max_targets,
+        },
         provenance=provenance(),
     )
 
 
 def _perplexity(
-    model: Model,
-    documents: Sequence[Document],
-    lengths: Sequence[int],
-    stride: int | None,
-    protocol: Protocol,
-    max_targets: int | None,
-    description: str,
+    model: Model, documents: Sequence[Document], scored: Scored, lengths: Sequence[int], description: str
 ) -> dict[int, Perplexity]:
+    protocol, max_targets = scored.protocol, scored.max_targets
     if protocol == "original":
         if max_targets is not None:
             raise ConfigError("the original's protocol scores all there is: leave --max-targets out, or give less text")
-        return {
-            length: original_perplexity(model, list(documents), window=length, stride=stride or ORIGINAL_STRIDE)
-            for length in lengths
-        }
-    stride = stride or max(1, min(256, min(lengths) // 2))
+        stride = scored.stride or ORIGINAL_STRIDE
+        return {length: original_perplexity(model, documents, window=length, stride=stride) for length in lengths}
+    stride = scored.stride or usual_stride(min(lengths))
     if protocol == "same-targets":
         return perplexity_by_length(
             model, documents, lengths=lengths, stride=stride, max_targets=max_targets, description=description
         )
-    return {
-        length: perplexity(
-            model,
-            documents,
-            window=length,
-            stride=stride,
-            score=protocol,
-            max_windows=_most_windows(max_targets, length - 1 if protocol == "all" else stride),
-        )
-        for length in lengths
-    }
+    measured = {}
+    for length in lengths:
+        targets = length - 1 if protocol == "all" else stride
+        most = None if max_targets is None else max(1, max_targets // targets)
+        measured[length] = perplexity(model, documents, window=length, stride=stride, score=protocol, max_windows=most)
+    return measured
 
 
 def measure_positions(
     model_name: str,
     texts: Texts,
+    loading: Loading,
     *,
     length: int | None = None,
     num_buckets: int = 32,
     max_windows: int | None = None,
-    across_documents: bool = False,
     beyond: bool = False,
-    device_map: str | None = None,
-    dtype: DtypeName = "auto",
-) -> PositionsResult:
+) -> Positions:
     """Load a model, read texts, and measure the loss by position in windows of `length` tokens.
 
     Raises:
@@ -123,83 +112,100 @@ def measure_positions(
         DataError: the texts cannot be read, or none is as long as a window.
         ConfigError: the window is longer than the model's positions, or a number is out of its range.
     """
-    model, tokenizer = load_for_inference(model_name, dtype=dtype, device_map=device_map)
-    length = length or context_of(model)
-    check_positions(model, length, beyond=beyond)
-    documents = texts.tokens(tokenizer, vocabulary_size(model), across_documents=across_documents)
+    subject = load_subject(model_name, loading)
+    length = length or subject.context
+    check_positions(subject.model, length, beyond=beyond)
+    documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
     curve = loss_by_position(
-        model, documents, length=length, num_buckets=num_buckets, max_windows=max_windows, description=model_name
-    )
-    return PositionsResult(
+        subject.model, documents, length=length, num_buckets=num_buckets, max_windows=max_windows,
+        description=model_name,
+    )  # fmt: skip
+    return Positions(
         model=model_name,
+        weights=subject.weights,
+        context=subject.context,
         length=length,
         num_windows=curve[0].num_tokens // (curve[0].end - curve[0].start),
         curve=curve,
-        context=context_of(model),
         provenance=provenance(),
-        weights=model_identity(model),
     )
 
 
 def measure_retrieval(
-    model_name: str,
-    test: RetrievalTest,
-    *,
-    output: str | Path,
-    lengths: Sequence[int] | None = None,
-    depths: Sequence[float],
-    num_trials: int,
-    seed: int = 0,
-    bar: float,
-    beyond: bool = False,
-    device_map: str | None = None,
-    dtype: DtypeName = "auto",
-) -> RetrievalResult | None:
+    model_name: str, test: RetrievalTest, sweep: Sweep, loading: Loading, *, output: str | Path
+) -> Retrieval | None:
     """Load a model, run a retrieval test and write its result; None in all processes but the first.
-
-    Without `lengths`: an eighth, a quarter, a half and the whole of the model's context.
 
     Raises:
         CheckpointError, ConfigError, DataError: as `run_retrieval`; CheckpointError if the model cannot be loaded,
             ConfigError if several processes are to spread a model each over all devices.
     """
     with joined() as processes:
-        model, tokenizer = load_shared(model_name, processes, device_map, dtype)
-        context = context_of(model)
-        result = run_retrieval(
-            model,
-            tokenizer,
-            test,
-            lengths=lengths or [context // 8, context // 4, context // 2, context],
-            depths=depths,
-            num_trials=num_trials,
-            seed=seed,
-            bar=bar,
-            beyond=beyond,
-            output=output,
-            model_name=model_name,
-            processes=processes,
-        )
-        if processes.is_first:
-            write_result(result, output)
-    return result if processes.is_first else None
+        result = retrieve(load_subject(model_name, loading, processes), test, sweep, Path(output), processes)
+        if not processes.is_first:
+            return None
+        write_result(result, output)
+    return result
 
 
-def load_shared(
-    model_name: str, processes: Processes, device_map: str | None, dtype: DtypeName = "auto"
-) -> tuple[Model, PreTrainedTokenizerBase]:
-    """Load a model for this one of several processes.
+def measure_short_context(
+    model_name: str, texts: Texts, loading: Loading, *, base: str | None = None, max_targets: int | None = None
+) -> ShortContext:
+    """Load a model and the base it was made of, one after the other, and compare them at the base's own context.
+
+    An adapter names its base; of any other model `base` must.
 
     Raises:
-        CheckpointError: the model cannot be loaded.
-        ConfigError: several processes are to spread a model each over all devices.
+        CheckpointError: a model cannot be loaded, or produces NaN.
+        ConfigError: the base is not known, or has another tokenizer.
+        DataError: the texts cannot be read, or none is as long as the base's context.
     """
-    if device_map and processes.count > 1:
-        raise ConfigError(
-            f"--device-map {device_map} spreads one model over all devices, and {processes.count} processes would each "
-            "do so: start a single process"
+    base = base or base_of(model_name)
+    if base is None:
+        raise ConfigError(f"{model_name} does not say what it was made of: name the base with --base")
+    length = readable_context(load_config(model_source(base)))
+    stride = usual_stride(length)
+    losses, weights, read = [], [], []
+    for name in (base, model_name):
+        subject = load_subject(name, loading)
+        documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
+        read.append(documents)
+        losses.append(
+            window_losses(
+                subject.model, documents, length=length, stride=stride, max_targets=max_targets, description=name
+            )
         )
-    return load_for_inference(model_name, dtype=dtype, device=processes.device, device_map=device_map)
+        weights.append(subject.weights)
+        del subject
+    check_same_tokens(*read, base=base, model_name=model_name)
+    return compare_losses(
+        losses[0],
+        losses[1],
+        names=(base, model_name),
+        weights=(weights[0], weights[1]),
+        length=length,
+        stride=stride,
+        settings={"data": texts.description, "stride": stride, "across_documents": texts.across_documents},
+        provenance=provenance(),
+    )
+
+
+def check_same_tokens(
+    base_tokens: Sequence[Document], tokens: Sequence[Document], *, base: str, model_name: str
+) -> None:
+    """Refuse to compare models that read other tokens in the same texts.
+
+    Raises:
+        ConfigError: their tokenizers differ on these texts.
+    """
+    same = len(base_tokens) == len(tokens) and all(
+        np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(base_tokens, tokens, strict=True)
+    )
+    if not same:
+        raise ConfigError(
+            f"{model_name} reads other tokens than {base} in the same texts, so their perplexity cannot be compared: "
+            "name the base it was made of with --base"
+        )
 
 
 def haystack_of(texts: Texts | None) -> Haystack | None:
@@ -223,7 +229,3 @@ def write_tokens(model_name: str, texts: Texts, path: str | Path) -> int:
     name = model_source(model_name)
     size = load_config(name).get_text_config().vocab_size
     return write_token_file(path, texts.tokens(load_tokenizer(name), size), size)
-
-
-def _most_windows(max_targets: int | None, targets_per_window: int) -> int | None:
-    return None if max_targets is None else max(1, max_targets // targets_per_window)

@@ -6,10 +6,9 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError
-from longlora.evaluation.haystack import Haystack, Words
+from longlora.evaluation.haystack import Haystack, Words, names, numbers
 from longlora.evaluation.prompts import Prompt, count_tokens, encode, largest_fitting, render, tokens_from
 from longlora.evaluation.trials import Question, RetrievalTest, TrialId
-from longlora.evaluation.words import names, numbers
 
 _DIGITS = 6
 _ROOM = 16

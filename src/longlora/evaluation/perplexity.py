@@ -1,50 +1,31 @@
 """Perplexity of a causal language model at a context length, on documents that are already tokenised.
 
 A window is a run of tokens that the model reads from scratch; its last tokens are scored, each given the ones before it
-in the window. The protocols differ in nothing but the list of windows (`longlora.evaluation.windows`).
+in the window. The protocols differ in nothing but the list of windows (`longlora.evaluation.scoring`).
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
-from longlora.evaluation.windows import (
+from longlora.evaluation.results import Perplexity
+from longlora.evaluation.scoring import (
+    Document,
     Window,
     batches,
+    evaluation_mode,
     evenly_spread,
     full_windows,
+    nats_of_targets,
     sliding_windows,
+    token_arrays,
     windows_at_length,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """`exp(loss)`, the loss a mean over scored tokens of equal weight.
-
-    `standard_error` is that of `loss` over windows, weighted by their tokens (ratio estimator): with S_i nats on n_i
-    tokens in window i of k, `sqrt(sum((S_i - loss * n_i)**2) * k / (k - 1)) / sum(n_i)`. Windows are taken as
-    independent: it is somewhat too small for neighbours, and far too small where windows score the same tokens
-    (`score="all"`). NaN for one window.
-    """
-
-    perplexity: float
-    loss: float  # nats per token
-    num_tokens: int  # scored; twice if in two windows
-    num_windows: int
-    standard_error: float  # nats per token
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Return the fields for JSON, which has no NaN and no infinity: they become None."""
-        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+from longlora.support.progress import progress_bar
 
 
 def perplexity(
@@ -156,14 +137,11 @@ def _score(
     model: Model, tokens: list[np.ndarray], windows: list[Window], *, batch_size: int, progress: bool, description: str
 ) -> Perplexity:
     nats, counts = list[float](), list[int]()
-    numbers = "{task.completed}/{task.total} windows, perplexity {task.fields[perplexity]:.2f}"
-    columns = "{task.description}", BarColumn(), numbers, TimeRemainingColumn()
-    with evaluation_mode(model), Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(description, total=len(windows), perplexity=math.nan)
+    with evaluation_mode(model), progress_bar(description, total=len(windows), progress=progress) as advance:
         for batch in batches(windows, batch_size):
             nats += nats_of_targets(model, tokens, batch).sum(dim=1).tolist()
             counts += [window.num_targets for window in batch]
-            bar.update(task, advance=len(batch), perplexity=_exp(sum(nats) / sum(counts)))
+            advance(len(batch), f"windows, perplexity {_exp(sum(nats) / sum(counts)):.2f}")
     num_windows, num_tokens, loss = len(windows), sum(counts), math.fsum(nats) / sum(counts)
     squares = sum((value - loss * count) ** 2 for value, count in zip(nats, counts, strict=True))
     standard_error = math.sqrt(squares * num_windows / (num_windows - 1)) / num_tokens if num_windows > 1 else math.nan
@@ -174,3 +152,62 @@ def _score(
 
 def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 709 else math.inf  # math.exp raises above
+
+
+ORIGINAL_STRIDE = 256
+ORIGINAL_BATCH_SIZE = 32
+_E = 2.71828  # the number that eval.py raises to the loss
+
+
+def original_windows(num_tokens: int, *, window: int, stride: int = ORIGINAL_STRIDE) -> list[Window]:
+    """Cut a stream as `eval.py` does: starts are `range(0, num_tokens - window, stride)` without the last."""
+    starts = range(0, num_tokens - window, stride)[:-1]
+    return [Window(0, start, start + window, window - 1) for start in starts]
+
+
+def original_perplexity(
+    model: Model,
+    documents: Sequence[Document],
+    *,
+    window: int,
+    stride: int = ORIGINAL_STRIDE,
+    batch_size: int = ORIGINAL_BATCH_SIZE,
+    progress: bool = True,
+) -> Perplexity:
+    """Measure the perplexity of all documents joined into one stream, by the original's protocol.
+
+    Every window is read from scratch and all of its `window - 1` predictions count, those with hardly a token before
+    them too; the loss is the mean over batches of the batch's mean, so that a short last batch weighs as much as a full
+    one; the perplexity is `2.71828 ** loss`. What differs from `perplexity(score="all")` is that weight, the windows at
+    the end that are dropped, and the fifth digit of e. `standard_error` is NaN: windows overlap almost wholly.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+        DataError: a document is not made of token ids, or the stream gives no window.
+        CheckpointError: the model produces NaN.
+    """
+    for name, value, least in (("window", window, 2), ("stride", stride, 1), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, not {value}.")
+    tokens = token_arrays(model, documents)
+    stream = tokens[0] if len(tokens) == 1 else np.concatenate([document.astype(np.int64) for document in tokens])
+    windows = original_windows(len(stream), window=window, stride=stride)
+    if not windows:
+        raise DataError(
+            f"The original's protocol needs more than window + stride = {window + stride} tokens, because it drops the "
+            f"last window; all documents together have {len(stream)}: give more text or a shorter window."
+        )
+    means: list[float] = []
+    with evaluation_mode(model), progress_bar(f"{window} tokens", total=len(windows), progress=progress) as advance:
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]
+            means.append(nats_of_targets(model, [stream], batch).mean().item())
+            advance(len(batch), f"loss {sum(means) / len(means):.3f}")
+    loss = math.fsum(means) / len(means)
+    return Perplexity(
+        perplexity=_E**loss if loss < 709 else math.inf,
+        loss=loss,
+        num_tokens=len(windows) * (window - 1),
+        num_windows=len(windows),
+        standard_error=math.nan,
+    )

@@ -1,6 +1,7 @@
 """A model that reads one prompt at a time: what it answers, and how likely it finds given answers."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,11 +11,38 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.evaluation.judge import share_found
 from longlora.evaluation.logits import Model, base_model, input_device, keeps_logits
 from longlora.evaluation.scoring import evaluation_mode
 from longlora.evaluation.trials import Question
 from longlora.models.generation import plain_generation, plain_settings
+
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def share_found(answer: str, expected: Sequence[str], distractors: Sequence[str] = ()) -> float:
+    """Return the share of the expected words that the answer holds, 0 as soon as a distractor comes before them.
+
+    Words are whole: 123 is not found in 1234. Case, runs of white space and thousands separators do not matter. With a
+    distractor in front of the first expected word the answer is wrong, because a model that lists all that it has seen
+    would hold any answer.
+    """
+    text = _normal(answer)
+    places = [_place(text, word) for word in expected]
+    found = [place for place in places if place is not None]
+    wrong = [place for word in distractors if (place := _place(text, word)) is not None]
+    if not found or (wrong and min(wrong) < min(found)):
+        return 0.0
+    return len(found) / len(expected)
+
+
+def _normal(text: str) -> str:
+    return _THOUSANDS.sub("", " ".join(text.split())).casefold()
+
+
+def _place(text: str, word: str) -> int | None:
+    match = re.search(rf"(?<!\w){re.escape(_normal(word))}(?!\w)", text)
+    return match.start() if match else None
+
 
 _RULED_OUT = -10_000.0  # nats; JSON has no infinity
 

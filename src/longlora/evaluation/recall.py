@@ -11,10 +11,9 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError
-from longlora.evaluation.haystack import Haystack
+from longlora.evaluation.haystack import Haystack, names, numbers
 from longlora.evaluation.prompts import Prompt, count_tokens, encode, largest_fitting, render, tokens_from
 from longlora.evaluation.trials import Question, RetrievalTest, TrialId
-from longlora.evaluation.words import names, numbers
 
 _DIGITS = 4
 _ROOM = 4

@@ -1,24 +1,33 @@
-"""Run a retrieval test: make the trials, ask, log, go on after an interruption, and sum up."""
+"""Run a retrieval test: make the trials, ask, log, resume after an interruption, and sum up."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes
-from longlora.evaluation.effective import DEFAULT_BAR, check_bar
-from longlora.evaluation.log import TrialLog, gather
 from longlora.evaluation.logits import Model
-from longlora.evaluation.provenance import model_identity, provenance, tokenizer_identity
 from longlora.evaluation.reader import Reader, check_positions
-from longlora.evaluation.summary import RetrievalResult, summarise
-from longlora.evaluation.trials import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
+from longlora.evaluation.results import Retrieval
+from longlora.evaluation.shares import DEFAULT_BAR, check_bar, summarise
+from longlora.evaluation.subject import Subject, provenance, tokenizer_identity, usual_lengths
+from longlora.evaluation.trials import (
+    DEFAULT_DEPTHS,
+    DEFAULT_TRIALS,
+    FinishedTrial,
+    Question,
+    RetrievalTest,
+    Sweep,
+    TrialId,
+    check_digits,
+    gather,
+    open_log,
+    trial_grid,
+)
+from longlora.support.journal import Journal
 from longlora.support.progress import progress_bar
-
-DEFAULT_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DEFAULT_TRIALS = 10
 
 
 def run_retrieval(
@@ -37,7 +46,7 @@ def run_retrieval(
     command: str | None = None,
     processes: Processes | None = None,
     progress: bool = True,
-) -> RetrievalResult:
+) -> Retrieval:
     """Ask `num_trials` questions at each length and depth, and return shares of right answers and the verdict.
 
     Each finished trial is at once a line of `trials.jsonl` in `output`. Called again with the same model, test and seed
@@ -50,50 +59,60 @@ def run_retrieval(
         DataError: the tokenizer loses digits, or the log cannot be read.
         CheckpointError: the model produces NaN; the trials before are in the log.
     """
-    check_bar(bar)
-    check_digits(tokenizer)
-    grid = trial_grid(
-        test.name,
-        lengths=lengths,
-        depths=depths if test.has_depths else [None],
-        num_trials=num_trials,
-        seed=seed,
-    )
+    sweep = Sweep(lengths=lengths, depths=depths, num_trials=num_trials, seed=seed, bar=bar, beyond=beyond)
+    subject = Subject(name=model_name, model=model, tokenizer=tokenizer)
+    return retrieve(subject, test, sweep, Path(output), processes or Processes(), command=command, progress=progress)
+
+
+def retrieve(
+    subject: Subject,
+    test: RetrievalTest,
+    sweep: Sweep,
+    folder: Path,
+    processes: Processes,
+    *,
+    command: str | None = None,
+    progress: bool = True,
+) -> Retrieval:
+    """Do what `run_retrieval` says; without lengths at an eighth, a quarter, a half and the whole of the context.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as `run_retrieval`.
+    """
+    check_bar(sweep.bar)
+    check_digits(subject.tokenizer)
+    lengths = usual_lengths(subject.context) if sweep.lengths is None else sweep.lengths
+    depths = sweep.depths if test.has_depths else [None]
+    grid = trial_grid(test.name, lengths=lengths, depths=depths, num_trials=sweep.num_trials, seed=sweep.seed)
     # The longest first: what has no room is known before hours of work.
-    check_positions(model, _num_tokens(test.ask(tokenizer, grid[-1])), beyond=beyond)
-    settings = {"test": test.name} | test.settings | {"seed": seed} | _identities(model, tokenizer, model_name)
-    folder, processes = Path(output), processes or Processes()
+    check_positions(subject.model, _num_tokens(test.ask(subject.tokenizer, grid[-1])), beyond=sweep.beyond)
+    settings = {"test": test.name} | test.settings | {"seed": sweep.seed, "model": subject.name}
+    settings |= {"weights": subject.weights, "tokenizer": tokenizer_identity(subject.tokenizer)}
     folder.mkdir(parents=True, exist_ok=True)
-    if processes.is_first:
-        gather(folder, settings, grid)
+
+    def finished_by_all() -> dict[TrialId, FinishedTrial]:
+        processes.wait()
+        if processes.is_first:
+            gather(folder, settings, grid)
+        processes.wait()
+        return gather(folder, settings, grid)
+
+    finished = finished_by_all()
     processes.wait()
-    finished = gather(folder, settings, grid)
-    processes.wait()
-    share = [trial for trial in grid if trial not in finished][processes.index :: processes.count]
-    done_before = len(grid) - len([trial for trial in grid if trial not in finished])
-    with TrialLog(folder, settings, process=processes.index, num_processes=processes.count) as log:
+    missing = [trial for trial in grid if trial not in finished]
+    with open_log(folder, settings, process=processes.index, num_processes=processes.count) as log:
         _ask_all(
-            model,
-            tokenizer,
+            subject,
             test,
-            share,
+            missing[processes.index :: processes.count],
             log,
-            completed=done_before // processes.count,
-            beyond=beyond,
+            completed=(len(grid) - len(missing)) // processes.count,
+            beyond=sweep.beyond,
             progress=progress and processes.is_first,
         )
-    processes.wait()
-    if processes.is_first:
-        gather(folder, settings, grid)
-    processes.wait()
-    finished = gather(folder, settings, grid)
-    return summarise(
-        [finished[trial] for trial in grid], test, bar=bar, settings=settings, provenance=provenance(command)
-    )
-
-
-def _identities(model: Model, tokenizer: PreTrainedTokenizerBase, name: str) -> dict[str, Any]:
-    return {"model": name, "weights": model_identity(model), "tokenizer": tokenizer_identity(tokenizer)}
+    finished = finished_by_all()
+    trials = [finished[trial] for trial in grid]
+    return summarise(trials, test, bar=sweep.bar, settings=settings, provenance=provenance(command))
 
 
 def _num_tokens(question: Question) -> int:
@@ -101,34 +120,32 @@ def _num_tokens(question: Question) -> int:
 
 
 def _ask_all(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
+    subject: Subject,
     test: RetrievalTest,
     trials: Sequence[TrialId],
-    log: TrialLog,
+    log: Journal,
     *,
     completed: int,
     beyond: bool,
     progress: bool,
 ) -> None:
-    reader, num_right = Reader(model, tokenizer), 0.0
+    reader, num_right = Reader(subject.model, subject.tokenizer), 0.0
     total = completed + len(trials)
     with reader.reading(), progress_bar(test.name, total=total, completed=completed, progress=progress) as advance:
         for num_asked, trial in enumerate(trials, start=1):
             started = time.perf_counter()
-            question = test.ask(tokenizer, trial)
-            check_positions(model, _num_tokens(question), beyond=beyond)
+            question = test.ask(subject.tokenizer, trial)
+            check_positions(subject.model, _num_tokens(question), beyond=beyond)
             answer, scores = reader.ask(question)
-            log.append(
-                FinishedTrial(
-                    **trial._asdict(),
-                    num_tokens=len(question.input_ids),
-                    distance=question.distance,
-                    expected=list(question.expected),
-                    answer=answer,
-                    scores=scores,
-                    seconds=round(time.perf_counter() - started, 3),
-                )
+            finished = FinishedTrial(
+                **trial._asdict(),
+                num_tokens=len(question.input_ids),
+                distance=question.distance,
+                expected=list(question.expected),
+                answer=answer,
+                scores=scores,
+                seconds=round(time.perf_counter() - started, 3),
             )
+            log.append(asdict(finished))
             num_right += scores["generated"]
             advance(1, f"{trial.length:,} tokens, {num_right:.0f} of {num_asked} right")

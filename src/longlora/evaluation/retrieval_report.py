@@ -1,14 +1,12 @@
 """A retrieval result to look at: a table, a picture, and `result.json` to compute with."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from longlora.evaluation.effective import Share
-from longlora.evaluation.summary import RetrievalResult
-from longlora.support.files import write_atomically
+from longlora.evaluation.results import Retrieval, Share
+from longlora.support.figures import new_figure, plain, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,13 +15,13 @@ if TYPE_CHECKING:
 _LABELS = {"generated": "answered", "chosen": "chosen"}
 
 
-def write_result(result: RetrievalResult, output: str | Path) -> None:
+def write_result(result: Retrieval, output: str | Path) -> None:
     """Write picture and `result.json`, which comes last: it stands for a finished evaluation."""
     draw(result, Path(output) / f"{result.test}.png")
-    write_atomically(Path(output) / "result.json", json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    result.write(output)
 
 
-def result_table(result: RetrievalResult) -> Table:
+def result_table(result: Retrieval) -> Table:
     """Tabulate shares with their intervals by length, and by depth if there are several."""
     depths = list(result.lengths[0].by_depth)
     first = next(iter(result.chance))
@@ -55,19 +53,12 @@ def _with_interval(share: Share) -> str:
     return f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%})"
 
 
-def draw(result: RetrievalResult, path: Path) -> None:
+def draw(result: Retrieval, path: Path) -> None:
     """Draw shares by length with intervals; beside them depth by length as a heat map, or the margin of the choice."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     depths = list(result.lengths[0].by_depth)
     has_margin = "margin" in result.lengths[0].means
     widths = [1.0] + [1.0] * (len(depths) > 1) + [0.8] * has_margin
-    figure, axes = pyplot.subplots(
-        1, len(widths), figsize=(5 * sum(widths), 4), width_ratios=widths, layout="constrained", squeeze=False
-    )
+    figure, axes = new_figure(5 * sum(widths), 4, nrows=1, ncols=len(widths), width_ratios=widths, squeeze=False)
     panels = list(axes[0])
     _draw_shares(panels.pop(0), result)
     if len(depths) > 1:
@@ -76,8 +67,7 @@ def draw(result: RetrievalResult, path: Path) -> None:
         _draw_margin(panels.pop(0), result)
     verdict, _, _ = result.verdict.partition(";")
     figure.suptitle(f"{result.test}: {verdict}", fontsize=11)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def _length_axis(axes: "Axes", lengths: list[int]) -> None:
@@ -85,9 +75,10 @@ def _length_axis(axes: "Axes", lengths: list[int]) -> None:
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=45 if len(lengths) > 6 else 0)
     axes.minorticks_off()
     axes.set_xlabel("length (tokens)")
+    plain(axes)
 
 
-def _draw_shares(axes: "Axes", result: RetrievalResult) -> None:
+def _draw_shares(axes: "Axes", result: Retrieval) -> None:
     lengths = [row.length for row in result.lengths]
     for shift, (measure, chance) in enumerate(result.chance.items()):
         shares = [row.shares[measure] for row in result.lengths]
@@ -107,7 +98,7 @@ def _draw_shares(axes: "Axes", result: RetrievalResult) -> None:
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
-def _draw_heat_map(figure: "Figure", axes: "Axes", result: RetrievalResult, depths: list[str]) -> None:
+def _draw_heat_map(figure: "Figure", axes: "Axes", result: Retrieval, depths: list[str]) -> None:
     measure = list(result.chance)[-1]
     shares = [[row.by_depth[depth][measure].share for row in result.lengths] for depth in depths]
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", alpha=0.75, aspect="auto")
@@ -120,7 +111,7 @@ def _draw_heat_map(figure: "Figure", axes: "Axes", result: RetrievalResult, dept
     figure.colorbar(image, ax=axes, format=lambda value, _: f"{value:.0%}")
 
 
-def _draw_margin(axes: "Axes", result: RetrievalResult) -> None:
+def _draw_margin(axes: "Axes", result: Retrieval) -> None:
     lengths = [row.length for row in result.lengths]
     axes.plot(lengths, [row.means["margin"] for row in result.lengths], marker="o", markersize=4)
     axes.axhline(0, color="#888888", linewidth=1)

@@ -1,73 +1,26 @@
 """Was short context kept? An extended model against its base, on the same tokens, at the base's own context."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from longlora.errors import DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.scoring import Document, evaluation_mode, nats_of_targets, token_arrays
-from longlora.evaluation.windows import batches, evenly_spread, windows_at_length
-from longlora.support.files import write_atomically
+from longlora.evaluation.results import ShortContext
+from longlora.evaluation.scoring import (
+    Document,
+    batches,
+    evaluation_mode,
+    evenly_spread,
+    nats_of_targets,
+    token_arrays,
+    windows_at_length,
+)
 from longlora.support.progress import progress_bar
 
-SHORT_CONTEXT_FILE = "short_context.json"
 _Z = 1.959964  # 95 % of a normal distribution
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShortContext:
-    """Two models on the same targets; `short_context.json` is this.
-
-    With d_i the mean loss of window i of k less the base's on the same window, `difference` is the mean of d_i and its
-    `standard_error` is `std(d_i, ddof=1) / sqrt(k)`: what both models find hard cancels. `low` and `high` are
-    `exp(difference ± 1.96 * standard_error)`.
-    """
-
-    model: str
-    weights: str
-    base: str
-    base_weights: str
-    length: int
-    """Tokens of a window: the base's own context."""
-
-    num_tokens: int
-    num_windows: int
-    base_perplexity: float
-    perplexity: float
-    difference: float
-    """Nats per token; above 0 the extended model is worse."""
-
-    standard_error: float | None
-    ratio: float
-    """`exp(difference)`: perplexity as a multiple of the base's."""
-
-    low: float | None
-    high: float | None
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
-
-    @property
-    def verdict(self) -> str:
-        """Say whether short context was kept, as far as the error lets one say."""
-        change = f"perplexity {100 * (self.ratio - 1):+.1f} % at {self.length:,} tokens"
-        if self.low is None or self.high is None:
-            return f"{change}; a single window has no error: give more text"
-        interval = f"95 % interval {100 * (self.low - 1):+.1f} to {100 * (self.high - 1):+.1f} %"
-        if self.low > 1:
-            return f"worse than its base: {change} ({interval})"
-        if self.high < 1:
-            return f"better than its base on these texts: {change} ({interval})"
-        return f"no different from its base beyond the error: {change} ({interval})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return vars(self) | {"verdict": self.verdict}
 
 
 def window_losses(
@@ -138,9 +91,3 @@ def compare_losses(
         settings=settings,
         provenance=provenance,
     )
-
-
-def write_short_context(result: ShortContext, output: Path) -> None:
-    """Write `short_context.json` into a folder."""
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / SHORT_CONTEXT_FILE, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")

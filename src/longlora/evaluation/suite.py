@@ -1,4 +1,4 @@
-"""The whole verdict on a model: every measurement at lengths up to its context, in one folder that can be gone on with.
+"""The whole verdict on a model: every measurement at lengths up to its context, in one folder that resumes.
 
 DIR/MODEL/suite.json          what was measured, and what was left out and why
 DIR/MODEL/perplexity/         perplexity by length, on the same targets
@@ -8,39 +8,33 @@ DIR/MODEL/short/              the model against its base, at the base's own cont
 """
 
 import gc
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes, joined
 from longlora.errors import ConfigError
-from longlora.evaluation.against_base import base_of, named_context
-from longlora.evaluation.curves import Curves, SuiteTexts, measure_curves, measure_short
-from longlora.evaluation.effective import DEFAULT_BAR
-from longlora.evaluation.logits import Model, context_of
-from longlora.evaluation.measure import load_shared
+from longlora.evaluation.harness import run_harness
 from longlora.evaluation.needle import needle
 from longlora.evaluation.passkey import passkey
-from longlora.evaluation.provenance import model_identity, provenance
 from longlora.evaluation.recall import recall
-from longlora.evaluation.retrieval import run_retrieval
+from longlora.evaluation.results import SuiteRecord
+from longlora.evaluation.retrieval import retrieve
 from longlora.evaluation.retrieval_report import write_result
+from longlora.evaluation.subject import Loading, base_of, load_subject, named_context, provenance
+from longlora.evaluation.suite_texts import Curves, TextJob, measure_curves, measure_short
 from longlora.evaluation.texts import Texts
 from longlora.evaluation.topics import topics
-from longlora.evaluation.trials import RetrievalTest, TrialId
-from longlora.models.load import DtypeName
-from longlora.support.files import write_atomically
+from longlora.evaluation.trials import RetrievalTest, Sweep, TrialId
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")
 
-SUITE_FILE = "suite.json"
+_AS_IT_IS = Loading()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +79,6 @@ SUITES = {
 }
 
 
-@dataclass(kw_only=True)
-class SuiteRecord:
-    """What a suite did with one model; `suite.json` is this."""
-
-    model: str
-    weights: str
-    context: int
-    """Tokens that the model says it reads."""
-
-    settings: dict[str, Any]
-    lengths: list[int]
-    left_out: list[str] = field(default_factory=list)
-    """What was not measured, each with its reason."""
-
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
 def standard_texts() -> Texts:
     """Return the texts that every machine has: the held-out files of Python's standard library."""
     files = [str(path) for path in standard_library_files("validation")]
@@ -118,10 +95,9 @@ def run_suite(
     lengths: Sequence[int] | None = None,
     seed: int = 0,
     beyond: bool = False,
-    device_map: str | None = None,
-    dtype: DtypeName = "auto",
+    loading: Loading = _AS_IT_IS,
 ) -> list[SuiteRecord]:
-    """Measure each model into a folder of its own in `output`; started again, go on where it stopped.
+    """Measure each model into a folder of its own in `output`; started again, resume where it stopped.
 
     Lengths are parts of the longest context of all models, or `lengths`, each model up to its own context; with
     `beyond` all of them and twice the longest context too. What cannot be measured, because a test has no room in a
@@ -140,14 +116,20 @@ def run_suite(
     if len(set(folders.values())) < len(models):
         raise ConfigError(f"each model needs a folder of its own, and of {', '.join(models)} some have the same name")
     bases = {name: base or base_of(name) for name in models}
-    shared = shared_lengths([named_context(name) for name in models], SUITES[suite], lengths, beyond=beyond)
-    records = []
+    plan = _Plan(
+        name=suite,
+        texts=texts or standard_texts(),
+        lengths=shared_lengths([named_context(name) for name in models], SUITES[suite], lengths, beyond=beyond),
+        seed=seed,
+        beyond=beyond,
+        loading=loading,
+    )
     with joined() as processes:
-        for name, folder in folders.items():
-            run = _Run(name, folder, SUITES[suite], processes, seed=seed, device_map=device_map, dtype=dtype)
-            # Of a model that others were made of nobody asks whether it kept its own short context.
-            its_base = bases[name] or (name if name in bases.values() else None)
-            records.append(run.measure(suite, texts or standard_texts(), its_base, shared, beyond=beyond))
+        # Of a model that others were made of nobody asks whether it kept its own short context.
+        records = [
+            _measure(name, folder, bases[name] or (name if name in bases.values() else None), plan, processes)
+            for name, folder in folders.items()
+        ]
     return records if processes.is_first else []
 
 
@@ -158,20 +140,17 @@ def benchmark(
     output: str | Path,
     task_files: Sequence[str | Path] = (),
     base: str | None = None,
-    device_map: str | None = None,
-    dtype: DtypeName = "auto",
+    loading: Loading = _AS_IT_IS,
 ) -> None:
     """Run tasks of the harness on each model and on the bases they were made of, each into its own folder.
 
     Raises:
         ConfigError, DataError, CheckpointError: as `run_harness`.
     """
-    from longlora.evaluation.harness import run_harness
-
     bases = [base or base_of(name) for name in models]
     for name in dict.fromkeys([*models, *(known for known in bases if known)]):
         folder = Path(output) / folder_name(name) / "harness"
-        run_harness(name, tasks, output=folder, task_files=task_files, device_map=device_map, dtype=dtype)
+        run_harness(name, tasks, output=folder, task_files=task_files, loading=loading)
 
 
 def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int] | None, *, beyond: bool) -> list[int]:
@@ -198,62 +177,24 @@ def folder_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join(parts[-3:])) or "model"
 
 
-class _Run:
-    """The suite of one model."""
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is asked of every model alike."""
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        suite: Suite,
-        processes: Processes,
-        *,
-        seed: int,
-        device_map: str | None,
-        dtype: DtypeName,
-    ) -> None:
-        self._name, self._folder, self._suite = name, folder, suite
-        self._processes, self._seed, self._device_map, self._dtype = processes, seed, device_map, dtype
+    name: str
+    texts: Texts
+    lengths: list[int]
+    seed: int
+    beyond: bool
+    loading: Loading
 
-    def measure(
-        self, suite_name: str, texts: Texts, base: str | None, shared: Sequence[int], *, beyond: bool
-    ) -> SuiteRecord:
-        model, tokenizer = load_shared(self._name, self._processes, self._device_map, self._dtype)
-        context = context_of(model)
-        record = SuiteRecord(
-            model=self._name,
-            weights=model_identity(model),
-            context=context,
-            settings={"suite": suite_name, "seed": self._seed, "data": texts.description, "beyond": beyond},
-            lengths=[length for length in shared if length <= context or beyond],
-            provenance=provenance(),
-        )
-        if longer := [f"{length:,}" for length in shared if length not in record.lengths]:
-            record.left_out.append(f"{', '.join(longer)} tokens: beyond its {context:,} positions")
-        read = SuiteTexts(texts, shared)
-        losses = None
-        if self._processes.is_first:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            logger.info("\n%s: %s, %s tokens", self._name, suite_name, ", ".join(f"{n:,}" for n in record.lengths))
-            losses = measure_curves(model, tokenizer, read, record, self._suite.curves, self._folder, base)
-        self._processes.wait()
-        for test, depths, num_trials in self._tests():
-            self._retrieve(model, tokenizer, test, depths, num_trials, record, beyond=beyond)
-        del model  # its memory is the base's now
-        gc.collect()
-        if self._processes.is_first:
-            if losses is not None and base is not None:
-                measure_short(
-                    base, losses, read, record, self._suite.curves, self._folder, self._device_map, self._dtype
-                )
-            for note in record.left_out:
-                logger.warning("%s: left out: %s", self._name, note)
-            write_atomically(self._folder / SUITE_FILE, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
-        self._processes.wait()
-        return record
+    @property
+    def suite(self) -> Suite:
+        return SUITES[self.name]
 
-    def _tests(self) -> list[tuple[RetrievalTest, Sequence[float], int]]:
-        suite = self._suite
+    def sweeps(self) -> list[tuple[RetrievalTest, Sequence[float], int]]:
+        """The tests of retrieval, each with its depths and the number of questions."""
+        suite = self.suite
         return [
             (passkey(), suite.depths, suite.trials),
             (needle(), suite.depths, suite.trials),
@@ -261,38 +202,51 @@ class _Run:
             (recall(), (0.0,), suite.trials_without_depth),
         ]
 
-    def _retrieve(
-        self,
-        model: Model,
-        tokenizer: PreTrainedTokenizerBase,
-        test: RetrievalTest,
-        depths: Sequence[float],
-        num_trials: int,
-        record: SuiteRecord,
-        *,
-        beyond: bool,
-    ) -> None:
-        room = lengths_with_room(test, tokenizer, record.lengths)
+
+def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: Processes) -> SuiteRecord:
+    subject = load_subject(name, plan.loading, processes)
+    context = subject.context
+    record = SuiteRecord(
+        model=name,
+        weights=subject.weights,
+        context=context,
+        settings={"suite": plan.name, "seed": plan.seed, "data": plan.texts.description, "beyond": plan.beyond},
+        lengths=[length for length in plan.lengths if length <= context or plan.beyond],
+        left_out=[],
+        provenance=provenance(),
+    )
+    if longer := [f"{length:,}" for length in plan.lengths if length not in record.lengths]:
+        record.left_out.append(f"{', '.join(longer)} tokens: beyond its {context:,} positions")
+    job = TextJob(
+        texts=plan.texts, lengths=plan.lengths, curves=plan.suite.curves, base=base, folder=folder, record=record
+    )
+    losses = None
+    if processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        logger.info("\n%s: %s, %s tokens", name, plan.name, ", ".join(f"{n:,}" for n in record.lengths))
+        losses = measure_curves(subject, job)
+    processes.wait()
+    for test, depths, num_trials in plan.sweeps():
+        room = lengths_with_room(test, subject.tokenizer, record.lengths)
         for length, reason in room.too_short.items():
             record.left_out.append(f"{test.name} at {length:,} tokens, because {reason}")
-        if not room.lengths:
-            return
-        result = run_retrieval(
-            model,
-            tokenizer,
-            test,
-            lengths=room.lengths,
-            depths=depths,
-            num_trials=num_trials,
-            seed=self._seed,
-            bar=DEFAULT_BAR,
-            beyond=beyond,
-            output=self._folder / test.name,
-            model_name=self._name,
-            processes=self._processes,
-        )
-        if self._processes.is_first:
-            write_result(result, self._folder / test.name)
+        if room.lengths:
+            sweep = Sweep(
+                lengths=room.lengths, depths=depths, num_trials=num_trials, seed=plan.seed, beyond=plan.beyond
+            )
+            result = retrieve(subject, test, sweep, folder / test.name, processes)
+            if processes.is_first:
+                write_result(result, folder / test.name)
+    del subject  # its memory is the base's now
+    gc.collect()
+    if processes.is_first:
+        if losses is not None:
+            measure_short(losses, job, plan.loading)
+        for note in record.left_out:
+            logger.warning("%s: left out: %s", name, note)
+        record.write(folder)
+    processes.wait()
+    return record
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
-"""Texts by name, as tokens to score or as a haystack."""
+"""Texts by name, as tokens to score or as a haystack; and token files as the original LongLoRA and nanoGPT have them.
 
-from collections.abc import Sequence
+A token file is bare token ids, little-endian, without a header: two bytes a token while the vocabulary fits (65,536
+tokens, all that the original has), four bytes above. Nothing in the file tells which; the model's vocabulary does.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -9,8 +14,72 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data import read_documents, tokenize_documents
 from longlora.data.sources import DocumentSource
 from longlora.errors import DataError
-from longlora.evaluation.binary import TOKEN_FILE_SUFFIX, read_token_file
 from longlora.evaluation.scoring import Document
+from longlora.support.files import replaced_file
+
+TOKEN_FILE_SUFFIX = ".bin"
+_TOKENS_PER_CHECK = 1 << 20
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """Name the type of a token in the file of a vocabulary: uint16, or uint32 above 65,536 tokens."""
+    return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
+
+
+def read_token_file(path: str | Path, vocabulary_size: int) -> np.ndarray:
+    """Map a token file into memory as one stream, and refuse one that this vocabulary cannot have written.
+
+    Raises:
+        DataError: the file is missing, empty, cut short, of the other width, or has ids beyond the vocabulary.
+    """
+    path, dtype = Path(path).expanduser(), token_dtype(vocabulary_size)
+    if not path.is_file():
+        raise DataError(f"there is no token file {path}")
+    size = path.stat().st_size
+    if size == 0 or size % dtype.itemsize:
+        raise DataError(
+            f"{path} must be whole tokens of {dtype.itemsize} bytes, as a vocabulary of {vocabulary_size} tokens "
+            f"writes them, and it has {size} bytes: it is cut short, or made with another vocabulary"
+        )
+    tokens = np.memmap(path, dtype=dtype, mode="r")
+    beginning = tokens[:_TOKENS_PER_CHECK]
+    if dtype.itemsize == 2 and len(beginning) >= 16 and not beginning[1::2].any():
+        raise DataError(
+            f"{path} looks like tokens of 4 bytes (every other half is 0), but a vocabulary of {vocabulary_size} "
+            "tokens is written in 2: it was made for another model; write it anew with this model's tokenizer"
+        )
+    for first in range(0, len(tokens), _TOKENS_PER_CHECK):
+        largest = int(tokens[first : first + _TOKENS_PER_CHECK].max())
+        if largest >= vocabulary_size:
+            raise DataError(
+                f"{path} has token id {largest} and the model knows 0 to {vocabulary_size - 1}: it was made for "
+                "another model; write it anew with this model's tokenizer"
+            )
+    return tokens
+
+
+def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary_size: int) -> int:
+    """Write documents one after another into a token file, and return the number of tokens.
+
+    Raises:
+        DataError: an id does not belong to the vocabulary, or there is nothing to write.
+    """
+    path, dtype, num_tokens = Path(path).expanduser(), token_dtype(vocabulary_size), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as temporary:
+        with temporary.open("wb") as file:
+            for index, document in enumerate(documents):
+                ids = np.asarray(document)
+                if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary_size:
+                    raise DataError(
+                        f"document {index} has token ids {ids.min()} to {ids.max()}, the vocabulary has 0 to "
+                        f"{vocabulary_size - 1}: tokenise with the model's own tokenizer"
+                    )
+                file.write(ids.astype(dtype).tobytes())
+                num_tokens += ids.size
+        if not num_tokens:
+            raise DataError("there are no tokens to write: every document is empty")
+    return num_tokens
 
 
 @dataclass(frozen=True)
@@ -21,6 +90,9 @@ class Texts:
     text_column: str = "text"
     split: str = "validation"
     max_documents: int | None = None
+    across_documents: bool = False
+    """Join all documents into one stream."""
+
     name: str = ""
     """What to call them in results, if not by the sources."""
 
@@ -36,9 +108,7 @@ class Texts:
             list(self.sources), text_column=self.text_column, split=self.split, max_documents=self.max_documents
         )
 
-    def tokens(
-        self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, *, across_documents: bool = False
-    ) -> Sequence[Document]:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> Sequence[Document]:
         """Tokenise the documents, or map a `.bin` of tokens, which is one stream, into memory.
 
         Raises:
@@ -49,4 +119,9 @@ class Texts:
                 raise DataError(f"a .bin of tokens must be the only source, not one of {', '.join(self.sources)}")
             return [read_token_file(self.sources[0], vocabulary_size)]
         documents: Sequence[Document] = tokenize_documents(self.read(), tokenizer)["input_ids"]
-        return [np.concatenate([np.asarray(document) for document in documents])] if across_documents else documents
+        return [joined(documents)] if self.across_documents else documents
+
+
+def joined(documents: Sequence[Document]) -> np.ndarray:
+    """Put documents one after another into one stream."""
+    return np.concatenate([np.asarray(document) for document in documents])

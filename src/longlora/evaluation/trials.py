@@ -1,14 +1,18 @@
 """The one shape of every retrieval test: a trial is named, asked, answered and scored."""
 
-import json
+import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError, DataError
+from longlora.support.files import write_atomically
+from longlora.support.journal import Journal, json_line, read_journal
 
 
 class TrialId(NamedTuple):
@@ -63,9 +67,32 @@ class RetrievalTest:
     has_depths: bool = True
 
 
+DEFAULT_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DEFAULT_TRIALS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Which questions of a test are asked, and what counts as reading."""
+
+    lengths: Sequence[int] | None = None
+    """Tokens of prompt and answer; None for parts of the model's context."""
+
+    depths: Sequence[float] = DEFAULT_DEPTHS
+    num_trials: int = DEFAULT_TRIALS
+    """At each length and depth."""
+
+    seed: int = 0
+    bar: float = 0.9
+    """Share of right answers that counts as reading."""
+
+    beyond: bool = False
+    """Read more tokens than the model has positions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinishedTrial:
-    """A trial with its answer and its scores: one line of the log."""
+    """A trial with its answer and its scores: one line of `trials.jsonl`."""
 
     test: str
     length: int
@@ -81,14 +108,13 @@ class FinishedTrial:
     scores: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        assert all(map(math.isfinite, self.scores.values())), f"a score is no finite number: {self.scores}"
+
     @property
     def identity(self) -> TrialId:
         """The name of the trial."""
         return TrialId(self.test, self.length, self.depth, self.number, self.seed)
-
-    def to_line(self) -> str:
-        """Write it as a line of JSON; a score that is no finite number is refused."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def trial_grid(
@@ -134,3 +160,47 @@ def check_digits(tokenizer: PreTrainedTokenizerBase) -> None:
             f"the tokenizer must give digits back as they were, but {number!r} comes back as {back!r}: the tests of "
             "retrieval ask for numbers and cannot judge this model's answers"
         )
+
+
+LOG_FILE = "trials.jsonl"
+_PARTS = "trials.part-*.jsonl"
+
+
+@contextmanager
+def open_log(
+    folder: Path, settings: Mapping[str, Any], *, process: int = 0, num_processes: int = 1
+) -> Iterator[Journal]:
+    """Open the journal of finished trials; of several processes each has a file of its own until they are gathered.
+
+    Raises:
+        ConfigError: it was begun with other settings, or another process has it open.
+        DataError: it cannot be read.
+    """
+    name = LOG_FILE if num_processes == 1 else f"trials.part-{process}-of-{num_processes}.jsonl"
+    with Journal(folder / name, settings) as journal:
+        yield journal
+    (folder / f"{name}.lock").unlink(missing_ok=True)
+
+
+def gather(folder: Path, settings: Mapping[str, Any], order: Iterable[TrialId] = ()) -> dict[TrialId, FinishedTrial]:
+    """Put the files of all processes into one, in the given order first, and return every finished trial.
+
+    Raises:
+        ConfigError: the folder holds an evaluation with other settings.
+        DataError: a file was changed by something else and cannot be read.
+    """
+    parts = sorted(folder.glob(_PARTS))
+    trials = [
+        trial
+        for path in (folder / LOG_FILE, *parts)
+        for trial in read_journal(path, settings, lambda line: FinishedTrial(**line))
+    ]
+    found = {trial.identity: trial for trial in trials}
+    if parts:
+        place = {identity: number for number, identity in enumerate(order)}
+        lines = sorted(found.values(), key=lambda trial: place.get(trial.identity, len(place)))
+        text = json_line({"settings": settings}) + "".join(json_line(asdict(trial)) for trial in lines)
+        write_atomically(folder / LOG_FILE, text)
+        for path in parts:
+            path.unlink()
+    return found

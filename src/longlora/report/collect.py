@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from longlora.errors import ConfigError, DataError
-from longlora.report.results import (
+from longlora.evaluation.results import (
     RESULT_FILES,
-    Found,
     Harness,
-    LeftOut,
     PerplexityByLength,
     Positions,
+    Result,
     Retrieval,
     ShortContext,
+    SuiteRecord,
     read_result,
 )
 from longlora.report.runs import TrainingRun, is_run, read_run
@@ -36,9 +36,9 @@ class ModelResults:
     positions: Positions | None = None
     short_context: ShortContext | None = None
     harness: Harness | None = None
-    left_out: LeftOut | None = None
+    left_out: SuiteRecord | None = None
     run: TrainingRun | None = None
-    sources: list[Found] = field(default_factory=list)
+    sources: list[Result] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,15 @@ class Collection:
         """Every run with a name for it: its model's, or its folder's."""
         of_models = [(model.label, model.run) for model in self.models if model.run]
         return of_models + [("/".join(run.path.parts[-2:]).lstrip("/"), run) for run in self.runs]
+
+
+_SLOTS: dict[type[Result], str] = {
+    PerplexityByLength: "perplexity",
+    Positions: "positions",
+    ShortContext: "short_context",
+    Harness: "harness",
+    SuiteRecord: "left_out",
+}
 
 
 def collect(paths: Sequence[str]) -> Collection:
@@ -118,7 +127,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
         yield from (path.parent for path in sorted(root.rglob("recipe.yaml")) if is_run(path.parent))
 
 
-def _add(model: ModelResults, found: Found) -> None:
+def _add(model: ModelResults, found: Result) -> None:
     digests = {source.weights for source in model.sources if source.weights} | ({found.weights} - {None})
     if len(digests) > 1:
         raise DataError(
@@ -127,24 +136,15 @@ def _add(model: ModelResults, found: Found) -> None:
         )
     model.sources.append(found)
     model.context = model.context or found.context
-    result = found.result
-    if isinstance(result, Retrieval):
-        before = model.retrieval.get(result.title)
-        model.retrieval[result.title] = result
+    if isinstance(found, Retrieval):
+        before: Result | None = model.retrieval.get(found.title)
+        model.retrieval[found.title] = found
     else:
-        slot = {
-            PerplexityByLength: "perplexity",
-            Positions: "positions",
-            ShortContext: "short_context",
-            Harness: "harness",
-            LeftOut: "left_out",
-        }[type(result)]
+        slot = _SLOTS[type(found)]
         before = getattr(model, slot)
-        if isinstance(result, Harness) and isinstance(before, Harness):  # further tasks, not the same ones again
-            tasks = {score.task for score in result.scores}
-            result = Harness(scores=[*(score for score in before.scores if score.task not in tasks), *result.scores])
-            before = None
-        setattr(model, slot, result)
+        if isinstance(found, Harness) and isinstance(before, Harness):  # further tasks, not the same ones again
+            found, before = found.model_copy(update={"tasks": before.tasks | found.tasks}), None
+        setattr(model, slot, found)
     if before is not None:
         logger.warning("%s: more than one result of a kind; the report shows that in %s", model.name, found.path)
 

@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from longlora.evaluation.results import HarnessScore, PerplexityByLength, Retrieval, Share
 from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, Section, Series, Table
 from longlora.report.collect import Collection, ModelResults
-from longlora.report.results import HarnessScore, PerplexityByLength, Retrieval, Share
 from longlora.report.runs import TrainingRun
 from longlora.report.verdict import compared_benchmarks, cost, retrieval_tests
 

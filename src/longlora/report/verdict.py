@@ -1,8 +1,8 @@
 """The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost."""
 
+from longlora.evaluation.results import HarnessScore, Retrieval
 from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table
 from longlora.report.collect import ModelResults
-from longlora.report.results import HarnessScore, Retrieval
 from longlora.report.runs import TrainingRun
 from longlora.support.wording import short_number
 

@@ -1,0 +1,148 @@
+"""The model that is measured: loaded by its name, told from others by its weights, with what it was made of."""
+
+import hashlib
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import align_module_device
+from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase
+
+from longlora.distributed import Processes
+from longlora.errors import ConfigError
+from longlora.evaluation.logits import Model, base_model, context_of, vocabulary_size
+from longlora.models.checkpoint import is_adapter, read_extension
+from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source
+from longlora.models.positions import readable_context
+from longlora.support.packages import package_versions
+
+_VALUES_PER_PARAMETER = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a model is loaded; as `load_for_inference` has it."""
+
+    device_map: str | None = None
+    dtype: DtypeName = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model under measurement, with its tokenizer and the name that results give it."""
+
+    name: str
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of the weights."""
+        return model_identity(self.model)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model says it reads."""
+        return context_of(self.model)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids the model knows."""
+        return vocabulary_size(self.model)
+
+
+def load_subject(name: str, loading: Loading, processes: Processes | None = None) -> Subject:
+    """Load a model by its name, for this one of several processes.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+        ConfigError: several processes are to spread a model each over all devices.
+    """
+    if loading.device_map and processes and processes.count > 1:
+        raise ConfigError(
+            f"--device-map {loading.device_map} spreads one model over all devices, and {processes.count} processes "
+            "would each do so: start a single process"
+        )
+    device = processes.device if processes else None
+    model, tokenizer = load_for_inference(name, dtype=loading.dtype, device=device, device_map=loading.device_map)
+    return Subject(name=name, model=model, tokenizer=tokenizer)
+
+
+def usual_lengths(context: int) -> list[int]:
+    """An eighth, a quarter, a half and the whole of a context."""
+    return [context // 8, context // 4, context // 2, context]
+
+
+def base_of(model_name: str) -> str | None:
+    """Name the model that an adapter was made for; None for a model that stands alone.
+
+    Raises:
+        CheckpointError: there is no model of that name.
+    """
+    directory = Path(model_source(model_name))
+    if not is_adapter(directory):
+        return None
+    extension = read_extension(directory)
+    return extension.base_model if extension else PeftConfig.from_pretrained(directory).base_model_name_or_path
+
+
+def named_context(model_name: str) -> int:
+    """Return how many tokens a model says it reads, without loading its weights.
+
+    Raises:
+        CheckpointError: there is no model of that name.
+        ConfigError: its configuration does not say.
+    """
+    config = load_config(model_source(base_of(model_name) or model_name))
+    extension = read_extension(Path(model_source(model_name)))
+    if extension is not None:
+        apply_extension(config, extension)
+    return readable_context(config)
+
+
+def model_identity(model: Model) -> str:
+    """Digest of a model's positions and of 256 values of every parameter, spread evenly.
+
+    It changes when a model is trained on under the same name, in another dtype too, and takes seconds for 70 B
+    parameters.
+    """
+    config = base_model(model).config.get_text_config()
+    positions = {name: config.to_dict().get(name) for name in ("max_position_embeddings", "rope_parameters")}
+    digest = hashlib.sha256(repr(positions).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        owner, _, own_name = name.rpartition(".")
+        # Brings back parts that accelerate keeps outside of the devices until their turn comes.
+        with align_module_device(model.get_submodule(owner)):
+            values = model.get_submodule(owner).get_parameter(own_name).detach().flatten()
+            places = np.linspace(0, len(values) - 1, min(_VALUES_PER_PARAMETER, len(values))).astype(np.int64)
+            digest.update(values[torch.from_numpy(places).to(values.device)].cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of what a tokenizer makes of a few texts, its special tokens and its chat template."""
+    probe = "The pass key is 9072. Amber falcon,\n USER: élan 日本 {}[] 318465"
+    parts = [tokenizer(probe)["input_ids"], len(tokenizer), tokenizer.special_tokens_map, tokenizer.chat_template]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def provenance(command: str | None = None) -> dict[str, Any]:
+    """Describe this moment, this machine and these versions."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    packages = package_versions("longlora", "torch", "transformers", "peft", "tokenizers")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command or shlex.join(["longlora", *sys.argv[1:]]),
+        "device": device,
+        "python": platform.python_version(),
+        "packages": packages | {"numpy": np.__version__},
+    }
