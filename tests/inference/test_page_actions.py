@@ -6,66 +6,64 @@ from typing import Any
 
 import pytest
 
+from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.conversation import Conversation, Usage
 from longlora.inference.documents import read_text
-from longlora.inference.page_actions import PageActions, usage_html
+from longlora.inference.page_actions import PageActions, SessionStore, usage_html
 from longlora.inference.prefix_cache import WholeMemory
-from longlora.inference.rooms import Rooms
-from longlora.inference.settings import ChatSettings
-from longlora.inference.speaker import Speaker
 
 gradio = pytest.importorskip("gradio", reason="needs gradio")
 
 
 @pytest.fixture
-def rooms(speaker: Speaker) -> Rooms:
+def store(chat_model: ChatModel) -> SessionStore:
     settings = ChatSettings(max_new_tokens=8, cut=False)
-    return Rooms(lambda: Conversation(speaker, settings, WholeMemory(speaker.model)))
+    return SessionStore(lambda: Conversation(chat_model, settings, WholeMemory(chat_model.model)))
 
 
 def text_of(shown: tuple[Any, ...]) -> list[str]:
     return [message["content"] for message in shown[0]]
 
 
-def test_an_answer_is_shown_as_it_grows_and_kept(rooms: Rooms) -> None:
-    actions = PageActions(rooms, read_text)
+def test_an_answer_is_shown_as_it_grows_and_kept(store: SessionStore) -> None:
+    actions = PageActions(store, read_text)
     steps = list(actions.ask("ann", " Where? ", [{"role": "user", "content": "before"}]))
     assert text_of(steps[0]) == ["before", "Where?"]
     assert steps[0][1].stop_btn and not steps[-1][1].stop_btn and steps[-1][1].submit_btn
-    (turn,) = rooms.enter("ann").conversation.turns
+    (turn,) = store.enter("ann").conversation.turns
     assert turn.question == "Where?" and text_of(steps[-1])[-1] == turn.answer
     assert "of 512 tokens of context" in steps[-1][2] and "first word after" in steps[-1][3]
     assert [text_of(step) for step in actions.ask("ann", "  ", [])] == [[]]
-    assert len(rooms.enter("ann").conversation.turns) == 1
+    assert len(store.enter("ann").conversation.turns) == 1
 
 
-def test_a_stopped_answer_is_marked(rooms: Rooms) -> None:
-    actions = PageActions(rooms, read_text)
+def test_a_stopped_answer_is_marked(store: SessionStore) -> None:
+    actions = PageActions(store, read_text)
     steps = actions.ask("ann", "Where?", [])
     next(steps)
     actions.stop("ann")
     actions.stop("nobody")
     assert "stopped" in list(steps)[-1][3]
-    assert rooms.enter("ann").answer is None
+    assert store.enter("ann").answer is None
 
 
-def test_a_document_begins_anew_and_goes_again(rooms: Rooms, tmp_path: Path) -> None:
-    actions = PageActions(rooms, read_text)
+def test_a_document_begins_anew_and_goes_again(store: SessionStore, tmp_path: Path) -> None:
+    actions = PageActions(store, read_text)
     list(actions.ask("ann", "Where?", []))
     (tmp_path / "<sea>.txt").write_text("The ship lay still.")
     first, last = actions.open("ann", str(tmp_path / "<sea>.txt"))
     assert first[3] == "Reading &lt;sea&gt;.txt …"
     assert last[0] == [] and "document 19" in last[2] and last[3] == "&lt;sea&gt;.txt: 19 tokens"
-    assert rooms.enter("ann").conversation.turns == []
+    assert store.enter("ann").conversation.turns == []
     assert "document 19" in actions.clear("ann")[2]
     assert "document" not in actions.close("ann")[2]
     assert list(actions.open("ann", None)) == []
     actions.leave("ann")
-    assert len(rooms) == 0
+    assert len(store) == 0
 
 
-def test_mistakes_are_told_without_the_servers_folders(rooms: Rooms, tmp_path: Path) -> None:
-    actions = PageActions(rooms, read_text)
+def test_mistakes_are_told_without_the_servers_folders(store: SessionStore, tmp_path: Path) -> None:
+    actions = PageActions(store, read_text)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "long.txt").write_text("x" * 1000)
     for name, complaint in (("binary.txt", "^binary.txt is no text"), ("long.txt", "^long.txt has 1,000 tokens")):
@@ -80,12 +78,12 @@ def test_mistakes_are_told_without_the_servers_folders(rooms: Rooms, tmp_path: P
         next(steps)
 
 
-def test_what_breaks_inside_is_not_shown_outside(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_inside_is_not_shown_outside(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret place")
 
     monkeypatch.setattr(Conversation, "ask", broken)
-    steps = PageActions(rooms, read_text).ask("ann", "Where?", [])
+    steps = PageActions(store, read_text).ask("ann", "Where?", [])
     next(steps)
     with pytest.raises(gradio.Error) as told:
         next(steps)

@@ -1,16 +1,19 @@
-"""What the parts of the web page do. Each visitor has a key, and behind it a room with a conversation."""
+"""What the parts of the web page do. Each visitor has a key, and behind it a session with a conversation."""
 
 import html
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from longlora.errors import LongLoRAError
+from longlora.inference.answer import Answer
 from longlora.inference.conversation import Conversation, Usage
 from longlora.inference.documents import ReadDocument, join_documents
-from longlora.inference.meter import answer_line
-from longlora.inference.rooms import Rooms
 
+NUM_REMEMBERED = 4
 Message = dict[str, Any]  # as gradio's chatbot has them
 Shown = tuple[Any, Any, Any, Any]  # what changes of the chat, the question's box, the meter and the note below
 
@@ -27,11 +30,70 @@ def usage_html(usage: Usage) -> str:
     )
 
 
+@dataclass(kw_only=True)
+class Session:
+    """One conversation, and the answer that is being written in it."""
+
+    conversation: Conversation
+    answer: Answer | None = None
+    reading: threading.Event = field(default_factory=threading.Event)
+    """Set to end the reading of a document."""
+
+    def stop(self) -> None:
+        """End the answer or the reading, if there is one."""
+        self.reading.set()
+        if self.answer is not None:
+            self.answer.stop()
+
+
+class SessionStore:
+    """A conversation for each visitor, by a key of theirs.
+
+    Keys and values of a long document are large, so only the `num_remembered` conversations that spoke last keep
+    theirs; another one reads its text again when it goes on.
+
+    Args:
+        begin: makes a conversation.
+        num_remembered: conversations whose keys and values stay in memory.
+    """
+
+    def __init__(self, begin: Callable[[], Conversation], num_remembered: int = NUM_REMEMBERED) -> None:
+        self._begin = begin
+        self._num_remembered = num_remembered
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+
+    def enter(self, key: str) -> Session:
+        """Find a visitor's session, or open one, before the model is used there."""
+        if key not in self._sessions:
+            self._sessions[key] = Session(conversation=self._begin())
+        self._sessions.move_to_end(key)
+        for other in list(self._sessions.values())[: -self._num_remembered]:
+            other.conversation.release()
+        return self._sessions[key]
+
+    def usage_at_first(self) -> Usage:
+        """How full the context is where nothing has been said."""
+        return self._begin().usage()
+
+    def find(self, key: str) -> Session | None:
+        """Find a visitor's session without using it."""
+        return self._sessions.get(key)
+
+    def leave(self, key: str) -> None:
+        """Close a session, and end what is being said in it."""
+        session = self._sessions.pop(key, None)
+        if session is not None:
+            session.stop()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+
 class PageActions:
     """The actions, apart from the page, so that they can be tried without one."""
 
-    def __init__(self, rooms: Rooms, read_document: ReadDocument) -> None:
-        self._rooms = rooms
+    def __init__(self, sessions: SessionStore, read_document: ReadDocument) -> None:
+        self._sessions = sessions
         self._read_document = read_document
 
     def ask(self, key: str, question: str, said: list[Message]) -> Iterator[Shown]:
@@ -43,12 +105,12 @@ class PageActions:
         if not question:
             yield said, same, same, ""
             return
-        room = self._rooms.enter(key)
-        conversation = room.conversation
+        session = self._sessions.enter(key)
+        conversation = session.conversation
         asked = [*said, {"role": "user", "content": question}]
         try:
             answer, notes = conversation.ask(question)
-            room.answer = answer
+            session.answer = answer
             yield asked, _writing(), same, _note(notes)
             for _ in answer:
                 yield [*asked, _spoken(answer.text)], same, same, same
@@ -57,9 +119,9 @@ class PageActions:
             yield said, _waiting(question), same, ""
             raise self._told(error) from error
         finally:
-            room.answer = None
+            session.answer = None
         text = answer.text or ("(stopped)" if answer.stopped else "(nothing)")
-        notes.append(answer_line(answer))
+        notes.append(answer.summary())
         yield [*asked, _spoken(text)], _waiting(), usage_html(conversation.usage()), _note(notes)
 
     def open(self, key: str, path: str | None) -> Iterator[Shown]:
@@ -69,13 +131,13 @@ class PageActions:
         same = gradio.skip()
         if path is None:
             return
-        room = self._rooms.enter(key)
-        room.reading.clear()
-        conversation = room.conversation
+        session = self._sessions.enter(key)
+        session.reading.clear()
+        conversation = session.conversation
         yield [], same, same, f"Reading {html.escape(Path(path).name)} …"
         try:
             name, text = join_documents([Path(path)], self._read_document)
-            notes = conversation.set_document(name, text) + conversation.read_document(stop=room.reading)
+            notes = conversation.set_document(name, text) + conversation.read_document(stop=session.reading)
         except Exception as error:
             conversation.forget_document()
             yield _afresh(conversation)
@@ -84,25 +146,25 @@ class PageActions:
 
     def close(self, key: str) -> Shown:
         """Begin anew without a document."""
-        conversation = self._rooms.enter(key).conversation
+        conversation = self._sessions.enter(key).conversation
         conversation.forget_document()
         return _afresh(conversation)
 
     def clear(self, key: str) -> Shown:
         """Begin anew about the same document."""
-        conversation = self._rooms.enter(key).conversation
+        conversation = self._sessions.enter(key).conversation
         conversation.clear()
         return _afresh(conversation)
 
     def stop(self, key: str) -> None:
         """End the answer that is being written."""
-        room = self._rooms.find(key)
-        if room is not None:
-            room.stop()
+        session = self._sessions.find(key)
+        if session is not None:
+            session.stop()
 
     def leave(self, key: str) -> None:
         """Forget a visitor who has closed the page."""
-        self._rooms.leave(key)
+        self._sessions.leave(key)
 
     def _told(self, error: Exception, path: str = "") -> Exception:
         """What a visitor is told: their mistakes, without the server's folders; of all else only that it happened."""

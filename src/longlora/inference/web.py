@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any
 
 from longlora.errors import ConfigError
+from longlora.inference.chat_model import ChatModel
 from longlora.inference.documents import ReadDocument
 from longlora.inference.hosts import Names, OnlyByName
-from longlora.inference.page_actions import PageActions, usage_html
-from longlora.inference.rooms import Rooms
-from longlora.inference.speaker import Speaker
+from longlora.inference.page_actions import PageActions, SessionStore, usage_html
 
 LOCALHOST = "127.0.0.1"
 QUEUE_SIZE = 16
@@ -49,13 +48,13 @@ _STYLE = """
 
 
 def build_page(
-    speaker: Speaker, rooms: Rooms, read_document: ReadDocument, *, suffixes: list[str], max_megabytes: int
+    chat_model: ChatModel, store: SessionStore, read_document: ReadDocument, *, suffixes: list[str], max_megabytes: int
 ) -> Any:
-    """Lay out the page and tie its parts to the rooms; a gradio `Blocks`."""
+    """Lay out the page and tie its parts to the store; a gradio `Blocks`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as gradio is imported, and by every part of it
     import gradio
 
-    # By the type of this argument gradio knows that it is to give the request, whose session is the key to a room.
+    # By the type of this argument gradio knows that it is to give the request, whose hash is the visitor's key.
     def streamed(action: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
         def run(request: gradio.Request, *values: Any) -> Iterator[tuple]:
             yield from action(str(request.session_hash), *values)
@@ -68,10 +67,13 @@ def build_page(
 
         return run
 
-    actions = PageActions(rooms, read_document)
-    with gradio.Blocks(title=f"longlora · {speaker.name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    actions = PageActions(store, read_document)
+    with gradio.Blocks(
+        title=f"longlora · {chat_model.name}", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:
         gradio.Markdown(
-            f"# Talk about a document\n{html.escape(speaker.name)} reads {speaker.context:,} tokens.", elem_id="title"
+            f"# Talk about a document\n{html.escape(chat_model.name)} reads {chat_model.context:,} tokens.",
+            elem_id="title",
         )
         with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
@@ -81,7 +83,7 @@ def build_page(
                     height=170,
                     elem_id="document",
                 )
-                usage = gradio.HTML(usage_html(rooms.usage_at_first()), elem_id="usage", padding=False)
+                usage = gradio.HTML(usage_html(store.usage_at_first()), elem_id="usage", padding=False)
                 again = gradio.Button("New conversation", size="md", elem_id="again")
             with gradio.Column(scale=3, min_width=300):
                 chat = gradio.Chatbot(
