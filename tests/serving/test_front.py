@@ -14,7 +14,7 @@ from longlora.inference.hosts import Names
 from longlora.models.chat_template import ensure_chat_template
 from longlora.serving import front as front_module
 from longlora.serving.front import build_front
-from longlora.serving.requests import RequestError, Translator
+from longlora.serving.openai_requests import RequestError, Translator
 from longlora.tiny import tiny_model_directory
 
 QUESTION = [{"role": "user", "content": "why"}]
@@ -69,8 +69,7 @@ def made(inner: Inner, **more: Any) -> Starlette:
     ensure_chat_template(tokenizer)
     translator = Translator(name="mine", context_length=64, tokenizer=tokenizer, generation={"eos_token_id": 1})
     client = httpx.AsyncClient(transport=httpx.MockTransport(inner), base_url="http://inner")
-    settings = {"name": "mine", "context_length": 64, "api_key": "", "names": Names.of("localhost")} | more
-    return build_front(translator, client, **settings)
+    return build_front(translator, client, **{"api_key": "", "names": Names.of("localhost")} | more)
 
 
 def test_a_request_is_put_in_the_words_of_transformers_server(ask: Ask, inner: Inner) -> None:

@@ -25,7 +25,7 @@ from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
 from longlora.inference.prefix_cache import memory_for
 from longlora.merge import merge_adapter
-from longlora.serving.place import servable
+from longlora.serving.served_model import servable
 from longlora.training.run import train
 
 QUESTION, ANSWER = "Who?", "Paris."
@@ -147,13 +147,13 @@ def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
     kept = own.read_text()
     try:
         own.write_text(json.dumps({"eos_token_id": OTHER_END}))
-        with servable(str(merged)) as place:
-            assert_ends(generated(place.parent / place.name), tuned.end)
+        with servable(str(merged)) as served:
+            assert_ends(generated(served.parent / served.name), tuned.end)
         assert json.loads(own.read_text()) == {"eos_token_id": OTHER_END}
     finally:
         own.write_text(kept)
-    with servable(str(merged)) as place:
-        assert (place.parent / place.name / "generation_config.json").is_symlink()
+    with servable(str(merged)) as served:
+        assert (served.parent / served.name / "generation_config.json").is_symlink()
 
 
 @contextmanager

@@ -115,8 +115,8 @@ def web(
     """Serve a page to talk with a model about an uploaded document."""
     from longlora.inference.chat_model import ChatSettings, load_chat_model
     from longlora.inference.conversation import Conversation
-    from longlora.inference.page_actions import SessionStore
     from longlora.inference.prefix_cache import SavedReadings, memory_for
+    from longlora.inference.sessions import Session, SessionStore
     from longlora.inference.web import LOCALHOST, build_page, launch_page
     from longlora.support.packages import require_package
 
@@ -137,9 +137,9 @@ def web(
     chat_model = load_chat_model(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
     memory = memory_for(chat_model, settings)
     saved = SavedReadings(cache_document, model) if cache_document is not None else None
-    sessions = SessionStore(lambda: Conversation(chat_model, settings, memory(), saved))
-    suffixes, read = document_suffixes(), document_reader()
-    page = build_page(chat_model, sessions, read, suffixes=suffixes, max_megabytes=max_megabytes)
+    read = document_reader()
+    store = SessionStore(lambda: Session(Conversation(chat_model, settings, memory(), saved), read))
+    page = build_page(chat_model, store, suffixes=document_suffixes(), max_megabytes=max_megabytes)
     address = launch_page(
         page,
         host=host or LOCALHOST,

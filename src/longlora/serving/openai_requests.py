@@ -8,34 +8,26 @@ import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
 DEFAULT_ANSWER = 1024  # tokens, where the client does not say and the context has room
 
 # Not offered, each with the values (as JSON) that ask for nothing.
-_NOT_OFFERED: dict[str, set[str]] = {
-    "n": {"1"},
-    "best_of": {"1"},
-    "logprobs": {"false"},
-    "top_logprobs": set(),
-    "echo": {"false"},
-    "suffix": {'""'},
-    "presence_penalty": {"0", "0.0"},
-    "frequency_penalty": {"0", "0.0"},
-    "logit_bias": {"{}"},
-    "response_format": {'{"type": "text"}'},
-    "tool_choice": {'"auto"'},
-    "parallel_tool_calls": {"true"},
-    "modalities": {'["text"]'},
-    "service_tier": {'"auto"', '"default"'},
-    "store": {"false"},
-    "functions": {"[]"},
-    "function_call": set(),
-    "audio": set(),
-    "prediction": set(),
-    "reasoning_effort": set(),
-    "verbosity": set(),
-    "web_search_options": set(),
+_NOT_OFFERED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("audio", "function_call", "prediction", "reasoning_effort", "top_logprobs", "verbosity"), ()),
+    "web_search_options": (),
+    **dict.fromkeys(("n", "best_of"), ("1",)),
+    **dict.fromkeys(("logprobs", "echo", "store"), ("false",)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), ("0", "0.0")),
+    "functions": ("[]",),
+    "logit_bias": ("{}",),
+    "modalities": ('["text"]',),
+    "parallel_tool_calls": ("true",),
+    "response_format": ('{"type": "text"}',),
+    "service_tier": ('"auto"', '"default"'),
+    "suffix": ('""',),
+    "tool_choice": ('"auto"',),
 }
 # Labels for the provider's own books.
 _WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key")
@@ -43,12 +35,12 @@ _WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 Stop = Annotated[str, Field(min_length=1)]
 
 
-class RequestError(Exception):
+class RequestError(HTTPException):
     """A request that is not answered; becomes an error in OpenAI's form."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.status, self.param, self.code = message, status, param, code
+        super().__init__(status, message)
+        self.param, self.code = param, code
 
 
 class _Checked(BaseModel):
@@ -125,8 +117,8 @@ class Translator:
     def __init__(
         self, *, name: str, context_length: int, tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]
     ) -> None:
-        self._name, self._context_length, self._tokenizer = name, context_length, tokenizer
-        self._generation = generation
+        self.name, self.context_length = name, context_length
+        self._tokenizer, self._generation = tokenizer, generation
 
     def chat(self, body: Any) -> dict[str, Any]:
         """Check and translate a request for the next message of a conversation.
@@ -162,18 +154,18 @@ class Translator:
 
     def _asked(self, request: _Request, max_tokens: int | None, num_tokens: int) -> dict[str, Any]:
         """What transformers' server needs to hear, besides the text of `num_tokens` tokens."""
-        if request.model != self._name:
+        if request.model != self.name:
             raise RequestError(
-                f"the model `{request.model}` is not served here; `{self._name}` is",
+                f"the model `{request.model}` is not served here; `{self.name}` is",
                 status=404,
                 param="model",
                 code="model_not_found",
             )
-        room = self._context_length - num_tokens
+        room = self.context_length - num_tokens
         if room < (max_tokens or 1):
             asked = f" and {max_tokens:,} for the answer" if max_tokens else ", which leaves none for an answer"
             raise RequestError(
-                f"this model's context is {self._context_length:,} tokens, and the request has {num_tokens:,}{asked}",
+                f"this model's context is {self.context_length:,} tokens, and the request has {num_tokens:,}{asked}",
                 param="messages" if isinstance(request, _Chat) else "prompt",
                 code="context_length_exceeded",
             )
@@ -182,7 +174,7 @@ class Translator:
         drawn = request.temperature != 0 and (request.temperature is not None or request.top_p is not None)
         generation = json.dumps({"top_k": 0} | self._generation | {"do_sample": True}) if drawn else None
         asked_for = {
-            "model": self._name,
+            "model": self.name,
             "generation_config": generation,
             "max_tokens": max_tokens or min(DEFAULT_ANSWER, room),
             "temperature": request.temperature,
