@@ -94,6 +94,27 @@ def test_messages_of_every_form(ask: Ask, inner: Inner) -> None:
     assert inner.asked[-1][1]["messages"] == [{"role": role, "content": text} for role, text in plain]
 
 
+@pytest.mark.parametrize("arguments", ['{"of": "sea"}', {"of": "sea"}])
+def test_arguments_of_tool_calls_become_objects(arguments: object) -> None:
+    seen: list[list[dict[str, Any]]] = []
+
+    class Tokenizer:
+        def apply_chat_template(self, messages: list[dict[str, Any]], **_: object) -> dict[str, list[int]]:
+            seen.append(messages)
+            return {"input_ids": [1, 2]}
+
+    translator = Translator(name="mine", context_length=64, tokenizer=Tokenizer(), generation={})  # type: ignore[arg-type]
+    call = {"id": "1", "type": "function", "function": {"name": "depth", "arguments": arguments}}
+    asked = translator.chat(CHAT | {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [call]}]})
+    function = {"name": "depth", "arguments": {"of": "sea"}}
+    assert asked["messages"][1]["tool_calls"] == [{"id": "1", "type": "function", "function": function}]
+    assert seen == [asked["messages"]]
+    for broken in ("{", "[]", 5):
+        call["function"] = {"name": "depth", "arguments": broken}
+        with pytest.raises(RequestError, match=r"messages\.1\.tool_calls\.0\.function\.arguments"):
+            translator.chat(CHAT | {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [call]}]})
+
+
 @pytest.mark.parametrize(
     ("body", "part"),
     [

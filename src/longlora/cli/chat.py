@@ -113,6 +113,7 @@ def web(
     trust_remote_code: Remote = False,
 ) -> None:
     """Serve a page to talk with a model about an uploaded document."""
+    from longlora.corpus.extract import SUFFIXES
     from longlora.inference.chat_model import ChatSettings, load_chat_model
     from longlora.inference.conversation import Conversation
     from longlora.inference.prefix_cache import SavedReadings, memory_for
@@ -139,7 +140,7 @@ def web(
     saved = SavedReadings(cache_document, model) if cache_document is not None else None
     read = document_reader()
     store = SessionStore(lambda: Session(Conversation(chat_model, settings, memory(), saved), read))
-    page = build_page(chat_model, store, suffixes=document_suffixes(), max_megabytes=max_megabytes)
+    page = build_page(chat_model, store, suffixes=list(SUFFIXES), max_megabytes=max_megabytes)
     address = launch_page(
         page,
         host=host or LOCALHOST,
@@ -150,13 +151,6 @@ def web(
     )
     typer.echo(f"{chat_model.name} answers at {address} (Ctrl-C ends it)")
     page.block_thread()
-
-
-def document_suffixes() -> list[str]:
-    """Ends of names of the files that can be read."""
-    from longlora.corpus.extract import SUFFIXES
-
-    return list(SUFFIXES)
 
 
 def document_reader() -> Callable[[Path], str]:

@@ -38,6 +38,15 @@ class Usage:
     document: int
     num_turns: int
 
+    @property
+    def share(self) -> float:
+        """Of the context that is in use, 0 to 1."""
+        return min(1.0, self.used / self.context)
+
+    def __str__(self) -> str:
+        document = f" · document {self.document:,}" if self.document else ""
+        return f"{self.used:,} of {self.context:,} tokens of context ({self.share:.0%}){document}"
+
 
 class Conversation:
     """One conversation with a model, about a document or not.

@@ -129,13 +129,10 @@ class SessionStore:
 
 def usage_html(usage: Usage) -> str:
     """A bar, and the numbers behind it."""
-    share = min(1.0, usage.used / usage.context)
-    colour = "fill full" if share > 0.9 else "fill"
-    document = f" · document {usage.document:,}" if usage.document else ""
+    colour = "fill full" if usage.share > 0.9 else "fill"
     return (
-        f'<div class="track" role="progressbar" aria-label="context in use" aria-valuenow="{share * 100:.0f}">'
-        f'<div class="{colour}" style="width:{share:.1%}"></div></div>'
-        f'<div class="numbers">{usage.used:,} of {usage.context:,} tokens of context ({share:.0%}){document}</div>'
+        f'<div class="track" role="progressbar" aria-label="context in use" aria-valuenow="{usage.share * 100:.0f}">'
+        f'<div class="{colour}" style="width:{usage.share:.1%}"></div></div><div class="numbers">{usage}</div>'
     )
 
 

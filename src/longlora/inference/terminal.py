@@ -185,13 +185,9 @@ class _ReadingBar(ExitStack):
 
 
 def usage_line(usage: Usage) -> str:
-    """The bar, and the numbers behind it."""
-    share = usage.used / usage.context
-    filled = min(_METER_WIDTH, round(share * _METER_WIDTH))
-    parts = [f"{'█' * filled}{'░' * (_METER_WIDTH - filled)} {usage.used:,} of {usage.context:,} tokens ({share:.0%})"]
-    if usage.document:
-        parts.append(f"document {usage.document:,}")
-    return " · ".join(parts)
+    """A bar, and the numbers behind it."""
+    filled = round(usage.share * _METER_WIDTH)
+    return f"{'█' * filled}{'░' * (_METER_WIDTH - filled)} {usage}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ not followed is refused, and one that asks for nothing (`n=1`, `logprobs=false`)
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
@@ -70,6 +70,24 @@ class _Part(_Checked):
     text: str
 
 
+def _object(arguments: Any) -> Any:
+    return json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+
+
+class _Function(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+    arguments: Annotated[dict[str, Any], BeforeValidator(_object)]
+    """As an object, as templates take them; clients send JSON."""
+
+
+class _ToolCall(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    function: _Function
+
+
 class _Message(BaseModel):
     # Clients send answers back with all that came with them, None for the most part.
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -77,16 +95,16 @@ class _Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it: text in one piece, arguments of calls taken apart."""
+        """As chat templates take it: text in one piece."""
         parts = self.content or ""
         content = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.tool_calls:
-            message |= {"content": "", "tool_calls": [_call(call) for call in self.tool_calls]}
+            message |= {"content": "", "tool_calls": [call.model_dump() for call in self.tool_calls]}
         return message | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
 
 
@@ -207,15 +225,3 @@ def _checked(kind: type[Kind], body: Any) -> Kind:
         if first["type"] == "extra_forbidden":
             raise RequestError(f"unknown argument: {param}", param=param, code="unknown_parameter") from error
         raise RequestError(f"{param}: {first['msg']}", param=param, code=first["type"]) from error
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """A call of a tool with its arguments as an object, as templates take them."""
-    function: Any = call.get("function")
-    try:
-        arguments = function["arguments"]
-        if isinstance(arguments, str):
-            arguments = json.loads(arguments or "{}")
-        return call | {"function": function | {"arguments": arguments}}
-    except (TypeError, KeyError, ValueError) as error:
-        raise RequestError(f"a tool call is not of OpenAI's form: {error}", param="messages.tool_calls") from error

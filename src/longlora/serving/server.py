@@ -18,8 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
-import httpx
-
 from longlora.errors import ConfigError
 from longlora.inference.hosts import LOCAL, Names
 from longlora.models.load import load_tokenizer
@@ -72,19 +70,15 @@ def serve(
         logger.warning("listening on %s: whoever reaches port %s can use the model; think of --api-key", host, port)
     url = f"http://{_bracketed(_EVERYWHERE.get(host, host))}:{port}"
     with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as served:
-
-        def say() -> None:
-            ready(
-                f"serving {url}/v1 by {chosen}: model {served.name}, {served.context_length:,} tokens; Ctrl-C ends it"
-            )
-
+        what = f"model {served.name}, {served.context_length:,} tokens"
+        line = f"serving {url}/v1 by {chosen}: {what}; Ctrl-C ends it"
         if chosen == "vllm":
             for taken in sockets:  # it takes the port itself
                 taken.close()
             command = command_line("vllm", served, host=host, port=port)
             with _running(command, served, patience=_PATIENCE[chosen], api_key=api_key) as server:
                 _wait_until_it_answers(server, url)
-                say()
+                ready(line)
                 server.wait()
         else:
             inner_port = _free_port()
@@ -95,7 +89,7 @@ def serve(
                 front = _front(inner, served, api_key, Names.of(host, allowed_hosts))
                 for taken in sockets:
                     taken.listen()
-                say()
+                ready(line)
                 _answer(front, sockets, until_ends=server, patience=_PATIENCE[chosen])
         raise ConfigError(f"the server ended with status {server.returncode}; its own messages stand above")
 
@@ -134,6 +128,8 @@ def _vllm() -> str:
 
 def _front(inner: str, served: ServedModel, api_key: str, names: Names) -> "Starlette":
     """Make what clients see of transformers' server at `inner`."""
+    import httpx
+
     from longlora.serving.front import build_front
     from longlora.serving.openai_requests import Translator
 
@@ -230,6 +226,8 @@ def _free_port() -> int:
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
+    import httpx  # which huggingface_hub needs too
+
     while True:
         if server.poll() is not None:
             raise ConfigError(
