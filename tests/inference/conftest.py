@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from longlora.inference.speaker import Speaker
+from longlora.inference.chat_model import ChatModel
 
 
 def random_llama(seed: int, *, context: int = 512, **more: object) -> LlamaForCausalLM:
@@ -30,10 +30,10 @@ def random_llama(seed: int, *, context: int = 512, **more: object) -> LlamaForCa
 
 
 @pytest.fixture
-def speaker(base_model: Path, seed: int) -> Speaker:
+def chat_model(base_model: Path, seed: int) -> ChatModel:
     """A random Llama of 512 tokens of context that never ends an answer by itself, and a tokenizer of bytes."""
     tokenizer = copy.deepcopy(AutoTokenizer.from_pretrained(base_model))
     model = random_llama(seed)
     model.generation_config.eos_token_id = None
     model.lm_head.weight.data[tokenizer.eos_token_id] = 0  # the paper's prompt ends answers with it
-    return Speaker(model=model, tokenizer=tokenizer, name="random")
+    return ChatModel(model=model, tokenizer=tokenizer, name="random")

@@ -5,11 +5,9 @@ import pytest
 
 from longlora.errors import ConfigError, DataError
 from longlora.inference.answer import Answer
+from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
-from longlora.inference.prefix_cache import StreamingMemory, WholeMemory
-from longlora.inference.settings import ChatSettings
-from longlora.inference.speaker import Speaker
-from longlora.inference.start import load_speaker, memory_for
+from longlora.inference.prefix_cache import StreamingMemory, WholeMemory, memory_for
 from longlora.inference.streaming_cache import key_rotations
 
 CHATML = (
@@ -19,9 +17,9 @@ CHATML = (
 DOCUMENT = "The ship lay still upon the sea. " * 3
 
 
-def start(speaker: Speaker, **settings: object) -> Conversation:
+def start(chat_model: ChatModel, **settings: object) -> Conversation:
     chosen = ChatSettings(**{"max_new_tokens": 10} | settings)
-    return Conversation(speaker, chosen, memory_for(speaker, chosen)())
+    return Conversation(chat_model, chosen, memory_for(chat_model, chosen)())
 
 
 def say(conversation: Conversation, question: str) -> Answer:
@@ -31,28 +29,28 @@ def say(conversation: Conversation, question: str) -> Answer:
     return answer
 
 
-def prompt_text(speaker: Speaker, answer: Answer) -> str:
-    return speaker.tokenizer.decode(answer._prompt)
+def prompt_text(chat_model: ChatModel, answer: Answer) -> str:
+    return chat_model.tokenizer.decode(answer._prompt)
 
 
-def test_the_document_stands_before_the_first_question_in_the_papers_prompt(speaker: Speaker) -> None:
-    conversation = start(speaker)
+def test_the_document_stands_before_the_first_question_in_the_papers_prompt(chat_model: ChatModel) -> None:
+    conversation = start(chat_model)
     conversation.set_document("sea.txt", DOCUMENT)
     first = say(conversation, "Where?")
-    assert prompt_text(speaker, first) == f"[INST]{DOCUMENT}\n\nWhere?[/INST]"
+    assert prompt_text(chat_model, first) == f"[INST]{DOCUMENT}\n\nWhere?[/INST]"
     second = say(conversation, "Why?")
     expected = f"[INST]{DOCUMENT}\n\nWhere?[/INST]{first.text}</s>[INST]Why?[/INST]"
-    assert prompt_text(speaker, second) == expected
+    assert prompt_text(chat_model, second) == expected
 
 
-def test_the_models_own_template_comes_first(speaker: Speaker) -> None:
-    speaker.tokenizer.chat_template = CHATML
-    answer = say(start(speaker, system="Be brief."), "Where?")
-    assert prompt_text(speaker, answer) == "<|system|>Be brief.<|end|><|user|>Where?<|end|><|assistant|>"
+def test_the_models_own_template_comes_first(chat_model: ChatModel) -> None:
+    chat_model.tokenizer.chat_template = CHATML
+    answer = say(start(chat_model, system="Be brief."), "Where?")
+    assert prompt_text(chat_model, answer) == "<|system|>Be brief.<|end|><|user|>Where?<|end|><|assistant|>"
 
 
-def test_the_document_is_read_once_and_asked_about_often(speaker: Speaker) -> None:
-    conversation = start(speaker)
+def test_the_document_is_read_once_and_asked_about_often(chat_model: ChatModel) -> None:
+    conversation = start(chat_model)
     conversation.set_document("sea.txt", DOCUMENT)
     reports: list[tuple[int, int]] = []
     assert conversation.read_document(lambda done, total: reports.append((done, total))) == []
@@ -63,16 +61,16 @@ def test_the_document_is_read_once_and_asked_about_often(speaker: Speaker) -> No
         assert answer.num_reused == length
         conversation.clear()
         assert conversation.usage().used == length
-    fresh = start(speaker)
+    fresh = start(chat_model)
     fresh.set_document("sea.txt", DOCUMENT)
     assert say(fresh, "Why?").text == answer.text
 
 
 def test_reading_a_document_can_be_stopped_and_goes_on_with_the_question(
-    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+    chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WholeMemory, "piece", 16)
-    conversation = start(speaker)
+    conversation = start(chat_model)
     conversation.set_document("sea.txt", DOCUMENT)
     stop = threading.Event()
     (note,) = conversation.read_document(lambda done, total: stop.set() if done >= 32 else None, stop)
@@ -80,21 +78,21 @@ def test_reading_a_document_can_be_stopped_and_goes_on_with_the_question(
     assert note == f"stopped after 32 of {length} tokens; a question reads the rest"
     answer = say(conversation, "Where?")
     assert answer.num_reused == 32
-    whole = start(speaker)
+    whole = start(chat_model)
     whole.set_document("sea.txt", DOCUMENT)
     whole.read_document()
     assert say(whole, "Where?").text == answer.text
 
 
-def test_a_document_that_is_too_long_loses_its_middle(speaker: Speaker) -> None:
-    conversation = start(speaker)
+def test_a_document_that_is_too_long_loses_its_middle(chat_model: ChatModel) -> None:
+    conversation = start(chat_model)
     text = f"It begins. {'x' * 2000} It ends."
     (note,) = conversation.set_document("long.txt", text)
     document = conversation.document
     assert document is not None
     assert document.text.startswith("It begins. xxx") and document.text.endswith("xxx It ends.")
     assert "[…]" in document.text
-    kept = len(speaker.tokens(document.text))
+    kept = len(chat_model.tokens(document.text))
     assert f"long.txt has 2,020 tokens, and {512 - 10 - 64 - 15} fit" in note
     assert f"{2020 - kept:,} (" in note and "cut out of its middle" in note
     assert 0.9 * (512 - 10 - 64 - 15) < kept <= 512 - 10 - 64 - 15
@@ -102,11 +100,11 @@ def test_a_document_that_is_too_long_loses_its_middle(speaker: Speaker) -> None:
     assert notes == []
     assert answer._max_new_tokens == 10
     with pytest.raises(DataError, match=r"long.txt has 2,020 tokens, and .* be cut"):
-        start(speaker, cut=False).set_document("long.txt", text)
+        start(chat_model, cut=False).set_document("long.txt", text)
 
 
-def test_the_oldest_questions_are_forgotten_to_make_room(speaker: Speaker) -> None:
-    conversation = start(speaker, max_new_tokens=100)
+def test_the_oldest_questions_are_forgotten_to_make_room(chat_model: ChatModel) -> None:
+    conversation = start(chat_model, max_new_tokens=100)
     conversation.set_document("sea.txt", DOCUMENT)
     first = say(conversation, "first " * 20)
     while True:
@@ -116,7 +114,7 @@ def test_the_oldest_questions_are_forgotten_to_make_room(speaker: Speaker) -> No
         list(answer)
         conversation.finish("again " * 20, answer)
     assert re.fullmatch(r"the oldest (question was|\d questions were) forgotten to make room", notes[0])
-    text = prompt_text(speaker, answer)
+    text = prompt_text(chat_model, answer)
     assert text.startswith(f"[INST]{DOCUMENT}\n\nagain again") and "first first" not in text
     assert first.text not in text or first.text == ""
     assert len(answer._prompt) + 100 <= 512
@@ -124,8 +122,8 @@ def test_the_oldest_questions_are_forgotten_to_make_room(speaker: Speaker) -> No
     assert answer.num_reused >= len(DOCUMENT)
 
 
-def test_a_question_that_does_not_fit_is_refused_and_a_long_one_gets_a_short_answer(speaker: Speaker) -> None:
-    conversation = start(speaker, max_new_tokens=100)
+def test_a_question_that_does_not_fit_is_refused_and_a_long_one_gets_a_short_answer(chat_model: ChatModel) -> None:
+    conversation = start(chat_model, max_new_tokens=100)
     with pytest.raises(DataError, match=r"makes 613 tokens .* context of 512"):
         conversation.ask("x" * 600)
     answer, notes = conversation.ask("x" * 480)
@@ -135,11 +133,11 @@ def test_a_question_that_does_not_fit_is_refused_and_a_long_one_gets_a_short_ans
 
 @pytest.mark.parametrize("template", [None, CHATML], ids=["paper", "own"])
 def test_streaming_with_room_for_all_is_the_ordinary_conversation(template: str | None) -> None:
-    speaker = load_speaker(
+    chat_model = load_chat_model(
         "tiny", dtype="float32"
     )  # what it says is text, and gives the same tokens when it is read again
-    speaker.tokenizer.chat_template = template or speaker.tokenizer.chat_template
-    plain, streaming = start(speaker, system="Be brief."), start(speaker, system="Be brief.", stream_window=256)
+    chat_model.tokenizer.chat_template = template or chat_model.tokenizer.chat_template
+    plain, streaming = start(chat_model, system="Be brief."), start(chat_model, system="Be brief.", stream_window=256)
     assert streaming.is_streaming and not plain.is_streaming
     for conversation in (plain, streaming):
         conversation.set_document("sea.txt", DOCUMENT)
@@ -153,8 +151,8 @@ def test_streaming_with_room_for_all_is_the_ordinary_conversation(template: str 
     assert say(streaming, "def first(").text == plain.turns[0].answer
 
 
-def test_streaming_takes_documents_of_any_length_and_never_ends(speaker: Speaker) -> None:
-    conversation = start(speaker, stream_window=64, cut=False)
+def test_streaming_takes_documents_of_any_length_and_never_ends(chat_model: ChatModel) -> None:
+    conversation = start(chat_model, stream_window=64, cut=False)
     assert conversation.set_document("long.txt", "x" * 1500) == ["long.txt: 1,500 tokens"]
     for _ in range(3):
         say(conversation, "And then?")
@@ -162,13 +160,13 @@ def test_streaming_takes_documents_of_any_length_and_never_ends(speaker: Speaker
     assert (usage.used, usage.context, usage.num_turns) == (64, 64, 3)
 
 
-def test_a_template_that_rewrites_the_past_gets_the_question_alone(speaker: Speaker) -> None:
-    speaker.tokenizer.chat_template = "{{ messages | length }}:{{ messages[-1]['content'] }}|"
-    assert speaker.tokenizer.decode(speaker.continuation([], "Yes.", "Why?")) == "1:Why?|"
+def test_a_template_that_rewrites_the_past_gets_the_question_alone(chat_model: ChatModel) -> None:
+    chat_model.tokenizer.chat_template = "{{ messages | length }}:{{ messages[-1]['content'] }}|"
+    assert chat_model.tokenizer.decode(chat_model.continuation([], "Yes.", "Why?")) == "1:Why?|"
 
 
-def test_messages_leave_the_document_out(speaker: Speaker) -> None:
-    conversation = start(speaker, system="Be brief.")
+def test_messages_leave_the_document_out(chat_model: ChatModel) -> None:
+    conversation = start(chat_model, system="Be brief.")
     conversation.set_document("sea.txt", DOCUMENT)
     answer = say(conversation, "Where?")
     assert conversation.messages() == [
@@ -178,23 +176,23 @@ def test_messages_leave_the_document_out(speaker: Speaker) -> None:
     ]
 
 
-def test_what_a_template_refuses_is_told(speaker: Speaker) -> None:
-    speaker.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
+def test_what_a_template_refuses_is_told(chat_model: ChatModel) -> None:
+    chat_model.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     with pytest.raises(ConfigError, match=r"chat template of random does not take this .*no system here"):
-        start(speaker).ask("Where?")
+        start(chat_model).ask("Where?")
 
 
-def test_windows_that_cannot_be_are_refused(speaker: Speaker) -> None:
+def test_windows_that_cannot_be_are_refused(chat_model: ChatModel) -> None:
     with pytest.raises(ConfigError, match=r"1,000 tokens is more than random reads \(512\)"):
-        memory_for(speaker, ChatSettings(stream_window=1000))
+        memory_for(chat_model, ChatSettings(stream_window=1000))
     with pytest.raises(ConfigError, match="window=3"):
-        memory_for(speaker, ChatSettings(stream_window=3))
-    assert isinstance(memory_for(speaker, ChatSettings())(), WholeMemory)
-    assert isinstance(memory_for(speaker, ChatSettings(stream_window=99))(), StreamingMemory)
-    assert key_rotations(speaker.model)
+        memory_for(chat_model, ChatSettings(stream_window=3))
+    assert isinstance(memory_for(chat_model, ChatSettings())(), WholeMemory)
+    assert isinstance(memory_for(chat_model, ChatSettings(stream_window=99))(), StreamingMemory)
+    assert key_rotations(chat_model.model)
 
 
-def test_settings_out_of_range_are_refused(speaker: Speaker) -> None:
+def test_settings_out_of_range_are_refused(chat_model: ChatModel) -> None:
     for values, complaint in (
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -0.1}, "temperature must be 0"),
@@ -204,6 +202,6 @@ def test_settings_out_of_range_are_refused(speaker: Speaker) -> None:
         with pytest.raises(ConfigError, match=complaint):
             ChatSettings(**values)
     with pytest.raises(ConfigError, match="answers of 512 tokens leave no room for a question in a context of 512"):
-        start(speaker, max_new_tokens=512)
+        start(chat_model, max_new_tokens=512)
     assert ChatSettings().answer_length(256) == 64
     assert ChatSettings().answer_length(100_000) == 512

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
 from longlora.inference.prefix_cache import WholeMemory
-from longlora.inference.settings import ChatSettings
-from longlora.inference.start import load_speaker
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
 
@@ -29,10 +28,10 @@ def longer_tiny(tmp_path: Path) -> Path:
 
 @pytest.mark.slow  # reads four thousand tokens
 def test_the_second_question_about_4096_tokens_is_answered_ten_times_as_soon(longer_tiny: Path) -> None:
-    speaker = load_speaker(str(longer_tiny))
+    chat_model = load_chat_model(str(longer_tiny))
     text = "".join(path.read_text(encoding="utf-8") for path in standard_library_files("validation")[:6])
-    document = speaker.tokenizer.decode(speaker.tokens(text)[:4096])
-    conversation = Conversation(speaker, ChatSettings(max_new_tokens=8), WholeMemory(speaker.model))
+    document = chat_model.tokenizer.decode(chat_model.tokens(text)[:4096])
+    conversation = Conversation(chat_model, ChatSettings(max_new_tokens=8), WholeMemory(chat_model.model))
     conversation.set_document("library.py", document)
     seconds = []
     for question in ("What does it define?", "What does it import?"):

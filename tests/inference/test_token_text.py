@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from longlora.inference.token_text import TextPieces
+from longlora.inference.answer import TextPieces
 
 CODE = "Sure:\n\n    def f(x):\n        if x:\n            return 1\n\n  - élan 日本 🌊\n- end\n"
 

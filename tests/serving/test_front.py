@@ -14,7 +14,7 @@ from longlora.inference.hosts import Names
 from longlora.models.chat_template import ensure_chat_template
 from longlora.serving import front as front_module
 from longlora.serving.front import build_front
-from longlora.serving.requests import RequestError, Translator
+from longlora.serving.openai_requests import RequestError, Translator
 from longlora.tiny import tiny_model_directory
 
 QUESTION = [{"role": "user", "content": "why"}]
@@ -69,8 +69,7 @@ def made(inner: Inner, **more: Any) -> Starlette:
     ensure_chat_template(tokenizer)
     translator = Translator(name="mine", context_length=64, tokenizer=tokenizer, generation={"eos_token_id": 1})
     client = httpx.AsyncClient(transport=httpx.MockTransport(inner), base_url="http://inner")
-    settings = {"name": "mine", "context_length": 64, "api_key": "", "names": Names.of("localhost")} | more
-    return build_front(translator, client, **settings)
+    return build_front(translator, client, **{"api_key": "", "names": Names.of("localhost")} | more)
 
 
 def test_a_request_is_put_in_the_words_of_transformers_server(ask: Ask, inner: Inner) -> None:
@@ -93,6 +92,27 @@ def test_messages_of_every_form(ask: Ask, inner: Inner) -> None:
     assert ask("/v1/chat/completions", CHAT | {"messages": messages}).status_code == 200
     plain = [("system", "be kind"), ("user", "one\ntwo"), ("assistant", "yes"), ("user", "why")]
     assert inner.asked[-1][1]["messages"] == [{"role": role, "content": text} for role, text in plain]
+
+
+@pytest.mark.parametrize("arguments", ['{"of": "sea"}', {"of": "sea"}])
+def test_arguments_of_tool_calls_become_objects(arguments: object) -> None:
+    seen: list[list[dict[str, Any]]] = []
+
+    class Tokenizer:
+        def apply_chat_template(self, messages: list[dict[str, Any]], **_: object) -> dict[str, list[int]]:
+            seen.append(messages)
+            return {"input_ids": [1, 2]}
+
+    translator = Translator(name="mine", context_length=64, tokenizer=Tokenizer(), generation={})  # type: ignore[arg-type]
+    call = {"id": "1", "type": "function", "function": {"name": "depth", "arguments": arguments}}
+    asked = translator.chat(CHAT | {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [call]}]})
+    function = {"name": "depth", "arguments": {"of": "sea"}}
+    assert asked["messages"][1]["tool_calls"] == [{"id": "1", "type": "function", "function": function}]
+    assert seen == [asked["messages"]]
+    for broken in ("{", "[]", 5):
+        call["function"] = {"name": "depth", "arguments": broken}
+        with pytest.raises(RequestError, match=r"messages\.1\.tool_calls\.0\.function\.arguments"):
+            translator.chat(CHAT | {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [call]}]})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from longlora.errors import ConfigError
-from longlora.serving.place import merged_adapter
+from longlora.serving.served_model import merged_adapter
 from longlora.support.user_cache import user_cache
 
 

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from longlora.config import parse_recipe
 from longlora.corpus.qa.local import LocalModel
+from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
-from longlora.inference.settings import ChatSettings
-from longlora.inference.start import load_speaker, memory_for
+from longlora.inference.prefix_cache import memory_for
 from longlora.merge import merge_adapter
-from longlora.serving.place import servable
+from longlora.serving.served_model import servable
 from longlora.training.run import train
 
 QUESTION, ANSWER = "Who?", "Paris."
@@ -119,9 +119,9 @@ def test_in_plain_transformers(tuned: Tuned, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["run/adapter", "merged", "full/model"])
 def test_in_chat(tuned: Tuned, name: str) -> None:
-    speaker = load_speaker(str(tuned.places[name]))
+    chat_model = load_chat_model(str(tuned.places[name]))
     settings = ChatSettings(max_new_tokens=20)
-    answer, _ = Conversation(speaker, settings, memory_for(speaker, settings)()).ask(QUESTION)
+    answer, _ = Conversation(chat_model, settings, memory_for(chat_model, settings)()).ask(QUESTION)
     assert "".join(answer).strip() == ANSWER
     assert answer.finished
 
@@ -147,13 +147,13 @@ def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
     kept = own.read_text()
     try:
         own.write_text(json.dumps({"eos_token_id": OTHER_END}))
-        with servable(str(merged)) as place:
-            assert_ends(generated(place.parent / place.name), tuned.end)
+        with servable(str(merged)) as served:
+            assert_ends(generated(served.parent / served.name), tuned.end)
         assert json.loads(own.read_text()) == {"eos_token_id": OTHER_END}
     finally:
         own.write_text(kept)
-    with servable(str(merged)) as place:
-        assert (place.parent / place.name / "generation_config.json").is_symlink()
+    with servable(str(merged)) as served:
+        assert (served.parent / served.name / "generation_config.json").is_symlink()
 
 
 @contextmanager

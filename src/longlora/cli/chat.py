@@ -50,11 +50,10 @@ def chat(
     trust_remote_code: Remote = False,
 ) -> None:
     """Talk with a model, about a document or not; Ctrl-C stops an answer, /help tells the rest."""
+    from longlora.inference.chat_model import ChatSettings, load_chat_model
     from longlora.inference.conversation import Conversation
     from longlora.inference.documents import join_documents
-    from longlora.inference.saved import SavedReadings
-    from longlora.inference.settings import ChatSettings
-    from longlora.inference.start import load_speaker, memory_for
+    from longlora.inference.prefix_cache import SavedReadings, memory_for
     from longlora.inference.terminal import Terminal
 
     settings = ChatSettings(
@@ -71,9 +70,9 @@ def chat(
         import torch
 
         torch.manual_seed(seed)
-    speaker = load_speaker(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+    chat_model = load_chat_model(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
     saved = SavedReadings(cache_document, model) if cache_document is not None else None
-    conversation = Conversation(speaker, settings, memory_for(speaker, settings)(), saved)
+    conversation = Conversation(chat_model, settings, memory_for(chat_model, settings)(), saved)
     terminal = Terminal(conversation, read)
     if document:
         terminal.open_document(name, text)
@@ -105,11 +104,11 @@ def web(
     trust_remote_code: Remote = False,
 ) -> None:
     """Serve a page to talk with a model about an uploaded document."""
+    from longlora.corpus.extract import SUFFIXES
+    from longlora.inference.chat_model import ChatSettings, load_chat_model
     from longlora.inference.conversation import Conversation
-    from longlora.inference.rooms import Rooms
-    from longlora.inference.saved import SavedReadings
-    from longlora.inference.settings import ChatSettings
-    from longlora.inference.start import load_speaker, memory_for
+    from longlora.inference.prefix_cache import SavedReadings, memory_for
+    from longlora.inference.sessions import Session, SessionStore
     from longlora.inference.web import LOCALHOST, build_page, launch_page
     from longlora.support.packages import require_package
 
@@ -127,12 +126,12 @@ def web(
         cut=not no_cut,
         stream_window=stream_window,
     )
-    speaker = load_speaker(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
-    memory = memory_for(speaker, settings)
+    chat_model = load_chat_model(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+    memory = memory_for(chat_model, settings)
     saved = SavedReadings(cache_document, model) if cache_document is not None else None
-    rooms = Rooms(lambda: Conversation(speaker, settings, memory(), saved))
-    suffixes, read = document_suffixes(), document_reader()
-    page = build_page(speaker, rooms, read, suffixes=suffixes, max_megabytes=max_megabytes)
+    read = document_reader()
+    store = SessionStore(lambda: Session(Conversation(chat_model, settings, memory(), saved), read))
+    page = build_page(chat_model, store, suffixes=list(SUFFIXES), max_megabytes=max_megabytes)
     address = launch_page(
         page,
         host=host or LOCALHOST,
@@ -141,15 +140,8 @@ def web(
         max_megabytes=max_megabytes,
         allowed_hosts=allow_host or (),
     )
-    typer.echo(f"{speaker.name} answers at {address} (Ctrl-C ends it)")
+    typer.echo(f"{chat_model.name} answers at {address} (Ctrl-C ends it)")
     page.block_thread()
-
-
-def document_suffixes() -> list[str]:
-    """Ends of names of the files that can be read."""
-    from longlora.corpus.extract import SUFFIXES
-
-    return list(SUFFIXES)
 
 
 def document_reader() -> Callable[[Path], str]:

@@ -1,18 +1,69 @@
 """One answer: written piece by piece while the model generates it, and stopped at any token."""
 
+import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
+from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.prefix_cache import Memory, Progress, read_tokens
-from longlora.inference.settings import ChatSettings
-from longlora.inference.token_text import TextPieces
 from longlora.models.generation import plain_generation, plain_settings
+
+_BEFORE = 6  # tokens of the prompt that are decoded along
+
+
+class TextPieces(BaseStreamer):
+    """Takes tokens from `generate` in one thread and gives out text in another.
+
+    Each piece is the difference of two texts that begin some tokens earlier, as in vLLM: what a decoder does at the
+    beginning of a text, Llama 2's takes a space away, happens to both. (transformers' streamer begins a new text after
+    each newline, and so loses the first space of every line; tokenizers' raises on some tokens of single bytes.) An
+    answer begins in the prompt likewise, and keeps the space that stands between the two.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(prompt[-_BEFORE:])
+        self._begin, self._given = 0, len(self._tokens)  # of the text that is compared, and of what is not given out
+        self._is_prompt = True
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def put(self, value: Tensor) -> None:
+        """Take the next token, (1,); what comes first is the prompt, (1, T), which is left out."""
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        self._tokens += value.flatten().tolist()
+        new = self._new_text()
+        if new and not new.endswith("�"):  # a character of several tokens is not there yet
+            self._pieces.put(new)
+            self._begin, self._given = self._given, len(self._tokens)
+
+    def end(self) -> None:
+        """Give out what is left."""
+        if self._given < len(self._tokens):
+            self._pieces.put(self._new_text())
+            self._begin, self._given = self._given, len(self._tokens)
+
+    def close(self) -> None:
+        """End the text for who reads it."""
+        self._pieces.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        """Give out pieces, none of them empty, until the text is closed."""
+        return filter(None, iter(self._pieces.get, None))
+
+    def _new_text(self) -> str:
+        before = self._decode(self._tokens[self._begin : self._given])
+        return self._decode(self._tokens[self._begin :])[len(before) :]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 class Answer:
@@ -24,8 +75,7 @@ class Answer:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
+        chat_model: ChatModel,
         prompt: Sequence[int],
         memory: Memory,
         settings: ChatSettings,
@@ -45,13 +95,14 @@ class Answer:
         """From the question to the end of the answer."""
         self.finished = False
         """Whether the model ended the answer by itself."""
-        self._model, self._tokenizer, self._memory, self._settings = model, tokenizer, memory, settings
+        self._model, self._tokenizer = chat_model.model, chat_model.tokenizer
+        self._memory, self._settings = memory, settings
         self._prompt = list(prompt)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._streamer = TextPieces(tokenizer, prompt)
+        self._streamer = TextPieces(self._tokenizer, prompt)
 
     @property
     def stopped(self) -> bool:
@@ -61,6 +112,22 @@ class Answer:
     def stop(self) -> None:
         """End at the next token; may be called from anywhere."""
         self._stop.set()
+
+    def summary(self) -> str:
+        """What an answer took."""
+        parts = [f"read {self.num_read:,} tokens"]
+        if self.num_reused:
+            parts.append(f"had {self.num_reused:,} in memory")
+        if self.seconds_to_first_token is not None:
+            parts.append(f"first word after {self.seconds_to_first_token:.1f} s")
+            writing = self.seconds - self.seconds_to_first_token
+            if self.num_written > 1 and writing > 0:
+                parts.append(f"{(self.num_written - 1) / writing:,.0f} tokens/s")
+        if self.stopped:
+            parts.append("stopped")
+        elif not self.finished:
+            parts.append("cut off at the longest length allowed")
+        return " · ".join(parts)
 
     def __iter__(self) -> Iterator[str]:
         """Generate, and give out the text as it comes."""

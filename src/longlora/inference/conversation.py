@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 from longlora.errors import DataError
 from longlora.inference.answer import Answer
+from longlora.inference.chat_model import ChatModel, ChatSettings, Message
 from longlora.inference.documents import Document, cut_middle
-from longlora.inference.prefix_cache import Memory, Progress, StreamingMemory, WholeMemory, read_tokens, shared_prefix
-from longlora.inference.saved import SavedReadings
-from longlora.inference.settings import ChatSettings
-from longlora.inference.speaker import Message, Speaker
+from longlora.inference.prefix_cache import (
+    Memory,
+    Progress,
+    SavedReadings,
+    StreamingMemory,
+    WholeMemory,
+    read_tokens,
+    shared_prefix,
+)
 
 _QUESTION_SHARE, _QUESTION_TOKENS = 8, 512  # an eighth of the context, at most so many tokens, stays free for questions
 
@@ -32,6 +38,15 @@ class Usage:
     document: int
     num_turns: int
 
+    @property
+    def share(self) -> float:
+        """Of the context that is in use, 0 to 1."""
+        return min(1.0, self.used / self.context)
+
+    def __str__(self) -> str:
+        document = f" · document {self.document:,}" if self.document else ""
+        return f"{self.used:,} of {self.context:,} tokens of context ({self.share:.0%}){document}"
+
 
 class Conversation:
     """One conversation with a model, about a document or not.
@@ -40,7 +55,7 @@ class Conversation:
     read stays in memory as keys and values, so each question costs its own tokens and no more.
 
     Args:
-        speaker: the model.
+        chat_model: the model.
         settings: how to answer.
         memory: where keys and values go.
         saved: where those of a document are kept on disk, if anywhere.
@@ -50,13 +65,13 @@ class Conversation:
     """
 
     def __init__(
-        self, speaker: Speaker, settings: ChatSettings, memory: Memory, saved: SavedReadings | None = None
+        self, chat_model: ChatModel, settings: ChatSettings, memory: Memory, saved: SavedReadings | None = None
     ) -> None:
-        self.speaker, self.settings, self._memory, self._saved = speaker, settings, memory, saved
+        self.chat_model, self.settings, self._memory, self._saved = chat_model, settings, memory, saved
         self.turns: list[Turn] = []
         self.document: Document | None = None
         # What streams has no end.
-        self._answer_length = settings.answer_length(1 << 62 if self.is_streaming else speaker.context)
+        self._answer_length = settings.answer_length(1 << 62 if self.is_streaming else chat_model.context)
 
     @property
     def is_streaming(self) -> bool:
@@ -87,17 +102,17 @@ class Conversation:
         Raises:
             DataError: it is longer than what fits, and is not to be cut.
         """
-        document = Document(name=name, text=text, num_tokens=self.speaker.count(text))
+        document = Document(name=name, text=text, num_tokens=self.chat_model.count(text))
         notes = [f"{name}: {document.num_tokens:,} tokens"]
         limit = self._room_for_document()
         if not self.is_streaming and document.num_tokens > limit:
             beyond = (
                 f"{name} has {document.num_tokens:,} tokens, and {limit:,} fit beside a question and an answer into "
-                f"the context of {self.speaker.context:,}"
+                f"the context of {self.chat_model.context:,}"
             )
             if not self.settings.cut:
                 raise DataError(f"{beyond}; shorten it, or let its middle be cut")
-            document = cut_middle(document, self.speaker.count, limit=limit)
+            document = cut_middle(document, self.chat_model.count, limit=limit)
             share = document.num_cut / document.num_tokens
             notes = [f"{beyond}: {document.num_cut:,} ({share:.1%}) were cut out of its middle"]
         self.document = document
@@ -114,13 +129,13 @@ class Conversation:
         tokens = self._document_prefix()
         notes: list[str] = []
         if self._saved is not None:
-            cache, notes = self._saved.load(tokens, self.speaker.model)
+            cache, notes = self._saved.load(tokens, self.chat_model.model)
             if cache is not None:
                 self._memory.put(tokens, cache)
                 return notes
         already = self._memory.begin([*tokens, 0])
         unread = tokens[already:]
-        num_read = read_tokens(self.speaker.model, unread, self._memory, stop=stop, progress=progress)
+        num_read = read_tokens(self.chat_model.model, unread, self._memory, stop=stop, progress=progress)
         self._memory.note(tokens)
         if num_read < len(unread):
             return [
@@ -128,7 +143,7 @@ class Conversation:
                 f"stopped after {already + num_read:,} of {len(tokens):,} tokens; a question reads the rest",
             ]
         if self._saved is not None:
-            notes += self._saved.save(tokens, self._memory.cache, self.speaker.model)
+            notes += self._saved.save(tokens, self._memory.cache, self.chat_model.model)
         return notes
 
     def ask(self, question: str, progress: Progress | None = None) -> tuple[Answer, list[str]]:
@@ -139,18 +154,10 @@ class Conversation:
         """
         prompt, notes = (self._streamed_prompt if self.is_streaming else self._fitting_prompt)(question)
         room = self._answer_length
-        if not self.is_streaming and self.speaker.context - len(prompt) < room:
-            room = self.speaker.context - len(prompt)
+        if not self.is_streaming and self.chat_model.context - len(prompt) < room:
+            room = self.chat_model.context - len(prompt)
             notes.append(f"{room:,} tokens of context are left for the answer")
-        answer = Answer(
-            self.speaker.model,
-            self.speaker.tokenizer,
-            prompt,
-            self._memory,
-            self.settings,
-            max_new_tokens=room,
-            progress=progress,
-        )
+        answer = Answer(self.chat_model, prompt, self._memory, self.settings, max_new_tokens=room, progress=progress)
         return answer, notes
 
     def finish(self, question: str, answer: Answer) -> None:
@@ -159,7 +166,7 @@ class Conversation:
 
     def usage(self) -> Usage:
         """How full the context is."""
-        context = (self.settings.stream_window if self.is_streaming else None) or self.speaker.context
+        context = (self.settings.stream_window if self.is_streaming else None) or self.chat_model.context
         return Usage(
             used=min(self._memory.cache.get_seq_length(), context),
             context=context,
@@ -190,26 +197,26 @@ class Conversation:
         return [{"role": "system", "content": self.settings.system}] if self.settings.system else []
 
     def _room_for_document(self) -> int:
-        around = len(self.speaker.prompt([*self._system(), {"role": "user", "content": "\n\n"}]))
-        questions = min(_QUESTION_TOKENS, self.speaker.context // _QUESTION_SHARE)
-        return self.speaker.context - self._answer_length - around - questions
+        around = len(self.chat_model.prompt([*self._system(), {"role": "user", "content": "\n\n"}]))
+        questions = min(_QUESTION_TOKENS, self.chat_model.context // _QUESTION_SHARE)
+        return self.chat_model.context - self._answer_length - around - questions
 
     def _document_prefix(self) -> list[int]:
         """What every first question begins with: two unlike ones are compared."""
-        one, other = (self.speaker.prompt(self._messages([], question)) for question in ("What?", "1"))
+        one, other = (self.chat_model.prompt(self._messages([], question)) for question in ("What?", "1"))
         return one[: shared_prefix(one, other)]
 
     def _fitting_prompt(self, question: str) -> tuple[list[int], list[str]]:
         """The whole conversation and a question, less the oldest turns if it is too long."""
         turns = list(self.turns)
-        prompt = self.speaker.prompt(self._messages(turns, question))
-        while turns and len(prompt) + self._answer_length > self.speaker.context:
+        prompt = self.chat_model.prompt(self._messages(turns, question))
+        while turns and len(prompt) + self._answer_length > self.chat_model.context:
             del turns[0]
-            prompt = self.speaker.prompt(self._messages(turns, question))
-        if len(prompt) >= self.speaker.context:
+            prompt = self.chat_model.prompt(self._messages(turns, question))
+        if len(prompt) >= self.chat_model.context:
             raise DataError(
                 f"the question makes {len(prompt):,} tokens with what stands before it, and the context of "
-                f"{self.speaker.context:,} has no room for an answer; ask in fewer words"
+                f"{self.chat_model.context:,} has no room for an answer; ask in fewer words"
             )
         forgotten = len(self.turns) - len(turns)
         self.turns = turns
@@ -219,5 +226,5 @@ class Conversation:
     def _streamed_prompt(self, question: str) -> tuple[list[int], list[str]]:
         """What comes new: everything at first, then the end of the last answer's turn and the next question."""
         if not self.turns:
-            return self.speaker.prompt(self._messages([], question)), []
-        return self.speaker.continuation(self._system(), self.turns[-1].answer, question), []
+            return self.chat_model.prompt(self._messages([], question)), []
+        return self.chat_model.continuation(self._system(), self.turns[-1].answer, question), []

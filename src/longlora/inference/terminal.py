@@ -1,25 +1,26 @@
 """The conversation in a terminal: questions in, answers out as they are written, and a few commands."""
 
 import json
+import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from longlora.errors import LongLoRAError
 from longlora.inference.answer import Answer
-from longlora.inference.conversation import Conversation
+from longlora.inference.conversation import Conversation, Usage
 from longlora.inference.documents import ReadDocument, join_documents
-from longlora.inference.meter import answer_line, usage_line
-from longlora.inference.wrapping import Wrapping
 from longlora.support.files import write_atomically
+from longlora.support.progress import Advance, progress_bar
 
 HELP = """\
 /document FILE…   begin anew about one or several files
@@ -31,7 +32,10 @@ HELP = """\
 Ctrl-C stops an answer or the reading of a document; at the prompt it leaves."""
 
 
+_METER_WIDTH = 24  # characters
 _HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # what steers terminals
+_PART = re.compile(r"\n|[ \t]+|[^ \t\n]+")
+_TAB = 8
 
 
 class Terminal:
@@ -57,7 +61,7 @@ class Terminal:
         """
         for note in self._conversation.set_document(name, text):
             self._say(note)
-        with self._reading("reading the document") as report:
+        with _ReadingBar("reading the document") as report:
             stop = threading.Event()
             with _interrupt(stop.set, stop.is_set):
                 notes = self._conversation.read_document(report, stop)
@@ -70,7 +74,7 @@ class Terminal:
         Raises:
             DataError: the question does not fit.
         """
-        with self._reading("reading") as report:
+        with _ReadingBar("reading") as report:
             answer, notes = self._conversation.ask(question, report)
             for note in notes:
                 self._say(note)
@@ -84,7 +88,7 @@ class Terminal:
         print(flush=True)
         self._conversation.finish(question, answer)
         if tell:
-            self._say(answer_line(answer))
+            self._say(answer.summary())
             self._say(usage_line(self._conversation.usage()))
         return answer
 
@@ -93,7 +97,7 @@ class Terminal:
         if sys.stdin.isatty():
             import readline  # noqa: F401  # gives input() a history and a line to edit
 
-            self._say(f"{self._conversation.speaker.name}: ask away; /help tells more")
+            self._say(f"{self._conversation.chat_model.name}: ask away; /help tells more")
             self._say(usage_line(self._conversation.usage()))
         for line in self._lines():
             try:
@@ -162,42 +166,28 @@ class Terminal:
     def _say(self, text: str) -> None:
         self._aside.print(text, style="dim", markup=False)
 
-    @contextmanager
-    def _reading(self, description: str) -> "Iterator[_ReadingBar]":
-        bar = _ReadingBar(description, self._aside)
-        try:
-            yield bar
-        finally:
-            bar.close()
 
+class _ReadingBar(ExitStack):
+    """A bar on stderr for what takes several pieces to read; closed before the answer begins, and then gone."""
 
-class _ReadingBar:
-    """A bar on stderr for what takes several pieces to read; it is gone before the answer begins."""
-
-    def __init__(self, description: str, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn(description),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("tokens"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task = self._bar.add_task(description, total=None)
-        self._is_open = False
+    def __init__(self, description: str) -> None:
+        super().__init__()
+        self._description = description
+        self._advance: Advance | None = None
+        self._done = 0
 
     def __call__(self, done: int, total: int) -> None:
-        if done < total and not self._is_open and self._bar.console.is_terminal:
-            self._bar.start()
-            self._is_open = True
-        self._bar.update(self._task, completed=done, total=total)
+        if self._advance is None and done < total:
+            self._advance = self.enter_context(progress_bar(self._description, total=total, transient=True))
+        if self._advance is not None:
+            self._advance(done - self._done, "tokens")
+        self._done = done
 
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._is_open:
-            self._bar.stop()
-            self._is_open = False
+
+def usage_line(usage: Usage) -> str:
+    """A bar, and the numbers behind it."""
+    filled = round(usage.share * _METER_WIDTH)
+    return f"{'█' * filled}{'░' * (_METER_WIDTH - filled)} {usage}"
 
 
 @contextmanager
@@ -232,3 +222,59 @@ def _interrupt(stop: Callable[[], None], is_stopped: Callable[[], bool]) -> Iter
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Wrapping:
+    """Writes text so that no word is broken at the terminal's edge; lines that fit are left as they are.
+
+    The last word is held back until it is known to be whole; `finish` writes it. A script without spaces between words
+    may end its lines anywhere, and is written at once.
+    """
+
+    def __init__(self, write: Callable[[str], object], num_columns: Callable[[], int] | None = None) -> None:
+        self._write = write
+        self._num_columns = num_columns or (lambda: shutil.get_terminal_size().columns)
+        self._column = 0
+        self._space = self._word = ""
+
+    def feed(self, text: str) -> None:
+        """Take the next piece."""
+        for part in _PART.findall(text):
+            if part == "\n":
+                self.finish()
+                self._write("\n")
+                self._column = 0
+            elif part[0] in " \t":
+                self._end_word()
+                self._space += part
+            else:
+                for character in part:
+                    self._word += character
+                    if cell_len(character) > 1:
+                        self._end_word()
+
+    def finish(self) -> None:
+        """Write what was held back."""
+        self._end_word()
+        self._write(self._space)
+        self._column = self._after(self._space)
+        self._space = ""
+
+    def _end_word(self) -> None:
+        if not self._word:
+            return
+        width = cell_len(self._word)
+        if self._column and self._after(self._space) + width > self._num_columns():
+            self._write("\n" + self._word)
+            self._column = width
+        else:
+            self._write(self._space + self._word)
+            self._column = self._after(self._space) + width
+        self._space = self._word = ""
+
+    def _after(self, space: str) -> int:
+        """Column behind blanks that begin where the line stands."""
+        column = self._column
+        for character in space:
+            column += _TAB - column % _TAB if character == "\t" else 1
+        return column

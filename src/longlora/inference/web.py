@@ -2,6 +2,10 @@
 
 One model serves all visitors, one question at a time; each page that is open holds a conversation of its own. The page
 loads nothing from anywhere but this server, and nobody but this machine can reach it unless a host is given.
+
+gradio's `ChatInterface` does not carry this page: it has no `concurrency_id`, by which questions and uploads take turns
+at the model; its stop button cancels the event, so that nothing is shown of what was stopped; it keeps no question that
+is refused; and its helper events stay open to gradio's API clients.
 """
 
 import hmac
@@ -12,11 +16,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any
 
 from longlora.errors import ConfigError
-from longlora.inference.documents import ReadDocument
+from longlora.inference.chat_model import ChatModel
 from longlora.inference.hosts import Names, OnlyByName
-from longlora.inference.page_actions import PageActions, usage_html
-from longlora.inference.rooms import Rooms
-from longlora.inference.speaker import Speaker
+from longlora.inference.sessions import Session, SessionStore, usage_html
 
 LOCALHOST = "127.0.0.1"
 QUEUE_SIZE = 16
@@ -48,30 +50,30 @@ _STYLE = """
 """
 
 
-def build_page(
-    speaker: Speaker, rooms: Rooms, read_document: ReadDocument, *, suffixes: list[str], max_megabytes: int
-) -> Any:
-    """Lay out the page and tie its parts to the rooms; a gradio `Blocks`."""
+def build_page(chat_model: ChatModel, store: SessionStore, *, suffixes: list[str], max_megabytes: int) -> Any:
+    """Lay out the page and tie its parts to the visitors' sessions; a gradio `Blocks`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as gradio is imported, and by every part of it
     import gradio
 
-    # By the type of this argument gradio knows that it is to give the request, whose session is the key to a room.
-    def streamed(action: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
+    # By the type of the first argument gradio knows that it is to give the request, whose hash is the visitor's key.
+    def visitors(action: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
         def run(request: gradio.Request, *values: Any) -> Iterator[tuple]:
-            yield from action(str(request.session_hash), *values)
+            yield from action(store.enter(str(request.session_hash)), *values)
 
         return run
 
-    def at_once(action: Callable[..., Any]) -> Callable[..., Any]:
-        def run(request: gradio.Request, *values: Any) -> Any:
-            return action(str(request.session_hash), *values)
+    def stop(request: gradio.Request) -> None:
+        store.stop(str(request.session_hash))
 
-        return run
+    def leave(request: gradio.Request) -> None:
+        store.leave(str(request.session_hash))
 
-    actions = PageActions(rooms, read_document)
-    with gradio.Blocks(title=f"longlora · {speaker.name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gradio.Blocks(
+        title=f"longlora · {chat_model.name}", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:
         gradio.Markdown(
-            f"# Talk about a document\n{html.escape(speaker.name)} reads {speaker.context:,} tokens.", elem_id="title"
+            f"# Talk about a document\n{html.escape(chat_model.name)} reads {chat_model.context:,} tokens.",
+            elem_id="title",
         )
         with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
@@ -81,7 +83,7 @@ def build_page(
                     height=170,
                     elem_id="document",
                 )
-                usage = gradio.HTML(usage_html(rooms.usage_at_first()), elem_id="usage", padding=False)
+                usage = gradio.HTML(usage_html(store.begin().conversation.usage()), elem_id="usage", padding=False)
                 again = gradio.Button("New conversation", size="md", elem_id="again")
             with gradio.Column(scale=3, min_width=300):
                 chat = gradio.Chatbot(
@@ -104,17 +106,16 @@ def build_page(
                 note = gradio.Markdown("", elem_id="note")
                 gradio.Examples([[example] for example in EXAMPLES], inputs=[question], label="Ask, for example")
         shown = [chat, question, usage, note]
-        stop = at_once(actions.stop)
-        question.submit(streamed(actions.ask), [question, chat], shown, **_ONE_AT_A_TIME)
+        question.submit(visitors(Session.ask), [question, chat], shown, **_ONE_AT_A_TIME)
         question.stop(stop, None, None, **_AT_ONCE)
         for event, action, inputs in (
-            (upload.upload, streamed(actions.open), [upload]),
-            (upload.clear, at_once(actions.close), None),
-            (again.click, at_once(actions.clear), None),
-            (chat.clear, at_once(actions.clear), None),
+            (upload.upload, Session.open, [upload]),
+            (upload.clear, Session.close, None),
+            (again.click, Session.clear, None),
+            (chat.clear, Session.clear, None),
         ):
-            event(stop, None, None, **_AT_ONCE).then(action, inputs, shown, **_ONE_AT_A_TIME)
-        page.unload(at_once(actions.leave))
+            event(stop, None, None, **_AT_ONCE).then(visitors(action), inputs, shown, **_ONE_AT_A_TIME)
+        page.unload(leave)
         page.load(None, None, None, js=_FOCUS, **_AT_ONCE)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page

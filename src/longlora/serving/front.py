@@ -2,7 +2,7 @@
 
 transformers' server loads any directory for whoever asks, does not list the model it serves, and answers mistakes with
 plain text or status 500. It listens on this machine alone, on a port of its own; this front before it asks for the key,
-checks and translates requests (`requests.py`), and gives answers and errors the protocol's form.
+checks and translates requests (`openai_requests.py`), and gives answers and errors the protocol's form.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -22,52 +22,47 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from longlora.inference.hosts import Names, OnlyByName
-from longlora.serving.requests import RequestError, Translator, wants_usage
+from longlora.serving.openai_requests import RequestError, Translator, wants_usage
 
 logger = logging.getLogger("longlora")
 
 MAX_BODY_BYTES = 64 * 2**20  # several million tokens
+_FAILED = "the model's server failed; its own messages say why"
 _NO_TIMEOUT = httpx.Timeout(None)  # a long prompt takes minutes to read
 
 
-def build_front(
-    translator: Translator, inner: httpx.AsyncClient, *, name: str, context_length: int, api_key: str, names: Names
-) -> Starlette:
+def build_front(translator: Translator, inner: httpx.AsyncClient, *, api_key: str, names: Names) -> Starlette:
     """Make the server, as an ASGI application.
 
     Args:
         translator: for the model that is served.
         inner: sends requests to transformers' server.
-        name: by which clients ask for the model.
-        context_length: of the model, told in its entry.
         api_key: that requests must bring as `Authorization: Bearer …`; empty for none. `/health` needs none.
         names: that the server answers to.
     """
-    front = _Front(translator, inner, name=name, context_length=context_length, api_key=api_key)
+    front = _Front(translator, inner, api_key)
     return Starlette(
         routes=[
             Route("/health", front.health),
             Route("/v1/models", front.models),
             Route("/v1/models/{name:path}", front.model),
-            Route("/v1/chat/completions", front.chat, methods=["POST"]),
-            Route("/v1/completions", front.completion, methods=["POST"]),
+            Route("/v1/chat/completions", front.generation(translator.chat), methods=["POST"]),
+            Route("/v1/completions", front.generation(translator.completion), methods=["POST"]),
         ],
         middleware=[Middleware(OnlyByName, names=names)],
-        exception_handlers={RequestError: _told, HTTPException: _told_by_http, Exception: _failed},
+        exception_handlers={HTTPException: _told, Exception: _failed},
     )
 
 
 class _Front:
-    def __init__(
-        self, translator: Translator, inner: httpx.AsyncClient, *, name: str, context_length: int, api_key: str
-    ) -> None:
-        self._translator, self._inner, self._api_key, self._name = translator, inner, api_key, name
+    def __init__(self, translator: Translator, inner: httpx.AsyncClient, api_key: str) -> None:
+        self._inner, self._api_key = inner, api_key
         self._entry = {
-            "id": name,
+            "id": translator.name,
             "object": "model",
             "created": int(time.time()),
             "owned_by": "longlora",
-            "max_model_len": context_length,  # as vLLM has it
+            "max_model_len": translator.context_length,  # as vLLM has it
         }
 
     async def health(self, request: Request) -> Response:
@@ -81,19 +76,17 @@ class _Front:
     async def model(self, request: Request) -> Response:
         self._authorize(request)
         name = request.path_params["name"]
-        if name != self._name:
+        if name != self._entry["id"]:
             raise RequestError(f"the model `{name}` is not served here", status=404, code="model_not_found")
         return JSONResponse(self._entry)
 
-    async def chat(self, request: Request) -> Response:
-        self._authorize(request)
-        body = await _json(request)
-        return await self._answer(request.url.path, body, await asyncio.to_thread(self._translator.chat, body))
+    def generation(self, translate: Callable[[Any], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            self._authorize(request)
+            body = await _json(request)
+            return await self._answer(request.url.path, body, await asyncio.to_thread(translate, body))
 
-    async def completion(self, request: Request) -> Response:
-        self._authorize(request)
-        body = await _json(request)
-        return await self._answer(request.url.path, body, await asyncio.to_thread(self._translator.completion, body))
+        return answer
 
     def _authorize(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -154,9 +147,6 @@ async def _events(answer: httpx.Response, *, with_usage: bool) -> AsyncIterator[
         await answer.aclose()
 
 
-_FAILED = "the model's server failed; its own messages say why"
-
-
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
@@ -176,17 +166,15 @@ def _refused(status: int, content: bytes) -> RequestError:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    kinds = {401: "authentication_error"}
-    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    return JSONResponse(_error(error.message, kind=kind, param=error.param, code=error.code), error.status)
-
-
-async def _told_by_http(request: Request, error: Exception) -> Response:
-    """A path or a method that is not there."""
+    """A request that is refused, or a path or a method that is not there."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(_error(message, kind="invalid_request_error"), error.status_code, error.headers)
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    if isinstance(error, RequestError):
+        kind = "authentication_error" if error.status_code == 401 else kind
+        content = _error(error.detail, kind=kind, param=error.param, code=error.code)
+    else:
+        content = _error(f"{request.method} {request.url.path}: {error.detail}", kind=kind)
+    return JSONResponse(content, error.status_code, error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -1,28 +1,32 @@
-"""Start a server, say when it answers, and end it with this process."""
+"""Choose a server that speaks OpenAI's protocol, start it, say when it answers, and end it with this process."""
 
 import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from longlora.errors import ConfigError
 from longlora.inference.hosts import LOCAL, Names
-from longlora.serving.engines import EngineName, choose_engine, command_line
-from longlora.serving.place import Place, servable
+from longlora.models.load import load_tokenizer
+from longlora.serving.served_model import ServedModel, servable
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+
+EngineName = Literal["auto", "vllm", "transformers"]
 
 logger = logging.getLogger("longlora")
 
@@ -65,60 +69,83 @@ def serve(
     if host not in LOCAL and not api_key:
         logger.warning("listening on %s: whoever reaches port %s can use the model; think of --api-key", host, port)
     url = f"http://{_bracketed(_EVERYWHERE.get(host, host))}:{port}"
-    with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as place:
-
-        def say() -> None:
-            ready(f"serving {url}/v1 by {chosen}: model {place.name}, {place.context_length:,} tokens; Ctrl-C ends it")
-
+    with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as served:
+        what = f"model {served.name}, {served.context_length:,} tokens"
+        line = f"serving {url}/v1 by {chosen}: {what}; Ctrl-C ends it"
         if chosen == "vllm":
             for taken in sockets:  # it takes the port itself
                 taken.close()
-            command = command_line("vllm", place, host=host, port=port)
-            with _running(command, place, patience=_PATIENCE[chosen], api_key=api_key) as server:
+            command = command_line("vllm", served, host=host, port=port)
+            with _running(command, served, patience=_PATIENCE[chosen], api_key=api_key) as server:
                 _wait_until_it_answers(server, url)
-                say()
+                ready(line)
                 server.wait()
         else:
             inner_port = _free_port()
-            command = command_line("transformers", place, host=_INNER, port=inner_port)
-            with _running(command, place, patience=_PATIENCE[chosen]) as server:
+            command = command_line("transformers", served, host=_INNER, port=inner_port)
+            with _running(command, served, patience=_PATIENCE[chosen]) as server:
                 inner = f"http://{_INNER}:{inner_port}"
                 _wait_until_it_answers(server, inner)
-                front = _front(inner, place, api_key, Names.of(host, allowed_hosts))
+                front = _front(inner, served, api_key, Names.of(host, allowed_hosts))
                 for taken in sockets:
                     taken.listen()
-                say()
+                ready(line)
                 _answer(front, sockets, until_ends=server, patience=_PATIENCE[chosen])
         raise ConfigError(f"the server ended with status {server.returncode}; its own messages stand above")
 
 
-def _front(inner: str, place: Place, api_key: str, names: Names) -> "Starlette":
+def choose_engine(wanted: EngineName) -> Literal["vllm", "transformers"]:
+    """vLLM where it is installed, else transformers' own server, unless told.
+
+    Raises:
+        ConfigError: the wanted one, or both, are not installed.
+    """
+    if wanted != "transformers" and _vllm():
+        return "vllm"
+    if wanted == "vllm":
+        raise ConfigError("vLLM is not installed here: `pip install vllm`, or --engine transformers")
+    missing = [name for name in ("fastapi", "uvicorn", "openai", "starlette", "httpx") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"serving needs {', '.join(missing)}: `pip install 'longlora[serve]'`")
+    return "transformers"
+
+
+def command_line(engine: Literal["vllm", "transformers"], model: ServedModel, *, host: str, port: int) -> list[str]:
+    """The command that serves `model`, to be run in its `parent` folder."""
+    address = ["--host", host, "--port", str(port)]
+    if engine == "vllm":
+        length = ["--max-model-len", str(model.context_length), "--served-model-name", model.name]
+        return [_vllm(), "serve", str(model.folder), *length, *address]
+    # It takes a model's path for its name: a relative one, found because the server runs in the folder around it. -P
+    # keeps that folder from being searched for Python modules.
+    return [sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", model.name, *address]
+
+
+def _vllm() -> str:
+    """Path of vLLM's command, beside this Python or on the path; empty if there is none."""
+    return shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm") or ""
+
+
+def _front(inner: str, served: ServedModel, api_key: str, names: Names) -> "Starlette":
     """Make what clients see of transformers' server at `inner`."""
     import httpx
 
-    from longlora.models.load import load_tokenizer
     from longlora.serving.front import build_front
-    from longlora.serving.requests import Translator
+    from longlora.serving.openai_requests import Translator
 
-    folder = place.parent / place.name
+    folder = served.folder
     try:
         generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         generation = {}
     translator = Translator(
-        name=place.name,
-        context_length=place.context_length,
+        name=served.name,
+        context_length=served.context_length,
         tokenizer=load_tokenizer(str(folder)),
         generation=generation,
     )
-    return build_front(
-        translator,
-        httpx.AsyncClient(base_url=inner, trust_env=False),  # this machine is asked without a proxy
-        name=place.name,
-        context_length=place.context_length,
-        api_key=api_key,
-        names=names,
-    )
+    client = httpx.AsyncClient(base_url=inner, trust_env=False)  # this machine is asked without a proxy
+    return build_front(translator, client, api_key=api_key, names=names)
 
 
 def _answer(
@@ -142,7 +169,7 @@ def _answer(
 
 @contextmanager
 def _running(
-    command: list[str], place: Place, *, patience: float, api_key: str = ""
+    command: list[str], served: ServedModel, *, patience: float, api_key: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server for as long as the block lasts."""
     # The name of the model must not be looked up, and nothing else either.
@@ -151,7 +178,7 @@ def _running(
         environment["VLLM_API_KEY"] = api_key  # not on the command line, which all users of the machine see
     # Its own session: Ctrl-C reaches this process, which then ends the server and all that it has started.
     server = subprocess.Popen(
-        command, cwd=place.parent, env=environment, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True
+        command, cwd=served.parent, env=environment, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True
     )
     try:
         yield server
@@ -199,18 +226,18 @@ def _free_port() -> int:
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
-    # Requests to this machine go to this machine, whatever proxy the environment names.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    import httpx  # which huggingface_hub needs too
+
     while True:
         if server.poll() is not None:
             raise ConfigError(
                 f"the server ended with status {server.returncode} before it answered; its own messages stand above"
             )
-        try:
-            with opener.open(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+        with suppress(httpx.HTTPError):
+            # Requests to this machine go to this machine, whatever proxy the environment names.
+            httpx.get(f"{url}/health", timeout=5, trust_env=False).raise_for_status()
+            return
+        time.sleep(0.2)
 
 
 def _end(server: subprocess.Popen[bytes], patience: float) -> None:

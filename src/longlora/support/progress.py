@@ -13,11 +13,14 @@ Advance = Callable[[int, str], None]
 
 @contextmanager
 def progress_bar(
-    description: str, *, total: int | None, completed: int = 0, progress: bool = True
+    description: str, *, total: int | None, completed: int = 0, progress: bool = True, transient: bool = False
 ) -> Iterator[Advance]:
-    """Draw a bar; the block calls `advance(count, text)` with what was done and a few words on how it stands."""
+    """Draw a bar; the block calls `advance(count, text)` with what was done and a few words on how it stands.
+
+    A `transient` one is gone afterwards.
+    """
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}", TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not progress, transient=transient) as bar:
         task = bar.add_task(description, total=total, completed=completed, text="")
         yield lambda count, text: bar.update(task, advance=count, text=text)
 

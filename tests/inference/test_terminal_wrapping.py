@@ -5,7 +5,7 @@ import random
 import pytest
 from rich.cells import cell_len
 
-from longlora.inference.wrapping import Wrapping
+from longlora.inference.terminal import Wrapping
 
 
 def wrapped(text: str, columns: int, seed: int | None = None) -> str:

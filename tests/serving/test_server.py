@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from longlora.cli.main import app
 from longlora.errors import ConfigError
-from longlora.serving import engines, serve
+from longlora.serving import serve
 from longlora.serving import server as run
-from longlora.serving.engines import choose_engine, command_line
-from longlora.serving.place import Place
+from longlora.serving.served_model import ServedModel
+from longlora.serving.server import choose_engine, command_line
 
 # Answers /health, and everything else with a stream without an end; {extra} runs first. The child shows that all that a
 # server starts is ended with it.
@@ -59,7 +59,7 @@ class Small:
         self.monkeypatch, self.port, self.pids = monkeypatch, port, pids
 
     def use(self, extra: str = "", *, program: str | None = None) -> None:
-        def command_line(engine: str, place: Place, *, host: str, port: int) -> list[str]:
+        def command_line(engine: str, model: ServedModel, *, host: str, port: int) -> list[str]:
             self.inner = (host, port)
             text = program if program is not None else SERVER.format(pids=str(self.pids), port=port, extra=extra)
             return [sys.executable, "-S", "-c", text]
@@ -182,16 +182,16 @@ def test_listening_to_others_is_said(small: Small, port: int, caplog: pytest.Log
     assert "whoever" not in caplog.text
 
 
-PLACE = Place(parent=Path("/places"), name="mine", context_length=32768)
+SERVED = ServedModel(parent=Path("/places"), name="mine", context_length=32768)
 
 
 def test_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.shutil, "which", lambda name, path=None: f"/bin/{name}")
-    assert command_line("vllm", PLACE, host="localhost", port=80)[:7] == [
+    monkeypatch.setattr(run.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    assert command_line("vllm", SERVED, host="localhost", port=80)[:7] == [
         *("/bin/vllm", "serve", "/places/mine"),
         *("--max-model-len", "32768", "--served-model-name", "mine"),
     ]
-    found = command_line("transformers", PLACE, host="localhost", port=80)
+    found = command_line("transformers", SERVED, host="localhost", port=80)
     assert found[4:] == ["serve", "mine", "--host", "localhost", "--port", "80"]
 
 
@@ -205,16 +205,16 @@ def test_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_choice_of_a_server(
-    monkeypatch: pytest.MonkeyPatch, wanted: engines.EngineName, has_vllm: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, wanted: run.EngineName, has_vllm: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(engines.shutil, "which", lambda name, path=None: "/bin/vllm" if has_vllm else None)
+    monkeypatch.setattr(run.shutil, "which", lambda name, path=None: "/bin/vllm" if has_vllm else None)
     assert choose_engine(wanted) == expected
 
 
 def test_a_server_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(run.shutil, "which", lambda name, path=None: None)
     with pytest.raises(ConfigError, match="pip install vllm"):
         choose_engine("vllm")
-    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "uvicorn" else object())
     with pytest.raises(ConfigError, match=r"needs uvicorn: .*longlora\[serve\]"):
         choose_engine("auto")

@@ -7,35 +7,27 @@ not followed is refused, and one that asks for nothing (`n=1`, `logprobs=false`)
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
 DEFAULT_ANSWER = 1024  # tokens, where the client does not say and the context has room
 
 # Not offered, each with the values (as JSON) that ask for nothing.
-_NOT_OFFERED: dict[str, set[str]] = {
-    "n": {"1"},
-    "best_of": {"1"},
-    "logprobs": {"false"},
-    "top_logprobs": set(),
-    "echo": {"false"},
-    "suffix": {'""'},
-    "presence_penalty": {"0", "0.0"},
-    "frequency_penalty": {"0", "0.0"},
-    "logit_bias": {"{}"},
-    "response_format": {'{"type": "text"}'},
-    "tool_choice": {'"auto"'},
-    "parallel_tool_calls": {"true"},
-    "modalities": {'["text"]'},
-    "service_tier": {'"auto"', '"default"'},
-    "store": {"false"},
-    "functions": {"[]"},
-    "function_call": set(),
-    "audio": set(),
-    "prediction": set(),
-    "reasoning_effort": set(),
-    "verbosity": set(),
-    "web_search_options": set(),
+_NOT_OFFERED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("audio", "function_call", "prediction", "reasoning_effort", "top_logprobs", "verbosity"), ()),
+    "web_search_options": (),
+    **dict.fromkeys(("n", "best_of"), ("1",)),
+    **dict.fromkeys(("logprobs", "echo", "store"), ("false",)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), ("0", "0.0")),
+    "functions": ("[]",),
+    "logit_bias": ("{}",),
+    "modalities": ('["text"]',),
+    "parallel_tool_calls": ("true",),
+    "response_format": ('{"type": "text"}',),
+    "service_tier": ('"auto"', '"default"'),
+    "suffix": ('""',),
+    "tool_choice": ('"auto"',),
 }
 # Labels for the provider's own books.
 _WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key")
@@ -43,12 +35,12 @@ _WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 Stop = Annotated[str, Field(min_length=1)]
 
 
-class RequestError(Exception):
+class RequestError(HTTPException):
     """A request that is not answered; becomes an error in OpenAI's form."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.status, self.param, self.code = message, status, param, code
+        super().__init__(status, message)
+        self.param, self.code = param, code
 
 
 class _Checked(BaseModel):
@@ -78,6 +70,24 @@ class _Part(_Checked):
     text: str
 
 
+def _object(arguments: Any) -> Any:
+    return json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+
+
+class _Function(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+    arguments: Annotated[dict[str, Any], BeforeValidator(_object)]
+    """As an object, as templates take them; clients send JSON."""
+
+
+class _ToolCall(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    function: _Function
+
+
 class _Message(BaseModel):
     # Clients send answers back with all that came with them, None for the most part.
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -85,16 +95,16 @@ class _Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it: text in one piece, arguments of calls taken apart."""
+        """As chat templates take it: text in one piece."""
         parts = self.content or ""
         content = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.tool_calls:
-            message |= {"content": "", "tool_calls": [_call(call) for call in self.tool_calls]}
+            message |= {"content": "", "tool_calls": [call.model_dump() for call in self.tool_calls]}
         return message | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
 
 
@@ -125,8 +135,8 @@ class Translator:
     def __init__(
         self, *, name: str, context_length: int, tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]
     ) -> None:
-        self._name, self._context_length, self._tokenizer = name, context_length, tokenizer
-        self._generation = generation
+        self.name, self.context_length = name, context_length
+        self._tokenizer, self._generation = tokenizer, generation
 
     def chat(self, body: Any) -> dict[str, Any]:
         """Check and translate a request for the next message of a conversation.
@@ -162,18 +172,18 @@ class Translator:
 
     def _asked(self, request: _Request, max_tokens: int | None, num_tokens: int) -> dict[str, Any]:
         """What transformers' server needs to hear, besides the text of `num_tokens` tokens."""
-        if request.model != self._name:
+        if request.model != self.name:
             raise RequestError(
-                f"the model `{request.model}` is not served here; `{self._name}` is",
+                f"the model `{request.model}` is not served here; `{self.name}` is",
                 status=404,
                 param="model",
                 code="model_not_found",
             )
-        room = self._context_length - num_tokens
+        room = self.context_length - num_tokens
         if room < (max_tokens or 1):
             asked = f" and {max_tokens:,} for the answer" if max_tokens else ", which leaves none for an answer"
             raise RequestError(
-                f"this model's context is {self._context_length:,} tokens, and the request has {num_tokens:,}{asked}",
+                f"this model's context is {self.context_length:,} tokens, and the request has {num_tokens:,}{asked}",
                 param="messages" if isinstance(request, _Chat) else "prompt",
                 code="context_length_exceeded",
             )
@@ -182,7 +192,7 @@ class Translator:
         drawn = request.temperature != 0 and (request.temperature is not None or request.top_p is not None)
         generation = json.dumps({"top_k": 0} | self._generation | {"do_sample": True}) if drawn else None
         asked_for = {
-            "model": self._name,
+            "model": self.name,
             "generation_config": generation,
             "max_tokens": max_tokens or min(DEFAULT_ANSWER, room),
             "temperature": request.temperature,
@@ -215,15 +225,3 @@ def _checked(kind: type[Kind], body: Any) -> Kind:
         if first["type"] == "extra_forbidden":
             raise RequestError(f"unknown argument: {param}", param=param, code="unknown_parameter") from error
         raise RequestError(f"{param}: {first['msg']}", param=param, code=first["type"]) from error
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """A call of a tool with its arguments as an object, as templates take them."""
-    function: Any = call.get("function")
-    try:
-        arguments = function["arguments"]
-        if isinstance(arguments, str):
-            arguments = json.loads(arguments or "{}")
-        return call | {"function": function | {"arguments": arguments}}
-    except (TypeError, KeyError, ValueError) as error:
-        raise RequestError(f"a tool call is not of OpenAI's form: {error}", param="messages.tool_calls") from error

@@ -1,91 +1,91 @@
 """What the page's parts do, without the page."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.conversation import Conversation, Usage
 from longlora.inference.documents import read_text
-from longlora.inference.page_actions import PageActions, usage_html
 from longlora.inference.prefix_cache import WholeMemory
-from longlora.inference.rooms import Rooms
-from longlora.inference.settings import ChatSettings
-from longlora.inference.speaker import Speaker
+from longlora.inference.sessions import Session, SessionStore, usage_html
 
 gradio = pytest.importorskip("gradio", reason="needs gradio")
 
 
 @pytest.fixture
-def rooms(speaker: Speaker) -> Rooms:
+def store(chat_model: ChatModel) -> SessionStore:
     settings = ChatSettings(max_new_tokens=8, cut=False)
-    return Rooms(lambda: Conversation(speaker, settings, WholeMemory(speaker.model)))
+    return SessionStore(lambda: Session(Conversation(chat_model, settings, WholeMemory(chat_model.model)), read_text))
 
 
 def text_of(shown: tuple[Any, ...]) -> list[str]:
     return [message["content"] for message in shown[0]]
 
 
-def test_an_answer_is_shown_as_it_grows_and_kept(rooms: Rooms) -> None:
-    actions = PageActions(rooms, read_text)
-    steps = list(actions.ask("ann", " Where? ", [{"role": "user", "content": "before"}]))
+def one(steps: Iterator[tuple[Any, ...]]) -> tuple[Any, ...]:
+    (step,) = steps
+    return step
+
+
+def test_an_answer_is_shown_as_it_grows_and_kept(store: SessionStore) -> None:
+    steps = list(store.enter("ann").ask(" Where? ", [{"role": "user", "content": "before"}]))
     assert text_of(steps[0]) == ["before", "Where?"]
     assert steps[0][1].stop_btn and not steps[-1][1].stop_btn and steps[-1][1].submit_btn
-    (turn,) = rooms.enter("ann").conversation.turns
+    (turn,) = store.enter("ann").conversation.turns
     assert turn.question == "Where?" and text_of(steps[-1])[-1] == turn.answer
     assert "of 512 tokens of context" in steps[-1][2] and "first word after" in steps[-1][3]
-    assert [text_of(step) for step in actions.ask("ann", "  ", [])] == [[]]
-    assert len(rooms.enter("ann").conversation.turns) == 1
+    assert [text_of(step) for step in store.enter("ann").ask("  ", [])] == [[]]
+    assert len(store.enter("ann").conversation.turns) == 1
 
 
-def test_a_stopped_answer_is_marked(rooms: Rooms) -> None:
-    actions = PageActions(rooms, read_text)
-    steps = actions.ask("ann", "Where?", [])
+def test_a_stopped_answer_is_marked(store: SessionStore) -> None:
+    steps = store.enter("ann").ask("Where?", [])
     next(steps)
-    actions.stop("ann")
-    actions.stop("nobody")
+    store.stop("ann")
+    store.stop("nobody")
     assert "stopped" in list(steps)[-1][3]
-    assert rooms.enter("ann").answer is None
+    assert store.enter("ann").answer is None
 
 
-def test_a_document_begins_anew_and_goes_again(rooms: Rooms, tmp_path: Path) -> None:
-    actions = PageActions(rooms, read_text)
-    list(actions.ask("ann", "Where?", []))
+def test_a_document_begins_anew_and_goes_again(store: SessionStore, tmp_path: Path) -> None:
+    list(store.enter("ann").ask("Where?", []))
     (tmp_path / "<sea>.txt").write_text("The ship lay still.")
-    first, last = actions.open("ann", str(tmp_path / "<sea>.txt"))
+    first, last = store.enter("ann").open(str(tmp_path / "<sea>.txt"))
     assert first[3] == "Reading &lt;sea&gt;.txt …"
     assert last[0] == [] and "document 19" in last[2] and last[3] == "&lt;sea&gt;.txt: 19 tokens"
-    assert rooms.enter("ann").conversation.turns == []
-    assert "document 19" in actions.clear("ann")[2]
-    assert "document" not in actions.close("ann")[2]
-    assert list(actions.open("ann", None)) == []
-    actions.leave("ann")
-    assert len(rooms) == 0
+    assert store.enter("ann").conversation.turns == []
+    assert "document 19" in one(store.enter("ann").clear())[2]
+    assert "document" not in one(store.enter("ann").close())[2]
+    assert list(store.enter("ann").open(None)) == []
+    store.leave("ann")
+    assert len(store) == 0
 
 
-def test_mistakes_are_told_without_the_servers_folders(rooms: Rooms, tmp_path: Path) -> None:
-    actions = PageActions(rooms, read_text)
+def test_mistakes_are_told_without_the_servers_folders(store: SessionStore, tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "long.txt").write_text("x" * 1000)
     for name, complaint in (("binary.txt", "^binary.txt is no text"), ("long.txt", "^long.txt has 1,000 tokens")):
-        steps = actions.open("ann", str(tmp_path / name))
+        steps = store.enter("ann").open(str(tmp_path / name))
         with pytest.raises(gradio.Error) as told:
             list(steps)
         assert re.search(complaint, told.value.message)
-    steps = actions.ask("ann", "x" * 600, [])
+    steps = store.enter("ann").ask("x" * 600, [])
     shown = next(steps)
     assert shown[0] == [] and shown[1].value == "x" * 600  # to be shortened, not written again
     with pytest.raises(gradio.Error, match="ask in fewer words"):
         next(steps)
 
 
-def test_what_breaks_inside_is_not_shown_outside(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_inside_is_not_shown_outside(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret place")
 
     monkeypatch.setattr(Conversation, "ask", broken)
-    steps = PageActions(rooms, read_text).ask("ann", "Where?", [])
+    steps = store.enter("ann").ask("Where?", [])
     next(steps)
     with pytest.raises(gradio.Error) as told:
         next(steps)

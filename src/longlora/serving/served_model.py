@@ -32,7 +32,7 @@ _TOKENIZER = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ServedModel:
     """What is served."""
 
     parent: Path
@@ -44,9 +44,14 @@ class Place:
     context_length: int
     """Tokens it reads."""
 
+    @property
+    def folder(self) -> Path:
+        """The model's directory."""
+        return self.parent / self.name
+
 
 @contextmanager
-def servable(model: str, *, name: str = "") -> Iterator[Place]:
+def servable(model: str, *, name: str = "") -> Iterator[ServedModel]:
     """Lay out a model for a server, for as long as the block lasts.
 
     An adapter is merged first, once: the merged model stays in the user's cache folder (`longlora/merged`) and is
@@ -64,7 +69,7 @@ def servable(model: str, *, name: str = "") -> Iterator[Place]:
         folder = merged_adapter(folder)
     with tempfile.TemporaryDirectory(prefix="longlora-serve-") as temporary:
         _link(folder, Path(temporary) / name)
-        yield Place(parent=Path(temporary), name=name, context_length=readable_context(load_config(str(folder))))
+        yield ServedModel(parent=Path(temporary), name=name, context_length=readable_context(load_config(str(folder))))
 
 
 def merged_adapter(adapter: Path) -> Path:
@@ -107,21 +112,21 @@ def _name(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.name).strip("-.") or "model"
 
 
-def _link(folder: Path, place: Path) -> None:
+def _link(folder: Path, target: Path) -> None:
     """Make a directory of links to a model's files; what lacks a chat template or an end of turns is written anew."""
     tokenizer = load_tokenizer(str(folder))
     was_added = ensure_chat_template(tokenizer)
     settings = saved_settings(folder, load_config(str(folder)))
     stops = names_every_end(settings, tokenizer)
-    place.mkdir()
+    target.mkdir()
     for file in folder.iterdir():
         is_written = (was_added and _TOKENIZER.fullmatch(file.name)) or (
             not stops and file.name == GENERATION_CONFIG_NAME
         )
         if file.is_file() and not is_written:
-            (place / file.name).symlink_to(file.resolve())
+            (target / file.name).symlink_to(file.resolve())
     if not stops:
-        lasting_settings(settings, tokenizer).save_pretrained(place)
+        lasting_settings(settings, tokenizer).save_pretrained(target)
     if was_added:
         logger.warning("%s has no chat template: conversations are written with the paper's prompt", folder.name)
-        tokenizer.save_pretrained(place)
+        tokenizer.save_pretrained(target)

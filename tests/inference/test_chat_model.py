@@ -9,17 +9,16 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
-from longlora.inference.settings import ChatSettings
-from longlora.inference.speaker import Speaker
-from longlora.inference.start import load_speaker, memory_for
+from longlora.inference.prefix_cache import memory_for
 from longlora.models.load import load_for_inference
 from longlora.tiny import tiny_model_directory
 
 
-def answer_of(speaker: Speaker) -> str:
+def answer_of(chat_model: ChatModel) -> str:
     settings = ChatSettings(max_new_tokens=12)
-    conversation = Conversation(speaker, settings, memory_for(speaker, settings)())
+    conversation = Conversation(chat_model, settings, memory_for(chat_model, settings)())
     answer, _ = conversation.ask("def add(first, second):")
     return "".join(answer)
 
@@ -55,8 +54,8 @@ def avx512_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_models_and_adapters_speak_in_32_and_in_4_bits(adapter: Path, avx512_bf16: list[tuple[int, ...]]) -> None:
-    plain, packed = load_speaker("tiny"), load_speaker("tiny", quantization="nf4")
-    adapted, both = load_speaker(str(adapter)), load_speaker(str(adapter), quantization="nf4")
+    plain, packed = load_chat_model("tiny"), load_chat_model("tiny", quantization="nf4")
+    adapted, both = load_chat_model(str(adapter)), load_chat_model(str(adapter), quantization="nf4")
     kinds = [type(each.model.get_decoder().layers[0].mlp.up_proj).__name__ for each in (plain, packed, adapted, both)]
     assert kinds == ["Linear", "Linear4bit", "Linear", "Linear4bit"]
     assert all(len(answer_of(each)) > 5 for each in (plain, packed, adapted, both))
@@ -86,6 +85,6 @@ def test_layers_that_fit_the_kernel_use_it(
 
 def test_a_model_without_a_template_is_given_the_papers_prompt(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="longlora"):
-        speaker = load_speaker("tiny")
+        chat_model = load_chat_model("tiny")
     assert "as in the paper" in caplog.text
-    assert speaker.text([{"role": "user", "content": "Where?"}]).endswith("[INST]Where?[/INST]")
+    assert chat_model.text([{"role": "user", "content": "Where?"}]).endswith("[INST]Where?[/INST]")

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longlora.errors import CheckpointError
 from longlora.models.chat_template import ensure_chat_template
-from longlora.serving import place as place_module
-from longlora.serving.place import merged_adapter, servable
+from longlora.serving import served_model
+from longlora.serving.served_model import merged_adapter, servable
 from longlora.tiny import tiny_model_directory
 
 
@@ -25,12 +25,12 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_an_adapter_is_merged_once(cache: Path, base_model: Path, tmp_path: Path, seed: int) -> None:
     base = save_base(tmp_path / "base", "llama", seed, base_model)
     adapter = longlora_adapter(base, tmp_path / "mine" / "adapter")
-    with servable(str(tmp_path / "mine" / "adapter")) as place:
-        assert (place.name, place.context_length) == ("mine", 64)
+    with servable(str(tmp_path / "mine" / "adapter")) as served:
+        assert (served.name, served.context_length) == ("mine", 64)
         torch.testing.assert_close(
-            logits(load(place.parent / "mine"), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5
+            logits(load(served.parent / "mine"), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5
         )
-    assert not place.parent.exists()
+    assert not served.parent.exists()
     (merged,) = [folder for folder in cache.iterdir() if folder.is_dir()]
     assert merged.name.startswith("mine-")
     made = merged.stat().st_mtime_ns
@@ -42,8 +42,8 @@ def test_an_adapter_is_merged_once(cache: Path, base_model: Path, tmp_path: Path
 
 def test_the_papers_prompt_where_there_is_no_template(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mine = Path(shutil.copytree(tiny_model_directory(), tmp_path / "mine"))
-    with servable(str(mine)) as place:
-        served = place.parent / place.name
+    with servable(str(mine)) as served:
+        served = served.parent / served.name
         assert (served / "model.safetensors").is_symlink()
         tokenizer = AutoTokenizer.from_pretrained(served)
         text = tokenizer.apply_chat_template([{"role": "user", "content": "why"}], tokenize=False)
@@ -59,8 +59,8 @@ def test_a_template_of_the_models_own_stays(tmp_path: Path, caplog: pytest.LogCa
     ensure_chat_template(tokenizer)
     tokenizer.chat_template += "{{- 'mine' -}}"
     tokenizer.save_pretrained(mine)
-    with servable(str(mine)) as place:
-        served = place.parent / place.name
+    with servable(str(mine)) as served:
+        served = served.parent / served.name
         assert AutoTokenizer.from_pretrained(served).chat_template.endswith("{{- 'mine' -}}")
         assert all(file.is_symlink() for file in served.iterdir())
     assert "chat template" not in caplog.text
@@ -77,14 +77,14 @@ def test_a_template_of_the_models_own_stays(tmp_path: Path, caplog: pytest.LogCa
     ],
 )
 def test_names(source: str, name: str, tmp_path: Path) -> None:
-    assert place_module._name(str(tmp_path / source)) == name
+    assert served_model._name(str(tmp_path / source)) == name
 
 
 def test_a_name_of_the_users_own() -> None:
-    with servable("tiny", name="other") as place:
-        assert (place.parent / "other" / "config.json").exists() and place.context_length == 256
-    with servable("tiny") as place:
-        assert place.name == "tiny"
+    with servable("tiny", name="other") as served:
+        assert (served.parent / "other" / "config.json").exists() and served.context_length == 256
+    with servable("tiny") as served:
+        assert served.name == "tiny"
 
 
 def test_no_such_model(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""A model to talk with, how messages become the tokens that it reads, and how it is to answer."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longlora.errors import ConfigError
+from longlora.models.chat_template import ensure_chat_template
+from longlora.models.load import DtypeName, load_for_inference
+from longlora.models.positions import readable_context
+
+logger = logging.getLogger("longlora")
+
+Message = dict[str, str]
+_ANSWER_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """What the user may choose.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens; so many are kept free in the context. None takes what `answer_length` says."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above that tokens are drawn, from flatter odds the higher it is."""
+
+    top_p: float = 1.0
+    """Draw only from the likeliest tokens that together have this probability."""
+
+    system: str = ""
+    """Message that opens every conversation; empty for none."""
+
+    cut: bool = True
+    """Whether a document that does not fit loses its middle; it is refused otherwise."""
+
+    stream_window: int | None = None
+    """Tokens that are seen at a time, by attention sinks and a recent window; None for all of them."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature must be 0 (the likeliest token) or above, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_p < 1 and self.temperature == 0:
+            raise ConfigError("top_p has no meaning without a temperature: set temperature, 0.7 for one")
+
+    def answer_length(self, context: int) -> int:
+        """Longest answer of a model that reads so many tokens: as set, or 512, at most a quarter of the context.
+
+        Raises:
+            ConfigError: as set, it leaves no room for a question.
+        """
+        if self.max_new_tokens is None:
+            return max(1, min(_ANSWER_TOKENS, context // 4))
+        if self.max_new_tokens >= context:
+            raise ConfigError(
+                f"answers of {self.max_new_tokens:,} tokens leave no room for a question in a context of {context:,}; "
+                "set max_new_tokens lower"
+            )
+        return self.max_new_tokens
+
+
+@dataclass(kw_only=True)
+class ChatModel:
+    """A model and its tokenizer; several conversations may share it, one at a time.
+
+    A tokenizer without a chat template is given the paper's prompt.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    context: int = field(init=False)
+    """Tokens that the model reads."""
+
+    def __post_init__(self) -> None:
+        ensure_chat_template(self.tokenizer)
+        self.context = readable_context(self.model.config)
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """Write messages out; after a question, up to where the answer begins.
+
+        Raises:
+            ConfigError: the template does not take them.
+        """
+        is_question = bool(messages) and messages[-1]["role"] == "user"
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_question)
+            )
+        except Exception as error:  # jinja's, and whatever a template raises by itself
+            raise ConfigError(f"the chat template of {self.name} does not take this conversation: {error}") from error
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of a text that the template wrote, its special tokens included, or of a part of it."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of messages."""
+        return self.tokens(self.text(messages))
+
+    def count(self, text: str) -> int:
+        """How many tokens a text is."""
+        return len(self.tokens(text))
+
+    def continuation(self, system: Sequence[Message], answer: str, question: str) -> list[int]:
+        """What follows an answer up to the next one: the end of its turn, and the question.
+
+        The conversation before it need not be known: a template shows from two turns how one follows the other.
+        """
+        asked = [*system, {"role": "user", "content": "?"}]
+        so_far = self.text(asked) + answer
+        whole = self.text(
+            [*asked, {"role": "assistant", "content": answer}, {"role": "user", "content": question}],
+        )
+        if not whole.startswith(so_far):  # a template that rewrites what was said
+            whole, so_far = self.text([{"role": "user", "content": question}]), ""
+        return self.tokens(whole[len(so_far) :])
+
+
+def load_chat_model(
+    name: str,
+    *,
+    dtype: DtypeName = "auto",
+    quantization: Literal["nf4"] | None = None,
+    trust_remote_code: bool = False,
+) -> ChatModel:
+    """Load a model to talk with, merged or an adapter.
+
+    Raises:
+        CheckpointError: the model is missing, incomplete or damaged.
+        ConfigError: what packs weights into 4 bits is not installed.
+    """
+    model, tokenizer = load_for_inference(
+        name, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code
+    )
+    if ensure_chat_template(tokenizer):
+        logger.info("the tokenizer has no chat template: questions are written as in the paper, [INST]…[/INST]")
+    return ChatModel(model=model, tokenizer=tokenizer, name=name)

@@ -1,0 +1,161 @@
+"""The visitors of the web page: what each of them does there, and how their conversations share one model's memory."""
+
+import html
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from longlora.errors import LongLoRAError
+from longlora.inference.answer import Answer
+from longlora.inference.conversation import Conversation, Usage
+from longlora.inference.documents import ReadDocument, join_documents
+
+NUM_REMEMBERED = 4
+Message = dict[str, Any]  # as gradio's chatbot has them
+Shown = tuple[Any, Any, Any, Any]  # what changes of the chat, the question's box, the meter and the note below
+
+
+class Session:
+    """One visitor's conversation. Each action yields what the page shows from then on."""
+
+    def __init__(self, conversation: Conversation, read_document: ReadDocument) -> None:
+        self.conversation, self._read_document = conversation, read_document
+        self.answer: Answer | None = None
+        self.reading = threading.Event()  # set to end the reading of a document
+
+    def ask(self, question: str, said: list[Message]) -> Iterator[Shown]:
+        """Write an answer, piece by piece."""
+        import gradio
+
+        same = gradio.skip()
+        question = question.strip()
+        if not question:
+            yield said, same, same, ""
+            return
+        asked = [*said, {"role": "user", "content": question}]
+        try:
+            self.answer, notes = self.conversation.ask(question)
+            answer = self.answer
+            yield asked, _question_box(is_answering=True), same, _note(notes)
+            for _ in answer:
+                yield [*asked, _spoken(answer.text)], same, same, same
+            self.conversation.finish(question, answer)
+        except Exception as error:
+            yield said, _question_box(question), same, ""
+            raise _told(error) from error
+        finally:
+            self.answer = None
+        text = answer.text or ("(stopped)" if answer.stopped else "(nothing)")
+        yield self._shown([*asked, _spoken(text)], [*notes, answer.summary()])
+
+    def open(self, path: str | None) -> Iterator[Shown]:
+        """Begin anew about an uploaded document."""
+        import gradio
+
+        same = gradio.skip()
+        if path is None:
+            return
+        self.reading.clear()
+        yield [], same, same, f"Reading {html.escape(Path(path).name)} …"
+        try:
+            notes = self.conversation.set_document(*join_documents([Path(path)], self._read_document))
+            notes += self.conversation.read_document(stop=self.reading)
+        except Exception as error:
+            yield from self.close()
+            raise _told(error, path) from error
+        yield self._shown([], notes)
+
+    def close(self) -> Iterator[Shown]:
+        """Begin anew without a document."""
+        self.conversation.forget_document()
+        yield self._shown([])
+
+    def clear(self) -> Iterator[Shown]:
+        """Begin anew about the same document."""
+        self.conversation.clear()
+        yield self._shown([])
+
+    def stop(self) -> None:
+        """End the answer or the reading, if there is one."""
+        self.reading.set()
+        if self.answer is not None:
+            self.answer.stop()
+
+    def _shown(self, said: list[Message], notes: list[str] | None = None) -> Shown:
+        """The page when it is the visitor's turn."""
+        return said, _question_box(), usage_html(self.conversation.usage()), _note(notes or [])
+
+
+class SessionStore:
+    """A session for each visitor, by a key of theirs.
+
+    Keys and values of a long document are large, so only the `num_remembered` conversations that spoke last keep
+    theirs; another one reads its text again when it resumes.
+
+    Args:
+        begin: makes a session.
+        num_remembered: conversations whose keys and values stay in memory.
+    """
+
+    def __init__(self, begin: Callable[[], Session], num_remembered: int = NUM_REMEMBERED) -> None:
+        self.begin = begin
+        self._num_remembered = num_remembered
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+
+    def enter(self, key: str) -> Session:
+        """Find a visitor's session, or begin one, before the model is used there."""
+        if key not in self._sessions:
+            self._sessions[key] = self.begin()
+        self._sessions.move_to_end(key)
+        for other in list(self._sessions.values())[: -self._num_remembered]:
+            other.conversation.release()
+        return self._sessions[key]
+
+    def stop(self, key: str) -> None:
+        """End what is being written or read in a session, while the model is used there."""
+        if key in self._sessions:
+            self._sessions[key].stop()
+
+    def leave(self, key: str) -> None:
+        """Forget a visitor who has closed the page."""
+        self.stop(key)
+        self._sessions.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+
+def usage_html(usage: Usage) -> str:
+    """A bar, and the numbers behind it."""
+    colour = "fill full" if usage.share > 0.9 else "fill"
+    return (
+        f'<div class="track" role="progressbar" aria-label="context in use" aria-valuenow="{usage.share * 100:.0f}">'
+        f'<div class="{colour}" style="width:{usage.share:.1%}"></div></div><div class="numbers">{usage}</div>'
+    )
+
+
+def _told(error: Exception, path: str = "") -> Exception:
+    """What a visitor is told: their mistakes, without the server's folders; of all else only that it happened."""
+    import gradio
+
+    if isinstance(error, LongLoRAError):
+        message = str(error).replace(path, Path(path).name) if path else str(error)
+        return gradio.Error(html.escape(message), print_exception=False)
+    return gradio.Error("Something went wrong; the server's log tells what.", print_exception=True)
+
+
+def _note(notes: list[str]) -> str:
+    return html.escape("\n\n".join(notes))
+
+
+def _spoken(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _question_box(question: str = "", *, is_answering: bool = False) -> Any:
+    """The box with a button that sends the question or, while an answer is being written, one that stops it."""
+    import gradio
+
+    return gradio.Textbox(value=question, submit_btn=not is_answering, stop_btn=is_answering)

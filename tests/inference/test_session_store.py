@@ -1,0 +1,55 @@
+from longlora.inference.chat_model import ChatModel, ChatSettings
+from longlora.inference.conversation import Conversation
+from longlora.inference.documents import read_text
+from longlora.inference.prefix_cache import WholeMemory
+from longlora.inference.sessions import Session, SessionStore
+
+
+def store_of(chat_model: ChatModel, num_remembered: int = 2) -> SessionStore:
+    settings = ChatSettings(max_new_tokens=6)
+    return SessionStore(
+        lambda: Session(Conversation(chat_model, settings, WholeMemory(chat_model.model)), read_text), num_remembered
+    )
+
+
+def say(session: Session, question: str) -> int:
+    """Ask, and tell how many tokens had to be read."""
+    answer, _ = session.conversation.ask(question)
+    list(answer)
+    session.conversation.finish(question, answer)
+    return answer.num_read
+
+
+def test_everyone_has_a_room_of_their_own(chat_model: ChatModel) -> None:
+    store = store_of(chat_model)
+    say(store.enter("ann"), "Where?")
+    say(store.enter("bob"), "Why?")
+    assert [turn.question for turn in store.enter("ann").conversation.turns] == ["Where?"]
+    assert [turn.question for turn in store.enter("bob").conversation.turns] == ["Why?"]
+    store.leave("ann")
+    store.leave("nobody")
+    assert len(store) == 1
+    assert store.enter("ann").conversation.turns == []
+
+
+def test_only_the_latest_keep_what_they_read_and_the_others_lose_nothing_else(chat_model: ChatModel) -> None:
+    store = store_of(chat_model)
+    for name in ("ann", "bob", "cyd"):
+        say(store.enter(name), "Where?")
+    used = {name: store._sessions[name].conversation.usage().used for name in ("ann", "bob", "cyd")}
+    assert used["ann"] == 0 and used["bob"] > 0 and used["cyd"] > 0
+    again, fresh = store.enter("ann"), store_of(chat_model).enter("new")
+    say(fresh, "Where?")
+    num_read = say(again, "Why?")
+    say(fresh, "Why?")
+    assert num_read > len("[INST]Where?[/INST]")  # all of it, once more
+    assert again.conversation.turns == fresh.conversation.turns
+
+
+def test_leaving_ends_the_answer_that_is_being_written(chat_model: ChatModel) -> None:
+    store = store_of(chat_model)
+    session = store.enter("ann")
+    session.stop()  # nothing is being said yet
+    session.answer, _ = session.conversation.ask("Where?")
+    store.leave("ann")
+    assert session.answer.stopped and session.reading.is_set()
