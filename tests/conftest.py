@@ -37,7 +37,7 @@ NEEDED_PACKAGES = {
     ),
     "tests/serving/test_front.py": ("httpx", "starlette"),
     "tests/serving/test_live.py": ("fastapi", "openai", "uvicorn"),
-    "tests/serving/test_run.py": ("fastapi", "httpx", "openai", "starlette", "uvicorn"),
+    "tests/serving/test_server.py": ("fastapi", "httpx", "openai", "starlette", "uvicorn"),
     "tests/structure/test_requirements.py::test_every_imported_package_is_asked_for": ("beautifulsoup4",),
     "tests/training/test_miniature.py::test_a_recipe_trains_in_miniature[llama-2-7b-qlora-32k]": ("bitsandbytes",),
 }

@@ -292,7 +292,7 @@ def test_ctrl_c_ends_with_130(recipe: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in err
+    assert "interrupted; the same command resumes" in err
     assert "Traceback" not in err
 
 

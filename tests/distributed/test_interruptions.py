@@ -88,7 +88,7 @@ def test_sigterm_saves_and_ends(
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM
-    assert err.count("of 40 steps are saved; the same command goes on from there") == 1
+    assert err.count("of 40 steps are saved; the same command resumes from there") == 1
     assert "Traceback" not in err
     assert list((tmp_path / "two").glob("checkpoints/*/complete"))
     again = complete(command)
@@ -103,7 +103,7 @@ def test_ctrl_c_ends_both(train_command: TrainCommand, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 130
-    assert err.count("interrupted; the same command goes on") == 1
+    assert err.count("interrupted; the same command resumes") == 1
     assert "Traceback" not in err
     assert not any(psutil.pid_exists(rank.pid) for rank in both)
 

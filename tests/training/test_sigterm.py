@@ -39,7 +39,7 @@ def test_a_real_process_saves_and_says_so(values: dict[str, Any], tmp_path: Path
     assert process.returncode == 143
     (mark,) = (tmp_path / "run").glob("checkpoints/*/complete")
     steps = mark.parent.name.removeprefix("checkpoint-")
-    assert f"longlora: SIGTERM: the first {steps} of 5000 steps are saved; the same command goes on from there" in err
+    assert f"longlora: SIGTERM: the first {steps} of 5000 steps are saved; the same command resumes from there" in err
     assert "Traceback" not in err
 
 

@@ -99,7 +99,7 @@ def train(
         bool, typer.Option("--miniature", help="A dry run: a random miniature of the model, four short steps.")
     ] = False,
 ) -> None:
-    """Follow a recipe, in one process or several; started again after an interruption, go on where it stopped."""
+    """Follow a recipe, in one process or several; started again after an interruption, resume where it stopped."""
     from longlora.config import load_recipe
     from longlora.distributed import is_launched, is_main_process, shutdown
     from longlora.training.preflight import check_places

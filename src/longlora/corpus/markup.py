@@ -154,7 +154,7 @@ def _marked(soup: Any, kind: str, caption: str) -> Any:
 
 
 def _paragraphs(root: Any) -> Iterator[str]:
-    """Yield what stands between the borders of blocks, in the order of the page."""
+    """Yield what stands between the boundaries of blocks, in the order of the page."""
     from bs4 import NavigableString
     from bs4.element import PreformattedString
 

@@ -147,10 +147,10 @@ class Perplexity(_Schema):
 
 
 class PerplexityRow(NamedTuple):
-    """Perplexity at one length for a table; None where it is not finite."""
+    """Perplexity at one length for a table; no error where there is none."""
 
     length: int
-    perplexity: float | None
+    perplexity: float
     standard_error: float | None
     num_tokens: int
 
@@ -175,7 +175,7 @@ class PerplexityByLength(Result):
     def rows(self) -> list[PerplexityRow]:
         """The values one after another."""
         return [
-            PerplexityRow(length, _finite(value.perplexity), _finite(value.standard_error), value.num_tokens)
+            PerplexityRow(length, value.perplexity, _finite(value.standard_error), value.num_tokens)
             for length, value in self.perplexity.items()
         ]
 

@@ -177,9 +177,12 @@ def open_log(
         DataError: it cannot be read.
     """
     name = LOG_FILE if num_processes == 1 else f"trials.part-{process}-of-{num_processes}.jsonl"
-    with Journal(folder / name, settings) as journal:
+    journal = Journal(folder / name, settings)
+    try:
         yield journal
-    (folder / f"{name}.lock").unlink(missing_ok=True)
+    finally:
+        journal.close()
+        (folder / f"{name}.lock").unlink(missing_ok=True)
 
 
 def gather(folder: Path, settings: Mapping[str, Any], order: Iterable[TrialId] = ()) -> dict[TrialId, FinishedTrial]:

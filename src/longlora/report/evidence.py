@@ -156,7 +156,7 @@ def _perplexity_charts(models: list[ModelResults]) -> list[Chart]:
 
 def _perplexity_chart(group: list[Of[PerplexityByLength]]) -> Chart:
     def measured(result: PerplexityByLength) -> list[tuple[int, float, float | None]]:
-        return [(row.length, row.perplexity, row.standard_error) for row in result.rows if row.perplexity is not None]
+        return [(row.length, row.perplexity, row.standard_error) for row in result.rows]
 
     rows = [row for of in group for row in of.result.rows]
     lengths = sorted({row.length for row in rows})

@@ -1,5 +1,7 @@
 """The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost."""
 
+import math
+
 from longlora.evaluation.results import HarnessScore, Retrieval
 from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table
 from longlora.report.collect import ModelResults
@@ -113,7 +115,7 @@ def _effective(model: ModelResults, title: str) -> Cell:
 
 def _perplexity(model: ModelResults) -> Cell:
     rows = model.perplexity.rows if model.perplexity else []
-    measured = [(row.perplexity, row.length) for row in rows if row.perplexity is not None]
+    measured = [(row.perplexity, row.length) for row in rows if math.isfinite(row.perplexity)]
     if not measured:
         return NOT_MEASURED
     texts = [f"{perplexity:.2f} at {length:,}" for perplexity, length in measured]

@@ -232,7 +232,7 @@ def test_settings_may_change_until_something_is_asked(tmp_path: Path) -> None:
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text('{"instruction": "a"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="cannot be read in line 1"):
+    with pytest.raises(DataError, match="is no journal"):
         CallJournal(path, {})
 
 
