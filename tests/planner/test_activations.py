@@ -229,6 +229,10 @@ def test_other_families_keep_what_is_counted(model_type: str) -> None:
     few, many = (planned(layers, strategy=BFLOAT16, **options) for layers in (1, 3))
     found = difference(measure(few, sizes=sizes), measure(many, sizes=sizes), "after_forward", 2)
     counted = (activations.kept_layers(many) - activations.kept_layers(few)) / 2
+    if model_type == "phi3":
+        # Its queries lie head by head, and on a CPU SDPA's output lies as the queries do: the output projection keeps a
+        # copy that lies token by token. Kernels on CUDA return that at once.
+        counted += few.compute_bytes * few.architecture.query_size
     assert counted == pytest.approx(found, rel=0.03)
 
 

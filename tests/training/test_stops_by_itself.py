@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.templates import CHATML, LLAMA_2, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from longlora.config import parse_recipe
+from longlora.corpus.qa.asking import Attempt
 from longlora.corpus.qa.local_model import LocalModel
 from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
@@ -135,7 +137,8 @@ def test_the_saved_settings_name_every_end(tuned: Tuned, name: str) -> None:
 
 
 def test_in_make_qa(tuned: Tuned) -> None:
-    answer = asyncio.run(LocalModel(str(tuned.places["merged"])).answer(a_call(prompt=QUESTION, max_tokens=20)))
+    call = a_call(prompt=QUESTION, max_tokens=20)
+    answer = asyncio.run(LocalModel(str(tuned.places["merged"])).answer(call, AsyncMock(spec=Attempt)))
     assert answer.text.strip() == ANSWER
     assert answer.finish == "stop"
 
