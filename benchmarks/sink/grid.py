@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=["before", "train"])
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -106,7 +106,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(kind="before", **sizes, pattern=pattern, dtype="float32")
     if arguments.only != "before":
         run = {"steps": arguments.steps, "learning_rate": arguments.learning_rate}
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             for tuning in ("lora", "lora+"):
                 for pattern in TRAINED:
                     yield Cell(kind="train", **sizes, pattern=pattern, tuning=tuning, seed=seed, **run)
