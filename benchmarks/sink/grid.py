@@ -68,6 +68,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of what is trained")
     parser.add_argument("--only", choices=["before", "train"])
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -105,7 +106,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
         for pattern in ("full", "s2", "s2 sink1"):
             yield Cell(kind="before", **sizes, pattern=pattern, dtype="float32")
     if arguments.only != "before":
-        run = {"steps": arguments.steps, "learning_rate": arguments.learning_rate}
+        run = {"steps": arguments.steps, "learning_rate": arguments.learning_rate, "dtype": arguments.dtype}
         for seed in arguments.seeds:
             for tuning in ("lora", "lora+"):
                 for pattern in TRAINED:
@@ -151,7 +152,7 @@ def before(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
 def train(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
     """Train, one row a step: 5 steps of warm-up, a cosine to zero; embeddings and norms at a tenth of the rate."""
     torch.manual_seed(cell.seed)
-    model = _patterns.load(path, torch.bfloat16, DEVICE, tuning=cell.tuning)
+    model = _patterns.load(path, getattr(torch, cell.dtype), DEVICE, tuning=cell.tuning)
     held_out = texts.rows(6, cell.tokens, "validation", seed=0)
     rows = texts.rows(64, cell.tokens, "train", seed=1 + cell.seed)
     optimizer = _optimizer(model, cell.learning_rate)

@@ -46,6 +46,12 @@ NAMES = ["plain", "packed", "padded", "one group", "sink", "packed with sinks", 
 HALF = [torch.bfloat16, torch.float16]
 
 
+@pytest.fixture(autouse=True)
+def more_variants_than_a_model_has(monkeypatch):
+    """All cases run in one process, each a shape of its own to the compiler."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1000)
+
+
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 @pytest.mark.parametrize("backend", ["varlen", "by_length", "sdpa", "flex", "explicit"])

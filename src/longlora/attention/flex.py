@@ -64,7 +64,8 @@ def attend(
 
 @cache
 def _compiled() -> Callable:
-    return torch.compile(flex_attention)
+    # Past its limit of variants the compiler would go on uncompiled, with all N² scores: an error is better.
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 @cache  # the compiler knows a function again by its identity
