@@ -52,6 +52,7 @@ def attend_in_pieces(
 ) -> Float[Tensor, "N H D_v"]:
     """Call `attend` with views of each piece, (queries, h, D) and (keys, h_kv, D), and join what it returns.
 
+    That is (queries, h, D_v), or (segments, length, h, D_v).
     Where segments see sink tokens, keys and values are copies: those of each segment with its sink tokens before them.
     """
     ranges = head_ranges(query.shape[1], key.shape[1], cuts)
@@ -78,8 +79,10 @@ def attend_in_pieces(
             _views(with_sink_tokens(tensors[own], cuts, shifted=heads.shifted), stretches) for tensors in (keys, values)
         )  # (keys, h_kv, D) each
         for piece, one_key, one_value in zip(of_range, k, v, strict=True):
-            outputs.append(attend(next(queries), one_key, one_value, piece.call, heads))  # (queries, h, D_v)
-    return outputs[0] if len(outputs) == 1 else _Join.apply(places, query.shape[:2], *outputs)  # (N, H, D_v)
+            outputs.append(attend(next(queries), one_key, one_value, piece.call, heads))
+    if len(outputs) == 1:
+        return outputs[0].flatten(0, -3)  # (N, H, D_v)
+    return _Join.apply(places, query.shape[:2], *outputs)
 
 
 def _stretches(sizes: Sequence[int]) -> list[slice]:
@@ -99,9 +102,9 @@ def _split(tensor: Tensor, places: Sequence[Place]) -> tuple[Tensor, ...]:
 
 
 def _join(pieces: Sequence[Tensor], places: Sequence[Place], shape: Sequence[int]) -> Tensor:
-    joined = pieces[0].new_empty((*shape, *pieces[0].shape[2:]))
+    joined = pieces[0].new_empty((*shape, pieces[0].shape[-1]))
     for place, piece in zip(places, pieces, strict=True):
-        joined[place].copy_(piece)
+        joined[place].unflatten(0, piece.shape[:-2]).copy_(piece)
     return joined
 
 
@@ -131,8 +134,10 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.places = inputs[0]
+        ctx.places, _, *pieces = inputs
+        ctx.tokens = [piece.shape[:-2] for piece in pieces]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *_split(gradient, ctx.places))
+        parts = zip(_split(gradient, ctx.places), ctx.tokens, strict=True)
+        return (None, None, *(part.unflatten(0, tokens) for part, tokens in parts))

@@ -3,9 +3,10 @@
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from longlora.attention.cuts import CutPoints, HeadRange, Run
 from longlora.attention.pieces import Piece, attend_in_pieces, piece_of
@@ -39,11 +40,15 @@ def attend_run(
     run: Run,
     *,
     scale: float | None,
-) -> Float[Tensor, "queries h D_v"]:
+) -> Float[Tensor, "count length h D_v"]:
     """Run causal attention inside the segments of one run, in one call."""
-    q, k, v = (tensor.unflatten(0, (run.num_segments, -1)).transpose(1, 2) for tensor in (query, key, value))
-    # (count, h, length, D) and (count, h_kv, sinks + length, D)
-    # The kernels' causal mask is aligned at the first key, so queries that mean nothing stand beside the sinks.
-    q = pad(q, (0, 0, run.sinks, 0)) if run.sinks else q  # (count, h, sinks + length, D)
+    q, k, v = (tensor.unflatten(0, (run.num_segments, -1)) for tensor in (query, key, value))
+    # (count, length, h, D) and (count, sinks + length, h_kv, D)
+    if run.sinks:
+        # The kernels' causal mask is aligned at the first key, so queries that mean nothing stand beside the sinks.
+        q = torch.cat([q.new_zeros(run.num_segments, run.sinks, *q.shape[2:]), q], dim=1)
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return output[:, :, run.sinks :].transpose(1, 2).flatten(0, 1)  # (queries, h, D_v)
+    output = output.transpose(1, 2)  # (count, sinks + length, h, D_v)
+    # Split, not sliced: the gradient is then joined of its parts, without a tensor of zeros in between.
+    return output.split([run.sinks, run.length], dim=1)[1] if run.sinks else output
