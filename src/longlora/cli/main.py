@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from longlora import __version__
-from longlora.cli import chat, export, train
+from longlora.cli import chat, doctor, export, train
 from longlora.cli.corpus import corpus
 from longlora.cli.eval_suite import evaluate
 from longlora.cli.options import INTERRUPTED, TERMINATED
@@ -20,7 +20,6 @@ app = typer.Typer(
     name="longlora",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(evaluate, name="eval")
@@ -69,7 +68,17 @@ def report(
     typer.echo(f"written to {write_report(paths, out)}")
 
 
-for command in (train.recipes, train.plan, train.train, report, export.merge, export.serve, chat.chat, chat.web):
+for command in (
+    train.recipes,
+    train.plan,
+    train.train,
+    report,
+    export.merge,
+    export.serve,
+    chat.chat,
+    chat.web,
+    doctor.doctor,
+):
     app.command()(command)
 app.command("import")(export.import_weights)
 

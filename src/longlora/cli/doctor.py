@@ -1,0 +1,211 @@
+"""`longlora doctor`: what this machine has, and what is missing for which use."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longlora import __version__
+from longlora.errors import LongLoRAError, first_line
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+GIB = 2**30
+EXTRAS = {
+    "corpus": "training data out of documents",
+    "docling": "PDFs read by models: slower, and better where columns and tables are involved",
+    "eval": "LongBench and RULER",
+    "gpu": "4-bit bases, 8-bit optimizers, DeepSpeed",
+    "serve": "an OpenAI-compatible server",
+    "track": "curves in trackio, TensorBoard or Weights & Biases",
+    "web": "chat in a browser",
+}
+_SHOWN = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LONGLORA_GROUP_SIZE", "LONGLORA_SINK_TOKENS")
+_WRITTEN_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    state: str
+    remedy: str = ""
+    is_fault: bool = False
+    """Whether longlora cannot do its work before it is mended; other remedies are for those who want more."""
+
+
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where runs would be written; 64 MiB are, and removed.")] = Path(),
+) -> None:
+    """Say what this machine has and what is missing for which use; status 1 if longlora cannot work as it is."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    faults = 0
+    for title, findings in (
+        ("Versions", versions()),
+        ("Devices", devices()),
+        ("Extras", extras()),
+        ("Folders", folders(folder)),
+        ("Environment", environment()),
+    ):
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for finding in findings:
+            faults += finding.is_fault
+            text = Text(finding.state)
+            if finding.remedy:
+                text.append(f"\n→ {finding.remedy}", style="red" if finding.is_fault else "yellow")
+            table.add_row(f"  {finding.name}", text)
+        if table.row_count:
+            console.print(title, style="bold")
+            console.print(table)
+    if faults:
+        console.print(f"\n{faults} to mend before longlora can work here", style="bold red")
+        raise typer.Exit(1)
+
+
+def versions() -> Iterator[Finding]:
+    """Python, and the packages that longlora needs: those that people ask for, and all that are too old."""
+    yield Finding("longlora", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}")
+    if not _needs():
+        yield Finding("packages", "not checked: longlora runs from a folder, without being installed", "pip install .")
+    for name, needed, found in _requirements(""):
+        if found is None or not needed.contains(found, prereleases=True):
+            wanted = f"{name}{needed}"
+            yield Finding(name, f"{found or 'not installed'}, needs {needed}", f"pip install '{wanted}'", is_fault=True)
+        elif name in _SHOWN:
+            yield Finding(name, found)
+
+
+def devices() -> Iterator[Finding]:
+    """The GPUs and the kernel that S²-Attn takes on each, the processor, and the memory."""
+    import psutil
+    import torch
+
+    from longlora.attention.backends import AttentionRequest, choose_backend
+
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        capability = torch.cuda.get_device_capability(index)
+        request = AttentionRequest(
+            device="cuda",
+            dtype=torch.bfloat16,
+            head_dim=128,
+            value_dim=128,
+            needs_gradients=True,
+            capability=capability,
+        )
+        state = f"{torch.cuda.get_device_name(index)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        yield Finding(
+            f"cuda:{index}",
+            f"{state}; S²-Attn by {choose_backend('auto', request)}",
+            "" if bfloat16 else "it has no bfloat16: set dtype: float16 or float32 in the recipe",
+        )
+    if not torch.cuda.is_available():
+        driver = shutil.which("nvidia-smi")
+        remedy = "there is an NVIDIA driver: install a CUDA build of torch (https://pytorch.org)" if driver else ""
+        yield Finding("GPU", f"none that torch {torch.__version__} can use", remedy)
+    memory = psutil.virtual_memory()
+    yield Finding("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
+
+
+def extras() -> Iterator[Finding]:
+    """What each of longlora's extras is for, and whether all of it is installed."""
+    for extra, purpose in EXTRAS.items():
+        missing = [
+            name
+            for name, needed, found in _requirements(extra)
+            if found is None or not needed.contains(found, prereleases=True)
+        ]
+        state = f"missing ({', '.join(missing)})" if missing else "installed"
+        yield Finding(extra, f"{state}: {purpose}", f"pip install 'longlora[{extra}]'" if missing else "")
+
+
+def folders(folder: Path) -> Iterator[Finding]:
+    """Where models, token caches and runs lie: the room there, and how fast runs are written."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from longlora.support.user_cache import user_cache
+
+    yield _room("hub cache", Path(HF_HUB_CACHE), "set HF_HOME to a folder that can be written")
+    try:
+        yield _room("token cache", user_cache(), "set XDG_CACHE_HOME to a folder that can be written")
+    except LongLoRAError as error:
+        yield Finding("token cache", "none", str(error), is_fault=True)
+    runs = _room("runs", folder, "name another with --folder")
+    if not runs.is_fault:
+        try:
+            runs = Finding("runs", f"{runs.state}, written at {_write_speed(folder):,.0f} MB/s")
+        except OSError as error:
+            runs = Finding(
+                "runs", f"{folder.absolute()}: {first_line(error)}", "name another with --folder", is_fault=True
+            )
+    yield runs
+
+
+def environment() -> Iterator[Finding]:
+    """The variables that change what longlora does."""
+    return (Finding(name, os.environ[name]) for name in _VARIABLES if name in os.environ)
+
+
+def _needs() -> list[str]:
+    try:
+        return importlib.metadata.requires("longlora") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _requirements(extra: str) -> Iterator[tuple[str, "SpecifierSet", str | None]]:
+    """Name, allowed versions and installed version of what longlora or one of its extras needs."""
+    from packaging.requirements import Requirement
+
+    for line in _needs():
+        requirement = Requirement(line)
+        if requirement.marker is None:
+            belongs = not extra
+        else:
+            belongs = bool(extra) and requirement.marker.evaluate({"extra": extra})
+        if belongs:
+            try:
+                found = importlib.metadata.version(requirement.name)
+            except importlib.metadata.PackageNotFoundError:
+                found = None
+            yield requirement.name, requirement.specifier, found
+
+
+def _room(name: str, folder: Path, remedy: str) -> Finding:
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Finding(name, f"{folder} cannot be written", remedy, is_fault=True)
+    return Finding(name, f"{folder}, {shutil.disk_usage(there).free / GIB:.1f} GiB free")
+
+
+def _write_speed(folder: Path) -> float:
+    """Megabytes a second that reach the disk; the file is gone afterwards."""
+    folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    block = os.urandom(2**20)  # what cannot be compressed
+    with tempfile.TemporaryFile(dir=folder) as file:
+        began = time.perf_counter()
+        for _ in range(_WRITTEN_BYTES // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return _WRITTEN_BYTES / 1e6 / (time.perf_counter() - began)
