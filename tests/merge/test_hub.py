@@ -70,7 +70,8 @@ def test_a_merged_model_is_uploaded(stub: type[Hub], base_model: Path, tmp_path:
     assert done.exit_code == 0, done.output
     assert "uploaded to http" in done.output and "/me/mine" in done.output
     created = json.loads(stub.requests[0][1])
-    assert (created["name"], created["visibility"]) == ("mine", "private")
+    assert created["name"] == "mine"
+    assert created.get("visibility") == "private" or created.get("private")  # huggingface_hub has had both
     path, commit = stub.requests[-1]
     assert path.startswith("/api/models/me/mine/commit/")
     sent = {line["value"]["path"] for line in map(json.loads, commit.splitlines()) if line["key"] == "file"}

@@ -114,6 +114,8 @@ def test_dev_installs_what_single_tests_need() -> None:
 
 
 def test_everything_installed_along_is_pinned() -> None:
+    if Version(importlib.metadata.version("transformers")) != pins()["transformers"]:
+        pytest.skip("other versions than the pinned ones are installed, and may need others in turn")
     installed = installed_closure(PROJECT["dependencies"] + EXTRAS["dev"])
     assert {"torch", "sympy", "pluggy"} <= installed  # the walk goes through others
     unpinned = installed - pins().keys() - INSTALLERS - ITSELF

@@ -19,8 +19,11 @@ def progress_bar(
 
     A `transient` one is gone afterwards.
     """
+    if not progress:  # a disabled bar of rich below 15 still ends its line
+        yield lambda count, text: None
+        return
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}", TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not progress, transient=transient) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as bar:
         task = bar.add_task(description, total=total, completed=completed, text="")
         yield lambda count, text: bar.update(task, advance=count, text=text)
 
