@@ -21,14 +21,13 @@ from transformers import PreTrainedTokenizerBase
 from longlora.errors import ConfigError, DataError, LongLoRAError, first_line
 from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import base_model
-from longlora.evaluation.prompts import uses_chat
+from longlora.evaluation.questions import uses_chat
 from longlora.evaluation.results import Harness, TaskResult, finished
-from longlora.evaluation.subject import Loading, Subject, load_subject, named_context, provenance
+from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, load_subject, named_context
 
 logger = logging.getLogger("longlora")
 
 SAMPLES_FOLDER = "samples"
-_AS_IT_IS = Loading()
 _BOOTSTRAP = 1000  # resamples, for metrics whose error has no formula
 
 
@@ -62,7 +61,7 @@ def run_harness(
     output: str | Path,
     task_files: Sequence[str | Path] = (),
     options: HarnessOptions | None = None,
-    loading: Loading = _AS_IT_IS,
+    loading: Loading = AS_IT_IS,
 ) -> Harness:
     """Run tasks of the harness by name, and tasks of the user's own by file; started again, go on after the last task.
 
@@ -86,14 +85,7 @@ def run_harness(
     settings = {name: value for name, value in vars(options).items() if name != "lengths"}
     settings["chat"] = uses_chat(subject.tokenizer, options.chat)
     before = finished(Harness, folder, settings, subject.weights)
-    result = Harness(
-        model=model_name,
-        weights=subject.weights,
-        context=subject.context,
-        settings=settings,
-        tasks=before.tasks if before else {},
-        provenance=provenance(),
-    )
+    result = Harness(**subject.about(), settings=settings, tasks=before.tasks if before else {})
     with tempfile.TemporaryDirectory(prefix="longlora-tokenizer-") as tokenizer_path:
         # Tasks that size their prompts take the path of a tokenizer, and not one that is there.
         subject.tokenizer.save_pretrained(tokenizer_path)

@@ -38,18 +38,13 @@ class Result(_Schema):
     FILE: ClassVar[str]
 
     model: str
-    weights: str | None = None
-    """Digest of the weights, as `model_identity` gives it."""
-
-    context: int | None = None
-    """Tokens that the model says it reads."""
-
+    weights: str | None = None  # digest, as `model_identity` gives it
+    context: int | None = None  # tokens that the model says it reads
     settings: dict[str, Any] = Field(default_factory=dict)
     """What decides the numbers; a result with others is not taken for this one."""
 
     provenance: dict[str, Any] = Field(default_factory=dict)
-    path: Path = Field(default=Path(), exclude=True)
-    """Where it was read from."""
+    path: Path = Field(default=Path(), exclude=True)  # where it was read from
 
     def write(self, folder: str | Path) -> None:
         """Write the file into a folder, whole or not at all."""
@@ -73,12 +68,8 @@ class RetrievalRow(_Schema):
     """All trials of one length."""
 
     length: int
-    mean_tokens: float
-    """Of the prompts."""
-
-    mean_distance: float
-    """Tokens from the fact to the end of the prompt."""
-
+    mean_tokens: float  # of the prompts
+    mean_distance: float  # tokens from the fact to the end of the prompt
     shares: dict[str, Share]
     """Right answers by measure: `generated`, and `chosen` where there is a forced choice."""
 
@@ -120,11 +111,6 @@ class Retrieval(Result):
         return f"{self.test}, original form" if self.settings.get("form") == "original" else self.test
 
     @property
-    def rows(self) -> list[RetrievalRow]:
-        """What was found at each length."""
-        return self.lengths
-
-    @property
     def reached(self) -> int | None:
         """Up to how many tokens answers were generated right."""
         return self.effective_length["generated"]
@@ -146,38 +132,14 @@ class Perplexity(_Schema):
     standard_error: Number  # nats per token
 
 
-class PerplexityRow(NamedTuple):
-    """Perplexity at one length for a table; no error where there is none."""
-
-    length: int
-    perplexity: float
-    standard_error: float | None
-    num_tokens: int
-
-
 class PerplexityByLength(Result):
     """Perplexity of one model by context length in tokens."""
 
     FILE = "perplexity.json"
 
     protocol: str
-    data: str
-    """The texts in a few words."""
-
+    data: str  # the texts in a few words
     perplexity: dict[int, Perplexity]
-
-    @property
-    def targets(self) -> str:
-        """What decides which tokens are scored; models can be compared where it is the same."""
-        return json.dumps(self.settings, sort_keys=True)
-
-    @property
-    def rows(self) -> list[PerplexityRow]:
-        """The values one after another."""
-        return [
-            PerplexityRow(length, value.perplexity, _finite(value.standard_error), value.num_tokens)
-            for length, value in self.perplexity.items()
-        ]
 
 
 class PositionLoss(_Schema):
@@ -188,15 +150,6 @@ class PositionLoss(_Schema):
     loss: Number  # nats per token
     standard_error: Number  # of `loss` over windows; NaN for one window
     num_tokens: int
-
-
-class Bucket(NamedTuple):
-    """Mean loss at a range of positions for a chart; no error where there is none."""
-
-    start: int
-    end: int
-    loss: float
-    standard_error: float | None
 
 
 class Positions(Result):
@@ -223,11 +176,6 @@ class Positions(Result):
         if stop is None:
             return f"{place}, and does not rise for good by more than two standard errors"
         return f"{place}, and from {stop:,} tokens on stays above that by more than two standard errors"
-
-    @property
-    def buckets(self) -> list[Bucket]:
-        """The points of the curve."""
-        return [Bucket(at.start, at.end, at.loss, _finite(at.standard_error)) for at in self.curve]
 
 
 def reading_stops_at(curve: Sequence[PositionLoss]) -> int | None:
@@ -258,20 +206,14 @@ class ShortContext(Result):
 
     base: str
     base_weights: str | None = None
-    length: int
-    """Tokens of a window: the base's own context."""
-
+    length: int  # tokens of a window: the base's own context
     num_tokens: int
     num_windows: int
     base_perplexity: float
     perplexity: float
-    difference: float
-    """Nats per token; above 0 the extended model is worse."""
-
+    difference: float  # nats per token; above 0 the extended model is worse
     standard_error: float | None
-    ratio: float
-    """`exp(difference)`: perplexity as a multiple of the base's."""
-
+    ratio: float  # `exp(difference)`: perplexity as a multiple of the base's
     low: float | None
     high: float | None
 
@@ -302,11 +244,8 @@ class TaskResult(_Schema):
 
     metrics: dict[str, Metric]
     num_samples: int | None = None
-    num_cut: int = 0
-    """Prompts that were too long and lost their beginning."""
-
-    lengths: list[int] | None = None
-    """Tokens of its texts, where it comes in lengths."""
+    num_cut: int = 0  # prompts that were too long and lost their beginning
+    lengths: list[int] | None = None  # tokens of its texts, where it comes in lengths
 
 
 class HarnessScore(NamedTuple):
@@ -342,13 +281,7 @@ class SuiteRecord(Result):
     FILE = "suite.json"
 
     lengths: list[int] = Field(default_factory=list)
-    left_out: list[str]
-    """What was not measured, each with its reason."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What was left out."""
-        return self.left_out
+    left_out: list[str]  # what was not measured, each with its reason
 
 
 RESULT_FILES: dict[str, type[Result]] = {
@@ -391,7 +324,3 @@ def finished(kind: type[R], folder: Path, settings: dict[str, Any], weights: str
         )
     assert isinstance(result, kind)
     return result
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
