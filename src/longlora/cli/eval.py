@@ -90,13 +90,17 @@ def perplexity(
     as_json: AsJson = False,
 ) -> None:
     """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
-    from longlora.evaluation.measure import Scored, measure_perplexity
+    from longlora.evaluation.measure import measure_perplexity
 
-    scored = Scored(
-        lengths=parse_numbers(lengths, "--lengths", int), stride=stride, protocol=protocol, max_targets=max_targets
+    result = measure_perplexity(
+        model,
+        texts_of(data, columns, across_documents=across_documents),
+        loading_of(weights),
+        lengths=parse_numbers(lengths, "--lengths", int),
+        stride=stride,
+        protocol=protocol,
+        max_targets=max_targets,
     )
-    texts = texts_of(data, columns, across_documents=across_documents)
-    result = measure_perplexity(model, texts, scored, loading_of(weights))
     if out is not None:
         result.write(out)
     if as_json:
@@ -256,20 +260,14 @@ def loading_of(weights: Weights) -> "Loading":
     """How the options say that a model is loaded."""
     from longlora.evaluation.subject import Loading
 
-    return Loading(device_map=weights.device_map, dtype=weights.dtype)
+    return Loading(**vars(weights))
 
 
 def texts_of(data: list[str], columns: Columns, *, across_documents: bool = False) -> "Texts":
     """The texts that options name."""
     from longlora.evaluation.texts import Texts
 
-    return Texts(
-        data,
-        text_column=columns.text_column,
-        split=columns.split,
-        max_documents=columns.max_documents,
-        across_documents=across_documents,
-    )
+    return Texts(data, across_documents=across_documents, **vars(columns))
 
 
 def show(result: "Result", as_json: bool, output: Path, *parts: object) -> None:

@@ -1,14 +1,12 @@
 """Measure a model by name on texts by name: what `longlora eval` does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from longlora.distributed import joined
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.drawing import write_result
-from longlora.evaluation.logits import Model
 from longlora.evaluation.perplexity import (
     ORIGINAL_STRIDE,
     loss_by_position,
@@ -34,64 +32,59 @@ from longlora.evaluation.subject import (
 from longlora.evaluation.texts import TOKEN_FILE_SUFFIX, Texts, write_token_file
 from longlora.models.load import load_config, load_tokenizer, model_source
 
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """Which tokens the perplexity is of."""
-
-    lengths: Sequence[int] | None = None  # None: an eighth, a quarter, a half and the whole of the model's context
-    stride: int | None = None  # None: 256 tokens as in the paper, or half of the shortest length where that is less
-    protocol: Literal["same-targets", "new", "all", "original"] = "same-targets"
-    """`same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
-    `original_perplexity`, which joins documents always."""
-
-    max_targets: int | None = None
+Protocol = Literal["same-targets", "new", "all", "original"]
 
 
-def measure_perplexity(model_name: str, texts: Texts, scored: Scored, loading: Loading) -> PerplexityByLength:
+def measure_perplexity(
+    model_name: str,
+    texts: Texts,
+    loading: Loading,
+    *,
+    lengths: Sequence[int] | None = None,
+    stride: int | None = None,
+    protocol: Protocol = "same-targets",
+    max_targets: int | None = None,
+) -> PerplexityByLength:
     """Load a model, read texts, and measure perplexity at each length by one of the protocols.
+
+    `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
+    `original_perplexity`, which joins documents always. Without lengths an eighth, a quarter, a half and the whole of
+    the model's context are measured; without a stride it is 256 tokens as in the paper, or half of the shortest length
+    where that is less.
 
     Raises:
         CheckpointError: the model cannot be loaded.
         DataError: the texts cannot be read, or none is as long as the longest length.
         ConfigError: lengths and stride do not go together.
     """
+    if protocol == "original" and max_targets is not None:
+        raise ConfigError("the original's protocol scores all there is: leave --max-targets out, or give less text")
     subject = load_subject(model_name, loading)
     documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
-    lengths = sorted(set(scored.lengths or usual_lengths(subject.context)))
+    lengths = sorted(set(lengths or usual_lengths(subject.context)))
+    move = stride or (ORIGINAL_STRIDE if protocol == "original" else usual_stride(min(lengths)))
+
+    def at_length(window: int) -> Perplexity:
+        if protocol == "original":
+            return original_perplexity(subject.model, documents, window=window, stride=move)
+        targets = window - 1 if protocol == "all" else move
+        most = None if max_targets is None else max(1, max_targets // targets)
+        score: Literal["new", "all"] = "all" if protocol == "all" else "new"
+        return perplexity(subject.model, documents, window=window, stride=move, score=score, max_windows=most)
+
+    if protocol == "same-targets":
+        measured = perplexity_by_length(
+            subject.model, documents, lengths=lengths, stride=move, max_targets=max_targets, description=model_name
+        )
+    else:
+        measured = {length: at_length(length) for length in lengths}
     return PerplexityByLength(
         **subject.about(),
-        protocol=scored.protocol,
+        protocol=protocol,
         data=texts.description,
-        perplexity=_perplexity(subject.model, documents, scored, lengths, model_name),
-        settings={
-            "stride": scored.stride,
-            "across_documents": texts.across_documents,
-            "max_targets": scored.max_targets,
-        },
+        perplexity=measured,
+        settings={"stride": stride, "across_documents": texts.across_documents, "max_targets": max_targets},
     )
-
-
-def _perplexity(
-    model: Model, documents: Sequence[Document], scored: Scored, lengths: Sequence[int], description: str
-) -> dict[int, Perplexity]:
-    protocol, max_targets = scored.protocol, scored.max_targets
-    if protocol == "original":
-        if max_targets is not None:
-            raise ConfigError("the original's protocol scores all there is: leave --max-targets out, or give less text")
-        stride = scored.stride or ORIGINAL_STRIDE
-        return {length: original_perplexity(model, documents, window=length, stride=stride) for length in lengths}
-    stride = scored.stride or usual_stride(min(lengths))
-    if protocol == "same-targets":
-        return perplexity_by_length(
-            model, documents, lengths=lengths, stride=stride, max_targets=max_targets, description=description
-        )
-    measured = {}
-    for length in lengths:
-        targets = length - 1 if protocol == "all" else stride
-        most = None if max_targets is None else max(1, max_targets // targets)
-        measured[length] = perplexity(model, documents, window=length, stride=stride, score=protocol, max_windows=most)
-    return measured
 
 
 def measure_positions(

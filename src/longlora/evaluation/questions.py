@@ -41,9 +41,8 @@ class RetrievalTest:
     name: str
     ask: Callable[[PreTrainedTokenizerBase, TrialId], Question]
     settings: dict[str, Any]
+    # The scores between 0 and 1 that are reported, each with its chance level; the first gives the verdict.
     measures: dict[str, float] = field(default_factory=lambda: {"generated": 0.0})
-    """The scores between 0 and 1 that are reported, each with its chance level; the first gives the verdict."""
-
     has_depths: bool = True
 
 

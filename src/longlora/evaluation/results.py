@@ -40,9 +40,7 @@ class Result(_Schema):
     model: str
     weights: str | None = None  # digest, as `model_identity` gives it
     context: int | None = None  # tokens that the model says it reads
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """What decides the numbers; a result with others is not taken for this one."""
-
+    settings: dict[str, Any] = Field(default_factory=dict)  # what decides the numbers
     provenance: dict[str, Any] = Field(default_factory=dict)
     path: Path = Field(default=Path(), exclude=True)  # where it was read from
 
@@ -70,14 +68,9 @@ class RetrievalRow(_Schema):
     length: int
     mean_tokens: float  # of the prompts
     mean_distance: float  # tokens from the fact to the end of the prompt
-    shares: dict[str, Share]
-    """Right answers by measure: `generated`, and `chosen` where there is a forced choice."""
-
-    by_depth: dict[str, dict[str, Share]]
-    """The same by depth; one entry `drawn` where the test draws or fixes the place."""
-
-    means: dict[str, float]
-    """Means of the graded scores: `found`, and of a forced choice `rank` and `margin` (nats)."""
+    shares: dict[str, Share]  # by measure: `generated`, and `chosen` where there is a forced choice
+    by_depth: dict[str, dict[str, Share]]  # the same; one entry `drawn` where the test draws or fixes the place
+    means: dict[str, float]  # of the graded scores: `found`, and of a forced choice `rank` and `margin` (nats)
 
 
 class Retrieval(Result):
@@ -87,9 +80,7 @@ class Retrieval(Result):
 
     test: str
     bar: float
-    effective_length: dict[str, int | None]
-    """By measure: the longest tested length with at least `bar` there and at every shorter one."""
-
+    effective_length: dict[str, int | None]  # by measure: the longest with `bar` there and at every shorter one
     verdict: str
     chance: dict[str, float]
     lengths: list[RetrievalRow]
