@@ -122,6 +122,14 @@ def test_files_of_another_width_or_vocabulary_are_refused(tmp_path: Path) -> Non
         read_token_file(tmp_path / "none.bin", 300)
 
 
+def test_a_foreign_id_is_placed_in_a_file_that_is_read_in_parts(tmp_path: Path) -> None:
+    tokens = np.ones((1 << 20) + 9, dtype=np.uint16)
+    tokens[(1 << 20) + 3] = 300
+    (tmp_path / "long.bin").write_bytes(tokens.tobytes())
+    with pytest.raises(DataError, match="has token id 300 at position 1048579, the model knows 0 to 299"):
+        read_token_file(tmp_path / "long.bin", 300)
+
+
 def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Document 1 has token id 300 at position 1, the model knows 0 to 299"):
         write_token_file(tmp_path / "a.bin", [[1, 2], [0, 300]], 300)
