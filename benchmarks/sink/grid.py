@@ -33,8 +33,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import PreTrainedTokenizerBase  # noqa: E402
 
-from longlora.evaluation.passkey import measured_question  # noqa: E402
-from longlora.evaluation.trials import TrialId  # noqa: E402
+from longlora.evaluation.questions import TrialId  # noqa: E402
+from longlora.evaluation.retrieval_tests import passkey as passkey_test  # noqa: E402
 from longlora.models.load import load_tokenizer  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -204,10 +204,10 @@ def judge(model: torch.nn.Module, rows: Tensor, cell: Cell, pattern: str) -> Ten
 @torch.no_grad()
 def passkey(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, cell: Cell, trials: int = 10) -> float:
     """Share of passkeys whose every token is the likeliest one after the prompt and the tokens before it."""
-    right = 0
+    test, right = passkey_test(chat=False), 0
     for number in range(trials):
         trial = TrialId("passkey", cell.tokens, depth=number / (trials - 1), number=number, seed=number)
-        question = measured_question(tokenizer, trial, chat=False)
+        question = test.ask(tokenizer, trial)
         answer = tokenizer(f" {question.expected[0]}", add_special_tokens=False)["input_ids"]
         ids = torch.tensor([[*question.input_ids, *answer]], device=DEVICE)
         _patterns.follow("full", ids.shape[1], cell.group_size)

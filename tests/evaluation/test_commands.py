@@ -14,7 +14,7 @@ import pytest
 from longlora.cli.eval import evaluate
 from longlora.errors import ConfigError
 from longlora.evaluation import subject
-from longlora.evaluation.trials import LOG_FILE
+from longlora.evaluation.retrieval import LOG_FILE
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from longlora.errors import ConfigError
-from longlora.evaluation.loss_by_position import loss_by_position
-from longlora.evaluation.passkey import passkey
+from longlora.evaluation.perplexity import loss_by_position
 from longlora.evaluation.retrieval import run_retrieval
+from longlora.evaluation.retrieval_tests import passkey
 from longlora.evaluation.subject import model_identity
 from longlora.models import load as model_module
 from longlora.models.load import load_for_inference

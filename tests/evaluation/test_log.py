@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.trials import LOG_FILE, FinishedTrial, gather, open_log
+from longlora.evaluation.questions import FinishedTrial
+from longlora.evaluation.retrieval import LOG_FILE, gather, open_log
 
 SETTINGS = {"test": "x", "seed": 0, "depth": (1, 2)}
 

@@ -12,8 +12,7 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from longlora.evaluation import logits as logits_module
 from longlora.evaluation.logits import Model, base_model
-from longlora.evaluation.loss_by_position import loss_by_position
-from longlora.evaluation.perplexity import perplexity
+from longlora.evaluation.perplexity import loss_by_position, perplexity
 
 PIECE = 5
 SIZES: dict[str, Any] = {

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError, DataError
-from longlora.evaluation.loss_by_position import loss_by_position, positions_table, write_positions
+from longlora.evaluation.drawing import result_table, write_result
+from longlora.evaluation.perplexity import loss_by_position
 from longlora.evaluation.results import PositionLoss, Positions, reading_stops_at
 
 HEADER = 8
@@ -157,9 +158,9 @@ def test_the_report(tmp_path: Path) -> None:
         "the loss is lowest, 2.000, after 11 to 20 tokens, and from 31 tokens on stays above that by more than two "
         "standard errors"
     )
-    write_positions(result, tmp_path / "out")
+    write_result(result, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "positions.json").read_text(encoding="utf-8"))
     assert written["reading_stops_at"] == 31 and written["curve"][2]["standard_error"] is None
     assert written["provenance"] == {"date": "d"}
     assert (tmp_path / "out" / "positions.png").read_bytes().startswith(b"\x89PNG")
-    assert list(positions_table(result).columns[0].cells) == ["1 to 10", "11 to 20", "21 to 30", "31 to 40"]
+    assert list(result_table(result).columns[0].cells) == ["1 to 10", "11 to 20", "21 to 30", "31 to 40"]

@@ -7,9 +7,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.errors import ConfigError
-from longlora.evaluation.prompts import Prompt, count_tokens, encode, largest_fitting, render, tokens_from
+from longlora.evaluation.questions import count_tokens, encode, largest_fitting, render, tokens_from
 
-PROMPT = Prompt(body="The door is red.", question="Which colour?", answer_start="It is")
+PROMPT = ("The door is red.\nWhich colour?", "It is")
 
 
 def test_largest_fitting_equals_bisection_on_uneven_measures(seed: int) -> None:
@@ -50,9 +50,9 @@ def test_nothing_fits() -> None:
 def test_plain_and_chat(byte_level: PreTrainedTokenizerFast, chat_tokenizer: PreTrainedTokenizerFast) -> None:
     plain = "The door is red.\nWhich colour? It is"
     chat = "<s>[user] The door is red.\nWhich colour?\n[assistant] It is"
-    assert render(byte_level, PROMPT, chat=True) == render(byte_level, PROMPT, chat=False) == plain
-    assert render(chat_tokenizer, PROMPT, chat=False) == plain
-    assert render(chat_tokenizer, PROMPT, chat=True) == chat
+    assert render(byte_level, *PROMPT, chat=True) == render(byte_level, *PROMPT, chat=False) == plain
+    assert render(chat_tokenizer, *PROMPT, chat=False) == plain
+    assert render(chat_tokenizer, *PROMPT, chat=True) == chat
     ids = encode(chat_tokenizer, chat, chat=True)
     assert ids[0] == chat_tokenizer.bos_token_id and chat_tokenizer.bos_token_id not in ids[1:]
 

@@ -9,12 +9,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.haystack import Haystack, read_haystack
-from longlora.evaluation.needle import needle
-from longlora.evaluation.passkey import original_question, passkey
-from longlora.evaluation.prompts import encode
-from longlora.evaluation.recall import recall, recall_question
-from longlora.evaluation.topics import topics
-from longlora.evaluation.trials import Question, RetrievalTest, TrialId, check_digits, trial_grid
+from longlora.evaluation.questions import Question, RetrievalTest, TrialId, check_digits, encode, trial_grid
+from longlora.evaluation.retrieval_tests import needle, passkey, recall, topics
 
 TESTS = {
     "passkey": passkey(),
@@ -122,7 +118,7 @@ def test_recall_without_enough_values_of_one_size(byte_level: PreTrainedTokenize
             return {"input_ids": [0] * int(text)} if text.strip().isdigit() else byte_level(text)
 
     with pytest.raises(ConfigError, match="fewer than 4 numbers of 4 digits"):
-        recall_question(EveryNumberIsAnotherSize(), TrialId("recall", 900, 0, 0, 0), num_pairs=4)  # type: ignore[arg-type]
+        ask(recall(num_pairs=4), EveryNumberIsAnotherSize(), 0, 0, length=900)  # type: ignore[arg-type]
 
 
 def test_needles_are_spread_and_asked_for_in_order(byte_level: PreTrainedTokenizerFast, seed: int) -> None:
@@ -188,7 +184,7 @@ def original_prompt(n_garbage: int, seed: int) -> tuple[str, str]:
 def test_the_original_form_is_the_original(byte_level: PreTrainedTokenizerFast, length: int, characters: int) -> None:
     for number in range(3):
         expected, key = original_prompt(characters, number)
-        question = original_question(byte_level, TrialId("passkey", length, None, number, 12345))
+        question = passkey(form="original").ask(byte_level, TrialId("passkey", length, None, number, 12345))
         assert text_of(byte_level, question) == expected
         assert question.expected == (key,)
 
@@ -256,7 +252,7 @@ def test_a_length_without_room(byte_level: PreTrainedTokenizerFast, name: str) -
 
 def test_the_original_form_has_a_shortest_length(byte_level: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match="at least 274 tokens, not 273"):
-        original_question(byte_level, TrialId("passkey", 273, None, 0, 0))
+        passkey(form="original").ask(byte_level, TrialId("passkey", 273, None, 0, 0))
 
 
 def test_a_tokenizer_that_loses_digits(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.evaluation.reader import Reader, check_positions, compare
-from longlora.evaluation.trials import Question
+from longlora.evaluation.questions import Question
+from longlora.evaluation.reader import check_positions, compare, read_answer
 
 CHOICES = ((40, 41, 42), (40, 41, 43), (50, 51, 52), (60, 61, 62))
 
@@ -91,9 +91,7 @@ def test_answer_and_choice_equal_the_loop_without_cache(
 ) -> None:
     model = make(len(byte_level))  # type: ignore[operator]
     asked = question(seed, context=context)
-    reader = Reader(model, byte_level)
-    with reader.reading():
-        answer, scores = reader.ask(asked)
+    answer, scores = read_answer(model, byte_level, asked)
     expected = [naive_log_probability(model, asked.input_ids[:context], choice) for choice in CHOICES]
     assert answer == naive_answer(model, asked, byte_level)
     assert scores["margin"] == pytest.approx(expected[0] - max(expected[1:]), abs=1e-4)
@@ -106,9 +104,7 @@ def test_the_prompt_is_read_once(byte_level: PreTrainedTokenizerFast) -> None:
     from tests.evaluation.scripted import scripted
 
     model = scripted(byte_level)
-    reader = Reader(model, byte_level)
-    with reader.reading():
-        reader.ask(question(0, tokens=500))
+    read_answer(model, byte_level, question(0, tokens=500))
     # Prompt, three tokens for each of four choices, one token for each generated one.
     assert model.num_tokens_read <= 500 + 4 * 3 + 9
 
@@ -119,9 +115,7 @@ def test_answers_end_where_the_model_ends_them(byte_level: PreTrainedTokenizerFa
     with torch.no_grad():
         first = model(input_ids=torch.tensor([asked.input_ids])).logits[0, -1].argmax().item()
     model.generation_config.eos_token_id = [first, 7]
-    reader = Reader(model, byte_level)
-    with reader.reading():
-        answer, scores = reader.ask(asked)
+    answer, scores = read_answer(model, byte_level, asked)
     assert answer in ("", byte_level.decode([first]))
     assert scores == {"generated": 0.0, "found": 0.0}
 
@@ -134,9 +128,7 @@ def test_the_model_s_own_way_to_generate_is_left_out_and_given_back(byte_level: 
     model.generation_config = own
     model.train()
     for _ in range(2):
-        reader = Reader(model, byte_level)
-        with reader.reading():
-            assert reader.ask(asked)[0] == expected
+        assert read_answer(model, byte_level, asked)[0] == expected
     assert model.generation_config is own and model.training
     assert own.repetition_penalty == 3.0
 
@@ -146,9 +138,7 @@ def test_an_adapter_answers_as_its_merged_weights(byte_level: PreTrainedTokenize
     adapted = get_peft_model(llama(len(byte_level)), config).eval()
     asked, results = question(3), []
     for model in (adapted, adapted.merge_and_unload(), llama(len(byte_level))):
-        reader = Reader(model, byte_level)
-        with reader.reading():
-            results.append(reader.ask(asked))
+        results.append(read_answer(model, byte_level, asked))
         if model is adapted:
             adapted_result = results[0]
     assert adapted_result[0] == results[1][0] != results[2][0]
@@ -160,12 +150,8 @@ def test_nan_is_refused(byte_level: PreTrainedTokenizerFast, choices: tuple[tupl
     model = llama(len(byte_level))
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
-    reader = Reader(model, byte_level)
-    with (
-        pytest.raises(CheckpointError, match="NaN after a prompt of 21 tokens: load it in bfloat16 or float32"),
-        reader.reading(),
-    ):
-        reader.ask(question(0, choices=choices))
+    with pytest.raises(CheckpointError, match="NaN after a prompt of 21 tokens: load it in bfloat16 or float32"):
+        read_answer(model, byte_level, question(0, choices=choices))
 
 
 @pytest.mark.parametrize(

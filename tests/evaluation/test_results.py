@@ -141,15 +141,16 @@ def test_what_a_report_asks_of_them(tmp_path: Path) -> None:
     assert (retrieval.title, retrieval.reached, retrieval.weights) == ("needle, 3 facts", 512, "abc")
     perplexity = read(tmp_path, "perplexity.json")
     assert isinstance(perplexity, PerplexityByLength)
-    ((length, value, error, num_tokens),) = perplexity.rows
-    assert (length, error, num_tokens) == (512, None, 511) and math.isnan(value)
-    assert math.isnan(perplexity.perplexity[512].standard_error)
+    ((length, value),) = perplexity.perplexity.items()
+    assert (length, value.num_tokens) == (512, 511)
+    assert math.isnan(value.perplexity) and math.isnan(value.standard_error)
     positions = read(tmp_path, "positions.json")
-    assert isinstance(positions, Positions) and positions.buckets == [(1, 3, 2.5, None)]
+    assert isinstance(positions, Positions) and len(positions.curve) == 1
+    assert positions.curve[0].loss == 2.5 and math.isnan(positions.curve[0].standard_error)
     harness = read(tmp_path, "harness.json")
     assert isinstance(harness, Harness) and harness.scores == [("piqa", "acc", 0.5, None, 4)]
     suite = read(tmp_path, "suite.json")
-    assert isinstance(suite, SuiteRecord) and suite.notes == ["topics at 8 tokens"]
+    assert isinstance(suite, SuiteRecord) and suite.left_out == ["topics at 8 tokens"]
 
 
 def test_numbers_that_are_not_finite_become_null_and_nothing_else_does(tmp_path: Path) -> None:

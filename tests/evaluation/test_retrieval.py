@@ -15,14 +15,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longlora.distributed import Processes
 from longlora.errors import CheckpointError, ConfigError
-from longlora.evaluation.needle import needle
-from longlora.evaluation.passkey import passkey
-from longlora.evaluation.recall import recall
+from longlora.evaluation.drawing import result_table, write_result
+from longlora.evaluation.questions import RetrievalTest
 from longlora.evaluation.results import Retrieval
-from longlora.evaluation.retrieval import run_retrieval
-from longlora.evaluation.retrieval_report import result_table, write_result
-from longlora.evaluation.topics import topics
-from longlora.evaluation.trials import LOG_FILE, RetrievalTest
+from longlora.evaluation.retrieval import LOG_FILE, run_retrieval
+from longlora.evaluation.retrieval_tests import needle, passkey, recall, topics
 
 TESTS = {
     "passkey": passkey(),

@@ -13,9 +13,9 @@ from tests.evaluation.llama import naive_nats, tiny_llama
 from transformers import LlamaForCausalLM
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.measure import check_same_tokens
 from longlora.evaluation.results import ShortContext
-from longlora.evaluation.short_context import compare_losses, window_losses
+from longlora.evaluation.scoring import token_digest
+from longlora.evaluation.short_context import Losses, compare_losses, window_losses
 from longlora.evaluation.subject import base_of, named_context
 from longlora.models.load import load_for_inference
 
@@ -23,9 +23,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def compare(base: np.ndarray, losses: np.ndarray) -> ShortContext:
-    return compare_losses(
-        base, losses, names=("base", "long"), weights=("b", "l"), length=256, stride=16, settings={}, provenance={}
-    )
+    both = Losses("base", "b", "the same", base), Losses("long", "l", "the same", losses)
+    return compare_losses(*both, length=256, stride=16, settings={}, provenance={})
 
 
 def test_losses_equal_the_token_loop(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
@@ -99,9 +98,11 @@ def test_the_command_knows_an_adapters_base(
 
 @pytest.mark.parametrize("other", [[[1, 2]], [[1, 2, 4]], [[1, 2, 3], [4]]])
 def test_other_tokens_are_not_compared(other: list[list[int]]) -> None:
-    check_same_tokens([[1, 2, 3]], [np.array([1, 2, 3])], base="a", model_name="b")
+    base = Losses("a", "x", token_digest([[1, 2, 3]]), np.ones(3))
+    options: dict[str, Any] = {"length": 4, "stride": 2, "settings": {}, "provenance": {}}
+    compare_losses(base, Losses("b", "y", token_digest([np.array([1, 2, 3])]), np.ones(3)), **options)
     with pytest.raises(ConfigError, match="b reads other tokens than a"):
-        check_same_tokens([[1, 2, 3]], other, base="a", model_name="b")
+        compare_losses(base, Losses("b", "y", token_digest(other), np.ones(3)), **options)
 
 
 def test_models_are_left_as_they_were() -> None:

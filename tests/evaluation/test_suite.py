@@ -11,13 +11,13 @@ from tests.evaluation.conftest import byte_tokenizer
 from tests.evaluation.scripted import EVERYTHING, ScriptedConfig, ScriptedModel
 
 from longlora.errors import ConfigError
-from longlora.evaluation import loss_by_position, retrieval_report
+from longlora.evaluation import drawing
 from longlora.evaluation import suite as suite_module
-from longlora.evaluation.passkey import passkey
 from longlora.evaluation.results import SuiteRecord, finished
+from longlora.evaluation.retrieval_tests import passkey
 from longlora.evaluation.subject import Loading, Subject, load_subject
-from longlora.evaluation.suite import Suite, folder_name, lengths_with_room, run_suite, shared_lengths
-from longlora.evaluation.suite_texts import Curves
+from longlora.evaluation.suite import Suite, folder_name, lengths_without_room, run_suite, shared_lengths
+from longlora.evaluation.suite_texts import Amount
 from longlora.evaluation.texts import Texts
 from longlora.report.collect import collect
 from longlora.report.verdict import sentence
@@ -28,7 +28,7 @@ SMALL = Suite(
     depths=(0.0, 1.0),
     trials=1,
     trials_without_depth=2,
-    curves=Curves(max_targets=64, max_windows=1, short_targets=64),
+    text=Amount(max_targets=64, max_windows=1, short_targets=64),
 )
 
 
@@ -36,8 +36,7 @@ SMALL = Suite(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few questions, and no pictures: they have tests of their own, and take longer than all the rest."""
     monkeypatch.setitem(suite_module.SUITES, "quick", SMALL)
-    for module in (retrieval_report, loss_by_position):
-        monkeypatch.setattr(module, "draw", lambda *_: None)
+    monkeypatch.setattr(drawing, "draw", lambda *_: None)
 
 
 def scripted(visible: int) -> ScriptedModel:
@@ -138,12 +137,11 @@ def test_lengths_are_shared_and_within_the_longest_context() -> None:
 
 def test_each_suite_asks_less_than_the_next() -> None:
     def questions(suite: Suite) -> list[int]:
-        curves = suite.curves
         return [
             len(suite.parts_of_context),
             len(suite.depths) * suite.trials,
             suite.trials_without_depth,
-            *(curves.max_targets, curves.max_windows, curves.short_targets),
+            *(suite.text.max_targets, suite.text.max_windows, suite.text.short_targets),
         ]
 
     smoke, quick, full = (questions(suite_module.SUITES[name]) for name in ("smoke", "quick", "full"))
@@ -159,8 +157,8 @@ def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_too_short_for_a_question(byte_level: Any) -> None:
-    room = lengths_with_room(passkey(), byte_level, [700, 64, 400])
-    assert room.lengths == [400, 700] and "without any filler" in room.too_short[64]
+    too_short = lengths_without_room(passkey(), byte_level, [700, 64, 400])
+    assert list(too_short) == [64] and "without any filler" in too_short[64]
 
 
 def test_results_of_other_weights_are_not_taken_for_these(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from longlora.evaluation.questions import FinishedTrial, RetrievalTest, trial_grid
 from longlora.evaluation.results import Harness, Perplexity, PerplexityByLength, PositionLoss, Positions, SuiteRecord
 from longlora.evaluation.shares import summarise
-from longlora.evaluation.short_context import compare_losses
-from longlora.evaluation.trials import FinishedTrial, RetrievalTest, trial_grid
+from longlora.evaluation.short_context import Losses, compare_losses
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -136,10 +136,8 @@ def write_against_base(folder: Path, model: str, base: str, *, difference: float
     """A model whose losses at 4,096 tokens differ from its base's by some nats, and a suite that left something out."""
     losses = np.linspace(2, 3, 16)
     result = compare_losses(
-        losses,
-        losses + np.linspace(0.9, 1.1, 16) * difference,
-        names=(base, model),
-        weights=("base", weights),
+        Losses(base, "base", "the same", losses),
+        Losses(model, weights, "the same", losses + np.linspace(0.9, 1.1, 16) * difference),
         length=4096,
         stride=256,
         settings={"data": "books"},

@@ -26,10 +26,10 @@ def test_everything_of_a_model_is_found(evaluation: Path) -> None:
     (model,) = collect([str(evaluation)]).models
     assert (model.name, model.label, model.context) == (MODEL, "mine/adapter", 8192)
     assert {title: test.reached for title, test in model.retrieval.items()} == {"needle": 2048, "recall of 8": 2048}
-    assert model.retrieval["needle"].rows[2].shares["generated"].share == 0.5
-    assert model.retrieval["needle"].rows[2].by_depth["0.75"]["generated"].num_trials == 10
-    assert model.perplexity is not None and [row.length for row in model.perplexity.rows] == list(LENGTHS)
-    assert model.positions is not None and len(model.positions.buckets) == 32
+    assert model.retrieval["needle"].lengths[2].shares["generated"].share == 0.5
+    assert model.retrieval["needle"].lengths[2].by_depth["0.75"]["generated"].num_trials == 10
+    assert model.perplexity is not None and list(model.perplexity.perplexity) == list(LENGTHS)
+    assert model.positions is not None and len(model.positions.curve) == 32
 
 
 def test_forms_of_a_test_are_told_apart(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from longlora.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from longlora.evaluation.questions import RetrievalTest
     from longlora.evaluation.results import Result
     from longlora.evaluation.subject import Loading
     from longlora.evaluation.texts import Texts
-    from longlora.evaluation.trials import RetrievalTest
 
 
 class _SuiteWhereAsked(TyperGroup):
@@ -43,13 +43,9 @@ evaluate = typer.Typer(
     cls=_SuiteWhereAsked,
 )
 
-Protocol = Literal["same-targets", "new", "all", "original"]
-Form = Literal["measured", "original"]
-
 AcrossDocuments = Annotated[bool, typer.Option("--across-documents", help="Join all documents into one stream first.")]
 Depths = Annotated[str, typer.Option(help="Places of the fact, 0 (beginning) to 1 (end), with commas between.")]
 Trials = Annotated[int, typer.Option(help="Questions at each length and depth.")]
-Output = Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again resumes.")]
 Beyond = Annotated[bool, typer.Option("--beyond", help="Read more tokens than the model has positions.")]
 Haystack = Annotated[
     list[str] | None,
@@ -60,13 +56,16 @@ DEPTHS = "0,0.25,0.5,0.75,1"
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What is asked of a retrieval test."""
+class Asked:
+    """What every retrieval test is asked for."""
 
+    out: Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again resumes.")]
     lengths: Annotated[str, typer.Option(help="Lengths in tokens, prompt and answer, with commas between.")] = ""
     seed: Seed = 0
     bar: Annotated[float, typer.Option(help="Share of right answers that counts as reading.")] = 0.9
     beyond: Beyond = False
+    chat: Chat = True
+    as_json: AsJson = False
 
 
 @evaluate.command()
@@ -79,7 +78,7 @@ def perplexity(
     lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
     stride: Annotated[int | None, typer.Option(help="Tokens by which windows move; 256 if the lengths allow.")] = None,
     protocol: Annotated[
-        Protocol,
+        Literal["same-targets", "new", "all", "original"],
         typer.Option(
             help="same-targets: the same tokens at every length. new: every token once. all: whole windows. "
             "original: whole windows and the averages of the original's eval.py."
@@ -91,13 +90,17 @@ def perplexity(
     as_json: AsJson = False,
 ) -> None:
     """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
-    from longlora.evaluation.measure import Scored, measure_perplexity
+    from longlora.evaluation.measure import measure_perplexity
 
-    scored = Scored(
-        lengths=parse_numbers(lengths, "--lengths", int), stride=stride, protocol=protocol, max_targets=max_targets
+    result = measure_perplexity(
+        model,
+        texts_of(data, columns, across_documents=across_documents),
+        loading_of(weights),
+        lengths=parse_numbers(lengths, "--lengths", int),
+        stride=stride,
+        protocol=protocol,
+        max_targets=max_targets,
     )
-    texts = texts_of(data, columns, across_documents=across_documents)
-    result = measure_perplexity(model, texts, scored, loading_of(weights))
     if out is not None:
         result.write(out)
     if as_json:
@@ -124,7 +127,7 @@ def positions(
     as_json: AsJson = False,
 ) -> None:
     """Loss by position in the window: the curve that shows up to where a model reads."""
-    from longlora.evaluation.loss_by_position import positions_table, write_positions
+    from longlora.evaluation.drawing import result_table, write_result
     from longlora.evaluation.measure import measure_positions
 
     result = measure_positions(
@@ -136,8 +139,8 @@ def positions(
         max_windows=max_windows,
         beyond=beyond,
     )
-    write_positions(result, out)
-    print_result(as_json, result, positions_table(result), result.verdict, out)
+    write_result(result, out)
+    show(result, as_json, out, result_table(result), result.verdict)
 
 
 @evaluate.command()
@@ -159,146 +162,121 @@ def tokens(
 @unfolded
 def passkey(
     model: Model,
-    out: Output,
-    sweep: Sweep,
+    asked: Asked,
     weights: Weights,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     form: Annotated[
-        Form, typer.Option(help="measured: sized in the model's own tokens. original: the original script's prompts.")
+        Literal["measured", "original"],
+        typer.Option(help="measured: sized in the model's own tokens. original: the original script's prompts."),
     ] = "measured",
-    chat: Chat = True,
-    as_json: AsJson = False,
 ) -> None:
     """Find a number in a long text of nothing, in the words of the original LongLoRA's test."""
-    from longlora.evaluation.passkey import passkey as make_test
+    from longlora.evaluation.retrieval_tests import passkey as make_test
 
-    _retrieve(model, make_test(form=form, chat=chat), out, depths, trials, sweep, weights, as_json)
+    _retrieve(model, make_test(form=form, chat=asked.chat), asked, weights, depths, trials)
 
 
 @evaluate.command()
 @unfolded
 def needle(
     model: Model,
-    out: Output,
-    sweep: Sweep,
+    asked: Asked,
     weights: Weights,
     columns: Columns,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     needles: Annotated[int, typer.Option(help="Facts to hide and to ask for.")] = 1,
     haystack: Haystack = None,
-    chat: Chat = True,
-    as_json: AsJson = False,
 ) -> None:
     """Find one or several facts in a text about other things; a heat map of length and depth."""
-    from longlora.evaluation.measure import haystack_of
-    from longlora.evaluation.needle import needle as make_test
+    from longlora.evaluation.retrieval_tests import needle as make_test
 
-    texts = haystack_of(texts_of(haystack, columns) if haystack else None)
-    test = make_test(num_needles=needles, haystack=texts, chat=chat)
-    _retrieve(model, test, out, depths, trials, sweep, weights, as_json)
+    test = make_test(num_needles=needles, haystack=_haystack(haystack, columns), chat=asked.chat)
+    _retrieve(model, test, asked, weights, depths, trials)
 
 
 @evaluate.command()
 @unfolded
 def topics(
     model: Model,
-    out: Output,
-    sweep: Sweep,
+    asked: Asked,
     weights: Weights,
     trials: Trials = 10,
     num_topics: Annotated[
         int | None, typer.Option("--topics", help="Topics of a conversation; one for each 650 tokens if not given.")
     ] = None,
-    chat: Chat = True,
-    as_json: AsJson = False,
 ) -> None:
     """Name the first topic of a long conversation, as in LongChat's LongEval."""
-    from longlora.evaluation.topics import topics as make_test
+    from longlora.evaluation.retrieval_tests import topics as make_test
 
-    _retrieve(model, make_test(num_topics=num_topics, chat=chat), out, DEPTHS, trials, sweep, weights, as_json)
+    _retrieve(model, make_test(num_topics=num_topics, chat=asked.chat), asked, weights, DEPTHS, trials)
 
 
 @evaluate.command()
 @unfolded
 def recall(
     model: Model,
-    out: Output,
-    sweep: Sweep,
+    asked: Asked,
     weights: Weights,
     columns: Columns,
     depths: Depths = "0",
     trials: Trials = 20,
     pairs: Annotated[int, typer.Option(help="Pairs in a prompt; chance is one in so many.")] = 8,
     haystack: Haystack = None,
-    chat: Chat = True,
-    as_json: AsJson = False,
 ) -> None:
     """Recall the value of a key from far back, by generation and by choice: a graded signal for small models too."""
-    from longlora.evaluation.measure import haystack_of
-    from longlora.evaluation.recall import recall as make_test
+    from longlora.evaluation.retrieval_tests import recall as make_test
 
-    texts = haystack_of(texts_of(haystack, columns) if haystack else None)
-    test = make_test(num_pairs=pairs, haystack=texts, chat=chat)
-    _retrieve(model, test, out, depths, trials, sweep, weights, as_json)
+    test = make_test(num_pairs=pairs, haystack=_haystack(haystack, columns), chat=asked.chat)
+    _retrieve(model, test, asked, weights, depths, trials)
 
 
-def _retrieve(
-    model: str,
-    test: "RetrievalTest",
-    out: Path,
-    depths: str,
-    trials: int,
-    sweep: Sweep,
-    weights: Weights,
-    as_json: bool,
-) -> None:
+def _haystack(texts: list[str] | None, columns: Columns) -> Any:
+    from longlora.evaluation.haystack import read_haystack
+
+    return read_haystack(text for _, text in texts_of(texts, columns).read()) if texts else None
+
+
+def _retrieve(model: str, test: "RetrievalTest", asked: Asked, weights: Weights, depths: str, trials: int) -> None:
+    from longlora.evaluation.drawing import result_table
     from longlora.evaluation.measure import measure_retrieval
-    from longlora.evaluation.retrieval_report import result_table
-    from longlora.evaluation.trials import Sweep as Asked
+    from longlora.evaluation.retrieval import Sweep
 
-    asked = Asked(
-        lengths=parse_numbers(sweep.lengths, "--lengths", int),
+    sweep = Sweep(
+        lengths=parse_numbers(asked.lengths, "--lengths", int),
         depths=parse_numbers(depths, "--depths", float) or [],
         num_trials=trials,
-        seed=sweep.seed,
-        bar=sweep.bar,
-        beyond=sweep.beyond,
+        seed=asked.seed,
+        bar=asked.bar,
+        beyond=asked.beyond,
     )
-    result = measure_retrieval(model, test, asked, loading_of(weights), output=out)
+    result = measure_retrieval(model, test, sweep, loading_of(weights), output=asked.out)
     if result is not None:  # of several processes the first one speaks
-        print_result(as_json, result, result_table(result), result.verdict, out)
+        show(result, asked.as_json, asked.out, result_table(result), result.verdict)
 
 
 def loading_of(weights: Weights) -> "Loading":
     """How the options say that a model is loaded."""
     from longlora.evaluation.subject import Loading
 
-    return Loading(device_map=weights.device_map, dtype=weights.dtype)
+    return Loading(**vars(weights))
 
 
 def texts_of(data: list[str], columns: Columns, *, across_documents: bool = False) -> "Texts":
     """The texts that options name."""
     from longlora.evaluation.texts import Texts
 
-    return Texts(
-        data,
-        text_column=columns.text_column,
-        split=columns.split,
-        max_documents=columns.max_documents,
-        across_documents=across_documents,
-    )
+    return Texts(data, across_documents=across_documents, **vars(columns))
 
 
-def print_result(as_json: bool, result: "Result", table: object, verdict: str, output: Path) -> None:
-    """Print a result for a machine, or its table and its verdict for a reader."""
+def show(result: "Result", as_json: bool, output: Path, *parts: object) -> None:
+    """Print a result for a machine, or lines and tables about it for a reader."""
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
         return
     from rich.console import Console
 
-    console = Console()
-    console.print(table)
-    console.print(verdict, highlight=False, soft_wrap=True)
-    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False)
+    for part in (*parts, f"written to {output}"):
+        console.print(part, soft_wrap=isinstance(part, str))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli.eval import AcrossDocuments, evaluate, loading_of, texts_of
+from longlora.cli.eval import AcrossDocuments, evaluate, loading_of, show, texts_of
 from longlora.cli.options import (
     AsJson,
     Chat,
@@ -106,13 +106,14 @@ def short(
     texts = texts_of(data, columns, across_documents=across_documents)
     result = measure_short_context(model, texts, loading_of(weights), base=base, max_targets=max_targets)
     result.write(out)
-    if as_json:
-        typer.echo(result.model_dump_json(indent=2))
-        return
-    typer.echo(f"{result.base:>40}   perplexity {result.base_perplexity:9.3f}   {result.length:,} tokens")
-    typer.echo(f"{result.model:>40}   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored")
-    typer.echo(result.verdict)
-    typer.echo(f"written to {out}")
+    show(
+        result,
+        as_json,
+        out,
+        f"{result.base:>40}   perplexity {result.base_perplexity:9.3f}   {result.length:,} tokens",
+        f"{result.model:>40}   perplexity {result.perplexity:9.3f}   {result.num_tokens:,} tokens scored",
+        result.verdict,
+    )
 
 
 @evaluate.command()
@@ -160,13 +161,11 @@ def harness(
         ),
         loading=loading_of(weights),
     )
-    if as_json:
-        typer.echo(result.model_dump_json(indent=2))
-        return
+    lines = []
     for score in result.scores:
         error = f" ± {score.standard_error:.3f}" if score.standard_error is not None else ""
-        typer.echo(f"{score.task:>40}   {score.metric:<20} {score.value:.3f}{error}   {score.num_samples:,} samples")
-    typer.echo(f"written to {out}")
+        lines.append(f"{score.task:>40}   {score.metric:<20} {score.value:.3f}{error}   {score.num_samples:,} samples")
+    show(result, as_json, out, *lines)
 
 
 def _words(text: str) -> list[str]:

@@ -16,42 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError, DataError, LongLoRAError, first_line
 from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import base_model
-from longlora.evaluation.prompts import uses_chat
+from longlora.evaluation.questions import count_tokens, render, uses_chat
 from longlora.evaluation.results import Harness, TaskResult, finished
-from longlora.evaluation.subject import Loading, Subject, load_subject, named_context, provenance
+from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, load_subject, named_context
+from longlora.support.files import write_atomically
 
 logger = logging.getLogger("longlora")
-
-SAMPLES_FOLDER = "samples"
-_AS_IT_IS = Loading()
-_BOOTSTRAP = 1000  # resamples, for metrics whose error has no formula
 
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessOptions:
-    """What is asked and how; all of it decides the results."""
+    """What is asked and how; all of it decides the results. None leaves a number to each task."""
 
-    lengths: Sequence[int] | None = None
-    """For tasks that come in lengths (RULER, BABILong), in tokens; else all of theirs up to the model's context."""
-
-    limit: int | None = None
-    """Samples of each task; None for all."""
-
-    num_fewshot: int | None = None
-    """Examples before a question; None for each task's own number."""
-
+    lengths: Sequence[int] | None = None  # of RULER and BABILong, in tokens; else all of theirs up to the context
+    limit: int | None = None  # samples of each task
+    num_fewshot: int | None = None  # examples before a question
     max_new_tokens: int | None = None
-    """Tokens to generate at most; None for each task's own number."""
-
     batch_size: int = 1
-    chat: bool = True
-    """Use the tokenizer's chat template, if it has one."""
-
+    chat: bool = True  # use the tokenizer's chat template, if it has one
     seed: int = 1234
 
 
@@ -62,7 +48,7 @@ def run_harness(
     output: str | Path,
     task_files: Sequence[str | Path] = (),
     options: HarnessOptions | None = None,
-    loading: Loading = _AS_IT_IS,
+    loading: Loading = AS_IT_IS,
 ) -> Harness:
     """Run tasks of the harness by name, and tasks of the user's own by file; started again, go on after the last task.
 
@@ -74,49 +60,44 @@ def run_harness(
         DataError: a task's data is neither in the cache nor to be had, or a task of lm-eval's failed.
         CheckpointError: the model cannot be loaded.
     """
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"lm-evaluation-harness is not installed ({error}): pip install 'longlora[eval]'") from error
     options = options or HarnessOptions()
-    _require_harness()
     check_ruler(tasks, options.lengths, named_context(model_name))
     subject = load_subject(model_name, loading)
     if any(parameter.is_meta for parameter in subject.model.parameters()):
         raise ConfigError("lm-eval cannot use a model of which parts are kept outside of the devices: give more memory")
     folder = Path(output)
-    (folder / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     # Tasks and lengths may be added later; all else would change what is there.
     settings = {name: value for name, value in vars(options).items() if name != "lengths"}
     settings["chat"] = uses_chat(subject.tokenizer, options.chat)
     before = finished(Harness, folder, settings, subject.weights)
-    result = Harness(
-        model=model_name,
-        weights=subject.weights,
-        context=subject.context,
-        settings=settings,
-        tasks=before.tasks if before else {},
-        provenance=provenance(),
-    )
+    result = Harness(**subject.about(), settings=settings, tasks=before.tasks if before else {})
+    failures = []
     with tempfile.TemporaryDirectory(prefix="longlora-tokenizer-") as tokenizer_path:
         # Tasks that size their prompts take the path of a tokenizer, and not one that is there.
         subject.tokenizer.save_pretrained(tokenizer_path)
         calls = plan_calls(
             tasks, task_files, lengths=options.lengths, context=subject.context, tokenizer_path=tokenizer_path
         )
-        harness_model = _harness_model(subject, calls, options)
-        failures = []
+        model = _harness_model(subject, calls, options)
         for call in calls:
             if not _is_done(call, call.name, result):
                 try:
-                    _run(call, harness_model, options, result, folder)
+                    _run(call, model, options, result, folder)
                 except Exception as error:  # also what a task of lm-eval's has for a fault
                     failures.append(_failure(call, error))
+    for failure in failures[:-1]:
+        logger.error("%s", failure)
     if failures:
-        for failure in failures[:-1]:
-            logger.error("%s", failure)
         raise failures[-1]
     return result
 
 
 def _failure(call: Call, error: Exception) -> LongLoRAError:
-    """Say which task failed, with its traceback unless the message tells all; the others go on."""
+    """Say which task failed, with its traceback unless the message tells all."""
     if isinstance(error, LongLoRAError):
         return error
     logger.error("%s failed; the other tasks go on", call.name, exc_info=error)
@@ -127,39 +108,24 @@ def _failure(call: Call, error: Exception) -> LongLoRAError:
 
 
 def _is_done(call: Call, name: str, result: Harness) -> bool:
-    done = result.tasks.get(name)
-    return done is not None and done.lengths == call.lengths
-
-
-def _require_harness() -> None:
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"lm-evaluation-harness is not installed ({error}): pip install 'longlora[eval]'") from error
+    return name in result.tasks and result.tasks[name].lengths == call.lengths
 
 
 def _harness_model(subject: Subject, calls: Sequence[Call], options: HarnessOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    model = subject.model
+    model, tokenizer = subject.model, subject.tokenizer
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
     base_model(merged).eval()
     # Lengths of tasks are those of their texts; the turns of a chat come on top, and must not cost a text its start.
     longest = max([subject.context, *(length for call in calls for length in call.lengths or [])])
+    turns = render(tokenizer, "", "", chat=True) if uses_chat(tokenizer, options.chat) else ""
     return HFLM(
         pretrained=merged,
-        tokenizer=subject.tokenizer,
-        max_length=longest + _template_tokens(subject.tokenizer, options.chat),
+        tokenizer=tokenizer,
+        max_length=longest + count_tokens(tokenizer, turns),
         batch_size=options.batch_size,
     )
-
-
-def _template_tokens(tokenizer: PreTrainedTokenizerBase, chat: bool) -> int:
-    if not uses_chat(tokenizer, chat):
-        return 0
-    turns = [{"role": "user", "content": ""}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folder: Path) -> None:
@@ -169,8 +135,7 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folde
         name = call.name if call.single else task.task_name
         if _is_done(call, name, result):
             continue
-        generation = {"max_gen_toks": options.max_new_tokens} if options.max_new_tokens else None
-        generates = task.get_config("output_type") == "generate_until"
+        limits_answer = options.max_new_tokens and task.get_config("output_type") == "generate_until"
         measured = simple_evaluate(
             model=model,
             tasks=[task],
@@ -178,19 +143,19 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folde
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
             limit=options.limit,
-            bootstrap_iters=_BOOTSTRAP,
+            bootstrap_iters=1000,  # for metrics whose error has no formula
             apply_chat_template=result.settings["chat"],
-            gen_kwargs=generation if generates else None,
+            gen_kwargs={"max_gen_toks": options.max_new_tokens} if limits_answer else None,
             random_seed=options.seed,
             numpy_random_seed=options.seed,
             torch_random_seed=options.seed,
             fewshot_random_seed=options.seed,
         )
         samples = measured["samples"][task.task_name]
-        (folder / SAMPLES_FOLDER / f"{name}.jsonl").write_text(
-            "".join(json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
-        )
-        num_cut = _num_cut(samples, model)
+        lines = [json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples]
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "samples" / f"{name}.jsonl", "".join(lines))
+        num_cut = sum(any(_is_cut(*arguments[:2], model=model) for arguments in s["arguments"]) for s in samples)
         if num_cut:
             logger.warning(
                 "%s: %d of %d prompts were longer than %s tokens less the answer's and lost their beginning",
@@ -205,6 +170,14 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folde
             }
         )
         result.write(folder)
+
+
+def _is_cut(prompt: str, second: str | dict[str, Any] = "", *, model: Any) -> bool:
+    """Whether a prompt is longer than what the harness leaves beside the answer; it cuts the beginning."""
+    if isinstance(second, dict):
+        answer = int(second.get("max_gen_toks", model.max_gen_toks))
+        return len(model.tok_encode(prompt)) > model.max_length - answer
+    return len(model.tok_encode(f"{prompt}{second}")) > model.max_length
 
 
 def _load(call: Call) -> list[Any]:
@@ -249,21 +222,3 @@ def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
         known = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
         metrics[title] = {"value": float(value), "standard_error": known}
     return metrics
-
-
-def _num_cut(samples: Sequence[dict[str, Any]], model: Any) -> int:
-    """Count prompts that were longer than what the harness leaves beside the answer; it cuts them on the left."""
-    count = 0
-    for sample in samples:
-        for arguments in sample["arguments"]:
-            prompt, second = arguments[0], arguments[1] if len(arguments) > 1 else ""
-            if isinstance(second, dict):
-                room = model.max_length - int(second.get("max_gen_toks", model.max_gen_toks))
-                size = len(model.tok_encode(prompt))
-            else:
-                room = model.max_length
-                size = len(model.tok_encode(f"{prompt}{second}"))
-            if size > room:
-                count += 1
-                break
-    return count

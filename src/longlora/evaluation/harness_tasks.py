@@ -23,20 +23,11 @@ _BABILONG_KILOTOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 class Call:
     """One task for the harness."""
 
-    name: str
-    """What its result is called."""
-
-    spec: str
-    """Its name, or its file, for the harness."""
-
-    manager: Any
-    """The harness's own manager of tasks, which knows lengths and tokenizer."""
-
-    lengths: list[int] | None = None
-    """Tokens of its texts, where it comes in lengths."""
-
-    single: bool = True
-    """Whether it is one task, so that `name` is its."""
+    name: str  # what its result is called
+    spec: str  # its name, or its file, for the harness
+    manager: Any  # the harness's own manager of tasks, which knows lengths and tokenizer
+    lengths: list[int] | None = None  # tokens of its texts, where it comes in lengths
+    single: bool = True  # whether it is one task, so that `name` is its
 
 
 def plan_calls(
@@ -52,45 +43,38 @@ def plan_calls(
     Raises:
         ConfigError: a name or a file is not known, or a task does not come in a length.
     """
-    files = [_task_file(path) for path in task_files]
-    own = [Call(name=path.stem, spec=str(path), manager=_manager({}), single=False) for path in files]
+    calls = []
+    for path in (Path(path).expanduser() for path in task_files):
+        if not path.is_file() or path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"--task-file must be a YAML file as lm-eval reads them, and {path} is none")
+        calls.append(Call(name=path.stem, spec=str(path), manager=_manager({}), single=False))
+    if not tasks and not calls:
+        raise ConfigError("name tasks with --tasks, or a file of your own with --task-file")
     if not tasks:
-        if not files:
-            raise ConfigError("name tasks with --tasks, or a file of your own with --task-file")
-        return own
+        return calls
     known = _manager({}, defaults=True)
     names = list(dict.fromkeys(leaf for task in tasks for leaf in _leaves(task, known.task_index)))
-    calls = list(own)
     ruler = [name for name in names if _is_ruler(name)]
     babilong = [name for name in names if name.startswith("babilong")]
+
+    def at_length(family: list[str], size: str, wanted: Any, length: int) -> list[Call]:
+        # A manager of a task's folder alone is there at once, one of all 14,000 tasks is not.
+        folder = Path(known.task_index[family[0]].yaml_path).parent
+        manager = _manager({"max_seq_lengths": wanted, "tokenizer": tokenizer_path}, folder=folder)
+        return [Call(name=f"{name}@{size}", spec=name, manager=manager, lengths=[length]) for name in family]
+
     # A call for each length: RULER puts its lengths one after another, and the first so many would all be short.
     for length in _ruler_lengths(lengths, context) if ruler else []:
-        manager = _manager({"max_seq_lengths": [length], "tokenizer": tokenizer_path}, folder=_folder(known, ruler[0]))
-        calls += [Call(name=f"{name}@{length}", spec=name, manager=manager, lengths=[length]) for name in ruler]
+        calls += at_length(ruler, str(length), [length], length)
     for size in _babilong_sizes(lengths, context) if babilong else []:
-        metadata = {"max_seq_lengths": f"{size}k", "tokenizer": tokenizer_path}
-        manager = _manager(metadata, folder=_folder(known, babilong[0]))
-        calls += [Call(name=f"{name}@{size}k", spec=name, manager=manager, lengths=[1024 * size]) for name in babilong]
-    calls += [Call(name=name, spec=name, manager=known) for name in names if name not in (*ruler, *babilong)]
-    return calls
+        calls += at_length(babilong, f"{size}k", f"{size}k", 1024 * size)
+    return calls + [Call(name=name, spec=name, manager=known) for name in names if name not in (*ruler, *babilong)]
 
 
 def _manager(metadata: dict[str, Any], *, defaults: bool = False, folder: Path | None = None) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=defaults, include_path=folder, metadata=metadata)
-
-
-def _folder(manager: Any, task: str) -> Path:
-    """Return where a task's file lies: a manager of that folder alone is there at once, one of all 14,000 is not."""
-    return Path(manager.task_index[task].yaml_path).parent
-
-
-def _task_file(path: str | Path) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file() or file.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--task-file must be a YAML file as lm-eval reads them, and {file} is none")
-    return file
 
 
 def _is_ruler(name: str) -> bool:
@@ -106,12 +90,11 @@ def _leaves(task: str, index: dict[str, Any]) -> list[str]:
         close = difflib.get_close_matches(task, index, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise ConfigError(f"lm-eval knows no task {task!r}{hint}")
-    entry = index[task]
-    members: list[Any] = []
-    if entry.kind.name == "TAG":
-        members = sorted(entry.tags)
-    elif entry.kind.name == "GROUP":
-        members = list((entry.cfg or {}).get("task") or [])
+    kind, members = index[task].kind.name, list[Any]()
+    if kind == "TAG":
+        members = sorted(index[task].tags)
+    elif kind == "GROUP":
+        members = list((index[task].cfg or {}).get("task") or [])
     if not members or not all(isinstance(member, str) and member in index for member in members):
         return [task]
     return [leaf for member in members for leaf in _leaves(member, index)]
@@ -143,13 +126,8 @@ def check_ruler(tasks: Sequence[str], lengths: Sequence[int] | None, context: in
         return
     _ruler_lengths(lengths, context)
     # `ruler` itself stands for all of them.
-    needed = {
-        name
-        for task in ruler
-        for prefix, names in _RULER_NEEDS
-        if task == "ruler" or task.startswith(prefix)
-        for name in names
-    }
+    families = [names for prefix, names in _RULER_NEEDS if any(t == "ruler" or t.startswith(prefix) for t in ruler)]
+    needed = {name for names in families for name in names}
     if missing := sorted(name for name in needed if find_spec(name) is None):
         raise ConfigError(f"{', '.join(ruler)} needs {', '.join(missing)}: pip install 'lm_eval[ruler]'")
     if "nltk" in needed and not _has_sentences():

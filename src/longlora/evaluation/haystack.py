@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from longlora.errors import DataError
 
-ADJECTIVES = (
+_ADJECTIVES = (
     "amber azure bitter brave bright broken calm clever copper crimson curious distant eager early faded fancy final "
     "frozen gentle giant golden hidden hollow humble icy ivory jolly lonely lucky marble mellow misty noble olive "
     "patient plain proud purple quick quiet rapid rusty scarlet silent silver simple slender smooth solid sturdy sunny "
     "tender tidy tiny velvet violet wandering wild wooden young"
 ).split()
-NOUNS = (
+_NOUNS = (
     "acorn anchor apple badger barrel beacon bridge brook button candle canyon castle cedar cloud comet coral cottage "
     "cricket drum falcon feather fern forest fountain garden glacier harbor hammer heron island kettle lantern ladder "
     "lake lion maple meadow mirror mountain needle orchard otter owl parrot pebble pepper piano planet raven river "
@@ -47,8 +47,8 @@ def sentence(rng: random.Random) -> str:
 
 def names(rng: random.Random, count: int) -> list[str]:
     """Draw different names such as `amber falcon`; there are 3,600."""
-    places = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
-    return [f"{ADJECTIVES[place // len(NOUNS)]} {NOUNS[place % len(NOUNS)]}" for place in places]
+    places = rng.sample(range(len(_ADJECTIVES) * len(_NOUNS)), count)
+    return [f"{_ADJECTIVES[place // len(_NOUNS)]} {_NOUNS[place % len(_NOUNS)]}" for place in places]
 
 
 def numbers(rng: random.Random, count: int, digits: int) -> list[str]:
@@ -57,28 +57,6 @@ def numbers(rng: random.Random, count: int, digits: int) -> list[str]:
 
 
 _SENTENCE_ENDS = (".", "!", "?", '."', '!"', '?"', ".”", "!”", "?”")
-
-
-@dataclass(frozen=True)
-class Haystack:
-    """Words to fill prompts with; without any, sentences are made up."""
-
-    words: tuple[str, ...] = ()
-
-    @property
-    def identity(self) -> str:
-        """Digest of the words, for the log's settings."""
-        return hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16] if self.words else "generated sentences"
-
-    def stream(self, seed: int) -> "Words":
-        """Start at a place that the seed draws."""
-        rng = random.Random(seed)
-        if not self.words:
-            return Words([], rng)
-        start = rng.randrange(len(self.words))
-        while start and not self.words[start - 1].endswith(_SENTENCE_ENDS):
-            start -= 1
-        return Words([*self.words[start:], *self.words[:start]], None)
 
 
 class Words:
@@ -101,6 +79,28 @@ class Words:
         nearest = min(starts, key=lambda place: abs(place - wanted))
         # Texts without full stops would send every fact to one of the two ends.
         return nearest if len(starts) > 2 or wanted in (0, count) else wanted
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """Words to fill prompts with; without any, sentences are made up."""
+
+    words: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """Digest of the words, for the log's settings."""
+        return hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16] if self.words else "generated sentences"
+
+    def stream(self, seed: int) -> Words:
+        """Start at a place that the seed draws."""
+        rng = random.Random(seed)
+        if not self.words:
+            return Words([], rng)
+        start = rng.randrange(len(self.words))
+        while start and not self.words[start - 1].endswith(_SENTENCE_ENDS):
+            start -= 1
+        return Words([*self.words[start:], *self.words[:start]], None)
 
 
 def read_haystack(texts: Iterable[str]) -> Haystack:

@@ -9,8 +9,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longlora.models.positions import readable_context
-
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 ROWS_PER_PIECE = 1024
@@ -21,11 +19,6 @@ _BEHIND_THE_OUTPUT = ("final_logit_softcapping", "logit_scale", "logits_scaling"
 def base_model(model: Model) -> PreTrainedModel:
     """Return the transformers model that an adapter sits on, or the model itself."""
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-
-
-def context_of(model: Model) -> int:
-    """Return how many tokens a model says it reads."""
-    return readable_context(base_model(model).config)
 
 
 def vocabulary_size(model: Model) -> int:
@@ -40,9 +33,11 @@ def input_device(model: Model) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def keeps_logits(model: Model) -> bool:
-    """Tell whether a model can be asked for the logits of the last tokens only."""
-    return "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+def last_rows(model: Model, count: int) -> dict[str, int]:
+    """Ask for few rows of logits where the model can be asked: those of a long prompt are larger than the model."""
+    return (
+        {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base_model(model).forward).parameters else {}
+    )
 
 
 def logits_in_pieces(model: Model, input_ids: Tensor, *, num_rows: int) -> Callable[[int], Iterator[Tensor]]:
@@ -55,25 +50,20 @@ def logits_in_pieces(model: Model, input_ids: Tensor, *, num_rows: int) -> Calla
     input_ids = input_ids.to(input_device(model))
     if num_rows > ROWS_PER_PIECE and (states := _states_and_output(model, input_ids)) is not None:
         hidden, output = states
-
-        def from_states(index: int) -> Iterator[Tensor]:
-            return (output(piece) for piece in hidden[index, -num_rows - 1 : -1].split(ROWS_PER_PIECE))
-
-        return from_states
+        return lambda index: (output(piece) for piece in hidden[index, -num_rows - 1 : -1].split(ROWS_PER_PIECE))
     # The row that predicts a token stands one before it: one more row is asked for, and the last not used.
-    option = {"logits_to_keep": num_rows + 1} if keeps_logits(model) else {}
-    logits = model(input_ids=input_ids, use_cache=False, **option).logits[:, -num_rows - 1 : -1]  # (B, num_rows, V)
+    rows = last_rows(model, num_rows + 1)
+    logits = model(input_ids=input_ids, use_cache=False, **rows).logits[:, -num_rows - 1 : -1]  # (B, num_rows, V)
     return lambda index: iter(logits[index].split(ROWS_PER_PIECE))
 
 
 def _states_and_output(model: Model, input_ids: Tensor) -> tuple[Tensor, nn.Module] | None:
     """Read a batch once; return the states before the output layer and that layer, if it is all there is after them."""
-    base = base_model(model)
+    base, rows = base_model(model), last_rows(model, 1)
     config = base.config.get_text_config().to_dict()
     decoder, output = base.get_decoder(), base.get_output_embeddings()
-    if not keeps_logits(model) or output is None or decoder is base:
-        return None
-    if any(config.get(name) is not None for name in _BEHIND_THE_OUTPUT):
+    changed = any(config.get(name) is not None for name in _BEHIND_THE_OUTPUT)
+    if not rows or output is None or decoder is base or changed:
         return None
     states: list[Tensor] = []
 
@@ -82,7 +72,7 @@ def _states_and_output(model: Model, input_ids: Tensor) -> tuple[Tensor, nn.Modu
 
     hook = decoder.register_forward_hook(keep)
     try:
-        last = model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits
+        last = model(input_ids=input_ids, use_cache=False, **rows).logits
     finally:
         hook.remove()
     # A family that is not known to change its logits might: the model's own last row must be the output layer's.

@@ -1,98 +1,90 @@
 """Measure a model by name on texts by name: what `longlora eval` does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from longlora.distributed import joined
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.haystack import Haystack, read_haystack
-from longlora.evaluation.logits import Model
-from longlora.evaluation.loss_by_position import loss_by_position
-from longlora.evaluation.perplexity import ORIGINAL_STRIDE, original_perplexity, perplexity, perplexity_by_length
+from longlora.evaluation.drawing import write_result
+from longlora.evaluation.perplexity import (
+    ORIGINAL_STRIDE,
+    loss_by_position,
+    original_perplexity,
+    perplexity,
+    perplexity_by_length,
+)
+from longlora.evaluation.questions import RetrievalTest
 from longlora.evaluation.reader import check_positions
 from longlora.evaluation.results import Perplexity, PerplexityByLength, Positions, Retrieval, ShortContext
-from longlora.evaluation.retrieval import retrieve
-from longlora.evaluation.retrieval_report import write_result
-from longlora.evaluation.scoring import Document, usual_stride
-from longlora.evaluation.short_context import compare_losses, window_losses
-from longlora.evaluation.subject import Loading, base_of, load_subject, provenance, usual_lengths
+from longlora.evaluation.retrieval import Sweep, retrieve
+from longlora.evaluation.scoring import Document, token_digest, usual_stride
+from longlora.evaluation.short_context import Losses, compare_losses, window_losses
+from longlora.evaluation.subject import (
+    Loading,
+    Subject,
+    base_of,
+    load_subject,
+    named_context,
+    provenance,
+    usual_lengths,
+)
 from longlora.evaluation.texts import TOKEN_FILE_SUFFIX, Texts, write_token_file
-from longlora.evaluation.trials import RetrievalTest, Sweep
 from longlora.models.load import load_config, load_tokenizer, model_source
-from longlora.models.positions import readable_context
 
 Protocol = Literal["same-targets", "new", "all", "original"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """Which tokens the perplexity is of."""
-
-    lengths: Sequence[int] | None = None
-    """Without: an eighth, a quarter, a half and the whole of the model's context."""
-
-    stride: int | None = None
-    """Without: 256 tokens as in the paper, or half of the shortest length where that is less and it must be."""
-
-    protocol: Protocol = "same-targets"
-    """`same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
-    `original_perplexity`, which joins documents always."""
-
-    max_targets: int | None = None
-
-
-def measure_perplexity(model_name: str, texts: Texts, scored: Scored, loading: Loading) -> PerplexityByLength:
+def measure_perplexity(
+    model_name: str,
+    texts: Texts,
+    loading: Loading,
+    *,
+    lengths: Sequence[int] | None = None,
+    stride: int | None = None,
+    protocol: Protocol = "same-targets",
+    max_targets: int | None = None,
+) -> PerplexityByLength:
     """Load a model, read texts, and measure perplexity at each length by one of the protocols.
+
+    `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
+    `original_perplexity`, which joins documents always. Without lengths an eighth, a quarter, a half and the whole of
+    the model's context are measured; without a stride it is 256 tokens as in the paper, or half of the shortest length
+    where that is less.
 
     Raises:
         CheckpointError: the model cannot be loaded.
         DataError: the texts cannot be read, or none is as long as the longest length.
         ConfigError: lengths and stride do not go together.
     """
+    if protocol == "original" and max_targets is not None:
+        raise ConfigError("the original's protocol scores all there is: leave --max-targets out, or give less text")
     subject = load_subject(model_name, loading)
     documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
-    return PerplexityByLength(
-        model=model_name,
-        weights=subject.weights,
-        context=subject.context,
-        protocol=scored.protocol,
-        data=texts.description,
-        perplexity=_perplexity(
-            subject.model, documents, scored, sorted(set(scored.lengths or usual_lengths(subject.context))), model_name
-        ),
-        settings={
-            "stride": scored.stride,
-            "across_documents": texts.across_documents,
-            "max_targets": scored.max_targets,
-        },
-        provenance=provenance(),
-    )
+    lengths = sorted(set(lengths or usual_lengths(subject.context)))
+    move = stride or (ORIGINAL_STRIDE if protocol == "original" else usual_stride(min(lengths)))
 
-
-def _perplexity(
-    model: Model, documents: Sequence[Document], scored: Scored, lengths: Sequence[int], description: str
-) -> dict[int, Perplexity]:
-    protocol, max_targets = scored.protocol, scored.max_targets
-    if protocol == "original":
-        if max_targets is not None:
-            raise ConfigError("the original's protocol scores all there is: leave --max-targets out, or give less text")
-        stride = scored.stride or ORIGINAL_STRIDE
-        return {length: original_perplexity(model, documents, window=length, stride=stride) for length in lengths}
-    stride = scored.stride or usual_stride(min(lengths))
-    if protocol == "same-targets":
-        return perplexity_by_length(
-            model, documents, lengths=lengths, stride=stride, max_targets=max_targets, description=description
-        )
-    measured = {}
-    for length in lengths:
-        targets = length - 1 if protocol == "all" else stride
+    def at_length(window: int) -> Perplexity:
+        if protocol == "original":
+            return original_perplexity(subject.model, documents, window=window, stride=move)
+        targets = window - 1 if protocol == "all" else move
         most = None if max_targets is None else max(1, max_targets // targets)
-        measured[length] = perplexity(model, documents, window=length, stride=stride, score=protocol, max_windows=most)
-    return measured
+        score: Literal["new", "all"] = "all" if protocol == "all" else "new"
+        return perplexity(subject.model, documents, window=window, stride=move, score=score, max_windows=most)
+
+    if protocol == "same-targets":
+        measured = perplexity_by_length(
+            subject.model, documents, lengths=lengths, stride=move, max_targets=max_targets, description=model_name
+        )
+    else:
+        measured = {length: at_length(length) for length in lengths}
+    return PerplexityByLength(
+        **subject.about(),
+        protocol=protocol,
+        data=texts.description,
+        perplexity=measured,
+        settings={"stride": stride, "across_documents": texts.across_documents, "max_targets": max_targets},
+    )
 
 
 def measure_positions(
@@ -116,19 +108,35 @@ def measure_positions(
     length = length or subject.context
     check_positions(subject.model, length, beyond=beyond)
     documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
-    curve = loss_by_position(
-        subject.model, documents, length=length, num_buckets=num_buckets, max_windows=max_windows,
-        description=model_name,
-    )  # fmt: skip
-    return Positions(
-        model=model_name,
-        weights=subject.weights,
-        context=subject.context,
-        length=length,
-        num_windows=curve[0].num_tokens // (curve[0].end - curve[0].start),
-        curve=curve,
-        provenance=provenance(),
+    return positions_of(
+        subject, documents, length=length, num_buckets=num_buckets, max_windows=max_windows, settings={}
     )
+
+
+def positions_of(
+    subject: Subject,
+    documents: Sequence[Document],
+    *,
+    length: int,
+    num_buckets: int,
+    max_windows: int | None,
+    settings: dict[str, Any],
+) -> Positions:
+    """Measure the loss by position of a model that is loaded, on texts that are read.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: as `loss_by_position`.
+    """
+    curve = loss_by_position(
+        subject.model,
+        documents,
+        length=length,
+        num_buckets=num_buckets,
+        max_windows=max_windows,
+        description=subject.name,
+    )
+    num_windows = curve[0].num_tokens // (curve[0].end - curve[0].start)
+    return Positions(**subject.about(), length=length, num_windows=num_windows, curve=curve, settings=settings)
 
 
 def measure_retrieval(
@@ -163,58 +171,21 @@ def measure_short_context(
     base = base or base_of(model_name)
     if base is None:
         raise ConfigError(f"{model_name} does not say what it was made of: name the base with --base")
-    length = readable_context(load_config(model_source(base)))
+    length = named_context(base)
     stride = usual_stride(length)
-    losses, weights, read = [], [], []
-    for name in (base, model_name):
+
+    def read(name: str) -> Losses:
         subject = load_subject(name, loading)
         documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
-        read.append(documents)
-        losses.append(
-            window_losses(
-                subject.model, documents, length=length, stride=stride, max_targets=max_targets, description=name
-            )
+        losses = window_losses(
+            subject.model, documents, length=length, stride=stride, max_targets=max_targets, description=name
         )
-        weights.append(subject.weights)
-        del subject
-    check_same_tokens(*read, base=base, model_name=model_name)
+        return Losses(name, subject.weights, token_digest(documents), losses)
+
+    settings = {"data": texts.description, "stride": stride, "across_documents": texts.across_documents}
     return compare_losses(
-        losses[0],
-        losses[1],
-        names=(base, model_name),
-        weights=(weights[0], weights[1]),
-        length=length,
-        stride=stride,
-        settings={"data": texts.description, "stride": stride, "across_documents": texts.across_documents},
-        provenance=provenance(),
+        read(base), read(model_name), length=length, stride=stride, settings=settings, provenance=provenance()
     )
-
-
-def check_same_tokens(
-    base_tokens: Sequence[Document], tokens: Sequence[Document], *, base: str, model_name: str
-) -> None:
-    """Refuse to compare models that read other tokens in the same texts.
-
-    Raises:
-        ConfigError: their tokenizers differ on these texts.
-    """
-    same = len(base_tokens) == len(tokens) and all(
-        np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(base_tokens, tokens, strict=True)
-    )
-    if not same:
-        raise ConfigError(
-            f"{model_name} reads other tokens than {base} in the same texts, so their perplexity cannot be compared: "
-            "name the base it was made of with --base"
-        )
-
-
-def haystack_of(texts: Texts | None) -> Haystack | None:
-    """Read the texts for a haystack; None, and so made-up sentences, for none.
-
-    Raises:
-        DataError: the texts cannot be read, or hold no words.
-    """
-    return read_haystack(text for _, text in texts.read()) if texts else None
 
 
 def write_tokens(model_name: str, texts: Texts, path: str | Path) -> int:

@@ -1,7 +1,7 @@
-"""Perplexity of a causal language model at a context length, on documents that are already tokenised.
+"""Perplexity and loss by position of a causal language model, on documents that are already tokenised.
 
 A window is a run of tokens that the model reads from scratch; its last tokens are scored, each given the ones before it
-in the window. The protocols differ in nothing but the list of windows (`longlora.evaluation.scoring`).
+in the window. The protocols differ in the list of windows (`longlora.evaluation.scoring`) and in the average.
 """
 
 import math
@@ -9,23 +9,26 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.results import Perplexity
+from longlora.evaluation.results import Perplexity, PositionLoss
 from longlora.evaluation.scoring import (
     Document,
     Window,
-    batches,
-    evaluation_mode,
+    check_longest,
     evenly_spread,
+    exp,
     full_windows,
-    nats_of_targets,
+    joined,
+    score_windows,
     sliding_windows,
     token_arrays,
     windows_at_length,
 )
-from longlora.support.progress import progress_bar
+
+ORIGINAL_STRIDE = 256
 
 
 def perplexity(
@@ -54,13 +57,24 @@ def perplexity(
         DataError: a document is empty or not made of this model's token ids, or no document gives a window.
         CheckpointError: the model produces NaN.
     """
-    _check_at_least(1, stride=stride, batch_size=batch_size, max_windows=1 if max_windows is None else max_windows)
+    if score not in ("new", "all"):
+        raise ConfigError(f"score must be 'new' or 'all', not {score!r}.")
+    _check_at_least(2, window=window)
+    _check_at_least(1, stride=stride, batch_size=batch_size, max_windows=max_windows)
+    if score == "new" and stride > window:
+        raise ConfigError(f"stride must be at most window ({window}), not {stride}, or tokens would go unscored.")
     tokens = token_arrays(model, documents)
-    if across_documents and len(tokens) > 1:
-        tokens = [np.concatenate([document.astype(np.int64) for document in tokens])]
-    windows = _windows_of_protocol([len(document) for document in tokens], window=window, stride=stride, score=score)
+    tokens = joined(tokens) if across_documents else tokens
+    sizes = [len(document) for document in tokens]
+    if score == "all":
+        check_longest(tokens, "window", window)
+        windows = full_windows(sizes, window=window, stride=stride)
+    else:
+        windows = sliding_windows(sizes, window=window, stride=stride)
+    if not windows:
+        raise DataError("Nothing to score: every document has a single token. Join them with across_documents=True.")
     windows = evenly_spread(windows, max_windows or len(windows))
-    return _score(model, tokens, windows, batch_size=batch_size, progress=progress, description="perplexity")
+    return _weighted(model, tokens, windows, batch_size=batch_size, progress=progress, description="perplexity")
 
 
 def perplexity_by_length(
@@ -92,71 +106,35 @@ def perplexity_by_length(
     if max_targets is not None and max_targets < stride:
         raise ConfigError(f"max_targets must be at least stride ({stride}, one window's targets), not {max_targets}.")
     tokens = token_arrays(model, documents)
-    sizes = [len(document) for document in tokens]
     longest = max(longest or 0, *lengths)
-    _check_longest(sizes, "max(lengths)", longest)
-    results = {}
+    check_longest(tokens, "max(lengths)", longest)
+    sizes, results = [len(document) for document in tokens], {}
     for length in sorted(set(lengths)):
         windows = windows_at_length(sizes, length=length, longest=longest, stride=stride)
         windows = evenly_spread(windows, max_targets // stride if max_targets else len(windows))
         batch_size, label = max(1, batch_size_tokens // length), f"{description} {length} tokens".lstrip()
-        results[length] = _score(model, tokens, windows, batch_size=batch_size, progress=progress, description=label)
+        results[length] = _weighted(model, tokens, windows, batch_size=batch_size, progress=progress, description=label)
     return results
 
 
-def _check_at_least(minimum: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < minimum:
-            raise ConfigError(f"{name} must be at least {minimum}, not {value}.")
-
-
-def _check_longest(document_lengths: Sequence[int], name: str, needed: int) -> None:
-    longest = max(document_lengths)
-    if longest < needed:
-        raise DataError(
-            f"At least one document must have {name} = {needed} tokens, the longest has {longest}: give longer "
-            f"documents or set {name} to {longest} or less."
-        )
-
-
-def _windows_of_protocol(document_lengths: Sequence[int], *, window: int, stride: int, score: str) -> list[Window]:
-    _check_at_least(2, window=window)
-    if score == "all":
-        _check_longest(document_lengths, "window", window)
-        return full_windows(document_lengths, window=window, stride=stride)
-    if score != "new":
-        raise ConfigError(f"score must be 'new' or 'all', not {score!r}.")
-    if stride > window:
-        raise ConfigError(f"stride must be at most window ({window}), not {stride}, or tokens would go unscored.")
-    if max(document_lengths) < 2:
-        raise DataError("Nothing to score: every document has a single token. Join them with across_documents=True.")
-    return sliding_windows(document_lengths, window=window, stride=stride)
-
-
-def _score(
+def _weighted(
     model: Model, tokens: list[np.ndarray], windows: list[Window], *, batch_size: int, progress: bool, description: str
 ) -> Perplexity:
-    nats, counts = list[float](), list[int]()
-    with evaluation_mode(model), progress_bar(description, total=len(windows), progress=progress) as advance:
-        for batch in batches(windows, batch_size):
-            nats += nats_of_targets(model, tokens, batch).sum(dim=1).tolist()
-            counts += [window.num_targets for window in batch]
-            advance(len(batch), f"windows, perplexity {_exp(sum(nats) / sum(counts)):.2f}")
+    """Let every scored token weigh the same."""
+
+    def sums(nats: Tensor) -> list[tuple[float, int]]:
+        return [(value, nats.shape[1]) for value in nats.sum(dim=1).tolist()]
+
+    batches = score_windows(
+        model, tokens, windows, sums, batch_size=batch_size, progress=progress, description=description
+    )
+    nats, counts = zip(*(window for batch in batches for window in batch), strict=True)
     num_windows, num_tokens, loss = len(windows), sum(counts), math.fsum(nats) / sum(counts)
     squares = sum((value - loss * count) ** 2 for value, count in zip(nats, counts, strict=True))
     standard_error = math.sqrt(squares * num_windows / (num_windows - 1)) / num_tokens if num_windows > 1 else math.nan
     return Perplexity(
-        perplexity=_exp(loss), loss=loss, num_tokens=num_tokens, num_windows=num_windows, standard_error=standard_error
+        perplexity=exp(loss), loss=loss, num_tokens=num_tokens, num_windows=num_windows, standard_error=standard_error
     )
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 709 else math.inf  # math.exp raises above
-
-
-ORIGINAL_STRIDE = 256
-ORIGINAL_BATCH_SIZE = 32
-_E = 2.71828  # the number that eval.py raises to the loss
 
 
 def original_windows(num_tokens: int, *, window: int, stride: int = ORIGINAL_STRIDE) -> list[Window]:
@@ -171,7 +149,7 @@ def original_perplexity(
     *,
     window: int,
     stride: int = ORIGINAL_STRIDE,
-    batch_size: int = ORIGINAL_BATCH_SIZE,
+    batch_size: int = 32,
     progress: bool = True,
 ) -> Perplexity:
     """Measure the perplexity of all documents joined into one stream, by the original's protocol.
@@ -186,28 +164,91 @@ def original_perplexity(
         DataError: a document is not made of token ids, or the stream gives no window.
         CheckpointError: the model produces NaN.
     """
-    for name, value, least in (("window", window, 2), ("stride", stride, 1), ("batch_size", batch_size, 1)):
-        if value < least:
-            raise ConfigError(f"{name} must be at least {least}, not {value}.")
-    tokens = token_arrays(model, documents)
-    stream = tokens[0] if len(tokens) == 1 else np.concatenate([document.astype(np.int64) for document in tokens])
-    windows = original_windows(len(stream), window=window, stride=stride)
+    _check_at_least(2, window=window)
+    _check_at_least(1, stride=stride, batch_size=batch_size)
+    tokens = joined(token_arrays(model, documents))
+    windows = original_windows(len(tokens[0]), window=window, stride=stride)
     if not windows:
         raise DataError(
             f"The original's protocol needs more than window + stride = {window + stride} tokens, because it drops the "
-            f"last window; all documents together have {len(stream)}: give more text or a shorter window."
+            f"last window; all documents together have {len(tokens[0])}: give more text or a shorter window."
         )
-    means: list[float] = []
-    with evaluation_mode(model), progress_bar(f"{window} tokens", total=len(windows), progress=progress) as advance:
-        for first in range(0, len(windows), batch_size):
-            batch = windows[first : first + batch_size]
-            means.append(nats_of_targets(model, [stream], batch).mean().item())
-            advance(len(batch), f"loss {sum(means) / len(means):.3f}")
+    means = score_windows(
+        model,
+        tokens,
+        windows,
+        lambda nats: nats.mean().item(),
+        batch_size=batch_size,
+        progress=progress,
+        description=f"{window} tokens",
+    )
     loss = math.fsum(means) / len(means)
     return Perplexity(
-        perplexity=_E**loss if loss < 709 else math.inf,
+        perplexity=2.71828**loss if loss < 709 else math.inf,  # the number that eval.py raises to the loss
         loss=loss,
         num_tokens=len(windows) * (window - 1),
         num_windows=len(windows),
         standard_error=math.nan,
     )
+
+
+def loss_by_position(
+    model: Model,
+    documents: Iterable[Document],
+    *,
+    length: int,
+    num_buckets: int = 32,
+    max_windows: int | None = None,
+    batch_size_tokens: int = 8192,
+    progress: bool = True,
+    description: str = "",
+) -> list[PositionLoss]:
+    """Read windows of `length` tokens that do not overlap, and average the loss in ranges of position of equal size.
+
+    In each window position p is the number of tokens before the target, 1 to `length - 1`. All windows are full, so
+    every bucket averages over the same windows, and with m_i the mean of window i of k in a bucket its standard error
+    is `std(m_i, ddof=1) / sqrt(k)`. A model that uses what it reads gives a falling curve; where the curve turns up,
+    reading has stopped. In memory: the hidden states of a window and 1,024 rows of logits (see `logits_in_pieces`).
+
+    Raises:
+        ConfigError: an argument is out of its range.
+        DataError: a document is not made of token ids, or none has `length` tokens.
+        CheckpointError: the model produces NaN.
+    """
+    _check_at_least(2, length=length)
+    _check_at_least(1, max_windows=max_windows)
+    if not 1 <= num_buckets <= length - 1:
+        raise ConfigError(f"num_buckets must be 1 to length - 1 ({length - 1}), not {num_buckets}.")
+    tokens = token_arrays(model, documents)
+    check_longest(tokens, "length", length)
+    windows = full_windows([len(document) for document in tokens], window=length, stride=length)
+    windows = evenly_spread(windows, max_windows or len(windows))
+    edges = np.linspace(1, length, num_buckets + 1).round().astype(int)
+    batches = score_windows(
+        model,
+        tokens,
+        windows,
+        # The first target, at 0, has one token before it.
+        lambda nats: np.add.reduceat(nats.numpy(), edges[:-1] - 1, axis=1) / np.diff(edges),  # (B, buckets)
+        batch_size=max(1, batch_size_tokens // length),
+        progress=progress,
+        description=f"{description} by position".lstrip(),
+    )
+    means = np.concatenate(batches)  # (windows, buckets)
+    errors = means.std(axis=0, ddof=1) / math.sqrt(len(windows)) if len(windows) > 1 else np.full(num_buckets, math.nan)
+    return [
+        PositionLoss(
+            start=int(start),
+            end=int(end),
+            loss=float(loss),
+            standard_error=float(error),
+            num_tokens=int(end - start) * len(windows),
+        )
+        for start, end, loss, error in zip(edges[:-1], edges[1:], means.mean(axis=0), errors, strict=True)
+    ]
+
+
+def _check_at_least(minimum: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ConfigError(f"{name} must be at least {minimum}, not {value}.")

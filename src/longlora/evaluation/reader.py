@@ -2,8 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.evaluation.logits import Model, base_model, input_device, keeps_logits
+from longlora.evaluation.logits import Model, base_model, input_device, last_rows
+from longlora.evaluation.questions import Question
 from longlora.evaluation.scoring import evaluation_mode
-from longlora.evaluation.trials import Question
 from longlora.models.generation import plain_generation, plain_settings
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -26,107 +25,92 @@ def share_found(answer: str, expected: Sequence[str], distractors: Sequence[str]
     distractor in front of the first expected word the answer is wrong, because a model that lists all that it has seen
     would hold any answer.
     """
-    text = _normal(answer)
-    places = [_place(text, word) for word in expected]
-    found = [place for place in places if place is not None]
-    wrong = [place for word in distractors if (place := _place(text, word)) is not None]
+    found, wrong = _places(answer, expected), _places(answer, distractors)
     if not found or (wrong and min(wrong) < min(found)):
         return 0.0
     return len(found) / len(expected)
+
+
+def _places(answer: str, words: Sequence[str]) -> list[int]:
+    matches = [re.search(rf"(?<!\w){re.escape(_normal(word))}(?!\w)", _normal(answer)) for word in words]
+    return [match.start() for match in matches if match]
 
 
 def _normal(text: str) -> str:
     return _THOUSANDS.sub("", " ".join(text.split())).casefold()
 
 
-def _place(text: str, word: str) -> int | None:
-    match = re.search(rf"(?<!\w){re.escape(_normal(word))}(?!\w)", text)
-    return match.start() if match else None
-
-
-_RULED_OUT = -10_000.0  # nats; JSON has no infinity
-
-
-class Reader:
-    """Asks a model questions: greedily, with its KV cache, one prompt at a time, so that nothing is padded.
+def read_answer(model: Model, tokenizer: PreTrainedTokenizerBase, question: Question) -> tuple[str, dict[str, float]]:
+    """Ask one question, greedily; the prompt is read once, for generation and for forced choice, and nothing is padded.
 
     What the model's own generation settings say is left out, all but its end tokens: a penalty for repetition, say,
     would punish a model for repeating the number that it was asked for.
+
+    Scores: `generated`, 1 if the answer holds all that is expected; `found`, the share of it. With choices also
+    `chosen`, 1 if the right one is the likeliest (one k-th if k are equally likely), `rank` (1 is best), `margin`, its
+    log-probability less that of the best wrong one, in nats.
+
+    Raises:
+        CheckpointError: the model produces NaN.
     """
-
-    def __init__(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Put the model into evaluation, and give it back as it was."""
-        with evaluation_mode(self._model):
-            yield
-
-    def ask(self, question: Question) -> tuple[str, dict[str, float]]:
-        """Return the generated answer and its scores; the prompt is read once, for generation and for forced choice.
-
-        Scores: `generated`, 1 if the answer holds all that is expected; `found`, the share of it. With choices also
-        `chosen`, 1 if the right one is the likeliest (one k-th if k are equally likely), `rank` (1 is best), `margin`,
-        its log-probability less that of the best wrong one, in nats.
-
-        Raises:
-            CheckpointError: the model produces NaN.
-        """
-        scores: dict[str, float] = {}
-        cache = None
+    scores: dict[str, float] = {}
+    cache = None
+    with evaluation_mode(model):
         if question.choices:
-            log_probabilities, cache = self._likelihoods(question)
+            log_probabilities, cache = _likelihoods(model, question)
             scores |= compare(log_probabilities)
-        answer = self._generate(question, cache)
-        found = share_found(answer, question.expected, question.distractors)
-        return answer, {"generated": float(found == 1), "found": found} | scores
+        answer = _generate(model, tokenizer, question, cache)
+    found = share_found(answer, question.expected, question.distractors)
+    return answer, {"generated": float(found == 1), "found": found} | scores
 
-    def _generate(self, question: Question, cache: Cache | None) -> str:
-        input_ids = self._tensor(question.input_ids)
-        settings = plain_settings(self._model, self._tokenizer, max_new_tokens=question.max_new_tokens)
-        settings.update(use_cache=True, output_logits=True, return_dict_in_generate=True)
-        with plain_generation(self._model):
-            output = self._model.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                generation_config=settings,
-                past_key_values=cache,
-            )
-        if any(logits.isnan().any().item() for logits in output.logits):
-            raise _not_a_number(len(question.input_ids))
-        new = output.sequences[0, input_ids.shape[1] :].tolist()
-        return self._tokenizer.decode(new, skip_special_tokens=True)
 
-    def _likelihoods(self, question: Question) -> tuple[list[float], Cache | None]:
-        """Return each choice's log-probability, and a cache of the context's tokens but the last, if it can be cut."""
-        context = self._tensor(question.input_ids[: question.choice_context])  # (1, T)
-        last = question.input_ids[question.choice_context - 1]
-        cache = self._model(input_ids=context[:, :-1], use_cache=True, **self._last_rows(1)).past_key_values
-        values = []
-        for choice in question.choices:
-            tail = self._tensor([last, *choice[:-1]])  # (1, tokens of the choice)
-            if cache is not None:
-                logits = self._model(input_ids=tail, past_key_values=cache, use_cache=True).logits
-                cache = _cut(cache, tail.shape[1])
-            else:
-                whole = torch.cat([context[:, :-1], tail], dim=1)
-                rows = self._last_rows(tail.shape[1])
-                logits = self._model(input_ids=whole, use_cache=False, **rows).logits[:, -tail.shape[1] :]
-            log_probabilities = torch.log_softmax(logits[0].float(), dim=-1)
-            value = log_probabilities[torch.arange(len(choice)), torch.tensor(choice)].sum().item()
-            if math.isnan(value):
-                raise _not_a_number(len(question.input_ids))
-            values.append(value)
-        return values, cache
+def _generate(model: Model, tokenizer: PreTrainedTokenizerBase, question: Question, cache: Cache | None) -> str:
+    input_ids = _row(model, question.input_ids)
+    settings = plain_settings(model, tokenizer, max_new_tokens=question.max_new_tokens)
+    settings.update(use_cache=True, output_logits=True, return_dict_in_generate=True)
+    with plain_generation(model):
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_config=settings,
+            past_key_values=cache,
+        )
+    _refuse_nan(any(logits.isnan().any().item() for logits in output.logits), question)
+    new = output.sequences[0, input_ids.shape[1] :].tolist()
+    return tokenizer.decode(new, skip_special_tokens=True)
 
-    def _last_rows(self, count: int) -> dict[str, int]:
-        """Ask for few rows of logits where the model can be asked: those of a long prompt are larger than the model."""
-        return {"logits_to_keep": count} if keeps_logits(self._model) else {}
 
-    def _tensor(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor([list(ids)], device=input_device(self._model))
+def _likelihoods(model: Model, question: Question) -> tuple[list[float], Cache | None]:
+    """Return each choice's log-probability, and a cache of the context's tokens but the last, if it can be cut."""
+    context = _row(model, question.input_ids[: question.choice_context])  # (1, T)
+    last = question.input_ids[question.choice_context - 1]
+    cache = model(input_ids=context[:, :-1], use_cache=True, **last_rows(model, 1)).past_key_values
+    values = []
+    for choice in question.choices:
+        tail = _row(model, [last, *choice[:-1]])  # (1, tokens of the choice)
+        if cache is not None:
+            logits = model(input_ids=tail, past_key_values=cache, use_cache=True).logits
+            cache = _cut(cache, tail.shape[1])
+        else:
+            whole = torch.cat([context[:, :-1], tail], dim=1)
+            rows = last_rows(model, tail.shape[1])
+            logits = model(input_ids=whole, use_cache=False, **rows).logits[:, -tail.shape[1] :]
+        log_probabilities = torch.log_softmax(logits[0].float(), dim=-1)
+        values.append(log_probabilities[torch.arange(len(choice)), torch.tensor(choice)].sum().item())
+        _refuse_nan(math.isnan(values[-1]), question)
+    return values, cache
+
+
+def _row(model: Model, ids: Sequence[int]) -> Tensor:
+    return torch.tensor([list(ids)], device=input_device(model))
+
+
+def _refuse_nan(found: bool, question: Question) -> None:
+    if found:
+        raise CheckpointError(
+            f"The model produced NaN after a prompt of {len(question.input_ids):,} tokens: load it in bfloat16 or "
+            "float32, or mend it. The trials finished before are kept, and the same command goes on after them."
+        )
 
 
 def compare(log_probabilities: Sequence[float]) -> dict[str, float]:
@@ -135,7 +119,7 @@ def compare(log_probabilities: Sequence[float]) -> dict[str, float]:
     With g wrong choices likelier and e as likely as the right one: rank `1 + g + e / 2`, and chosen `1 / (1 + e)` if g
     is 0. A choice that the model rules out (minus infinity) counts as -10,000 nats.
     """
-    right, *wrong = (max(value, _RULED_OUT) for value in log_probabilities)
+    right, *wrong = (max(value, -10_000.0) for value in log_probabilities)  # JSON has no infinity
     greater, equal = sum(value > right for value in wrong), sum(value == right for value in wrong)
     return {
         "chosen": 0.0 if greater else 1 / (1 + equal),
@@ -166,10 +150,3 @@ def _cut(cache: Cache, num_tokens: int) -> Cache | None:
     except (RuntimeError, ValueError, NotImplementedError):
         return None
     return cache
-
-
-def _not_a_number(num_tokens: int) -> CheckpointError:
-    return CheckpointError(
-        f"The model produced NaN after a prompt of {num_tokens:,} tokens: load it in bfloat16 or float32, or mend it. "
-        "The trials finished before are kept, and the same command goes on after them."
-    )

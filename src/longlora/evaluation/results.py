@@ -38,18 +38,11 @@ class Result(_Schema):
     FILE: ClassVar[str]
 
     model: str
-    weights: str | None = None
-    """Digest of the weights, as `model_identity` gives it."""
-
-    context: int | None = None
-    """Tokens that the model says it reads."""
-
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """What decides the numbers; a result with others is not taken for this one."""
-
+    weights: str | None = None  # digest, as `model_identity` gives it
+    context: int | None = None  # tokens that the model says it reads
+    settings: dict[str, Any] = Field(default_factory=dict)  # what decides the numbers
     provenance: dict[str, Any] = Field(default_factory=dict)
-    path: Path = Field(default=Path(), exclude=True)
-    """Where it was read from."""
+    path: Path = Field(default=Path(), exclude=True)  # where it was read from
 
     def write(self, folder: str | Path) -> None:
         """Write the file into a folder, whole or not at all."""
@@ -73,20 +66,11 @@ class RetrievalRow(_Schema):
     """All trials of one length."""
 
     length: int
-    mean_tokens: float
-    """Of the prompts."""
-
-    mean_distance: float
-    """Tokens from the fact to the end of the prompt."""
-
-    shares: dict[str, Share]
-    """Right answers by measure: `generated`, and `chosen` where there is a forced choice."""
-
-    by_depth: dict[str, dict[str, Share]]
-    """The same by depth; one entry `drawn` where the test draws or fixes the place."""
-
-    means: dict[str, float]
-    """Means of the graded scores: `found`, and of a forced choice `rank` and `margin` (nats)."""
+    mean_tokens: float  # of the prompts
+    mean_distance: float  # tokens from the fact to the end of the prompt
+    shares: dict[str, Share]  # by measure: `generated`, and `chosen` where there is a forced choice
+    by_depth: dict[str, dict[str, Share]]  # the same; one entry `drawn` where the test draws or fixes the place
+    means: dict[str, float]  # of the graded scores: `found`, and of a forced choice `rank` and `margin` (nats)
 
 
 class Retrieval(Result):
@@ -96,9 +80,7 @@ class Retrieval(Result):
 
     test: str
     bar: float
-    effective_length: dict[str, int | None]
-    """By measure: the longest tested length with at least `bar` there and at every shorter one."""
-
+    effective_length: dict[str, int | None]  # by measure: the longest with `bar` there and at every shorter one
     verdict: str
     chance: dict[str, float]
     lengths: list[RetrievalRow]
@@ -118,11 +100,6 @@ class Retrieval(Result):
         if self.test == "recall":
             return f"{self.test} of {self.settings['num_pairs']}"
         return f"{self.test}, original form" if self.settings.get("form") == "original" else self.test
-
-    @property
-    def rows(self) -> list[RetrievalRow]:
-        """What was found at each length."""
-        return self.lengths
 
     @property
     def reached(self) -> int | None:
@@ -146,38 +123,14 @@ class Perplexity(_Schema):
     standard_error: Number  # nats per token
 
 
-class PerplexityRow(NamedTuple):
-    """Perplexity at one length for a table; no error where there is none."""
-
-    length: int
-    perplexity: float
-    standard_error: float | None
-    num_tokens: int
-
-
 class PerplexityByLength(Result):
     """Perplexity of one model by context length in tokens."""
 
     FILE = "perplexity.json"
 
     protocol: str
-    data: str
-    """The texts in a few words."""
-
+    data: str  # the texts in a few words
     perplexity: dict[int, Perplexity]
-
-    @property
-    def targets(self) -> str:
-        """What decides which tokens are scored; models can be compared where it is the same."""
-        return json.dumps(self.settings, sort_keys=True)
-
-    @property
-    def rows(self) -> list[PerplexityRow]:
-        """The values one after another."""
-        return [
-            PerplexityRow(length, value.perplexity, _finite(value.standard_error), value.num_tokens)
-            for length, value in self.perplexity.items()
-        ]
 
 
 class PositionLoss(_Schema):
@@ -188,15 +141,6 @@ class PositionLoss(_Schema):
     loss: Number  # nats per token
     standard_error: Number  # of `loss` over windows; NaN for one window
     num_tokens: int
-
-
-class Bucket(NamedTuple):
-    """Mean loss at a range of positions for a chart; no error where there is none."""
-
-    start: int
-    end: int
-    loss: float
-    standard_error: float | None
 
 
 class Positions(Result):
@@ -223,11 +167,6 @@ class Positions(Result):
         if stop is None:
             return f"{place}, and does not rise for good by more than two standard errors"
         return f"{place}, and from {stop:,} tokens on stays above that by more than two standard errors"
-
-    @property
-    def buckets(self) -> list[Bucket]:
-        """The points of the curve."""
-        return [Bucket(at.start, at.end, at.loss, _finite(at.standard_error)) for at in self.curve]
 
 
 def reading_stops_at(curve: Sequence[PositionLoss]) -> int | None:
@@ -258,20 +197,14 @@ class ShortContext(Result):
 
     base: str
     base_weights: str | None = None
-    length: int
-    """Tokens of a window: the base's own context."""
-
+    length: int  # tokens of a window: the base's own context
     num_tokens: int
     num_windows: int
     base_perplexity: float
     perplexity: float
-    difference: float
-    """Nats per token; above 0 the extended model is worse."""
-
+    difference: float  # nats per token; above 0 the extended model is worse
     standard_error: float | None
-    ratio: float
-    """`exp(difference)`: perplexity as a multiple of the base's."""
-
+    ratio: float  # `exp(difference)`: perplexity as a multiple of the base's
     low: float | None
     high: float | None
 
@@ -302,11 +235,8 @@ class TaskResult(_Schema):
 
     metrics: dict[str, Metric]
     num_samples: int | None = None
-    num_cut: int = 0
-    """Prompts that were too long and lost their beginning."""
-
-    lengths: list[int] | None = None
-    """Tokens of its texts, where it comes in lengths."""
+    num_cut: int = 0  # prompts that were too long and lost their beginning
+    lengths: list[int] | None = None  # tokens of its texts, where it comes in lengths
 
 
 class HarnessScore(NamedTuple):
@@ -342,13 +272,7 @@ class SuiteRecord(Result):
     FILE = "suite.json"
 
     lengths: list[int] = Field(default_factory=list)
-    left_out: list[str]
-    """What was not measured, each with its reason."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What was left out."""
-        return self.left_out
+    left_out: list[str]  # what was not measured, each with its reason
 
 
 RESULT_FILES: dict[str, type[Result]] = {
@@ -391,7 +315,3 @@ def finished(kind: type[R], folder: Path, settings: dict[str, Any], weights: str
         )
     assert isinstance(result, kind)
     return result
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

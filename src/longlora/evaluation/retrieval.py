@@ -1,33 +1,39 @@
-"""Run a retrieval test: make the trials, ask, log, resume after an interruption, and sum up."""
+"""Run a retrieval test: name the trials, ask, log, resume after an interruption, and sum up."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes
 from longlora.evaluation.logits import Model
-from longlora.evaluation.reader import Reader, check_positions
+from longlora.evaluation.questions import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
+from longlora.evaluation.reader import check_positions, read_answer
 from longlora.evaluation.results import Retrieval
-from longlora.evaluation.shares import DEFAULT_BAR, check_bar, summarise
+from longlora.evaluation.shares import check_bar, summarise
 from longlora.evaluation.subject import Subject, provenance, tokenizer_identity, usual_lengths
-from longlora.evaluation.trials import (
-    DEFAULT_DEPTHS,
-    DEFAULT_TRIALS,
-    FinishedTrial,
-    Question,
-    RetrievalTest,
-    Sweep,
-    TrialId,
-    check_digits,
-    gather,
-    open_log,
-    trial_grid,
-)
-from longlora.support.journal import Journal
+from longlora.support.files import write_atomically
+from longlora.support.journal import Journal, json_line, read_journal
 from longlora.support.progress import progress_bar
+
+LOG_FILE = "trials.jsonl"
+_PARTS = "trials.part-*.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Which questions of a test are asked, and what counts as reading."""
+
+    lengths: Sequence[int] | None = None  # tokens of prompt and answer; None for parts of the model's context
+    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    num_trials: int = 10  # at each length and depth
+    seed: int = 0
+    bar: float = 0.9  # share of right answers that counts as reading
+    beyond: bool = False  # read more tokens than the model has positions
 
 
 def run_retrieval(
@@ -37,10 +43,10 @@ def run_retrieval(
     *,
     lengths: Sequence[int],
     output: str | Path,
-    depths: Sequence[float] = DEFAULT_DEPTHS,
-    num_trials: int = DEFAULT_TRIALS,
-    seed: int = 0,
-    bar: float = DEFAULT_BAR,
+    depths: Sequence[float] = Sweep.depths,
+    num_trials: int = Sweep.num_trials,
+    seed: int = Sweep.seed,
+    bar: float = Sweep.bar,
     beyond: bool = False,
     model_name: str = "",
     command: str | None = None,
@@ -84,8 +90,7 @@ def retrieve(
     lengths = usual_lengths(subject.context) if sweep.lengths is None else sweep.lengths
     depths = sweep.depths if test.has_depths else [None]
     grid = trial_grid(test.name, lengths=lengths, depths=depths, num_trials=sweep.num_trials, seed=sweep.seed)
-    # The longest first: what has no room is known before hours of work.
-    check_positions(subject.model, _num_tokens(test.ask(subject.tokenizer, grid[-1])), beyond=sweep.beyond)
+    _ask(subject, test, grid[-1], beyond=sweep.beyond)  # the longest has room, or it is known before hours of work
     settings = {"test": test.name} | test.settings | {"seed": sweep.seed, "model": subject.name}
     settings |= {"weights": subject.weights, "tokenizer": tokenizer_identity(subject.tokenizer)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,52 +105,82 @@ def retrieve(
     finished = finished_by_all()
     processes.wait()
     missing = [trial for trial in grid if trial not in finished]
-    with open_log(folder, settings, process=processes.index, num_processes=processes.count) as log:
-        _ask_all(
-            subject,
-            test,
-            missing[processes.index :: processes.count],
-            log,
-            completed=(len(grid) - len(missing)) // processes.count,
-            beyond=sweep.beyond,
-            progress=progress and processes.is_first,
-        )
+    own = missing[processes.index :: processes.count]
+    completed = (len(grid) - len(missing)) // processes.count
+    show, num_right = progress and processes.is_first, 0.0
+    with (
+        open_log(folder, settings, process=processes.index, num_processes=processes.count) as log,
+        progress_bar(test.name, total=completed + len(own), completed=completed, progress=show) as advance,
+    ):
+        for num_asked, trial in enumerate(own, start=1):
+            answered = _answer(subject, test, trial, beyond=sweep.beyond)
+            log.append(asdict(answered))
+            num_right += answered.scores["generated"]
+            advance(1, f"{trial.length:,} tokens, {num_right:.0f} of {num_asked} right")
     finished = finished_by_all()
     trials = [finished[trial] for trial in grid]
     return summarise(trials, test, bar=sweep.bar, settings=settings, provenance=provenance(command))
 
 
-def _num_tokens(question: Question) -> int:
-    return len(question.input_ids) + question.max_new_tokens
+def _ask(subject: Subject, test: RetrievalTest, trial: TrialId, *, beyond: bool) -> Question:
+    question = test.ask(subject.tokenizer, trial)
+    check_positions(subject.model, len(question.input_ids) + question.max_new_tokens, beyond=beyond)
+    return question
 
 
-def _ask_all(
-    subject: Subject,
-    test: RetrievalTest,
-    trials: Sequence[TrialId],
-    log: Journal,
-    *,
-    completed: int,
-    beyond: bool,
-    progress: bool,
-) -> None:
-    reader, num_right = Reader(subject.model, subject.tokenizer), 0.0
-    total = completed + len(trials)
-    with reader.reading(), progress_bar(test.name, total=total, completed=completed, progress=progress) as advance:
-        for num_asked, trial in enumerate(trials, start=1):
-            started = time.perf_counter()
-            question = test.ask(subject.tokenizer, trial)
-            check_positions(subject.model, _num_tokens(question), beyond=beyond)
-            answer, scores = reader.ask(question)
-            finished = FinishedTrial(
-                **trial._asdict(),
-                num_tokens=len(question.input_ids),
-                distance=question.distance,
-                expected=list(question.expected),
-                answer=answer,
-                scores=scores,
-                seconds=round(time.perf_counter() - started, 3),
-            )
-            log.append(asdict(finished))
-            num_right += scores["generated"]
-            advance(1, f"{trial.length:,} tokens, {num_right:.0f} of {num_asked} right")
+def _answer(subject: Subject, test: RetrievalTest, trial: TrialId, *, beyond: bool) -> FinishedTrial:
+    started = time.perf_counter()
+    question = _ask(subject, test, trial, beyond=beyond)
+    answer, scores = read_answer(subject.model, subject.tokenizer, question)
+    return FinishedTrial(
+        **trial._asdict(),
+        num_tokens=len(question.input_ids),
+        distance=question.distance,
+        expected=list(question.expected),
+        answer=answer,
+        scores=scores,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+@contextmanager
+def open_log(
+    folder: Path, settings: Mapping[str, Any], *, process: int = 0, num_processes: int = 1
+) -> Iterator[Journal]:
+    """Open the journal of finished trials; of several processes each has a file of its own until they are gathered.
+
+    Raises:
+        ConfigError: it was begun with other settings, or another process has it open.
+        DataError: it cannot be read.
+    """
+    name = LOG_FILE if num_processes == 1 else f"trials.part-{process}-of-{num_processes}.jsonl"
+    journal = Journal(folder / name, settings)
+    try:
+        yield journal
+    finally:
+        journal.close()
+        (folder / f"{name}.lock").unlink(missing_ok=True)
+
+
+def gather(folder: Path, settings: Mapping[str, Any], order: Iterable[TrialId] = ()) -> dict[TrialId, FinishedTrial]:
+    """Put the files of all processes into one, in the given order first, and return every finished trial.
+
+    Raises:
+        ConfigError: the folder holds an evaluation with other settings.
+        DataError: a file was changed by something else and cannot be read.
+    """
+    parts = sorted(folder.glob(_PARTS))
+    trials = [
+        trial
+        for path in (folder / LOG_FILE, *parts)
+        for trial in read_journal(path, settings, lambda line: FinishedTrial(**line))
+    ]
+    found = {trial.identity: trial for trial in trials}
+    if parts:
+        place = {identity: number for number, identity in enumerate(order)}
+        lines = sorted(found.values(), key=lambda trial: place.get(trial.identity, len(place)))
+        text = json_line({"settings": settings}) + "".join(json_line(asdict(trial)) for trial in lines)
+        write_atomically(folder / LOG_FILE, text)
+        for path in parts:
+            path.unlink()
+    return found

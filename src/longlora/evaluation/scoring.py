@@ -5,10 +5,11 @@ full_windows         every window is scored whole, most tokens many times (what 
 windows_at_length    the same targets at every length, so that context is all that differs
 """
 
+import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longlora.errors import CheckpointError, DataError
-from longlora.evaluation.logits import Model, base_model, logits_in_pieces
+from longlora.evaluation.logits import Model, logits_in_pieces, vocabulary_size
+from longlora.support.progress import progress_bar
+
+T = TypeVar("T")
 
 
 class Window(NamedTuple):
@@ -90,55 +94,112 @@ def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray
     Raises:
         DataError: a document is empty or not made of the model's token ids, or there is none.
     """
-    vocabulary_size = base_model(model).config.get_text_config().vocab_size
-    tokens = [_token_array(index, document, vocabulary_size) for index, document in enumerate(documents)]
+    tokens = []
+    for index, document in enumerate(documents):
+        ids = np.asarray(document.cpu() if isinstance(document, Tensor) else document)
+        if ids.shape == (0,):
+            raise DataError(f"Document {index} has no tokens; leave it out.")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise DataError(
+                f"Document {index} must be a row of token ids, not a {type(document).__name__} of shape {ids.shape} "
+                f'and {ids.dtype}: tokenise text first, pass data_set["input_ids"] for a data set, [ids] for one '
+                "document."
+            )
+        check_ids(ids, vocabulary_size(model), f"Document {index}")
+        tokens.append(ids)
     if not tokens:
         raise DataError("Nothing to score: there are no documents.")
     return tokens
 
 
-def _token_array(index: int, document: Document, vocabulary_size: int) -> np.ndarray:
-    ids = np.asarray(document.cpu() if isinstance(document, Tensor) else document)
-    if ids.shape == (0,):
-        raise DataError(f"Document {index} has no tokens; leave it out.")
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+def check_ids(ids: np.ndarray, vocabulary_size: int, what: str) -> None:
+    """Refuse token ids that a vocabulary does not have; `what` names their owner.
+
+    Raises:
+        DataError: there is one.
+    """
+    for first in range(0, len(ids), 1 << 20):  # of a file of billions no more is in memory
+        part = ids[first : first + (1 << 20)]
+        foreign = np.flatnonzero((part < 0) | (part >= vocabulary_size))
+        if foreign.size:
+            raise DataError(
+                f"{what} has token id {part[foreign[0]]} at position {first + foreign[0]}, the model knows 0 to "
+                f"{vocabulary_size - 1}: tokenise with the model's own tokenizer."
+            )
+
+
+def joined(documents: Sequence[Document]) -> list[np.ndarray]:
+    """Put documents one after another into one stream."""
+    if len(documents) == 1:
+        return [np.asarray(documents[0])]
+    return [np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])]
+
+
+def token_digest(documents: Iterable[Document]) -> str:
+    """Digest of documents and their boundaries, to see whether two models read the same tokens."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(np.asarray(document, dtype=np.int64).tobytes() + b"|")
+    return digest.hexdigest()[:16]
+
+
+def check_longest(tokens: Sequence[np.ndarray], name: str, needed: int) -> None:
+    """Refuse documents of which none has `needed` tokens; `name` is what asks for so many.
+
+    Raises:
+        DataError: all are shorter.
+    """
+    longest = max(map(len, tokens))
+    if longest < needed:
         raise DataError(
-            f"Document {index} must be a row of token ids, not a {type(document).__name__} of shape {ids.shape} and "
-            f'{ids.dtype}: tokenise text first, pass data_set["input_ids"] for a data set, [ids] for one document.'
+            f"At least one document must have {name} = {needed} tokens, the longest has {longest}: give longer "
+            f"documents or set {name} to {longest} or less."
         )
-    foreign = np.flatnonzero((ids < 0) | (ids >= vocabulary_size))
-    if foreign.size:
-        raise DataError(
-            f"Document {index} has token id {ids[foreign[0]]} at position {foreign[0]}, the model knows 0 to "
-            f"{vocabulary_size - 1}: tokenise with the model's own tokenizer."
-        )
-    return ids
 
 
-def window_tokens(tokens: Sequence[np.ndarray], batch: Sequence[Window]) -> Tensor:
-    """Read the windows of a batch, all of one length T, into int64 of shape (B, T)."""
-    rows = [tokens[window.document][window.start : window.end].astype(np.int64) for window in batch]
-    return torch.from_numpy(np.stack(rows))
+def score_windows(
+    model: Model,
+    tokens: Sequence[np.ndarray],
+    windows: Sequence[Window],
+    per_batch: Callable[[Tensor], T],
+    *,
+    batch_size: int,
+    description: str,
+    progress: bool,
+) -> list[T]:
+    """Read windows in batches of one shape, and return what `per_batch` makes of each batch's losses.
 
-
-def nats_of_targets(model: Model, tokens: Sequence[np.ndarray], batch: Sequence[Window]) -> Tensor:
-    """Return the negative log-likelihood of each target, (B, num_targets) in float64 on the CPU.
-
-    The windows have one shape. Logits are made and used 1,024 rows at a time, where `logits_in_pieces` can do so.
+    Those are in nats, (B, num_targets) in float64 on the CPU.
 
     Raises:
         CheckpointError: the model produces NaN.
     """
-    num_targets = batch[0].num_targets
-    input_ids = window_tokens(tokens, batch)  # (B, T)
+    results, total, count = list[T](), 0.0, 0
+    with evaluation_mode(model), progress_bar(description, total=len(windows), progress=progress) as advance:
+        for batch in batches(windows, batch_size):
+            nats = _nats_of_targets(model, tokens, batch)
+            results.append(per_batch(nats))
+            total, count = total + nats.sum().item(), count + nats.numel()
+            advance(len(batch), f"windows, perplexity {exp(total / count):.2f}")
+    return results
+
+
+def exp(loss: float) -> float:
+    """Turn a loss into a perplexity, infinite where `math.exp` would raise."""
+    return math.exp(loss) if loss < 709 else math.inf
+
+
+def _nats_of_targets(model: Model, tokens: Sequence[np.ndarray], batch: Sequence[Window]) -> Tensor:
+    rows = [tokens[window.document][window.start : window.end].astype(np.int64) for window in batch]
+    input_ids, num_targets = torch.from_numpy(np.stack(rows)), batch[0].num_targets  # (B, T)
     rows_of = logits_in_pieces(model, input_ids, num_rows=num_targets)
     nats = []
     for index, (window, targets) in enumerate(zip(batch, input_ids[:, -num_targets:], strict=True)):
         losses, done = list[Tensor](), 0
-        for rows in rows_of(index):  # (piece, V)
-            part = targets[done : done + len(rows)].to(rows.device)
-            losses.append(F.cross_entropy(rows.float(), part, reduction="none"))
-            done += len(rows)
+        for logits in rows_of(index):  # (piece, V)
+            part = targets[done : done + len(logits)].to(logits.device)
+            losses.append(F.cross_entropy(logits.float(), part, reduction="none"))
+            done += len(logits)
         assert done == num_targets
         nats.append(torch.cat(losses).cpu().double())  # (num_targets,), on the CPU, because MPS has no float64
         if math.isnan(nats[-1].sum().item()):

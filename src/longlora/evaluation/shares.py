@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longlora.errors import ConfigError
+from longlora.evaluation.questions import FinishedTrial, RetrievalTest
 from longlora.evaluation.results import Retrieval, RetrievalRow, Share
-from longlora.evaluation.trials import FinishedTrial, RetrievalTest
 
-DEFAULT_BAR = 0.9
-_Z = 1.959964  # 95 % of a normal distribution
+Z95 = 1.959964  # of a normal distribution 95 % lie within so many standard deviations
+_VERBS = {"generated": "reads", "chosen": "tells the right value from the others"}
 
 
 def wilson(right: float, num_trials: int) -> Share:
@@ -21,15 +21,15 @@ def wilson(right: float, num_trials: int) -> Share:
     and says something for 10 of 10 as well: 0.72 to 1.
     """
     p, n = right / num_trials, num_trials
-    middle = p + _Z**2 / (2 * n)
-    spread = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    scale = 1 + _Z**2 / n
+    middle = p + Z95**2 / (2 * n)
+    spread = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    scale = 1 + Z95**2 / n
     # Bounds of 0 and 1 are exact; rounding must not move them past the share.
     low, high = (middle - spread) / scale, (middle + spread) / scale
     return Share(share=p, low=max(0.0, min(p, low)), high=min(1.0, max(p, high)), num_trials=n)
 
 
-def effective_length(shares: Mapping[int, float], bar: float = DEFAULT_BAR) -> int | None:
+def effective_length(shares: Mapping[int, float], bar: float) -> int | None:
     """Return the longest tested length with a share of at least `bar` there and at every shorter one, or None.
 
     Raises:
@@ -63,12 +63,12 @@ def summarise(
     provenance: dict[str, Any],
 ) -> Retrieval:
     """Sum up finished trials of one test."""
-    lengths = [
-        _at_length([trial for trial in trials if trial.length == length], list(test.measures))
+    rows = [
+        _at_length([trial for trial in trials if trial.length == length], test.measures)
         for length in sorted({trial.length for trial in trials})
     ]
     reached = {
-        measure: effective_length({row.length: row.shares[measure].share for row in lengths}, bar)
+        measure: effective_length({row.length: row.shares[measure].share for row in rows}, bar)
         for measure in test.measures
     }
     return Retrieval(
@@ -77,49 +77,39 @@ def summarise(
         test=test.name,
         bar=bar,
         effective_length=reached,
-        verdict="\n".join(
-            _verdict(measure, reached[measure], {row.length: row.shares[measure] for row in lengths}, bar)
-            for measure in reached
-        ),
+        verdict="\n".join(_verdict(measure, reached[measure], rows, bar) for measure in reached),
         chance=test.measures,
-        lengths=lengths,
+        lengths=rows,
         settings=settings,
         provenance=provenance,
     )
 
 
-def depth_name(depth: float | None) -> str:
-    """Write a depth for a table and for JSON's keys."""
-    return "drawn" if depth is None else f"{depth:g}"
+def _at_length(trials: Sequence[FinishedTrial], measures: Mapping[str, float]) -> RetrievalRow:
+    def shares(some: Sequence[FinishedTrial]) -> dict[str, Share]:
+        return {name: wilson(sum(trial.scores[name] for trial in some), len(some)) for name in measures}
 
-
-def _at_length(trials: Sequence[FinishedTrial], measures: Sequence[str]) -> RetrievalRow:
-    graded = [name for name in trials[0].scores if name not in measures]
-    depths = dict.fromkeys(trial.depth for trial in trials)
     return RetrievalRow(
         length=trials[0].length,
         mean_tokens=statistics.fmean(trial.num_tokens for trial in trials),
         mean_distance=statistics.fmean(trial.distance for trial in trials),
-        shares=_shares(trials, measures),
+        shares=shares(trials),
         by_depth={
-            depth_name(depth): _shares([trial for trial in trials if trial.depth == depth], measures)
-            for depth in depths
+            "drawn" if depth is None else f"{depth:g}": shares([trial for trial in trials if trial.depth == depth])
+            for depth in dict.fromkeys(trial.depth for trial in trials)
         },
-        means={name: statistics.fmean(trial.scores[name] for trial in trials) for name in graded},
+        means={
+            name: statistics.fmean(trial.scores[name] for trial in trials)
+            for name in trials[0].scores
+            if name not in measures
+        },
     )
 
 
-def _shares(trials: Sequence[FinishedTrial], measures: Sequence[str]) -> dict[str, Share]:
-    return {name: wilson(sum(trial.scores[name] for trial in trials), len(trials)) for name in measures}
-
-
-_VERBS = {"generated": "reads", "chosen": "tells the right value from the others"}
-
-
-def _verdict(measure: str, reached: int | None, shares: Mapping[int, Share], bar: float) -> str:
-    verb, at_least = _VERBS[measure], f"{100 * bar:g} %"
-    lengths = sorted(shares)
+def _verdict(measure: str, reached: int | None, rows: Sequence[RetrievalRow], bar: float) -> str:
+    verb, at_least, shares = _VERBS[measure], f"{100 * bar:g} %", {row.length: row.shares[measure] for row in rows}
     if reached is None:
-        return f"{verb} at no tested length at ≥ {at_least}; at {lengths[0]:,}, the shortest: {shares[lengths[0]]}"
-    limit = ", the longest tested," if reached == lengths[-1] else ""
+        shortest = min(shares)
+        return f"{verb} at no tested length at ≥ {at_least}; at {shortest:,}, the shortest: {shares[shortest]}"
+    limit = ", the longest tested," if reached == max(shares) else ""
     return f"{verb} to {reached:,} tokens{limit} at ≥ {at_least}; there: {shares[reached]}"

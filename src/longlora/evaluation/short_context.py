@@ -2,25 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from longlora.errors import DataError
+from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
 from longlora.evaluation.results import ShortContext
-from longlora.evaluation.scoring import (
-    Document,
-    batches,
-    evaluation_mode,
-    evenly_spread,
-    nats_of_targets,
-    token_arrays,
-    windows_at_length,
-)
-from longlora.support.progress import progress_bar
+from longlora.evaluation.scoring import Document, evenly_spread, score_windows, token_arrays, windows_at_length
+from longlora.evaluation.shares import Z95
 
-_Z = 1.959964  # 95 % of a normal distribution
+
+class Losses(NamedTuple):
+    """A model's losses at the base's context, kept until the other model has been read too."""
+
+    model: str
+    weights: str
+    tokens: str  # digest of what it read
+    losses: np.ndarray  # (windows,)
 
 
 def window_losses(
@@ -48,46 +47,49 @@ def window_losses(
             f"{max(map(len, tokens)):,}: give longer documents, or join them"
         )
     windows = evenly_spread(windows, max(1, max_targets // stride) if max_targets else len(windows))
-    means: list[float] = []
-    label = f"{description} {length} tokens".lstrip()
-    with evaluation_mode(model), progress_bar(label, total=len(windows), progress=progress) as advance:
-        for batch in batches(windows, max(1, batch_size_tokens // length)):
-            means += nats_of_targets(model, tokens, batch).mean(dim=1).tolist()
-            advance(len(batch), f"loss {np.mean(means):.3f}")
-    return np.array(means)
+    batches = score_windows(
+        model,
+        tokens,
+        windows,
+        lambda nats: nats.mean(dim=1).numpy(),
+        batch_size=max(1, batch_size_tokens // length),
+        progress=progress,
+        description=f"{description} {length} tokens".lstrip(),
+    )
+    return np.concatenate(batches)
 
 
 def compare_losses(
-    base_losses: np.ndarray,
-    losses: np.ndarray,
-    *,
-    names: tuple[str, str],
-    weights: tuple[str, str],
-    length: int,
-    stride: int,
-    settings: dict[str, Any],
-    provenance: dict[str, Any],
+    base: Losses, own: Losses, *, length: int, stride: int, settings: dict[str, Any], provenance: dict[str, Any]
 ) -> ShortContext:
-    """Compare the losses of a base and of a model made of it, window by window; names and weights in that order too."""
-    assert base_losses.shape == losses.shape, "the windows must be the same"
-    differences = losses - base_losses
+    """Compare the losses of a base and of a model made of it, window by window.
+
+    Raises:
+        ConfigError: their tokenizers differ on the texts.
+    """
+    if base.tokens != own.tokens:
+        raise ConfigError(
+            f"{own.model} reads other tokens than {base.model} in the same texts, so their perplexity cannot be "
+            "compared: name the base it was made of with --base"
+        )
+    differences = own.losses - base.losses
     mean, count = float(differences.mean()), len(differences)
     error = float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else None
     return ShortContext(
-        model=names[1],
-        weights=weights[1],
-        base=names[0],
-        base_weights=weights[0],
+        model=own.model,
+        weights=own.weights,
+        base=base.model,
+        base_weights=base.weights,
         length=length,
         num_tokens=count * stride,
         num_windows=count,
-        base_perplexity=math.exp(base_losses.mean()),
-        perplexity=math.exp(losses.mean()),
+        base_perplexity=math.exp(base.losses.mean()),
+        perplexity=math.exp(own.losses.mean()),
         difference=mean,
         standard_error=error,
         ratio=math.exp(mean),
-        low=None if error is None else math.exp(mean - _Z * error),
-        high=None if error is None else math.exp(mean + _Z * error),
+        low=None if error is None else math.exp(mean - Z95 * error),
+        high=None if error is None else math.exp(mean + Z95 * error),
         settings=settings,
         provenance=provenance,
     )

@@ -18,13 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes
 from longlora.errors import ConfigError
-from longlora.evaluation.logits import Model, base_model, context_of, vocabulary_size
+from longlora.evaluation.logits import Model, base_model, vocabulary_size
 from longlora.models.checkpoint import is_adapter, read_extension
 from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source
 from longlora.models.positions import readable_context
 from longlora.support.packages import package_versions
-
-_VALUES_PER_PARAMETER = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,9 @@ class Loading:
 
     device_map: str | None = None
     dtype: DtypeName = "auto"
+
+
+AS_IT_IS = Loading()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,16 @@ class Subject:
     @property
     def context(self) -> int:
         """Tokens that the model says it reads."""
-        return context_of(self.model)
+        return readable_context(base_model(self.model).config)
 
     @property
     def vocabulary_size(self) -> int:
         """How many token ids the model knows."""
         return vocabulary_size(self.model)
+
+    def about(self) -> dict[str, Any]:
+        """What every result says of its model and of its origin."""
+        return {"model": self.name, "weights": self.weights, "context": self.context, "provenance": provenance()}
 
 
 def load_subject(name: str, loading: Loading, processes: Processes | None = None) -> Subject:
@@ -123,7 +128,7 @@ def model_identity(model: Model) -> str:
         # Brings back parts that accelerate keeps outside of the devices until their turn comes.
         with align_module_device(model.get_submodule(owner)):
             values = model.get_submodule(owner).get_parameter(own_name).detach().flatten()
-            places = np.linspace(0, len(values) - 1, min(_VALUES_PER_PARAMETER, len(values))).astype(np.int64)
+            places = np.linspace(0, len(values) - 1, min(256, len(values))).astype(np.int64)
             digest.update(values[torch.from_numpy(places).to(values.device)].cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -10,7 +10,7 @@ DIR/MODEL/short/              the model against its base, at the base's own cont
 import gc
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,40 +18,29 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes, joined
 from longlora.errors import ConfigError
+from longlora.evaluation.drawing import write_result
 from longlora.evaluation.harness import run_harness
-from longlora.evaluation.needle import needle
-from longlora.evaluation.passkey import passkey
-from longlora.evaluation.recall import recall
+from longlora.evaluation.questions import RetrievalTest, TrialId
 from longlora.evaluation.results import SuiteRecord
-from longlora.evaluation.retrieval import retrieve
-from longlora.evaluation.retrieval_report import write_result
-from longlora.evaluation.subject import Loading, base_of, load_subject, named_context, provenance
-from longlora.evaluation.suite_texts import Curves, TextJob, measure_curves, measure_short
+from longlora.evaluation.retrieval import Sweep, retrieve
+from longlora.evaluation.retrieval_tests import needle, passkey, recall, topics
+from longlora.evaluation.subject import AS_IT_IS, Loading, base_of, load_subject, named_context
+from longlora.evaluation.suite_texts import Amount, TextJob, measure_curves, measure_short
 from longlora.evaluation.texts import Texts
-from longlora.evaluation.topics import topics
-from longlora.evaluation.trials import RetrievalTest, Sweep, TrialId
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")
-
-_AS_IT_IS = Loading()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """How much of everything is asked."""
 
-    parts_of_context: tuple[int, ...]
-    """The lengths: the model's context divided by each of these."""
-
+    parts_of_context: tuple[int, ...]  # the lengths: the longest context divided by each of these
     depths: tuple[float, ...]
-    trials: int
-    """Questions at each length and depth, of passkey and needle."""
-
-    trials_without_depth: int
-    """Questions at each length of topics, and of recall, whose fact opens the prompt."""
-
-    curves: Curves
+    trials: int  # questions at each length and depth, of passkey and needle
+    trials_without_depth: int  # questions at each length, of topics, and of recall, whose fact opens the prompt
+    text: Amount
 
 
 SUITES = {
@@ -60,29 +49,36 @@ SUITES = {
         depths=(0.5,),
         trials=1,
         trials_without_depth=2,
-        curves=Curves(max_targets=512, max_windows=1, short_targets=512),
+        text=Amount(max_targets=512, max_windows=1, short_targets=512),
     ),
     "quick": Suite(
         parts_of_context=(4, 1),
         depths=(0.0, 0.5, 1.0),
         trials=4,
         trials_without_depth=12,
-        curves=Curves(max_targets=4096, max_windows=8, short_targets=8192),
+        text=Amount(max_targets=4096, max_windows=8, short_targets=8192),
     ),
     "full": Suite(
         parts_of_context=(8, 4, 2, 1),
         depths=(0.0, 0.25, 0.5, 0.75, 1.0),
         trials=10,
         trials_without_depth=50,
-        curves=Curves(max_targets=16384, max_windows=32, short_targets=32768),
+        text=Amount(max_targets=16384, max_windows=32, short_targets=32768),
     ),
 }
 
 
-def standard_texts() -> Texts:
-    """Return the texts that every machine has: the held-out files of Python's standard library."""
-    files = [str(path) for path in standard_library_files("validation")]
-    return Texts(files, name="held-out files of Python's standard library")
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is asked of every model alike."""
+
+    name: str
+    suite: Suite
+    texts: Texts
+    lengths: list[int]
+    seed: int
+    beyond: bool
+    loading: Loading
 
 
 def run_suite(
@@ -95,14 +91,15 @@ def run_suite(
     lengths: Sequence[int] | None = None,
     seed: int = 0,
     beyond: bool = False,
-    loading: Loading = _AS_IT_IS,
+    loading: Loading = AS_IT_IS,
 ) -> list[SuiteRecord]:
     """Measure each model into a folder of its own in `output`; started again, resume where it stopped.
 
     Lengths are parts of the longest context of all models, or `lengths`, each model up to its own context; with
     `beyond` all of them and twice the longest context too. What cannot be measured, because a test has no room in a
     short prompt, the texts are too short, or the base is not known, is left out with a warning and noted. Several
-    processes share the questions of retrieval; the first does the rest, and has the records.
+    processes share the questions of retrieval; the first does the rest, and has the records. Without `texts` the
+    held-out files of Python's standard library are read, which every machine has.
 
     Raises:
         ConfigError: a suite is not known, two models would share a folder, a folder holds other results, or a length is
@@ -116,9 +113,13 @@ def run_suite(
     if len(set(folders.values())) < len(models):
         raise ConfigError(f"each model needs a folder of its own, and of {', '.join(models)} some have the same name")
     bases = {name: base or base_of(name) for name in models}
+    if texts is None:
+        files = [str(path) for path in standard_library_files("validation")]
+        texts = Texts(files, name="held-out files of Python's standard library")
     plan = _Plan(
         name=suite,
-        texts=texts or standard_texts(),
+        suite=SUITES[suite],
+        texts=texts,
         lengths=shared_lengths([named_context(name) for name in models], SUITES[suite], lengths, beyond=beyond),
         seed=seed,
         beyond=beyond,
@@ -140,7 +141,7 @@ def benchmark(
     output: str | Path,
     task_files: Sequence[str | Path] = (),
     base: str | None = None,
-    loading: Loading = _AS_IT_IS,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """Run tasks of the harness on each model and on the bases they were made of, each into its own folder.
 
@@ -177,48 +178,19 @@ def folder_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join(parts[-3:])) or "model"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What is asked of every model alike."""
-
-    name: str
-    texts: Texts
-    lengths: list[int]
-    seed: int
-    beyond: bool
-    loading: Loading
-
-    @property
-    def suite(self) -> Suite:
-        return SUITES[self.name]
-
-    def sweeps(self) -> list[tuple[RetrievalTest, Sequence[float], int]]:
-        """The tests of retrieval, each with its depths and the number of questions."""
-        suite = self.suite
-        return [
-            (passkey(), suite.depths, suite.trials),
-            (needle(), suite.depths, suite.trials),
-            (topics(), suite.depths, suite.trials_without_depth),
-            (recall(), (0.0,), suite.trials_without_depth),
-        ]
-
-
 def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: Processes) -> SuiteRecord:
     subject = load_subject(name, plan.loading, processes)
     context = subject.context
     record = SuiteRecord(
-        model=name,
-        weights=subject.weights,
-        context=context,
+        **subject.about(),
         settings={"suite": plan.name, "seed": plan.seed, "data": plan.texts.description, "beyond": plan.beyond},
         lengths=[length for length in plan.lengths if length <= context or plan.beyond],
         left_out=[],
-        provenance=provenance(),
     )
     if longer := [f"{length:,}" for length in plan.lengths if length not in record.lengths]:
         record.left_out.append(f"{', '.join(longer)} tokens: beyond its {context:,} positions")
     job = TextJob(
-        texts=plan.texts, lengths=plan.lengths, curves=plan.suite.curves, base=base, folder=folder, record=record
+        texts=plan.texts, lengths=plan.lengths, amount=plan.suite.text, base=base, folder=folder, record=record
     )
     losses = None
     if processes.is_first:
@@ -226,14 +198,17 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
         logger.info("\n%s: %s, %s tokens", name, plan.name, ", ".join(f"{n:,}" for n in record.lengths))
         losses = measure_curves(subject, job)
     processes.wait()
-    for test, depths, num_trials in plan.sweeps():
-        room = lengths_with_room(test, subject.tokenizer, record.lengths)
-        for length, reason in room.too_short.items():
-            record.left_out.append(f"{test.name} at {length:,} tokens, because {reason}")
-        if room.lengths:
-            sweep = Sweep(
-                lengths=room.lengths, depths=depths, num_trials=num_trials, seed=plan.seed, beyond=plan.beyond
-            )
+    suite = plan.suite
+    for test, depths, num_trials in (
+        (passkey(), suite.depths, suite.trials),
+        (needle(), suite.depths, suite.trials),
+        (topics(), suite.depths, suite.trials_without_depth),
+        (recall(), (0.0,), suite.trials_without_depth),
+    ):
+        too_short = lengths_without_room(test, subject.tokenizer, record.lengths)
+        record.left_out.extend(f"{test.name} at {n:,} tokens, because {reason}" for n, reason in too_short.items())
+        if lengths := [length for length in record.lengths if length not in too_short]:
+            sweep = Sweep(lengths=lengths, depths=depths, num_trials=num_trials, seed=plan.seed, beyond=plan.beyond)
             result = retrieve(subject, test, sweep, folder / test.name, processes)
             if processes.is_first:
                 write_result(result, folder / test.name)
@@ -249,33 +224,21 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
     return record
 
 
-@dataclass(frozen=True)
-class Room:
-    """Lengths that a test fits into, and for those that it does not the reason."""
-
-    lengths: list[int]
-    too_short: dict[int, str]
-
-
-def lengths_with_room(test: RetrievalTest, tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> Room:
-    """Leave out the lengths in which a question of the test has no room even without filler.
+def lengths_without_room(
+    test: RetrievalTest, tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]
+) -> dict[int, str]:
+    """Name the lengths in which a question of the test has no room even without filler, each with the reason.
 
     Which topics or names are drawn decides over a few tokens, so that several questions are tried.
     """
     too_short: dict[int, str] = {}
     for length in sorted(lengths):
-        trials = [TrialId(test.name, length, 0.0 if test.has_depths else None, number, number) for number in range(8)]
-        reason = _first_reason(lambda trial: test.ask(tokenizer, trial), trials)
-        if reason is None:
-            break
-        too_short[length] = reason
-    return Room([length for length in sorted(lengths) if length not in too_short], too_short)
-
-
-def _first_reason(ask: Callable[[TrialId], object], trials: Sequence[TrialId]) -> str | None:
-    for trial in trials:
         try:
-            ask(trial)
+            for number in range(8):
+                depth = 0.0 if test.has_depths else None
+                test.ask(tokenizer, TrialId(test.name, length, depth, number, number))
         except ConfigError as error:
-            return str(error)
-    return None
+            too_short[length] = str(error)
+        else:
+            break
+    return too_short

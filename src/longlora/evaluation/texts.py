@@ -14,11 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data import read_documents, tokenize_documents
 from longlora.data.sources import DocumentSource
 from longlora.errors import DataError
-from longlora.evaluation.scoring import Document
+from longlora.evaluation.scoring import Document, check_ids, joined
 from longlora.support.files import replaced_file
 
 TOKEN_FILE_SUFFIX = ".bin"
-_TOKENS_PER_CHECK = 1 << 20
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -42,19 +41,13 @@ def read_token_file(path: str | Path, vocabulary_size: int) -> np.ndarray:
             f"writes them, and it has {size} bytes: it is cut short, or made with another vocabulary"
         )
     tokens = np.memmap(path, dtype=dtype, mode="r")
-    beginning = tokens[:_TOKENS_PER_CHECK]
+    beginning = tokens[: 1 << 20]
     if dtype.itemsize == 2 and len(beginning) >= 16 and not beginning[1::2].any():
         raise DataError(
             f"{path} looks like tokens of 4 bytes (every other half is 0), but a vocabulary of {vocabulary_size} "
             "tokens is written in 2: it was made for another model; write it anew with this model's tokenizer"
         )
-    for first in range(0, len(tokens), _TOKENS_PER_CHECK):
-        largest = int(tokens[first : first + _TOKENS_PER_CHECK].max())
-        if largest >= vocabulary_size:
-            raise DataError(
-                f"{path} has token id {largest} and the model knows 0 to {vocabulary_size - 1}: it was made for "
-                "another model; write it anew with this model's tokenizer"
-            )
+    check_ids(tokens, vocabulary_size, str(path))
     return tokens
 
 
@@ -70,11 +63,7 @@ def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary
         with temporary.open("wb") as file:
             for index, document in enumerate(documents):
                 ids = np.asarray(document)
-                if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary_size:
-                    raise DataError(
-                        f"document {index} has token ids {ids.min()} to {ids.max()}, the vocabulary has 0 to "
-                        f"{vocabulary_size - 1}: tokenise with the model's own tokenizer"
-                    )
+                check_ids(ids, vocabulary_size, f"Document {index}")
                 file.write(ids.astype(dtype).tobytes())
                 num_tokens += ids.size
         if not num_tokens:
@@ -90,11 +79,8 @@ class Texts:
     text_column: str = "text"
     split: str = "validation"
     max_documents: int | None = None
-    across_documents: bool = False
-    """Join all documents into one stream."""
-
-    name: str = ""
-    """What to call them in results, if not by the sources."""
+    across_documents: bool = False  # join all documents into one stream
+    name: str = ""  # what to call them in results, if not by the sources
 
     @property
     def description(self) -> str:
@@ -119,9 +105,4 @@ class Texts:
                 raise DataError(f"a .bin of tokens must be the only source, not one of {', '.join(self.sources)}")
             return [read_token_file(self.sources[0], vocabulary_size)]
         documents: Sequence[Document] = tokenize_documents(self.read(), tokenizer)["input_ids"]
-        return [joined(documents)] if self.across_documents else documents
-
-
-def joined(documents: Sequence[Document]) -> np.ndarray:
-    """Put documents one after another into one stream."""
-    return np.concatenate([np.asarray(document) for document in documents])
+        return joined(documents) if self.across_documents else documents

@@ -1,5 +1,6 @@
 """The evidence: curves, heat maps, tables, settings and commands, a section for each kind of measurement."""
 
+import json
 import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -100,12 +101,12 @@ def _share_charts(models: list[ModelResults]) -> list[Chart]:
 
 def _share_chart(name: str, measure: str, tests: list[Of[Retrieval]]) -> Chart:
     def shares(test: Retrieval) -> list[tuple[int, Share]]:
-        return [(row.length, row.shares[measure]) for row in test.rows if measure in row.shares]
+        return [(row.length, row.shares[measure]) for row in test.lengths if measure in row.shares]
 
     def text(share: Share) -> str:
         return f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%}, {share.num_trials} trials)"
 
-    lengths = sorted({row.length for test in tests for row in test.result.rows})
+    lengths = sorted({row.length for test in tests for row in test.result.lengths})
     texts = [(label, {length: text(share) for length, share in shares(test)}) for _, label, test in tests]
     bar, chance = tests[0].result.bar, tests[0].result.chance.get(measure)
     levels = [Level(label=f"bar {bar:.0%}", y=bar)]
@@ -132,15 +133,15 @@ def _heat_maps(models: list[ModelResults]) -> list[Table]:
     return [
         Table(
             caption=f"{title}: {model.label}",
-            header=["depth", *(f"{row.length:,}" for row in test.rows)],
+            header=["depth", *(f"{row.length:,}" for row in test.lengths)],
             rows=[
-                [depth, *(cell(row.by_depth.get(depth, {}).get("generated")) for row in test.rows)]
-                for depth in test.rows[0].by_depth
+                [depth, *(cell(row.by_depth.get(depth, {}).get("generated")) for row in test.lengths)]
+                for depth in test.lengths[0].by_depth
             ],
         )
         for title in retrieval_tests(models)
         for model in models
-        if (test := model.retrieval.get(title)) and len(test.rows[0].by_depth) > 1
+        if (test := model.retrieval.get(title)) and len(test.lengths[0].by_depth) > 1
     ]
 
 
@@ -149,26 +150,29 @@ def _perplexity_charts(models: list[ModelResults]) -> list[Chart]:
     groups: dict[tuple[str, str, str], list[Of[PerplexityByLength]]] = {}
     for style, model in enumerate(models):
         if result := model.perplexity:
-            choice = result.protocol, result.data, result.targets
+            choice = result.protocol, result.data, json.dumps(result.settings, sort_keys=True)
             groups.setdefault(choice, []).append(Of(style, model.label, result))
     return [_perplexity_chart(group) for group in groups.values()]
 
 
 def _perplexity_chart(group: list[Of[PerplexityByLength]]) -> Chart:
-    def measured(result: PerplexityByLength) -> list[tuple[int, float, float | None]]:
-        return [(row.length, row.perplexity, row.standard_error) for row in result.rows]
-
-    rows = [row for of in group for row in of.result.rows]
-    lengths = sorted({row.length for row in rows})
-    texts = [(label, {length: f"{value:.2f}" for length, value, _ in measured(result)}) for _, label, result in group]
+    lengths = sorted({length for of in group for length in of.result.perplexity})
+    num_tokens = max(value.num_tokens for of in group for value in of.result.perplexity.values())
+    texts = [
+        (label, {length: f"{value.perplexity:.2f}" for length, value in result.perplexity.items()})
+        for _, label, result in group
+    ]
     first = group[0].result
-    caption = f"{first.data}: {max(row.num_tokens for row in rows):,} tokens scored, protocol {first.protocol}"
+    caption = f"{first.data}: {num_tokens:,} tokens scored, protocol {first.protocol}"
     return Chart(
         title=caption,
         x_label="context length (tokens)",
         y_label="perplexity",
         series=[
-            of.line(_point(length, math.log(value), error, math.exp) for length, value, error in measured(of.result))
+            of.line(
+                _point(length, math.log(value.perplexity), value.standard_error, math.exp)
+                for length, value in of.result.perplexity.items()
+            )
             for of in group
         ],
         table=_by_length(caption, lengths, texts),
@@ -183,9 +187,9 @@ def _by_length(caption: str, lengths: list[int], texts: list[tuple[str, dict[int
     return Table(caption=caption, header=["model", *(f"{length:,}" for length in lengths)], rows=rows)
 
 
-def _point(x: float, loss: float, standard_error: float | None, transform: Callable[[float], float] = float) -> Point:
+def _point(x: float, loss: float, standard_error: float, transform: Callable[[float], float] = float) -> Point:
     """Draw a loss, or `transform` of it, with two standard errors on both sides."""
-    if not standard_error:
+    if not standard_error or math.isnan(standard_error):
         return Point(x=x, y=transform(loss))
     low, high = loss - 2 * standard_error, loss + 2 * standard_error
     return Point(x=x, y=transform(loss), low=transform(low), high=transform(high))
@@ -198,7 +202,7 @@ def _position_charts(models: list[ModelResults]) -> list[Chart]:
         x_label="tokens before the target",
         y_label="loss (nats per token)",
         series=[
-            curve.line(_point((b.start + b.end - 1) / 2, b.loss, b.standard_error) for b in curve.result.buckets)
+            curve.line(_point((b.start + b.end - 1) / 2, b.loss, b.standard_error) for b in curve.result.curve)
             for curve in curves
         ],
         table=Table(
@@ -303,7 +307,7 @@ def _attention(recipe: Mapping[str, Any]) -> str:
 
 
 def _left_out_tables(models: list[ModelResults]) -> list[Table]:
-    rows = [[model.label, note] for model in models if model.left_out for note in model.left_out.notes]
+    rows = [[model.label, note] for model in models if model.left_out for note in model.left_out.left_out]
     return [Table(caption="Not measured, and why", header=["model", "what and why"], rows=rows)] if rows else []
 
 

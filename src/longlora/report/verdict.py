@@ -18,7 +18,7 @@ def sentence(model: ModelResults) -> str:
     weakest = weakest_test(model)
     tests = "its only test" if len(model.retrieval) == 1 else f"the hardest of {len(model.retrieval)} tests"
     if weakest.reached is None:
-        shortest = weakest.rows[0]
+        shortest = weakest.lengths[0]
         share = shortest.shares["generated"]
         return (
             f"{model.label} reads reliably at no tested length in {tests}, {weakest.title}: at {shortest.length:,}"
@@ -34,7 +34,7 @@ def weakest_test(model: ModelResults) -> Retrieval:
     """Return the test with the shortest effective length; of several, that with the fewest right answers."""
 
     def ability(test: Retrieval) -> tuple[int, float]:
-        return test.reached or 0, sum(row.shares["generated"].share for row in test.rows) / len(test.rows)
+        return test.reached or 0, sum(row.shares["generated"].share for row in test.lengths) / len(test.lengths)
 
     return min(model.retrieval.values(), key=ability)
 
@@ -106,7 +106,7 @@ def _effective(model: ModelResults, title: str) -> Cell:
     test = model.retrieval.get(title)
     if test is None:
         return NOT_MEASURED
-    longest = test.rows[-1].length
+    longest = test.lengths[-1].length
     if test.reached is None:
         return Cell(text=f"none up to {longest:,}", heat=0.0)
     heat = min(1.0, test.reached / model.context) if model.context else None
@@ -114,8 +114,8 @@ def _effective(model: ModelResults, title: str) -> Cell:
 
 
 def _perplexity(model: ModelResults) -> Cell:
-    rows = model.perplexity.rows if model.perplexity else []
-    measured = [(row.perplexity, row.length) for row in rows if math.isfinite(row.perplexity)]
+    values = model.perplexity.perplexity if model.perplexity else {}
+    measured = [(value.perplexity, length) for length, value in values.items() if math.isfinite(value.perplexity)]
     if not measured:
         return NOT_MEASURED
     texts = [f"{perplexity:.2f} at {length:,}" for perplexity, length in measured]
