@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.planner import Architecture, find_architecture, parse_architecture, published_config
-from longlora.planner.architecture import FAMILIES
-from longlora.planner.source import FACTS, known_names
+from longlora.planner.architecture import FACTS, FAMILIES, known_names
 from longlora.rope import present_context
 from longlora.tiny import tiny_model_directory
 
