@@ -48,13 +48,11 @@ def merge(
     if push_to_hub:
         check_login(push_to_hub)
     report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)
-    if report.agreement is None:
-        typer.echo(f"merged into {output}, not compared with the adapter")
-    else:
-        typer.echo(
-            f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
-            f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
-        )
+    compared = (
+        f"; logits differ from the adapter's by at most {report.largest_difference:.2g} "
+        f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
+    )
+    typer.echo(f"merged into {output}{compared if check else ', not compared with the adapter'}")
     if push_to_hub:
         typer.echo(f"uploaded to {upload(output, push_to_hub, private=private)}")
 

@@ -5,6 +5,7 @@ Time is operations, counted causally, over a part of the GPU's peak, and memory 
 
 import re
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from longlora.errors import ConfigError
 from longlora.planner import activations
@@ -12,8 +13,8 @@ from longlora.planner.job import PlannedRun
 
 GIB = 2**30
 
-ATTENTION_BACKWARD = 2.5
-"""Backward over forward of FlashAttention: five products where the forward has two (arXiv 2307.08691, section 4.1)."""
+HOST_BYTES_PER_SECOND = 25e9  # between GPU and host, PCIe 4.0 × 16; assumed
+ATTENTION_BACKWARD = 2.5  # over forward, in FlashAttention: five products for two (arXiv 2307.08691, section 4.1)
 
 PASS_BYTES = 81
 """Memory traffic of all in a layer that is no product, in one forward pass: norms, rotations, activations, sums and
@@ -26,9 +27,6 @@ SINK_PASS_BYTES = 21
 
 STEP_SECONDS = 0.024
 """Of an optimizer step beside its rows: the optimizer, the look at the gradients, the log. Fitted in the same way."""
-
-HOST_BYTES_PER_SECOND = 25e9
-"""Between GPU and host, PCIe 4.0 × 16. Assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +109,11 @@ def _words(name: str) -> set[str]:
     return set(words) - {"nvidia", "geforce", "tesla", ""}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flops:
+class Flops(NamedTuple):
     """Operations of one row, forward and backward, with what is computed again."""
 
     linear: float
     attention: float
-
-    @property
-    def total(self) -> float:
-        """All operations of one row."""
-        return self.linear + self.attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +132,7 @@ def plan_duration(run: PlannedRun, gpu: Gpu) -> Duration:
     seconds_per_row = flops_per_row = 0.0
     for part, of_part in ((1 - dense, run), (dense, replace(run, attention="full"))):
         seconds_per_row += part * _seconds_per_row(of_part, gpu)
-        flops_per_row += part * row_flops(of_part).total
+        flops_per_row += part * sum(row_flops(of_part))
     rows = run.steps * run.accumulation_steps * run.batch_size
     seconds = rows * seconds_per_row + run.steps * STEP_SECONDS
     return Duration(

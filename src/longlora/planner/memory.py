@@ -6,14 +6,9 @@ from longlora.planner import activations
 from longlora.planner.compute import GIB
 from longlora.planner.job import PlannedRun
 
-CONTEXT_BYTES = GIB // 2
-"""CUDA's context, its kernels and cuBLAS' workspace. Assumed."""
-
-COLLECTIVES_BYTES = GIB
-"""NCCL's buffers with more than one GPU. Assumed."""
-
-PROCESS_BYTES = 3 * GIB
-"""Host memory of Python, torch and the CUDA libraries in one process. Assumed."""
+CONTEXT_BYTES = GIB // 2  # CUDA's context, its kernels and cuBLAS' workspace; assumed
+COLLECTIVES_BYTES = GIB  # NCCL's buffers with more than one GPU; assumed
+PROCESS_BYTES = 3 * GIB  # host memory of Python, torch and the CUDA libraries in one process; assumed
 
 FRAGMENTATION = 0.09
 """What torch's allocator holds beyond what is allocated, as a part of that. Fitted to LongLoRA's row of the paper's
@@ -23,14 +18,9 @@ ROOM_TO_SPARE = 0.40
 """The most that torch's allocator was seen to keep beyond what was allocated, on cards with room to spare
 (`tests/planner/measured`): freed blocks that nothing else fits. It gives them back before memory runs out."""
 
-FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-"""Bytes of a weight in NF4: a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales."""
-
-ZERO3_LIVE_PARAMETERS = 1_000_000_000
-"""DeepSpeed's default of `stage3_max_live_parameters`: gathered weights that may exist at once."""
-
-OFFLOAD_STASH = 5
-"""Tensors on their way to the host that still stand on the GPU in the forward pass: `max_fwd_stash_size` of TRL."""
+FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # NF4: a scale of 8 bits for 64 weights, one of 32 for 256 scales
+ZERO3_LIVE_PARAMETERS = 1_000_000_000  # gathered weights at once: DeepSpeed's default of stage3_max_live_parameters
+OFFLOAD_STASH = 5  # tensors on their way to the host that still stand on the GPU: max_fwd_stash_size of TRL
 
 PROCESSES, LOADING = "processes", "loading"
 LOSS, LAYER, STEP = "loss", "one layer again", "optimizer's step"
@@ -50,15 +40,9 @@ class Item:
 class Memory:
     """What a run holds at its worst moment."""
 
-    items: tuple[Item, ...]
-    """On each GPU."""
-
-    host_items: tuple[Item, ...]
-    """In the memory of a machine that holds all GPUs of the run; what loads is gone when the rest comes."""
-
-    moments: dict[str, int]
-    """Bytes on each GPU at each moment that may be the worst, before fragmentation; the largest is what `items` add up
-    to."""
+    items: tuple[Item, ...]  # on each GPU
+    host_items: tuple[Item, ...]  # on a machine that holds all GPUs; what loads is gone when the rest comes
+    moments: dict[str, int]  # bytes on each GPU at each moment that may be the worst, before fragmentation
 
     @property
     def allocated(self) -> int:

@@ -9,17 +9,14 @@ from longlora.planner.compute import Duration, Gpu, plan_duration
 from longlora.planner.job import PlannedRun
 from longlora.planner.memory import Memory, plan_memory
 
-LONGEST_CONTEXT = 2**24
-"""Where the search for the longest context ends, in tokens."""
+LONGEST_CONTEXT = 2**24  # tokens; where the search for the longest context ends
+WORTH_NAMING = 0.01  # a change that lowers the peak by less than this part is not advised
 
 KEEP_FREE = 0.10
 """The part of a GPU's memory to keep free: as far as the plan may be from what runs were measured to take."""
 
 KEEP_MORE_FREE = 0.30
 """The same in 4 bits and without checkpointing, where others' runs took nearly that much more (docs/plan.md)."""
-
-WORTH_NAMING = 0.01
-"""A change that lowers the peak by less than this part is not advised."""
 
 Change = tuple[str, dict[str, Any]]  # in words, and in fields of the run
 
