@@ -3,7 +3,6 @@
 Its configuration is that of a folder, one that ships with longlora (`architectures/`), or the hub's.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longlora.errors import CheckpointError, ConfigError, first_line
+from longlora.support.files import read_json
 from longlora.tiny import TINY_MODEL, tiny_model_directory
 
 FACTS = Path(__file__).parent.parent / "architectures"
@@ -170,7 +170,7 @@ def find_architecture(name_or_path: str) -> Architecture:
     """
     directory = tiny_model_directory() if name_or_path == TINY_MODEL else Path(name_or_path).expanduser()
     if directory.is_dir():
-        return parse_architecture(_read(directory / "config.json"), name_or_path)
+        return parse_architecture(read_json(directory / "config.json"), name_or_path)
     if values := published_config(name_or_path):
         return parse_architecture(values, name_or_path)
     if directory.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
@@ -181,25 +181,13 @@ def find_architecture(name_or_path: str) -> Architecture:
 def published_config(hub_name: str) -> dict[str, Any] | None:
     """The shapes in a hub model's config.json, for the names that longlora knows; None for others."""
     fact = known_names().get(hub_name.lower())
-    return None if fact is None else _read(FACTS / f"{fact}.json")
+    return None if fact is None else read_json(FACTS / f"{fact}.json")
 
 
 @cache
 def known_names() -> dict[str, str]:
     """Hub names, in small letters, with the fact file that each stands for."""
-    return {name.lower(): fact for name, fact in _read(FACTS / "names.json").items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, found {type(values).__name__}")
-    return values
+    return {name.lower(): fact for name, fact in read_json(FACTS / "names.json").items()}
 
 
 def _fetch(name: str) -> dict[str, Any]:
@@ -207,7 +195,7 @@ def _fetch(name: str) -> dict[str, Any]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return _read(Path(hf_hub_download(name, "config.json")))
+        return read_json(Path(hf_hub_download(name, "config.json")))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(
             f"cannot get the configuration of {name!r}, neither from a directory of that name nor from the hub: "
