@@ -70,11 +70,10 @@ def import_weights(
     from longlora.released import import_released
 
     report = import_released(source, output, base=base, context_length=context, lora_only=lora_only)
-    kind = f"an adapter on {report.base}" if report.is_adapter else "a model"
-    context_found = report.context
+    kind, found = f"an adapter on {report.base}" if report.is_adapter else "a model", report.context
     typer.echo(
-        f"imported into {output}: {kind} that reads {context_found.length:,} tokens (says {context_found.known_from}; "
-        f"positions divided by {context_found.factor:g})"
+        f"imported into {output}: {kind} that reads {found.length:,} tokens (says {found.known_from}; positions "
+        f"divided by {found.factor:g})"
     )
     if report.is_adapter:
         typer.echo(f"next: longlora merge {output} {output.with_name(output.name + '-merged')}")

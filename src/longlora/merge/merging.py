@@ -67,9 +67,8 @@ def merge_adapter(
     time. The configuration carries the extended positions, also in the keys of transformers 4 (`rope_theta`,
     `rope_scaling`), where other readers look for them. A warning names each reader that misreads them.
 
-    An adapter that was trained on a base of 4 bits is merged into the base itself: weights that were unpacked from 4
-    bits and updated would have to be stored in 16 bits anyhow, with the error of packing made permanent. The merged
-    model so differs by that error from what was trained, and a warning says so.
+    An adapter that was trained on a base of 4 bits is merged into the base itself, since unpacked weights would make
+    the error of packing permanent. The result differs by that error from what was trained, and a warning says so.
 
     Args:
         adapter: directory of an adapter, longlora's or any of PEFT's.
