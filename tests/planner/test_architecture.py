@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.planner import Architecture, find_architecture, parse_architecture, published_config
-from longlora.planner.architecture import FAMILIES
-from longlora.planner.source import FACTS, known_names
+from longlora.planner.architecture import FACTS, FAMILIES, known_names
 from longlora.rope import present_context
 from longlora.tiny import tiny_model_directory
 
@@ -173,13 +172,13 @@ def test_a_model_that_is_not_there(name: str, message: str) -> None:
 
 
 def test_a_directory_without_a_usable_configuration(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         find_architecture(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not valid JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         find_architecture(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="must hold a mapping"):
+    with pytest.raises(CheckpointError, match="holds no JSON object"):
         find_architecture(str(tmp_path))
 
 

@@ -257,9 +257,9 @@ def test_speed_is_consistent_with_time(llama_7b: Any) -> None:
     duration = plan_duration(run, GPUS["a100-80gb"])
     tokens = 8192 * 2 * 3 * 5
     assert duration.tokens_per_second_per_gpu == pytest.approx(tokens / duration.seconds)
-    assert duration.flops_per_second_per_gpu == pytest.approx(row_flops(run).total * 30 / duration.seconds)
-    assert duration.measured
-    assert plan_duration(run, GPUS["rtx-4090"]).measured is None
+    assert duration.flops_per_second_per_gpu == pytest.approx(sum(row_flops(run)) * 30 / duration.seconds)
+    assert duration.efficiency_measured_on
+    assert plan_duration(run, GPUS["rtx-4090"]).efficiency_measured_on is None
 
 
 def test_an_unknown_gpu() -> None:

@@ -118,8 +118,8 @@ def test_advice_begins_with_what_costs_nothing_and_suffices(heavy: PlannedRun) -
     assert found.advice[-1].total_bytes <= 40 * GIB
     sums = [found.memory.total, *(advice.total_bytes for advice in found.advice)]
     assert sums == sorted(sums, reverse=True)
-    assert "one by one" in " ".join(advice.text for advice in found.advice)
-    assert not any("4 bits" in advice.text for advice in found.advice)
+    assert "one by one" in " ".join(advice.change for advice in found.advice)
+    assert not any("4 bits" in advice.change for advice in found.advice)
 
 
 @pytest.mark.parametrize("gib", [12, 16, 24, 30, 48, 80, 140])
@@ -127,7 +127,7 @@ def test_nothing_is_advised_that_is_not_needed(heavy: PlannedRun, gib: int) -> N
     found = plan(heavy, gib)
     if found.fits or not found.advice_suffices:
         return
-    texts = [advice.text for advice in found.advice]
+    texts = [advice.change for advice in found.advice]
     changes: dict[str, dict[str, Any]] = {
         "chunked": {"chunked_loss": True},
         "one by one": {"batch_size": 1, "accumulation_steps": 8},
@@ -147,14 +147,14 @@ def test_nothing_is_advised_that_is_not_needed(heavy: PlannedRun, gib: int) -> N
 
 def test_advice_names_its_price_in_time(heavy: PlannedRun) -> None:
     found = plan(replace(heavy, batch_size=1, context_length=65536), 48, "a100-80gb")
-    prices = {advice.text.split(":")[0]: advice.slowdown for advice in found.advice}
+    prices = {advice.change.split(":")[0]: advice.slowdown for advice in found.advice}
     assert prices["gradient checkpointing"] == pytest.approx(1.3, abs=0.15)
 
 
 def test_several_gpus_are_advised_to_share(llama_7b: Any) -> None:
     run = PlannedRun(architecture=llama_7b, context_length=8192, tuning="full", strategy="ddp", num_gpus=8)
     found = plan(run, 80)
-    assert "--strategy zero2" in found.advice[0].text
+    assert "--strategy zero2" in found.advice[0].change
     assert found.advice_suffices
     assert found.advice[0].total_bytes == plan_memory(replace(run, strategy="zero2")).total
 

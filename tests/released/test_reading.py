@@ -12,8 +12,9 @@ import torch
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.shards import opened
-from longlora.released.published_folder import find_folder, infer_context, read_folder, read_json
+from longlora.released.published_folder import find_folder, infer_context, read_folder
 from longlora.released.published_weights import alone, read_weights
+from longlora.support.files import read_json
 
 
 class Program:

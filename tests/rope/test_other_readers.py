@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from longlora.config import load_recipe
 from longlora.models.load import extended_config
-from longlora.planner.source import published_config
+from longlora.planner import published_config
 from longlora.recipes import find_recipe, recipe_names
 from longlora.rope import misread
 

@@ -48,13 +48,11 @@ def merge(
     if push_to_hub:
         check_login(push_to_hub)
     report = merge_adapter(adapter, output, dtype=dtype, older_readers=v4_rope, check=check)
-    if report.agreement is None:
-        typer.echo(f"merged into {output}, not compared with the adapter")
-    else:
-        typer.echo(
-            f"merged into {output}; logits differ from the adapter's by at most {report.largest_difference:.2g} "
-            f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
-        )
+    compared = (
+        f"; logits differ from the adapter's by at most {report.largest_difference:.2g} "
+        f"(largest logit {report.largest_logit:.3g}, {report.probe_tokens} tokens)"
+    )
+    typer.echo(f"merged into {output}{compared if check else ', not compared with the adapter'}")
     if push_to_hub:
         typer.echo(f"uploaded to {upload(output, push_to_hub, private=private)}")
 
@@ -72,11 +70,10 @@ def import_weights(
     from longlora.released import import_released
 
     report = import_released(source, output, base=base, context_length=context, lora_only=lora_only)
-    kind = f"an adapter on {report.base}" if report.is_adapter else "a model"
-    context_found = report.context
+    kind, found = f"an adapter on {report.base}" if report.is_adapter else "a model", report.context
     typer.echo(
-        f"imported into {output}: {kind} that reads {context_found.length:,} tokens (says {context_found.known_from}; "
-        f"positions divided by {context_found.factor:g})"
+        f"imported into {output}: {kind} that reads {found.length:,} tokens (says {found.known_from}; positions "
+        f"divided by {found.factor:g})"
     )
     if report.is_adapter:
         typer.echo(f"next: longlora merge {output} {output.with_name(output.name + '-merged')}")

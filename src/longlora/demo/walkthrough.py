@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,8 +87,8 @@ def run_demo(output: Path) -> DemoResult:
         adapter = _train(result, name, output)
         _evaluate(result, name, load_for_inference(adapter)[0], documents)
     merged = merge_adapter(Path(method_recipe(RECOMMENDED, output).output_dir) / "adapter", output / "merged")
-    assert merged.agreement is not None
-    result.merge = asdict(merged.agreement)
+    names = ("largest_difference", "largest_logit", "relative_difference", "probe_tokens")
+    result.merge = {name: getattr(merged, name) for name in names}
 
     write_report(result, output)
     return result

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
@@ -15,9 +14,7 @@ from longlora.support.files import write_atomically
 from longlora.support.wording import templates
 
 _RECIPE = "recipe.yaml"
-# Where a run, and not a model, is described.
-_OWN_PLACES = ("output_dir", "report_to", "run_name")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_OWN_PLACES = ("output_dir", "report_to", "run_name")  # where a run, and not a model, is described
 
 
 def write_card(directory: Path, *, adapter: Path, base: str, extension: Extension | None) -> None:
@@ -26,60 +23,54 @@ def write_card(directory: Path, *, adapter: Path, base: str, extension: Extensio
     The recipe is the one of the run that `adapter` lies in. What was measured are results of this adapter that
     `longlora eval` left in folders of that run, two deep at most.
     """
-    run = adapter.resolve().parent
-    card = templates("merge/templates").get_template("merged_card.md.j2")
-    origin = _origin(base, extension, library="transformers")
-    text = card.render(origin, measured=_measured(run, adapter.resolve()), recipe=_recipe(run))
-    write_atomically(directory / "README.md", text)
+    run, measured, recipe = adapter.resolve().parent, list[str](), ""
+    if (run / _RECIPE).is_file():  # elsewhere the neighbours say nothing about the adapter
+        measured, recipe = _measured(run, adapter.resolve()), _recipe(run / _RECIPE)
+    _write(directory, "merged", base, extension, measured=measured, recipe=recipe)
 
 
 def write_adapter_card(directory: Path, extension: Extension) -> None:
     """Describe the adapter in `directory` in the place of PEFT's blank card, which names the base by its path."""
-    card = templates("merge/templates").get_template("adapter_card.md.j2")
-    text = card.render(_origin(extension.base_model, extension, library="peft"))
-    write_atomically(directory / "README.md", text)
+    _write(directory, "adapter", extension.base_model, extension)
 
 
-def _origin(base: str, extension: Extension | None, *, library: str) -> dict[str, Any]:
-    is_on_hub = _HUB_NAME.fullmatch(base) is not None and not Path(base).exists()
+def _write(directory: Path, kind: str, base: str, extension: Extension | None, **values: object) -> None:
+    is_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not Path(base).exists()
     front_matter = ModelCardData(
-        library_name=library,
+        library_name="peft" if kind == "adapter" else "transformers",
         pipeline_tag="text-generation",
         tags=["longlora", "long-context"],
         base_model=base if is_on_hub else None,
     )
-    return {
-        "front_matter": front_matter.to_yaml(),
-        "base": base if is_on_hub else Path(base).name,
-        "is_on_hub": is_on_hub,
-        "extension": extension,
-        "positions": describe_rope(extension.rope_parameters) if extension else "",
-        "version": __version__,
-    }
+    template = templates("merge/templates").get_template(f"{kind}_card.md.j2")
+    text = template.render(
+        front_matter=front_matter.to_yaml(),
+        base=base if is_on_hub else Path(base).name,
+        is_on_hub=is_on_hub,
+        extension=extension,
+        positions=describe_rope(extension.rope_parameters) if extension else "",
+        version=__version__,
+        **values,
+    )
+    write_atomically(directory / "README.md", text)
 
 
 def _measured(run: Path, adapter: Path) -> list[str]:
-    if not (run / _RECIPE).is_file():  # any folder, of which the neighbours say nothing about the adapter
-        return []
     lines = []
     for path in sorted([*run.glob("*/result.json"), *run.glob("*/*/result.json"), *run.glob("*/positions.json")]):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             model = Path(result.get("settings", result)["model"])
             # As the user wrote it, perhaps from elsewhere: then the run's name has to do.
-            if model.resolve() != adapter and model.parts[-2:] != adapter.parts[-2:]:
-                continue
-            name = result.get("test", "loss by position")
-            lines.append(f"{name} ({result['provenance']['date'][:10]}): {result['verdict']}".replace("\n", "; "))
+            if model.resolve() == adapter or model.parts[-2:] == adapter.parts[-2:]:
+                name = result.get("test", "loss by position")
+                lines.append(f"{name} ({result['provenance']['date'][:10]}): {result['verdict']}".replace("\n", "; "))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of that name that is not ours
             continue
     return lines
 
 
-def _recipe(run: Path) -> str:
-    path = run / _RECIPE
-    if not path.is_file():
-        return ""
+def _recipe(path: Path) -> str:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name in _OWN_PLACES:
         values.pop(name, None)

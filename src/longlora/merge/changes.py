@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig
 from longlora.models.skeleton import Skeleton, make_skeleton
 
 _PREFIX = "base_model.model."
-_ADAPTER = "default"
 # Settings with which the update is more than a product of two matrices, or reaches other weights.
 _OTHER_UPDATES = (
     "use_dora lora_bias target_parameters trainable_token_indices layer_replication alora_invocation_tokens use_qalora "
@@ -30,33 +29,17 @@ class OtherWay(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRank:
-    """W + s·B·A, transposed where the layer keeps its weight as (in, out); s is `alpha / r`, or `alpha / √r`."""
+class Change:
+    """Of the adapter's tensors A and B: W + s·B·A. Of a single one: that in the weight's place."""
 
-    a: str
-    b: str
-    scaling: float
-    transposed: bool
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the adapter's tensors that are needed."""
-        return self.a, self.b
-
-
-@dataclass(frozen=True, kw_only=True)
-class Whole:
-    """The adapter's own tensor in the weight's place."""
-
-    tensor: str
+    tensors: tuple[str, ...]
+    scaling: float = 1.0  # `alpha / r`, or `alpha / √r`
+    transposed: bool = False  # the layer keeps its weight as (in, out)
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The adapter's tensors that are needed."""
-        return (self.tensor,)
-
-
-Change = LowRank | Whole
+    def is_low_rank(self) -> bool:
+        """Whether it adds to the weight."""
+        return len(self.tensors) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +47,10 @@ class Changes:
     """An adapter's changes by the names that the model gives its weights."""
 
     by_weight: dict[str, Change]
-    shapes: dict[str, tuple[int, ...]]
-    """Of every weight of the merged model."""
-
-    architecture: str
-    """Class of the model."""
-
+    shapes: dict[str, tuple[int, ...]]  # of every weight of the merged model
+    architecture: str  # the model's class
     input_embedding: str
-    output_embedding: str | None
-    """Name of the output embedding's weight where the base ties it to the input's."""
+    output_embedding: str | None  # where the base ties it to the input's
 
     @property
     def unties(self) -> bool:
@@ -92,15 +70,14 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
         base = make_skeleton(config)
         with torch.device("meta"):
             # Matrices to be read from a file need no beginning, and the base may have moved since.
-            wrapped = get_peft_model(
-                base.model, replace(adapter, init_lora_weights=False, base_model_name_or_path=None)
-            )
+            read = replace(adapter, init_lora_weights=False, base_model_name_or_path=None)
+            wrapped = get_peft_model(base.model, read)
     except Exception as error:  # architectures that look at values while they are built, and adapters of other models
         raise OtherWay(f"a model without weights cannot be made of it: {error}") from error
-    by_weight = _read_modules(wrapped, base.shapes)
+    by_weight = _read_modules(wrapped, base)
     if base.is_tied and adapter.ensure_weight_tying:
         _join(by_weight, base, tensors)
-    used = {tensor for change in by_weight.values() for tensor in change.parts}
+    used = {tensor for change in by_weight.values() for tensor in change.tensors}
     if missing := sorted(used - set(tensors)):
         raise OtherWay(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
     if spare := sorted(set(tensors) - used - ({_PREFIX + base.output_embedding} if base.is_tied else set())):
@@ -112,17 +89,6 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
         input_embedding=base.input_embedding,
         output_embedding=base.output_embedding if base.is_tied else None,
     )
-
-
-def _join(by_weight: dict[str, Change], base: Skeleton, tensors: Collection[str]) -> None:
-    """Let both embeddings take the one tensor of theirs that PEFT trained; its file may hold it twice."""
-    embeddings = base.input_embedding, base.output_embedding
-    changes = [by_weight[name] for name in embeddings if name in by_weight]
-    if any(isinstance(change, LowRank) for change in changes):
-        raise OtherWay("a low-rank update of embeddings that are kept tied")
-    there = [change for change in changes if set(change.parts) <= set(tensors)]
-    if changes:
-        by_weight |= dict.fromkeys(embeddings, (there or changes)[0])
 
 
 def _check_kind(adapter: PeftConfig) -> None:
@@ -137,25 +103,34 @@ def _check_kind(adapter: PeftConfig) -> None:
         raise OtherWay(f"an adapter with init_lora_weights={adapter.init_lora_weights}")
 
 
-def _read_modules(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]]) -> dict[str, Change]:
+def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
     changes: dict[str, Change] = {}
     for path, module in wrapped.named_modules():
+        name = path.removeprefix(_PREFIX)
         if isinstance(module, ModulesToSaveWrapper):
-            name = path.removeprefix(_PREFIX)
-            own = [key for key in shapes if key.startswith(f"{name}.")]
-            changes |= {key: Whole(tensor=_PREFIX + key) for key in own}
+            own = [key for key in base.shapes if key.startswith(f"{name}.")]
+            changes |= {key: Change(tensors=(_PREFIX + key,)) for key in own}
         elif isinstance(module, LoraLinear | LoraEmbedding):
             if module.lora_variant:
                 raise OtherWay(f"an update of its own kind in {path}")
-            changes[f"{path.removeprefix(_PREFIX)}.weight"] = _low_rank(path, module)
+            is_embedding = isinstance(module, LoraEmbedding)
+            parts = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
+            changes[f"{name}.weight"] = Change(
+                tensors=tuple(f"{path}.{part}" for part in parts),
+                scaling=float(module.scaling["default"]),
+                transposed=is_embedding or bool(module.fan_in_fan_out),
+            )
         elif hasattr(module, "base_layer") and hasattr(module, "scaling"):
             raise OtherWay(f"an update of a {type(module).__name__} in {path}")
     return changes
 
 
-def _low_rank(path: str, module: LoraLinear | LoraEmbedding) -> LowRank:
-    if isinstance(module, LoraEmbedding):
-        a, b, transposed = f"{path}.lora_embedding_A", f"{path}.lora_embedding_B", True
-    else:
-        a, b, transposed = f"{path}.lora_A.weight", f"{path}.lora_B.weight", module.fan_in_fan_out
-    return LowRank(a=a, b=b, scaling=float(module.scaling[_ADAPTER]), transposed=bool(transposed))
+def _join(by_weight: dict[str, Change], base: Skeleton, tensors: Collection[str]) -> None:
+    """Let both embeddings take the one tensor of theirs that PEFT trained; its file may hold it twice."""
+    embeddings = base.input_embedding, base.output_embedding
+    changes = [by_weight[name] for name in embeddings if name in by_weight]
+    if any(change.is_low_rank for change in changes):
+        raise OtherWay("a low-rank update of embeddings that are kept tied")
+    there = [change for change in changes if set(change.tensors) <= set(tensors)]
+    if changes:
+        by_weight |= dict.fromkeys(embeddings, (there or changes)[0])

@@ -2,9 +2,10 @@
 
 import gc
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, get_token
@@ -18,7 +19,7 @@ from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.streaming import ShardMerge
-from longlora.models.checkpoint import ADAPTER_WEIGHTS, Extension, check_adapter, read_extension, save_tokenizer
+from longlora.models.checkpoint import ADAPTER_WEIGHTS, check_adapter, read_extension, save_tokenizer
 from longlora.models.compat import ordinary_attention
 from longlora.models.generation import lasting_settings, saved_settings
 from longlora.models.load import apply_extension, load_adapter, load_config, load_tokenizer, model_source
@@ -37,49 +38,15 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How far logits of a merged model are from the adapter's."""
-
-    largest_difference: float
-    """Largest absolute difference of any logit over the probe."""
-
-    largest_logit: float
-    """Largest absolute logit of the adapter over the probe: the scale of the difference."""
-
-    relative_difference: float
-    """Root mean square of the differences over that of the adapter's logits."""
-
-    probe_tokens: int
-    """Tokens compared, drawn at random from the vocabulary."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What a merge did, and how well the result, read back from the disk, agrees with the adapter."""
+    """What a merge did, and how far the logits of the result, read back from the disk, are from the adapter's."""
 
-    agreement: Agreement | None
-    """None where it was not asked for."""
-
-    dtype: torch.dtype
-    """Of the merged weights, or of most of them."""
-
-    shard_by_shard: bool
-    """Whether little memory was needed; otherwise PEFT merged the whole model in memory."""
-
-    @property
-    def largest_difference(self) -> float:
-        """Of the logits; not a number where they were not compared."""
-        return self.agreement.largest_difference if self.agreement else float("nan")
-
-    @property
-    def largest_logit(self) -> float:
-        """Absolute, of the adapter; not a number where they were not compared."""
-        return self.agreement.largest_logit if self.agreement else float("nan")
-
-    @property
-    def probe_tokens(self) -> int:
-        """Tokens over which logits were compared."""
-        return self.agreement.probe_tokens if self.agreement else 0
+    dtype: torch.dtype  # of the merged weights, or of most of them
+    shard_by_shard: bool  # whether little memory was needed; otherwise PEFT merged the whole model in memory
+    probe_tokens: int = 0  # drawn at random from the vocabulary; 0 and NaN where nothing was compared
+    largest_difference: float = math.nan  # absolute, of any logit
+    largest_logit: float = math.nan  # absolute, of the adapter: the scale of the difference
+    relative_difference: float = math.nan  # root mean square of the differences over that of the adapter's logits
 
 
 def merge_adapter(
@@ -100,9 +67,8 @@ def merge_adapter(
     time. The configuration carries the extended positions, also in the keys of transformers 4 (`rope_theta`,
     `rope_scaling`), where other readers look for them. A warning names each reader that misreads them.
 
-    An adapter that was trained on a base of 4 bits is merged into the base itself: weights that were unpacked from 4
-    bits and updated would have to be stored in 16 bits anyhow, with the error of packing made permanent. The merged
-    model so differs by that error from what was trained, and a warning says so.
+    An adapter that was trained on a base of 4 bits is merged into the base itself, since unpacked weights would make
+    the error of packing permanent. The result differs by that error from what was trained, and a warning says so.
 
     Args:
         adapter: directory of an adapter, longlora's or any of PEFT's.
@@ -119,47 +85,33 @@ def merge_adapter(
     """
     check_adapter(adapter)
     extension = read_extension(adapter)
-    _warn_of_packing(adapter, extension)
-    peft_config = _read_peft_config(adapter)
+    if extension and extension.quantization:
+        logger.warning(
+            "%s was trained on a base packed to %s and is merged into the base itself: evaluate the merged model",
+            *(adapter, extension.quantization),
+        )
+    try:
+        peft_config = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"the configuration of the adapter in {adapter} cannot be read: {error}") from error
     base = model_source(extension.base_model if extension else peft_config.base_model_name_or_path)
     config = load_config(base)
     if extension:
         apply_extension(config, extension)
         if extension.vocabulary_rows:
             config.get_text_config().vocab_size = extension.vocabulary_rows
-    tokens = _probe(config)
     with whole_directory(output) as directory:
-        expected: torch.Tensor | None = None
         try:
-            written = _merge_by_shard(adapter, peft_config, base, config, directory, dtype)
-            if check:
-                expected = _logits(load_adapter(adapter, dtype=written), tokens)
-            by_shard = True
+            written, by_shard = _merge_by_shard(adapter, peft_config, base, config, directory, dtype), True
         except OtherWay as reason:
             logger.warning("merging the whole model in memory, since it is not possible file by file: %s", reason)
-            written, expected = _merge_in_memory(adapter, config, directory, dtype, tokens)
-            by_shard = False
-        _write_rest(adapter, base, config, extension, directory)
+            written, by_shard = _merge_in_memory(adapter, config, directory, dtype), False
+        _write_rest(adapter, base, config, directory)
+        write_card(directory, adapter=adapter, base=base, extension=extension)
         if older_readers is not False:
             write_older_keys(directory, required=bool(older_readers))
-        agreement = _compare(directory, tokens, expected, written) if check and expected is not None else None
-        return MergeReport(agreement=agreement, dtype=written, shard_by_shard=by_shard)
-
-
-def _warn_of_packing(adapter: Path, extension: Extension | None) -> None:
-    if extension and extension.quantization:
-        logger.warning(
-            "%s was trained on a base packed to %s and is merged into the base itself: evaluate the merged model",
-            adapter,
-            extension.quantization,
-        )
-
-
-def _read_peft_config(adapter: Path) -> PeftConfig:
-    try:
-        return PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the configuration of the adapter in {adapter} cannot be read: {error}") from error
+        compared = _compare(adapter, directory, written) if check else {}
+        return MergeReport(dtype=written, shard_by_shard=by_shard, **compared)
 
 
 def _merge_by_shard(
@@ -178,80 +130,69 @@ def _merge_by_shard(
         stored = stored_weights(folder)
         cast = None if dtype == "auto" else getattr(torch, dtype)
         merge = ShardMerge(base=folder, stored=stored, changes=changes, adapter=tensors, dtype=cast)
-        merge.check_covered()
-        merge.check_fits(adapter, base)
+        merge.check(adapter, base)
         merge.write(directory)
-    written = cast or main_dtype(stored)
-    config.architectures = [changes.architecture]
-    config.dtype = written
+    config.architectures, config.dtype = [changes.architecture], cast or main_dtype(stored)
     if changes.unties:
         config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     config.save_pretrained(directory)
-    return written
+    return config.dtype
 
 
-def _merge_in_memory(
-    adapter: Path, config: PreTrainedConfig, directory: Path, dtype: MergedDtype, tokens: torch.Tensor
-) -> tuple[torch.dtype, torch.Tensor]:
-    """Write configuration and weights; return their type and the adapter's logits."""
+def _merge_in_memory(adapter: Path, config: PreTrainedConfig, directory: Path, dtype: MergedDtype) -> torch.dtype:
+    """Write configuration and weights; return the type of the weights."""
     declared = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     resolved = declared if dtype == "auto" else getattr(torch, dtype)
-    adapted = load_adapter(adapter, dtype=resolved)
-    expected = _logits(adapted, tokens)
-    adapted.merge_and_unload().save_pretrained(directory)
-    return resolved, expected
+    load_adapter(adapter, dtype=resolved).merge_and_unload().save_pretrained(directory)
+    return resolved
 
 
-def _write_rest(
-    adapter: Path, base: str, config: PreTrainedConfig, extension: Extension | None, directory: Path
-) -> None:
+def _write_rest(adapter: Path, base: str, config: PreTrainedConfig, directory: Path) -> None:
+    """Tokenizer and settings of generation: the adapter's, or else the base's."""
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(adapter) if has_tokenizer else base)
     save_tokenizer(tokenizer, directory)
     has_settings = (adapter / GENERATION_CONFIG_NAME).exists()
     lasting_settings(saved_settings(adapter if has_settings else base, config), tokenizer).save_pretrained(directory)
-    write_card(directory, adapter=adapter, base=base, extension=extension)
 
 
-def _probe(config: PreTrainedConfig) -> torch.Tensor:
-    """Draw tokens to compare models on; always the same for the same configuration."""
-    text_config = config.get_text_config()
-    length = min(_PROBE_TOKENS, text_config.max_position_embeddings)
-    return torch.randint(text_config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))  # (1, length)
-
-
-@torch.inference_mode()
-def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    return model.eval()(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()  # (1, length, vocab)
-
-
-def _compare(directory: Path, tokens: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> Agreement:
-    """Load the merged model with plain transformers and compare it with the adapter's logits.
+def _compare(adapter: Path, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Load the adapter on its base, then the merged model with plain transformers; return how far their logits are.
 
     Raises:
         CheckpointError: they differ by more than rounding explains.
     """
-    gc.collect()  # what was loaded for the adapter's logits: models hold cycles
+    config = AutoConfig.from_pretrained(directory)
+    text_config = config.get_text_config()
+    shape = 1, min(_PROBE_TOKENS, text_config.max_position_embeddings)
+    tokens = torch.randint(text_config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    expected = _logits(load_adapter(adapter, dtype=dtype), tokens)
+    gc.collect()  # models hold cycles
     AutoTokenizer.from_pretrained(directory)
-    attention = ordinary_attention(AutoConfig.from_pretrained(directory))
+    attention = ordinary_attention(config)
     found = _logits(AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention), tokens)
     if found.shape != expected.shape:
         raise CheckpointError(
             f"the merged model has {found.shape[-1]} logits and the adapter {expected.shape[-1]}; nothing was written"
         )
     difference = found - expected
-    agreement = Agreement(
-        largest_difference=float(difference.abs().max()),
-        largest_logit=float(expected.abs().max()),
-        relative_difference=float(difference.norm() / expected.norm().clamp_min(1e-6)),
-        probe_tokens=tokens.numel(),
-    )
-    if not agreement.relative_difference <= _TOLERANCE[dtype]:
+    relative = float(difference.norm() / expected.norm().clamp_min(1e-6))
+    if not relative <= _TOLERANCE[dtype]:
         raise CheckpointError(
-            f"the merged model does not agree with the adapter: logits differ by {agreement.relative_difference:.2%} "
-            f"of their size, at most {_TOLERANCE[dtype]:.2%} is rounding; nothing was written"
+            f"the merged model does not agree with the adapter: logits differ by {relative:.2%} of their size, at most "
+            f"{_TOLERANCE[dtype]:.2%} is rounding; nothing was written"
         )
-    return agreement
+    return {
+        "probe_tokens": tokens.numel(),
+        "largest_difference": float(difference.abs().max()),
+        "largest_logit": float(expected.abs().max()),
+        "relative_difference": relative,
+    }
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    return model.eval()(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()  # (1, length, vocab)
 
 
 def check_login(repo: str) -> None:

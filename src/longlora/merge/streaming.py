@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longlora.errors import CheckpointError
-from longlora.merge.changes import Change, Changes, LowRank, OtherWay, Whole
+from longlora.merge.changes import Change, Changes, OtherWay
 from longlora.models.shards import ShardWriter, StoredWeight, opened
 from longlora.models.vocabulary import check_rows
 from longlora.support.progress import shown
@@ -19,37 +19,26 @@ from longlora.support.progress import shown
 class ShardMerge:
     """An adapter, and the files of the base that it is merged into."""
 
-    base: Path
-    """Folder with the base's files."""
+    base: Path  # folder with the base's files
+    stored: dict[str, StoredWeight]  # what they hold
+    changes: Changes  # what the adapter makes of it
+    adapter: Any  # the adapter's opened file
+    dtype: torch.dtype | None  # of the merged floating-point weights; None: each as in the base
 
-    stored: dict[str, StoredWeight]
-    """What they hold."""
-
-    changes: Changes
-    """What the adapter makes of it."""
-
-    adapter: Any
-    """The adapter's opened file."""
-
-    dtype: torch.dtype | None
-    """Of the merged floating-point weights; None leaves each in the type it has in the base."""
-
-    def check_covered(self) -> None:
-        """See that the base's files name the weights as the model does, where the adapter changes them.
+    def check(self, adapter: Path, base: str) -> None:
+        """See that what the adapter changes has the same names and shapes in the files of the base and in the model.
 
         All others are copied under the names they have, whatever transformers makes of them when it loads them.
 
         Raises:
             OtherWay: they do not, as where experts are stored one by one and kept together in the model.
-            CheckpointError: a weight that the adapter leaves alone does not fit the vocabulary it was trained with.
+            CheckpointError: the adapter belongs to another base, or to one with another vocabulary.
         """
         shapes, by_weight, output = self.changes.shapes, self.changes.by_weight, self.changes.output_embedding
         for name, change in by_weight.items():
-            if name == output and name not in self.stored:
-                continue
-            if name not in self.stored:
+            if name not in self.stored and name != output:
                 raise OtherWay(f"the base stores {name} under another name")
-            if isinstance(change, LowRank) and self.stored[name].shape != shapes[name]:
+            if change.is_low_rank and name in self.stored and self.stored[name].shape != shapes[name]:
                 raise OtherWay(f"the base stores {name} in another shape")
         for name, weight in self.stored.items():
             wanted = shapes.get(name, weight.shape)
@@ -58,21 +47,8 @@ class ShardMerge:
                     f"{name} has shape {weight.shape} in the base and {wanted} in the model that was trained, and the "
                     "adapter does not hold it: it was saved without its output embedding"
                 )
-
-    def check_fits(self, adapter: Path, base: str) -> None:
-        """See that the adapter's changes have the shapes of the weights that they change.
-
-        Raises:
-            CheckpointError: the vocabulary was grown before the adapter was trained, or it belongs to another base.
-        """
-        for name, change in self.changes.by_weight.items():
-            shapes = [tuple(self.adapter.get_slice(part).get_shape()) for part in change.parts]
-            if isinstance(change, LowRank):
-                (_, width), (height, _) = shapes
-                found: tuple[int, ...] = (width, height) if change.transposed else (height, width)
-            else:
-                (found,) = shapes
-            wanted = self.changes.shapes[name]
+        for name, change in by_weight.items():
+            found, wanted = self._shape(change), shapes[name]
             if found[1:] == wanted[1:] and len(found) > 1:
                 check_rows(adapter, found=found[0], rows=wanted[0], base=base)
             elif found != wanted:
@@ -121,13 +97,22 @@ class ShardMerge:
     def _target(self, place: StoredWeight) -> torch.dtype | None:
         return None if place.dtype is None else self.dtype or place.dtype
 
+    def _shape(self, change: Change) -> tuple[int, ...]:
+        shapes = [tuple(self.adapter.get_slice(tensor).get_shape()) for tensor in change.tensors]
+        if not change.is_low_rank:
+            return shapes[0]
+        (_, width), (height, _) = shapes
+        return (width, height) if change.transposed else (height, width)
+
 
 def changed(weight: Tensor, change: Change | None, adapter: Any, dtype: torch.dtype | None) -> Tensor:
     """Apply a change in float32 and round once; without one the weight is only cast."""
-    if isinstance(change, Whole):
-        weight = adapter.get_tensor(change.tensor)
-    elif isinstance(change, LowRank):
-        a, b = adapter.get_tensor(change.a).float(), adapter.get_tensor(change.b).float()
-        update = (b @ a).T if change.transposed else b @ a
-        weight = torch.add(weight.float(), update, alpha=change.scaling)
+    if change:
+        tensors = [adapter.get_tensor(tensor) for tensor in change.tensors]
+        if change.is_low_rank:
+            a, b = (tensor.float() for tensor in tensors)
+            update = (b @ a).T if change.transposed else b @ a
+            weight = torch.add(weight.float(), update, alpha=change.scaling)
+        else:
+            (weight,) = tensors
     return weight.contiguous() if dtype is None else weight.to(dtype).contiguous()

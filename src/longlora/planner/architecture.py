@@ -1,42 +1,37 @@
-"""The shape of a decoder-only model, and how many parameters follow from it, out of a transformers configuration."""
+"""The shape of a decoder-only model and how many parameters follow from it, by the name that a recipe calls it.
+
+Its configuration is that of a folder, one that ships with longlora (`architectures/`), or the hub's.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from longlora.errors import ConfigError
+from longlora.errors import CheckpointError, ConfigError, first_line
+from longlora.support.files import read_json
+from longlora.tiny import TINY_MODEL, tiny_model_directory
+
+FACTS = Path(__file__).parent.parent / "architectures"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a `model_type` fixes in transformers' code, and what its configuration class assumes where a key is absent.
+    """What a `model_type` fixes in transformers' code, and what its configuration class assumes of an absent key."""
 
-    Attributes:
-        tied: embeddings and output layer share their weights.
-        head_dim: None is `hidden_size / num_attention_heads`.
-        kv_heads_default: a configuration without `num_key_value_heads` has as many as query heads.
-        norms_per_layer: vectors of `hidden_size`, those of queries and keys not counted.
-        qk_norm: norms of queries and keys, one scale per dimension of a head or of all heads.
-        qkv_bias: None is the configuration's `attention_bias`, which then also holds for the output projection.
-        fused: one projection for query, key and value, and one for the two halves of the feed-forward's input.
-        wide_norms: the norm scales in float32 (Gemma), and so keeps a float32 tensor for its weight's gradient.
-        sliding: which layers have a window: `all`, those after `max_window_layers` (`late`), or all but every nth.
-        experts_key: the key that counts experts; None is a dense feed-forward.
-    """
-
-    tied: bool = False
-    head_dim: int | None = None
-    kv_heads_default: bool = False
-    norms_per_layer: int = 2
-    qk_norm: str = "none"
-    qkv_bias: bool | None = False
-    fused: bool = False
-    wide_norms: bool = False
-    sliding: str | int | None = None
-    experts_key: str | None = None
+    tied: bool = False  # embeddings and output layer share their weights
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    kv_heads_default: bool = False  # without num_key_value_heads as many as query heads
+    norms_per_layer: int = 2  # of the hidden size; those of queries and keys are not among them
+    qk_norm: str = "none"  # a scale for each dimension of a "head", or of "all" heads
+    qkv_bias: bool | None = False  # None: the configuration's attention_bias, which the output projection has too
+    fused: bool = False  # one projection for query, key and value, and one for both inputs of the feed-forward
+    wide_norms: bool = False  # scales in float32, whose gradient needs a float32 tensor
+    sliding: str | int | None = None  # "all" layers have a window, the "late" ones, or all but every nth
+    experts_key: str | None = None  # counts experts; None: a dense feed-forward
 
 
-_GEMMA = Family(tied=True, head_dim=256, qkv_bias=None, wide_norms=True)
 FAMILIES = {
     "llama": Family(kv_heads_default=True, qkv_bias=None),
     "granite": Family(kv_heads_default=True, qkv_bias=None),
@@ -47,7 +42,7 @@ FAMILIES = {
     "qwen2": Family(qkv_bias=True, sliding="late"),
     "qwen3": Family(head_dim=128, qkv_bias=None, qk_norm="head", sliding="late"),
     "qwen3_moe": Family(qkv_bias=None, qk_norm="head", experts_key="num_experts"),
-    "gemma": _GEMMA,
+    "gemma": Family(tied=True, head_dim=256, qkv_bias=None, wide_norms=True),
     "gemma2": Family(tied=True, head_dim=256, qkv_bias=None, wide_norms=True, norms_per_layer=4, sliding=2),
     "gemma3_text": Family(
         tied=True, head_dim=256, qkv_bias=None, wide_norms=True, norms_per_layer=4, qk_norm="head", sliding=6
@@ -58,13 +53,12 @@ FAMILIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The shape of a decoder-only model."""
+    """The shape of a decoder-only model; `Family` explains what depends on the `model_type`."""
 
     name: str
     model_type: str
     hidden_size: int
-    intermediate_size: int
-    """Width of the feed-forward; of one expert's, where there are experts."""
+    intermediate_size: int  # of one expert, where there are experts
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -72,19 +66,18 @@ class Architecture:
     vocab_size: int
     tied: bool
     max_position_embeddings: int
-    rope_parameters: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10_000.0})
-    """Rotary positions, as transformers 5 writes them."""
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    norms_per_layer: int = 2
-    qk_norm: str = "none"
-    fused: bool = False
-    wide_norms: bool = False
-    num_experts: int = 0
-    experts_per_token: int = 0
-    sliding_window: int | None = None
-    num_sliding_layers: int = 0
+    rope_parameters: Mapping[str, Any]  # as transformers 5 writes them
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    norms_per_layer: int
+    qk_norm: str
+    fused: bool
+    wide_norms: bool
+    num_experts: int
+    experts_per_token: int
+    sliding_window: int | None
+    num_sliding_layers: int
 
     @property
     def query_size(self) -> int:
@@ -109,12 +102,13 @@ class Architecture:
     @property
     def head_parameters(self) -> int:
         """Output layer, 0 where it is the embedding."""
-        return 0 if self.tied else self.vocab_size * self.hidden_size
+        return 0 if self.tied else self.embedding_parameters
 
     @property
     def norm_parameters(self) -> int:
         """Scales of all norms."""
-        return self.num_layers * (self.norms_per_layer * self.hidden_size + self._qk_norm_parameters) + self.hidden_size
+        qk_norms = {"none": 0, "head": 2 * self.head_dim, "all": self.query_size + self.kv_size}[self.qk_norm]
+        return self.num_layers * (self.norms_per_layer * self.hidden_size + qk_norms) + self.hidden_size
 
     @property
     def attention_parameters(self) -> int:
@@ -162,11 +156,51 @@ class Architecture:
         if self.num_experts:
             return []
         hidden, inner = self.hidden_size, self.intermediate_size
-        return [(hidden, 2 * inner) if self.fused else (hidden, inner)] * (1 if self.fused else 2) + [(inner, hidden)]
+        return [*([(hidden, 2 * inner)] if self.fused else [(hidden, inner)] * 2), (inner, hidden)]
 
-    @property
-    def _qk_norm_parameters(self) -> int:
-        return {"none": 0, "head": 2 * self.head_dim, "all": self.query_size + self.kv_size}[self.qk_norm]
+
+def find_architecture(name_or_path: str) -> Architecture:
+    """Read the shape of a model by what a recipe calls it; nothing but a configuration is ever read.
+
+    Known hub names need neither network nor permission (gated models); others are fetched with `huggingface_hub`.
+
+    Raises:
+        CheckpointError: there is no configuration in the folder, or none to be had from the hub.
+        ConfigError: its shapes are not known here.
+    """
+    directory = tiny_model_directory() if name_or_path == TINY_MODEL else Path(name_or_path).expanduser()
+    if directory.is_dir():
+        return parse_architecture(read_json(directory / "config.json"), name_or_path)
+    if values := published_config(name_or_path):
+        return parse_architecture(values, name_or_path)
+    if directory.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
+        raise CheckpointError(f"there is no model directory {name_or_path}")
+    return parse_architecture(_fetch(name_or_path), name_or_path)
+
+
+def published_config(hub_name: str) -> dict[str, Any] | None:
+    """The shapes in a hub model's config.json, for the names that longlora knows; None for others."""
+    fact = known_names().get(hub_name.lower())
+    return None if fact is None else read_json(FACTS / f"{fact}.json")
+
+
+@cache
+def known_names() -> dict[str, str]:
+    """Hub names, in small letters, with the fact file that each stands for."""
+    return {name.lower(): fact for name, fact in read_json(FACTS / "names.json").items()}
+
+
+def _fetch(name: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return read_json(Path(hf_hub_download(name, "config.json")))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise CheckpointError(
+            f"cannot get the configuration of {name!r}, neither from a directory of that name nor from the hub: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
@@ -182,20 +216,27 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
             f"{name} has model_type {model_type!r}, whose memory longlora cannot plan; it knows {', '.join(FAMILIES)}"
         )
     family = FAMILIES[model_type]
-    read = _Reader(config, name)
-    hidden, heads = read("hidden_size"), read("num_attention_heads")
+
+    def read(key: str, default: int | None = None) -> int:
+        value = config.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"the configuration of {name} must give {key} as a whole number above 0, found {value!r}")
+        return value
+
+    hidden, layers, heads = read("hidden_size"), read("num_hidden_layers"), read("num_attention_heads")
     attention_bias = bool(config.get("attention_bias", False))
     experts = read(family.experts_key) if family.experts_key else 0
     if experts and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
         raise ConfigError(f"{name} mixes dense layers and layers of experts, which longlora cannot plan")
-    num_sliding = _count_sliding_layers(config, family, read("num_hidden_layers"))
+    num_sliding = _count_sliding_layers(config, family, layers)
     tied = config.get("tie_word_embeddings")
     return Architecture(
         name=name,
         model_type=model_type,
         hidden_size=hidden,
         intermediate_size=read("moe_intermediate_size" if model_type == "qwen3_moe" else "intermediate_size"),
-        num_layers=read("num_hidden_layers"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=read("num_key_value_heads", heads if family.kv_heads_default else None),
         head_dim=read("head_dim", family.head_dim or hidden // heads),
@@ -204,7 +245,7 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         max_position_embeddings=read("max_position_embeddings"),
         rope_parameters=_rope_parameters(config),
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
-        output_bias=attention_bias if family.qkv_bias is None else False,
+        output_bias=attention_bias and family.qkv_bias is None,
         mlp_bias=bool(config.get("mlp_bias", False)) and model_type in ("llama", "granite"),
         norms_per_layer=family.norms_per_layer,
         qk_norm=family.qk_norm,
@@ -215,21 +256,6 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         sliding_window=read("sliding_window") if num_sliding else None,
         num_sliding_layers=num_sliding,
     )
-
-
-@dataclass(frozen=True)
-class _Reader:
-    config: Mapping[str, Any]
-    name: str
-
-    def __call__(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(
-                f"the configuration of {self.name} must give {key} as a whole number above 0, found {value!r}"
-            )
-        return value
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,5 +286,4 @@ def _count_sliding_layers(config: Mapping[str, Any], family: Family, num_layers:
     if family.sliding == "late":
         first = int(config.get("max_window_layers", 28))
         return max(0, num_layers - first) if config.get("use_sliding_window", False) else 0
-    assert isinstance(family.sliding, int)
     return num_layers - num_layers // int(config.get("sliding_window_pattern", family.sliding))

@@ -1,13 +1,20 @@
-"""Arithmetic of a run and its time: operations, counted causally, over a part of the peak, and memory traffic."""
+"""GPUs, the arithmetic of a run, and its time on them.
 
+Time is operations, counted causally, over a part of the GPU's peak, and memory traffic.
+"""
+
+import re
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from longlora.errors import ConfigError
 from longlora.planner import activations
-from longlora.planner.hardware import Gpu
 from longlora.planner.job import PlannedRun
 
-ATTENTION_BACKWARD = 2.5
-"""Backward over forward of FlashAttention: five products where the forward has two (arXiv 2307.08691, section 4.1)."""
+GIB = 2**30
+
+HOST_BYTES_PER_SECOND = 25e9  # between GPU and host, PCIe 4.0 × 16; assumed
+ATTENTION_BACKWARD = 2.5  # over forward, in FlashAttention: five products for two (arXiv 2307.08691, section 4.1)
 
 PASS_BYTES = 81
 """Memory traffic of all in a layer that is no product, in one forward pass: norms, rotations, activations, sums and
@@ -21,21 +28,92 @@ SINK_PASS_BYTES = 21
 STEP_SECONDS = 0.024
 """Of an optimizer step beside its rows: the optimizer, the look at the gradients, the log. Fitted in the same way."""
 
-HOST_BYTES_PER_SECOND = 25e9
-"""Between GPU and host, PCIe 4.0 × 16. Assumed."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Flops:
+class Efficiency:
+    """The part of its peak that a GPU reaches in products; assumed where `measured` does not say from what."""
+
+    linear: float = 0.60
+    attention: float = 0.50
+    measured: str | None = None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its vendor describes it, and what products reach of its peak.
+
+    Among several, communication, the optimizer and the data loader are inside the efficiency.
+    """
+
+    memory_gib: float  # as the driver reports it, rounded
+    peak_flops: float  # dense bfloat16 with float32 accumulation (T4, which has none: float16)
+    bytes_per_second: float  # to and from its memory
+    among_several: Efficiency = Efficiency()
+    by_itself: Efficiency | None = None  # None: as among several
+
+    def efficiency(self, num_gpus: int) -> Efficiency:
+        """What training reaches on so many of them."""
+        return self.by_itself if num_gpus == 1 and self.by_itself else self.among_several
+
+
+_A100 = Efficiency(linear=0.61, attention=0.66, measured="the paper's table 12 (8 GPUs, 7B)")
+_H100 = Efficiency(
+    linear=0.49,
+    attention=0.36,
+    measured="LongLoRA's hours in HiCI (arXiv 2603.20843; 8 GPUs, 7B), 64 rows a step assumed",
+)
+_ONE_HOPPER = Efficiency(
+    linear=0.63, attention=0.57, measured="steps of longlora on one H100 and one H200 (8B, 8k to 64k tokens)"
+)
+GPUS = {
+    "a100-40gb": Gpu(40, 312e12, 1.555e12, _A100),
+    "a100-80gb": Gpu(80, 312e12, 2.039e12, _A100),
+    "h100-80gb": Gpu(80, 989e12, 3.35e12, _H100, _ONE_HOPPER),
+    "h200": Gpu(140, 989e12, 4.8e12, replace(_H100, measured=None), _ONE_HOPPER),
+    "b200": Gpu(178, 2250e12, 7.7e12),
+    "l40s": Gpu(45, 362e12, 0.864e12),
+    "l4": Gpu(22.5, 121e12, 0.3e12),
+    "t4": Gpu(15, 65e12, 0.32e12),
+    "rtx-a6000": Gpu(48, 155e12, 0.768e12),
+    "rtx-5090": Gpu(31.5, 210e12, 1.792e12),
+    "rtx-4090": Gpu(24, 165e12, 1.008e12),
+    "rtx-3090": Gpu(24, 71e12, 0.936e12),
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """Look a GPU up by its name here, by a part of it that fits no other ("4090"), or by what its driver calls it.
+
+    Raises:
+        ConfigError: it is not known, or several are called so.
+    """
+    words = _words(name)
+    found = [known for known in GPUS if words and words <= _words(known)]
+    if len(found) == 1:
+        return GPUS[found[0]]
+    if len(found) > 1:
+        raise ConfigError(f"GPU {name!r} may be {' or '.join(found)}; name one")
+    if gpu := recognise_gpu(name):
+        return gpu
+    raise ConfigError(f"unknown GPU {name!r}; known are {', '.join(GPUS)}; or give --memory alone")
+
+
+def recognise_gpu(device_name: str) -> Gpu | None:
+    """Find a GPU by what its driver calls it, such as "NVIDIA A100-SXM4-80GB"; None if it is not known here."""
+    words = _words(device_name)
+    return next((gpu for name, gpu in GPUS.items() if words >= _words(name)), None)
+
+
+def _words(name: str) -> set[str]:
+    words = re.split(r"[\s_-]+", re.sub(r"rtx(?=\w)", "rtx-", name.lower()))
+    return set(words) - {"nvidia", "geforce", "tesla", ""}
+
+
+class Flops(NamedTuple):
     """Operations of one row, forward and backward, with what is computed again."""
 
     linear: float
     attention: float
-
-    @property
-    def total(self) -> float:
-        """All operations of one row."""
-        return self.linear + self.attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +123,23 @@ class Duration:
     seconds: float
     tokens_per_second_per_gpu: float
     flops_per_second_per_gpu: float
-    measured: str | None
-    """What the GPU's efficiency is fitted to; None if it is assumed."""
+    efficiency_measured_on: str | None  # None: the efficiency is assumed
 
 
 def plan_duration(run: PlannedRun, gpu: Gpu) -> Duration:
     """Time of all steps; among several GPUs communication is inside their efficiency."""
-    sparse = _seconds_per_row(run, gpu)
-    dense = _seconds_per_row(replace(run, attention="full"), gpu)
-    dense_part = run.dense_finish if run.attention == "s2" else 0.0
-    per_row = (1 - dense_part) * sparse + dense_part * dense
+    dense = run.dense_finish if run.attention == "s2" else 0.0
+    seconds_per_row = flops_per_row = 0.0
+    for part, of_part in ((1 - dense, run), (dense, replace(run, attention="full"))):
+        seconds_per_row += part * _seconds_per_row(of_part, gpu)
+        flops_per_row += part * sum(row_flops(of_part))
     rows = run.steps * run.accumulation_steps * run.batch_size
-    seconds = rows * per_row + run.steps * STEP_SECONDS
-    sparse_flops, dense_flops = row_flops(run).total, row_flops(replace(run, attention="full")).total
-    flops = (1 - dense_part) * sparse_flops + dense_part * dense_flops
+    seconds = rows * seconds_per_row + run.steps * STEP_SECONDS
     return Duration(
         seconds=seconds,
         tokens_per_second_per_gpu=rows * run.context_length / seconds,
-        flops_per_second_per_gpu=rows * flops / seconds,
-        measured=gpu.efficiency(run.num_gpus).measured,
+        flops_per_second_per_gpu=rows * flops_per_row / seconds,
+        efficiency_measured_on=gpu.efficiency(run.num_gpus).measured,
     )
 
 
@@ -94,16 +170,15 @@ def row_flops(run: PlannedRun) -> Flops:
 
 def head_pairs(run: PlannedRun) -> int:
     """Query-key pairs of all heads and layers in one row that is one document."""
-    shape, tokens = run.architecture, run.context_length
-    windowed = shape.num_sliding_layers
-    pairs = shape.num_heads * window_pairs(tokens, shape.sliding_window or tokens) * windowed
-    group = run.group_tokens
+    shape, tokens, group = run.architecture, run.context_length, run.group_tokens
+    in_window = shape.num_heads * window_pairs(tokens, shape.sliding_window or tokens)
     if run.attention == "full":
-        return pairs + shape.num_heads * window_pairs(tokens, tokens) * (shape.num_layers - windowed)
-    unshifted_heads = (shape.num_heads + 1) // 2
-    per_layer = unshifted_heads * segment_pairs(tokens, group, first=group)
-    per_layer += (shape.num_heads - unshifted_heads) * segment_pairs(tokens, group, first=group // 2)
-    return pairs + per_layer * (shape.num_layers - windowed)
+        others = shape.num_heads * window_pairs(tokens, tokens)
+    else:
+        unshifted_heads = (shape.num_heads + 1) // 2
+        others = unshifted_heads * segment_pairs(tokens, group, first=group)
+        others += (shape.num_heads - unshifted_heads) * segment_pairs(tokens, group, first=group // 2)
+    return in_window * shape.num_sliding_layers + others * (shape.num_layers - shape.num_sliding_layers)
 
 
 def segment_pairs(tokens: int, group: int, *, first: int) -> int:

@@ -8,6 +8,8 @@ from longlora.planner.architecture import Architecture
 from longlora.support.choices import Strategy
 
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
+"""`adamw`: torch's fused AdamW. `adamw_foreach`: torch's AdamW before it. `adamw_8bit`: bitsandbytes' with states of
+one byte. `paged_adamw_8bit`: the same, in the host's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,89 +21,45 @@ class PlannedRun:
     """
 
     architecture: Architecture
+    context_length: int  # tokens of a row
 
-    context_length: int
-    """Tokens of a row."""
-
-    tuning: Literal["lora+", "lora", "full"] = "lora+"
-    """What is trained: LoRA with embeddings and norms, LoRA alone, or every weight."""
-
+    tuning: Literal["lora+", "lora", "full"] = "lora+"  # LoRA with embeddings and norms, LoRA alone, or every weight
     lora_rank: int = 8
-    """Rank of the update matrices."""
-
     lora_targets: Literal["attention", "all-linear"] = "attention"
-    """Linear layers with an update: those of attention, or those of the feed-forward too."""
-
-    train_embeddings: bool = True
-    """With `lora+`: train the input embedding."""
-
+    train_embeddings: bool = True  # with lora+; so are norms
     train_norms: bool = True
-    """With `lora+`: train the norms."""
-
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of compute, and of frozen weights."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of compute, and of frozen weights
+    four_bit: bool = False  # the frozen linear layers in NF4 with double quantisation
+    optimizer: Optimizer = "adamw"
 
     strategy: Strategy = "single"
-    """`ddp`: every GPU holds everything. `zero2`: gradients and optimizer state are split over the GPUs. `zero3`,
-    `fsdp2`: the weights too."""
+    num_gpus: int = 1  # each with rows of its own
+    batch_size: int = 1  # rows per GPU and micro-step
+    accumulation_steps: int = 8  # micro-steps per optimizer step
+    steps: int = 1000  # optimizer steps
 
-    num_gpus: int = 1
-    """GPUs, each with rows of its own."""
+    attention: Literal["s2", "full"] = "s2"  # while training
+    group_size: int | None = None  # tokens; None: a quarter of the context
+    sink_tokens: int = 0  # first tokens of its document that each group of S²-Attn also sees
+    dense_finish: float = 0.0  # fraction of the steps, at the end, with full attention
 
     gradient_checkpointing: bool = True
-    """Keep the inputs of layers alone, and compute the rest again in the backward pass."""
+    offload_checkpoints: bool = False  # the inputs of layers in the host's memory until the backward pass
+    chunked_loss: bool = True  # cross-entropy tile by tile; without, all logits of a row at once in float32
+    tiled_mlp: int | None = None  # tokens in the feed-forward at a time (arXiv 2506.13996, section 3.1.1)
 
-    offload_checkpoints: bool = False
-    """Hold the inputs of layers in the host's memory until the backward pass."""
-
-    four_bit: bool = False
-    """Hold the frozen linear layers in 4 bits (NF4 with double quantisation)."""
-
-    optimizer: Optimizer = "adamw"
-    """`adamw`: torch's fused AdamW. `adamw_foreach`: torch's AdamW before it. `adamw_8bit`: bitsandbytes' with states
-    of one byte. `paged_adamw_8bit`: the same, in the host's memory."""
-
-    chunked_loss: bool = True
-    """Compute cross-entropy tile by tile; without, the logits of a whole row exist at once in float32."""
-
-    tiled_mlp: int | None = None
-    """Tokens that go through the feed-forward at a time (ALST, arXiv 2506.13996, section 3.1.1, has `hidden_size`)."""
-
-    attention: Literal["s2", "full"] = "s2"
-    """Attention while training."""
-
-    group_size: int | None = None
-    """Group of S²-Attn in tokens; None is a quarter of the context."""
-
-    sink_tokens: int = 0
-    """First tokens of its document that each group of S²-Attn also sees."""
-
-    dense_finish: float = 0.0
-    """Fraction of the steps, at the end, with full attention."""
-
-    batch_size: int = 1
-    """Rows per GPU and micro-step."""
-
-    accumulation_steps: int = 8
-    """Micro-steps per optimizer step."""
-
-    steps: int = 1000
-    """Optimizer steps."""
-
-    reduce_bucket_elements: int = 500_000_000
-    """DeepSpeed's `reduce_bucket_size`; two buckets of it are allocated in every backward pass."""
-
-    trained_in_place: bool = False
-    """Embeddings and norms are trained as they stand, not as PEFT's copies beside the frozen originals."""
-
-    reentrant_checkpointing: bool = False
-    """Checkpointing computes a layer again to its end, as torch's older form does; the newer stops when it has all."""
-
-    rotary_cache_per_layer: bool = False
-    """Every layer holds the table of rotary positions for itself, as transformers did up to 4.37."""
+    # Of setups that are not longlora's own, whose measurements plans are held against.
+    reduce_bucket_elements: int = 500_000_000  # DeepSpeed's reduce_bucket_size; a backward pass allocates two
+    trained_in_place: bool = False  # embeddings and norms as they stand, without PEFT's copies beside frozen originals
+    reentrant_checkpointing: bool = False  # a layer is computed again to its end: torch's older form
+    rotary_cache_per_layer: bool = False  # as in transformers up to 4.37
 
     def __post_init__(self) -> None:
-        self._check_amounts()
+        for name in ("context_length", "num_gpus", "batch_size", "accumulation_steps", "steps", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.dense_finish <= 1:
+            raise ConfigError(f"dense_finish={self.dense_finish} must lie between 0 and 1")
         if self.strategy == "single" and self.num_gpus > 1:
             raise ConfigError(f"strategy=single is for one GPU, found {self.num_gpus}; use ddp, fsdp2, zero2 or zero3")
         if self.four_bit and self.tuning == "full":
@@ -116,13 +74,6 @@ class PlannedRun:
             raise ConfigError(
                 f"group_size={self.group_size} must lie between 1 and context_length={self.context_length}"
             )
-
-    def _check_amounts(self) -> None:
-        for name in ("context_length", "num_gpus", "batch_size", "accumulation_steps", "steps", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.dense_finish <= 1:
-            raise ConfigError(f"dense_finish={self.dense_finish} must lie between 0 and 1")
 
     @property
     def tokens(self) -> int:
@@ -152,6 +103,11 @@ class PlannedRun:
         gathers the weights in 16 bits.
         """
         return self.compute_bytes == 2 and self.strategy in ("single", "ddp")
+
+    @property
+    def deepspeed(self) -> bool:
+        """DeepSpeed runs it."""
+        return self.strategy in ("zero2", "zero3")
 
     @property
     def trains_embeddings(self) -> bool:

@@ -1,28 +1,27 @@
 """A plan for people and for machines."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.bar import Bar
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from longlora.planner.hardware import GIB
+from longlora.planner.compute import GIB, Duration
 from longlora.planner.plan import Plan
 from longlora.support.wording import short_number
-
-BAR_WIDTH = 16
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan as tables and sentences."""
-    parts = [_headline(plan), Text(), _memory_table(plan), Text(), _verdict(plan), *_advice(plan), Text(), _facts(plan)]
-    console.print(Group(*parts), highlight=False)
+    for part in (_headline(plan), "", _memory(plan), "", _verdict(plan), *_advice(plan), "", _facts(plan)):
+        console.print(part, highlight=False)
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
     """Turn a plan into plain values; amounts are in bytes, times in seconds."""
-    run, duration = plan.run, plan.duration
+    run, memory = plan.run, plan.memory
     return {
         "model": run.architecture.name,
         "parameters": run.architecture.num_parameters,
@@ -33,24 +32,18 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "sink_tokens": run.sink_tokens if run.sees_sinks else 0,
         "fits": plan.fits,
         "memory_bytes": plan.memory_bytes,
-        "total_bytes": plan.memory.total,
-        "items": [asdict(item) for item in plan.memory.items],
-        "reserved_with_room_bytes": plan.memory.reserved_with_room,
+        "total_bytes": memory.total,
+        "items": [asdict(item) for item in memory.items],
+        "reserved_with_room_bytes": memory.reserved_with_room,
         "keep_free": plan.keep_free,
         "keeps_margin": plan.keeps_margin,
         "measured": plan.measured,
         "host_memory_bytes": plan.host_memory_bytes,
-        "host_bytes": plan.memory.host_total,
-        "host_items": [asdict(item) for item in plan.memory.host_items],
+        "host_bytes": memory.host_total,
+        "host_items": [asdict(item) for item in memory.host_items],
         "longest_context": plan.longest_context,
-        "seconds": duration and duration.seconds,
-        "tokens_per_second_per_gpu": duration and duration.tokens_per_second_per_gpu,
-        "flops_per_second_per_gpu": duration and duration.flops_per_second_per_gpu,
-        "efficiency_measured_on": duration and duration.measured,
-        "advice": [
-            {"change": advice.text, "total_bytes": advice.total_bytes, "slowdown": advice.slowdown}
-            for advice in plan.advice
-        ],
+        **(asdict(plan.duration) if plan.duration else dict.fromkeys(field.name for field in fields(Duration))),
+        "advice": [asdict(advice) for advice in plan.advice],
         "advice_suffices": plan.advice_suffices,
     }
 
@@ -63,57 +56,51 @@ def _headline(plan: Plan) -> Text:
     if run.sees_sinks:
         attention += f", {run.sink_tokens:,} sink token{'s' * (run.sink_tokens > 1)}"
     gpus = "1 GPU" if run.num_gpus == 1 else f"{run.num_gpus} GPUs ({run.strategy})"
-    trained = run.trained_parameters
-    text = Text(f"{run.architecture.name}", style="bold")
-    text.append(f" at {run.context_length:,} tokens on {gpus}, {attention}\n", style="not bold")
-    text.append(
-        f"{run.tuning} trains {short_number(trained)} of {short_number(run.architecture.num_parameters)} parameters; "
-        f"{run.batch_size} x {run.accumulation_steps} rows per GPU and step",
-        style="dim not bold",
+    return Text.assemble(
+        (run.architecture.name, "bold"),
+        f" at {run.context_length:,} tokens on {gpus}, {attention}\n",
+        (
+            f"{run.tuning} trains {short_number(run.trained_parameters)} of "
+            f"{short_number(run.architecture.num_parameters)} parameters; "
+            f"{run.batch_size} x {run.accumulation_steps} rows per GPU and step",
+            "dim",
+        ),
     )
-    return text
 
 
-def _memory_table(plan: Plan) -> Table:
+def _memory(plan: Plan) -> Table:
     table = _columns()
     table.add_column("on each GPU", no_wrap=True)
     table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column(f"of {plan.memory_bytes / GIB:g}", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("", style="dim")
-    scale = max(plan.memory_bytes, plan.memory.total)
+
+    def add(name: str, amount: int, note: str = "", *, bar: str = "cyan", style: str | None = None) -> None:
+        share = f"{amount / plan.memory_bytes:.0%}" if amount >= plan.memory_bytes / 200 else "<1%"
+        drawn = Bar(max(plan.memory_bytes, plan.memory.total), 0, amount, width=16, color=bar)
+        table.add_row(*(Text(text, style or "") for text in (name, _gib(amount), share)), drawn, note)
+
     for item in plan.memory.items:
-        table.add_row(item.name, _gib(item.bytes), _share(item.bytes, plan), _bar(item.bytes, scale), item.note)
-    total = plan.memory.total
-    table.add_row(
-        Text("total", style="bold"),
-        Text(_gib(total), style="bold"),
-        Text(_share(total, plan), style="bold"),
-        _bar(total, scale, style="green" if plan.fits else "red"),
-        "",
-    )
+        add(item.name, item.bytes, item.note)
+    add("total", plan.memory.total, bar="green" if plan.fits else "red", style="bold")
     return table
 
 
 def _verdict(plan: Plan) -> Text:
     difference = (plan.memory_bytes - plan.memory.total) / GIB
     if not plan.fits_gpus:
-        text = Text(f"It does not fit: {-difference:,.1f} GiB are missing.", style="bold red")
+        answer = (f"It does not fit: {-difference:,.1f} GiB are missing.", "bold red")
     elif not plan.fits_host:
-        text = Text(f"It fits the GPU, with {difference:,.1f} GiB to spare, but not the host.", style="bold red")
+        answer = (f"It fits the GPU, with {difference:,.1f} GiB to spare, but not the host.", "bold red")
     elif plan.keeps_margin:
-        text = Text(f"It fits, with {difference:,.1f} GiB to spare.", style="bold green")
+        answer = (f"It fits, with {difference:,.1f} GiB to spare.", "bold green")
     else:
-        text = Text(f"It fits only just, with {difference:,.1f} GiB to spare.", style="bold yellow")
-    if plan.fits_gpus:
-        text.append(f"\n{_trust(plan)}", style="default not bold")
-    text.append(f"\n{_host(plan)}", style="not bold" if plan.fits_host else "bold red")
-    return text
-
-
-def _trust(plan: Plan) -> str:
+        answer = (f"It fits only just, with {difference:,.1f} GiB to spare.", "bold yellow")
     known = "Runs of this kind were measured (H100, H200)" if plan.measured else "Not measured on a GPU"
-    return f"{known}: keep {plan.keep_free:.0%} free ({plan.keep_free * plan.memory_bytes / GIB:,.1f} GiB)."
+    trust = f"\n{known}: keep {plan.keep_free:.0%} free ({plan.keep_free * plan.memory_bytes / GIB:,.1f} GiB)."
+    host = (f"\n{_host(plan)}", "" if plan.fits_host else "bold red")
+    return Text.assemble(answer, trust if plan.fits_gpus else "", host)
 
 
 def _host(plan: Plan) -> str:
@@ -131,42 +118,40 @@ def _advice(plan: Plan) -> list[RenderableType]:
     if plan.fits_gpus:
         return []
     if not plan.advice:
-        return [Text("Nothing that could be switched on helps; take more or larger GPUs, or a shorter context.")]
+        return ["Nothing that could be switched on helps; take more or larger GPUs, or a shorter context."]
     table = _columns()
     table.add_column("what would help, in this order", ratio=1)
     table.add_column("GiB then", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     for number, advice in enumerate(plan.advice, start=1):
         time = f"{advice.slowdown - 1:+.0%}" if plan.duration else ""
-        table.add_row(f"{number}. {advice.text}", _gib(advice.total_bytes), time)
-    parts: list[RenderableType] = [Text(), table]
-    if not plan.advice_suffices:
-        parts.append(Text("Even so it does not fit; take more or larger GPUs, or a shorter context."))
-    return parts
+        table.add_row(f"{number}. {advice.change}", _gib(advice.total_bytes), time)
+    if plan.advice_suffices:
+        return ["", table]
+    return ["", table, "Even so it does not fit; take more or larger GPUs, or a shorter context."]
 
 
 def _facts(plan: Plan) -> Table:
-    table = _columns(show_header=False)
+    table, memory, duration = _columns(show_header=False), plan.memory, plan.duration
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     longest = f"{plan.longest_context:,} tokens, all else as it is" if plan.longest_context else "none fits"
     table.add_row("longest context", longest)
     if plan.fits_gpus:
-        most = _gib(min(plan.memory.reserved_with_room, plan.memory_bytes))
+        most = _gib(min(memory.reserved_with_room, plan.memory_bytes))
         table.add_row("reserved", f"up to {most} GiB where there is room; torch gives back what it does not need")
-    processes, loading, *training = (f"{item.name} {_gib(item.bytes)}" for item in plan.memory.host_items)
+    processes, loading, *training = (f"{item.name} {_gib(item.bytes)}" for item in memory.host_items)
     host = f"{processes}; {loading}" + (f", later {', '.join(training)}" if training else "")
-    table.add_row("host memory", f"{_gib(plan.memory.host_total)} GiB ({host})")
-    duration = plan.duration
+    table.add_row("host memory", f"{_gib(memory.host_total)} GiB ({host})")
     if duration is None:
         table.add_row("time", "unknown; name the GPU with --gpu-type")
         return table
-    source = f"fitted to {duration.measured}" if duration.measured else "assumed"
+    source = duration.efficiency_measured_on
     table.add_row("time", f"{_time(duration.seconds)} for {plan.run.steps:,} steps")
     table.add_row(
         "speed",
-        f"{duration.tokens_per_second_per_gpu:,.0f} tokens/s and "
-        f"{duration.flops_per_second_per_gpu / 1e12:.0f} TFLOP/s per GPU; efficiency {source}",
+        f"{duration.tokens_per_second_per_gpu:,.0f} tokens/s and {duration.flops_per_second_per_gpu / 1e12:.0f} "
+        f"TFLOP/s per GPU; efficiency {f'fitted to {source}' if source else 'assumed'}",
     )
     return table
 
@@ -175,20 +160,10 @@ def _columns(*, show_header: bool = True) -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=show_header, header_style="dim")
 
 
-def _bar(amount: int, scale: int, style: str = "cyan") -> Text:
-    eighths = round(8 * BAR_WIDTH * amount / scale)
-    full, rest = divmod(eighths, 8)
-    return Text("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else ""), style=style)
-
-
 def _gib(amount: int) -> str:
     if amount < GIB / 200:
         return "<0.01"
     return f"{amount / GIB:.2f}" if amount < GIB else f"{amount / GIB:,.1f}"
-
-
-def _share(amount: int, plan: Plan) -> str:
-    return f"{amount / plan.memory_bytes:.0%}" if amount >= plan.memory_bytes / 200 else "<1%"
 
 
 def _time(seconds: float) -> str:

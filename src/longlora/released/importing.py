@@ -18,10 +18,10 @@ from longlora.models.positions import rotary_parameters, set_positions, write_ol
 from longlora.models.shards import ShardWriter
 from longlora.models.skeleton import Skeleton, make_skeleton
 from longlora.released.published_adapter import read_parts, write_adapter
-from longlora.released.published_folder import Context, Published, find_folder, infer_context, read_folder, read_json
-from longlora.released.published_weights import alone, check_shape, plain_name, read_weights
+from longlora.released.published_folder import Context, Published, find_folder, infer_context, read_folder
+from longlora.released.published_weights import alone, check_complete, check_shapes, plain_name, read_weights
 from longlora.released.released_models import ReleasedModel, find_released
-from longlora.support.files import whole_directory
+from longlora.support.files import read_json, whole_directory
 from longlora.support.progress import shown
 
 logger = logging.getLogger("longlora")
@@ -32,9 +32,7 @@ class ImportReport:
     """What was imported."""
 
     is_adapter: bool
-    base: str
-    """Model it was made of; empty where a full model does not tell."""
-
+    base: str  # model it was made of; empty where a full model does not tell
     context: Context
 
 
@@ -62,11 +60,15 @@ def import_released(
     name = str(folder.resolve()) if Path(source).expanduser().is_dir() else source
     published, known = read_folder(folder), find_released(name)
     is_adapter = published.kind != "model"
+    if lora_only and not is_adapter:
+        raise ConfigError(f"{source} is a full model; --lora-only is for LoRA weights")
     if is_adapter:
         base = base or _named_base(folder, known)
-        config = base_config = _unscaled_config(base)
-    elif lora_only:
-        raise ConfigError(f"{source} is a full model; --lora-only is for LoRA weights")
+        config = base_config = load_config(model_source(base))
+        if rotary_parameters(config).get("rope_type", "default") != "default":
+            raise CheckpointError(
+                f"{base} has scaled positions already; the original begins with a model that has none"
+            )
     else:
         config = load_config(str(folder))
         # The original never changed the number of positions that a configuration says.
@@ -111,21 +113,13 @@ def _named_base(folder: Path, known: ReleasedModel | None) -> str:
     return str(written)
 
 
-def _unscaled_config(base: str) -> PreTrainedConfig:
-    config = load_config(model_source(base))
-    if rotary_parameters(config).get("rope_type", "default") != "default":
-        raise CheckpointError(f"{base} has scaled positions already; the original begins with a model that has none")
-    return config
-
-
 def _write_model(published: Published, config: PreTrainedConfig, directory: Path) -> None:
     """Write weights, file by file, and the configuration, whose positions are already those of the result.
 
     Raises:
         CheckpointError: weights are missing, damaged, or do not go with the configuration.
     """
-    skeleton = make_skeleton(config)
-    writer = ShardWriter(directory)
+    skeleton, writer = make_skeleton(config), ShardWriter(directory)
     seen: set[str] = set()
     dtype: torch.dtype | None = None
     several = len(published.files) > 1
@@ -140,16 +134,13 @@ def _write_model(published: Published, config: PreTrainedConfig, directory: Path
             skeleton = _fit_rows(weights, config, skeleton)
         if skeleton.is_tied:
             weights.pop(skeleton.output_embedding, None)
-        for name, weight in weights.items():
-            check_shape(name, weight, skeleton, "config.json")
+        check_shapes(weights, skeleton.shapes, what="weights", base="config.json")
         dtype = dtype or next((weight.dtype for weight in weights.values() if weight.is_floating_point()), None)
         seen |= weights.keys()
         writer.write(file.name.replace("pytorch_model", "model").replace(".bin", ".safetensors"), weights)
     writer.finish()
-    if missing := sorted(skeleton.shapes.keys() - seen - ({skeleton.output_embedding} if skeleton.is_tied else set())):
-        raise CheckpointError(
-            f"{published.folder} is incomplete: {len(missing)} weights are missing, such as {missing[0]}"
-        )
+    tied = {skeleton.output_embedding} if skeleton.is_tied else set()
+    check_complete(seen | tied, skeleton.shapes, what="weights", folder=published.folder)
     config.dtype = dtype
     config.architectures = [type(skeleton.model).__name__]
     config.save_pretrained(directory)

@@ -12,13 +12,25 @@ from longlora.errors import CheckpointError
 from longlora.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from longlora.models.lora import embedding_and_norm_names
 from longlora.models.skeleton import Skeleton
-from longlora.released.published_folder import TRAINABLE, Published, read_json
-from longlora.released.published_weights import alone, check_shape, plain_name, read_weights
+from longlora.released.published_folder import TRAINABLE, Published
+from longlora.released.published_weights import (
+    Shapes,
+    alone,
+    check_complete,
+    check_shapes,
+    plain_name,
+    read_weights,
+)
+from longlora.support.files import read_json
 
 logger = logging.getLogger("longlora")
 
 # What an adapter of the original never has, and what would be computed otherwise.
 _UNKNOWN_SETTINGS = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform")
+_NO_WHOLE = (
+    f"; they stand in {TRAINABLE}, which the original's get_trainable_weights.py makes out of pytorch_model.bin. "
+    "Without them the model is clearly worse; --lora-only imports it so"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +61,28 @@ def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only
                 low_rank[plain.replace(".default.", ".")] = weight
             elif not holds_frozen or "embed" in name or "norm" in name:
                 whole[plain] = weight
-    config = _config(published.folder, base)
-    _check_low_rank(low_rank, config, skeleton, published.folder, base)
+    folder, config = published.folder, _config(published.folder, base)
+    if not low_rank:
+        raise CheckpointError(f"{folder} holds no LoRA weights, though it has {ADAPTER_CONFIG}")
+    wanted = _low_rank_shapes(config, skeleton)
+    check_shapes(low_rank, wanted, what="LoRA weights", base=base)
+    check_complete(low_rank, wanted, what=f"LoRA weights for {base}", folder=folder)
     if lora_only:
         return Parts(tensors=low_rank, config=config)
+    output = skeleton.output_embedding
+    for name in {skeleton.input_embedding, output} & whole.keys():
+        if whole[name].shape[0] == skeleton.rows + 1:
+            logger.info("%s: the row of the original's [PAD] is left out", name)
+            whole[name] = whole[name][:-1]
     modules = embedding_and_norm_names(skeleton.model)
-    _check_whole(whole, modules, skeleton, published.folder, base)
+    # As PEFT matches them: by how a module's name ends.
+    wanted = {n: shape for n, shape in skeleton.shapes.items() if n.rpartition(".")[0].endswith(tuple(modules))}
+    check_shapes(whole, wanted | {output: skeleton.shapes[output]}, what="embeddings and norms", base=base)
+    check_complete(whole, wanted, what="trained embeddings and norms", folder=folder, hint=_NO_WHOLE)
     if skeleton.is_tied:
-        whole[skeleton.output_embedding] = whole[skeleton.input_embedding]  # twice, as PEFT writes it
-    elif skeleton.output_embedding in whole:
-        modules.append(skeleton.output_embedding.removesuffix(".weight"))
+        whole[output] = whole[skeleton.input_embedding]  # twice, as PEFT writes it
+    elif output in whole:
+        modules.append(output.removesuffix(".weight"))
     config.modules_to_save = modules
     config.ensure_weight_tying = skeleton.is_tied
     return Parts(tensors=low_rank | whole, config=config)
@@ -81,10 +105,8 @@ def _config(folder: Path, base: str) -> LoraConfig:
             "if it is PEFT's, it needs no import: use it as it is"
         )
     try:
-        # Written by the original's supervised fine-tuning as a list in a list.
-        targets = [
-            name for entry in values["target_modules"] for name in ([entry] if isinstance(entry, str) else entry)
-        ]
+        # The original's supervised fine-tuning writes a list in a list.
+        targets = [n for entry in values["target_modules"] for n in ([entry] if isinstance(entry, str) else entry)]
         return LoraConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=base,
@@ -99,56 +121,10 @@ def _config(folder: Path, base: str) -> LoraConfig:
         raise CheckpointError(f"{path} is incomplete: {error!r}") from error
 
 
-def _check_low_rank(
-    low_rank: dict[str, Tensor], config: LoraConfig, skeleton: Skeleton, folder: Path, base: str
-) -> None:
-    if not low_rank:
-        raise CheckpointError(f"{folder} holds no LoRA weights, though it has {ADAPTER_CONFIG}")
-    wanted: dict[str, tuple[int, int]] = {}
+def _low_rank_shapes(config: LoraConfig, skeleton: Skeleton) -> Shapes:
+    wanted = {}
     for name, layer in skeleton.model.named_modules():
         if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in (config.target_modules or ()):
             wanted[f"{name}.lora_A.weight"] = (config.r, layer.in_features)
             wanted[f"{name}.lora_B.weight"] = (layer.out_features, config.r)
-    if missing := sorted(wanted.keys() - low_rank.keys()):
-        raise CheckpointError(
-            f"{folder} is incomplete: {len(missing)} of {len(wanted)} LoRA weights for {base} are missing, such as "
-            f"{missing[0]}"
-        )
-    if spare := sorted(low_rank.keys() - wanted.keys()):
-        raise CheckpointError(
-            f"{folder} holds LoRA weights that {base} has no layer for, such as {spare[0]}: they belong to another "
-            "base; say --base"
-        )
-    for name, shape in wanted.items():
-        if tuple(low_rank[name].shape) != shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(low_rank[name].shape)} and {base} needs {shape}: it belongs to another base"
-            )
-
-
-def _check_whole(whole: dict[str, Tensor], modules: list[str], skeleton: Skeleton, folder: Path, base: str) -> None:
-    # As PEFT matches them: by how a module's name ends.
-    wanted = {name for name in skeleton.shapes if name.rpartition(".")[0].endswith(tuple(modules))}
-    if missing := sorted(wanted - whole.keys()):
-        raise CheckpointError(
-            f"{folder} is incomplete: {len(missing)} of {len(wanted)} trained embeddings and norms are "
-            f"missing, such as {missing[0]}; they stand in {TRAINABLE}, which the original's "
-            "get_trainable_weights.py makes out of pytorch_model.bin. Without them the model is clearly worse; "
-            "--lora-only imports it so"
-        )
-    if spare := sorted(whole.keys() - wanted - {skeleton.output_embedding}):
-        raise CheckpointError(
-            f"{folder} holds {spare[0]} beside LoRA weights, which is neither an embedding nor a norm of {base}: they "
-            "belong to another base; say --base"
-        )
-    for name, weight in whole.items():
-        extra = weight.shape[0] - skeleton.rows if name in (skeleton.input_embedding, skeleton.output_embedding) else 0
-        if extra == 1:
-            logger.info("%s: the row of the original's [PAD] is left out", name)
-            whole[name] = weight[:-1]
-        elif extra:
-            raise CheckpointError(
-                f"{name} has {weight.shape[0]:,} rows and {base} {skeleton.rows:,}: it belongs to another base; say "
-                "--base"
-            )
-        check_shape(name, whole[name], skeleton, base)
+    return wanted

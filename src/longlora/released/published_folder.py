@@ -5,27 +5,23 @@ The original trains with positions divided by ceil(context / the base's context)
 asked.
 """
 
-import json
 import logging
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.checkpoint import ADAPTER_CONFIG
 from longlora.models.shards import local_folder
 from longlora.released.released_models import find_released
+from longlora.support.files import read_json
 
 logger = logging.getLogger("longlora")
 
 TRAINABLE = "trainable_params.bin"
-_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _PATTERNS = ["*.json", "*.bin", "*.safetensors", "tokenizer*", "*.model"]
-
 _CONTEXT_IN_NAME = re.compile(r"(?<![a-z0-9])(\d+)k(?![a-z0-9])")
 _LARGEST = 10**7  # tokenizers without a limit say more
 
@@ -38,24 +34,16 @@ class Published:
     kind: Literal["adapter", "consolidated", "model"]
     """`adapter`: LoRA weights in a file of their own. `consolidated`: everything, LoRA weights not yet merged, in
     `pytorch_model.bin`, as DeepSpeed's `zero_to_fp32.py` leaves it. `model`: an ordinary model."""
-
-    files: tuple[Path, ...]
-    """With the LoRA weights, or with the model's."""
-
-    trainable: Path | None
-    """With embeddings and norms, where they stand alone."""
+    files: tuple[Path, ...]  # with the LoRA weights, or with the model's
+    trainable: Path | None = None  # with embeddings and norms, where they stand alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """How far a model reads, and how that is known."""
 
-    length: int
-    """In tokens."""
-
-    factor: float
-    """By which positions are divided."""
-
+    length: int  # tokens
+    factor: float  # by which positions are divided
     known_from: str
 
 
@@ -79,26 +67,46 @@ def read_folder(folder: Path) -> Published:
     Raises:
         CheckpointError: it holds neither LoRA weights nor a model, or only a part.
     """
-    adapter_files = tuple(folder / name for name in _ADAPTER_FILES if (folder / name).is_file())[:1]
-    trainable = folder / TRAINABLE if (folder / TRAINABLE).is_file() else None
+
+    def first(*names: str) -> tuple[Path, ...]:
+        return tuple(folder / name for name in names if (folder / name).is_file())[:1]
+
+    low_rank, trainable = first("adapter_model.safetensors", "adapter_model.bin"), next(iter(first(TRAINABLE)), None)
     if (folder / ADAPTER_CONFIG).is_file():
-        if adapter_files:
-            return Published(folder=folder, kind="adapter", files=adapter_files, trainable=trainable)
-        if files := _model_files(folder):
+        if low_rank:
+            return Published(folder=folder, kind="adapter", files=low_rank, trainable=trainable)
+        if files := _listed_files(folder) or first("model.safetensors", "pytorch_model.bin"):
             return Published(folder=folder, kind="consolidated", files=files, trainable=trainable)
         raise CheckpointError(
             f"{folder} has {ADAPTER_CONFIG} and no weights: adapter_model.bin, or pytorch_model.bin, is missing"
         )
-    if adapter_files or trainable:
+    if low_rank or trainable:
         raise CheckpointError(
             f"{folder} has LoRA weights and no {ADAPTER_CONFIG}, which says how they are scaled; the original's "
             "scripts write it when a run is saved"
         )
-    if files := _model_files(folder):
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} has weights and no config.json")
-        return Published(folder=folder, kind="model", files=files, trainable=None)
-    raise CheckpointError(f"{folder} holds neither LoRA weights (adapter_model.bin) nor a model's (pytorch_model*.bin)")
+    files = _listed_files(folder) or first("model.safetensors", "pytorch_model.bin")
+    if not files:
+        raise CheckpointError(
+            f"{folder} holds neither LoRA weights (adapter_model.bin) nor a model's (pytorch_model*.bin)"
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has weights and no config.json")
+    return Published(folder=folder, kind="model", files=files)
+
+
+def _listed_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a model that an index lists."""
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / name).is_file():
+            listed = read_json(folder / name).get("weight_map")
+            files = sorted({folder / file for file in listed.values()}) if isinstance(listed, dict) else []
+            missing = [file.name for file in files if not file.is_file()]
+            if missing or not files:
+                missed = ", ".join(missing) or "every file"
+                raise CheckpointError(f"{folder} is incomplete: {missed} of {name} is missing")
+            return tuple(files)
+    return ()
 
 
 def infer_context(folder: Path, name: str, *, asked: int | None, base_context: int) -> Context:
@@ -148,35 +156,6 @@ def infer_context(folder: Path, name: str, *, asked: int | None, base_context: i
     return Context(length=length, factor=factor, known_from=known_from)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} holds no JSON object")
-    return values
-
-
-def _model_files(folder: Path) -> tuple[Path, ...]:
-    for name in _INDEX_FILES:
-        if (folder / name).is_file():
-            listed = read_json(folder / name).get("weight_map")
-            files = sorted({folder / file for file in listed.values()}) if isinstance(listed, dict) else []
-            missing = [file.name for file in files if not file.is_file()]
-            if missing or not files:
-                raise CheckpointError(
-                    f"{folder} is incomplete: {', '.join(missing) or 'every file'} of {name} is missing"
-                )
-            return tuple(files)
-    return tuple(folder / name for name in _SINGLE_FILES if (folder / name).is_file())[:1]
-
-
 def _linear_factor(folder: Path) -> float | None:
     path = folder / "config.json"
     values = read_json(path) if path.is_file() else {}
@@ -191,10 +170,8 @@ def _linear_factor(folder: Path) -> float | None:
 
 def _named(name: str) -> int | None:
     numbers = {int(number) for number in _CONTEXT_IN_NAME.findall(name.rstrip("/").rpartition("/")[2].lower())}
-    if len(numbers) != 1:
-        return None
-    (number,) = numbers
-    return number * 1024 if number & (number - 1) == 0 else None
+    number = numbers.pop() if len(numbers) == 1 else 0
+    return number * 1024 if number.bit_count() == 1 else None
 
 
 def _tokenized(folder: Path, base_context: int) -> int | None:

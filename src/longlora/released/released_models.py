@@ -17,18 +17,11 @@ class ReleasedModel:
     """One repository of the authors."""
 
     name: str
-    kind: Literal["adapter", "model"]
-    """`adapter`: LoRA weights beside embeddings and norms. `model`: all weights."""
-
-    context_length: int | None
-    """None where the README does not say."""
-
+    kind: Literal["adapter", "model"]  # LoRA weights beside embeddings and norms, or all weights
+    context_length: int | None  # None: the README does not say
     base: str | None = None
-    recipe: str | None = None
-    """Recipe of longlora that makes such a model anew."""
-
-    instructed: bool = False
-    """Whether it was tuned to follow instructions, with the paper's prompt."""
+    recipe: str | None = None  # makes such a model anew
+    instructed: bool = False  # tuned to follow instructions, with the paper's prompt
 
 
 _TOKENS = {"8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536, "100k": 100000}
@@ -45,7 +38,8 @@ def _extended(size: str, context: str, *, full: bool = False, chat: str = "") ->
     )
 
 
-_instructed = partial(ReleasedModel, kind="model", instructed=True)
+_instructed = partial(ReleasedModel, kind="model", context_length=32768, instructed=True)
+_SFT = "llama-2-{}-chat-longlora-32k-sft"
 
 RELEASED_MODELS = (
     *(_extended("7b", context, full=True) for context in ("8k", "16k", "32k", "100k")),
@@ -54,23 +48,20 @@ RELEASED_MODELS = (
     *(_extended("13b", context) for context in ("8k", "16k", "32k", "64k")),
     _extended("70b", "32k"),
     _extended("70b", "32k", chat="-chat"),
-    _instructed(name="LongAlpaca-7B", context_length=32768),
-    _instructed(name="LongAlpaca-13B", context_length=32768, recipe="longalpaca-13b"),
-    _instructed(name="LongAlpaca-70B", context_length=32768, recipe="longalpaca-70b"),
-    _instructed(name="LongAlpaca-70B-lora", context_length=32768, kind="adapter"),
+    _instructed(name="LongAlpaca-7B"),
+    _instructed(name="LongAlpaca-13B", recipe="longalpaca-13b"),
+    _instructed(name="LongAlpaca-70B", recipe="longalpaca-70b"),
+    _instructed(name="LongAlpaca-70B-lora", kind="adapter"),
     _instructed(name="LongAlpaca-7B-16k", context_length=16384, recipe="longalpaca-7b"),
     _instructed(name="LongAlpaca-13B-16k", context_length=16384),
     _instructed(name="LongAlpaca-70B-16k", context_length=16384),
     _instructed(name="LongAlpaca-7B-qlora-weights", context_length=None, kind="adapter"),
-    _instructed(
-        name="Llama-2-13b-chat-longlora-32k-sft", context_length=32768, recipe="llama-2-13b-chat-longlora-32k-sft"
-    ),
+    _instructed(name="Llama-2-13b-chat-longlora-32k-sft", recipe=_SFT.format("13b")),
     _instructed(
         name="Llama-2-70b-chat-longlora-32k-sft",
-        context_length=32768,
         kind="adapter",
         base="meta-llama/Llama-2-70b-chat-hf",
-        recipe="llama-2-70b-chat-longlora-32k-sft",
+        recipe=_SFT.format("70b"),
     ),
 )
 

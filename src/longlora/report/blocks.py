@@ -5,23 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Tone = Literal["", "good", "bad", "quiet"]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cell:
     """A cell of a table."""
 
     text: str
-    tone: Tone = ""
-    heat: float | None = None
-    """0 to 1: how strongly the cell is coloured; None for not at all."""
+    tone: Literal["", "good", "bad", "quiet"] = ""
+    heat: float | None = None  # 0 to 1: how strongly the cell is coloured; None: not at all
 
 
-NOT_MEASURED = Cell(text="not measured", tone="quiet")
+NOT_MEASURED = Cell("not measured", "quiet")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Table:
     """A table whose first column names its rows; a plain text is a cell without tone or heat."""
 
@@ -33,10 +30,10 @@ class Table:
     @property
     def cells(self) -> list[list[Cell]]:
         """The rows, every cell a `Cell`."""
-        return [[cell if isinstance(cell, Cell) else Cell(text=cell) for cell in row] for row in self.rows]
+        return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Point:
     """A value with its interval, both ends None where there is none."""
 
@@ -46,7 +43,7 @@ class Point:
     high: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Series:
     """A line of a chart; `style` is its colour, dash and marker, the same for one model in all charts."""
 
@@ -55,7 +52,7 @@ class Series:
     points: list[Point]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Level:
     """A horizontal line with a name, such as a bar to reach."""
 
@@ -73,21 +70,14 @@ class Chart:
     y_label: str
     series: list[Series]
     table: Table
-    x_ticks: Sequence[float] | None = None
-    """Places of ticks on a logarithmic axis to base 2; None for a linear axis with round ticks."""
-
-    percent: bool = False
-    """Shares on a fixed axis from 0 to 1."""
-
-    wide_range: bool = False
-    """Values that may differ by much: the axis is logarithmic where they do."""
-
+    x_ticks: Sequence[float] | None = None  # on a logarithmic axis to base 2; None: a linear axis with round ticks
+    percent: bool = False  # shares on a fixed axis from 0 to 1
+    wide_range: bool = False  # values that may differ by much: the axis is logarithmic where they do
     levels: Sequence[Level] = ()
-    intervals: str = ""
-    """What the intervals are, for the caption."""
+    intervals: str = ""  # what the intervals are, for the caption
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Code:
     """Lines to copy."""
 
@@ -104,14 +94,13 @@ class Code:
 Block = Table | Chart | Code
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
-    """A heading with what stands below it."""
+    """A heading with what stands below it; what every such section says to its reader is in `templates/notes.j2`."""
 
     anchor: str
     title: str
-    note: str = ""
-    blocks: Sequence[Block] = ()
+    blocks: Sequence[Block]
     layout: Literal["", "cards", "charts", "maps"] = ""
     """Tables that become cards on a narrow screen; charts, or small tables of colours, beside one another."""
 
@@ -121,8 +110,6 @@ class Document:
     """A whole report."""
 
     title: str
-    lead: list[str]
-    """The verdict in sentences, one a model."""
-
+    lead: list[str]  # the verdict in sentences, one a model
     sections: list[Section]
     date: str

@@ -12,7 +12,7 @@ from longlora.report.blocks import Chart
 from longlora.support.wording import templates
 
 WIDTH, HEIGHT = 460, 300  # units of the view box
-LEFT, RIGHT, BOTTOM, TOP = 58, 446, 250, 12  # where the axes end
+X_ENDS, Y_ENDS = (58, 446), (250, 12)  # where the axes begin and end
 CHARACTER_WIDTH = 7.4
 
 Transform = Callable[[float], float]
@@ -37,29 +37,29 @@ class Axis(NamedTuple):
 
 def line_chart(chart: Chart, *, identity: str) -> str:
     """Draw a chart and its legend as HTML; `identity` is unique on the page, and joins picture and description."""
+
+    def number(value: float, digits: int = 4) -> str:
+        return f"{value:.0%}" if chart.percent else f"{value:.{digits}g}"
+
+    # In words: every line's first and last value, and its lowest and highest.
+    description = [f"Line chart of {chart.y_label} over {chart.x_label}."]
+    for series in chart.series:
+        if points := series.points:
+            first, last = (f"{number(point.y, 3)} at {point.x:,.0f}" for point in (points[0], points[-1]))
+            lowest, highest = (number(choose(point.y for point in points), 3) for choose in (min, max))
+            description.append(f"{series.label}: {first}, {last}, lowest {lowest}, highest {highest}.")
+    description += [f"Horizontal line: {level.label}." for level in chart.levels]
     return PAGES.get_template("chart.html.j2").render(
         chart=chart,
         identity=identity,
-        description=describe(chart),
-        number=_number(chart, digits=4),
+        description=" ".join(description),
+        number=number,
         x=_x_axis(chart),
         y=_y_axis(chart),
         width=WIDTH,
         height=HEIGHT,
         character_width=CHARACTER_WIDTH,
     )
-
-
-def describe(chart: Chart) -> str:
-    """Say what a chart shows in words: every line's first and last value, and its lowest and highest."""
-    show = _number(chart, digits=3)
-    text = [f"Line chart of {chart.y_label} over {chart.x_label}."]
-    for series in chart.series:
-        if points := series.points:
-            first, last = (f"{show(point.y)} at {point.x:,.0f}" for point in (points[0], points[-1]))
-            lowest, highest = (show(choose(point.y for point in points)) for choose in (min, max))
-            text.append(f"{series.label}: {first}, {last}, lowest {lowest}, highest {highest}.")
-    return " ".join([*text, *(f"Horizontal line: {level.label}." for level in chart.levels)])
 
 
 def round_ticks(low: float, high: float) -> list[float]:
@@ -71,18 +71,14 @@ def round_ticks(low: float, high: float) -> list[float]:
     return [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _number(chart: Chart, *, digits: int) -> Callable[[float], str]:
-    return lambda value: f"{value:.0%}" if chart.percent else f"{value:.{digits}g}"
-
-
 def _x_axis(chart: Chart) -> Axis:
     if chart.x_ticks is not None:
         low, high = _with_room(chart.x_ticks, math.log2)
-        axis = _axis((LEFT, RIGHT), low, high, chart.x_ticks, "{:,.0f}", math.log2)
+        axis = _axis(X_ENDS, low, high, chart.x_ticks, "{:,.0f}", math.log2)
     else:
         values = [point.x for series in chart.series for point in series.points] or [0.0, 1.0]
         low, high = min(0.0, *values), max(values)
-        axis = _axis((LEFT, RIGHT), low, max(high, low + 1), round_ticks(low, high), "{:,.0f}")
+        axis = _axis(X_ENDS, low, max(high, low + 1), round_ticks(low, high), "{:,.0f}")
     return axis._replace(ticks=list(_apart(axis.ticks)))
 
 
@@ -100,17 +96,17 @@ def _apart(ticks: list[Tick]) -> Iterator[Tick]:
 
 def _y_axis(chart: Chart) -> Axis:
     if chart.percent:
-        return _axis((BOTTOM, TOP), -0.03, 1.03, (0, 0.25, 0.5, 0.75, 1), "{:.0%}")
+        return _axis(Y_ENDS, -0.03, 1.03, (0, 0.25, 0.5, 0.75, 1), "{:.0%}")
     values = [v for s in chart.series for p in s.points for v in (p.y, p.low, p.high) if v is not None] or [0.0, 1.0]
     if chart.wide_range and min(values) > 0 and max(values) / min(values) > 4:
         low, high = _with_room(values, math.log10)
         decades = range(math.floor(low), math.ceil(high))
         ticks = [tick for d in decades for f in (1, 2, 3, 5, 7) if low <= math.log10(tick := f * 10.0**d) <= high]
-        return _axis((BOTTOM, TOP), low, high, ticks, "{:g}", math.log10)
+        return _axis(Y_ENDS, low, high, ticks, "{:g}", math.log10)
     low, high = _with_room(values)
     ticks = round_ticks(low, high)
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]))) if len(ticks) > 1 else 2
-    return _axis((BOTTOM, TOP), low, high, ticks, f"{{:.{digits}f}}")
+    return _axis(Y_ENDS, low, high, ticks, f"{{:.{digits}f}}")
 
 
 def _with_room(values: Iterable[float], transform: Transform = float) -> tuple[float, float]:
@@ -122,12 +118,7 @@ def _with_room(values: Iterable[float], transform: Transform = float) -> tuple[f
 
 
 def _axis(
-    ends: tuple[float, float],
-    low: float,
-    high: float,
-    ticks: Iterable[float],
-    text: str,
-    transform: Transform = float,
+    ends: tuple[int, int], low: float, high: float, ticks: Iterable[float], text: str, transform: Transform = float
 ) -> Axis:
     """Lay an axis out; `low` and `high` are the transformed values at its ends."""
     start, end = ends

@@ -1,9 +1,14 @@
 """Find results and runs below the paths that a user names, and put together what belongs to one model."""
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.results import (
@@ -17,9 +22,38 @@ from longlora.evaluation.results import (
     SuiteRecord,
     read_result,
 )
-from longlora.report.runs import TrainingRun, is_run, read_run
 
 logger = logging.getLogger("longlora")
+
+_SLOTS: dict[type[Result], str] = {
+    PerplexityByLength: "perplexity",
+    Positions: "positions",
+    ShortContext: "short_context",
+    Harness: "harness",
+    SuiteRecord: "left_out",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """A training run, as its folder tells it: its settings, its losses and its cost."""
+
+    path: Path
+    name: str  # of the model it belongs to, if the user said so
+    recipe: dict[str, Any]
+    steps: list[int]
+    losses: list[float]  # nats per token, at each of the steps
+    num_tokens: int | None
+    hours: float | None  # from the first start to the last write of the log, pauses between two starts included
+    starts: list[dict[str, Any]]
+
+    @property
+    def device(self) -> str:
+        """What it was trained on, as far as the last start says."""
+        if not self.starts:
+            return ""
+        device, processes = str(self.starts[-1].get("device", "")), int(self.starts[-1].get("processes", 1))
+        return f"{processes} × {device}" if processes > 1 else device
 
 
 @dataclass(kw_only=True)
@@ -27,9 +61,7 @@ class ModelResults:
     """All that was found about one model."""
 
     name: str
-    label: str = ""
-    """The name as short as it still tells the models apart."""
-
+    label: str = ""  # the name as short as it still tells the models apart
     context: int | None = None
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
     perplexity: PerplexityByLength | None = None
@@ -55,15 +87,6 @@ class Collection:
         return of_models + [("/".join(run.path.parts[-2:]).lstrip("/"), run) for run in self.runs]
 
 
-_SLOTS: dict[type[Result], str] = {
-    PerplexityByLength: "perplexity",
-    Positions: "positions",
-    ShortContext: "short_context",
-    Harness: "harness",
-    SuiteRecord: "left_out",
-}
-
-
 def collect(paths: Sequence[str]) -> Collection:
     """Read everything below the paths; `NAME=PATH` gives all that stands below PATH that name.
 
@@ -73,62 +96,88 @@ def collect(paths: Sequence[str]) -> Collection:
     """
     models: dict[str, ModelResults] = {}
     runs: dict[Path, TrainingRun] = {}
-    named_runs: dict[Path, str] = {}
     for text in paths:
         name, root = _name_and_path(text)
-        found_files, found_runs = list(_result_files(root)), list(_run_folders(root))
-        if not found_files and not found_runs:
+        files = sorted(root.rglob("*.json")) if root.is_dir() else [root]
+        files = [path for path in files if path.name in RESULT_FILES and not _is_hidden(path, root)]
+        folders = [
+            path.parent for path in sorted(root.rglob("recipe.yaml")) if path.with_name("metrics.jsonl").is_file()
+        ]
+        if not files and not folders:
             raise ConfigError(
                 f"{root} holds neither results of `longlora eval` ({', '.join(RESULT_FILES)}) nor a training run "
                 "(recipe.yaml with metrics.jsonl)"
             )
-        for folder in found_runs:
-            runs[folder.resolve()] = read_run(folder)
-            if name:
-                named_runs[folder.resolve()] = name
-        for path in found_files:
+        for folder in folders:
+            runs[folder.resolve()] = read_run(folder, name)
+        for path in files:
             found = read_result(path)
             _add(models.setdefault(name or found.model, ModelResults(name=name or found.model)), found)
     for model in models.values():
-        owner = _run_of(model, runs, named_runs)
-        if owner is not None:
-            model.run = runs[owner]
+        model.run = _run_of(model, runs)
     _label(list(models.values()))
     owned = {id(model.run) for model in models.values()}
     return Collection(models=list(models.values()), runs=[run for run in runs.values() if id(run) not in owned])
 
 
+def read_run(folder: Path, name: str = "") -> TrainingRun:
+    """Read the folder of a run, finished or not.
+
+    Raises:
+        DataError: a file in it is damaged.
+    """
+    try:
+        recipe = dict(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
+        metrics, environment = folder / "metrics.jsonl", folder / "environment.json"
+        lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        logged = [values for line in lines if line and "loss" in (values := json.loads(line))]
+        starts = list(json.loads(environment.read_text(encoding="utf-8"))) if environment.exists() else []
+        return TrainingRun(
+            path=folder,
+            name=name,
+            recipe=recipe,
+            steps=[int(values["step"]) for values in logged],
+            losses=[float(values["loss"]) for values in logged],
+            num_tokens=_total([values["num_tokens"] for values in logged if "num_tokens" in values]),
+            hours=_hours(starts, metrics.stat().st_mtime),
+            starts=starts,
+        )
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise DataError(f"{folder} holds no readable training run ({type(error).__name__}: {error})") from error
+
+
+def _total(counts: list[float]) -> int | None:
+    """Add up TRL's running count, which begins anew when a run is resumed."""
+    grown = (
+        count - before if count >= before else count for before, count in zip([0.0, *counts], counts, strict=False)
+    )
+    return round(sum(grown)) if counts else None
+
+
+def _hours(starts: list[dict[str, Any]], last_write: float) -> float | None:
+    if not starts or "time" not in starts[0]:
+        return None
+    hours = (last_write - datetime.fromisoformat(starts[0]["time"]).timestamp()) / 3600
+    # A copied folder has the time of its copying, which may lie anywhere; before the start it is surely wrong.
+    return hours if hours >= 0 else None
+
+
 def _name_and_path(text: str) -> tuple[str, Path]:
     name, sign, path = text.partition("=")
-    if sign and not Path(text).exists():
-        return name, _existing(path)
-    return "", _existing(text)
+    if not sign or Path(text).exists():
+        name, path = "", text
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ConfigError(f"{root} does not exist; name a folder of `longlora eval`, of a suite, or of a training run")
+    return name, root
 
 
-def _existing(text: str) -> Path:
-    path = Path(text).expanduser()
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist; name a folder of `longlora eval`, of a suite, or of a training run")
-    return path
-
-
-def _result_files(root: Path) -> Iterator[Path]:
-    if root.is_file():
-        if root.name in RESULT_FILES:
-            yield root
-        return
-    for path in sorted(root.rglob("*.json")):
-        if path.name in RESULT_FILES and not any(part.startswith(".") for part in path.relative_to(root).parts):
-            yield path
-
-
-def _run_folders(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from (path.parent for path in sorted(root.rglob("recipe.yaml")) if is_run(path.parent))
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _add(model: ModelResults, found: Result) -> None:
-    digests = {source.weights for source in model.sources if source.weights} | ({found.weights} - {None})
+    digests = {source.weights for source in (*model.sources, found) if source.weights}
     if len(digests) > 1:
         raise DataError(
             f"{found.path} is about other weights than {model.sources[0].path}, though both are called {model.name}: "
@@ -149,17 +198,12 @@ def _add(model: ModelResults, found: Result) -> None:
         logger.warning("%s: more than one result of a kind; the report shows that in %s", model.name, found.path)
 
 
-def _run_of(model: ModelResults, runs: dict[Path, TrainingRun], named: dict[Path, str]) -> Path | None:
-    """Find the run whose folder holds the model, or to which the user gave the model's name."""
-    for folder, name in named.items():
-        if name == model.name:
-            return folder
-    for source in model.sources:
-        place = Path(source.model).expanduser().resolve()
-        for folder in runs:
-            if place.is_relative_to(folder):
-                return folder
-    return None
+def _run_of(model: ModelResults, runs: dict[Path, TrainingRun]) -> TrainingRun | None:
+    """Find the run to which the user gave the model's name, or whose folder holds the model."""
+    places = [Path(source.model).expanduser().resolve() for source in model.sources]
+    named = (run for run in runs.values() if run.name == model.name)
+    around = (run for place in places for folder, run in runs.items() if place.is_relative_to(folder))
+    return next(named, None) or next(around, None)
 
 
 def _label(models: list[ModelResults]) -> None:

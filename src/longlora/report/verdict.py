@@ -4,8 +4,7 @@ import math
 
 from longlora.evaluation.results import HarnessScore, Retrieval
 from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table
-from longlora.report.collect import ModelResults
-from longlora.report.runs import TrainingRun
+from longlora.report.collect import ModelResults, TrainingRun
 from longlora.support.wording import short_number
 
 _PREFERRED_METRICS = ("acc_norm", "acc", "exact_match", "score")
@@ -15,7 +14,7 @@ def sentence(model: ModelResults) -> str:
     """Say in one sentence up to where a model reads, by the test that it does worst in."""
     if not model.retrieval:
         return f"{model.label}: retrieval was not tested, so nothing is said about how far it reads."
-    weakest = weakest_test(model)
+    weakest = _weakest_test(model)
     tests = "its only test" if len(model.retrieval) == 1 else f"the hardest of {len(model.retrieval)} tests"
     if weakest.reached is None:
         shortest = weakest.lengths[0]
@@ -30,8 +29,8 @@ def sentence(model: ModelResults) -> str:
     )
 
 
-def weakest_test(model: ModelResults) -> Retrieval:
-    """Return the test with the shortest effective length; of several, that with the fewest right answers."""
+def _weakest_test(model: ModelResults) -> Retrieval:
+    """The test with the shortest effective length; of several, that with the fewest right answers."""
 
     def ability(test: Retrieval) -> tuple[int, float]:
         return test.reached or 0, sum(row.shares["generated"].share for row in test.lengths) / len(test.lengths)
@@ -66,20 +65,20 @@ def verdict_section(models: list[ModelResults]) -> Section:
     rows = [
         [
             model.label,
-            f"{model.context:,} tokens" if model.context else Cell(text="not known", tone="quiet"),
+            f"{model.context:,} tokens" if model.context else Cell("not known", "quiet"),
             _reads_to(model),
             _perplexity(model),
             _short_context(model, models),
-            cost(model.run) if model.run else Cell(text="no run given", tone="quiet"),
+            cost(model.run) if model.run else Cell("no run given", "quiet"),
         ]
         for model in models
     ]
-    blocks = [Table(caption="All models", header=header, rows=rows)]
+    blocks = [Table("All models", header, rows)]
     if tests := retrieval_tests(models):
         caption = "Effective length by test: the longest tested length with the bar there and at every shorter one"
         rows = [[model.label, *(_effective(model, title) for title in tests)] for model in models]
-        blocks.append(Table(caption=caption, header=["model", *tests], rows=rows))
-    return Section(anchor="verdict", title="Verdict", blocks=blocks, layout="cards")
+        blocks.append(Table(caption, ["model", *tests], rows))
+    return Section("verdict", "Verdict", blocks, layout="cards")
 
 
 def cost(run: TrainingRun) -> str:
@@ -95,11 +94,11 @@ def cost(run: TrainingRun) -> str:
 def _reads_to(model: ModelResults) -> Cell:
     if not model.retrieval:
         return NOT_MEASURED
-    weakest = weakest_test(model)
+    weakest = _weakest_test(model)
     if weakest.reached is None:
-        return Cell(text=f"no tested length ({weakest.title})", tone="bad")
+        return Cell(f"no tested length ({weakest.title})", "bad")
     reads_all = model.context is not None and weakest.reached >= model.context
-    return Cell(text=f"{weakest.reached:,} tokens ({weakest.title})", tone="good" if reads_all else "")
+    return Cell(f"{weakest.reached:,} tokens ({weakest.title})", "good" if reads_all else "")
 
 
 def _effective(model: ModelResults, title: str) -> Cell:
@@ -108,9 +107,9 @@ def _effective(model: ModelResults, title: str) -> Cell:
         return NOT_MEASURED
     longest = test.lengths[-1].length
     if test.reached is None:
-        return Cell(text=f"none up to {longest:,}", heat=0.0)
+        return Cell(f"none up to {longest:,}", heat=0.0)
     heat = min(1.0, test.reached / model.context) if model.context else None
-    return Cell(text=f"{test.reached:,}{' (longest tested)' if test.reached == longest else ''}", heat=heat)
+    return Cell(f"{test.reached:,}{' (longest tested)' if test.reached == longest else ''}", heat=heat)
 
 
 def _perplexity(model: ModelResults) -> Cell:
@@ -120,25 +119,20 @@ def _perplexity(model: ModelResults) -> Cell:
         return NOT_MEASURED
     texts = [f"{perplexity:.2f} at {length:,}" for perplexity, length in measured]
     if len(texts) == 1:
-        return Cell(text=texts[0])
-    return Cell(text=f"{texts[0]} → {texts[-1]}", tone="good" if measured[-1][0] < measured[0][0] else "bad")
+        return Cell(texts[0])
+    return Cell(f"{texts[0]} → {texts[-1]}", "good" if measured[-1][0] < measured[0][0] else "bad")
 
 
 def _short_context(model: ModelResults, models: list[ModelResults]) -> Cell:
     result = model.short_context
     if result is None:
         return NOT_MEASURED
-    change, benchmarks = f"{100 * (result.ratio - 1):+.1f} %", _benchmarks(model, models)
+    change, benchmarks = f"{100 * (result.ratio - 1):+.1f} %", ""
+    if compared := compared_benchmarks(model, models):
+        mean = sum(own.value - base.value for own, base in compared) / len(compared)
+        benchmarks = f"; {100 * mean:+.1f} points in {len(compared)} benchmark{'s' * (len(compared) > 1)}"
     if result.low is None or result.high is None:
-        return Cell(text=f"{change} (one window, no interval){benchmarks}")
+        return Cell(f"{change} (one window, no interval){benchmarks}")
     interval = f"{100 * (result.low - 1):+.1f} to {100 * (result.high - 1):+.1f} %"
     text = f"{change} perplexity at {result.length:,} tokens ({interval}){benchmarks}"
-    return Cell(text=text, tone="bad" if result.low > 1 else "good")
-
-
-def _benchmarks(model: ModelResults, models: list[ModelResults]) -> str:
-    compared = compared_benchmarks(model, models)
-    if not compared:
-        return ""
-    mean = sum(own.value - base.value for own, base in compared) / len(compared)
-    return f"; {100 * mean:+.1f} points in {len(compared)} benchmark{'s' * (len(compared) > 1)}"
+    return Cell(text, "bad" if result.low > 1 else "good")

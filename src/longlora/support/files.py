@@ -1,12 +1,29 @@
-"""Files and directories that are never half there."""
+"""Files and directories that are never half there, and what JSON files hold."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from longlora.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object, but {type(values).__name__}")
+    return values
 
 
 def write_atomically(path: Path, text: str) -> None:
