@@ -12,7 +12,7 @@ from longlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from longlora.corpus.qa import Sending
-    from longlora.corpus.qa.call_journal import CallJournal
+    from longlora.corpus.qa.calls import CallJournal
     from longlora.corpus.qa.estimate import Estimate
 
 Kind = Literal["auto", "book", "paper"]

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, Response, scholar
 from tests.corpus.qa.conftest import SMALL, Make, Run, without_times
 
-from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import Call, Reply
+from longlora.corpus.qa.asking import Attempt
+from longlora.corpus.qa.calls import Call, CallJournal, Reply
 from longlora.corpus.qa.make import journal_path
 from longlora.errors import ConfigError, DataError
 
@@ -125,15 +126,12 @@ class Attempts:
     """Counts the attempts of a call that nobody pays for."""
 
     def __init__(self) -> None:
-        self.may_be_charged = False
-        self.num_begun = 0
-        self.ended: list[tuple[str, bool]] = []
+        self.made: list[Attempt] = []
 
-    async def begin(self) -> None:
-        self.num_begun += 1
-
-    async def end(self, reason: str) -> None:
-        self.ended.append((reason, self.may_be_charged))
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[Attempt]:
+        self.made.append(Attempt())
+        yield self.made[-1]
 
 
 def a_reply(text: str = "Because\n of … it. \u2028") -> Reply:

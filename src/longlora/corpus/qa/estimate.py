@@ -4,10 +4,9 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 
-from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import CHAT_TOKENS, Call, Reply
+from longlora.corpus.qa.calls import CHAT_TOKENS, Call, CallJournal, Reply
 from longlora.corpus.qa.chunks import TokenCounter
-from longlora.corpus.qa.sending import Sending, Spent
+from longlora.corpus.qa.qa_settings import Sending, Spent
 
 ASSUMED_TOKENS_PER_SECOND = 30.0
 """Tokens that one call is thought to write each second, before any call was timed."""

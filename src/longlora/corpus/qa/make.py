@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from longlora.corpus.qa.asking import Answerer, Caller
-from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import Ask, Call, RefusedError, Reply
+from longlora.corpus.qa.calls import Ask, Call, CallJournal, RefusedError, Reply
 from longlora.corpus.qa.chunks import Document, Documents, TokenCounter, material_room
 from longlora.corpus.qa.document_qa import DocumentQA
 from longlora.corpus.qa.estimate import Estimate, Tally
 from longlora.corpus.qa.prompt_files import PromptSet, prompts_digest
-from longlora.corpus.qa.qa_settings import Settings
+from longlora.corpus.qa.qa_settings import Sending, Settings
 from longlora.corpus.qa.records import Summary, make_records
-from longlora.corpus.qa.sending import Sending
 from longlora.corpus.question_rows import write_rows
 from longlora.data import DocumentSource
 from longlora.errors import ConfigError

@@ -8,8 +8,7 @@ from typing import Any
 
 from longlora.corpus.qa.document_qa import Candidate, DocumentQA
 from longlora.corpus.qa.grounding import QuestionDeduplicator
-from longlora.corpus.qa.qa_settings import Settings
-from longlora.corpus.qa.sending import Spent
+from longlora.corpus.qa.qa_settings import Settings, Spent
 
 _MOST_REASONS_SHOWN = 5
 
