@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from longlora.corpus.qa.calls import CHAT_TOKENS, Answer, Call, CallJournal, RefusedError, Reply, UnansweredError
 from longlora.corpus.qa.chunks import TokenCounter
 from longlora.corpus.qa.qa_settings import Sending, Spent
+from longlora.support.progress import Advance
 
 MOST_FAILURES_IN_A_ROW = 10
 """Calls that came to nothing, with none answered between them, after which the run stops."""
@@ -123,12 +124,12 @@ class Caller:
         journal: CallJournal,
         sending: Sending,
         counter: TokenCounter,
-        advance: Callable[[], None] = lambda: None,
+        advance: Advance = lambda count, text: None,
     ) -> None:
         self.num_answered = 0
         self.failures: Counter[str] = Counter()
         self.stopped_by: str | Exception | None = None
-        self._answerer = answerer
+        self.answerer = answerer
         self._journal = journal
         self._budget = Budget(sending, journal.spent)
         self._limiter = RateLimiter(sending)
@@ -163,13 +164,14 @@ class Caller:
         try:
             async with self._places:
                 estimate = self._counter.count(call.prompt) + CHAT_TOKENS
-                await self._answerer.answer(call, partial(self._attempt, call, estimate))
+                await self.answerer.answer(call, partial(self._attempt, call, estimate))
         except (RefusedError, UnansweredError) as error:
             self._count_failure(error)
             return None
         self._failures_in_a_row = 0
         self.num_answered += 1
-        self._advance()
+        spent = self._journal.spent
+        self._advance(1, f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out")
         return self._journal.find(call.key)
 
     def _count_failure(self, error: Exception) -> None:
