@@ -1,6 +1,5 @@
 """What was fine-tuned ends its answers by itself, wherever it is asked and whatever end its base names."""
 
-import asyncio
 import json
 import os
 import select
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import AsyncMock
 
 import pytest
 import torch
@@ -21,7 +19,6 @@ from tests.templates import CHATML, LLAMA_2, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from longlora.config import parse_recipe
-from longlora.corpus.qa.asking import Attempt
 from longlora.corpus.qa.local_model import LocalModel
 from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
@@ -138,7 +135,7 @@ def test_the_saved_settings_name_every_end(tuned: Tuned, name: str) -> None:
 
 def test_in_make_qa(tuned: Tuned) -> None:
     call = a_call(prompt=QUESTION, max_tokens=20)
-    answer = asyncio.run(LocalModel(str(tuned.places["merged"])).answer(call, AsyncMock(spec=Attempt)))
+    answer = LocalModel(str(tuned.places["merged"])).generate(call)
     assert answer.text.strip() == ANSWER
     assert answer.finish == "stop"
 

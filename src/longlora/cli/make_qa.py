@@ -4,16 +4,11 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from longlora.errors import ConfigError
-
-if TYPE_CHECKING:
-    from longlora.corpus.qa import Sending
-    from longlora.corpus.qa.call_journal import CallJournal
-    from longlora.corpus.qa.estimate import Estimate
 
 Kind = Literal["auto", "book", "paper"]
 Quotes = Literal["exact", "fuzzy", "off"]
@@ -59,7 +54,6 @@ def make_qa(
     """Let a language model write questions and answers about whole documents; the same command again resumes."""
     options = locals()
     from longlora.corpus.qa import Sending, Settings, choose_model, load_prompts, make_questions
-    from longlora.corpus.qa.make import journal_path
     from longlora.data import read_documents
 
     sending = Sending(**_named(Sending.__dataclass_fields__, options))
@@ -84,9 +78,9 @@ def make_qa(
         counter=chosen.counter,
         answerer=chosen.answerer,
         sending=sending,
-        confirm=lambda estimate, journal: _confirm(estimate, journal, sending, is_agreed=yes),
+        confirm=lambda estimate: _confirm(estimate.describe(sending), is_agreed=yes),
     )
-    typer.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.describe(out, journal_path(out)))
+    typer.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.describe(out))
     if not summary.is_complete or not summary.num_records:
         raise typer.Exit(1)
 
@@ -104,8 +98,8 @@ def _named(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in names}
 
 
-def _confirm(estimate: "Estimate", journal: "CallJournal", sending: "Sending", *, is_agreed: bool) -> bool:
-    typer.echo(estimate.describe(journal, sending), err=True)
+def _confirm(estimate: str, *, is_agreed: bool) -> bool:
+    typer.echo(estimate, err=True)
     if is_agreed:
         return True
     if not sys.stdin.isatty():

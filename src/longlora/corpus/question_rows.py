@@ -1,7 +1,6 @@
 """Rows of question sets and of texts: taken apart into document, question and answer, and written."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from longlora.data.conversations import CONVERSATIONS, Conversation, Message
 from longlora.data.row_readers import MissingColumnError, Skipped, UnreadableError, read_file, text_kind
 from longlora.errors import DataError
+from longlora.support.files import flush, replaced_file
 
 # A message whose middle lines are shorter is a question with a remark, not one about a document.
 _SHORTEST_DOCUMENT = 400  # characters
@@ -73,19 +73,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
     A reader sees the old file or the whole new one.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     begin, between, end = ("", "\n", "\n") if path.suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
     number = 0
-    try:
+    with replaced_file(path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
             for number, row in enumerate(rows, start=1):
                 file.write((begin if number == 1 else between) + json.dumps(row, ensure_ascii=False))
             file.write(end if number else begin.strip() + end.strip())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        flush(temporary)
     return number
 
 

@@ -13,12 +13,9 @@ from tests.corpus.qa.chat_server import ChatServer, scholar
 
 from longlora.cli import main as cli
 from longlora.corpus.qa.chunks import EstimatedTokens
-from longlora.corpus.qa.endpoint import Endpoint
-from longlora.corpus.qa.make import make_questions
+from longlora.corpus.qa.make import Summary, make_questions
 from longlora.corpus.qa.prompt_files import load_prompts
-from longlora.corpus.qa.qa_settings import Settings
-from longlora.corpus.qa.records import Summary
-from longlora.corpus.qa.sending import Sending
+from longlora.corpus.qa.qa_settings import Sending, Settings
 from longlora.data import read_documents
 from longlora.data.sources import Source
 
@@ -86,10 +83,12 @@ def make(server: ChatServer, texts: Path, tmp_path: Path) -> Make:
         ways = {name: changes.pop(name) for name in Sending.__dataclass_fields__ if name in changes}
         server_ways = {"timeout_seconds": changes.pop("timeout", 20.0), "attempts": changes.pop("attempts", 6)}
         source = changes.pop("source", texts)
-        confirm = changes.pop("confirm", lambda estimate, journal: True)
+        confirm = changes.pop("confirm", lambda estimate: True)
         answerer = changes.pop("answerer", "endpoint")
         folder = changes.pop("prompts", None)
         if answerer == "endpoint":
+            from longlora.corpus.qa.endpoint import Endpoint
+
             answerer = Endpoint(base_url=server.base_url, **server_ways)
         settings = Settings(**({"model": "scholar"} | SMALL | changes))
         return make_questions(

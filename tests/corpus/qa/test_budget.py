@@ -8,7 +8,8 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, Response, completion, written
 from tests.corpus.qa.conftest import WINDOW, Make
 
-from longlora.corpus.qa.sending import Budget, BudgetSpentError, Sending, Spent
+from longlora.corpus.qa.asking import Budget, BudgetSpentError
+from longlora.corpus.qa.qa_settings import Sending, Spent
 from longlora.errors import ConfigError
 
 
@@ -70,13 +71,13 @@ def test_a_call_waits_for_what_others_give_back() -> None:
             reserved = await budget.reserve(40, 10)
             events.append("second")
             spent.add(40, 10)
-            await budget.release(reserved)
+            budget.release(reserved)
 
         waiting = asyncio.create_task(second())
         await asyncio.sleep(0.01)
         events.append("first")
         spent.add(20, 10)
-        await budget.release(first)
+        budget.release(first)
         await waiting
         with pytest.raises(BudgetSpentError):
             await budget.reserve(20, 1)  # 80 are spent

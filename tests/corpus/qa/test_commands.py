@@ -145,7 +145,7 @@ def test_mistakes(run: Run, texts: Path, tmp_path: Path, arguments: str, monkeyp
 
 
 def test_without_the_openai_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longlora.corpus.qa.endpoint.find_spec", lambda name: None)
+    monkeypatch.setattr("longlora.corpus.qa.answering_model.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'longlora\[corpus\]'"):
         choose_model(
             model="a",

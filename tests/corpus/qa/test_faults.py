@@ -15,13 +15,12 @@ from tests.corpus.qa.chat_server import ChatServer, Response, completion, schola
 from tests.corpus.qa.conftest import Make, records, without_times
 from tests.corpus.qa.test_journal import Attempts, a_call
 
-from longlora.corpus.qa.asking import MOST_FAILURES_IN_A_ROW, Attempt, Caller
-from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import Answer, Call, RefusedError, Reply, UnansweredError
+from longlora.corpus.qa.asking import MOST_FAILURES_IN_A_ROW, Begin, Caller, RateLimiter
+from longlora.corpus.qa.calls import Answer, Call, CallJournal, RefusedError, Reply, UnansweredError
 from longlora.corpus.qa.chunks import EstimatedTokens
 from longlora.corpus.qa.endpoint import Endpoint, read_answer
 from longlora.corpus.qa.make import journal_path
-from longlora.corpus.qa.sending import RateLimiter, Sending
+from longlora.corpus.qa.qa_settings import Sending
 from longlora.errors import ConfigError
 
 FAULTS: dict[str, Response] = {
@@ -236,11 +235,11 @@ def test_the_same_call_twice_is_sent_once(tmp_path: Path) -> None:
     class Slow:
         num_calls = 0
 
-        async def answer(self, call: Call, attempt: Attempt) -> Answer:
-            await attempt.begin()
-            Slow.num_calls += 1
-            await asyncio.sleep(0.01)
-            return Answer(text="a", finish="stop", prompt_tokens=1, completion_tokens=1, model="m")
+        async def answer(self, call: Call, begin: Begin) -> None:
+            async with begin() as attempt:
+                Slow.num_calls += 1
+                await asyncio.sleep(0.01)
+                attempt.answer = Answer(text="a", finish="stop", prompt_tokens=1, completion_tokens=1, model="m")
 
         async def close(self) -> None:
             pass
@@ -310,8 +309,9 @@ def test_what_a_status_means(
 
     with pytest.raises(fault, match=f"status {number}: .*because"):
         asyncio.run(ask())
-    assert attempts.num_begun == num_sent == len(server.requests)
-    assert attempts.ended == [(f"status {number}", may_be_charged)] * num_sent
+    assert len(server.requests) == num_sent
+    ended = [(attempt.answer, attempt.failure, attempt.may_be_charged) for attempt in attempts.made]
+    assert ended == [(None, f"status {number}", may_be_charged)] * num_sent
 
 
 def test_a_lost_connection_is_written_down_for_every_attempt(

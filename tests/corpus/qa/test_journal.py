@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, Response, scholar
 from tests.corpus.qa.conftest import SMALL, Make, Run, without_times
 
-from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import Call, Reply
+from longlora.corpus.qa.asking import Attempt
+from longlora.corpus.qa.calls import Call, CallJournal, Reply
 from longlora.corpus.qa.make import journal_path
 from longlora.errors import ConfigError, DataError
 
@@ -125,15 +126,12 @@ class Attempts:
     """Counts the attempts of a call that nobody pays for."""
 
     def __init__(self) -> None:
-        self.may_be_charged = False
-        self.num_begun = 0
-        self.ended: list[tuple[str, bool]] = []
+        self.made: list[Attempt] = []
 
-    async def begin(self) -> None:
-        self.num_begun += 1
-
-    async def end(self, reason: str) -> None:
-        self.ended.append((reason, self.may_be_charged))
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[Attempt]:
+        self.made.append(Attempt())
+        yield self.made[-1]
 
 
 def a_reply(text: str = "Because\n of … it. \u2028") -> Reply:
@@ -242,3 +240,22 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         CallJournal(path, {})
     with CallJournal(path, {}):
         pass
+
+
+def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    path, key = tmp_path / "j.jsonl", a_call().key
+    assert key == "7cd0dcfd24dc1a3bed0e38b4f003f3fe"
+    lines = [
+        {"settings": {"journal_version": 1, "a": 1}},
+        {"sent": key, "tokens": [70, 10]},
+        {"failed": key, "reason": "no reply", "may_be_charged": True},
+        {"sent": key, "tokens": [70, 10]},
+        {"reply": key, "step": "questions", "template": "summary", "template_sha256": "1", "document": "2"}
+        | {"sections": [[0, 5]], "seed": 0, "text": "Because.", "finish": "stop", "prompt_tokens": 30}
+        | {"completion_tokens": 4, "is_counted": True, "model": "m", "time": "2026-01-01T00:00:00+00:00"}
+        | {"seconds": 2.0},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with CallJournal(path, {"a": 1}) as journal:
+        assert journal.find(key) == a_reply("Because.")
+        assert (journal.spent.prompt_tokens, journal.spent.completion_tokens) == (100, 14)

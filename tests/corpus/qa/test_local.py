@@ -28,12 +28,12 @@ def test_it_is_asked_through_its_chat_template(base_model: Path, caplog: pytest.
     model = LocalModel(str(base_model))
     assert "no chat template" in caplog.text
     assert model.positions == 64
-    answer = asyncio.run(model.answer(a_call(prompt="Why?", max_tokens=5), Attempts()))
+    answer = model.generate(a_call(prompt="Why?", max_tokens=5))
     # <s> is not put before the text by this tokenizer: [INST]Why?[/INST] in bytes.
     assert answer.prompt_tokens == len("[INST]Why?[/INST]")
     assert answer.completion_tokens == 5
     assert answer.finish == "length"
-    again = asyncio.run(model.answer(a_call(prompt="Why?", max_tokens=5), Attempts()))
+    again = model.generate(a_call(prompt="Why?", max_tokens=5))
     assert again == answer
 
 
@@ -41,7 +41,7 @@ def test_the_seed_decides_what_is_sampled(base_model: Path) -> None:
     model = LocalModel(str(base_model))
 
     def text(seed: int) -> str:
-        return asyncio.run(model.answer(a_call(temperature=2.0, seed=seed, max_tokens=20), Attempts())).text
+        return model.generate(a_call(temperature=2.0, seed=seed, max_tokens=20)).text
 
     assert text(1) == text(1)
     assert len({text(seed) for seed in range(4)}) > 1
@@ -55,7 +55,7 @@ def test_a_prompt_that_does_not_fit_the_memory(base_model: Path, monkeypatch: py
 
     monkeypatch.setattr(model._model, "generate", overflow)
     with pytest.raises(UnansweredError, match="a prompt of 17 tokens does not fit"):
-        asyncio.run(model.answer(a_call(prompt="Why?"), Attempts()))
+        model.generate(a_call(prompt="Why?"))
 
 
 def test_a_model_that_does_not_say_how_far_it_reads(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +67,12 @@ def test_a_model_that_does_not_say_how_far_it_reads(base_model: Path, monkeypatc
 def test_closing_ends_a_generation(base_model: Path) -> None:
     async def story() -> int:
         model = LocalModel(str(base_model))
+        attempts = Attempts()
         await model.close()
-        return (await model.answer(a_call(max_tokens=500), Attempts())).completion_tokens or 0
+        await model.answer(a_call(max_tokens=500), attempts)
+        (attempt,) = attempts.made
+        assert attempt.answer is not None
+        return attempt.answer.completion_tokens or 0
 
     assert asyncio.run(story()) == 1
 

@@ -78,7 +78,7 @@ def test_notes_that_do_not_fit_are_condensed(make: Make, server: ChatServer, tex
 
 def test_the_estimate_counts_the_calls_that_are_made(make: Make, server: ChatServer) -> None:
     estimates: list[Estimate] = []
-    make(judge=True, confirm=lambda estimate, journal: estimates.append(estimate) or True)
+    make(judge=True, confirm=lambda estimate: estimates.append(estimate) or True)
     assert estimates[0].num_calls >= len(server.requests) > 0
     made = Counter(step_of(prompt) for prompt in server.prompts)
     # The scholar's notes are short, so none need condensing; the estimate takes them for as long as they may be.
@@ -89,7 +89,7 @@ def test_the_estimate_counts_the_calls_that_are_made(make: Make, server: ChatSer
 
 
 def test_nothing_is_sent_without_consent(make: Make, server: ChatServer, tmp_path: Path) -> None:
-    summary = make(confirm=lambda estimate, journal: False)
+    summary = make(confirm=lambda estimate: False)
     assert (summary.stopped_by, summary.num_records) == ("not confirmed", 0)
     assert not server.requests
     assert not (tmp_path / "qa.json").exists()

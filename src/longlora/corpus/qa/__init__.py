@@ -8,7 +8,6 @@ and does not know where they come from: a server or a local model, through the j
 from longlora.corpus.qa.answering_model import choose_model
 from longlora.corpus.qa.make import make_questions
 from longlora.corpus.qa.prompt_files import load_prompts
-from longlora.corpus.qa.qa_settings import Settings
-from longlora.corpus.qa.sending import Sending
+from longlora.corpus.qa.qa_settings import Sending, Settings
 
 __all__ = ["Sending", "Settings", "choose_model", "load_prompts", "make_questions"]

@@ -2,11 +2,11 @@
 
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from longlora.corpus.qa.asking import Answerer
 from longlora.corpus.qa.chunks import EstimatedTokens, TokenCounter, TokenizerTokens
-from longlora.corpus.qa.endpoint import Endpoint
 from longlora.errors import ConfigError
 
 logger = logging.getLogger("longlora")
@@ -17,13 +17,10 @@ class AnsweringModel:
     """A model to ask, and its measures."""
 
     name: str
-    window: int
-    """In tokens."""
-    tokenizer: str | None
-    """Name of what counts the tokens; None where characters do."""
+    window: int  # tokens
+    tokenizer: str | None  # name of what counts the tokens; None where characters do
     counter: TokenCounter
-    answerer: Answerer | None
-    """None where nothing is to be asked."""
+    answerer: Answerer | None  # None where nothing is to be asked
 
 
 def choose_model(
@@ -41,7 +38,7 @@ def choose_model(
     """Open what a user named: a model at a server, or one in this process.
 
     Raises:
-        ConfigError: neither or both were named, or the window is not known.
+        ConfigError: neither or both were named, the window is not known, or the openai package is missing.
         CheckpointError: the local model, or the tokenizer, cannot be loaded.
     """
     if bool(model) == bool(local):
@@ -58,7 +55,13 @@ def choose_model(
             "--window must say how many tokens the answering model reads and writes in one call (for vLLM its "
             "--max-model-len); a server does not tell"
         )
-    answerer = Endpoint(base_url=base_url, timeout_seconds=timeout_seconds, attempts=attempts) if is_asked else None
+    answerer = None
+    if is_asked:
+        if find_spec("openai") is None:
+            raise ConfigError("asking a server needs the openai package: pip install 'longlora[corpus]'")
+        from longlora.corpus.qa.endpoint import Endpoint
+
+        answerer = Endpoint(base_url=base_url, timeout_seconds=timeout_seconds, attempts=attempts)
     counter = EstimatedTokens(chars_per_token) if tokenizer is None else _tokenizer(tokenizer)
     return AnsweringModel(name=model, window=window, tokenizer=tokenizer, counter=counter, answerer=answerer)
 

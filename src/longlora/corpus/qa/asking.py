@@ -3,24 +3,39 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
-from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import CHAT_TOKENS, Answer, Call, RefusedError, Reply, UnansweredError
+from longlora.corpus.qa.calls import CHAT_TOKENS, Answer, Call, CallJournal, RefusedError, Reply, UnansweredError
 from longlora.corpus.qa.chunks import TokenCounter
-from longlora.corpus.qa.sending import Budget, BudgetSpentError, RateLimiter, Sending
+from longlora.corpus.qa.qa_settings import Sending, Spent
+from longlora.support.progress import Advance
 
 MOST_FAILURES_IN_A_ROW = 10
 """Calls that came to nothing, with none answered between them, after which the run stops."""
 
 
+@dataclass
+class Attempt:
+    """What became of an attempt to have a call answered: it was lost, unless whoever sent it says otherwise."""
+
+    answer: Answer | None = None
+    failure: str = "no reply"
+    may_be_charged: bool = True  # the model may have worked on it
+
+
+Begin = Callable[[], AbstractAsyncContextManager[Attempt]]
+
+
 class Answerer(Protocol):
     """A model that answers calls, near or far."""
 
-    async def answer(self, call: Call, attempt: "Attempt") -> Answer:
-        """Answer one call, which goes out once after each `attempt.begin()`.
+    async def answer(self, call: Call, begin: Begin) -> None:
+        """Send a call, each time within `async with begin() as attempt`, until an attempt has its answer.
 
         Raises:
             UnansweredError: this call is not answered.
@@ -29,6 +44,74 @@ class Answerer(Protocol):
 
     async def close(self) -> None:
         """Give back what it holds."""
+
+
+class RateLimiter:
+    """Spaces calls evenly, so that no minute sees more of them, or of their tokens, than allowed.
+
+    A leaky bucket, as in aiolimiter, would let a whole minute's share out at once, and twice the limit in one minute.
+    """
+
+    def __init__(self, sending: Sending) -> None:
+        self._sending = sending
+        self._next = 0.0
+        self._turn = asyncio.Lock()
+
+    async def wait(self, num_tokens: int) -> None:
+        """Wait for a call's turn; whoever came first goes first."""
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(self._next - loop.time())
+            self._next = loop.time() + self._sending.minimum_seconds(1, num_tokens)
+
+
+class BudgetSpentError(Exception):
+    """What is left does not pay for the next call."""
+
+
+class Budget:
+    """Lets a call go out only if the most that it can take is left.
+
+    What has been spent is the journal's count. A call that does not fit waits while others are under way, since they
+    mostly take less than was reserved for them. Estimates are corrected by the largest ratio of counted to estimated
+    prompt tokens so far: the limits can only be exceeded by what a server counts beyond that in the calls under way.
+    """
+
+    def __init__(self, sending: Sending, spent: Spent) -> None:
+        self._sending = sending
+        self._spent = spent
+        self._reserved: list[tuple[int, int]] = []
+        self._released = asyncio.Event()
+        self._ratio = 1.0
+
+    async def reserve(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
+        """Set aside what a call may take, and return that.
+
+        Raises:
+            BudgetSpentError: it does not fit, and nothing under way will give anything back.
+        """
+        while not self._fits(wanted := (round(prompt_tokens * self._ratio + 0.5), completion_tokens)):
+            if not self._reserved:
+                raise BudgetSpentError
+            self._released.clear()
+            await self._released.wait()
+        self._reserved.append(wanted)
+        return wanted
+
+    def release(self, reserved: tuple[int, int]) -> None:
+        """Give a reservation back, once the journal has counted what was spent."""
+        self._reserved.remove(reserved)
+        self._released.set()
+
+    def learn(self, *, estimated: int, counted: int) -> None:
+        """Compare an estimate of a prompt with the model's count."""
+        self._ratio = max(self._ratio, counted / max(1, estimated))
+
+    def _fits(self, wanted: tuple[int, int]) -> bool:
+        total = Spent(self._spent.prompt_tokens, self._spent.completion_tokens)
+        for reserved in (*self._reserved, wanted):
+            total.add(*reserved)
+        return self._sending.allows(total)
 
 
 class Caller:
@@ -41,57 +124,55 @@ class Caller:
         journal: CallJournal,
         sending: Sending,
         counter: TokenCounter,
-        advance: Callable[[], None] = lambda: None,
+        advance: Advance = lambda count, text: None,
     ) -> None:
-        self.journal = journal
-        self.budget = Budget(sending, journal.spent)
-        self.limiter = RateLimiter(sending)
-        self.counter = counter
-        self.idle: set[asyncio.Task[Any]] = set()
-        """Tasks whose call is not under way: it waits for its turn, the budget, or another attempt."""
-        self._answerer = answerer
-        self._places = asyncio.Semaphore(sending.concurrency)
-        self._advance = advance
-        self._shared: dict[str, asyncio.Future[Reply | None]] = {}
-        self._failures_in_a_row = 0
         self.num_answered = 0
         self.failures: Counter[str] = Counter()
         self.stopped_by: str | Exception | None = None
+        self.answerer = answerer
+        self._journal = journal
+        self._budget = Budget(sending, journal.spent)
+        self._limiter = RateLimiter(sending)
+        self._counter = counter
+        self._places = asyncio.Semaphore(sending.concurrency)
+        self._advance = advance
+        self._asking: dict[str, asyncio.Task[Reply | None]] = {}
+        self._under_way: set[asyncio.Task[Any] | None] = set()
+        self._failures_in_a_row = 0
 
     def stop(self, reason: str | Exception) -> None:
         """Send nothing more; what is under way is waited for. The first reason counts."""
         self.stopped_by = self.stopped_by or reason
-        for task in self.idle:
-            task.cancel()
+        for task in self._asking.values():
+            if task not in self._under_way:  # it waits for its turn, the budget, or another attempt
+                task.cancel()
 
     async def ask(self, call: Call) -> Reply | None:
         """Give a call's reply; where there is none, the reason is counted in `failures` unless the run has stopped."""
         key = call.key
-        if (reply := self.journal.find(key)) or self.stopped_by is not None:
+        if (reply := self._journal.find(key)) or self.stopped_by is not None:
             return reply
-        if key not in self._shared:
+        if key not in self._asking:
             # Two sections may be the same, word for word: both wait for one call.
-            self._shared[key] = asyncio.ensure_future(self._ask_anew(call))
-            self._shared[key].add_done_callback(lambda _: self._shared.pop(key))
-        asked = self._shared[key]
+            self._asking[key] = asyncio.create_task(self._ask_anew(call))
+            self._asking[key].add_done_callback(lambda _: self._asking.pop(key))
+        asked = self._asking[key]
         await asyncio.wait([asked])
         return None if asked.cancelled() else asked.result()
 
     async def _ask_anew(self, call: Call) -> Reply | None:
-        attempt = Attempt(call, self)
         try:
             async with self._places:
-                reply = await attempt.succeed(await self._answerer.answer(call, attempt))
+                estimate = self._counter.count(call.prompt) + CHAT_TOKENS
+                await self.answerer.answer(call, partial(self._attempt, call, estimate))
         except (RefusedError, UnansweredError) as error:
-            await attempt.close(str(error))
             self._count_failure(error)
             return None
-        finally:
-            self.idle.discard(attempt.task)
         self._failures_in_a_row = 0
         self.num_answered += 1
-        self._advance()
-        return reply
+        spent = self._journal.spent
+        self._advance(1, f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out")
+        return self._journal.find(call.key)
 
     def _count_failure(self, error: Exception) -> None:
         if isinstance(error, RefusedError):
@@ -102,75 +183,52 @@ class Caller:
         if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
             self.stop(RefusedError(f"{self._failures_in_a_row} calls in a row came to nothing, the last with {error}"))
 
+    @asynccontextmanager
+    async def _attempt(self, call: Call, estimate: int) -> AsyncIterator[Attempt]:
+        """Reserve the most that an attempt can take, wait for its turn, and write down that it goes out, and its end.
 
-class Attempt:
-    """The attempts of one call: each is paid for and written down before it goes out.
-
-    Whoever sends the call says in `may_be_charged` whether the model may have worked on it.
-    """
-
-    def __init__(self, call: Call, caller: Caller) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.task = task
-        self.may_be_charged = False
-        self._call, self._caller = call, caller
-        self._estimate = caller.counter.count(call.prompt) + CHAT_TOKENS
-        self._reserved: tuple[int, int] | None = None
-        self._begun = 0.0
-        caller.idle.add(task)
-
-    async def begin(self) -> None:
-        """Reserve the most that it can take, wait for its turn, and write it down."""
-        await self.end("no reply")  # a lost connection is told by no one
-        caller = self._caller
+        A run that has stopped cancels the task: the openai client takes an exception for a fault of the connection.
+        """
         try:
-            reserved = await caller.budget.reserve(self._estimate, self._call.max_tokens)
+            reserved = await self._budget.reserve(estimate, call.max_tokens)
         except BudgetSpentError:
-            # A client takes an exception for a fault of the connection and tries again; a cancelled task it leaves.
-            caller.stop("the budget is spent")
-            await asyncio.sleep(0)
-            raise
-        await caller.limiter.wait(sum(reserved))
-        caller.journal.sent(self._call, *reserved)
-        caller.idle.discard(self.task)
-        self._reserved = reserved
-        self._begun = time.perf_counter()
+            self.stop("the budget is spent")
+            raise asyncio.CancelledError from None
+        attempt, task = Attempt(), asyncio.current_task()
+        try:
+            await self._limiter.wait(sum(reserved))
+            self._journal.sent(call, *reserved)
+            self._under_way.add(task)
+            begun = time.perf_counter()
+            try:
+                yield attempt
+            except UnansweredError as error:
+                attempt.failure = str(error)
+                raise
+            finally:
+                self._under_way.discard(task)
+                self._write_down(call, attempt, estimate, seconds=time.perf_counter() - begun)
+        finally:
+            self._budget.release(reserved)
+            if attempt.answer is None and self.stopped_by is not None:
+                raise asyncio.CancelledError
 
-    async def end(self, reason: str) -> None:
-        """Write down that it came to nothing, and wait for the next one, if the run goes on."""
-        await self.close(reason)
-        self._caller.idle.add(self.task)
-        if self._caller.stopped_by is not None:
-            self.task.cancel()
-
-    async def close(self, reason: str) -> None:
-        """Write down that it came to nothing; without an attempt under way there is nothing to say."""
-        if self._reserved is not None:
-            self._caller.journal.failed(self._call, reason, may_be_charged=self.may_be_charged)
-            await self._release()
-        self._caller.idle.discard(self.task)
-
-    async def succeed(self, answer: Answer) -> Reply:
-        """Write the answer down; what the model did not count is estimated."""
-        caller, read, written = self._caller, answer.prompt_tokens, answer.completion_tokens
+    def _write_down(self, call: Call, attempt: Attempt, estimate: int, *, seconds: float) -> None:
+        """What the model did not count is estimated."""
+        if (answer := attempt.answer) is None:
+            self._journal.failed(call, attempt.failure, may_be_charged=attempt.may_be_charged)
+            return
+        read, written = answer.prompt_tokens, answer.completion_tokens
         reply = Reply(
             text=answer.text,
             finish=answer.finish,
-            prompt_tokens=self._estimate if read is None else read,
-            completion_tokens=caller.counter.count(answer.text) if written is None else written,
+            prompt_tokens=estimate if read is None else read,
+            completion_tokens=self._counter.count(answer.text) if written is None else written,
             is_counted=None not in (read, written),
             model=answer.model,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.perf_counter() - self._begun, 3),
+            seconds=round(seconds, 3),
         )
-        caller.journal.answered(self._call, reply)
+        self._journal.answered(call, reply)
         if read is not None:
-            caller.budget.learn(estimated=self._estimate, counted=read)
-        await self._release()
-        return reply
-
-    async def _release(self) -> None:
-        assert self._reserved is not None, "begin() comes first"
-        reserved, self._reserved = self._reserved, None
-        await self._caller.budget.release(reserved)
+            self._budget.learn(estimated=estimate, counted=read)

@@ -1,15 +1,26 @@
-"""What is asked of a model, what comes back, and in which ways nothing does."""
+"""What is asked of a model and what comes back, and the journal of both, from which a run resumes.
+
+The journal's first line holds the settings. A call is written down before it is sent, with what is reserved for it, and
+again with its reply, which is on disk before anything is made of it. A process that is killed thus leaves calls without
+an end: their reservation counts as spent.
+"""
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from longlora.corpus.qa.qa_settings import Spent
+from longlora.support.journal import Journal
 
 Step = Literal["notes", "condense", "questions", "judge"]
 
 CHAT_TOKENS = 64
 """Tokens left free in every prompt for what a chat template writes around it."""
+
+_JOURNAL_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +30,14 @@ class Call:
     step: Step
     model: str
     prompt: str = field(repr=False)
-    material: str = field(repr=False)
-    """The part of the prompt that comes from the document."""
+    material: str = field(repr=False)  # the part of the prompt that comes from the document
     max_tokens: int
     temperature: float
     seed: int
     template: str
     template_sha256: str
-    document: str
-    """Digest of the document that it is about."""
-    sections: tuple[tuple[int, int], ...]
-    """The parts of the document that its material comes from, in characters."""
+    document: str  # digest of the document that it is about
+    sections: tuple[tuple[int, int], ...]  # where its material stands there, in characters
 
     @property
     def key(self) -> str:
@@ -43,8 +51,7 @@ class Answer:
     """What a model gave back; None is what it does not say."""
 
     text: str
-    finish: str | None
-    """Why it ended: `stop`, or `length` at the most tokens."""
+    finish: str | None  # `stop`, or `length` at the most tokens
     prompt_tokens: int | None
     completion_tokens: int | None
     model: str
@@ -58,13 +65,10 @@ class Reply:
     finish: str | None
     prompt_tokens: int
     completion_tokens: int
-    is_counted: bool
-    """The model counted the tokens; otherwise they are estimated."""
+    is_counted: bool  # by the model; else estimated
     model: str
-    time: str
-    """When it came, UTC."""
-    seconds: float
-    """From sending to the reply, the last attempt alone."""
+    time: str  # when it came, UTC
+    seconds: float  # from sending to the reply, the last attempt alone
 
 
 Ask = Callable[[Call], Awaitable[Reply | None]]
@@ -77,3 +81,75 @@ class UnansweredError(Exception):
 
 class RefusedError(Exception):
     """The server takes no call of ours: no key, no such model."""
+
+
+class CallJournal:
+    """Finds replies, and keeps new ones. One process at a time has it open.
+
+    Raises:
+        ConfigError: it belongs to a set with other settings, or another process has it open.
+        DataError: the file was changed by something else and cannot be read.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.spent = Spent()
+        self._replies: dict[str, Reply] = {}
+        self._under_way: dict[str, tuple[int, int]] = {}
+        self._lines = Journal(path, {"journal_version": _JOURNAL_VERSION, **settings}, self._replay)
+        for key in list(self._under_way):
+            self._note_failed(key, True)
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def find(self, key: str) -> Reply | None:
+        """Reply to a call, if there is one."""
+        return self._replies.get(key)
+
+    @property
+    def seconds_per_call(self) -> float | None:
+        """Mean time from sending a call to its reply; None before the first."""
+        return sum(reply.seconds for reply in self._replies.values()) / len(self) if self._replies else None
+
+    def sent(self, call: Call, prompt_tokens: int, completion_tokens: int) -> None:
+        """Write down that a call goes out, and the most it is thought to take."""
+        self._write({"sent": call.key, "tokens": [prompt_tokens, completion_tokens]})
+
+    def failed(self, call: Call, reason: str, *, may_be_charged: bool) -> None:
+        """Write down that a call came to nothing."""
+        self._write({"failed": call.key, "reason": reason, "may_be_charged": may_be_charged})
+
+    def answered(self, call: Call, reply: Reply) -> None:
+        """Write down a reply; it is on disk when this returns."""
+        about = ("step", "template", "template_sha256", "document", "sections", "seed")
+        origin = {name: getattr(call, name) for name in about}
+        self._write({"reply": call.key, **origin, **asdict(reply)}, is_synced=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+
+    def _write(self, line: dict[str, Any], *, is_synced: bool = False) -> None:
+        self._lines.append(line, is_synced=is_synced)
+        self._replay(line)
+
+    def _replay(self, line: dict[str, Any]) -> None:
+        if "sent" in line:
+            prompt_tokens, completion_tokens = line["tokens"]
+            self._note_failed(line["sent"], True)  # it was under way when a process ended
+            self._under_way[line["sent"]] = prompt_tokens, completion_tokens
+        elif "failed" in line:
+            self._note_failed(line["failed"], line["may_be_charged"])
+        else:
+            reply = Reply(**{name: line[name] for name in Reply.__dataclass_fields__})
+            self._under_way.pop(line["reply"], None)
+            self.spent.add(reply.prompt_tokens, reply.completion_tokens)
+            self._replies[line["reply"]] = reply
+
+    def _note_failed(self, key: str, may_be_charged: bool) -> None:
+        reserved = self._under_way.pop(key, None)
+        if reserved and may_be_charged:
+            self.spent.add(*reserved)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from longlora.corpus.qa.calls import CHAT_TOKENS
-from longlora.corpus.qa.prompt_files import PromptSet, Template
+from longlora.corpus.qa.prompt_files import PromptSet
 from longlora.corpus.qa.qa_settings import Settings
 from longlora.data import DocumentSource
 from longlora.errors import ConfigError
@@ -79,13 +79,11 @@ class Document:
 
     name: str
     text: str = field(repr=False)
-    sha256: str
-    """Digest of the text as it was read, before it was cut."""
+    sha256: str  # of the text as it was read, before it was cut
     kind: Literal["book", "paper"]
     num_tokens: int
     is_cut: bool
-    sections: tuple[tuple[int, int], ...]
-    """Beginning and end of each, in characters; together they are the text."""
+    sections: tuple[tuple[int, int], ...]  # beginning and end of each, in characters; together they are the text
 
     def section(self, number: int) -> str:
         """Text of a section, counted from 0."""
@@ -128,9 +126,9 @@ class Documents:
     def _lay_out(self, text: str, sha256: str) -> Document:
         kind = detect_kind(text) if self._settings.kind == "auto" else self._settings.kind
         starts = self._counter.starts(text)
-        most = self._settings.max_document_tokens
-        is_cut = most is not None and len(starts) > most
-        if most is not None and is_cut:
+        most = self._settings.max_document_tokens or len(starts)
+        is_cut = len(starts) > most
+        if is_cut:
             text = text[: cut_length(text, starts, most)]
             starts = self._counter.starts(text)
         return Document(
@@ -193,24 +191,18 @@ def material_room(prompts: PromptSet, settings: Settings, counter: TokenCounter)
     Raises:
         ConfigError: too few, or too few to put two sections' notes together.
     """
-
-    def words(template: Template) -> int:
-        empty = template.fill(material="", count=99, what=_LONGEST_WHAT, part=_LONGEST_WHAT, pairs="")
-        return counter.count(empty)
-
-    taken = [
-        words(prompts.notes) + settings.notes_tokens,
-        words(prompts.condense) + settings.notes_tokens,
-        *(words(template) + settings.reply_tokens for template in prompts.questions),
-    ]
+    replies = {prompts.notes: settings.notes_tokens, prompts.condense: settings.notes_tokens}
+    replies |= dict.fromkeys(prompts.questions, settings.reply_tokens)
     if settings.judge:  # it reads a whole reply of pairs and gives its verdicts
-        taken.append(words(prompts.judge) + 2 * settings.reply_tokens)
-    room = settings.window - CHAT_TOKENS - max(taken)
+        replies[prompts.judge] = 2 * settings.reply_tokens
+    filled = {"material": "", "count": 99, "what": _LONGEST_WHAT, "part": _LONGEST_WHAT, "pairs": ""}
+    taken = max(counter.count(template.fill(**filled)) + tokens for template, tokens in replies.items())
+    room = settings.window - CHAT_TOKENS - taken
     needed = max(_SMALLEST_ROOM, 2 * (settings.notes_tokens + HEADING_TOKENS))
     if room < needed:
         raise ConfigError(
             f"--window {settings.window} must leave at least {needed} tokens for the text, and leaves {max(0, room)}: "
-            f"prompts and replies may take {max(taken) + CHAT_TOKENS}; lower --reply-tokens or --notes-tokens, or "
+            f"prompts and replies may take {taken + CHAT_TOKENS}; lower --reply-tokens or --notes-tokens, or "
             "choose a model with a larger window"
         )
     return room

@@ -7,14 +7,15 @@ concerns details is asked over single sections.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 from longlora.corpus.qa.calls import Ask, Call, Reply, Step
 from longlora.corpus.qa.chunks import HEADING_TOKENS, Document, TokenCounter, spread
-from longlora.corpus.qa.grounding import Passages
+from longlora.corpus.qa.grounding import Passages, QuestionDeduplicator
 from longlora.corpus.qa.prompt_files import PromptSet, Template
 from longlora.corpus.qa.qa_settings import Settings
 from longlora.corpus.qa.reply_text import (
@@ -26,7 +27,7 @@ from longlora.corpus.qa.reply_text import (
     without_thoughts,
 )
 
-Scope = Literal["document", "notes", "section"]
+Read = TypeVar("Read", bound=Sequence[Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,8 @@ class Material:
     """What a question is asked over."""
 
     text: str
-    what: str
-    """Says it to the model."""
-    scope: Scope
+    what: str  # says it to the model
+    scope: Literal["document", "notes", "section"]
     sections: tuple[tuple[int, int], ...]
 
 
@@ -47,30 +47,20 @@ class Candidate:
     pair: Pair | None
     call: Call
     reply: Reply
-    scope: Scope
-    dropped: str | None = None
-    """Why it is no record."""
-    judgement: str | None = None
-    """The judge's reason for calling it supported."""
+    scope: str
+    dropped: str | None = None  # why it is no record
+    judgement: str | None = None  # the judge's reason for calling it supported
 
 
 class DocumentQA:
     """Asks about one document; the order of the replies in time changes nothing."""
 
     def __init__(
-        self,
-        document: Document,
-        prompts: PromptSet,
-        *,
-        settings: Settings,
-        counter: TokenCounter,
-        room: int,
-        ask: Ask,
+        self, document: Document, prompts: PromptSet, *, settings: Settings, counter: TokenCounter, room: int, ask: Ask
     ) -> None:
-        self.document = document
-        self.prompts = prompts
-        self.num_unanswered = 0
-        """Calls that had no reply; those not counted that wait for them."""
+        self.num_unanswered = 0  # calls that had no reply; those not counted that wait for them
+        self._document = document
+        self._prompts = prompts
         self._settings = settings
         self._tokens = counter.count
         self._room = room
@@ -78,31 +68,72 @@ class DocumentQA:
 
     @cached_property
     def _passages(self) -> Passages:
-        return Passages(self.document.text)
+        return Passages(self._document.text)
 
     async def candidates(self) -> list[Candidate]:
         """Do all that can be done now; candidates come in a fixed order."""
-        single = [template for template in self.prompts.questions if template.over == "section"]
-        chosen = spread(len(self.document.sections), self._settings.ask_sections)
+        whole, single = (
+            [template for template in self._prompts.questions if template.over == over] for over in ("whole", "section")
+        )
+        chosen = spread(len(self._document.sections), self._settings.ask_sections)
         return await _joined(
-            self._over_whole([template for template in self.prompts.questions if template.over == "whole"]),
+            self._over_whole(whole),
             *(self._over_material(template, self._section(number)) for template in single for number in chosen),
         )
+
+    def records(self, candidates: Sequence[Candidate], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+        """Turn what passed into records of LongAlpaca's form: document and question, answer, origin.
+
+        Reasons for what did not pass are counted in `dropped`.
+        """
+        questions = QuestionDeduplicator(self._settings.duplicate_similarity)
+        document = self._document
+        for candidate in candidates:
+            pair, call = candidate.pair, candidate.call
+            if pair is None or candidate.dropped is not None:
+                dropped[candidate.dropped or ""] += 1
+            elif not questions.is_new(pair.question):
+                dropped["duplicate question"] += 1
+            else:
+                yield {
+                    "instruction": self._prompts.record.fill(
+                        document=document.text.strip(), question=pair.question
+                    ).strip(),
+                    "output": pair.answer,
+                    "provenance": {
+                        "source": document.name,
+                        "sha256": document.sha256,
+                        "document_kind": document.kind,
+                        "document_tokens": document.num_tokens,
+                        "is_cut": document.is_cut,
+                        "question_kind": call.template,
+                        "asked_over": candidate.scope,
+                        "sections": [list(section) for section in call.sections],
+                        "quotes": list(pair.quotes),
+                        "quotes_checked": self._settings.quotes,
+                        "judgement": candidate.judgement,
+                        "model": candidate.reply.model,
+                        "prompt_sha256": call.template_sha256,
+                        "seed": call.seed,
+                        "call": call.key,
+                        "time": candidate.reply.time,
+                    },
+                }
 
     async def _over_whole(self, templates: Sequence[Template]) -> list[Candidate]:
         if not templates:
             return []
-        material = self._section(0) if len(self.document.sections) == 1 else await self._notes()
+        material = self._section(0) if len(self._document.sections) == 1 else await self._notes()
         if material is None:
             return []
         return await _joined(*(self._over_material(template, material) for template in templates))
 
     def _section(self, number: int) -> Material:
-        sections, kind = self.document.sections, self.document.kind
+        sections, kind = self._document.sections, self._document.kind
         is_whole = len(sections) == 1
         part = f"section {number + 1} of the {len(sections)} sections that a {kind} was cut into"
         return Material(
-            text=self.document.section(number),
+            text=self._document.section(number),
             what=f"the complete text of a {kind}" if is_whole else part,
             scope="document" if is_whole else "section",
             sections=(sections[number],),
@@ -110,16 +141,16 @@ class DocumentQA:
 
     async def _notes(self) -> Material | None:
         """Take notes on every section, and condense neighbours until all fit one prompt; None where one is missing."""
-        count = len(self.document.sections)
+        count = len(self._document.sections)
         parts = [f"section {number + 1} of the {count} sections" for number in range(count)]
         calls = [
-            self._call("notes", self.prompts.notes, self._section(number), part=part)
+            self._call("notes", self._prompts.notes, self._section(number), part=part)
             for number, part in enumerate(parts)
         ]
         notes = _all_or_none(await asyncio.gather(*map(self._text, calls)))
         while notes and len(notes) > 1 and self._tokens(_numbered(notes)) > self._room - HEADING_TOKENS * len(notes):
             notes = _all_or_none(await asyncio.gather(*map(self._condensed, self._groups(notes))))
-        what = f"notes on all {count} sections of a {self.document.kind}, in order, with passages copied from it"
+        what = f"notes on all {count} sections of a {self._document.kind}, in order, with passages copied from it"
         return self._of_notes(notes, what) if notes is not None else None
 
     def _groups(self, notes: Sequence[str]) -> list[list[str]]:
@@ -138,23 +169,29 @@ class DocumentQA:
     async def _condensed(self, group: list[str]) -> str | None:
         if len(group) == 1:
             return group[0]
-        return await self._text(self._call("condense", self.prompts.condense, self._of_notes(group, "notes")))
+        return await self._text(self._call("condense", self._prompts.condense, self._of_notes(group, "notes")))
 
     def _of_notes(self, notes: Sequence[str], what: str) -> Material:
-        return Material(text=_numbered(notes), what=what, scope="notes", sections=self.document.sections)
+        return Material(text=_numbered(notes), what=what, scope="notes", sections=self._document.sections)
+
+    async def _text(self, call: Call) -> str | None:
+        found = await self._read(call, without_thoughts)
+        return found[2] if found else None
 
     async def _over_material(self, template: Template, material: Material) -> list[Candidate]:
-        """Ask for pairs, again where a reply holds none, and check each."""
-        call = self._call("questions", template, material, count=self._settings.questions)
-        for number in range(self._settings.tries):
-            call = replace(call, seed=self._settings.seed + number)
-            if (reply := await self._ask(call)) is None:
-                return []
-            found = partial(Candidate, call=call, reply=reply, scope=material.scope)
-            if pairs := read_pairs(reply.text)[: self._settings.questions]:
-                candidates = [found(pair=pair, dropped=self._fault(pair)) for pair in pairs]
-                return await self._judged(candidates, material) if self._settings.judge else candidates
-        return [found(pair=None, dropped="unreadable reply")]
+        """Ask for pairs and check each."""
+        count = self._settings.questions
+        found = await self._read(self._call("questions", template, material, count=count), read_pairs)
+        if found is None:
+            return []
+        call, reply, pairs = found
+        if not pairs:
+            return [Candidate(pair=None, call=call, reply=reply, scope=material.scope, dropped="unreadable reply")]
+        candidates = [
+            Candidate(pair=pair, call=call, reply=reply, scope=material.scope, dropped=self._fault(pair))
+            for pair in pairs[:count]
+        ]
+        return await self._judged(candidates, material) if self._settings.judge else candidates
 
     def _fault(self, pair: Pair) -> str | None:
         if is_refusal(pair.answer):
@@ -174,26 +211,22 @@ class DocumentQA:
 
     async def _judged(self, candidates: list[Candidate], material: Material) -> list[Candidate]:
         """Let the model read the material again and judge its answers, all pairs of a reply at once."""
-        pairs = [one.pair for one in candidates if one.pair is not None and one.dropped is None]
-        if not pairs:
+        passed = [(place, one.pair) for place, one in enumerate(candidates) if one.pair is not None and not one.dropped]
+        if not passed:
             return candidates
-        shown = [{"number": number, **asdict(pair)} for number, pair in enumerate(pairs, start=1)]
+        shown = [{"number": number, **asdict(pair)} for number, (_, pair) in enumerate(passed, start=1)]
         lines = "\n".join(json.dumps(pair, ensure_ascii=False) for pair in shown)
-        reply = await self._ask(self._call("judge", self.prompts.judge, material, pairs=lines))
+        reply = await self._ask(self._call("judge", self._prompts.judge, material, pairs=lines))
         if reply is None:
             return []
         verdicts = read_verdicts(reply.text)
-        judged, number = [], 0
-        for candidate in candidates:
-            if candidate.dropped is None:
-                number += 1
-                found = verdicts.get(number)
-                if found is not None and found.verdict == "supported":
-                    candidate = replace(candidate, judgement=found.reason)
-                else:
-                    candidate = replace(candidate, dropped="judged unsupported" if found else "no verdict")
-            judged.append(candidate)
-        return judged
+        for number, (place, _) in enumerate(passed, start=1):
+            found = verdicts.get(number)
+            if found is not None and found.verdict == "supported":
+                candidates[place] = replace(candidates[place], judgement=found.reason)
+            else:
+                candidates[place] = replace(candidates[place], dropped="judged unsupported" if found else "no verdict")
+        return candidates
 
     def _call(self, step: Step, template: Template, material: Material, **values: object) -> Call:
         is_notes = step in ("notes", "condense")
@@ -207,19 +240,19 @@ class DocumentQA:
             seed=self._settings.seed,
             template=template.name,
             template_sha256=template.sha256,
-            document=self.document.sha256,
+            document=self._document.sha256,
             sections=material.sections,
         )
 
-    async def _text(self, call: Call) -> str | None:
-        """Ask for notes, again where the reply is empty."""
-        for number in range(self._settings.tries):
-            reply = await self._ask(replace(call, seed=call.seed + number))
-            if reply is None:
-                return None
-            if text := without_thoughts(reply.text):
-                return text
-        return ""
+    async def _read(self, call: Call, read: Callable[[str], Read]) -> tuple[Call, Reply, Read] | None:
+        """Ask, again with the next seed where there is nothing to read in a reply; None without a reply."""
+        last = call.seed + self._settings.tries - 1
+        while (reply := await self._ask(call)) is not None:
+            value = read(reply.text)
+            if value or call.seed == last:
+                return call, reply, value
+            call = replace(call, seed=call.seed + 1)
+        return None
 
     async def _ask(self, call: Call) -> Reply | None:
         reply = await self._ask_model(call)

@@ -5,22 +5,19 @@ import logging
 import os
 import re
 from contextvars import ContextVar
-from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import BaseModel
 
-from longlora.corpus.qa.asking import Attempt
+from longlora.corpus.qa.asking import Begin
 from longlora.corpus.qa.calls import Answer, Call, RefusedError, UnansweredError
 from longlora.corpus.qa.qa_settings import require
 from longlora.corpus.qa.reply_text import Pairs, Verdicts
 from longlora.errors import ConfigError
 
 logger = logging.getLogger("longlora")
-
-API_KEY = "OPENAI_API_KEY"
-_BASE_URL = "OPENAI_BASE_URL"
 
 _REFUSED = {401, 402, 403, 404, 405}
 _MAY_HAVE_WORKED = {408, 504}  # the time ran out while the model was at work
@@ -33,29 +30,47 @@ _OPTIONAL = {
     "response_format": r"response_format|schema|structured|guided|grammar",
 }
 
-# httpx calls the hooks in the task that asks.
-_ATTEMPT: ContextVar[Attempt] = ContextVar("attempt")
+_SENT: ContextVar[tuple[Call, Begin]] = ContextVar("sent")
+
+
+class _HttpClient(DefaultAsyncHttpxClient):
+    """Makes an attempt of every request, those that the openai client repeats by itself too."""
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        call, begin = _SENT.get()
+        async with begin() as attempt:
+
+            async def trace(event: str, info: dict[str, Any]) -> None:
+                if event.endswith(_NEVER_CONNECTED):
+                    attempt.may_be_charged = False
+
+            request.extensions["trace"] = trace
+            response = await super().send(request, **options)
+            if response.status_code < 400:
+                attempt.answer = read_answer(response.text, call.model)
+            else:
+                attempt.failure = f"status {response.status_code}"
+                attempt.may_be_charged = response.status_code in _MAY_HAVE_WORKED
+        if response.status_code >= 400 and "insufficient_quota" in response.text:
+            response.headers["x-should-retry"] = "false"  # else the openai client takes it for a limit of the rate
+        return response
 
 
 class Endpoint:
-    """Sends calls to a server; faults that may pass are repeated by the client of the openai package.
+    """Sends calls to a server; faults that may pass are repeated by the openai client.
 
     A server that does not know a parameter says so, and a warning tells that it is sent under another name, or not at
     all from then on. Without `response_format` the form of a reply is the prompt's affair.
 
     Raises:
-        ConfigError: the openai package is missing, the address is none, or OpenAI's own server has no key.
+        ConfigError: the address is none, or OpenAI's own server has no key.
     """
 
     def __init__(self, *, base_url: str | None, timeout_seconds: float, attempts: int = 6) -> None:
-        if find_spec("openai") is None:
-            raise ConfigError("asking a server needs the openai package: pip install 'longlora[corpus]'")
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-        key = os.environ.get(API_KEY)
-        url = base_url or os.environ.get(_BASE_URL)
+        key = os.environ.get("OPENAI_API_KEY")
+        url = base_url or os.environ.get("OPENAI_BASE_URL")
         if not key and not url:
-            raise ConfigError(f"set {API_KEY}, or --base-url for a server of your own (http://localhost:8000/v1)")
+            raise ConfigError("set OPENAI_API_KEY, or --base-url for a server of your own (http://localhost:8000/v1)")
         _check_url(url)
         require("be above 0", timeout=timeout_seconds)
         require("be at least 1", attempts=attempts)
@@ -64,32 +79,32 @@ class Endpoint:
             api_key=key or "none",  # a server of one's own asks for no key, but the client does
             max_retries=attempts - 1,
             timeout=timeout_seconds,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"request": [_begin], "response": [_end]}),
+            http_client=_HttpClient(),
         )
         self._timeout_seconds = timeout_seconds
         self._attempts = attempts
         self._limit_name = "max_tokens"
         self._left_out: set[str] = set()
 
-    async def answer(self, call: Call, attempt: Attempt) -> Answer:
+    async def answer(self, call: Call, begin: Begin) -> None:
         """Send a call; see `asking.Answerer` for what it raises."""
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
-
-        _ATTEMPT.set(attempt)
+        _SENT.set((call, begin))
         num_unreadable = 0
         while True:
             sent = self._arguments(call)
             try:
-                # Raw: the client makes an object of anything that a server sends, and whether it is one is to be seen.
-                response = await self._client.chat.completions.with_raw_response.parse(**sent)
-                return read_answer(response.text, call.model)
+                # Raw: the client would make an object of anything that a server sends.
+                await self._client.chat.completions.with_raw_response.parse(**sent)
+                return
             except UnansweredError:
                 num_unreadable += 1
                 if num_unreadable == self._attempts:
                     raise
             except APIStatusError as error:
                 if not self._adapt(error, sent):
-                    raise _fault(error) from error
+                    message = f"status {error.status_code}: {_short(str(error.body or error))}"
+                    is_refused = error.status_code in _REFUSED or error.code == "insufficient_quota"
+                    raise (RefusedError if is_refused else UnansweredError)(message) from error
             except APITimeoutError as error:
                 raise UnansweredError(f"no reply within {self._timeout_seconds:g} s") from error
             except APIConnectionError as error:
@@ -111,7 +126,7 @@ class Endpoint:
             arguments["response_format"] = _FORMS[call.step]
         return {name: value for name, value in arguments.items() if name not in self._left_out}
 
-    def _adapt(self, error: Any, sent: dict[str, Any]) -> bool:
+    def _adapt(self, error: APIStatusError, sent: dict[str, Any]) -> bool:
         """Leave out, or rename, what the server says it does not know; whether the call is worth sending again.
 
         Calls that were under way with the same parameter come here too, when it is left out already.
@@ -132,28 +147,6 @@ class Endpoint:
                 self._left_out.add(name)
                 return True
         return False
-
-
-async def _begin(request: Any) -> None:
-    attempt = _ATTEMPT.get()
-    await attempt.begin()
-    attempt.may_be_charged = True
-
-    async def trace(event: str, info: dict[str, Any]) -> None:
-        if event.endswith(_NEVER_CONNECTED):
-            attempt.may_be_charged = False
-
-    request.extensions["trace"] = trace
-
-
-async def _end(response: Any) -> None:
-    if response.status_code < 400:
-        return
-    if b"insufficient_quota" in await response.aread():
-        response.headers["x-should-retry"] = "false"  # else the client takes it for a limit of the rate
-    attempt = _ATTEMPT.get()
-    attempt.may_be_charged = response.status_code in _MAY_HAVE_WORKED
-    await attempt.end(f"status {response.status_code}")
 
 
 def read_answer(body: str, model: str) -> Answer:
@@ -188,12 +181,6 @@ def _check_url(url: str | None) -> None:
         is_address = False
     if not is_address:
         raise ConfigError(f"--base-url must be an address as in http://localhost:8000/v1, found {url!r}")
-
-
-def _fault(error: Any) -> Exception:
-    message = f"status {error.status_code}: {_short(str(error.body or error))}"
-    is_refused = error.status_code in _REFUSED or error.code == "insufficient_quota"
-    return RefusedError(message) if is_refused else UnansweredError(message)
 
 
 def _count(value: Any) -> int | None:

@@ -5,14 +5,13 @@ import logging
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
-from longlora.corpus.qa.asking import Attempt
+from longlora.corpus.qa.asking import Begin
 from longlora.corpus.qa.calls import Answer, Call, UnansweredError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.generation import plain_generation, plain_settings
 from longlora.models.load import load_for_inference
-from longlora.support.choices import DtypeName
 
 logger = logging.getLogger("longlora")
 
@@ -20,8 +19,8 @@ logger = logging.getLogger("longlora")
 class LocalModel:
     """Answers one call at a time, in a thread, so that Ctrl-C is heard."""
 
-    def __init__(self, name: str, *, dtype: DtypeName = "auto", device: str | None = None) -> None:
-        self._model, self.tokenizer = load_for_inference(name, dtype=dtype, device=device)
+    def __init__(self, name: str) -> None:
+        self._model, self.tokenizer = load_for_inference(name)
         if ensure_chat_template(self.tokenizer):
             logger.warning("%s has no chat template and is asked with the paper's [INST] prompt", name)
         self._turn = asyncio.Lock()
@@ -32,17 +31,22 @@ class LocalModel:
         """Tokens that the model reads, as its configuration says."""
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    async def answer(self, call: Call, attempt: Attempt) -> Answer:
-        """Generate an answer; see `asking.Answerer` for what it raises."""
-        async with self._turn:
-            await attempt.begin()
-            return await asyncio.to_thread(self._generate, call)
+    async def answer(self, call: Call, begin: Begin) -> None:
+        """Let the model answer; see `asking.Answerer` for what it raises."""
+        async with self._turn, begin() as attempt:
+            attempt.may_be_charged = False
+            attempt.answer = await asyncio.to_thread(self.generate, call)
 
     async def close(self) -> None:
         """End a generation that is under way."""
         self._is_closed = True
 
-    def _generate(self, call: Call) -> Answer:
+    def generate(self, call: Call) -> Answer:
+        """Generate an answer.
+
+        Raises:
+            UnansweredError: the prompt does not fit the GPU's memory.
+        """
         inputs = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": call.prompt}],
             add_generation_prompt=True,
@@ -60,7 +64,7 @@ class LocalModel:
                 output = self._model.generate(
                     **inputs,
                     generation_config=settings,
-                    stopping_criteria=StoppingCriteriaList([_Closed(self)]),
+                    stopping_criteria=StoppingCriteriaList([self._closed]),
                 )
         except torch.cuda.OutOfMemoryError as error:
             raise UnansweredError(f"a prompt of {prompt_tokens} tokens does not fit the GPU's memory") from error
@@ -73,10 +77,5 @@ class LocalModel:
             model=call.model,
         )
 
-
-class _Closed(StoppingCriteria):
-    def __init__(self, owner: LocalModel) -> None:
-        self._owner = owner
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._owner._is_closed, device=input_ids.device)
+    def _closed(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._is_closed, device=input_ids.device)

@@ -6,23 +6,21 @@ Read `make_questions` from top to bottom.
 import asyncio
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from longlora.corpus.qa.asking import Answerer, Caller
-from longlora.corpus.qa.call_journal import CallJournal
-from longlora.corpus.qa.calls import Ask, Call, RefusedError, Reply
+from longlora.corpus.qa.calls import Ask, Call, CallJournal, RefusedError, Reply
 from longlora.corpus.qa.chunks import Document, Documents, TokenCounter, material_room
 from longlora.corpus.qa.document_qa import DocumentQA
-from longlora.corpus.qa.estimate import Estimate, Tally
+from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.prompt_files import PromptSet, prompts_digest
-from longlora.corpus.qa.qa_settings import Settings
-from longlora.corpus.qa.records import Summary, make_records
-from longlora.corpus.qa.sending import Sending
+from longlora.corpus.qa.qa_settings import Sending, Settings, Spent
 from longlora.corpus.question_rows import write_rows
 from longlora.data import DocumentSource
 from longlora.errors import ConfigError
@@ -31,6 +29,56 @@ from longlora.support.progress import progress_bar, shown
 logger = logging.getLogger("longlora")
 
 _INTERRUPTED = "interrupted"
+_MOST_REASONS_SHOWN = 5
+
+About = Callable[[Document, Ask], DocumentQA]
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What a run did, and what is left to do."""
+
+    num_records: int = 0  # of all runs, in the file; with 0 no file is written
+    num_documents: int = 0
+    num_answered: int = 0  # calls of this run
+    num_unanswered: int = 0  # calls that still have no reply, those not counted that wait for them
+    dropped: Counter[str] = field(default_factory=Counter)  # pairs and replies that are no records, by reason
+    repeated: list[str] = field(default_factory=list)  # documents whose text came before under another name
+    failures: Counter[str] = field(default_factory=Counter)  # calls of this run that came to nothing, by reason
+    stopped_by: str | None = None
+    spent: Spent = field(default_factory=Spent)  # by all runs together
+    cost: float | None = None  # of what was spent; None without prices
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every call has its reply."""
+        return self.num_unanswered == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a machine may want to read."""
+        values = vars(self) | vars(self.spent) | {"is_complete": self.is_complete}
+        del values["spent"]
+        return values
+
+    def describe(self, out: Path) -> str:
+        """What was written, what was dropped and why, what is left."""
+        written = f", written to {out}" if self.num_records else "; nothing is written"
+        lines = [f"{self.num_records:,} records from {self.num_documents:,} documents{written}"]
+        if self.dropped:
+            lines.append(f"dropped {self.dropped.total():,}: {_counts(self.dropped)}")
+        if self.repeated:
+            lines.append(f"{len(self.repeated):,} documents came twice: {', '.join(self.repeated[:5])}")
+        cost = "" if self.cost is None else f", {self.cost:,.2f} at the given prices"
+        lines.append(f"{self.spent.prompt_tokens:,} tokens read and {self.spent.completion_tokens:,} written{cost}")
+        if self.failures:
+            lines.append(f"{self.failures.total():,} calls came to nothing: {_counts(self.failures)}")
+        if not self.is_complete:
+            why = f"stopped, {self.stopped_by}" if self.stopped_by else "not complete"
+            lines.append(
+                f"{why}: at least {self.num_unanswered:,} calls have no reply; the same command asks them again "
+                f"(journal: {journal_path(out)})"
+            )
+        return "\n".join(lines)
 
 
 def journal_path(out: Path) -> Path:
@@ -47,7 +95,7 @@ def make_questions(
     counter: TokenCounter,
     answerer: Answerer | None,
     sending: Sending,
-    confirm: Callable[[Estimate, CallJournal], bool],
+    confirm: Callable[[Estimate], bool],
     progress: bool = True,
 ) -> Summary:
     """Ask about every document what has not been asked, and write all records; without an answerer only write them.
@@ -62,107 +110,90 @@ def make_questions(
     room = {kind: material_room(one, settings, counter) for kind, one in kinds.items()}
     documents = Documents(source, settings=settings, counter=counter, room=room)
     _check_out(out, is_written_only=answerer is None)
+
+    def about(document: Document, ask: Ask) -> DocumentQA:
+        kind = document.kind
+        return DocumentQA(document, prompts[kind], settings=settings, counter=counter, room=room[kind], ask=ask)
+
+    def read(description: str) -> Iterator[Document]:
+        return shown(documents, description, total=documents.num_documents, progress=progress)
+
     header = asdict(settings) | {"prompts": prompts_digest(prompts)}
     with _each_warning_once(), CallJournal(journal_path(out), header) as journal:
-        questions = _QuestionSet(documents, settings, prompts, counter, room, journal, progress)
         summary = Summary(spent=journal.spent)
         if answerer is not None:
-            estimate = asyncio.run(questions.estimate())
-            if estimate.num_calls and not confirm(estimate, journal):
+            estimate = Estimate(journal, counter, questions=settings.questions)
+            for document in read("measuring"):
+                estimate.add(document)
+                asyncio.run(about(document, estimate.ask).candidates())
+            if estimate.num_calls and not confirm(estimate):
                 summary.stopped_by = "not confirmed"
             elif estimate.num_calls:
-                asyncio.run(questions.ask(answerer, sending, estimate.num_calls, summary))
-                if summary.stopped_by == _INTERRUPTED:
-                    raise KeyboardInterrupt
-        records = questions.records(summary)
+                with progress_bar("asking", total=estimate.num_calls, progress=progress) as advance:
+                    caller = Caller(answerer, journal=journal, sending=sending, counter=counter, advance=advance)
+                    asyncio.run(_ask(documents, about, caller, num_at_once=sending.concurrency))
+                _note_end(caller, journal, summary)
+        records = _records(read("writing"), about, journal, summary)
         if (first := next(records, None)) is not None:  # an empty set is of no use, and an older one may stand there
             summary.num_records = write_rows(out, chain([first], records))
         summary.repeated, summary.cost = documents.repeated, sending.cost(journal.spent)
     return summary
 
 
-@dataclass(frozen=True)
-class _QuestionSet:
-    documents: Documents
-    settings: Settings
-    prompts: dict[str, PromptSet]
-    counter: TokenCounter
-    room: dict[str, int]
-    journal: CallJournal
-    progress: bool
+async def _ask(documents: Documents, about: About, caller: Caller, *, num_at_once: int) -> None:
+    """Put every reply that can be had into the journal.
 
-    def about(self, document: Document, ask: Ask) -> DocumentQA:
-        """Prepare what is to be asked about a document."""
-        prompts, room = self.prompts[document.kind], self.room[document.kind]
-        return DocumentQA(document, prompts, settings=self.settings, counter=self.counter, room=room, ask=ask)
+    As many documents are worked on at once as calls may be under way: each has at least one to send.
+    """
+    waiting, turn = iter(documents), asyncio.Lock()
 
-    def shown(self, description: str) -> Iterator[Document]:
-        """Read the documents with a bar."""
-        return shown(self.documents, description, total=self.documents.num_documents, progress=self.progress)
+    async def work() -> None:
+        while caller.stopped_by is None:
+            async with turn:  # and a thread, so that calls go on while a long book is read and measured
+                document = await asyncio.to_thread(next, waiting, None)
+            if document is None:
+                return
+            await about(document, caller.ask).candidates()  # what counts is in the journal
 
-    async def estimate(self) -> Estimate:
-        """Count the calls that have no reply yet."""
-        tally = Tally(self.journal, self.counter, questions=self.settings.questions)
-        for document in self.shown("measuring"):
-            tally.estimate.num_documents += 1
-            tally.estimate.document_tokens += document.num_tokens
-            await self.about(document, tally.ask).candidates()
-        return tally.estimate
-
-    async def ask(self, answerer: Answerer, sending: Sending, num_calls: int, summary: Summary) -> None:
-        """Put every reply that can be had into the journal."""
-        with progress_bar("asking", total=num_calls, progress=self.progress) as advance:
-
-            def show() -> None:
-                spent = self.journal.spent
-                advance(1, f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out")
-
-            caller = Caller(answerer, journal=self.journal, sending=sending, counter=self.counter, advance=show)
+    try:
+        with _stopped_by_interrupt(caller):
+            workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
             try:
-                with _stopped_by_interrupt(caller):
-                    await self._ask_about_each(caller, sending.concurrency)
-            finally:
-                await answerer.close()
-        summary.num_answered, summary.failures = caller.num_answered, caller.failures
-        if isinstance(caller.stopped_by, RefusedError):
-            raise ConfigError(
-                f"the model cannot be asked: {caller.stopped_by}; check --base-url, --model and the key. "
-                f"What was answered is kept in {self.journal.path}"
-            )
-        summary.stopped_by = str(caller.stopped_by) if caller.stopped_by else None
+                await asyncio.gather(*workers)
+            except Exception as error:  # a document cannot be read: what is under way is paid for
+                caller.stop(error)
+                await asyncio.gather(*workers, return_exceptions=True)
+                raise
+    finally:
+        await caller.answerer.close()
 
-    async def _ask_about_each(self, caller: Caller, num_at_once: int) -> None:
-        """Work on as many documents at once as calls may be under way: each has at least one to send."""
-        waiting, turn = iter(self.documents), asyncio.Lock()
 
-        async def work() -> None:
-            while caller.stopped_by is None:
-                async with turn:  # and a thread, so that calls go on while a long book is read and measured
-                    document = await asyncio.to_thread(next, waiting, None)
-                if document is None:
-                    return
-                await self.about(document, caller.ask).candidates()  # what counts is in the journal
+def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
+    if isinstance(caller.stopped_by, RefusedError):
+        raise ConfigError(
+            f"the model cannot be asked: {caller.stopped_by}; check --base-url, --model and the key. "
+            f"What was answered is kept in {journal.path}"
+        )
+    if caller.stopped_by == _INTERRUPTED:
+        raise KeyboardInterrupt
+    summary.num_answered, summary.failures = caller.num_answered, caller.failures
+    summary.stopped_by = str(caller.stopped_by) if caller.stopped_by else None
 
-        workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
-        try:
-            await asyncio.gather(*workers)
-        except Exception as error:  # a document cannot be read: what is under way is paid for
-            caller.stop(error)
-            await asyncio.gather(*workers, return_exceptions=True)
-            raise
 
-    def records(self, summary: Summary) -> Iterator[dict[str, Any]]:
-        """Make every record that the journal's replies allow, in the documents' order."""
+def _records(
+    documents: Iterator[Document], about: About, journal: CallJournal, summary: Summary
+) -> Iterator[dict[str, Any]]:
+    """Make every record that the journal's replies allow, in the documents' order."""
 
-        async def find(call: Call) -> Reply | None:
-            return self.journal.find(call.key)
+    async def find(call: Call) -> Reply | None:
+        return journal.find(call.key)
 
-        for document in self.shown("writing"):
-            qa = self.about(document, find)
-            candidates = asyncio.run(qa.candidates())
-            summary.num_documents += 1
-            summary.num_unanswered += qa.num_unanswered
-            yield from make_records(qa, candidates, self.settings, summary.dropped)
+    for document in documents:
+        qa = about(document, find)
+        candidates = asyncio.run(qa.candidates())
+        summary.num_documents += 1
+        summary.num_unanswered += qa.num_unanswered
+        yield from qa.records(candidates, summary.dropped)
 
 
 @contextmanager
@@ -191,10 +222,9 @@ def _each_warning_once() -> Iterator[None]:
     said: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        is_known = message in said
-        said.add(message)
-        return not is_known
+        num_before = len(said)
+        said.add(record.getMessage())
+        return len(said) > num_before
 
     logger.addFilter(is_new)
     try:
@@ -213,3 +243,8 @@ def _check_out(out: Path, *, is_written_only: bool) -> None:
         raise ConfigError(
             f"there is no journal {journal_path(out)} to write from; leave out --from-journal to make one"
         )
+
+
+def _counts(counts: Counter[str]) -> str:
+    shown = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(_MOST_REASONS_SHOWN))
+    return shown + (", …" if len(counts) > _MOST_REASONS_SHOWN else "")

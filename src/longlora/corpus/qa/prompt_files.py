@@ -22,6 +22,7 @@ SHIPPED = Path(__file__).parent / "prompts"
 FOLDERS = {"book": "books", "paper": "papers"}
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_REPLY_FORM = re.compile(r"\{\{\s*reply_form\s*\}\}")
 _HEAD = re.compile(r"over:[ \t]*(\w*)[ \t]*\n---[ \t]*\n")
 _OF_QUESTIONS = ({"material", "count"}, {"what", "reply_form"})
 # Placeholders that a file must have, and those that it may have.
@@ -32,8 +33,6 @@ _KNOWN: dict[str, tuple[set[str], set[str]]] = {
     "judge": ({"material", "pairs"}, {"what"}),
     "condense": ({"material"}, set()),
 }
-_SHARED = ("reply_form", "judge", "condense")
-_SPECIAL = ("notes", "record")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,6 @@ class Template:
 class PromptSet:
     """All prompts for one kind of document."""
 
-    kind: str
     notes: Template
     record: Template
     judge: Template
@@ -77,10 +75,12 @@ def load_prompts(folder: Path | None = None) -> dict[str, PromptSet]:
     Raises:
         ConfigError: the folder holds no prompts, or a file lacks a placeholder or has an unknown one.
     """
-    if folder is not None:
-        _check_folder(folder)
-    shared = {name: _find(folder, "shared", name) for name in _SHARED}
-    return {kind: _load_set(kind, part, folder, shared) for kind, part in FOLDERS.items()}
+    if folder is not None and not any(any((folder / part).glob("*.txt")) for part in (*FOLDERS.values(), "shared")):
+        raise ConfigError(
+            f"--prompts {folder} must hold .txt files in books/, papers/ or shared/, found none; "
+            "`longlora corpus qa-prompts DIR` writes the package's own to begin with"
+        )
+    return {kind: _load_set(part, folder or SHIPPED) for kind, part in FOLDERS.items()}
 
 
 def prompts_digest(prompts: Mapping[str, PromptSet]) -> str:
@@ -100,39 +100,25 @@ def write_prompts(folder: Path) -> None:
     shutil.copytree(SHIPPED, folder)
 
 
-def _check_folder(folder: Path) -> None:
-    known = {*FOLDERS.values(), "shared"}
-    found = {path.parent.name for path in folder.glob("*/*.txt")} if folder.is_dir() else set()
-    if not found & known:
-        raise ConfigError(
-            f"--prompts {folder} must hold .txt files in books/, papers/ or shared/, found none; "
-            "`longlora corpus qa-prompts DIR` writes the package's own to begin with"
-        )
+def _load_set(part: str, folder: Path) -> PromptSet:
+    def find(name: str, part: str = part) -> Template:
+        path = folder / part / f"{name}.txt"
+        return _read(path if path.is_file() else SHIPPED / part / path.name)
 
-
-def _load_set(kind: str, part: str, folder: Path | None, shared: Mapping[str, Template]) -> PromptSet:
     own, shipped = (
-        sorted(path.stem for path in (place / part).glob("*.txt") if path.stem not in _SPECIAL)
-        for place in (folder or SHIPPED, SHIPPED)
+        sorted(path.stem for path in (place / part).glob("*.txt") if path.stem not in ("notes", "record"))
+        for place in (folder, SHIPPED)
     )
-    form = shared["reply_form"].text.strip()
-    found = [_find(folder, part, name) for name in own or shipped]
+    form = find("reply_form", "shared").text.strip()
+    questions = [find(name) for name in own or shipped]
     return PromptSet(
-        kind=kind,
-        notes=_find(folder, part, "notes"),
-        record=_find(folder, part, "record"),
-        judge=shared["judge"],
-        condense=shared["condense"],
+        notes=find("notes"),
+        record=find("record"),
+        judge=find("judge", "shared"),
+        condense=find("condense", "shared"),
         # The form is a part of each prompt and so of its digest.
-        questions=tuple(
-            replace(one, text=re.sub(r"\{\{\s*reply_form\s*\}\}", lambda _: form, one.text)) for one in found
-        ),
+        questions=tuple(replace(one, text=_REPLY_FORM.sub(lambda _: form, one.text)) for one in questions),
     )
-
-
-def _find(folder: Path | None, part: str, name: str) -> Template:
-    path = (folder or SHIPPED) / part / f"{name}.txt"
-    return _read(path if path.is_file() else SHIPPED / part / f"{name}.txt")
 
 
 def _read(path: Path) -> Template:
