@@ -10,7 +10,7 @@ from longlora.corpus.extract import Settings
 _extract = shelf._extract
 
 
-def die_of_b(path: Path, settings: Settings, with_sketch: bool) -> Any:
+def die_of_b(path: Path, settings: Settings) -> Any:
     if path.name == "b.md":
         os._exit(1)
-    return _extract(path, settings, with_sketch)
+    return _extract(path, settings)

@@ -1,5 +1,6 @@
 """Files that give no text are named with a reason that tells what to do."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from longlora.corpus.extract import Settings, check_engine, check_installed, extract, find_files
+from longlora.corpus.extract import Settings, check_engine, check_installed, extract, find_files, read_by_docling
 from longlora.corpus.markup import UnreadableFileError
-from longlora.corpus.with_docling import read_by_docling
 from longlora.errors import ConfigError, DataError
 
 
@@ -106,6 +106,7 @@ def test_pages_without_text_are_noted(tmp_path: Path) -> None:
         ("a.html", b"<html><script>1</script></html>", "without text"),
         ("a.txt", "café".encode("latin-1"), "not UTF-8 text; convert it"),
         ("a.txt", b"a\0b", "no text: it holds NUL characters"),
+        ("a.html", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "no text: it holds NUL characters"),
         ("a.md", b"---\ntitle: x\n---\n", "without text"),
     ],
 )
@@ -144,6 +145,29 @@ def test_a_file_that_vanished(tmp_path: Path) -> None:
         extract(tmp_path / "gone.txt", Settings())
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(DataError, match=r"a\.txt is a pipe or a device, .* save it as a file first"):
+        find_files([str(tmp_path / "a.txt")])
+
+
+def test_a_pdf_is_known_by_its_content(tmp_path: Path) -> None:
+    record = extract(save(tmp_path / "a.pdf", write).rename(tmp_path / "a.html"), Settings())
+    assert (record.kind, record.text) == ("pdf", "A page with a line of text on it.")
+
+
+def test_a_document_of_which_nothing_is_left_is_no_record(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        for number, text in enumerate(["References", "[1] One. 1999.", "[2] Two. 2001.", "[3] Three. 2020."]):
+            canvas.setFont("Helvetica" if number else "Helvetica-Bold", 12)
+            canvas.drawString(72, 700 - 15 * number, text)
+
+    path = save(tmp_path / "a.pdf", act)
+    with pytest.raises(UnreadableFileError, match=r"without text .*; references left out \(10 words\)"):
+        extract(path, Settings())
+    assert "One." in extract(path, Settings(references="keep")).text
+
+
 def test_sources(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.txt", "sub/a.PDF", ".hidden.txt", "c.docx"):
@@ -179,8 +203,9 @@ def test_docling_as_its_documentation_has_it(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UnreadableFileError, match="docling: stage 1 failed"):
         read_by_docling(tmp_path / "a.pdf")
     result.errors = []
-    with pytest.raises(UnreadableFileError, match="docling finds no text"):
-        read_by_docling(tmp_path / "a.pdf")
+    monkeypatch.setattr("longlora.corpus.extract.version", lambda package: "2.0")
+    with pytest.raises(UnreadableFileError, match="without text"):
+        extract(save(tmp_path / "a.pdf"), Settings(engine="docling"))
 
 
 def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,5 +221,5 @@ def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_engine_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longlora.corpus.with_docling.has_docling", lambda: False)
+    monkeypatch.setattr("longlora.corpus.extract.has_docling", lambda: False)
     assert "pypdfium2" in extract(save(tmp_path / "a.pdf", write), Settings(engine="auto")).tool

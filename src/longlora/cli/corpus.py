@@ -66,7 +66,7 @@ def from_pdf(
         for name, earlier in result.marked.items():
             typer.echo(f"  marked {name}: nearly the same text as {earlier}")
         typer.echo(f"next: set data.source to {out / RECORDS_FILE}")
-    if not result.has_texts:
+    if not result.num_written + result.num_done_before:
         raise typer.Exit(1)
 
 

@@ -47,16 +47,11 @@ class Record:
     title: str
     file: str
     kind: str
-    pages: int
-    """Pages of a PDF, parts of an e-book, else 1."""
-    sha256: str
-    """Of the file."""
-    tool: str
-    """Program, library and version that made the text."""
-    notes: list[str]
-    """What a reader should know of: pages without text, references left out."""
-    near_duplicate_of: str | None = None
-    """An earlier file with nearly the same text, where such are marked."""
+    pages: int  # of a PDF; parts of an e-book, else 1
+    sha256: str  # of the file
+    tool: str  # program, library and version that made the text
+    notes: list[str]  # what a reader should know of: pages without text, references left out
+    near_duplicate_of: str | None = None  # an earlier file with nearly the same text, where such are marked
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as they stand in the corpus."""
@@ -79,6 +74,8 @@ def find_files(sources: list[str]) -> list[Path]:
             files += found
         elif not path.exists():
             raise DataError(f"{source} does not exist; name files or folders")
+        elif not path.is_file():
+            raise DataError(f"{source} is a pipe or a device, which cannot be read twice; save it as a file first")
         elif path.suffix.lower() not in SUFFIXES:
             raise DataError(f"{source} is of no kind that is read; these are: {', '.join(SUFFIXES)}")
         else:
@@ -131,10 +128,17 @@ def extract(path: Path, settings: Settings) -> Record:
     """
     try:
         digest = sha256_of(path)
-        kind = SUFFIXES[path.suffix.lower()]
-        marked, tool, notes = _read(path, kind, settings)
+        with path.open("rb") as file:
+            begin = file.read(1024)
+        if not begin:
+            raise UnreadableFileError("empty: it holds no bytes")
+        # A server may give a PDF under the address of a page.
+        kind = "pdf" if begin.startswith(b"%PDF-") else SUFFIXES[path.suffix.lower()]
+        marked, tool, notes = _read_pdf(path, settings) if kind == "pdf" else (_MARKUP[kind](path), "", [])
     except OSError as error:
         raise UnreadableFileError(f"unreadable ({error.strerror or error})") from error
+    if not marked.text.strip():
+        raise UnreadableFileError("; ".join(["without text that training could use", *notes]))
     return Record(
         text=marked.text,
         title=marked.title or path.stem,
@@ -147,13 +151,12 @@ def extract(path: Path, settings: Settings) -> Record:
     )
 
 
-def _read(path: Path, kind: str, settings: Settings) -> tuple[MarkedText, str, list[str]]:
-    if path.stat().st_size == 0:
-        raise UnreadableFileError("empty: it holds no bytes")
-    if kind != "pdf":
-        return _MARKUP[kind](path), "", []
-    from longlora.corpus.with_docling import has_docling, read_by_docling
+def has_docling() -> bool:
+    """Tell whether docling can be imported."""
+    return find_spec("docling") is not None
 
+
+def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str, list[str]]:
     if settings.engine == "docling" or (settings.engine == "auto" and has_docling()):
         return read_by_docling(path), f", docling {version('docling')}", []
     from longlora.corpus.pdf.document import read_pdf
@@ -169,3 +172,20 @@ def _read(path: Path, kind: str, settings: Settings) -> tuple[MarkedText, str, l
         notes.append(f"references left out ({read.reference_words_dropped} words)")
     marked = MarkedText(text=read.text, title=read.title, num_parts=read.num_pages)
     return marked, f", pypdfium2 {version('pypdfium2')}", notes
+
+
+def read_by_docling(path: Path) -> MarkedText:
+    """Read a PDF as the Markdown of docling, which finds headings, tables and formulas with models of its own.
+
+    longlora's tests do not run docling, which is not among what they install.
+
+    Raises:
+        UnreadableFileError: docling cannot convert it.
+    """
+    from docling.document_converter import DocumentConverter
+
+    result = DocumentConverter().convert(path, raises_on_error=False)
+    if result.document is None or result.errors:
+        raise UnreadableFileError(f"docling: {'; '.join(str(error) for error in result.errors) or 'no document'}")
+    text = result.document.export_to_markdown()
+    return MarkedText(text=text, title=result.document.name or "", num_parts=len(result.document.pages))

@@ -16,6 +16,7 @@ _BLOCKS = (
 _NO_TEXT = "script style noscript template svg math nav header footer aside form button iframe object head".split()
 _LAYOUT = ["table", "h1", "h2", "h3"]
 _NOTE_TYPES = re.compile(r"\b(noteref|pagebreak)\b")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _ENCRYPTION = "META-INF/encryption.xml"
 # Fonts may be scrambled in a book that is free to read.
 _FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
@@ -38,11 +39,13 @@ def read_html(path: Path) -> MarkedText:
     """Read a web page: the paragraphs, headings and list items of what trafilatura takes for its main part.
 
     Raises:
-        UnreadableFileError: it holds no text.
+        UnreadableFileError: it is no text.
     """
     content = path.read_bytes()
+    if b"\0" in content and content[:2] not in _UTF16_MARKS:
+        raise UnreadableFileError("no text: it holds NUL characters")
     title, paragraphs = _page_text(content)
-    return _checked(MarkedText(text="\n\n".join(_main_part(content, paragraphs)), title=title))
+    return MarkedText(text="\n\n".join(_main_part(content, paragraphs)), title=title)
 
 
 def _main_part(content: bytes, paragraphs: list[str]) -> list[str]:
@@ -62,7 +65,7 @@ def read_epub(path: Path) -> MarkedText:
     """Read an e-book: the parts of its spine, in order.
 
     Raises:
-        UnreadableFileError: no zip file, no book inside, protected, or without text.
+        UnreadableFileError: no zip file, no book inside, or protected.
     """
     from lxml import etree
 
@@ -79,32 +82,32 @@ def read_epub(path: Path) -> MarkedText:
         raise UnreadableFileError(f"damaged or protected ({error})") from error
     title = root.findtext(".//{http://purl.org/dc/elements/1.1/}title") or ""
     texts = [text for text in texts if text]
-    return _checked(MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts)))
+    return MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts))
 
 
 def read_markdown(path: Path) -> MarkedText:
     """Read Markdown as it is written; a block of settings at its top is left out, its first heading is the title.
 
     Raises:
-        UnreadableFileError: not UTF-8, or empty.
+        UnreadableFileError: it is not UTF-8.
     """
     text = re.sub(r"\A---\n.*?\n(---|\.\.\.)\n", "", _decoded(path), flags=re.DOTALL)
     heading = re.search(r"^#{1,6}\s+(.+?)\s*#*$", text, re.MULTILINE)
-    return _checked(MarkedText(text=text.strip(), title=heading.group(1) if heading else ""))
+    return MarkedText(text=text.strip(), title=heading.group(1) if heading else "")
 
 
 def read_plain(path: Path) -> MarkedText:
     """Read a text as it is; nothing is reflowed.
 
     Raises:
-        UnreadableFileError: not UTF-8, or empty.
+        UnreadableFileError: it is not UTF-8.
     """
-    return _checked(MarkedText(text=_decoded(path).strip(), title=""))
+    return MarkedText(text=_decoded(path).strip(), title="")
 
 
 def _decoded(path: Path) -> str:
     content = path.read_bytes()
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = "utf-16" if content[:2] in _UTF16_MARKS else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -112,12 +115,6 @@ def _decoded(path: Path) -> str:
     if "\0" in text:
         raise UnreadableFileError("no text: it holds NUL characters")
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _checked(marked: MarkedText) -> MarkedText:
-    if not marked.text.strip():
-        raise UnreadableFileError("without text")
-    return marked
 
 
 def _page_text(content: bytes) -> tuple[str, list[str]]:
