@@ -7,6 +7,7 @@ whatever follows ends it.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,13 +16,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.conversations import Message, is_learned
-from longlora.data.template_text import (
-    ChatWriter,
-    Span,
-    UnusableConversationError,
-    marked_template,
-    with_functions,
-)
+from longlora.data.template_text import ChatWriter, Span, UnusableConversationError, marked_template, with_functions
 from longlora.errors import ConfigError
 
 Method = Literal["marks", "search"]
@@ -37,8 +32,7 @@ class Answers:
     text: str
     spans: list[Span]
     method: Method
-    are_ended: bool
-    """Every answer ends with a token that ends the turn."""
+    are_ended: bool  # every answer ends with a token that ends the turn
 
 
 def find_answers(
@@ -58,7 +52,9 @@ def find_answers(
         longer, spans = found
         if longer == text or (longer.startswith(text) and spans and spans[-1][0] < len(text) < spans[-1][1]):
             if not all(is_learned(m) for m in messages if m["role"] == "assistant"):
-                spans = _of_learned(spans, messages, places_of(writer, messages, text))
+                starts = [start for start, _ in places_of(writer, messages, text)]
+                # A message may have several spans: each is of the last one that begins before it ends.
+                spans = [span for span in spans if is_learned(messages[max(bisect_left(starts, span[1]) - 1, 0)])]
             return Answers(longer, spans, "marks", are_ended=True)
     return _search(writer, messages, text)
 
@@ -99,24 +95,13 @@ def place_of(
     raise UnusableConversationError("whose messages cannot be told apart in what the model's chat template writes")
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase) -> Method:
-    """See that the tokenizer's template writes answers, and tell how they are found.
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that the tokenizer's template writes answers.
 
     Raises:
         ConfigError: it does not.
     """
-    template = ChatWriter(tokenizer).template
-    _frame(tokenizer, template)
-    return "marks" if marked_template(tokenizer, template) is not None else "search"
-
-
-def _of_learned(spans: list[Span], messages: Sequence[Message], places: Sequence[Span]) -> list[Span]:
-    """Keep the spans of the answers that are learned; a message may have several."""
-
-    def owner(span: Span) -> Message:
-        return messages[max((i for i, (start, _) in enumerate(places) if start < span[1]), default=0)]
-
-    return [span for span in spans if is_learned(owner(span))]
+    _frame(tokenizer, ChatWriter(tokenizer).template)
 
 
 def _search(writer: ChatWriter, messages: Sequence[Message], text: str) -> Answers:
@@ -146,14 +131,10 @@ def _search(writer: ChatWriter, messages: Sequence[Message], text: str) -> Answe
 class _Frame:
     """What a template writes around answers."""
 
-    opening: str
-    """Before an answer, when it asks for one; the beginning of a thought is the answer's."""
-    closing: str
-    """After every answer; empty where it differs with what follows."""
-    stop: str
-    """The token that ends an answer where the template writes none after the last; empty where it does."""
-    tokens: re.Pattern[str]
-    """The tokenizer's added tokens."""
+    opening: str  # before an answer, when it asks for one; the beginning of a thought is the answer's
+    closing: str  # after every answer; empty where it differs with what follows
+    stop: str  # the token that ends an answer where none is written after the last; empty where one is
+    tokens: re.Pattern[str]  # the tokenizer's added tokens
 
     def end_of(self, gap: str, next_role: str) -> tuple[int, bool]:
         """How much of the text up to the next message is the answer's, and whether it ends the turn."""

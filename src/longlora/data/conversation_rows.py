@@ -26,6 +26,15 @@ _COUNTS = (
     *("num_rows", "num_tokens", "num_learned", "num_shortened", "num_cut"),
     *("num_searched", "num_without_end", "num_thoughts_dropped"),
 )
+_WARNINGS = {
+    "num_thoughts_dropped": "%(num_thoughts_dropped)d thoughts of earlier answers are not learned: the chat template "
+    "leaves them out, as it does in use",
+    "num_without_end": "the end of a turn is not learned in %(num_without_end)d conversations: the chat template "
+    "writes no token after an answer that ends it, and a model trained so does not stop by itself; use a template that "
+    "does",
+    "num_shortened": "%(num_shortened)d conversations exceed context_length=%(context_length)d: %(num_cut)d tokens "
+    "were cut out of the middle of their documents",
+}
 
 
 def tokenize_conversations(
@@ -39,14 +48,7 @@ def tokenize_conversations(
     """Encode every conversation by the tokenizer's chat template, as `encode_conversation` does it.
 
     What had to be cut, and what could not be used and why, is counted and told, also when the result is found in
-    `cache_dir` again.
-
-    Args:
-        source: conversations from `read_conversations`.
-        tokenizer: with a chat template.
-        context_length: most tokens of a conversation.
-        cache_dir: folder that may grow by eight bytes per token; by default `longlora` in the user's cache folder.
-        show_progress: whether to draw a bar that counts conversations and tokens.
+    `cache_dir` again: it is `longlora` in the user's cache folder unless given, and grows by eight bytes per token.
 
     Returns:
         Columns `name` (string), `input_ids` and `labels` (lists of int32), one row per conversation.
@@ -74,12 +76,8 @@ def tokenize_conversations(
 def pack_conversations(conversations: Dataset, *, context_length: int, packing: bool = True) -> Dataset:
     """Put whole conversations together into rows of up to `context_length` tokens, the longest first (best fit).
 
-    The rows are written beside the conversations' own file and found there again.
-
-    Args:
-        conversations: columns `input_ids` and `labels`, as `tokenize_conversations` returns.
-        context_length: most tokens of a row.
-        packing: False makes a row of each conversation, as the original implementation does.
+    Without `packing` each conversation is a row, as in the original implementation. The rows are written beside the
+    conversations' own file and found there again.
 
     Returns:
         Columns `input_ids`, `labels` and `seq_lengths`, the lengths of the conversations in the row: what TRL's
@@ -94,11 +92,9 @@ def pack_conversations(conversations: Dataset, *, context_length: int, packing: 
     with packing_beside(conversations):
         if packing:
             return pack_dataset(columns, context_length, strategy="bfd", map_kwargs={"desc": "Packing"})
-        return columns.map(_add_length, features=_ROW_FEATURES, desc="Measuring")
-
-
-def _add_length(row: dict[str, list[int]]) -> dict[str, list[int]]:
-    return {"seq_lengths": [len(row["input_ids"])]}
+        return columns.map(
+            lambda row: {"seq_lengths": [len(row["input_ids"])]}, features=_ROW_FEATURES, desc="Measuring"
+        )
 
 
 def _write_conversations(
@@ -108,7 +104,7 @@ def _write_conversations(
     context_length: int,
     show_progress: bool,
 ) -> Summary:
-    summary: Summary = dict.fromkeys(_COUNTS, 0)
+    summary = Counter(dict.fromkeys(_COUNTS, 0))
     unusable: Counter[str] = Counter()
     unread: Counter[str] = Counter()
     with progress_bar("Tokenizing conversations", total=source.num_documents, progress=show_progress) as advance:
@@ -122,14 +118,16 @@ def _write_conversations(
                 unusable[str(error)] += 1
                 continue
             writer.write({"name": name, "input_ids": encoded.input_ids, "labels": encoded.labels})
-            summary["num_rows"] += 1
-            summary["num_tokens"] += len(encoded.input_ids)
-            summary["num_learned"] += sum(label != IGNORED for label in encoded.labels)
-            summary["num_shortened"] += encoded.num_cut > 0
-            summary["num_cut"] += encoded.num_cut
-            summary["num_searched"] += encoded.method == "search"
-            summary["num_without_end"] += not encoded.are_ended
-            summary["num_thoughts_dropped"] += encoded.num_thoughts_dropped
+            summary.update(
+                num_rows=1,
+                num_tokens=len(encoded.input_ids),
+                num_learned=sum(label != IGNORED for label in encoded.labels),
+                num_shortened=encoded.num_cut > 0,
+                num_cut=encoded.num_cut,
+                num_searched=encoded.method == "search",
+                num_without_end=not encoded.are_ended,
+                num_thoughts_dropped=encoded.num_thoughts_dropped,
+            )
             unread.update(f"column {column!r}" for column in conversation.unread)
             unread.update(f"message field {field!r}" for field in encoded.unread)
     return {**summary, "unusable": dict(unusable), "unread": dict(unread)}
@@ -138,41 +136,23 @@ def _write_conversations(
 def _tell(summary: Summary, context_length: int) -> None:
     counts = {**summary, "context_length": context_length}
     logger.info("%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers", counts)
-    logger.info("%s", _who_decided(summary))
+    if not summary["num_searched"]:
+        found = "answers were found by the marks of the chat template, its own or those that TRL knows for it"
+    elif summary["num_searched"] < summary["num_rows"]:
+        found = (
+            "answers were found by TRL's marks for the chat template, in %(num_searched)d of %(num_rows)d "
+            "conversations by a search: TRL's template for training writes those otherwise than the model's own"
+        )
+    else:
+        found = "answers were found by a search: the chat template marks none, and TRL has no marks for it"
+    logger.info(found, counts)
     if summary["unread"]:
         logger.info("not read: %s", ", ".join(f"{what} ({count} rows)" for what, count in summary["unread"].items()))
-    if summary["num_thoughts_dropped"]:
-        logger.warning(
-            "%(num_thoughts_dropped)d thoughts of earlier answers are not learned: the chat template leaves them out, "
-            "as it does in use",
-            counts,
-        )
-    if summary["num_without_end"]:
-        logger.warning(
-            "the end of a turn is not learned in %(num_without_end)d conversations: the chat template writes no token "
-            "after an answer that ends it, and a model trained so does not stop by itself; use a template that does",
-            counts,
-        )
-    if summary["num_shortened"]:
-        logger.warning(
-            "%(num_shortened)d conversations exceed context_length=%(context_length)d: %(num_cut)d tokens were cut out "
-            "of the middle of their documents",
-            counts,
-        )
+    for what, warning in _WARNINGS.items():
+        if summary[what]:
+            logger.warning(warning, counts)
     if summary["unusable"]:
         logger.warning("left out %s", _reasons(summary))
-
-
-def _who_decided(summary: Summary) -> str:
-    searched, rows = summary["num_searched"], summary["num_rows"]
-    if not searched:
-        return "answers were found by the marks of the chat template, its own or those that TRL knows for it"
-    if searched < rows:
-        return (
-            f"answers were found by TRL's marks for the chat template, in {searched} of {rows} conversations by a "
-            "search: TRL's template for training writes those otherwise than the model's own"
-        )
-    return "answers were found by a search: the chat template marks none, and TRL has no marks for it"
 
 
 def _reasons(summary: Summary) -> str:

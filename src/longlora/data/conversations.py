@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longlora.data.row_readers import ItemKind, UnreadableError, UnusableError, is_unicode, text_of
+from longlora.data.row_readers import ItemKind, UnreadableError, UnusableError, check_unicode, text_of
 
 Message = dict[str, Any]
 """`role` (system, developer, user, assistant or tool), `content` as text, and what else the row says of it:
@@ -45,10 +45,8 @@ class Conversation:
     """
 
     messages: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...] = ()
-    """Functions that the assistant may call, as JSON schemas."""
-    unread: tuple[str, ...] = ()
-    """Columns of the row that nothing was taken from."""
+    tools: tuple[dict[str, Any], ...] = ()  # functions that the assistant may call, as JSON schemas
+    unread: tuple[str, ...] = ()  # columns of the row that nothing was taken from
 
 
 def is_learned(message: Message) -> bool:
@@ -67,8 +65,7 @@ def _conversation(row: Mapping[str, Any]) -> Conversation:
             raise UnusableError(f"with a column {name!r}, which is not supported (docs/conversations.md)")
     messages = _with_system(_FORMS[form](row), text_of(row, "system"))
     tools = _tools(row.get("tools"))
-    if not is_unicode(json.dumps([messages, tools], ensure_ascii=False, default=str)):
-        raise UnusableError("not UTF-8 text")
+    check_unicode(json.dumps([messages, tools], ensure_ascii=False, default=str))
     _check_answers(messages)
     return Conversation(messages, tools, tuple(name for name in given if name not in _WEIGHTS))
 
@@ -95,18 +92,26 @@ def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
     history = row.get("history") or []
     if not isinstance(history, list) or not all(_is_pair(said) for said in history):
         raise UnusableError("with a history that is no list of pairs of texts")
-    earlier = [message for asked, answered in history for message in (_user(asked), _assistant(answered))]
-    return (*earlier, _user(question), _assistant(text_of(row, "output")))
+    turns = [*history, (question, text_of(row, "output"))]
+    return tuple(
+        message for asked, answered in turns for message in (_said("user", asked), _said("assistant", answered))
+    )
 
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
+def _said(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
+
+
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Read a prompt, whose answers are not learned, and its completion; each a text or messages."""
     prompt, completion = row["prompt"], row["completion"]
-    asked = (_user(prompt),) if isinstance(prompt, str) else _messages(prompt, are_learned=False)
-    return asked + ((_assistant(completion),) if isinstance(completion, str) else _messages(completion))
+    asked = (_said("user", prompt),) if isinstance(prompt, str) else _messages(prompt)
+    asked = tuple({**message, "weight": 0} if message["role"] == "assistant" else message for message in asked)
+    return asked + ((_said("assistant", completion),) if isinstance(completion, str) else _messages(completion))
 
 
 _FORMS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Message, ...]]] = {
@@ -115,19 +120,15 @@ _FORMS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Message, ...]]
     ("prompt", "completion"): _from_prompt,
     ("conversations",): lambda row: _messages(row["conversations"]),
 }
-# Read where they are there.
-_BESIDE = {"instruction": ("input", "history")}
+_BESIDE = {"instruction": ("input", "history")}  # read where they are there
 
 
-def _messages(values: Any, *, are_learned: bool = True) -> tuple[Message, ...]:
+def _messages(values: Any) -> tuple[Message, ...]:
     if not isinstance(values, Sequence | None) or isinstance(values, str):
         raise UnusableError(f"with {type(values).__name__} instead of a list of messages")
     if not values:
         raise UnusableError("without messages")
-    messages = tuple(_message(value) for value in values)
-    if not are_learned:
-        messages = tuple({**m, "weight": 0} if m["role"] == "assistant" else m for m in messages)
-    return messages
+    return tuple(_message(value) for value in values)
 
 
 def _message(value: Any) -> Message:
@@ -197,9 +198,10 @@ def _with_calls(message: Message) -> Message:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise UnusableError("with tool_calls without a function's name")
         arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            arguments = _json(arguments, "with tool_calls whose arguments are not JSON")
-        function["arguments"] = arguments
+        is_text = isinstance(arguments, str)
+        function["arguments"] = (
+            _json(arguments, "with tool_calls whose arguments are not JSON") if is_text else arguments
+        )
     return {**message, "tool_calls": [call if "function" in call else _function(call) for call in calls]}
 
 
@@ -245,14 +247,6 @@ def _json(text: Any, complaint: str) -> Any:
 
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def _assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
 
 
 def _no_conversation(text: str) -> Conversation:

@@ -41,12 +41,7 @@ def tokenize_documents(
 
     The result is memory-mapped from `cache_dir` (default: `longlora` in the user's cache folder) and found there again
     while source and tokenizer are the same. Processes that ask for the same at once wait for the first of them.
-
-    Args:
-        source: documents from `read_documents`.
-        tokenizer: any tokenizer of transformers; documents may be longer than its `model_max_length`.
-        cache_dir: folder that may grow by four bytes per token.
-        show_progress: whether to draw a bar that counts documents and tokens.
+    Documents may be longer than the tokenizer's `model_max_length`. The cache grows by four bytes per token.
 
     Returns:
         Columns `name` (string) and `input_ids` (list of int32), one row per document.
@@ -71,10 +66,7 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
     The rows are written beside the documents' own file and found there again; rows of documents in memory stay there.
     Processes that ask for the same at once wait for the first of them.
 
-    Args:
-        documents: a column `input_ids`, as `tokenize_documents` returns.
-        context_length: tokens per row.
-        cross_document_attention: whether a row counts as one piece, whatever documents it holds.
+    With `cross_document_attention` a row counts as one piece, whatever documents it holds.
 
     Returns:
         Columns `input_ids` and `seq_lengths`, the lengths of the pieces of documents in the row: what TRL's collator
@@ -107,24 +99,22 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
 def count_tokens(documents: Dataset) -> int:
     """Count the tokens of a column `input_ids`."""
     tables = documents.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
-    # An empty sum is null.
-    return sum(
-        pyarrow.compute.sum(pyarrow.compute.list_value_length(table["input_ids"])).as_py() or 0 for table in tables
-    )
+    lengths = (pyarrow.compute.list_value_length(table["input_ids"]) for table in tables)
+    return sum(pyarrow.compute.sum(each).as_py() or 0 for each in lengths)  # an empty sum is null
 
 
 def _write_documents(
     writer: ArrowWriter, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, show_progress: bool
 ) -> Summary:
-    num_documents = num_tokens = 0
+    summary = {"num_rows": 0, "num_tokens": 0}
     with progress_bar("Tokenizing documents", total=source.num_documents, progress=show_progress) as advance:
         for names, texts in _batches(source):
             batch_ids = _tokenize(texts, tokenizer)
             writer.write_batch({"name": names, "input_ids": batch_ids})
-            num_documents += len(names)
-            num_tokens += sum(map(len, batch_ids))
-            advance(len(names), f"{num_tokens:,} tokens")
-    return {"num_rows": num_documents, "num_tokens": num_tokens}
+            summary["num_rows"] += len(names)
+            summary["num_tokens"] += sum(map(len, batch_ids))
+            advance(len(names), f"{summary['num_tokens']:,} tokens")
+    return summary
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -8,7 +8,7 @@ where the question stands, and the answers are never cut.
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
@@ -34,16 +34,11 @@ class EncodedConversation:
 
     input_ids: list[int]
     labels: list[int]
-    num_cut: int
-    """Tokens taken out of the middle of the longest message."""
-    method: Method
-    """How the answers were found."""
-    are_ended: bool
-    """Every answer is learned to the end of its turn."""
-    num_thoughts_dropped: int
-    """Thoughts of earlier answers that the template leaves out, as it does in use."""
-    unread: tuple[str, ...]
-    """Fields of messages that the template does not read."""
+    num_cut: int  # tokens taken out of the middle of the longest message
+    method: Method  # how the answers were found
+    are_ended: bool  # every answer is learned to the end of its turn
+    num_thoughts_dropped: int  # of earlier answers, which the template leaves out, as it does in use
+    unread: tuple[str, ...]  # fields of messages that the template does not read
 
 
 def encode_conversation(
@@ -60,12 +55,8 @@ def encode_conversation(
     that the template writes after it. What the template writes to ask for an answer is not learned, unless TRL marks
     it. A token that holds characters of an answer and of what stands beside it is learned.
 
-    Args:
-        tokenizer: with a chat template; `ensure_chat_template` gives it the paper's if it has none.
-        messages: as `Conversation` holds them.
-        context_length: most tokens of the result.
-        tools: as `Conversation` holds them.
-        method: "search" finds answers without marks, "marks" and None with them where there are any.
+    Messages and tools are as `Conversation` holds them; the tokenizer has a chat template (`ensure_chat_template`).
+    `method="search"` finds answers without marks; otherwise marks are used where there are any.
 
     Raises:
         UnusableConversationError: the template does not take the messages or leaves out what they say, the answers and
@@ -83,9 +74,8 @@ def encode_conversation(
     for begin, end in answers.spans:
         for index in range(bisect_right(ends, begin), bisect_left(starts, end)):
             labels[index] = ids[index]
-    excess = len(ids) - context_length
     cut = range(0)
-    if excess > 0:
+    if (excess := len(ids) - context_length) > 0:
         cut = _cut(starts, _cuttable(writer, messages, written), excess)
         if any(label != IGNORED for label in labels[cut.start : cut.stop]):
             raise UnusableConversationError("whose document cannot be told apart from an answer")
@@ -103,8 +93,8 @@ def encode_conversation(
     )
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Method:
-    """See that a tokenizer's answers can be found again among its tokens, and tell how they are found.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that a tokenizer's answers can be found again among its tokens.
 
     Raises:
         ConfigError: it does not tell characters, or its chat template does not write answers.
@@ -114,7 +104,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Method:
             f"{type(tokenizer).__name__} does not tell which characters its tokens stand for, which fine-tuning on "
             "answers needs; use the model's fast tokenizer (tokenizer.json)"
         )
-    return check_template(tokenizer)
+    check_template(tokenizer)
 
 
 def _characters(offsets: Sequence[Span]) -> tuple[list[int], list[int]]:
@@ -145,18 +135,15 @@ def _whole_character(starts: Sequence[int], index: int) -> int:
 
 
 def _cuttable(writer: ChatWriter, messages: Sequence[Message], text: str) -> Span:
+    """The part of the longest message that may be cut: all between its first and its last line, where questions stand.
+
+    A message that is mostly one of these lines is cut anywhere but in its first and last hundred characters.
+    """
     asked = [index for index, message in enumerate(messages) if message["role"] in ("user", "tool")]
     if not asked:
         raise UnusableConversationError("whose answers alone exceed context_length")
     longest = max(asked, key=lambda index: len(messages[index]["content"]))
-    return _between_first_and_last_line(text, *place_of(writer, messages, text, longest))
-
-
-def _between_first_and_last_line(text: str, start: int, end: int) -> Span:
-    """The part of a message that may be cut: all between its first and its last line, where questions stand.
-
-    A message that is mostly one of these lines is cut anywhere but in its first and last hundred characters.
-    """
+    start, end = place_of(writer, messages, text, longest)
     lines = [(start + line.start(), start + line.end()) for line in re.finditer(r"[^\n]*\S[^\n]*", text[start:end])]
     if len(lines) > 2 and lines[-1][0] - lines[0][1] > (end - start) // 2:
         return lines[0][1], lines[-1][0]
@@ -172,33 +159,21 @@ def show_example(
 ) -> None:
     """Print a conversation as the model is given it, what is learned in green, or between ⟦ and ⟧ without colours.
 
-    Args:
-        tokenizer: that made the ids.
-        input_ids: of one conversation.
-        labels: one for each, `IGNORED` where nothing is learned.
-        console: by default on stderr.
+    The console is by default on stderr.
     """
     console = console or Console(stderr=True)
-    left, right = ("", "") if console.color_system else ("⟦", "⟧")
+    left, right, how = ("", "", "in green") if console.color_system else ("⟦", "⟧", "in ⟦ ⟧")
     example = Text()
-    for is_learned, words in _runs(tokenizer, input_ids, labels):
+    for is_learned, pairs in groupby(zip(input_ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
+        ids = [token for token, _ in pairs]
         if is_learned:
-            example.append(f"{left}{words}{right}", style="bold green")
+            example.append(f"{left}{tokenizer.decode(ids)}{right}", style="bold green")
+            continue
+        if (num_left_out := len(ids) - 2 * _SHOWN_TOKENS) > 0:
+            first, last = tokenizer.decode(ids[:_SHOWN_TOKENS]), tokenizer.decode(ids[-_SHOWN_TOKENS:])
+            words = f"{first} … {num_left_out:,} tokens … {last}"
         else:
-            example.append(words, style="dim")
-    console.print(
-        Text("the first conversation, what is learned ").append("in green" if not left else "in ⟦ ⟧") + Text(":")
-    )
+            words = tokenizer.decode(ids)
+        example.append(words, style="dim")
+    console.print(Text(f"the first conversation, what is learned {how}:"))
     console.print(example, soft_wrap=True)
-
-
-def _runs(
-    tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]
-) -> Iterator[tuple[bool, str]]:
-    for is_learned, tokens in groupby(zip(input_ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
-        ids = [token for token, _ in tokens]
-        if is_learned or len(ids) <= 2 * _SHOWN_TOKENS:
-            yield is_learned, tokenizer.decode(ids)
-        else:
-            left_out = f" … {len(ids) - 2 * _SHOWN_TOKENS:,} tokens … "
-            yield False, tokenizer.decode(ids[:_SHOWN_TOKENS]) + left_out + tokenizer.decode(ids[-_SHOWN_TOKENS:])

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Literal, TypeVar, cast
 
@@ -48,19 +48,12 @@ class ItemKind(Generic[Item]):
     """What is read: how a row of a table, or a whole file, becomes an item."""
 
     name: str
-    """What one item is called."""
-    remedy: str
-    """What to do where nothing usable is found."""
-    column_remedy: str
-    """What to do where a table lacks the columns."""
-    missing: Callable[[set[str]], str]
-    """What a table with these columns lacks; empty if nothing."""
-    of_row: Callable[[Mapping[str, Any]], Item]
-    """Makes an item of a row; raises `UnusableError`."""
-    of_text: Callable[[str], Item]
-    """Makes an item of a file that is no table; raises `UnusableError` or `UnreadableError`."""
-    columns: list[str] | None = None
-    """Columns to read where a format lets one choose; None for all."""
+    remedy: str  # where nothing usable is found
+    column_remedy: str  # where a table lacks the columns
+    missing: Callable[[set[str]], str]  # what a table with these columns lacks; empty if nothing
+    of_row: Callable[[Mapping[str, Any]], Item]  # raises `UnusableError`
+    of_text: Callable[[str], Item]  # of a file that is no table; raises `UnusableError` or `UnreadableError`
+    columns: list[str] | None = None  # to read where a format lets one choose; None for all
 
     def check(self, columns: Iterable[str]) -> None:
         """See that a table has the columns.
@@ -99,20 +92,30 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def _usable(text: str) -> str:
-    """See that a tokenizer can take a text."""
     if not text.strip():
         raise UnusableError("empty")
-    if not is_unicode(text):
-        raise UnusableError("not UTF-8 text")
+    check_unicode(text)
     return text
 
 
-@dataclass
-class Skipped:
-    """What was left out: the count of each reason and the first few names."""
+def check_unicode(text: str) -> None:
+    """See that a string can be written as UTF-8; half a surrogate pair passes as JSON, but no tokenizer takes it.
 
-    counts: Counter[str] = field(default_factory=Counter)
-    names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    Raises:
+        UnusableError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableError("not UTF-8 text") from error
+
+
+class Skipped:
+    """What was left out: the first few names for each reason, and how many there were."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.names: dict[str, list[str]] = defaultdict(list)
 
     def add(self, reason: str, name: str) -> None:
         """Count one file or row."""
@@ -183,31 +186,17 @@ def _saved_rows(path: str, split: str, kind: ItemKind[Any]) -> Iterable[dict[str
 
 
 def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
-    missing = f"source {name!r} does not exist as a path, and "
     try:
         yield from load_dataset(name, split=split, streaming=True)
-    except ConnectionError as error:
-        raise DataError(
-            f"{missing}the hub could not be reached to look for a data set of that name ({first_line(error)}); "
-            "check the path or the connection"
-        ) from error
     # Streaming raises whatever its file system, decompressor or table reader does; nothing of ours runs in here.
     except Exception as error:
-        raise DataError(
-            f"{missing}it cannot be read as a hub data set with split={split!r}: {first_line(error)}"
-        ) from error
-
-
-def is_unicode(text: str) -> bool:
-    """Tell whether a string can be written as UTF-8.
-
-    Half a surrogate pair passes as JSON and as a Python string, but no tokenizer takes it.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        said = f"it cannot be read as a hub data set with split={split!r}: {first_line(error)}"
+        if isinstance(error, ConnectionError):
+            said = (
+                f"the hub could not be reached to look for a data set of that name ({first_line(error)}); "
+                "check the path or the connection"
+            )
+        raise DataError(f"source {name!r} does not exist as a path, and {said}") from error
 
 
 def _items(
@@ -221,8 +210,8 @@ def _items(
             item = kind.of_row(row)
         except UnusableError as error:
             skipped.add(str(error), f"{name}:{number}")
-            continue
-        yield f"{name}:{number}", item
+        else:
+            yield f"{name}:{number}", item
 
 
 def _read_text(path: Path) -> str:
@@ -236,22 +225,16 @@ def _read_text(path: Path) -> str:
         raise UnreadableError("not UTF-8 text") from error
     if "\0" in text:
         raise UnreadableError("not UTF-8 text")
-    # The same tokens whatever system the file was written on.
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n")  # the same tokens whatever system the file was written on
 
 
 def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _open(path) as stream:
-        values = _json_lines(stream) if _holds_json_lines(stream, path) else _json_list(stream)
-        for number, value in values:
+    with cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")) as stream:
+        for number, value in _json_lines(stream) if _holds_json_lines(stream, path) else _json_list(stream):
             if isinstance(value, dict):
                 yield number, value
             else:
                 skipped.add("not a JSON object", f"{path}:{number}")
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
 def _holds_json_lines(stream: IO[bytes], path: Path) -> bool:

@@ -37,14 +37,9 @@ class Source(Generic[Item]):
     `DataError` if nothing was left.
     """
 
-    identity: str
-    """Digest of all that decides the items: paths, sizes and times of files, hub name, split, column, limit."""
-
-    num_documents: int | None
-    """Most items there can be, where that is known before reading."""
-
+    identity: str  # digest of what decides the items: paths, sizes, times, hub name, split, column, limit
+    num_documents: int | None  # most items there can be, where that is known before reading
     read: Callable[[], Iterator[tuple[str, Item]]]
-    """Starts an iteration."""
 
     def __iter__(self) -> Iterator[tuple[str, Item]]:
         """Read the items from the first one on."""
@@ -106,12 +101,12 @@ def _identify(part: Part) -> list[object]:
     if part.kind == "hub":
         return ["hub", part.location]
     files = files_below(part.location) if part.kind == "saved" else [part.location]
-    return [part.kind, *(_stamp(file) for file in files)]
+    return [part.kind, *(_stamp(Path(file)) for file in files)]
 
 
-def _stamp(file: str) -> tuple[str, int, int]:
+def _stamp(file: Path) -> tuple[str, int, int]:
     try:
-        status = os.stat(file)
+        status = file.stat()
     except OSError:
         return os.path.abspath(file), -1, -1
     return os.path.abspath(file), status.st_size, status.st_mtime_ns

@@ -21,8 +21,7 @@ from longlora.errors import DataError
 from longlora.support.files import remove_partial, whole_directory
 from longlora.support.user_cache import user_cache
 
-Summary = dict[str, Any]
-"""Counts of what was written; `num_rows` among them."""
+Summary = dict[str, Any]  # counts of what was written, `num_rows` among them
 
 _TABLE_FILE = "documents.arrow"
 _SUMMARY_FILE = "summary.json"
@@ -39,13 +38,8 @@ def cached_dataset(
 ) -> tuple[Dataset, Summary]:
     """Memory-map a table from `cache_dir`, after writing it there if it is not yet.
 
-    Processes that ask for the same at once wait for the first of them.
-
-    Args:
-        identity: all that decides the table; must be writable as JSON.
-        fill: writes the rows and returns their summary.
-        features: the table's columns.
-        cache_dir: by default `longlora` in the user's cache folder.
+    Processes that ask for the same at once wait for the first of them. `identity` is all that decides the table, as
+    JSON; `fill` writes the rows. The folder is `longlora` in the user's cache folder unless given.
 
     Raises:
         ConfigError: there is no folder for a cache.
@@ -56,7 +50,7 @@ def cached_dataset(
     folder = cache / "tokenized" / key
     if present := _open_cache(folder):
         return present
-    try:
+    with _writing("tokenized documents", f"to {folder.parent}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if present := _open_cache(folder):  # whoever held the lock before us has done the work
@@ -64,18 +58,12 @@ def cached_dataset(
             remove_partial(folder)
             shutil.rmtree(folder, ignore_errors=True)  # damaged
             with whole_directory(folder) as partial:
-                with ArrowWriter(
-                    path=str(partial / _TABLE_FILE), features=features, writer_batch_size=_BATCH_ROWS
-                ) as writer:
+                table = str(partial / _TABLE_FILE)
+                with ArrowWriter(path=table, features=features, writer_batch_size=_BATCH_ROWS) as writer:
                     summary = fill(writer)
                     writer.finalize()
                 (partial / _SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
             return Dataset.from_file(str(folder / _TABLE_FILE)), summary
-    except OSError as error:
-        raise DataError(
-            f"tokenized documents cannot be written to {folder.parent} ({error.strerror or error}); "
-            "set data.cache_dir to a writable folder with room"
-        ) from error
 
 
 @contextmanager
@@ -85,12 +73,18 @@ def packing_beside(tokenized: Dataset) -> Iterator[None]:
     Raises:
         DataError: they cannot be written.
     """
+    lock = FileLock(f"{tokenized.cache_files[0]['filename']}.lock") if tokenized.cache_files else nullcontext()
+    with _writing("packed rows", "beside the tokenized documents"), lock:
+        yield
+
+
+@contextmanager
+def _writing(what: str, where: str) -> Iterator[None]:
     try:
-        with FileLock(f"{tokenized.cache_files[0]['filename']}.lock") if tokenized.cache_files else nullcontext():
-            yield
+        yield
     except OSError as error:
         raise DataError(
-            f"packed rows cannot be written beside the tokenized documents ({error.strerror or error}); "
+            f"{what} cannot be written {where} ({error.strerror or error}); "
             "set data.cache_dir to a writable folder with room"
         ) from error
 

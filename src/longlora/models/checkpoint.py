@@ -21,27 +21,15 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 class Extension:
     """What `longlora.json` says beside an adapter: the model it belongs to and the positions it was trained with."""
 
-    base_model: str
-    """Directory or hub name of the model that was extended."""
-
-    base_context: int
-    """Tokens that model reads by itself."""
-
-    context_length: int
-    """Tokens it reads with the adapter."""
-
-    rope_parameters: dict[str, Any]
-    """transformers' `rope_parameters` that go with the adapter."""
-
-    max_position_embeddings: int | None = None
-    """What the configuration must say where that is not `context_length`: dynamic NTK counts from it. In tokens."""
-
+    base_model: str  # directory or hub name of the model that was extended
+    base_context: int  # tokens that model reads by itself
+    context_length: int  # tokens it reads with the adapter
+    rope_parameters: dict[str, Any]  # transformers' own, that go with the adapter
+    max_position_embeddings: int | None = None  # tokens; where not `context_length`: dynamic NTK counts from it
+    # Rows of the embedding where it was resized for new tokens. Who loads the adapter with PEFT alone resizes the base
+    # to as many first (`resize_token_embeddings`).
     vocabulary_rows: int | None = None
-    """Rows of the embedding where it was resized for new tokens. Who loads the adapter with PEFT alone resizes the base
-    to as many first (`resize_token_embeddings`)."""
-
-    quantization: str | None = None
-    """What the base's linear layers were packed to while the adapter was trained; nothing that is saved is packed."""
+    quantization: str | None = None  # of the base while the adapter was trained; nothing that is saved is packed
 
 
 def is_adapter(directory: Path) -> bool:

@@ -35,6 +35,7 @@ from longlora.models.positions import (
 from longlora.models.probe import check_s2_reaches
 from longlora.models.shards import opened
 from longlora.models.vocabulary import check_rows, fit_vocabulary
+from longlora.rope import RopeExtension
 from longlora.support.choices import DtypeName, Quantization
 from longlora.support.packages import require_package
 
@@ -296,29 +297,21 @@ def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
     """
     if recipe.keeps_positions(readable_context(config)):
         context = recipe.rope.base_context or readable_context(config)
-        return Extension(
-            base_model=recipe.model_name_or_path,
+        rope = RopeExtension(
             base_context=context,
             context_length=context,
             rope_parameters=rotary_parameters(config),
             max_position_embeddings=config.get_text_config().max_position_embeddings,
-            quantization=recipe.quantization,
         )
-    rope = extend_positions(
-        config,
-        context_length=recipe.context_length,
-        rope_type=recipe.rope.rope_type,
-        base_context=recipe.rope.base_context,
-        options=recipe.rope.options,
-    )
-    return Extension(
-        base_model=recipe.model_name_or_path,
-        base_context=rope.base_context,
-        context_length=rope.context_length,
-        rope_parameters=rope.rope_parameters,
-        max_position_embeddings=rope.max_position_embeddings,
-        quantization=recipe.quantization,
-    )
+    else:
+        rope = extend_positions(
+            config,
+            context_length=recipe.context_length,
+            rope_type=recipe.rope.rope_type,
+            base_context=recipe.rope.base_context,
+            options=recipe.rope.options,
+        )
+    return Extension(base_model=recipe.model_name_or_path, quantization=recipe.quantization, **vars(rope))
 
 
 def apply_extension(config: PreTrainedConfig, extension: Extension) -> None:

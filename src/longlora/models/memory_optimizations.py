@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,17 +42,11 @@ def keep_hidden_states_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     with. The embedding itself, its gradient and its updates stay float32.
     """
     embeddings: nn.Module = model.get_input_embeddings()
-    embeddings.register_forward_hook(_Cast(dtype))
+    embeddings.register_forward_hook(partial(_cast, dtype=dtype))  # picklable, as the module must be
 
 
-class _Cast:
-    """A forward hook, as an object that can be pickled and copied with its module."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output.to(self._dtype)
+def _cast(module: nn.Module, inputs: Any, output: Tensor, *, dtype: torch.dtype) -> Tensor:
+    return output.to(dtype)
 
 
 def tile_feed_forward(model: nn.Module, *, num_tokens: int) -> list[str]:

@@ -1,17 +1,23 @@
-"""Find out, before any weights are loaded, which layers of an architecture would train with S²-Attn."""
+"""Which layers of a model train with S²-Attn: asked of a copy without weights, watched in training, and said once."""
 
-from collections.abc import Callable
+import logging
+import re
+import weakref
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from longlora.attention import CutPoints
 from longlora.errors import ConfigError
-from longlora.models.grouping import USE_FULL_ATTENTION
-from longlora.models.notices import why_none_is_grouped
+from longlora.models.deferred_mask import DeferredMask
+from longlora.models.grouping import GROUP_SIZE_VARIABLE, USE_FULL_ATTENTION, Grouping
 from longlora.models.positions import without_dynamic_scaling
+
+logger = logging.getLogger("longlora")
 
 _PROBE_TOKENS = 8
 _OWN_ATTENTION = f"its attention does not go through transformers' attention interface; {USE_FULL_ATTENTION}"
@@ -45,17 +51,10 @@ class CannotTellError(ConfigError):
 class S2Layers:
     """What the attention layers of a model do while it trains under "s2", as the names of their modules."""
 
-    grouped: tuple[str, ...]
-    """Layers that train with S²-Attn."""
-
-    windowed: tuple[str, ...]
-    """Layers that limit how far back they look by themselves (sliding window, chunks), and go on doing so."""
-
-    softcapped: bool
-    """Whether scores are capped by a tanh, which "sdpa" cannot do."""
-
-    with_sinks: bool
-    """Whether heads have a learned logit that takes part in the softmax, which "sdpa" cannot do."""
+    grouped: tuple[str, ...]  # train with S²-Attn
+    windowed: tuple[str, ...]  # limit by themselves how far back they look (sliding window, chunks), and go on so
+    softcapped: bool  # cap scores by a tanh, which "sdpa" cannot do
+    with_sinks: bool  # have a learned logit that takes part in the softmax, which "sdpa" cannot do
 
 
 def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
@@ -121,7 +120,7 @@ def _layers(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrai
     )
     if not layers.grouped:
         raise ConfigError(
-            why_none_is_grouped(config.get_text_config())
+            _why_none_is_grouped(config.get_text_config())
             if layers.windowed
             else f"no layer of {config.model_type} would train with S²-Attn: {_OWN_ATTENTION}"
         )
@@ -146,3 +145,121 @@ def _run_without_weights(
             calls.clear()
             model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return model
+
+
+@dataclass
+class _Model:
+    """What is known of a model. Attention knows its layer and that layer's configuration, which all layers share."""
+
+    said: set[str] = field(default_factory=set)
+    groups: dict[str, bool] = field(default_factory=dict)  # by layer, as far as the first forward pass has come
+    masks: dict[str, weakref.ref[DeferredMask]] = field(default_factory=dict)
+
+
+_models: dict[int, _Model] = {}
+
+
+def _model(config: PreTrainedConfig) -> _Model:
+    # By identity: a configuration has no hash, and two models may have equal ones.
+    if id(config) not in _models:
+        _models[id(config)] = _Model()
+        weakref.finalize(config, _models.pop, id(config), None)
+    return _models[id(config)]
+
+
+def knows_layers(config: PreTrainedConfig) -> bool:
+    """Whether `tell_layers` has been called for the model."""
+    return "layers" in _model(config).said
+
+
+def tell_layers(config: PreTrainedConfig, grouped: Sequence[str], windowed: Sequence[str]) -> None:
+    """Say which layers train in groups and which do not, by their names; a warning where some do not.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if not grouped:
+        raise ConfigError(_why_none_is_grouped(config))
+    _model(config).said.add("layers")
+    if not windowed:
+        logger.info("all %s layers of attention train with S²-Attn", len(grouped))
+        return
+    numbers = [number.group() if (number := re.search(r"\d+", name)) else name for name in grouped]
+    logger.warning(
+        "S²-Attn reaches %s of %s layers of attention (%s); the others have a window of their own (%s) and keep it",
+        len(grouped),
+        len(grouped) + len(windowed),
+        ", ".join(numbers),
+        ", ".join(_windows(config)),
+    )
+
+
+def _why_none_is_grouped(config: PreTrainedConfig) -> str:
+    windows = _windows(config)
+    return (
+        f"no layer of {config.model_type} would train with S²-Attn: each has a window of its own "
+        f"({', '.join(windows)}), beyond which the extended model would not read either; set "
+        f"{' and '.join(window.partition('=')[0] for window in windows) or 'it'} to null in its config.json, or "
+        + USE_FULL_ATTENTION
+    )
+
+
+def _windows(config: PreTrainedConfig) -> list[str]:
+    names = ("sliding_window", "attention_chunk_size", "attention_window_size")
+    return [f"{name}={value}" for name in names if (value := getattr(config, name, None)) is not None]
+
+
+@torch.compiler.disable
+def watch_layer(module: torch.nn.Module, mask: DeferredMask, *, is_grouped: bool) -> None:
+    """Note a layer's call in training, and `tell_layers` when all have been called: at the last one.
+
+    Where that has no number, or attention of another kind, it shows in the next forward pass, which has other masks.
+
+    Raises:
+        ConfigError: as `tell_layers`.
+    """
+    config = module.config
+    assert isinstance(config, PreTrainedConfig)
+    model = _model(config)
+    if "layers" in model.said:
+        return
+    number = getattr(module, "layer_idx", None)
+    name = f"{type(module).__name__} {id(module)}" if number is None else str(number)
+    is_next_pass = name in model.masks and model.masks[name]() is not mask
+    if not is_next_pass:
+        model.groups[name], model.masks[name] = is_grouped, weakref.ref(mask)
+    if is_next_pass or number == getattr(config, "num_hidden_layers", 0) - 1:
+        grouped = [name for name, trains_in_groups in model.groups.items() if trains_in_groups]
+        tell_layers(config, grouped, [name for name in model.groups if name not in grouped])
+
+
+def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoints, grouping: Grouping) -> None:
+    """Warn of a training forward without gradients, and of one in which no document is cut."""
+    if not mask.has_gradients:
+        _warn_once(
+            config,
+            "no gradients",
+            "a forward pass without gradients, of a model in training mode, attends as it trains: with S²-Attn; to "
+            "generate or evaluate with ordinary attention, call model.eval() before",
+        )
+    assert grouping.group_size is not None
+    if "whole" not in _model(config).said and mask.longest_document(cuts) <= grouping.group_size // 2:
+        _warn_once(
+            config,
+            "whole",
+            f"S²-Attn cuts no document of this batch: the longest has {mask.longest_document(cuts):,} tokens, and "
+            f"groups have {grouping.group_size:,}. Such a batch trains with full attention. Groups are a quarter of "
+            "the model's context (max_position_embeddings) unless longlora.set_group_size(model, …) or "
+            f"{GROUP_SIZE_VARIABLE} says otherwise. This is said once.",
+        )
+
+
+def excuse_no_gradients(config: PreTrainedConfig) -> None:
+    """Say nothing of this model's forward passes without gradients: who makes them knows how they attend."""
+    _model(config).said.add("no gradients")
+
+
+def _warn_once(config: PreTrainedConfig, topic: str, message: str) -> None:
+    if topic not in _model(config).said:
+        _model(config).said.add(topic)
+        logger.warning(message)

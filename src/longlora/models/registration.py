@@ -16,7 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from longlora.attention import attend_in_segments
 from longlora.errors import ConfigError
-from longlora.models import notices, probe
+from longlora.models import probe
 from longlora.models.deferred_mask import DeferredMask
 from longlora.models.grouping import USE_FULL_ATTENTION, Grouping, grouping_of, set_grouping
 
@@ -33,11 +33,8 @@ def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_token
     are named in a warning. Full attention under "s2" keeps to documents without a mask in memory, which ordinary "sdpa"
     attention over packed rows needs.
 
-    Args:
-        model: as it is loaded, or wrapped (PEFT, DDP).
-        group_size: tokens of a group.
-        sink_tokens: how many tokens at the beginning of its document each group also sees, where pretrained models keep
-            an attention sink; 0 is the paper. Until this is called it is `LONGLORA_SINK_TOKENS`, or 0.
+    The model may be wrapped (PEFT, DDP). Each group also sees the first `sink_tokens` tokens of its document, where
+    pretrained models keep an attention sink; 0 is the paper, and `LONGLORA_SINK_TOKENS` is its variable.
 
     Raises:
         ConfigError: a group without tokens, fewer sink tokens than none, a model that attends with something else than
@@ -59,13 +56,13 @@ def _check_it_groups(model: torch.nn.Module) -> None:
             f'{type(loaded).__name__} attends with "{attention}", which has no groups: load it with '
             'attn_implementation="s2", or call model.set_attn_implementation("s2") before set_group_size'
         )
-    if notices.knows_layers(loaded.config.get_text_config()):
+    if probe.knows_layers(loaded.config.get_text_config()):
         return
     try:
         layers = probe.layers_of(loaded)
     except probe.CannotTellError:  # the first step of training will
         return
-    notices.tell_layers(loaded.config.get_text_config(), layers.grouped, layers.windowed)
+    probe.tell_layers(loaded.config.get_text_config(), layers.grouped, layers.windowed)
 
 
 def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
@@ -99,64 +96,48 @@ def s2_attention_forward(
             f"{type(module).__name__} needs {', '.join(unsupported)}, which S²-Attn does not implement; "
             + USE_FULL_ATTENTION
         )
-    probe.note_call(module, is_grouped=trains_in_groups(module, attention_mask), softcap=softcap, sinks=s_aux)
-    _watch(module, attention_mask)
-    in_segments = _trains_in_segments(module, attention_mask, query, key)
+    deferred = attention_mask if isinstance(attention_mask, DeferredMask) else None
+    probe.note_call(module, is_grouped=trains_in_groups(module, deferred), softcap=softcap, sinks=s_aux)
+    in_segments = deferred is not None and module.training and _trains_in_segments(module, deferred, query, key)
     is_beyond_sdpa = softcap is not None or s_aux is not None
     if dropout > 0 and (in_segments or is_beyond_sdpa):
         raise ConfigError(
             f"S²-Attn has no attention dropout: set attention_dropout to 0 in the model's config, not {dropout}"
         )
+    scores: dict[str, Any] = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
     if in_segments:
-        assert isinstance(attention_mask, DeferredMask)
-        output = _attend_in_segments(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            position_ids=position_ids,
-            cu_seqlens=cu_seq_lens_q,
-            scale=scaling,
-            softcap=softcap,
-            sinks=s_aux,
-        )  # (B, H, T, D)
+        assert deferred is not None
+        documents = {"position_ids": position_ids, "cu_seqlens": cu_seq_lens_q}
+        output = _attend_in_segments(module, query, key, value, deferred, documents, scores)  # (B, H, T, D)
         return output.transpose(1, 2).contiguous(), None  # (B, T, H, D); some models take a view of it
-    if module.training and not isinstance(attention_mask, DeferredMask):
+    if module.training and deferred is None:
         raise ConfigError(_why_not_in_segments(module, interface_arguments))
-    dense = attention_mask.dense if isinstance(attention_mask, DeferredMask) else attention_mask
+    dense = deferred.dense if deferred is not None else attention_mask
     if dense is not None:  # layers may be spread over devices
         dense = dense.to(query.device)
     if not is_beyond_sdpa:
         return sdpa_attention_forward(
             module, query, key, value, dense, dropout=dropout, scaling=scaling, **interface_arguments
         )
-    output = _masked_attention(query, key, value, dense, scale=scaling, softcap=softcap, sinks=s_aux)  # (B, H, T, D)
+    output = _masked_attention(query, key, value, dense, **scores)  # (B, H, T, D)
     return output.transpose(1, 2), None  # (B, T, H, D)
 
 
-def _watch(module: torch.nn.Module, mask: DeferredMask | Tensor | None) -> None:
-    """See that some layer of a model that trains with groups has them, and say which."""
-    if not module.training or not isinstance(mask, DeferredMask) or mask.is_meta:
-        return
-    if grouping_of(module, mask.default_grouping).group_size is not None:
-        notices.watch_layer(module, mask, is_grouped=mask.window is None)
-
-
-def trains_in_groups(module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None) -> bool:
+def trains_in_groups(module: torch.nn.Module, mask: DeferredMask | Tensor | None) -> bool:
     """Whether a layer that got this mask trains with S²-Attn, and not with the attention that it evaluates with."""
-    return module.training and isinstance(attention_mask, DeferredMask) and attention_mask.window is None
+    return module.training and isinstance(mask, DeferredMask) and mask.window is None
 
 
-def _trains_in_segments(
-    module: torch.nn.Module, attention_mask: DeferredMask | Tensor | None, query: Tensor, key: Tensor
-) -> bool:
-    """Whether attention is computed between cuts: in groups, or within a window and documents without a mask for it."""
-    if not (module.training and isinstance(attention_mask, DeferredMask)):
-        return False
+def _trains_in_segments(module: torch.nn.Module, mask: DeferredMask, query: Tensor, key: Tensor) -> bool:
+    """Whether a layer in training attends between cuts: in groups, or within a window and documents without a mask.
+
+    Which layers have groups is noted on the way, where the model has groups at all.
+    """
+    if not mask.is_meta and grouping_of(module, mask.default_grouping).group_size is not None:
+        probe.watch_layer(module, mask, is_grouped=mask.window is None)
     keys_are_the_row = query.shape[2] == key.shape[2]
-    if attention_mask.window is not None:
-        return keys_are_the_row and attention_mask.is_cut
+    if mask.window is not None:
+        return keys_are_the_row and mask.is_cut
     if not keys_are_the_row:
         raise ConfigError(
             f"{type(module).__name__} attends from {query.shape[2]} tokens to {key.shape[2]} others, which S²-Attn "
@@ -175,6 +156,23 @@ def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str,
         'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '
         "queries by keys nor a KV cache; to generate or evaluate, call model.eval() before"
     )
+
+
+@torch.compiler.disable  # cut points are numbers that differ from batch to batch: traced, each would compile anew
+def _attend_in_segments(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: DeferredMask,
+    documents: dict[str, Tensor | None],
+    scores: dict[str, Any],
+) -> Tensor:
+    grouping = _DOCUMENTS if mask.window is not None else grouping_of(module, mask.default_grouping)
+    cuts = mask.cuts(query.shape[2], grouping=grouping, **documents)
+    if grouping.group_size is not None and not mask.is_meta:
+        probe.tell_of_forward(module.config, mask, cuts, grouping)
+    return attend_in_segments(query, key, value, cuts, window=mask.window, **scores)
 
 
 def _masked_attention(
@@ -203,27 +201,6 @@ def _masked_attention(
         scores = torch.cat([scores, column], dim=-1)  # (B, H, T, T_kv + 1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     return weights[..., : key.shape[2]] @ value  # (B, H, T, D)
-
-
-@torch.compiler.disable  # cut points are numbers that differ from batch to batch: traced, each would compile anew
-def _attend_in_segments(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: DeferredMask,
-    *,
-    position_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    grouping = _DOCUMENTS if mask.window is not None else grouping_of(module, mask.default_grouping)
-    cuts = mask.cuts(query.shape[2], grouping=grouping, position_ids=position_ids, cu_seqlens=cu_seqlens)
-    if grouping.group_size is not None and not mask.is_meta:
-        notices.tell_of_forward(module.config, mask, cuts, grouping)
-    return attend_in_segments(query, key, value, cuts, scale=scale, softcap=softcap, sinks=sinks, window=mask.window)
 
 
 AttentionInterface.register("s2", s2_attention_forward)

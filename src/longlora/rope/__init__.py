@@ -1,8 +1,8 @@
 """Rescale rotary positions to a longer context, as a change of a model's `rope_parameters`.
 
-`methods.py` has one function for each kind of scaling; `extend.py` tells what a model reads now and chooses; `v4.py`
-writes the result in the keys that readers before transformers 5 know; `readers.py` tells who reads it otherwise. Plain
-dictionaries in, plain dictionaries out: nothing here knows a model, or loads torch.
+`methods.py` has one function for each kind of scaling; `extend.py` tells what a model reads now and chooses;
+`other_readers.py` writes the result in the keys of transformers 4 and tells who reads it otherwise. Plain dictionaries
+in, plain dictionaries out: nothing here knows a model, or loads torch.
 """
 
 from longlora.rope.extend import (
@@ -14,8 +14,7 @@ from longlora.rope.extend import (
     present_context,
 )
 from longlora.rope.methods import OPTIONS, RopeType
-from longlora.rope.other_readers import TRANSFORMERS_4, misread
-from longlora.rope.v4 import v4_rope
+from longlora.rope.other_readers import TRANSFORMERS_4, misread, v4_rope
 
 __all__ = [
     "FULL_ATTENTION",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longlora.errors import ConfigError
-from longlora.rope.methods import METHODS, OPTIONS, Positions
+from longlora.rope.methods import METHODS, OPTIONS, Positions, check_present
 
 FULL_ATTENTION = "full_attention"
 """transformers' name of the layers that see the whole text, in parameters that differ by kind of layer."""
@@ -13,19 +13,12 @@ FULL_ATTENTION = "full_attention"
 
 @dataclass(frozen=True, kw_only=True)
 class RopeExtension:
-    """New positions of a model, and where they came from."""
+    """New positions of a model, and where they came from; contexts in tokens."""
 
-    rope_parameters: dict[str, Any]
-    """transformers' `rope_parameters` of the extended model, `rope_theta` included."""
-
+    rope_parameters: dict[str, Any]  # transformers' own, `rope_theta` included
     base_context: int
-    """Tokens the model could read before."""
-
     context_length: int
-    """Tokens it is extended to."""
-
-    max_position_embeddings: int
-    """What its configuration must say: `context_length`, but for `dynamic` the tokens that the scaling counts from."""
+    max_position_embeddings: int  # `context_length`, but for `dynamic` the tokens that the scaling counts from
 
 
 def extend_rope(
@@ -44,14 +37,9 @@ def extend_rope(
     Parameters that differ by kind of layer are extended for full attention only: a layer with a sliding window never
     sees a distance that it was not trained with.
 
-    Args:
-        rope_parameters: the model's present ones, flat or by kind of layer.
-        max_position_embeddings: from the model's configuration, in tokens.
-        context_length: new context, in tokens.
-        head_dim: dimensions of an attention head.
-        rope_type: a key of `OPTIONS`.
-        base_context: tokens the model reads now, where its configuration does not tell.
-        options: values of the parameters named in `OPTIONS[rope_type]`.
+    `rope_parameters` are the model's present ones, flat or by kind of layer, `options` values of the parameters named
+    in `OPTIONS[rope_type]`; `base_context` says what the model reads now, where its configuration does not. Contexts
+    are in tokens.
 
     Raises:
         ConfigError: the new context is not longer than the old, an option does not belong to the type, or the model's
@@ -67,22 +55,24 @@ def extend_rope(
     present = extended_parameters(rope_parameters)
     by_layer_type = present is not rope_parameters
     if by_layer_type and "truncate" in options:
-        raise ConfigError(
-            "rope.truncate has no effect on a model whose positions differ by kind of layer; leave it out"
-        )
+        raise ConfigError("rope.truncate has no effect where positions differ by kind of layer; leave it out")
     if base_context is None:
         base_context = present_context(rope_parameters, max_position_embeddings)
     if context_length <= base_context:
         raise ConfigError(
             f"context_length={context_length} must exceed the {base_context} tokens that the model already reads"
         )
+    # "proportional" spreads the frequencies over the whole head, and stops the slow ones.
+    is_spread = present.get("rope_type") == "proportional"
+    rotated_part = 1.0 if is_spread else float(present.get("partial_rotary_factor") or 1.0)
     positions = Positions(
         parameters=present,
         max_position_embeddings=max_position_embeddings,
         base_context=base_context,
         context_length=context_length,
-        rotary_dim=int(head_dim * _rotated_part(present)),
+        rotary_dim=int(head_dim * rotated_part),
     )
+    check_present(positions, rope_type)
     extended = METHODS[rope_type](positions, options)
     return RopeExtension(
         rope_parameters={**rope_parameters, FULL_ATTENTION: extended} if by_layer_type else extended,
@@ -120,25 +110,13 @@ def present_context(rope_parameters: Mapping[str, Any], max_position_embeddings:
     rope_type = parameters.get("rope_type", "default")
     if rope_type == "dynamic":
         return round(parameters["factor"] * max_position_embeddings)
-    if rope_type == "yarn":
-        return max(
-            max_position_embeddings, round(parameters["factor"] * parameters["original_max_position_embeddings"])
-        )
-    return max_position_embeddings
+    if rope_type != "yarn":
+        return max_position_embeddings
+    return max(max_position_embeddings, round(parameters["factor"] * parameters["original_max_position_embeddings"]))
 
 
 def describe_rope(rope_parameters: Mapping[str, Any]) -> str:
     """Say in a few words how positions are scaled, as in "linear, factor 8"."""
     parameters = extended_parameters(rope_parameters)
-    words = [str(parameters.get("rope_type", "default"))]
-    if "factor" in parameters:
-        words.append(f"factor {parameters['factor']:g}")
-    words.append(f"theta {parameters['rope_theta']:g}")
-    return ", ".join(words)
-
-
-def _rotated_part(parameters: Mapping[str, Any]) -> float:
-    """Fraction of a head's dimensions over which the frequencies are spread."""
-    if parameters.get("rope_type") == "proportional":  # spread over the whole head, the slow ones then stopped
-        return 1.0
-    return float(parameters.get("partial_rotary_factor") or 1.0)
+    factor = f"factor {parameters['factor']:g}, " if "factor" in parameters else ""
+    return f"{parameters.get('rope_type', 'default')}, {factor}theta {parameters['rope_theta']:g}"

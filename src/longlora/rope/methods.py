@@ -36,26 +36,17 @@ _SCALING_KEYS = {"type", "rope_type", "factor", "original_max_position_embedding
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    """The positions of a model as it stands, and how far it is to read."""
+    """The positions of a model as it stands, and how far it is to read; all contexts in tokens."""
 
-    parameters: Mapping[str, Any]
-    """transformers' `rope_parameters` of the layers to extend, `rope_theta` included."""
-
+    parameters: Mapping[str, Any]  # transformers' `rope_parameters` of the layers to extend, `rope_theta` included
     max_position_embeddings: int
-    """Tokens, from the model's configuration."""
-
-    base_context: int
-    """Tokens the model reads now."""
-
-    context_length: int
-    """C: tokens it is to read."""
-
-    rotary_dim: int
-    """d: dimensions of a head that are turned."""
+    base_context: int  # what the model reads now
+    context_length: int  # C
+    rotary_dim: int  # d
 
     @property
     def rope_type(self) -> str:
-        """How the positions are scaled now, by transformers' name; `default`: not at all."""
+        """transformers' name of how the positions are scaled now; `default`: not at all."""
         return str(self.parameters.get("rope_type", "default"))
 
     @property
@@ -69,7 +60,7 @@ class Positions:
 
     @property
     def growth(self) -> float:
-        """Quotient of the new context and what is read now."""
+        """The new context over what is read now."""
         return self.context_length / self.base_context
 
     def rescaled(self, rope_type: str, **values: Any) -> dict[str, Any]:
@@ -83,7 +74,6 @@ def linear(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
 
     A second extension multiplies: ×8 and then ×2 is ×16. The factor is the exact quotient; it need not be whole.
     """
-    _check_present(positions, "linear", ("default", "linear"))
     present_factor = float(positions.parameters["factor"]) if positions.rope_type == "linear" else 1.0
     return positions.rescaled("linear", factor=present_factor * positions.growth)
 
@@ -97,7 +87,6 @@ def theta(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
     A second extension starts from the present θ; since powers multiply, ×8 and then ×2 is ×16. Positions that are
     divided by a linear factor stay so: both changes multiply ω_i.
     """
-    _check_present(positions, "theta", ("default", "linear", "proportional"))
     present = float(positions.parameters["rope_theta"])
     exponent = positions.rotary_dim / (positions.rotary_dim - 2)
     wanted = float(options.get("rope_theta", present * positions.growth**exponent))
@@ -122,7 +111,6 @@ def dynamic(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
 
     A second extension counts s from L again.
     """
-    _check_present(positions, "dynamic", ("default", "dynamic"))
     return positions.rescaled("dynamic", factor=positions.context_length / positions.original_context)
 
 
@@ -135,11 +123,7 @@ def yarn(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
     in the paper it is linear in the number of turns. `truncate` rounds the ends of the ramp outwards to whole pairs.
 
     A second extension counts s from L again, and keeps what the model has set unless it is set anew.
-
-    Raises:
-        ConfigError: parameters contradict each other, or an attention factor of the model's own has no meaning at s.
     """
-    _check_present(positions, "yarn", ("default", "yarn"))
     factor = positions.context_length / positions.original_context
     chosen = {**_own(positions, "yarn"), **options}
     if "attention_factor" in options and ("mscale" in options or "mscale_all_dim" in options):
@@ -163,22 +147,15 @@ def llama3(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]:
     s is C / L unless `factor` is given. A second extension counts from L again, but never falls behind growing in step
     with the context: Llama 3.2 has s = 32 at 16 times L, and s = C / L would leave it unchanged at 32 times L. So
     s = max(C / L, s_present · C / (what is read now)).
-
-    Raises:
-        ConfigError: the factors contradict each other, or the factor does not grow.
     """
-    _check_present(positions, "llama3", ("default", "llama3"))
     present_factor = float(positions.parameters["factor"]) if positions.rope_type == "llama3" else 1.0
     counted = max(positions.context_length / positions.original_context, present_factor * positions.growth)
     factor = float(options.get("factor", counted))
     if factor <= present_factor:
         raise ConfigError(f"rope.factor={factor:g} must exceed the present factor, {present_factor:g}, to read further")
     chosen = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, **_own(positions, "llama3"), **options}
-    if chosen["high_freq_factor"] <= chosen["low_freq_factor"]:
-        raise ConfigError(
-            f"rope.high_freq_factor={chosen['high_freq_factor']} must exceed "
-            f"rope.low_freq_factor={chosen['low_freq_factor']}"
-        )
+    if (high := chosen["high_freq_factor"]) <= (low := chosen["low_freq_factor"]):
+        raise ConfigError(f"rope.high_freq_factor={high} must exceed rope.low_freq_factor={low}")
     values = {**chosen, "factor": factor, "original_max_position_embeddings": positions.original_context}
     return positions.rescaled("llama3", **values)
 
@@ -195,11 +172,7 @@ def longrope(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]
       under the short factors, unless the cache is thrown away there.
 
     A second extension takes new long factors and counts s from L again; the short factors are kept unless given.
-
-    Raises:
-        ConfigError: no factors, or not one for each pair.
     """
-    _check_present(positions, "longrope", ("default", "longrope"))
     num_pairs = positions.rotary_dim // 2
     if "long_factor" not in options:
         raise ConfigError(f"rope.rope_type=longrope needs rope.long_factor, {num_pairs} numbers found by a search")
@@ -212,12 +185,8 @@ def longrope(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]
     present_factor = positions.parameters.get("factor") or positions.max_position_embeddings / original
     usual = math.sqrt(1 + math.log(present_factor) / math.log(original)) if present_factor > 1 else 1.0
     _settle_attention_factor(positions, chosen, options, usual)
-    return positions.rescaled(
-        "longrope",
-        factor=positions.context_length / original,
-        original_max_position_embeddings=original,
-        **chosen,
-    )
+    factor = positions.context_length / original
+    return positions.rescaled("longrope", factor=factor, original_max_position_embeddings=original, **chosen)
 
 
 METHODS: Mapping[str, Callable[[Positions, Mapping[str, Any]], dict[str, Any]]] = {
@@ -231,17 +200,21 @@ METHODS: Mapping[str, Callable[[Positions, Mapping[str, Any]], dict[str, Any]]] 
 assert set(METHODS) == set(OPTIONS) == set(get_args(RopeType))
 
 
-def _check_present(positions: Positions, wanted: str, possible: tuple[str, ...]) -> None:
-    """Refuse to lay one scaling over another: transformers has no form that holds both."""
+def check_present(positions: Positions, wanted: str) -> None:
+    """Refuse to lay one scaling over another: transformers has no form that holds both.
+
+    Raises:
+        ConfigError: the model's positions are scaled otherwise.
+    """
     present = positions.rope_type
-    if present in possible:
+    if present in ("default", wanted) or (wanted == "theta" and present in ("linear", "proportional")):
         return
-    if present in METHODS and present != "linear":
-        remedy = f"use rope.rope_type: {present}, which counts from the {positions.original_context} tokens before that"
-    elif present == "linear":
+    if present == "linear":
         remedy = "use linear or theta, which add to it, or start from the model as it was before"
+    elif present in METHODS:
+        remedy = f"use rope.rope_type: {present}, which counts from the {positions.original_context} tokens before that"
     else:
-        remedy = "use theta" if wanted != "theta" and present == "proportional" else "it cannot be extended"
+        remedy = "use theta" if present == "proportional" else "it cannot be extended"
     raise ConfigError(
         f"the model's positions are already scaled by {present!r}, and {wanted!r} cannot be laid over that; {remedy}"
     )

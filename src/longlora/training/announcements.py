@@ -12,7 +12,7 @@ from longlora.distributed import current_strategy, local_world_size, num_process
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.models.load import TrainingModel, compute_dtype
 from longlora.models.lora import num_parameters, trainable_parameters
-from longlora.models.notices import excuse_no_gradients
+from longlora.models.probe import excuse_no_gradients
 from longlora.planner import GIB
 from longlora.planner.memory import offloaded_bytes
 from longlora.rope import describe_rope
