@@ -70,7 +70,7 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
         "warmup_steps": min(recipe.warmup_steps, 1),
         "gradient_accumulation_steps": min(recipe.gradient_accumulation_steps, 2),
     }
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "rope": {"base_context": _divided(base_context, shrink)},
         "attention": {"group_size": group_size and _divided(group_size, shrink)},
         "data": _data(recipe, output_dir),
