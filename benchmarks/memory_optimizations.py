@@ -36,9 +36,9 @@ from longlora.data import pack_rows, read_documents, tokenize_documents
 from longlora.models.load import load_for_training
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
+from longlora.training.callbacks import Sigterm
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import open_run
-from longlora.training.sigterm import Termination
 from longlora.training.trainer import build_trainer, training_arguments
 
 NONE = {"chunked_loss": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
@@ -192,8 +192,8 @@ def train(recipe: Recipe, rows: Rows) -> None:
     """Train as `longlora.training.run.train` does, up to the last step, with a clock beside it."""
     set_seed(recipe.seed)
     with open_run(recipe) as run:
-        arguments = training_arguments(recipe, run)
-        trainer = build_trainer(recipe, load_for_training(recipe), rows, run, arguments, Termination())
+        arguments = training_arguments(recipe)
+        trainer = build_trainer(recipe, load_for_training(recipe), rows, run, arguments, Sigterm())
         clock = StepClock()
         trainer.add_callback(clock)
         try:

@@ -28,10 +28,10 @@ import longlora.models.load
 from longlora.config import Recipe, parse_recipe
 from longlora.planner import make_plan, recognise_gpu
 from longlora.tiny import tiny_model_directory
+from longlora.training.callbacks import Sigterm
 from longlora.training.preflight import planned_run
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory, open_run
-from longlora.training.sigterm import Termination
 from longlora.training.trainer import build_trainer, training_arguments
 
 SAVERS = {"tiled_mlp": 4096, "activation_offloading": True}
@@ -194,10 +194,10 @@ def _train_in(
     stages["positions, vocabulary, adapter"] = round(now() - began - stages["weights"], 3)
     rows = Rows(random_rows(case, prepared.model.config.get_text_config().vocab_size), None)
     began = now()
-    arguments = training_arguments(recipe, run)
+    arguments = training_arguments(recipe)
     if not case.saves:
         arguments.save_strategy = type(arguments.save_strategy)("no")
-    trainer = build_trainer(recipe, prepared, rows, run, arguments, Termination())
+    trainer = build_trainer(recipe, prepared, rows, run, arguments, Sigterm())
     clock = Clock()
     trainer.add_callback(clock)
     stages["trainer"] = round(now() - began, 3)

@@ -19,7 +19,7 @@ from longlora.models.chat_template import ensure_chat_template
 from longlora.models.load import load_for_inference
 from longlora.training import run_summary
 from longlora.training.run import train
-from longlora.training.sampled_answers import write_samples
+from longlora.training.run_summary import write_samples
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from tests.training.conftest import MakeRecipe
 
 from longlora.errors import ConfigError
 from longlora.training import trainer as trainer_module
-from longlora.training.run_directory import run_directory
 from longlora.training.trainer import training_arguments
 
 STRATEGIES = REPOSITORY / "src" / "longlora" / "training" / "strategies"
@@ -38,4 +37,4 @@ def test_without_a_gpu_it_is_refused(make_recipe: MakeRecipe, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     recipe = make_recipe()
     with pytest.raises(ConfigError, match="--strategy zero2 needs GPUs, and torch sees none here"):
-        training_arguments(recipe, run_directory(recipe))
+        training_arguments(recipe)

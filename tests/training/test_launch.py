@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 import torch
 import yaml
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.commands.launch import _validate_launch_command
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -19,7 +19,7 @@ from longlora.config import load_recipe
 from longlora.errors import ConfigError
 from longlora.planner.job import Strategy
 from longlora.training import launch
-from longlora.training.launch import LaunchPlan, plan_launch, strategy_of
+from longlora.training.launch import launcher_arguments, plan_launch, strategy_of
 
 pytestmark = pytest.mark.cpu  # GPUs are pretended
 
@@ -53,8 +53,12 @@ def test_unused_gpus_are_told_and_not_taken(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.usefixtures("eight_gpus")
 def test_a_strategy_takes_every_gpu_unless_told() -> None:
-    assert plan_launch(strategy="fsdp2", per_node=None) == LaunchPlan(strategy="fsdp2", per_node=8)
-    assert plan_launch(strategy="ddp", per_node=3) == LaunchPlan(strategy="ddp", per_node=3)
+    for strategy, per_node, expected in (("fsdp2", None, 8), ("ddp", 3, 3)):
+        options = plan_launch(strategy=strategy, per_node=per_node)
+        assert options is not None
+        assert options["config_file"] == launch.strategy_file(strategy)
+        assert (options["num_processes"], options["num_machines"], options["machine_rank"]) == (expected, 1, 0)
+        assert options["main_process_port"] == 0 and "main_process_ip" not in options
 
 
 @pytest.mark.usefixtures("eight_gpus")
@@ -117,9 +121,11 @@ def test_accelerate_reads_the_strategies(
     monkeypatch: pytest.MonkeyPatch, strategy: Strategy, expected: dict[str, str]
 ) -> None:
     """What accelerate makes of a file is what a process started under it takes for its strategy."""
-    processes = LaunchPlan(strategy=strategy, per_node=4, nodes=2, node_rank=1, main_address="10.0.0.1")
-    arguments = [*launch._options(processes), "--module", "longlora.cli", "train", "recipe.yaml"]
-    options, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    monkeypatch.setattr(launch, "check_installed", lambda strategy: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    plan = plan_launch(strategy=strategy, per_node=4, nodes=2, node_rank=1, main_address="10.0.0.1")
+    assert plan is not None
+    options, defaults, _ = _validate_launch_command(launcher_arguments(plan, ["train", "recipe.yaml"]))
     if strategy.startswith("zero"):
         options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
         command, environment = prepare_deepspeed_cmd_env(options)
@@ -127,6 +133,7 @@ def test_accelerate_reads_the_strategies(
     else:
         environment = prepare_multi_gpu_env(options)
     assert expected.items() <= environment.items()
+    assert environment["OMP_NUM_THREADS"] == "3"
     assert (options.nproc_per_node, options.nnodes, options.node_rank) == ("4", "2", 1)
     assert options.rdzv_endpoint == "10.0.0.1:29500"
     monkeypatch.setattr(distributed.os, "environ", {**environment, "WORLD_SIZE": "8"})

@@ -13,7 +13,7 @@ from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
 from longlora.planner import find_architecture, published_config
 from longlora.recipes import recipe_names
-from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, _fit_to, _write_tokenizer, miniature_recipe
+from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, _write_tokenizer, miniature_recipe
 from longlora.training.run import train
 
 
@@ -74,7 +74,7 @@ def test_a_miniature_keeps_the_ratio_of_heads_and_reads_texts_that_are_there(tmp
 def test_a_tokenizer_of_any_type_has_a_row_for_each_token(name, tmp_path):
     """Beside the configuration of some types AutoTokenizer takes a class of theirs, with tokens of its own."""
     config = AutoConfig.for_model(name)
-    _fit_to(_write_tokenizer(config, tmp_path), config)
+    _write_tokenizer(config, tmp_path)
     config.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert max(tokenizer.get_vocab().values()) < config.get_text_config().vocab_size

@@ -11,7 +11,7 @@ from tests.training.conftest import MakeRecipe
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import Extension, read_extension
 from longlora.training.run import train
-from longlora.training.run_directory import finish_checkpoint, open_run, run_directory, step_of
+from longlora.training.run_directory import RunDirectory, finish_checkpoint, open_run, step_of
 
 EXTENSION = Extension(base_model="base", base_context=64, context_length=128, rope_parameters={"rope_type": "linear"})
 
@@ -62,7 +62,7 @@ def test_a_finished_checkpoint_can_be_read_as_an_adapter(make_recipe: MakeRecipe
 
     recipe = make_recipe(max_steps=3)
     adapter = train(recipe)
-    checkpoint = run_directory(recipe).last_checkpoint()
+    checkpoint = RunDirectory(recipe).last_checkpoint()
     assert checkpoint is not None and step_of(checkpoint) == 3
     assert read_extension(checkpoint) == read_extension(adapter)
     models = [load_for_inference(directory)[0] for directory in (checkpoint, adapter)]

@@ -10,7 +10,7 @@ import torch
 from tests.training.conftest import MakeRecipe
 
 from longlora.planner import GPUS, make_plan
-from longlora.training.callbacks import Stopwatch
+from longlora.training.callbacks import ProgressBar
 from longlora.training.preflight import planned_run
 from longlora.training.run_directory import RunDirectory
 from longlora.training.run_summary import draw_curves, write_summary
@@ -19,12 +19,12 @@ GIB = 2**30
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
+def run(tmp_path: Path, make_recipe: MakeRecipe) -> RunDirectory:
     metrics = [{"step": step, "loss": 5 - step / 10, "learning_rate": 1e-3} for step in range(1, 41)]
     metrics.insert(0, {"step": 0, "eval_loss": 5.0})
     metrics.append({"step": 40, "eval_loss": 1.5})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
-    return RunDirectory(root=tmp_path, result=tmp_path / "adapter")
+    return RunDirectory(make_recipe(output_dir=str(tmp_path)))
 
 
 def test_plan_and_measurement_stand_side_by_side(
@@ -35,7 +35,7 @@ def test_plan_and_measurement_stand_side_by_side(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=140 * GIB))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 9 * GIB)
     recipe = make_recipe(model_name_or_path="meta-llama/Llama-2-7b-hf", context_length=8192, max_steps=40)
-    watch = Stopwatch(tokens_per_step=1000.0)
+    watch = ProgressBar(tokens_per_step=1000.0)
     watch.steps, watch.seconds = 40, 20.0
     with caplog.at_level(logging.INFO, logger="longlora"):
         write_summary(recipe, run, watch)
@@ -67,7 +67,7 @@ def test_a_model_that_the_planner_does_not_know_is_measured_all_the_same(
     (tmp_path / "model" / "config.json").write_text('{"model_type": "unheard_of"}', encoding="utf-8")
     with caplog.at_level(logging.INFO, logger="longlora"):
         recipe = make_recipe(model_name_or_path=str(tmp_path / "model"))
-        write_summary(recipe, run, Stopwatch(tokens_per_step=1.0))
+        write_summary(recipe, run, ProgressBar(tokens_per_step=1.0))
     assert "no plan to compare with" in caplog.text and "'unheard_of'" in caplog.text
     assert json.loads((run.root / "summary.json").read_text(encoding="utf-8"))["plan"] is None
     assert "validation perplexity, full attention: 148.41 -> 4.48" in caplog.text

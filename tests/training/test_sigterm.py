@@ -16,8 +16,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from longlora.training import run_summary
 from longlora.training import trainer as trainer_module
+from longlora.training.callbacks import Sigterm, Terminated, noticing_sigterm
 from longlora.training.run import train
-from longlora.training.sigterm import SaveAndStop, Terminated, Termination, noticing_sigterm
 
 
 def metrics(run: Path) -> list[str]:
@@ -90,8 +90,8 @@ def test_a_thread_trains_without_handlers() -> None:
     seen = []
 
     def work() -> None:
-        with noticing_sigterm() as termination:
-            seen.append((termination.has_come, signal.getsignal(signal.SIGTERM)))
+        with noticing_sigterm() as sigterm:
+            seen.append((sigterm.has_come, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -99,13 +99,13 @@ def test_a_thread_trains_without_handlers() -> None:
     assert seen == [(False, signal.SIG_DFL)]
 
 
-@pytest.mark.parametrize(("within_steps", "stops"), [(True, True), (False, False)])
-def test_deepspeed_is_not_stopped_within_a_step(tmp_path: Path, within_steps: bool, stops: bool) -> None:
-    termination = Termination()
-    callback = SaveAndStop(termination, within_steps=within_steps)
+@pytest.mark.parametrize(("plugin", "stops"), [(None, True), (object(), False)])
+def test_deepspeed_is_not_stopped_within_a_step(tmp_path: Path, plugin: object, stops: bool) -> None:
+    callback = Sigterm()
     args, state, control = TrainingArguments(output_dir=str(tmp_path)), TrainerState(max_steps=5), TrainerControl()
+    args.deepspeed_plugin = plugin
     callback.on_train_begin(args, state, control)
-    termination.handle(signal.SIGTERM, None)
+    callback.handle(signal.SIGTERM, None)
     state.global_step = 2
     callback.on_substep_end(args, state, control)
     assert (control.should_training_stop, control.should_save) == (stops, stops)
@@ -115,11 +115,10 @@ def test_deepspeed_is_not_stopped_within_a_step(tmp_path: Path, within_steps: bo
 
 def test_what_is_saved_already_is_not_written_again(tmp_path: Path) -> None:
     """Nor is a checkpoint written before the first step."""
-    termination = Termination()
-    callback = SaveAndStop(termination, within_steps=True)
+    callback = Sigterm()
     args, state, control = TrainingArguments(output_dir=str(tmp_path)), TrainerState(max_steps=5), TrainerControl()
     callback.on_train_begin(args, state, control)
-    termination.handle(signal.SIGTERM, None)
+    callback.handle(signal.SIGTERM, None)
     callback.on_substep_end(args, state, control)
     assert (control.should_training_stop, control.should_save) == (True, False)
     state.global_step = 3

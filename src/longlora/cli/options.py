@@ -6,7 +6,7 @@ A command may take a dataclass of options (`unfolded`), so that what goes throug
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -33,11 +33,6 @@ def existing_model(name: str) -> str:
     return name
 
 
-def existing_models(names: list[str]) -> list[str]:
-    """Make sure of several, as `existing_model` does."""
-    return [existing_model(name) for name in names]
-
-
 def existing_texts(names: list[str] | None) -> list[str] | None:
     """Make sure that texts are there, unless a name is that of a data set on the hub.
 
@@ -56,7 +51,10 @@ RecipeName = Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")]
 Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
 Models = Annotated[
-    list[str], typer.Argument(help="Model or adapter directories, hub names, or `tiny`.", callback=existing_models)
+    list[str],
+    typer.Argument(
+        help="Model or adapter directories, hub names, or `tiny`.", callback=lambda names: [*map(existing_model, names)]
+    ),
 ]
 Dtype = Annotated[
     DtypeName,
@@ -107,7 +105,11 @@ def unfolded(command: Command) -> Command:
         if is_dataclass(kind):
             assert isinstance(kind, type)
             groups[parameter.name] = kind
-            kept += _parameters(kind)
+            annotations = get_type_hints(kind, include_extras=True)
+            options = inspect.signature(kind).parameters.values()
+            kept += [
+                option.replace(annotation=annotations[option.name], kind=option.KEYWORD_ONLY) for option in options
+            ]
         else:
             kept.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -120,19 +122,6 @@ def unfolded(command: Command) -> Command:
     call.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
     return call  # type: ignore[return-value]
-
-
-def _parameters(kind: type) -> list[inspect.Parameter]:
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=hints[field.name],
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-        )
-        for field in fields(kind)
-    ]
 
 
 def parse_numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:

@@ -25,20 +25,12 @@ SCHEDULES = "constant_with_warmup constant linear cosine cosine_with_restarts po
 
 
 def check_optimizer(name: str) -> str:
-    """Return the name of an optimizer that runs can use.
-
-    Raises:
-        ValueError: there is none of that name; the message has the nearest ones.
-    """
+    """Return the name of an optimizer that runs can use; a ValueError has the nearest ones."""
     return _check("optim", name, PACKAGES, "optimizer")
 
 
 def check_schedule(name: str) -> str:
-    """Return the name of a learning-rate schedule that runs can use.
-
-    Raises:
-        ValueError: there is none of that name; the message has the nearest ones.
-    """
+    """Return the name of a learning-rate schedule that runs can use; a ValueError has the nearest ones."""
     return _check("lr_scheduler_type", name, SCHEDULES, "schedule")
 
 

@@ -15,110 +15,86 @@ class Recipe(Section):
 
     model_name_or_path: str
     """The pretrained model: a directory or a hub name; `tiny` is the model that ships with longlora."""
-
     output_dir: str
     """Folder of the run: checkpoints, metrics, the final adapter."""
-
     context_length: int = Field(gt=0)
     """New context, in tokens; training rows of texts have exactly this length, those of conversations at most."""
 
     data: DataConfig
     """What to train on."""
-
     attention: AttentionConfig = AttentionConfig()
     """Attention while training."""
-
     rope: RopeConfig = RopeConfig()
     """Position scaling."""
 
     tuning: Literal["lora+", "lora", "full"] = "lora+"
     """`lora+`: LoRA with trainable embeddings and norms (the paper, section 3.3); `lora`: LoRA alone; `full`: every
     weight."""
-
     lora: LoraConfig = LoraConfig()
     """The low-rank adapter."""
-
     new_tokens: tuple[str, ...] = ()
     """Tokens to add to the tokenizer; they take free rows of the embedding first. Without any, nothing is resized."""
 
     max_steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
-
     num_train_epochs: float | None = Field(default=None, gt=0)
     """Passes over the rows, instead of `max_steps`."""
-
     per_device_train_batch_size: int = Field(default=1, ge=1)
     """Rows per device and micro-step."""
-
     gradient_accumulation_steps: int = Field(default=8, ge=1)
     """Micro-steps per optimizer step."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate (the paper: 2e-5 for 7B and 13B, 1e-5 for 70B)."""
-
     embedding_learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the embeddings; by default `learning_rate`. They are most of what LoRA+ trains."""
-
     lr_scheduler_type: Annotated[str, AfterValidator(check_schedule)] = "constant_with_warmup"
     """Schedule, by its name in transformers."""
-
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
 
     optim: Annotated[str, AfterValidator(check_optimizer)] = DEFAULT
     """Optimizer, by its name in transformers; `adamw_8bit` holds a quarter of AdamW's state, `paged_adamw_8bit` moves
     it to the host when the GPU is full (both need bitsandbytes, and keep embeddings in 32 bits)."""
-
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
-
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's first moment decay."""
-
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's second moment decay."""
-
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm above which gradients are scaled down."""
 
     dtype: DtypeName = "auto"
     """Weights and compute while training; `auto`: bfloat16 where the device computes in it, else float32."""
-
     quantization: Quantization | None = None
     """`nf4`: the base's linear layers in 4 bits while training (QLoRA); what is trained and what is saved are not."""
 
     gradient_checkpointing: bool = True
     """Recompute each layer in the backward pass instead of keeping its activations."""
-
     activation_offloading: bool = False
     """Keep what the backward pass needs, with `gradient_checkpointing` the layers' inputs, in the host's memory."""
-
     tiled_mlp: int | None = Field(default=None, ge=1)
     """Tokens that go through a feed-forward layer at a time, each piece computed again in the backward pass; by default
     all at once."""
-
     chunked_loss: bool = True
     """Compute the loss in pieces, without the logits of the whole row (tokens × vocabulary)."""
 
     logging_steps: int = Field(default=1, ge=1)
     """Steps between two lines of `metrics.jsonl`."""
-
     eval_steps: int = Field(default=100, ge=1)
     """Steps between two measurements on `data.validation_source`; there is one before the first step as well."""
-
     num_sampled_answers: int = Field(default=3, ge=0)
     """Questions out of `data.validation_source` that the model answers at the end of fine-tuning, to be read."""
 
     save_steps: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
-
     save_total_limit: int = Field(default=2, ge=2)
     """Checkpoints to keep; two, so that one is whole while the next is being written."""
 
     merge: bool = True
     """Fold the adapter into its base at the end of `longlora train`: `merged/` in the run's folder is a plain model,
     which tools read that refuse adapters with embeddings and norms."""
-
     hardware: HardwareConfig = HardwareConfig()
     """The GPUs that the recipe is meant for."""
 
@@ -127,7 +103,6 @@ class Recipe(Section):
 
     report_to: str | tuple[str, ...] = "none"
     """Trackers to log to besides `metrics.jsonl`, by their names in transformers (`tensorboard`, `wandb`, …)."""
-
     trust_remote_code: bool = False
     """Run modelling code that comes with the model; off unless you have read it."""
 

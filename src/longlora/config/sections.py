@@ -19,17 +19,14 @@ class AttentionConfig(Section):
 
     pattern: Literal["s2", "full"] = "s2"
     """`s2`: shifted sparse attention (the paper, section 3.2); `full`: ordinary causal attention."""
-
     group_ratio: float = Field(default=0.25, gt=0, le=1)
     """Group size as a fraction of `context_length` (the paper: 1/4)."""
-
     group_size: int | None = Field(default=None, ge=1)
     """Group size in tokens; overrides `group_ratio`."""
 
     sink_tokens: int = Field(default=0, ge=0)
     """How many tokens at the beginning of its document each group also sees (0: the paper). Pretrained models keep an
     attention sink there, and lose much without it; 1 mends most of that (docs/sink.md)."""
-
     dense_finish: float = Field(default=0.0, ge=0, le=1)
     """Fraction of the steps, at the end of the run, trained with full attention (0: the paper)."""
 
@@ -43,44 +40,35 @@ class RopeConfig(Section):
     rope_type: RopeType = "linear"
     """`linear`: position interpolation, as in the paper; `dynamic`: NTK by length; `yarn`; `llama3`; `longrope`;
     `theta`: a larger base."""
-
     base_context: int | None = Field(default=None, ge=1)
     """Tokens the model reads before the extension; by default what its configuration says. Set it for a checkpoint
     whose configuration kept the number of an earlier base."""
 
     factor: float | None = Field(default=None, ge=1)
     """llama3: divisor of the slow frequencies; by default counted from the model's original context."""
-
     rope_theta: float | None = Field(default=None, gt=1)
     """theta: the new base; by default the NTK-aware one."""
 
     beta_fast: float | None = Field(default=None, gt=0)
     """yarn: turns within the original context above which a frequency is left alone; by default 32."""
-
     beta_slow: float | None = Field(default=None, gt=0)
     """yarn: turns within the original context below which a frequency is divided by the whole factor; by default 1."""
-
     attention_factor: float | None = Field(default=None, gt=0)
     """yarn, longrope: what cos and sin are multiplied by; by default computed from the factor."""
-
     mscale: float | None = Field(default=None, gt=0)
     """yarn: weight of ln(factor) in the numerator of the attention factor; goes with `mscale_all_dim`."""
-
     mscale_all_dim: float | None = Field(default=None, gt=0)
     """yarn: weight of ln(factor) in the denominator of the attention factor; goes with `mscale`."""
-
     truncate: bool | None = None
     """yarn: round the ends of the ramp to whole frequencies; by default true."""
 
     low_freq_factor: float | None = Field(default=None, gt=0)
     """llama3: wavelengths above original context / this are divided by the whole factor; by default 1."""
-
     high_freq_factor: float | None = Field(default=None, gt=0)
     """llama3: wavelengths below original context / this are left alone; by default 4."""
 
     short_factor: tuple[PositiveFloat, ...] | None = None
     """longrope: divisor of each frequency for texts within the original context; by default ones."""
-
     long_factor: tuple[PositiveFloat, ...] | None = None
     """longrope: divisor of each frequency for longer texts; required."""
 
@@ -105,17 +93,14 @@ class LoraConfig(Section):
 
     r: int = Field(default=8, ge=1)
     """Rank of the update matrices (the paper: 8)."""
-
     lora_alpha: float = Field(default=16, gt=0)
     """Scale of the update: it is multiplied by `lora_alpha / r`."""
-
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability on the input of the update."""
 
     target_modules: Literal["attention", "all-linear"] | tuple[str, ...] = "attention"
     """`attention`: every linear layer inside attention (the paper); `all-linear`: also those of the feed-forward; or a
     list of layers' names, such as `[q_proj, v_proj]`."""
-
     trainable: tuple[Literal["embed", "norm"], ...] | None = None
     """What is trained whole beside the low-rank updates: `embed` (the input embedding), `norm` (every norm); by default
     both with `tuning: lora+`, neither with `tuning: lora`."""
@@ -126,10 +111,8 @@ class HardwareConfig(Section):
 
     gpus: int = Field(default=1, ge=1)
     """GPUs."""
-
     memory_gib: float = Field(default=80.0, gt=0)
     """Memory of each, in GiB."""
-
     strategy: Strategy | None = None
     """What divides the work among several; `longlora train` takes it where just so many GPUs are visible."""
 
@@ -153,36 +136,28 @@ class DataConfig(Section):
     kind: Literal["text", "sft"] = "text"
     """`text`: documents, every token of them (context extension); `sft`: conversations, of which the answers are
     learned (supervised fine-tuning; docs/finetuning.md)."""
-
     source: str | tuple[str, ...]
     """Text files, a folder, a glob, JSONL or Parquet files, a saved `datasets` directory, or a hub name; or several.
     Conversations stand in the last four kinds and in JSON."""
 
     validation_source: str | tuple[str, ...] | None = None
     """Held out, of the same kinds as `source`: its loss is measured on the way, under ordinary attention."""
-
     validation_split: str = "validation"
     """Split to read of `validation_source`, if that has splits."""
-
     max_validation_rows: int = Field(default=64, ge=1)
     """Read at most this many rows of `context_length` for validation."""
 
     packing: bool = True
     """sft: put several conversations into one row, each by itself; false gives each its own row, as the original
     implementation does."""
-
     text_column: str = "text"
     """Column that holds the text, for tabular sources."""
-
     split: str = "train"
     """Split to read, for sources that have splits."""
-
     cross_document_attention: bool = False
     """Let tokens see the documents packed before theirs in the row, as the original implementation does."""
-
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents; needed for a streamed hub data set without end."""
-
     cache_dir: str | None = None
     """Folder for tokenised documents; by default `longlora` in the user's cache folder."""
 

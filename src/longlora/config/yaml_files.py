@@ -1,15 +1,45 @@
-"""Recipes as YAML files, with `key=value` overrides."""
+"""Recipes as YAML files, with `key=value` overrides, and what is wrong with one: the key and the remedy, in a line."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from longlora.config.explain import explain
 from longlora.config.recipe import Recipe
 from longlora.errors import ConfigError
 from longlora.recipes import find_recipe
+
+# What other tools call the same thing; used only for the hint.
+_OTHER_NAMES = {
+    "model_name_or_path": "base_model model",
+    "context_length": "sequence_len max_seq_length model_max_length max_length cutoff_len",
+    "attention.pattern": "shift_attn s2_attention use_full_attn",
+    "tuning": "low_rank_training",
+    "lora.trainable": "trainable_params modules_to_save lora_modules_to_save additional_target",
+    "lora.r": "lora_r lora_rank",
+    "lora.lora_alpha": "lora_alpha",
+    "lora.lora_dropout": "lora_dropout",
+    "lora.target_modules": "lora_target lora_target_modules",
+    "embedding_learning_rate": "embedding_lr loraplus_lr_embedding",
+    "new_tokens": "tokens add_tokens resize_vocab",
+    "data.source": "dataset data_path",
+    "rope.rope_type": "rope_scaling",
+    "rope.rope_theta": "rope_theta",
+    "rope_type": "scaling_type",
+    "factor": "scaling_factor",
+    "dtype": "bf16 fp16",
+    "quantization": "load_in_4bit quantization_bit",
+    "optim": "optimizer",
+    "gradient_checkpointing": "activation_checkpointing",
+    "activation_offloading": "offload_activations",
+    "chunked_loss": "use_liger_kernel",
+    "per_device_train_batch_size": "micro_batch_size",
+    "num_train_epochs": "num_epochs epochs",
+    "data.validation_source": "val_dataset eval_dataset",
+    "data.kind": "stage",
+}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -22,7 +52,15 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = find_recipe(path)
     if path.is_dir():
-        raise ConfigError(_about_directory(path))
+        hint = ""
+        if (path / "recipe.yaml").is_file():
+            hint = f"; it holds one: {path / 'recipe.yaml'}"
+        elif (path / "config.json").is_file():
+            hint = f"; a model goes into a recipe: write RECIPE model_name_or_path={path} with one of those"
+        raise ConfigError(
+            f"{path} is a directory, and a recipe is a YAML file or one of the names that `longlora recipes` "
+            f"lists{hint}"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -45,7 +83,7 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {explain(problem, Recipe)}" for problem in error.errors())
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
         raise ConfigError(f"{where} cannot be used:\n{problems}") from None
 
 
@@ -55,13 +93,26 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude=unused), sort_keys=False, allow_unicode=True)
 
 
-def _about_directory(path: Path) -> str:
-    what = f"{path} is a directory, and a recipe is a YAML file or one of the names that `longlora recipes` lists"
-    if (path / "recipe.yaml").is_file():
-        return f"{what}; it holds one: {path / 'recipe.yaml'}"
-    if (path / "config.json").is_file():
-        return f"{what}; a model goes into a recipe: write RECIPE model_name_or_path={path} with one of those"
-    return what
+def _explain(problem: Any) -> str:
+    """Turn one of pydantic's error records into a line with key and remedy."""
+    # pydantic names the kinds of value that it tried among the keys
+    parts = [str(part) for part in problem["loc"]]
+    location = [part for part in parts if part != "str" and not part.startswith(("tuple[", "function-"))]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for name in location[:-1]:
+            section = section.model_fields[name].annotation
+        known, wrong = list(section.model_fields), location[-1]
+        meant = [ours for ours, theirs in _OTHER_NAMES.items() if wrong in theirs.split()]
+        near = difflib.get_close_matches(wrong, known, n=1) or meant
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{key!r} is required"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{key}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

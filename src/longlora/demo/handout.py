@@ -21,13 +21,10 @@ class DemoResult:
     environment: dict[str, Any]
     perplexity: dict[str, dict[int, float]] = field(default_factory=dict)
     """Model by name, then context length in tokens."""
-
     standard_error: dict[str, dict[int, float]] = field(default_factory=dict)
     """Of the mean loss in nats per token, as in `perplexity`."""
-
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Wall time of `training` and `evaluation` for each model; `shared_steps` were trained by an earlier one."""
-
     merge: dict[str, float] = field(default_factory=dict)
     """Agreement of the merged model with its adapter."""
 
@@ -38,12 +35,19 @@ def write_report(result: DemoResult, output: Path) -> None:
     `report.json` comes last: it stands for a finished demo.
     """
     header = ["model", *map(str, result.perplexity["base"]), "training"]
-    rows = [
-        [name, *(f"{value:.2f}" for value in values.values()), _training_time(result.seconds[name])]
-        for name, values in result.perplexity.items()
+    rows = []
+    for name, values in result.perplexity.items():
+        seconds = result.seconds[name]
+        training = f"{seconds['training']:.0f} s" if "training" in seconds else ""
+        if "shared_steps" in seconds:
+            training += f" after {seconds['shared_steps']:.0f} shared steps"
+        rows.append([name, *(f"{value:.2f}" for value in values.values()), training])
+    verdict = _verdict(result)
+    commands = [
+        f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
+        "longlora eval runs/mine/adapter --suite quick --data HELD_OUT_TEXTS --out verdict",
+        "longlora chat runs/mine/merged --document FILE",
     ]
-    verdict, commands = _verdict(result), _next_commands(output)
-
     draw(result, output / "perplexity.png")
     texts = templates("demo/templates")
     write_atomically(output / "starter.yaml", texts.get_template("starter.yaml").render())
@@ -91,21 +95,6 @@ def draw(result: DemoResult, path: Path) -> None:
     axes.set(xlabel="context length (tokens)", ylabel="perplexity (full attention, same targets)")
     axes.legend(frameon=False)
     save_figure(figure, path)
-
-
-def _next_commands(output: Path) -> list[str]:
-    return [
-        f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
-        "longlora eval runs/mine/adapter --suite quick --data HELD_OUT_TEXTS --out verdict",
-        "longlora chat runs/mine/merged --document FILE",
-    ]
-
-
-def _training_time(seconds: dict[str, float]) -> str:
-    if "training" not in seconds:
-        return ""
-    shared = f" after {seconds['shared_steps']:.0f} shared steps" if "shared_steps" in seconds else ""
-    return f"{seconds['training']:.0f} s{shared}"
 
 
 def _verdict(result: DemoResult) -> str:

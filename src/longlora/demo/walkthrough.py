@@ -78,8 +78,16 @@ def run_demo(output: Path) -> DemoResult:
     """
     if (output / "report.json").exists():
         raise ConfigError(f"{output} holds a finished demo; choose another folder, or delete it")
-    result = DemoResult(settings=_settings(), environment=_environment())
-    documents = _held_out_documents(output)
+    evaluation = {
+        "texts": "held-out files of Python's standard library",
+        "stride": EVALUATION_STRIDE,
+        "max_targets": EVALUATION_TARGETS,
+        "lengths": LENGTHS,
+    }
+    result = DemoResult({**SHARED_SETTINGS, "methods": METHODS, "evaluation": evaluation}, _environment())
+    source = read_documents([str(path) for path in standard_library_files("validation")])
+    tokenizer = load_tokenizer(model_source(TINY_MODEL))
+    documents = tokenize_documents(source, tokenizer, cache_dir=output / "cache")["input_ids"]
 
     _evaluate(result, "base", load_for_inference(TINY_MODEL)[0], documents)
     _evaluate(result, "interpolation only", interpolated_base(output), documents)
@@ -117,7 +125,13 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
     if not seconds_file.exists():
         logger.info("\n%s", name)
         if name == RECOMMENDED and not directory.exists():
-            _begin_where_they_part(recipe, method_recipe("longlora", output))
+            # The steps that both recipes share are trained already: the same run, in less time.
+            checkpoint = f"checkpoint-{recipe.first_dense_step}"
+            source = Path(method_recipe("longlora", output).output_dir)
+            with open_run(recipe) as run:
+                shutil.copy(source / "metrics.jsonl", run.metrics)
+                with whole_directory(run.checkpoints / checkpoint) as copy:
+                    shutil.copytree(source / "checkpoints" / checkpoint, copy, dirs_exist_ok=True)
         started = time.monotonic()
         train(recipe)
         write_atomically(seconds_file, f"{time.monotonic() - started:.1f}\n")
@@ -125,15 +139,6 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
     if name == RECOMMENDED:
         result.seconds[name]["shared_steps"] = recipe.first_dense_step
     return directory / "adapter"
-
-
-def _begin_where_they_part(recipe: Recipe, other: Recipe) -> None:
-    """Give a run the other's checkpoint of the last step that the two recipes share: the same run, in less time."""
-    checkpoint, source = f"checkpoint-{recipe.first_dense_step}", Path(other.output_dir)
-    with open_run(recipe) as run:
-        shutil.copy(source / "metrics.jsonl", run.metrics)
-        with whole_directory(run.checkpoints / checkpoint) as copy:
-            shutil.copytree(source / "checkpoints" / checkpoint, copy, dirs_exist_ok=True)
 
 
 def _evaluate(result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]) -> None:
@@ -157,24 +162,6 @@ def interpolated_base(output: Path) -> PreTrainedModel:
     config = load_config(name)
     extended_config(config, method_recipe(RECOMMENDED, output))
     return load_weights(name, config, dtype=torch.float32, attention="sdpa").eval()
-
-
-def _held_out_documents(output: Path) -> list[list[int]]:
-    source = read_documents([str(path) for path in standard_library_files("validation")])
-    return tokenize_documents(source, load_tokenizer(model_source(TINY_MODEL)), cache_dir=output / "cache")["input_ids"]
-
-
-def _settings() -> dict[str, Any]:
-    return {
-        **SHARED_SETTINGS,
-        "methods": METHODS,
-        "evaluation": {
-            "texts": "held-out files of Python's standard library",
-            "stride": EVALUATION_STRIDE,
-            "max_targets": EVALUATION_TARGETS,
-            "lengths": LENGTHS,
-        },
-    }
 
 
 def _environment() -> dict[str, Any]:

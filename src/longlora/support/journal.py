@@ -4,8 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -59,9 +58,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -132,18 +129,15 @@ def _parsed(path: Path, number: int, value: Any, parse: Callable[[Any], Entry]) 
 
 
 def _cut_torn_line(path: Path) -> None:
+    """Cut what follows the last newline, which is looked for from the end, a block at a time."""
     with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        whole = _after_last_newline(file, end)
-        if whole < end:
+        size = end = file.seek(0, os.SEEK_END)
+        whole = 0
+        while end > 0 and not whole:
+            begin = max(0, end - _BLOCK_BYTES)
+            file.seek(begin)
+            if (place := file.read(end - begin).rfind(b"\n")) >= 0:
+                whole = begin + place + 1
+            end = begin
+        if whole < size:
             file.truncate(whole)
-
-
-def _after_last_newline(file: BinaryIO, end: int) -> int:
-    while end > 0:
-        begin = max(0, end - _BLOCK_BYTES)
-        file.seek(begin)
-        if (place := file.read(end - begin).rfind(b"\n")) >= 0:
-            return begin + place + 1
-        end = begin
-    return 0

@@ -29,13 +29,8 @@ TOLD_FROM = 0.5  # nats a token
 def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     """Say how far the model is extended, what of it is trained, and with which attention."""
     extension = prepared.extension
-    logger.info(
-        "%s: %s -> %s tokens (rope %s)",
-        extension.base_model,
-        f"{extension.base_context:,}",
-        f"{extension.context_length:,}",
-        describe_rope(extension.rope_parameters),
-    )
+    contexts = f"{extension.base_context:,} -> {extension.context_length:,}"
+    logger.info("%s: %s tokens (rope %s)", extension.base_model, contexts, describe_rope(extension.rope_parameters))
     if recipe.rope.rope_type in ("dynamic", "longrope") and not recipe.data.cross_document_attention:
         logger.warning(
             "rope.rope_type=%s goes by the longest document in a row: short ones do not train the positions that "
@@ -44,34 +39,29 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
         )
     counts = trainable_parameters(prepared.model)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items() if count and kind != "total")
-    total = num_parameters(prepared.model)
-    logger.info("training %s of %s parameters: %s", f"{counts['total']:,}", f"{total:,}", kinds)
-    if recipe.attention.pattern == "full":
-        logger.info("attention: full")
-        return
-    sinks, dense_steps = recipe.attention.sink_tokens, recipe.max_steps - recipe.first_dense_step
-    logger.info(
-        "attention: S² with groups of %s tokens%s%s",
-        f"{recipe.group_size:,}",
-        f", each seeing the first {sinks} of its document" if sinks else "",
-        f", full attention in the last {dense_steps} of {recipe.max_steps} steps" if dense_steps else "",
-    )
+    logger.info("training %s parameters: %s", f"{counts['total']:,} of {num_parameters(prepared.model):,}", kinds)
+    attention = "full"
+    if recipe.attention.pattern == "s2":
+        attention = f"S² with groups of {recipe.group_size:,} tokens"
+        if sinks := recipe.attention.sink_tokens:
+            attention += f", each seeing the first {sinks} of its document"
+        if dense_steps := recipe.max_steps - recipe.first_dense_step:
+            attention += f", full attention in the last {dense_steps} of {recipe.max_steps} steps"
+    logger.info("attention: %s", attention)
 
 
 def tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
     """Say how many rows there are, who shares them, and whether they are seen more than once."""
-    rows_needed = recipe.max_steps * rows_in_step
     most = "up to " if recipe.data.kind == "sft" else ""
-    logger.info("%s rows of %s%s tokens", f"{num_rows:,}", most, f"{recipe.context_length:,}")
+    logger.info("%s tokens", f"{num_rows:,} rows of {most}{recipe.context_length:,}")
     if num_processes() > 1:
         step = f"{rows_in_step:,} rows in an optimizer step"
         logger.info("%s processes (%s), %s", num_processes(), current_strategy(), step)
-    if rows_needed > num_rows:
+    if (needed := recipe.max_steps * rows_in_step) > num_rows:
         logger.warning(
-            "the run takes %s rows and the data has %s: each is seen %.1f times; lower max_steps or add texts",
-            f"{rows_needed:,}",
-            f"{num_rows:,}",
-            rows_needed / num_rows,
+            "the run takes %s: each is seen %.1f times; lower max_steps or add texts",
+            f"{needed:,} rows and the data has {num_rows:,}",
+            needed / num_rows,
         )
 
 
@@ -91,18 +81,14 @@ def tell_offloading(recipe: Recipe, config: PreTrainedConfig) -> None:
         layer_input_bytes=tokens * text_config.hidden_size * compute_dtype(recipe.dtype).itemsize,
     )
     memory = psutil.virtual_memory()
-    lacks = needed > memory.available
-    logger.log(
-        logging.WARNING if lacks else logging.INFO,
-        "activation_offloading: layer inputs take %.1f GiB of the host's memory in %s process%s, and %.1f of %.1f GiB "
-        "are free%s",
-        needed / GIB,
-        processes,
-        "" if processes == 1 else "es",
-        memory.available / GIB,
-        memory.total / GIB,
-        ": the run will end for want of memory; take a shorter context or a host with more" if lacks else "",
+    told = (
+        f"activation_offloading: layer inputs take {needed / GIB:.1f} GiB of the host's memory in {processes} "
+        f"process{'es' * (processes > 1)}, and {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB are free"
     )
+    if needed > memory.available:
+        logger.warning("%s: the run will end for want of memory; take a shorter context or a host with more", told)
+    else:
+        logger.info(told)
 
 
 @torch.no_grad()
@@ -124,19 +110,17 @@ def tell_cost_of_groups(trainer: "ExtensionTrainer", model: Any, inputs: dict[st
     excuse_no_gradients(trainer.model.config.get_text_config())
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), trainer.compute_loss_context_manager():
-        losses = []
-        for each in (Grouping(group_size=None), grouping):
-            set_grouping(model, each)
-            losses.append(trainer.mean_loss(model, batch))
-    full, grouped = losses
+        set_grouping(model, Grouping(group_size=None))
+        full = trainer.mean_loss(model, batch)
+        set_grouping(model, grouping)
+        grouped = trainer.mean_loss(model, batch)
     if grouped - full > TOLD_FROM:
+        remedy = "let every group see the first token of its document (attention.sink_tokens: 1; docs/sink.md)"
         logger.warning(
             "before training, %s tokens have a loss of %.2f in groups and %.2f with full attention, and the run begins "
             "by mending that; %s",
             f"{min(num_tokens, MOST_TOKENS):,}",
             grouped,
             full,
-            "use larger groups (attention.group_size)"
-            if grouping.sink_tokens
-            else "let every group see the first token of its document (attention.sink_tokens: 1; docs/sink.md)",
+            "use larger groups (attention.group_size)" if grouping.sink_tokens else remedy,
         )

@@ -1,11 +1,15 @@
-"""What happens beside the training loop: the dense finish, checks, clock, log, progress bar, marks on checkpoints."""
+"""What happens beside the training loop: the dense finish, checks, the log, marks on checkpoints, the bar, SIGTERM."""
 
 import math
 import resource
+import signal
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
-from longlora.distributed import wait_for_everyone
+from longlora.distributed import any_process, wait_for_everyone
 from longlora.errors import DivergenceError
 from longlora.models.checkpoint import Extension
 from longlora.models.grouping import Grouping, set_grouping
@@ -65,35 +69,6 @@ class FiniteGradients(TrainerCallback):
         largest = [torch.linalg.vector_norm(shard, math.inf) for shard in shards if shard.numel()]
         if largest and not torch.stack(largest).isfinite().all():
             raise diverged("gradients stopped being numbers", state, args)
-
-
-class Stopwatch(TrainerCallback):
-    """Measures this start of a run: its steps, the seconds they took without validation, and the peak of memory."""
-
-    def __init__(self, *, tokens_per_step: float) -> None:
-        self._tokens_per_step = tokens_per_step
-        self.steps = 0
-        self.seconds = 0.0
-        self._step_started = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Over all processes; 0 before the first step has ended."""
-        return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
-
-    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Forget what loading the model took."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    def on_step_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._step_started = time.monotonic()
-
-    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop it, and count the step."""
-        self.seconds += time.monotonic() - self._step_started
-        self.steps += 1
 
 
 def peak_memory_bytes() -> int:
@@ -148,36 +123,122 @@ class Checkpoints(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """Shows steps, losses, tokens per second, memory and the time that is left."""
+    """Measures this start of a run, its steps and the seconds they took without validation, and shows how it stands."""
 
-    def __init__(self, watch: Stopwatch) -> None:
-        self._watch = watch
-        self._bar = ExitStack()
+    def __init__(self, *, tokens_per_step: float) -> None:
+        self._tokens_per_step = tokens_per_step
+        self.steps, self.seconds = 0, 0.0
+        self._drawing = ExitStack()
         self._validation = self._status = ""
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all processes; 0 before the first step has ended."""
+        return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
+
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the bar at the step that the run resumes from."""
+        """Forget what loading the model took, and start the bar at the step that the run resumes from."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         total, done = state.max_steps, state.global_step
         bar = progress_bar("training", total=total, completed=done, progress=state.is_world_process_zero)
-        self._advance = self._bar.enter_context(bar)
+        self._advance = self._drawing.enter_context(bar)
+
+    def on_step_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._step_started = time.monotonic()
+
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop the clock, and move the bar."""
+        self.seconds += time.monotonic() - self._step_started
+        self.steps += 1
+        self._advance(1, self._status)
 
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         """Show the latest losses, the speed and the peak of memory."""
         if "eval_loss" in logs:
-            self._validation = f"  validation {float(logs['eval_loss']):.3f}"
-            self._status = self._validation.strip()
-        elif "loss" in logs and self._watch.seconds:
-            speed, memory = self._watch.tokens_per_second, peak_memory_bytes() / 2**30
+            self._status = f"validation {float(logs['eval_loss']):.3f}"
+            self._validation = f"  {self._status}"
+        elif "loss" in logs and self.seconds:
             loss = f"loss {float(logs['loss']):.3f}{self._validation}"
-            self._status = f"{loss}  {speed:,.0f} tokens/s  {memory:.1f} GiB"
+            memory = f"{peak_memory_bytes() / 2**30:.1f} GiB"
+            self._status = f"{loss}  {self.tokens_per_second:,.0f} tokens/s  {memory}"
         self._advance(0, self._status)
-
-    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
-        self._advance(1, self._status)
 
     def close(self) -> None:
         """Stop drawing; safe to call at any time, needed when training ends by an exception."""
-        self._bar.close()
+        self._drawing.close()
+
+
+class Terminated(SystemExit):
+    """The process was told to end by SIGTERM; `message` says what is kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.message = message
+
+
+class Sigterm(TrainerCallback):
+    """Ends training after the running micro-step once any process got SIGTERM, and saves the last whole step.
+
+    Gradients of the step under way are dropped: a resumed run does that step again from its first row. transformers'
+    `enable_jit_checkpoint` does not serve: a rank that got the signal saves alone while the others wait for it in the
+    next step, it begins three seconds late, and the process ends with the status of a finished run.
+    """
+
+    def __init__(self) -> None:
+        self.has_come = self.has_stopped = False
+        self._waits_for_checkpoint = False
+        self._kept = "ended before training began"
+        self._saved_step = 0
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note the signal; end at once where there is nothing to save."""
+        self.has_come = True
+        if not self._waits_for_checkpoint:
+            raise Terminated(self._kept)
+
+    def result_is_saved(self) -> None:
+        """Let the signal end the process at once from now on."""
+        self._waits_for_checkpoint = False
+        self._kept = "what was trained is saved"
+
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the signal for the end of a micro-step from now on."""
+        self._saved_step = state.global_step
+        self._waits_for_checkpoint = True
+
+    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember what need not be saved again, nor could be without spoiling it for a moment."""
+        self._saved_step = state.global_step
+
+    def on_substep_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop between two micro-steps, but under DeepSpeed, which counts them in its checkpoints."""
+        if args.deepspeed_plugin is None:
+            self._stop_if_told(state, control)
+
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop between two steps; after the last one there is nothing to stop."""
+        if state.global_step < state.max_steps:
+            self._stop_if_told(state, control)
+
+    def _stop_if_told(self, state: TrainerState, control: TrainerControl) -> None:
+        if any_process(self.has_come):
+            self.has_stopped = control.should_training_stop = True
+            control.should_save = state.global_step > self._saved_step
+
+
+@contextmanager
+def noticing_sigterm() -> Iterator[Sigterm]:
+    """Turn SIGTERM into a note for the length of a block; outside the main thread Python offers no handlers."""
+    sigterm = Sigterm()
+    if threading.current_thread() is not threading.main_thread():
+        yield sigterm
+        return
+    previous = signal.signal(signal.SIGTERM, sigterm.handle)
+    try:
+        yield sigterm
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -4,9 +4,10 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.run  # with all of its loggers
@@ -25,29 +26,6 @@ _MISTAKE, _INTERRUPTED, _TERMINATED = 2, 128 + signal.SIGINT, 128 + signal.SIGTE
 # Seconds that processes have between SIGTERM and SIGKILL: to end the running micro-step and write a checkpoint.
 _GRACE_VARIABLE, _GRACE_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120"
 _DEFAULT_PORT = 29500
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchPlan:
-    """How many processes, and where."""
-
-    strategy: Strategy
-    """What divides the run among them."""
-
-    per_node: int
-    """Processes on each node; one for each GPU."""
-
-    nodes: int = 1
-    """Machines."""
-
-    node_rank: int = 0
-    """Which of them this is, from 0."""
-
-    main_address: str | None = None
-    """Address of node 0; needed with several nodes."""
-
-    main_port: int | None = None
-    """Port on node 0; on a single node any free one, with several 29500."""
 
 
 def strategy_file(strategy: Strategy) -> Path:
@@ -99,19 +77,17 @@ def plan_launch(
     node_rank: int = 0,
     main_address: str | None = None,
     main_port: int | None = None,
-) -> LaunchPlan | None:
-    """Decide from the command line and the visible GPUs; None is one process, this one.
+) -> dict[str, Any] | None:
+    """Decide from the command line and the visible GPUs on options of `accelerate launch`; None is this process alone.
 
     Raises:
         ConfigError: the wishes contradict one another, or there are not so many GPUs.
     """
     num_gpus = torch.cuda.device_count()
     if strategy in (None, "single"):
-        if (per_node or 1) * nodes > 1:
-            raise ConfigError(
-                f"{(per_node or 1) * nodes} processes need --strategy ddp, fsdp2, zero2 or zero3"
-                + (", not single" if strategy else "")
-            )
+        if (asked := (per_node or 1) * nodes) > 1:
+            not_single = ", not single" if strategy else ""
+            raise ConfigError(f"{asked} processes need --strategy ddp, fsdp2, zero2 or zero3{not_single}")
         if strategy is None and num_gpus > 1:
             logger.warning(
                 "%d GPUs are visible and one is used; --strategy ddp, fsdp2, zero2 or zero3 uses all, --strategy "
@@ -132,17 +108,19 @@ def plan_launch(
         raise ConfigError(f"--node-rank {node_rank} must lie below --nodes {nodes}; the first node is 0")
     if nodes > 1 and main_address is None:
         raise ConfigError(f"--nodes {nodes} needs --main-address, the address of node 0 as the others reach it")
-    return LaunchPlan(
-        strategy=strategy,
-        per_node=per_node,
-        nodes=nodes,
-        node_rank=node_rank,
-        main_address=main_address,
-        main_port=main_port,
-    )
+    options = {
+        "config_file": strategy_file(strategy),
+        "num_processes": per_node * nodes,
+        "num_machines": nodes,
+        "machine_rank": node_rank,
+        # 0 is any free one, which only processes of one node can agree on
+        "main_process_port": main_port or (0 if nodes == 1 else _DEFAULT_PORT),
+        "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // per_node),
+    }
+    return options if main_address is None else {**options, "main_process_ip": main_address}
 
 
-def launch(plan: LaunchPlan, command: list[str]) -> int:
+def launch(options: dict[str, Any], command: list[str]) -> int:
     """Run `longlora COMMAND` in every process, wait, and return the status of the whole.
 
     0, or 2 with the message of a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 128 + N where signal N ended a
@@ -150,14 +128,11 @@ def launch(plan: LaunchPlan, command: list[str]) -> int:
     """
     os.environ.setdefault(_GRACE_VARIABLE, _GRACE_SECONDS)
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // plan.per_node))
-    options = launch_command_parser().parse_args([*_options(plan), "--module", "longlora.cli", *command])
     for name in logging.root.manager.loggerDict:  # their levels are set one by one, and their news is in our message
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        launch_command(options)
+        launch_command(launcher_arguments(options, command))
     except ChildFailedError as error:
         return _tell_failure(error.failures)
     except SignalException as stop:
@@ -167,23 +142,15 @@ def launch(plan: LaunchPlan, command: list[str]) -> int:
     return 0
 
 
+def launcher_arguments(options: dict[str, Any], command: list[str]) -> Namespace:
+    """The arguments of `accelerate launch`, as it parses them."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return launch_command_parser().parse_args([*words, "--module", "longlora.cli", *command])
+
+
 def record_failure(error: BaseException) -> None:
     """Leave an exception where the launcher, ours or torchrun, looks for it."""
     get_error_handler().record_exception(error)
-
-
-def _options(plan: LaunchPlan) -> list[str]:
-    options = {
-        "config_file": strategy_file(plan.strategy),
-        "num_processes": plan.per_node * plan.nodes,
-        "num_machines": plan.nodes,
-        "machine_rank": plan.node_rank,
-        # 0 is any free one, which only processes of one node can agree on
-        "main_process_port": plan.main_port or (0 if plan.nodes == 1 else _DEFAULT_PORT),
-    }
-    if plan.main_address is not None:
-        options["main_process_ip"] = plan.main_address
-    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
 def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
@@ -195,10 +162,8 @@ def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ", as the system does where memory runs out" if name == "SIGKILL" else ""
-        print(
-            f"longlora: process {rank} was ended by {name}{hint}; the same command resumes from the last checkpoint",
-            file=sys.stderr,
-        )
+        ending = f"process {rank} was ended by {name}{hint}"
+        print(f"longlora: {ending}; the same command resumes from the last checkpoint", file=sys.stderr)
     elif isinstance(failure.message, dict):
         if status == _MISTAKE:
             print(f"longlora: {failure.message['message'].partition(': ')[2]}", file=sys.stderr)

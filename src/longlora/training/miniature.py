@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from longlora.config import Recipe
 from longlora.models.load import load_config, model_source
@@ -42,16 +42,24 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
     Raises:
         CheckpointError: the model's configuration cannot be had.
     """
-    original = _original_config(recipe)
+    if (values := published_config(recipe.model_name_or_path)) is not None:
+        original = AutoConfig.for_model(**values)
+    else:
+        name = model_source(recipe.model_name_or_path)
+        original = load_config(name, trust_remote_code=recipe.trust_remote_code)
+    base_context = recipe.rope.base_context or readable_context(original)
+    group_size = recipe.attention.group_size
     shrink = recipe.context_length / CONTEXT_LENGTH
     output_dir = Path(f"{recipe.output_dir}-miniature")
     model_directory = output_dir / "model"
     output_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(output_dir / "model.lock"):  # several processes may come here at once
         if not model_directory.exists():
-            _write_model(_shrunk(original, shrink), model_directory, seed=recipe.seed)
-    base_context = recipe.rope.base_context or readable_context(original)
-    group_size = recipe.attention.group_size
+            with whole_directory(model_directory) as unfinished:
+                config = _shrunk(original, shrink)
+                _write_tokenizer(config, unfinished)
+                torch.manual_seed(recipe.seed)
+                AutoModelForCausalLM.from_config(config).save_pretrained(unfinished)
     changes = {
         "model_name_or_path": str(model_directory),
         "output_dir": str(output_dir / "run"),
@@ -61,14 +69,19 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
         "save_steps": NUM_STEPS // 2,
         "warmup_steps": min(recipe.warmup_steps, 1),
         "gradient_accumulation_steps": min(recipe.gradient_accumulation_steps, 2),
-        "rope": {**_values(recipe.rope), "base_context": max(1, round(base_context / shrink))},
-        "attention": {
-            **_values(recipe.attention),
-            "group_size": None if group_size is None else max(1, round(group_size / shrink)),
-        },
-        "data": {**_values(recipe.data), **_data(recipe, output_dir)},
     }
-    return Recipe.model_validate({**_values(recipe), **changes})
+    sections: dict[str, dict[str, Any]] = {
+        "rope": {"base_context": _divided(base_context, shrink)},
+        "attention": {"group_size": group_size and _divided(group_size, shrink)},
+        "data": _data(recipe, output_dir),
+    }
+    values = recipe.model_dump(exclude_unset=True)
+    changed = {name: {**values.get(name, {}), **section} for name, section in sections.items()}
+    return Recipe.model_validate({**values, **changes, **changed})
+
+
+def _divided(count: int, shrink: float) -> int:
+    return max(1, round(count / shrink))
 
 
 def _data(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -78,11 +91,8 @@ def _data(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if not _is_here(data.source):
         logger.info("%s is not here: the miniature reads Python's standard library", data.source)
         files = standard_library_files("train")[:_NUM_DOCUMENTS]
-        is_sft = data.kind == "sft"
-        values = {
-            "source": str(_conversations(files, folder)) if is_sft else [str(file) for file in files],
-            "max_documents": None,
-        }
+        source = str(_conversations(files, folder)) if data.kind == "sft" else [str(file) for file in files]
+        values = {"source": source, "max_documents": None}
     if data.validation_source is not None and not _is_here(data.validation_source):
         values["validation_source"] = None
     return values
@@ -106,17 +116,6 @@ def _conversations(files: list[Path], folder: Path) -> Path:
     return path
 
 
-def _values(section: Any) -> dict[str, Any]:
-    return section.model_dump(exclude_unset=True)
-
-
-def _original_config(recipe: Recipe) -> PreTrainedConfig:
-    values = published_config(recipe.model_name_or_path)
-    if values is None:
-        return load_config(model_source(recipe.model_name_or_path), trust_remote_code=recipe.trust_remote_code)
-    return AutoConfig.for_model(**values)
-
-
 def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
     config = copy.deepcopy(original)
     text = config.get_text_config()
@@ -131,34 +130,23 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
         text.head_dim = _HEAD_DIM
     if values.get("layer_types"):
         text.layer_types = values["layer_types"][-_NUM_LAYERS:]  # where windows alternate, both kinds
-    text.max_position_embeddings = max(1, round(text.max_position_embeddings / shrink))
+    text.max_position_embeddings = _divided(text.max_position_embeddings, shrink)
     rope_parameters = copy.deepcopy(text.rope_parameters)
     if "original_max_position_embeddings" in rope_parameters:
         original_context = rope_parameters["original_max_position_embeddings"]
-        rope_parameters["original_max_position_embeddings"] = max(1, round(original_context / shrink))
+        rope_parameters["original_max_position_embeddings"] = _divided(original_context, shrink)
     text.rope_parameters = rope_parameters
     return config
 
 
-def _write_model(config: PreTrainedConfig, directory: Path, *, seed: int) -> None:
-    with whole_directory(directory) as unfinished:
-        _fit_to(_write_tokenizer(config, unfinished), config)
-        torch.manual_seed(seed)
-        AutoModelForCausalLM.from_config(config).save_pretrained(unfinished)
-
-
-def _write_tokenizer(config: PreTrainedConfig, directory: Path) -> PreTrainedTokenizerBase:
-    """Write the tiny model's tokenizer, and return it as it will be read beside this configuration.
+def _write_tokenizer(config: PreTrainedConfig, directory: Path) -> None:
+    """Write the tiny model's tokenizer, and fit the configuration to it as it will be read beside this one.
 
     Some types (Qwen 2) have a class of tokenizers of their own, which adds tokens of its own.
     """
     AutoTokenizer.from_pretrained(tiny_model_directory()).save_pretrained(directory)
     config.save_pretrained(directory)
-    return AutoTokenizer.from_pretrained(directory)
-
-
-def _fit_to(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    text = config.get_text_config()
+    tokenizer, text = AutoTokenizer.from_pretrained(directory), config.get_text_config()
     text.vocab_size = len(tokenizer)
     text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     text.pad_token_id = tokenizer.pad_token_id

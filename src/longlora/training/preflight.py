@@ -5,7 +5,7 @@ from typing import Any
 from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import model_source
-from longlora.planner import Architecture, PlannedRun, find_architecture
+from longlora.planner import PlannedRun, find_architecture
 from longlora.rope import extend_rope, present_context
 from longlora.support.choices import Strategy
 from longlora.support.locate import locate
@@ -22,9 +22,7 @@ _PLANNED_OPTIMIZERS: dict[str, Any] = {
 
 
 def check_places(recipe: Recipe, *, merge_follows: bool) -> None:
-    """Look at the places that a recipe names: the output directory, the model, the data.
-
-    `merge_follows`: whether a finished run also has a merged model.
+    """Look at the places that a recipe names: the output directory (`check_output`), the model, the data.
 
     Raises:
         ConfigError: the output directory cannot be used.
@@ -53,7 +51,17 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         )
     targets = recipe.lora.target_modules
     architecture = find_architecture(recipe.model_name_or_path)
-    _check_positions(recipe, architecture)
+    positions, reach = architecture.rope_parameters, architecture.max_position_embeddings
+    if not recipe.keeps_positions(present_context(positions, reach)):  # then it must be possible to extend them
+        extend_rope(
+            positions,
+            max_position_embeddings=reach,
+            context_length=recipe.context_length,
+            head_dim=architecture.head_dim,
+            rope_type=recipe.rope.rope_type,
+            base_context=recipe.rope.base_context,
+            options=recipe.rope.options,
+        )
     return PlannedRun(
         architecture=architecture,
         context_length=recipe.context_length,
@@ -79,20 +87,4 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         steps=recipe.max_steps if recipe.num_train_epochs is None else 1,
         num_gpus=num_gpus,
         strategy=strategy,
-    )
-
-
-def _check_positions(recipe: Recipe, architecture: Architecture) -> None:
-    """Ask what training asks when it has loaded the configuration: can the model be extended so?"""
-    positions, reach = architecture.rope_parameters, architecture.max_position_embeddings
-    if recipe.keeps_positions(present_context(positions, reach)):
-        return
-    extend_rope(
-        positions,
-        max_position_embeddings=reach,
-        context_length=recipe.context_length,
-        head_dim=architecture.head_dim,
-        rope_type=recipe.rope.rope_type,
-        base_context=recipe.rope.base_context,
-        options=recipe.rope.options,
     )

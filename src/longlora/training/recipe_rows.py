@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from longlora.config import Recipe
 from longlora.data import (
-    count_tokens,
     pack_conversations,
     pack_rows,
     read_conversations,
@@ -23,17 +22,11 @@ from longlora.models.chat_template import ensure_chat_template
 logger = logging.getLogger("longlora")
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Columns `input_ids`, `seq_lengths` and, where not every token is learned, `labels`."""
 
     training: Dataset
     validation: Dataset | None
-
-    @property
-    def tokens_in_training(self) -> int:
-        """Tokens in all rows to train on."""
-        return count_tokens(self.training)
 
 
 def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool) -> Rows:
@@ -45,37 +38,25 @@ def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progre
         DataError: the data cannot be read or used.
         ConfigError: the tokenizer does not serve for conversations.
     """
-    data = recipe.data
+    data, context_length = recipe.data, recipe.context_length
+    common: dict[str, Any] = {"cache_dir": data.cache_dir, "show_progress": show_progress}
     if data.kind == "sft" and ensure_chat_template(tokenizer):
         logger.info("the model has no chat template: questions and answers are written by the paper's prompt")
-    training = _read(recipe, tokenizer, data.source, data.split, show_progress)
-    if data.validation_source is None:
-        return Rows(training, None)
-    validation = _read(recipe, tokenizer, data.validation_source, data.validation_split, show_progress)
-    return Rows(training, validation.select(range(min(len(validation), data.max_validation_rows))))
 
-
-def _read(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, source: str | Sequence[str], split: str, show_progress: bool
-) -> Dataset:
-    data = recipe.data
-    if data.kind == "sft":
-        conversations = tokenize_conversations(
-            read_conversations(source, split=split, max_documents=data.max_documents),
-            tokenizer,
-            context_length=recipe.context_length,
-            cache_dir=data.cache_dir,
-            show_progress=show_progress,
-        )
+    def read(source: str | Sequence[str], split: str) -> Dataset:
+        if data.kind == "text":
+            texts = read_documents(source, text_column=data.text_column, split=split, max_documents=data.max_documents)
+            documents = tokenize_documents(texts, tokenizer, **common)
+            crossing = data.cross_document_attention
+            return pack_rows(documents, context_length=context_length, cross_document_attention=crossing)
+        asked = read_conversations(source, split=split, max_documents=data.max_documents)
+        conversations = tokenize_conversations(asked, tokenizer, context_length=context_length, **common)
         if show_progress and source == data.source:
             show_example(tokenizer, conversations[0]["input_ids"], conversations[0]["labels"])
-        return pack_conversations(conversations, context_length=recipe.context_length, packing=data.packing)
-    documents = tokenize_documents(
-        read_documents(source, text_column=data.text_column, split=split, max_documents=data.max_documents),
-        tokenizer,
-        cache_dir=data.cache_dir,
-        show_progress=show_progress,
-    )
-    return pack_rows(
-        documents, context_length=recipe.context_length, cross_document_attention=data.cross_document_attention
-    )
+        return pack_conversations(conversations, context_length=context_length, packing=data.packing)
+
+    training = read(data.source, data.split)
+    if data.validation_source is None:
+        return Rows(training, None)
+    validation = read(data.validation_source, data.validation_split)
+    return Rows(training, validation.select(range(min(len(validation), data.max_validation_rows))))

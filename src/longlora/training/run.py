@@ -20,13 +20,13 @@ from longlora.distributed import (
     wait_for_everyone,
 )
 from longlora.models.generation import make_lasting
-from longlora.models.load import TrainingModel, load_for_training
+from longlora.models.load import load_for_training
 from longlora.training.announcements import tell_model, tell_rows
-from longlora.training.recipe_rows import Rows, read_rows
-from longlora.training.run_directory import RunDirectory, open_run, run_directory, step_of
+from longlora.training.callbacks import Sigterm, Terminated, noticing_sigterm
+from longlora.training.recipe_rows import read_rows
+from longlora.training.run_directory import RunDirectory, open_run, step_of
 from longlora.training.run_summary import write_run_summary
-from longlora.training.save_and_resume import Trained, gathered, load_trained, resumable, save_result
-from longlora.training.sigterm import Terminated, Termination, noticing_sigterm
+from longlora.training.save_and_resume import Trained, load_trained, resumable, save_result
 from longlora.training.trainer import build_trainer, rows_per_step, training_arguments
 
 logger = logging.getLogger("longlora")
@@ -50,34 +50,29 @@ def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
         DivergenceError: the loss stopped being a number.
         Terminated: SIGTERM has come, and what was trained is in a checkpoint.
     """
-    with ExitStack() as stack:
-        termination = stack.enter_context(noticing_sigterm())
+    with noticing_sigterm() as sigterm, ExitStack() as stack:
         end_with_launcher()
-        arguments = training_arguments(recipe, run_directory(recipe))  # joins the other processes
+        arguments = training_arguments(recipe)  # joins the other processes
         silence_other_ranks()
 
         opened = open_run(
             recipe, num_processes=num_processes(), strategy=current_strategy(), merge_follows=merge_follows
         )
         run = from_main_process(lambda: stack.enter_context(opened))
-        checkpoint = from_main_process(run.last_checkpoint)
         trained = None
         if not from_main_process(run.result.exists):
-            recipe, trained = _train_and_save(recipe, run, arguments, termination, checkpoint)
-        elif checkpoint:
-            recipe = recipe.model_copy(update={"max_steps": step_of(checkpoint)})
+            trained = _train_and_save(recipe, run, arguments, sigterm)
 
-        termination.result_is_saved()
+        sigterm.result_is_saved()
         if is_main_process():
             write_run_summary(recipe, run, trained)
         wait_for_everyone()
         return run.result
 
 
-def _train_and_save(
-    recipe: Recipe, run: RunDirectory, arguments: SFTConfig, termination: Termination, checkpoint: Path | None
-) -> tuple[Recipe, Trained]:
-    """Train from the beginning or from a checkpoint; return the recipe with its steps settled, and the outcome."""
+def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sigterm: Sigterm) -> Trained:
+    """Train from the beginning or from the last checkpoint, and save what came out."""
+    checkpoint = from_main_process(run.last_checkpoint)
     set_seed(recipe.seed)
     prepared = load_for_training(recipe)
     rows = main_process_first(lambda: read_rows(recipe, prepared.tokenizer, show_progress=is_main_process()))
@@ -91,31 +86,24 @@ def _train_and_save(
         model = load_trained(prepared, checkpoint) if is_main_process() else prepared.model
         trained = Trained(model=model, tokenizer=prepared.tokenizer)
     else:
-        trained = _take_steps(recipe, prepared, rows, run, arguments, termination, checkpoint)
+        trainer = build_trainer(recipe, prepared, rows, run, arguments, sigterm)
+        if checkpoint:
+            logger.info("resuming from %s", checkpoint)
+            checkpoint = from_main_process(partial(resumable, checkpoint, current_strategy()))
+        arguments.eval_on_start = rows.validation is not None and not checkpoint
+        with closing(trainer.progress_bar):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if sigterm.has_stopped:
+            done = trainer.state.global_step
+            raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
+        trained = Trained(
+            model=trainer.accelerator.unwrap_model(trainer.model),
+            tokenizer=prepared.tokenizer,
+            weights=trainer.gathered_weights(),
+            measured=trainer.progress_bar,
+        )
     if is_main_process():
         run.remove_former()
         save_result(trained, prepared.extension, run.result)
     wait_for_everyone()
-    return recipe, trained
-
-
-def _take_steps(
-    recipe: Recipe,
-    prepared: TrainingModel,
-    rows: Rows,
-    run: RunDirectory,
-    arguments: SFTConfig,
-    termination: Termination,
-    checkpoint: Path | None,
-) -> Trained:
-    trainer = build_trainer(recipe, prepared, rows, run, arguments, termination)
-    if checkpoint:
-        logger.info("resuming from %s", checkpoint)
-        checkpoint = from_main_process(partial(resumable, checkpoint, current_strategy()))
-    arguments.eval_on_start = rows.validation is not None and not checkpoint
-    with closing(trainer.progress_bar):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.stop.has_stopped:
-        done = trainer.state.global_step
-        raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
-    return gathered(trainer, prepared.tokenizer)
+    return trained

@@ -38,18 +38,17 @@ logger = logging.getLogger("longlora")
 _COMPLETE = "complete"
 # Their product with the number of processes is what matters: the rows of an optimizer step.
 _BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
-_PACKAGES = ("longlora", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
 
 class RunDirectory:
-    """Paths of a run, and its state on disk; `result` is where what was trained goes at the end."""
+    """Paths of a recipe's run, and its state on disk; `result` is where what was trained goes at the end."""
 
-    def __init__(self, root: Path, result: Path) -> None:
-        self.root, self.result = root, result
+    def __init__(self, recipe: Recipe) -> None:
+        self.root = root = Path(recipe.output_dir).expanduser()
+        self.result = root / ("model" if recipe.tuning == "full" else "adapter")
         self.recipe, self.starts, self.metrics = root / "recipe.yaml", root / "environment.json", root / "metrics.jsonl"
-        self.checkpoints = root / "checkpoints"
+        self.checkpoints, self.merged = root / "checkpoints", root / "merged"
         self.summary, self.curves, self.samples = root / "summary.json", root / "curves.png", root / "samples.md"
-        self.merged = root / "merged"
 
     def remove_former(self) -> None:
         """Delete what was made from a former result, which is not there any more."""
@@ -66,29 +65,6 @@ class RunDirectory:
                 shutil.rmtree(path)
         return whole[-1] if whole else None
 
-    @contextmanager
-    def held(self) -> Iterator["RunDirectory"]:
-        """Keep other processes out; the system lets go when this one ends, however it ends.
-
-        Raises:
-            ConfigError: another process is at work here.
-        """
-        try:
-            lock = FileLock(self.root / "lock", timeout=0).acquire()
-        except Timeout:
-            raise ConfigError(
-                f"{self.root} is in use by another process that trains there; wait for it or end it, or choose another "
-                "output_dir"
-            ) from None
-        with lock:
-            yield self
-
-
-def run_directory(recipe: Recipe) -> RunDirectory:
-    """Name the folder of a run, without looking at it."""
-    root = Path(recipe.output_dir).expanduser()
-    return RunDirectory(root, root / ("model" if recipe.tuning == "full" else "adapter"))
-
 
 def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
     """Make sure that a run may begin, or be resumed, in its output directory; name what a finished one still lacks.
@@ -96,9 +72,10 @@ def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
     Raises:
         ConfigError: it holds a finished run that lacks nothing, a finished run of another recipe, or something else.
     """
-    run = run_directory(recipe)
+    run = RunDirectory(recipe)
     if not run.result.exists():
-        if run.root.exists() and not run.recipe.exists() and _holds_something(run.root):
+        there = set(run.root.iterdir()) if run.root.is_dir() else {run.root} if run.root.exists() else set()
+        if not run.recipe.exists() and there - {run.checkpoints, run.root / "lock"}:
             raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
         return []
     wanted = [run.curves, *[run.merged] * merge_follows, *[run.samples] * recipe.samples_answers, run.summary]
@@ -112,45 +89,48 @@ def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
     return missing
 
 
-def _holds_something(root: Path) -> bool:
-    return not root.is_dir() or any(path.name not in ("checkpoints", "lock") for path in root.iterdir())
-
-
 @contextmanager
 def open_run(
     recipe: Recipe, *, num_processes: int = 1, strategy: str = "single", merge_follows: bool = False
 ) -> Iterator[RunDirectory]:
     """Make the folder of a run, or find the one that an interrupted start of the same recipe left; hold it meanwhile.
 
-    A run whose training has finished is opened as long as something is missing beside the result.
-
-    Args:
-        recipe: the run.
-        num_processes: processes that share it.
-        strategy: what divides the work among them; noted in `environment.json`.
-        merge_follows: whether a finished run also has a merged model.
+    A run whose training has finished is opened as long as something is missing beside the result: with `merge_follows`
+    a merged model, too. The system lets go of the folder when this process ends, however it ends.
 
     Raises:
         ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
     """
-    run = run_directory(recipe)
+    run = RunDirectory(recipe)
     missing = check_output(recipe, merge_follows=merge_follows)
-    if missing:
-        logger.info("%s is trained already; what is missing beside it is made: %s", run.result, ", ".join(missing))
-        with run.held():
-            yield run
-        return
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    with run.held():
-        starts = _read_starts(run.starts)
-        if run.recipe.exists() and run.last_checkpoint():  # else nothing was trained yet, and it may have been mended
-            processes_before = starts[-1].get("processes", 1) if starts else 1
-            _check_same_recipe(recipe, num_processes, run.recipe, processes_before)
-        remove_partial(run.result)
-        write_atomically(run.recipe, dump_recipe(recipe))
-        starts.append({**_environment(), "processes": num_processes, "strategy": strategy})
-        write_atomically(run.starts, json.dumps(starts, indent=2) + "\n")
+    try:
+        lock = FileLock(run.root / "lock", timeout=0).acquire()
+    except Timeout:
+        raise ConfigError(
+            f"{run.root} is in use by another process that trains there; wait for it or end it, or choose another "
+            "output_dir"
+        ) from None
+    with lock:
+        if missing:
+            logger.info("%s is trained already; what is missing beside it is made: %s", run.result, ", ".join(missing))
+        else:
+            _note_start(recipe, run, num_processes, strategy)
         yield run
+
+
+def _note_start(recipe: Recipe, run: RunDirectory, num_processes: int, strategy: str) -> None:
+    try:
+        starts = json.loads(run.starts.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        starts = []
+    if run.recipe.exists() and run.last_checkpoint():  # else nothing was trained yet, and it may have been mended
+        processes_before = starts[-1].get("processes", 1) if starts else 1
+        _check_same_recipe(recipe, num_processes, run.recipe, processes_before)
+    remove_partial(run.result)
+    write_atomically(run.recipe, dump_recipe(recipe))
+    starts.append({**_environment(), "processes": num_processes, "strategy": strategy})
+    write_atomically(run.starts, json.dumps(starts, indent=2) + "\n")
 
 
 def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
@@ -191,7 +171,8 @@ def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
 def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:
     present, wanted = _read_recipe(recipe_file), recipe.model_dump()
     changed = _changes(recipe, present)
-    rows_before, rows = _rows_per_step(present, processes_before), _rows_per_step(wanted, num_processes)
+    rows_before = processes_before * math.prod(present.get(key, 0) for key in _BATCH_KEYS)
+    rows = num_processes * math.prod(wanted[key] for key in _BATCH_KEYS)
     if rows != rows_before:
         changed.append(f"{' × '.join(_BATCH_KEYS)} × processes: {rows_before} -> {rows}")
     if changed:
@@ -201,25 +182,15 @@ def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, pr
         )
 
 
-def _rows_per_step(recipe: Mapping[str, Any], num_processes: int) -> int:
-    return num_processes * math.prod(recipe.get(key, 0) for key in _BATCH_KEYS)
-
-
-def _read_starts(path: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-
-
 def _environment() -> dict[str, Any]:
+    """What a start of a run notes of the machine and of the software."""
     import torch  # everything else here is looked at before torch is loaded
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": package_versions(*_PACKAGES),
+        "packages": package_versions("longlora", "torch", "transformers", "peft", "trl", "accelerate", "datasets"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }

@@ -6,25 +6,32 @@ All of it comes after the result is saved, may fail without harm, and is made up
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.config import Recipe
+from longlora.data import Conversation, encode_conversation, read_conversations
+from longlora.data.encode import IGNORED, UnusableConversationError
 from longlora.distributed import current_strategy, num_processes
 from longlora.errors import ConfigError, LongLoRAError
+from longlora.models.generation import plain_generation, plain_settings
 from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
 from longlora.support.journal import read_json_lines
-from longlora.training.callbacks import Stopwatch, peak_memory_bytes
+from longlora.training.callbacks import ProgressBar, peak_memory_bytes
 from longlora.training.preflight import planned_run
-from longlora.training.run_directory import RunDirectory
-from longlora.training.sampled_answers import held_out_conversations, write_samples
+from longlora.training.run_directory import RunDirectory, step_of
 from longlora.training.save_and_resume import Trained
 
 logger = logging.getLogger("longlora")
@@ -33,19 +40,18 @@ logger = logging.getLogger("longlora")
 _END_FRACTION = 0.05
 _SMOOTHED_STEPS = 20
 _LOSS, _VALIDATION, _RATE = "#1f5fa8", "#c2571a", "#666666"
+_MAX_NEW_TOKENS = 200
+_SHOWN_CHARACTERS = 400
 
 
 def write_run_summary(recipe: Recipe, run: RunDirectory, trained: Trained | None) -> None:
     """Make what is missing of `summary.json`, `curves.png` and, after fine-tuning, `samples.md`; tell their gist.
 
-    Args:
-        recipe: the run.
-        run: the run's folder, with its result.
-        trained: what this start trained; None where an earlier one did, whose result is loaded if it is to answer.
+    `trained` is what this start trained; None where an earlier one did, whose result is loaded if it is to answer.
     """
     if not run.summary.exists():
         with attempted("the summary"):
-            write_summary(recipe, run, trained.watch if trained else None)
+            write_summary(recipe, run, trained.measured if trained else None)
     if not run.curves.exists():
         with attempted("drawing the curves"):
             draw_curves(read_json_lines(run.metrics), run.curves)
@@ -70,23 +76,24 @@ def attempted(what: str) -> Iterator[None]:
         )
 
 
-def write_summary(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) -> None:
+def write_summary(recipe: Recipe, run: RunDirectory, start: ProgressBar | None) -> None:
     """Write `summary.json` into the run's folder and tell the gist of it."""
     metrics: list[dict[str, Any]] = read_json_lines(run.metrics)
     losses = [line["loss"] for line in metrics if "loss" in line]
     validation = [math.exp(line["eval_loss"]) for line in metrics if "eval_loss" in line]
     end = max(1, round(len(losses) * _END_FRACTION))
+    checkpoint = run.last_checkpoint()
     measured: dict[str, Any] = {
-        "steps": recipe.max_steps,
-        "first_loss": _mean(losses[:end]),
-        "last_loss": _mean(losses[-end:]),
+        "steps": step_of(checkpoint) if checkpoint else recipe.max_steps,
+        "first_loss": fmean(losses[:end]) if losses else None,
+        "last_loss": fmean(losses[-end:]) if losses else None,
         "first_validation_perplexity": validation[0] if validation else None,
         "last_validation_perplexity": validation[-1] if validation else None,
-        "last_start": watch
+        "last_start": start
         and {
-            "steps": watch.steps,
-            "seconds": watch.seconds,
-            "tokens_per_second": watch.tokens_per_second,
+            "steps": start.steps,
+            "seconds": start.seconds,
+            "tokens_per_second": start.tokens_per_second,
             "processes": num_processes(),
         },
         "peak_memory_bytes": peak_memory_bytes(),
@@ -94,11 +101,19 @@ def write_summary(recipe: Recipe, run: RunDirectory, watch: Stopwatch | None) ->
         "plan": _plan(recipe),
     }
     write_atomically(run.summary, json.dumps(measured, indent=2) + "\n")
-    _tell(measured, losses_at_an_end=end, last_logged=losses[-1] if losses else None)
 
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    plan, memory = measured["plan"] or {}, measured["peak_memory_bytes"] / GIB
+    if losses:
+        means = f", means of the first and the last {end} logged losses; the last alone {losses[-1]:.3f}"
+        logger.info("loss %.3f -> %.3f%s", measured["first_loss"], measured["last_loss"], means if end > 1 else "")
+    if validation:
+        logger.info("validation perplexity, full attention: %.2f -> %.2f", validation[0], validation[-1])
+    if start and start.steps:
+        planned = f" (planned {plan['seconds_per_step']:.3g})" if plan.get("seconds_per_step") else ""
+        speed = f"{start.tokens_per_second:,.0f}"
+        logger.info("%.3g seconds a step%s, %s tokens/s", start.seconds / start.steps, planned, speed)
+    planned = f" (planned {plan['memory_bytes'] / GIB:.1f})" if plan else ""
+    logger.info("at most %.1f GiB of memory, %s%s", memory, measured["peak_memory_of"], planned)
 
 
 def _plan(recipe: Recipe) -> dict[str, Any] | None:
@@ -116,28 +131,6 @@ def _plan(recipe: Recipe) -> dict[str, Any] | None:
     return {"memory_bytes": plan.memory.total, "seconds_per_step": seconds}
 
 
-def _tell(measured: dict[str, Any], *, losses_at_an_end: int, last_logged: float | None) -> None:
-    last, plan = measured["last_start"], measured["plan"]
-    if last_logged is not None:
-        count = losses_at_an_end
-        means = f", means of the first and the last {count} logged losses; the last alone {last_logged:.3f}"
-        logger.info("loss %.3f -> %.3f%s", measured["first_loss"], measured["last_loss"], means if count > 1 else "")
-    if measured["first_validation_perplexity"] is not None:
-        logger.info(
-            "validation perplexity, full attention: %.2f -> %.2f",
-            measured["first_validation_perplexity"],
-            measured["last_validation_perplexity"],
-        )
-    if last and last["steps"]:
-        step = last["seconds"] / last["steps"]
-        planned = f" (planned {plan['seconds_per_step']:.3g})" if plan and plan["seconds_per_step"] else ""
-        logger.info("%.3g seconds a step%s, %s tokens/s", step, planned, f"{last['tokens_per_second']:,.0f}")
-    planned = f" (planned {plan['memory_bytes'] / GIB:.1f})" if plan else ""
-    logger.info(
-        "at most %.1f GiB of memory, %s%s", measured["peak_memory_bytes"] / GIB, measured["peak_memory_of"], planned
-    )
-
-
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw loss, validation loss and learning rate of the lines of `metrics.jsonl` over the steps, into a PNG file.
 
@@ -151,7 +144,8 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         few = len(training) <= _SMOOTHED_STEPS
         axes.plot(steps, losses, color=_LOSS, alpha=1 if few else 0.3, linewidth=1.5 if few else 0.8, label="training")
         if not few:
-            axes.plot(steps, _smoothed(losses), color=_LOSS, linewidth=1.8, label="training, mean of 20")
+            smoothed = [fmean(losses[max(0, end - _SMOOTHED_STEPS) : end]) for end in range(1, len(losses) + 1)]
+            axes.plot(steps, smoothed, color=_LOSS, linewidth=1.8, label="training, mean of 20")
         rate_axes.plot(steps, rates, color=_RATE, linewidth=1.2)
     if validation:
         steps, losses = zip(*validation, strict=True)
@@ -166,12 +160,8 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _smoothed(values: Sequence[float]) -> list[float]:
-    windows = (values[max(0, end - _SMOOTHED_STEPS) : end] for end in range(1, len(values) + 1))
-    return [sum(window) / len(window) for window in windows]
-
-
 def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) -> None:
+    """Let the model answer held-out questions: a person sees in the answers what a loss does not tell."""
     if trained is None:
         model, tokenizer = load_for_inference(
             run.result,
@@ -179,7 +169,7 @@ def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) 
             quantization=recipe.quantization,
             trust_remote_code=recipe.trust_remote_code,
         )
-    elif trained.is_whole:
+    elif trained.weights is None:
         model, tokenizer = trained.model, trained.tokenizer
         if model.device.type == "cpu" and torch.cuda.is_available():  # read from a checkpoint
             model.to("cuda")
@@ -187,14 +177,84 @@ def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) 
         logger.info("no sampled answers: no process holds the whole model; the same command, once more, loads it whole")
         return
     data, count = recipe.data, recipe.num_sampled_answers
-    assert data.validation_source is not None
-    most = max(count, data.max_validation_rows)
+    held_out = read_conversations(data.validation_source or (), split=data.validation_split)
+    conversations = [
+        conversation
+        for _, conversation in islice(held_out, max(count, data.max_validation_rows))
+        if [message["role"] for message in conversation.messages[-2:]] == ["user", "assistant"]
+    ]
+    dtype = compute_dtype(recipe.dtype)
     write_samples(
-        model,
-        tokenizer,
-        held_out_conversations(data.validation_source, data.validation_split, most=most),
-        run.samples,
-        count=count,
-        context_length=recipe.context_length,
-        dtype=compute_dtype(recipe.dtype),
+        model, tokenizer, conversations, run.samples, count=count, context_length=recipe.context_length, dtype=dtype
     )
+
+
+def write_samples(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Iterable[Conversation],
+    path: Path,
+    *,
+    count: int,
+    context_length: int,
+    dtype: torch.dtype,
+) -> None:
+    """Let the model answer the last question of some conversations, greedily; write answers beside the known ones.
+
+    Why a conversation was passed over is told, and written where none was left.
+
+    Args:
+        model: as it was trained; its ordinary attention answers.
+        tokenizer: with the chat template it was trained with.
+        conversations: held out; those whose question does not fit are passed over.
+        path: Markdown file to write.
+        count: questions to answer.
+        context_length: tokens of question and answer; documents are cut in their middle to fit.
+        dtype: to compute in, as the training did; trained weights are float32 beside others of this type.
+    """
+    passed_over: Counter[str] = Counter()
+    sections: list[str] = []
+    room = min(_MAX_NEW_TOKENS, context_length // 4)
+    settings = plain_settings(model, tokenizer, max_new_tokens=room)
+    model.eval()
+    for conversation in conversations:
+        if len(sections) == count:
+            break
+        try:
+            prompt = _prompt(tokenizer, conversation, context_length - room)
+        except UnusableConversationError as error:
+            passed_over[str(error)] += 1
+            continue
+        tokens = torch.tensor([prompt], device=model.device)  # (1, prompt)
+        asked_for = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "generation_config": settings}
+        autocast = torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode(), autocast, plain_generation(model):
+            written = model.generate(**asked_for)
+        answer = tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True).strip()
+        question, known = (message["content"].strip() for message in conversation.messages[-2:])
+        asked = (question or "(an empty question)").splitlines()[-1]
+        sections.append(f"## {asked}\n\n**The model:** {answer}\n\n**The data:** {known}\n")
+        logger.info("asked: %s\n  answered: %s", _shortened(asked), _shortened(answer))
+    reasons = "; ".join(f"{number} conversations {reason}" for reason, number in passed_over.items())
+    if sections and reasons:
+        logger.info("held-out questions passed over: %s", reasons)
+    if not sections:
+        reasons = reasons or "none ends with a question and an answer"
+        logger.warning("no held-out question was answered: %s", reasons)
+        sections = [f"None was answered: {reasons}.\n"]
+    write_atomically(path, "\n".join(["# Held-out questions, answered greedily by the trained model\n", *sections]))
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, context_length: int) -> list[int]:
+    """The tokens before a conversation's last answer, shortened as in training."""
+    # The known answer may be long and is not to be read; a word in its place shows where an answer begins.
+    messages = (*conversation.messages[:-1], {"role": "assistant", "content": "Yes"})
+    encoded = encode_conversation(tokenizer, messages, context_length=context_length, tools=conversation.tools)
+    labels = encoded.labels
+    end = max(index for index, label in enumerate(labels) if label != IGNORED)
+    begin = next((index + 1 for index in range(end, -1, -1) if labels[index] == IGNORED), 0)
+    return encoded.input_ids[:begin]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

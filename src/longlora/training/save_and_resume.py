@@ -3,11 +3,9 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.errors import CheckpointError
@@ -18,31 +16,13 @@ from longlora.models.load import TrainingModel
 from longlora.models.positions import write_older_keys
 from longlora.support.choices import Strategy
 from longlora.support.files import whole_directory
-from longlora.training.callbacks import Stopwatch
-
-if TYPE_CHECKING:
-    from longlora.training.trainer import ExtensionTrainer
-
-Weights = dict[str, torch.Tensor]
+from longlora.training.callbacks import ProgressBar
 
 # As transformers' Trainer names them.
 _PLAIN_OPTIMIZER = "optimizer.pt"
 _FSDP_OPTIMIZER = "optimizer.bin"
 _FSDP_WEIGHTS = "pytorch_model_fsdp.bin"
 _DEEPSPEED_TAG = "latest"
-# Who writes checkpoints of one form, and who else can resume from them.
-_FORMS: dict[Strategy, str] = {
-    "single": "unsharded",
-    "ddp": "unsharded",
-    "fsdp2": "fsdp2",
-    "zero2": "deepspeed",
-    "zero3": "deepspeed",
-}
-_READERS = {
-    "unsharded": "single or ddp",
-    "fsdp2": "fsdp2, ddp or single",
-    "deepspeed": "the same of zero2 and zero3",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,42 +33,11 @@ class Trained:
     tokenizer: PreTrainedTokenizerBase
     """With its chat template after fine-tuning."""
 
-    weights: Weights | None = None
+    weights: dict[str, torch.Tensor] | None = None
     """What to save, on the main process, where the strategy divides the model; None where the model holds it all."""
 
-    is_whole: bool = True
-    """Whether this process holds the whole model."""
-
-    watch: Stopwatch | None = None
-    """What this start measured; None if it only finished what an earlier one trained."""
-
-
-def gathered(trainer: "ExtensionTrainer", tokenizer: PreTrainedTokenizerBase) -> Trained:
-    """Collect what was trained on the main process; every process must call."""
-    return Trained(
-        model=trainer.accelerator.unwrap_model(trainer.model),
-        tokenizer=tokenizer,
-        weights=gathered_weights(trainer),
-        is_whole=not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled),
-        watch=trainer.watch,
-    )
-
-
-def gathered_weights(trainer: "ExtensionTrainer") -> Weights | None:
-    """Collect what was trained on the main process where the strategy divides it; None where the model holds it all."""
-    if trainer.is_fsdp_enabled:
-        is_adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter)
-        weights: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
-        if not is_adapter:  # PEFT sorts out tied weights by their names; gathered, they no longer share memory
-            first_names = {name for name, _ in trainer.model.named_parameters()}
-            for name, _ in trainer.model.named_parameters(remove_duplicate=False):
-                if name not in first_names:
-                    weights.pop(name, None)
-        return weights
-    if trainer.is_deepspeed_enabled:
-        return trainer.accelerator.get_state_dict(trainer.deepspeed)
-    return None
+    measured: ProgressBar | None = None
+    """Steps and speed of this start; None if it only finished what an earlier one trained."""
 
 
 def save_result(trained: Trained, extension: Extension, target: Path) -> None:
@@ -130,21 +79,23 @@ def resumable(checkpoint: Path, strategy: Strategy) -> Path:
         CheckpointError: it was written under a strategy from which this one cannot resume.
     """
     if (checkpoint / _DEEPSPEED_TAG).exists():
-        found = "deepspeed"
+        resumes, remedy = strategy in ("zero2", "zero3"), "the same of zero2 and zero3"
+    elif (checkpoint / _FSDP_OPTIMIZER).exists():
+        if strategy in ("single", "ddp"):
+            return _unsharded(checkpoint)
+        resumes, remedy = strategy == "fsdp2", "fsdp2, ddp or single"
     else:
-        found = "fsdp2" if (checkpoint / _FSDP_OPTIMIZER).exists() else "unsharded"
-    wanted = _FORMS[strategy]
-    if found == wanted:
-        return checkpoint
-    if (found, wanted) == ("fsdp2", "unsharded"):
-        return _unsharded(checkpoint)
-    raise CheckpointError(
-        f"{checkpoint} cannot be resumed with --strategy {strategy}: resume with {_READERS[found]}, or choose another "
-        "output_dir to start again"
-    )
+        resumes, remedy = strategy in ("single", "ddp"), "single or ddp"
+    if not resumes:
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed with --strategy {strategy}: resume with {remedy}, or choose another "
+            "output_dir to start again"
+        )
+    return checkpoint
 
 
 def _unsharded(checkpoint: Path) -> Path:
+    """Convert an optimizer's state by parameters' names into one by their numbers, which count through the groups."""
     target = checkpoint.parent.parent / "converted" / checkpoint.name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -152,17 +103,9 @@ def _unsharded(checkpoint: Path) -> Path:
         if path.name not in (_FSDP_WEIGHTS, _FSDP_OPTIMIZER):
             (target / path.name).symlink_to(path.absolute())
     named = torch.load(checkpoint / _FSDP_OPTIMIZER, map_location="cpu", weights_only=True)
-    torch.save(_numbered(named), target / _PLAIN_OPTIMIZER)
-    return target
-
-
-def _numbered(named: dict[str, Any]) -> dict[str, Any]:
-    """Turn an optimizer's state by parameters' names into one by their numbers, which count through the groups."""
     names = [name for group in named["param_groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
-    return {
-        "state": {numbers[name]: state for name, state in named["state"].items()},
-        "param_groups": [
-            {**group, "params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]
-        ],
-    }
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]]
+    state = {numbers[name]: state for name, state in named["state"].items()}
+    torch.save({"state": state, "param_groups": groups}, target / _PLAIN_OPTIMIZER)
+    return target

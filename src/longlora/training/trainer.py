@@ -2,16 +2,18 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from longlora.config import Recipe
+from longlora.data import count_tokens
 from longlora.distributed import current_strategy
 from longlora.errors import ConfigError
 from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
@@ -26,13 +28,11 @@ from longlora.training.callbacks import (
     FiniteGradients,
     MetricsLog,
     ProgressBar,
-    Stopwatch,
+    Sigterm,
     diverged,
 )
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory
-from longlora.training.save_and_resume import gathered_weights
-from longlora.training.sigterm import SaveAndStop, Termination
 
 logger = logging.getLogger("longlora")
 
@@ -44,8 +44,6 @@ class ExtensionTrainer(SFTTrainer):
     """
 
     progress_bar: ProgressBar
-    stop: SaveAndStop
-    watch: Stopwatch
     embedding_learning_rate: float | None = None
     chunked_loss: bool = True
     first_grouping: Grouping | None = None
@@ -69,8 +67,10 @@ class ExtensionTrainer(SFTTrainer):
         # What SFTTrainer stands on: transformers' Trainer, which takes the loss that the model computes.
         loss, outputs = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
         if self.aux_loss_enabled and num_items_in_batch is not None:
-            # The tokens' loss is a share of the whole batch's, the experts' balance a mean over this micro-step.
-            share = 1 / self.current_gradient_accumulation_steps - self._times_in_loss()
+            # The tokens' loss is a share of the whole batch's, the experts' balance a mean over this micro-step, whose
+            # loss transformers multiplies, since data parallelism averages over processes.
+            times = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            share = 1 / self.current_gradient_accumulation_steps - times
             loss = loss + share * self.router_aux_loss_coef * outputs.aux_loss
         return (loss, outputs) if return_outputs else loss
 
@@ -81,9 +81,24 @@ class ExtensionTrainer(SFTTrainer):
         outputs = model(**batch, use_cache=False, fused_lm_head=True)
         return -(outputs.log_probs.sum() / outputs.label_mask.sum().clamp(min=1)).item()
 
-    def _times_in_loss(self) -> int:
-        """How often transformers counts a micro-step's loss, since data parallelism averages over processes."""
-        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+    def gathered_weights(self) -> dict[str, torch.Tensor] | None:
+        """Collect what was trained on the main process, where the strategy divides it; every process must call.
+
+        None where the model holds it all.
+        """
+        if self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.deepspeed)
+        if not self.is_fsdp_enabled:
+            return None
+        is_adapter = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter)
+        weights: dict[str, Any] = get_model_state_dict(self.model, options=options)
+        if not is_adapter:  # PEFT sorts out tied weights by their names; gathered, they no longer share memory
+            first_names = {name for name, _ in self.model.named_parameters()}
+            for name, _ in self.model.named_parameters(remove_duplicate=False):
+                if name not in first_names:
+                    weights.pop(name, None)
+        return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint's model; under FSDP2 what is trained alone is gathered, not the frozen base."""
@@ -91,7 +106,7 @@ class ExtensionTrainer(SFTTrainer):
             # PEFT tells that it adds resized embeddings to what it saves; they are in it already.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
             if self.is_fsdp_enabled:
-                weights = gathered_weights(self)  # by all processes together, into the first
+                weights = self.gathered_weights()
                 if self.args.should_save:  # transformers below 5.23 leaves it to the caller
                     self._save(output_dir, state_dict=weights)
             else:
@@ -141,7 +156,7 @@ def build_trainer(
     rows: Rows,
     run: RunDirectory,
     arguments: SFTConfig,
-    termination: Termination,
+    sigterm: Sigterm,
 ) -> ExtensionTrainer:
     """Set up the loop: rows go in as they are, one flattened batch with its document boundaries.
 
@@ -155,71 +170,48 @@ def build_trainer(
         )
     if arguments.activation_offloading:
         tell_offloading(recipe, prepared.model.config)
-    watch = Stopwatch(tokens_per_step=rows.tokens_in_training / len(rows.training) * rows_per_step(arguments))
-    bar = ProgressBar(watch)
-    stop = SaveAndStop(termination, within_steps=arguments.deepspeed_plugin is None)
+    bar = ProgressBar(tokens_per_step=count_tokens(rows.training) / len(rows.training) * rows_per_step(arguments))
     grouping = training_grouping(recipe)
-    callbacks = [
-        DenseFinish(grouping=grouping, first_dense_step=recipe.first_dense_step),
-        FiniteGradients(),
-        watch,
-        MetricsLog(run.metrics),
-        Checkpoints(run, prepared.extension),
-        stop,
-        bar,
-    ]
     # It advises against padding-free batches of one row, which here is what keeps documents apart.
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
-    with _keeping_precision(prepared.model):
-        trainer = ExtensionTrainer(
-            model=prepared.model,
-            args=arguments,
-            train_dataset=rows.training,
-            eval_dataset=rows.validation,
-            processing_class=prepared.tokenizer,
-            callbacks=callbacks,
-        )
-    trainer.remove_callback(PrinterCallback)
-    trainer.progress_bar, trainer.stop, trainer.watch = bar, stop, watch
-    trainer.embedding_learning_rate = recipe.embedding_learning_rate
-    trainer.chunked_loss = _chunked_loss(recipe, prepared)
-    if grouping.group_size is not None and recipe.first_dense_step > 0:
-        trainer.first_grouping = grouping
-    return trainer
-
-
-@contextmanager
-def _keeping_precision(model: torch.nn.Module) -> Iterator[None]:
-    """Undo that SFTTrainer rounds all that is trained to bfloat16 where the base is quantised.
-
-    It does so for LoRA's sake, as the QLoRA paper did; embeddings and norms would hardly learn at a rate of 2e-5.
-    """
-    trained = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
-    yield
+    trained = [(parameter, parameter.data) for parameter in prepared.model.parameters() if parameter.requires_grad]
+    trainer = ExtensionTrainer(
+        model=prepared.model,
+        args=arguments,
+        train_dataset=rows.training,
+        eval_dataset=rows.validation,
+        processing_class=prepared.tokenizer,
+        callbacks=[
+            DenseFinish(grouping=grouping, first_dense_step=recipe.first_dense_step),
+            FiniteGradients(),
+            MetricsLog(run.metrics),
+            Checkpoints(run, prepared.extension),
+            bar,
+            sigterm,
+        ],
+    )
+    # Where the base is quantised SFTTrainer has rounded all that is trained to bfloat16, for LoRA's sake, as the QLoRA
+    # paper did; embeddings and norms would hardly learn at a rate of 2e-5.
     for parameter, data in trained:
         if parameter.dtype != data.dtype:
             parameter.data = data.to(parameter.device)
-
-
-def _chunked_loss(recipe: Recipe, prepared: TrainingModel) -> bool:
-    reason = why_not_in_pieces(prepared.model.config) if recipe.chunked_loss else None
-    if reason:
+    trainer.remove_callback(PrinterCallback)
+    trainer.progress_bar = bar
+    trainer.embedding_learning_rate = recipe.embedding_learning_rate
+    trainer.chunked_loss = recipe.chunked_loss
+    if recipe.chunked_loss and (reason := why_not_in_pieces(prepared.model.config)):
         logger.warning(
             "chunked_loss is not followed, the logits of whole rows will take memory: %s; chunked_loss: false says so "
             "beforehand",
             reason,
         )
-    return recipe.chunked_loss and not reason
+        trainer.chunked_loss = False
+    if grouping.group_size is not None and recipe.first_dense_step > 0:
+        trainer.first_grouping = grouping
+    return trainer
 
 
-def _activation_offloading(recipe: Recipe) -> bool:
-    if recipe.activation_offloading and not torch.cuda.is_available():
-        logger.warning("activation_offloading is not followed: without a GPU everything is in the host's memory anyhow")
-        return False
-    return recipe.activation_offloading
-
-
-def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
+def training_arguments(recipe: Recipe) -> SFTConfig:
     """Translate a recipe; in one of several processes this joins the others.
 
     Raises:
@@ -233,16 +225,19 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
     dtype = compute_dtype(recipe.dtype)
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise ConfigError("dtype=float16 is trained on a GPU only, and torch sees none; use bfloat16 or float32")
+    offloads = recipe.activation_offloading and torch.cuda.is_available()
+    if offloads != recipe.activation_offloading:
+        logger.warning("activation_offloading is not followed: without a GPU everything is in the host's memory anyhow")
     passed_on = (
         "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
         "warmup_steps optim weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
         "save_total_limit seed"
     ).split()
     arguments = SFTConfig(
-        output_dir=str(run.checkpoints),
+        output_dir=str(RunDirectory(recipe).checkpoints),
         **{name: getattr(recipe, name) for name in passed_on},
         **checkpointing_arguments(recipe.gradient_checkpointing),
-        activation_offloading=_activation_offloading(recipe),
+        activation_offloading=offloads,
         report_to=[recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
