@@ -1,15 +1,12 @@
 from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.conversation import Conversation
 from longlora.inference.documents import read_text
-from longlora.inference.prefix_cache import WholeMemory
 from longlora.inference.sessions import Session, SessionStore
 
 
 def store_of(chat_model: ChatModel, num_remembered: int = 2) -> SessionStore:
     settings = ChatSettings(max_new_tokens=6)
-    return SessionStore(
-        lambda: Session(Conversation(chat_model, settings, WholeMemory(chat_model.model)), read_text), num_remembered
-    )
+    return SessionStore(lambda: Session(Conversation(chat_model, settings), read_text), num_remembered)
 
 
 def say(session: Session, question: str) -> int:

@@ -25,7 +25,6 @@ from longlora.corpus.qa.asking import Attempt
 from longlora.corpus.qa.local_model import LocalModel
 from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
-from longlora.inference.prefix_cache import memory_for
 from longlora.merge import merge_adapter
 from longlora.serving.served_model import servable
 from longlora.training.run import train
@@ -123,7 +122,7 @@ def test_in_plain_transformers(tuned: Tuned, name: str) -> None:
 def test_in_chat(tuned: Tuned, name: str) -> None:
     chat_model = load_chat_model(str(tuned.places[name]))
     settings = ChatSettings(max_new_tokens=20)
-    answer, _ = Conversation(chat_model, settings, memory_for(chat_model, settings)()).ask(QUESTION)
+    answer, _ = Conversation(chat_model, settings).ask(QUESTION)
     assert "".join(answer).strip() == ANSWER
     assert answer.finished
 

@@ -146,7 +146,7 @@ class Terminal:
             document = self._conversation.document
             cut = f", {document.num_cut:,} tokens cut out of its middle" if document.num_cut else ""
             self._say(f"document: {document.name}{cut}")
-        self._say(f"questions so far: {usage.num_turns}")
+        self._say(f"questions so far: {len(self._conversation.turns)}")
 
     def _save(self, arguments: list[str]) -> None:
         if len(arguments) != 1:
