@@ -91,16 +91,16 @@ class Answer:
         self._model, self._tokenizer = chat_model.model, chat_model.tokenizer
         self._prompt, self._memory, self._settings = list(prompt), memory, settings
         self._max_new_tokens, self._progress = max_new_tokens, progress
-        self._stop = threading.Event()
+        self.stopping = threading.Event()  # set to end at the next token, from anywhere
 
     @property
     def stopped(self) -> bool:
         """Whether it was told to end."""
-        return self._stop.is_set()
+        return self.stopping.is_set()
 
     def stop(self) -> None:
         """End at the next token; may be called from anywhere."""
-        self._stop.set()
+        self.stopping.set()
 
     def summary(self) -> str:
         """What an answer took."""
@@ -145,7 +145,7 @@ class Answer:
     def _generate(self, tokens: _Tokens) -> None:
         memory = self._memory
         self.num_reused = memory.begin(self._prompt)
-        self.num_read = memory.read(self._prompt[self.num_reused : -1], stop=self._stop, progress=self._progress)
+        self.num_read = memory.read(self._prompt[self.num_reused : -1], stop=self.stopping, progress=self._progress)
         memory.note(self._prompt)
         if self.stopped:
             return
