@@ -150,12 +150,12 @@ def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
     try:
         own.write_text(json.dumps({"eos_token_id": OTHER_END}))
         with servable(str(merged)) as served:
-            assert_ends(generated(served.parent / served.name), tuned.end)
+            assert_ends(generated(served.folder), tuned.end)
         assert json.loads(own.read_text()) == {"eos_token_id": OTHER_END}
     finally:
         own.write_text(kept)
     with servable(str(merged)) as served:
-        assert (served.parent / served.name / "generation_config.json").is_symlink()
+        assert (served.folder / "generation_config.json").is_symlink()
 
 
 @contextmanager
