@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from longlora.inference.hosts import Names, OnlyByName
-from longlora.serving.openai_requests import RequestError, Translator, wants_usage
+from longlora.serving.openai_requests import RequestError, Translator
 
 logger = logging.getLogger("longlora")
 
@@ -67,7 +67,8 @@ def build_front(translator: Translator, inner: httpx.AsyncClient, *, api_key: st
         body = await _json(request)
         is_chat = request.url.path.endswith("/chat/completions")
         asked = await asyncio.to_thread(translator.chat if is_chat else translator.completion, body)
-        return await _generated(inner, request.url.path, asked, with_usage=wants_usage(body))
+        with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        return await _generated(inner, request.url.path, asked, with_usage=with_usage)
 
     return Starlette(
         routes=[
