@@ -4,8 +4,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from longlora.inference.answer import Answer
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
-from longlora.inference.prefix_cache import Memory, StreamingMemory, WholeMemory, read_tokens, shared_prefix
-from longlora.inference.streaming_cache import key_rotations
+from longlora.inference.reading import Memory, shared_prefix
 
 
 def answer_to(
@@ -29,7 +28,7 @@ def reference(chat_model: ChatModel, text: str, length: int = 12) -> str:
 
 
 def test_an_answer_is_what_generate_says_and_comes_in_pieces(chat_model: ChatModel) -> None:
-    answer = answer_to(chat_model, "Tell me about the sea.", WholeMemory(chat_model.model))
+    answer = answer_to(chat_model, "Tell me about the sea.", Memory(chat_model))
     pieces = list(answer)
     assert "".join(pieces) == answer.text == reference(chat_model, "Tell me about the sea.")
     assert (answer.num_reused, answer.num_read) == (0, len("Tell me about the sea."))
@@ -38,7 +37,7 @@ def test_an_answer_is_what_generate_says_and_comes_in_pieces(chat_model: ChatMod
 
 
 def test_what_was_read_is_not_read_again_and_changes_no_answer(chat_model: ChatModel) -> None:
-    memory = WholeMemory(chat_model.model)
+    memory = Memory(chat_model)
     document = "the ship lay still upon the sea. " * 5
     first = answer_to(chat_model, f"{document}Where?", memory)
     assert whole(first) == reference(chat_model, f"{document}Where?")
@@ -52,15 +51,15 @@ def test_what_was_read_is_not_read_again_and_changes_no_answer(chat_model: ChatM
 
 
 def test_reused_keys_are_those_of_a_fresh_reading(chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WholeMemory, "piece", 7)
-    memory, fresh = WholeMemory(chat_model.model), WholeMemory(chat_model.model)
+    monkeypatch.setattr("longlora.inference.reading.PIECE_TOKENS", 7)
+    memory, fresh = Memory(chat_model), Memory(chat_model)
     tokens = chat_model.tokens("once upon a time there was a ship")
-    read_tokens(chat_model.model, tokens, memory)
+    memory.read(tokens)
     memory.note(tokens)
     prompt = [*tokens[:19], 5, 6, 7]
     assert memory.begin(prompt) == 19
-    read_tokens(chat_model.model, prompt[19:], memory)
-    read_tokens(chat_model.model, prompt, fresh)
+    memory.read(prompt[19:])
+    fresh.read(prompt)
     for reused, expected in zip(memory.cache.layers, fresh.cache.layers, strict=True):
         torch.testing.assert_close(reused.keys, expected.keys, atol=1e-5, rtol=0)
         torch.testing.assert_close(reused.values, expected.values, atol=1e-5, rtol=0)
@@ -68,7 +67,7 @@ def test_reused_keys_are_those_of_a_fresh_reading(chat_model: ChatModel, monkeyp
 
 def test_a_stopped_answer_leaves_the_memory_in_order() -> None:
     chat_model = load_chat_model("tiny", dtype="float32")  # whose answers have words, by which they come
-    memory = WholeMemory(chat_model.model)
+    memory = Memory(chat_model)
     answer = answer_to(chat_model, "def add(", memory, length=200)
     for count, _ in enumerate(answer):
         if count == 0:
@@ -81,7 +80,7 @@ def test_a_stopped_answer_leaves_the_memory_in_order() -> None:
 
 def test_giving_up_an_answer_stops_it() -> None:
     chat_model = load_chat_model("tiny")
-    memory = WholeMemory(chat_model.model)
+    memory = Memory(chat_model)
     answer = answer_to(chat_model, "def add(", memory, length=200)
     pieces = iter(answer)
     next(pieces)
@@ -91,8 +90,8 @@ def test_giving_up_an_answer_stops_it() -> None:
 
 
 def test_reading_can_be_stopped_between_two_pieces(chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WholeMemory, "piece", 8)
-    memory = WholeMemory(chat_model.model)
+    monkeypatch.setattr("longlora.inference.reading.PIECE_TOKENS", 8)
+    memory = Memory(chat_model)
     reports: list[tuple[int, int]] = []
 
     def report(done: int, total: int) -> None:
@@ -115,19 +114,19 @@ def test_reading_can_be_stopped_between_two_pieces(chat_model: ChatModel, monkey
 
 
 def test_what_goes_wrong_in_the_thread_is_told_to_the_reader(chat_model: ChatModel) -> None:
-    answer = answer_to(chat_model, "Tell me.", WholeMemory(chat_model.model))
+    answer = answer_to(chat_model, "Tell me.", Memory(chat_model))
     answer._prompt[0] = 10_000  # no such token
     with pytest.raises(IndexError):
         list(answer)
 
 
 def test_an_answer_ends_with_the_models_own_end_token(chat_model: ChatModel) -> None:
-    memory = WholeMemory(chat_model.model)
+    memory = Memory(chat_model)
     first = answer_to(chat_model, "Tell me.", memory, length=3)
     list(first)
     third = memory.tokens[-1]
     chat_model.model.generation_config.eos_token_id = [third, 1]
-    answer = answer_to(chat_model, "Tell me.", WholeMemory(chat_model.model))
+    answer = answer_to(chat_model, "Tell me.", Memory(chat_model))
     list(answer)
     assert answer.finished
     assert answer.num_written <= 3
@@ -138,19 +137,19 @@ def test_drawn_tokens_come_again_with_the_seed(chat_model: ChatModel, seed: int)
     texts = []
     for each in (seed, seed, seed + 1):
         torch.manual_seed(each)
-        texts.append(whole(answer_to(chat_model, "Tell me.", WholeMemory(chat_model.model), settings, length=30)))
+        texts.append(whole(answer_to(chat_model, "Tell me.", Memory(chat_model), settings, length=30)))
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_streaming_memory_with_room_for_all_says_the_same(chat_model: ChatModel) -> None:
-    memory = StreamingMemory(key_rotations(chat_model.model), 512)
+    memory = Memory(chat_model, 512)
     assert whole(answer_to(chat_model, "Tell me about the sea.", memory)) == reference(
         chat_model, "Tell me about the sea."
     )
 
 
 def test_a_streaming_memory_goes_on_and_on(chat_model: ChatModel) -> None:
-    memory = StreamingMemory(key_rotations(chat_model.model), 64)
+    memory = Memory(chat_model, 64)
     for _ in range(3):
         assert len(whole(answer_to(chat_model, "the ship lay still upon the sea " * 5, memory, length=40))) > 0
     assert memory.cache.layers[0].keys.shape[2] <= 64
@@ -165,7 +164,7 @@ def test_a_cache_that_cannot_go_back_is_read_again(
     torch.manual_seed(seed)
     config = MistralConfig(**chat_model.model.config.to_dict() | {"model_type": "mistral", "sliding_window": 16})
     chat_model.model = MistralForCausalLM(config).eval()
-    memory = WholeMemory(chat_model.model)
+    memory = Memory(chat_model)
     text = "the ship lay still upon the sea. "
     list(answer_to(chat_model, f"{text}Where?", memory))
     with caplog.at_level("WARNING", logger="longlora"):

@@ -11,14 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
-from longlora.inference.prefix_cache import memory_for
 from longlora.models.load import load_for_inference
 from longlora.tiny import tiny_model_directory
 
 
 def answer_of(chat_model: ChatModel) -> str:
     settings = ChatSettings(max_new_tokens=12)
-    conversation = Conversation(chat_model, settings, memory_for(chat_model, settings)())
+    conversation = Conversation(chat_model, settings)
     answer, _ = conversation.ask("def add(first, second):")
     return "".join(answer)
 

@@ -1,14 +1,15 @@
 import re
 import threading
+from unittest.mock import Mock
 
 import pytest
+from transformers import DynamicCache
 
 from longlora.errors import ConfigError, DataError
 from longlora.inference.answer import Answer
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
-from longlora.inference.prefix_cache import StreamingMemory, WholeMemory, memory_for
-from longlora.inference.streaming_cache import key_rotations
+from longlora.inference.streaming_cache import StreamingCache
 
 CHATML = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -19,7 +20,7 @@ DOCUMENT = "The ship lay still upon the sea. " * 3
 
 def start(chat_model: ChatModel, **settings: object) -> Conversation:
     chosen = ChatSettings(**{"max_new_tokens": 10} | settings)
-    return Conversation(chat_model, chosen, memory_for(chat_model, chosen)())
+    return Conversation(chat_model, chosen)
 
 
 def say(conversation: Conversation, question: str) -> Answer:
@@ -69,7 +70,7 @@ def test_the_document_is_read_once_and_asked_about_often(chat_model: ChatModel) 
 def test_reading_a_document_can_be_stopped_and_goes_on_with_the_question(
     chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WholeMemory, "piece", 16)
+    monkeypatch.setattr("longlora.inference.reading.PIECE_TOKENS", 16)
     conversation = start(chat_model)
     conversation.set_document("sea.txt", DOCUMENT)
     stop = threading.Event()
@@ -157,7 +158,7 @@ def test_streaming_takes_documents_of_any_length_and_never_ends(chat_model: Chat
     for _ in range(3):
         say(conversation, "And then?")
     usage = conversation.usage()
-    assert (usage.used, usage.context, usage.num_turns) == (64, 64, 3)
+    assert (usage.used, usage.context, len(conversation.turns)) == (64, 64, 3)
 
 
 def test_a_template_that_rewrites_the_past_gets_the_question_alone(chat_model: ChatModel) -> None:
@@ -184,12 +185,37 @@ def test_what_a_template_refuses_is_told(chat_model: ChatModel) -> None:
 
 def test_windows_that_cannot_be_are_refused(chat_model: ChatModel) -> None:
     with pytest.raises(ConfigError, match=r"1,000 tokens is more than random reads \(512\)"):
-        memory_for(chat_model, ChatSettings(stream_window=1000))
+        start(chat_model, stream_window=1000)
     with pytest.raises(ConfigError, match="window=3"):
-        memory_for(chat_model, ChatSettings(stream_window=3))
-    assert isinstance(memory_for(chat_model, ChatSettings())(), WholeMemory)
-    assert isinstance(memory_for(chat_model, ChatSettings(stream_window=99))(), StreamingMemory)
-    assert key_rotations(chat_model.model)
+        start(chat_model, stream_window=3)
+    assert isinstance(start(chat_model).memory.cache, DynamicCache)
+    assert isinstance(start(chat_model, stream_window=99).memory.cache, StreamingCache)
+
+
+@pytest.mark.parametrize("window", [None, 256])
+def test_a_failure_amid_reading_leaves_nothing_that_a_later_answer_would_see(
+    chat_model: ChatModel, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longlora.inference.reading.PIECE_TOKENS", 32)
+    expected, conversation = start(chat_model, stream_window=window), start(chat_model, stream_window=window)
+    for each in (expected, conversation):
+        say(each, "Who was there at the beginning of it all?")
+    last = chat_model.model.model.layers[-1]
+    with monkeypatch.context() as broken:  # the first layer has read the piece by then
+        broken.setattr(last, "forward", Mock(side_effect=[MemoryError("no room")]))
+        with pytest.raises(MemoryError, match="no room"):
+            say(conversation, "Why?")
+    fresh = start(chat_model)  # which reads all that was said at once
+    fresh.turns = list(expected.turns)
+    answers = [say(each, "And where?").text for each in (conversation, fresh)]
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_that_was_given_up_is_not_remembered_in_a_stream(chat_model: ChatModel) -> None:
+    expected, conversation = start(chat_model, stream_window=64), start(chat_model, stream_window=64)
+    answer, _ = conversation.ask("Who was there?")
+    list(answer)  # and the visitor is gone before it is finished
+    assert say(conversation, "Where?").text == say(expected, "Where?").text
 
 
 def test_settings_out_of_range_are_refused(chat_model: ChatModel) -> None:

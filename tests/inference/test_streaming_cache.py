@@ -259,17 +259,17 @@ def test_layers_without_positions_are_left_alone(seed: int) -> None:
     model = model_of(config, seed, num_layers=2)
     keys = torch.randn(1, 1, 2, 16)
     turning, resting = key_rotations(model)
-    assert not torch.equal(turning(keys, [5]), keys)
-    assert torch.equal(resting(keys, [5]), keys)
+    assert not torch.equal(turning(keys, torch.tensor([5])), keys)
+    assert torch.equal(resting(keys, torch.tensor([5])), keys)
 
 
 def test_turning_there_and_back_is_nothing_and_keeps_lengths(seed: int) -> None:
     torch.manual_seed(seed)
     rotate = KeyRotation(torch.rand(3), interleaved=True)
     keys = torch.randn(2, 3, 4, 9)
-    turned = rotate(keys, [3, 1000])
+    turned = rotate(keys, torch.tensor([3, 1000]))
     torch.testing.assert_close(turned.norm(dim=-1), keys.norm(dim=-1))
-    torch.testing.assert_close(rotate(turned, [-3, -1000]), keys)
+    torch.testing.assert_close(rotate(turned, torch.tensor([-3, -1000])), keys)
     assert torch.equal(turned[..., 6:], keys[..., 6:])
     assert (turned - keys).abs().amax(dim=(1, 2, 3)).min() > 0.1
 

@@ -1,11 +1,10 @@
 """Text that comes token by token is the text of all tokens, whatever the decoder does at the beginning of a text."""
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from longlora.inference.answer import TextPieces
+from longlora.inference.answer import text_pieces
 
 CODE = "Sure:\n\n    def f(x):\n        if x:\n            return 1\n\n  - élan 日本 🌊\n- end\n"
 
@@ -32,16 +31,6 @@ def byte_level() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def pieces_of(tokenizer: PreTrainedTokenizerFast, prompt: list[int], answer: list[int]) -> list[str]:
-    pieces = TextPieces(tokenizer, prompt)
-    pieces.put(torch.tensor([prompt]))
-    for token in answer:
-        pieces.put(torch.tensor([token]))
-    pieces.end()
-    pieces.close()
-    return list(pieces)
-
-
 @pytest.mark.parametrize("make", [sentencepiece_like, byte_level])
 @pytest.mark.parametrize("space", ["", " "])
 def test_every_space_is_there_and_the_text_makes_the_same_tokens(make: type, space: str) -> None:
@@ -49,7 +38,7 @@ def test_every_space_is_there_and_the_text_makes_the_same_tokens(make: type, spa
     asked = tokenizer("[INST]code[/INST]", add_special_tokens=False)["input_ids"]
     whole = tokenizer(f"[INST]code[/INST]{space}{CODE}", add_special_tokens=False)["input_ids"]
     assert whole[: len(asked)] == asked
-    pieces = pieces_of(tokenizer, asked, whole[len(asked) :])
+    pieces = list(text_pieces(tokenizer, asked, whole[len(asked) :]))
     assert "".join(pieces) == space + CODE  # what the next question is asked after
     assert len(pieces) > 50 and not any("�" in piece for piece in pieces)
 
@@ -57,5 +46,5 @@ def test_every_space_is_there_and_the_text_makes_the_same_tokens(make: type, spa
 def test_a_character_that_does_not_come_whole_is_given_out_at_the_end() -> None:
     tokenizer = byte_level()
     asked, sea = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("why", "a🌊"))
-    assert pieces_of(tokenizer, asked, sea[:-1]) == ["a", "�"]
-    assert pieces_of(tokenizer, asked, []) == []
+    assert list(text_pieces(tokenizer, asked, sea[:-1])) == ["a", "�"]
+    assert list(text_pieces(tokenizer, asked, [])) == []

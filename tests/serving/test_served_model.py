@@ -27,10 +27,8 @@ def test_an_adapter_is_merged_once(cache: Path, base_model: Path, tmp_path: Path
     adapter = longlora_adapter(base, tmp_path / "mine" / "adapter")
     with servable(str(tmp_path / "mine" / "adapter")) as served:
         assert (served.name, served.context_length) == ("mine", 64)
-        torch.testing.assert_close(
-            logits(load(served.parent / "mine"), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5
-        )
-    assert not served.parent.exists()
+        torch.testing.assert_close(logits(load(served.folder), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)
+    assert not served.folder.parent.exists()
     (merged,) = [folder for folder in cache.iterdir() if folder.is_dir()]
     assert merged.name.startswith("mine-")
     made = merged.stat().st_mtime_ns
@@ -43,7 +41,7 @@ def test_an_adapter_is_merged_once(cache: Path, base_model: Path, tmp_path: Path
 def test_the_papers_prompt_where_there_is_no_template(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mine = Path(shutil.copytree(tiny_model_directory(), tmp_path / "mine"))
     with servable(str(mine)) as served:
-        served = served.parent / served.name
+        served = served.folder
         assert (served / "model.safetensors").is_symlink()
         tokenizer = AutoTokenizer.from_pretrained(served)
         text = tokenizer.apply_chat_template([{"role": "user", "content": "why"}], tokenize=False)
@@ -60,7 +58,7 @@ def test_a_template_of_the_models_own_stays(tmp_path: Path, caplog: pytest.LogCa
     tokenizer.chat_template += "{{- 'mine' -}}"
     tokenizer.save_pretrained(mine)
     with servable(str(mine)) as served:
-        served = served.parent / served.name
+        served = served.folder
         assert AutoTokenizer.from_pretrained(served).chat_template.endswith("{{- 'mine' -}}")
         assert all(file.is_symlink() for file in served.iterdir())
     assert "chat template" not in caplog.text
@@ -82,7 +80,7 @@ def test_names(source: str, name: str, tmp_path: Path) -> None:
 
 def test_a_name_of_the_users_own() -> None:
     with servable("tiny", name="other") as served:
-        assert (served.parent / "other" / "config.json").exists() and served.context_length == 256
+        assert (served.folder / "config.json").exists() and served.context_length == 256
     with servable("tiny") as served:
         assert served.name == "tiny"
 

@@ -182,7 +182,7 @@ def test_listening_to_others_is_said(small: Small, port: int, caplog: pytest.Log
     assert "whoever" not in caplog.text
 
 
-SERVED = ServedModel(parent=Path("/places"), name="mine", context_length=32768)
+SERVED = ServedModel(folder=Path("/places/mine"), context_length=32768)
 
 
 def test_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from longlora.config import parse_recipe
 from longlora.corpus.qa.local_model import LocalModel
 from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
-from longlora.inference.prefix_cache import memory_for
 from longlora.merge import merge_adapter
 from longlora.serving.served_model import servable
 from longlora.training.run import train
@@ -120,7 +119,7 @@ def test_in_plain_transformers(tuned: Tuned, name: str) -> None:
 def test_in_chat(tuned: Tuned, name: str) -> None:
     chat_model = load_chat_model(str(tuned.places[name]))
     settings = ChatSettings(max_new_tokens=20)
-    answer, _ = Conversation(chat_model, settings, memory_for(chat_model, settings)()).ask(QUESTION)
+    answer, _ = Conversation(chat_model, settings).ask(QUESTION)
     assert "".join(answer).strip() == ANSWER
     assert answer.finished
 
@@ -148,12 +147,12 @@ def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
     try:
         own.write_text(json.dumps({"eos_token_id": OTHER_END}))
         with servable(str(merged)) as served:
-            assert_ends(generated(served.parent / served.name), tuned.end)
+            assert_ends(generated(served.folder), tuned.end)
         assert json.loads(own.read_text()) == {"eos_token_id": OTHER_END}
     finally:
         own.write_text(kept)
     with servable(str(merged)) as served:
-        assert (served.parent / served.name / "generation_config.json").is_symlink()
+        assert (served.folder / "generation_config.json").is_symlink()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from longlora.errors import DataError
 from longlora.support.choices import Quantization
 
 if TYPE_CHECKING:
-    from longlora.inference.chat_model import ChatModel, ChatSettings
+    from longlora.inference.chat_model import ChatModel
     from longlora.inference.conversation import Conversation
 
 PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
@@ -63,15 +63,13 @@ def chat(
     from longlora.inference.documents import join_documents
     from longlora.inference.terminal import Terminal
 
-    settings = _settings(options)
-    read = document_reader()
-    name, text = join_documents(document or [], read)  # a wrong name is told before a large model is loaded
+    name, text = join_documents(document or [], read_document)  # a wrong name is told before a large model is loaded
     if seed is not None:
         import torch
 
         torch.manual_seed(seed)
-    _, new_conversation = _load(model, options, settings)
-    terminal = Terminal(new_conversation(), read)
+    _, new_conversation = _load(model, options)
+    terminal = Terminal(new_conversation(), read_document)
     if document:
         terminal.open_document(name, text)
     if ask:
@@ -105,10 +103,8 @@ def web(
         secret = os.environ.get(PASSWORD_VARIABLE) or typer.prompt("Password for visitors", hide_input=True)
     if host not in ("", LOCALHOST, "localhost") and not secret:
         typer.echo("anyone who reaches this address can use the model: think of --password", err=True)
-    settings = _settings(options)
-    chat_model, new_conversation = _load(model, options, settings)
-    read = document_reader()
-    store = SessionStore(lambda: Session(new_conversation(), read))
+    chat_model, new_conversation = _load(model, options)
+    store = SessionStore(lambda: Session(new_conversation(), read_document))
     page = build_page(chat_model, store, suffixes=list(SUFFIXES), max_megabytes=max_megabytes)
     address = launch_page(
         page,
@@ -122,10 +118,13 @@ def web(
     page.block_thread()
 
 
-def _settings(options: ChatOptions) -> "ChatSettings":
-    from longlora.inference.chat_model import ChatSettings
+def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Conversation]]":
+    """Load the model, and give what begins a conversation with it."""
+    from longlora.inference.chat_model import ChatSettings, load_chat_model
+    from longlora.inference.conversation import Conversation
+    from longlora.inference.reading import SavedReadings
 
-    return ChatSettings(
+    settings = ChatSettings(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -133,44 +132,29 @@ def _settings(options: ChatOptions) -> "ChatSettings":
         cut=not options.no_cut,
         stream_window=options.stream_window,
     )
-
-
-def _load(model: str, options: ChatOptions, settings: "ChatSettings") -> "tuple[ChatModel, Callable[[], Conversation]]":
-    """Load the model, and give what begins a conversation with it."""
-    from longlora.inference.chat_model import load_chat_model
-    from longlora.inference.conversation import Conversation
-    from longlora.inference.prefix_cache import SavedReadings, memory_for
-
     chat_model = load_chat_model(
-        model,
-        dtype=options.dtype,
-        quantization=options.quantization,
-        trust_remote_code=options.trust_remote_code,
+        model, dtype=options.dtype, quantization=options.quantization, trust_remote_code=options.trust_remote_code
     )
-    memory = memory_for(chat_model, settings)
     saved = SavedReadings(options.cache_document, model) if options.cache_document is not None else None
-    return chat_model, lambda: Conversation(chat_model, settings, memory(), saved)
+    return chat_model, lambda: Conversation(chat_model, settings, saved)
 
 
-def document_reader() -> Callable[[Path], str]:
-    """Give what turns a file into text, by the end of its name.
+def read_document(path: Path) -> str:
+    """Turn a file into text, by the end of its name.
 
-    Raises, when used:
+    Raises:
         DataError: the kind of file is not known, or the file cannot be read.
     """
     from longlora.corpus.extract import SUFFIXES, Settings, extract
     from longlora.corpus.markup import UnreadableFileError
     from longlora.inference.documents import TEXT_SUFFIXES, read_text
 
-    def read(path: Path) -> str:
-        suffix = path.suffix.lower()
-        if suffix in TEXT_SUFFIXES:
-            return read_text(path)
-        if suffix not in SUFFIXES:
-            raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}: convert it to text first")
-        try:
-            return extract(path, Settings(references="keep")).text
-        except UnreadableFileError as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
-
-    return read
+    suffix = path.suffix.lower()
+    if suffix in TEXT_SUFFIXES:
+        return read_text(path)
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}: convert it to text first")
+    try:
+        return extract(path, Settings(references="keep")).text
+    except UnreadableFileError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error

@@ -3,15 +3,17 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError
+from longlora.inference.streaming_cache import KeyRotation, key_rotations
 from longlora.models.chat_template import ensure_chat_template
-from longlora.models.load import DtypeName, load_for_inference
+from longlora.models.load import load_for_inference
 from longlora.models.positions import readable_context
+from longlora.support.choices import DtypeName, Quantization
 
 logger = logging.getLogger("longlora")
 
@@ -27,23 +29,12 @@ class ChatSettings:
         ConfigError: a value is out of its range.
     """
 
-    max_new_tokens: int | None = None
-    """Longest answer, in tokens; so many are kept free in the context. None takes what `answer_length` says."""
-
-    temperature: float = 0.0
-    """0 takes the likeliest token each time; above that tokens are drawn, from flatter odds the higher it is."""
-
-    top_p: float = 1.0
-    """Draw only from the likeliest tokens that together have this probability."""
-
-    system: str = ""
-    """Message that opens every conversation; empty for none."""
-
-    cut: bool = True
-    """Whether a document that does not fit loses its middle; it is refused otherwise."""
-
-    stream_window: int | None = None
-    """Tokens that are seen at a time, by attention sinks and a recent window; None for all of them."""
+    max_new_tokens: int | None = None  # of the longest answer, kept free in the context; None: see `answer_length`
+    temperature: float = 0.0  # 0 takes the likeliest token each time; above that tokens are drawn
+    top_p: float = 1.0  # draw only from the likeliest tokens that together have this probability
+    system: str = ""  # message that opens every conversation; empty for none
+    cut: bool = True  # whether a document that does not fit loses its middle; it is refused otherwise
+    stream_window: int | None = None  # tokens seen at a time, by attention sinks and a recent window; None for all
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -81,12 +72,16 @@ class ChatModel:
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    context: int = field(init=False)
-    """Tokens that the model reads."""
+    context: int = field(init=False)  # tokens that the model reads
 
     def __post_init__(self) -> None:
         ensure_chat_template(self.tokenizer)
         self.context = readable_context(self.model.config)
+
+    @cached_property
+    def key_rotations(self) -> list[KeyRotation]:
+        """What a streaming memory needs; for all conversations."""
+        return key_rotations(self.model)
 
     def text(self, messages: Sequence[Message]) -> str:
         """Write messages out; after a question, up to where the answer begins.
@@ -110,10 +105,6 @@ class ChatModel:
         """Tokens of messages."""
         return self.tokens(self.text(messages))
 
-    def count(self, text: str) -> int:
-        """How many tokens a text is."""
-        return len(self.tokens(text))
-
     def continuation(self, system: Sequence[Message], answer: str, question: str) -> list[int]:
         """What follows an answer up to the next one: the end of its turn, and the question.
 
@@ -121,9 +112,7 @@ class ChatModel:
         """
         asked = [*system, {"role": "user", "content": "?"}]
         so_far = self.text(asked) + answer
-        whole = self.text(
-            [*asked, {"role": "assistant", "content": answer}, {"role": "user", "content": question}],
-        )
+        whole = self.text([*asked, {"role": "assistant", "content": answer}, {"role": "user", "content": question}])
         if not whole.startswith(so_far):  # a template that rewrites what was said
             whole, so_far = self.text([{"role": "user", "content": question}]), ""
         return self.tokens(whole[len(so_far) :])
@@ -133,7 +122,7 @@ def load_chat_model(
     name: str,
     *,
     dtype: DtypeName = "auto",
-    quantization: Literal["nf4"] | None = None,
+    quantization: Quantization | None = None,
     trust_remote_code: bool = False,
 ) -> ChatModel:
     """Load a model to talk with, merged or an adapter.

@@ -1,5 +1,6 @@
 """A conversation: what has been said, what of it fits into the context, and what the model is to read next."""
 
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +9,7 @@ from longlora.errors import DataError
 from longlora.inference.answer import Answer
 from longlora.inference.chat_model import ChatModel, ChatSettings, Message
 from longlora.inference.documents import Document, cut_middle
-from longlora.inference.prefix_cache import (
-    Memory,
-    Progress,
-    SavedReadings,
-    StreamingMemory,
-    WholeMemory,
-    read_tokens,
-    shared_prefix,
-)
+from longlora.inference.reading import Memory, Progress, SavedReadings, shared_prefix
 
 _QUESTION_SHARE, _QUESTION_TOKENS = 8, 512  # an eighth of the context, at most so many tokens, stays free for questions
 
@@ -36,7 +29,6 @@ class Usage:
     used: int
     context: int
     document: int
-    num_turns: int
 
     @property
     def share(self) -> float:
@@ -57,39 +49,34 @@ class Conversation:
     Args:
         chat_model: the model.
         settings: how to answer.
-        memory: where keys and values go.
-        saved: where those of a document are kept on disk, if anywhere.
+        saved: where what was read of a document is kept on disk, if anywhere.
 
     Raises:
-        ConfigError: answers as long as they may get leave no room for a question.
+        ConfigError: answers as long as they may get leave no room for a question, or the streaming window cannot be.
     """
 
-    def __init__(
-        self, chat_model: ChatModel, settings: ChatSettings, memory: Memory, saved: SavedReadings | None = None
-    ) -> None:
-        self.chat_model, self.settings, self._memory, self._saved = chat_model, settings, memory, saved
+    def __init__(self, chat_model: ChatModel, settings: ChatSettings, saved: SavedReadings | None = None) -> None:
+        self.chat_model, self.settings, self._saved = chat_model, settings, saved
         self.turns: list[Turn] = []
         self.document: Document | None = None
-        # What streams has no end.
-        self._answer_length = settings.answer_length(1 << 62 if self.is_streaming else chat_model.context)
-
-    @property
-    def is_streaming(self) -> bool:
-        """Whether only sinks and a recent window are seen."""
-        return isinstance(self._memory, StreamingMemory)
+        self.memory = Memory(chat_model, settings.stream_window)
+        self.is_streaming = settings.stream_window is not None
+        self._context = sys.maxsize if self.is_streaming else chat_model.context  # what streams has no end
+        self._answer_length = settings.answer_length(self._context)
+        self._system: list[Message] = [{"role": "system", "content": settings.system}] if settings.system else []
 
     def clear(self) -> None:
         """Forget what was said; the document stays, and what has been read of it."""
         self.turns = []
-        if isinstance(self._memory, StreamingMemory):
-            self._memory.forget()
+        if self.is_streaming:
+            self.memory.forget()
         else:
-            self._memory.begin([*self._document_prefix(), 0])
+            self.memory.begin([*self._document_prefix(), 0])
 
     def release(self) -> None:
         """Give up keys and values; the next question reads the conversation again. A streaming memory is small."""
-        if isinstance(self._memory, WholeMemory):
-            self._memory.begin([0])
+        if not self.is_streaming:
+            self.memory.forget()
 
     def forget_document(self) -> None:
         """Begin anew without a document."""
@@ -102,17 +89,17 @@ class Conversation:
         Raises:
             DataError: it is longer than what fits, and is not to be cut.
         """
-        document = Document(name=name, text=text, num_tokens=self.chat_model.count(text))
+        document = Document(name=name, text=text, num_tokens=len(self.chat_model.tokens(text)))
         notes = [f"{name}: {document.num_tokens:,} tokens"]
         limit = self._room_for_document()
-        if not self.is_streaming and document.num_tokens > limit:
+        if document.num_tokens > limit:
             beyond = (
                 f"{name} has {document.num_tokens:,} tokens, and {limit:,} fit beside a question and an answer into "
-                f"the context of {self.chat_model.context:,}"
+                f"the context of {self._context:,}"
             )
             if not self.settings.cut:
                 raise DataError(f"{beyond}; shorten it, or let its middle be cut")
-            document = cut_middle(document, self.chat_model.count, limit=limit)
+            document = cut_middle(document, lambda part: len(self.chat_model.tokens(part)), limit=limit)
             share = document.num_cut / document.num_tokens
             notes = [f"{beyond}: {document.num_cut:,} ({share:.1%}) were cut out of its middle"]
         self.document = document
@@ -124,26 +111,22 @@ class Conversation:
 
         A streaming memory reads it with the first question; so does any memory what is left once `stop` is set.
         """
-        if self.document is None or not isinstance(self._memory, WholeMemory):
+        if self.document is None or self.is_streaming:
             return []
-        tokens = self._document_prefix()
+        tokens, memory, model = self._document_prefix(), self.memory, self.chat_model.model
         notes: list[str] = []
         if self._saved is not None:
-            cache, notes = self._saved.load(tokens, self.chat_model.model)
+            cache, notes = self._saved.load(tokens, model)
             if cache is not None:
-                self._memory.put(tokens, cache)
+                memory.tokens, memory.cache = tokens, cache
                 return notes
-        already = self._memory.begin([*tokens, 0])
-        unread = tokens[already:]
-        num_read = read_tokens(self.chat_model.model, unread, self._memory, stop=stop, progress=progress)
-        self._memory.note(tokens)
-        if num_read < len(unread):
-            return [
-                *notes,
-                f"stopped after {already + num_read:,} of {len(tokens):,} tokens; a question reads the rest",
-            ]
+        num_read = memory.begin([*tokens, 0])
+        num_read += memory.read(tokens[num_read:], stop=stop, progress=progress)
+        memory.note(tokens)
+        if num_read < len(tokens):
+            return [*notes, f"stopped after {num_read:,} of {len(tokens):,} tokens; a question reads the rest"]
         if self._saved is not None:
-            notes += self._saved.save(tokens, self._memory.cache, self.chat_model.model)
+            notes += self._saved.save(tokens, memory.cache, model)
         return notes
 
     def ask(self, question: str, progress: Progress | None = None) -> tuple[Answer, list[str]]:
@@ -152,12 +135,17 @@ class Conversation:
         Raises:
             DataError: the question alone does not fit.
         """
-        prompt, notes = (self._streamed_prompt if self.is_streaming else self._fitting_prompt)(question)
-        room = self._answer_length
-        if not self.is_streaming and self.chat_model.context - len(prompt) < room:
-            room = self.chat_model.context - len(prompt)
+        notes: list[str] = []
+        if self.is_streaming and not self.turns:
+            self.memory.forget()  # what an answer that was given up has left
+        if self.is_streaming and self.memory.cache.get_seq_length():
+            prompt = self.chat_model.continuation(self._system, self.turns[-1].answer, question)
+        else:
+            prompt, notes = self._fitting_prompt(question)
+        room = min(self._answer_length, self._context - len(prompt))
+        if room < self._answer_length:
             notes.append(f"{room:,} tokens of context are left for the answer")
-        answer = Answer(self.chat_model, prompt, self._memory, self.settings, max_new_tokens=room, progress=progress)
+        answer = Answer(self.chat_model, prompt, self.memory, self.settings, max_new_tokens=room, progress=progress)
         return answer, notes
 
     def finish(self, question: str, answer: Answer) -> None:
@@ -166,12 +154,11 @@ class Conversation:
 
     def usage(self) -> Usage:
         """How full the context is."""
-        context = (self.settings.stream_window if self.is_streaming else None) or self.chat_model.context
+        context = self.settings.stream_window or self.chat_model.context
         return Usage(
-            used=min(self._memory.cache.get_seq_length(), context),
+            used=min(self.memory.cache.get_seq_length(), context),
             context=context,
             document=0 if self.document is None else self.document.num_tokens - self.document.num_cut,
-            num_turns=len(self.turns),
         )
 
     def messages(self) -> list[Message]:
@@ -184,7 +171,7 @@ class Conversation:
         """The messages as the model reads them, a new question last."""
         if document is None:
             document = "" if self.document is None else f"{self.document.text}\n\n"
-        messages = self._system()
+        messages = list(self._system)
         for turn in turns:
             messages.append({"role": "user", "content": document + turn.question})
             messages.append({"role": "assistant", "content": turn.answer})
@@ -193,13 +180,10 @@ class Conversation:
             messages.append({"role": "user", "content": document + question})
         return messages
 
-    def _system(self) -> list[Message]:
-        return [{"role": "system", "content": self.settings.system}] if self.settings.system else []
-
     def _room_for_document(self) -> int:
-        around = len(self.chat_model.prompt([*self._system(), {"role": "user", "content": "\n\n"}]))
-        questions = min(_QUESTION_TOKENS, self.chat_model.context // _QUESTION_SHARE)
-        return self.chat_model.context - self._answer_length - around - questions
+        around = len(self.chat_model.prompt([*self._system, {"role": "user", "content": "\n\n"}]))
+        questions = min(_QUESTION_TOKENS, self._context // _QUESTION_SHARE)
+        return self._context - self._answer_length - around - questions
 
     def _document_prefix(self) -> list[int]:
         """What every first question begins with: two unlike ones are compared."""
@@ -210,21 +194,15 @@ class Conversation:
         """The whole conversation and a question, less the oldest turns if it is too long."""
         turns = list(self.turns)
         prompt = self.chat_model.prompt(self._messages(turns, question))
-        while turns and len(prompt) + self._answer_length > self.chat_model.context:
+        while turns and len(prompt) + self._answer_length > self._context:
             del turns[0]
             prompt = self.chat_model.prompt(self._messages(turns, question))
-        if len(prompt) >= self.chat_model.context:
+        if len(prompt) >= self._context:
             raise DataError(
                 f"the question makes {len(prompt):,} tokens with what stands before it, and the context of "
-                f"{self.chat_model.context:,} has no room for an answer; ask in fewer words"
+                f"{self._context:,} has no room for an answer; ask in fewer words"
             )
         forgotten = len(self.turns) - len(turns)
         self.turns = turns
         what = "question was" if forgotten == 1 else f"{forgotten} questions were"
         return prompt, [f"the oldest {what} forgotten to make room"] if forgotten else []
-
-    def _streamed_prompt(self, question: str) -> tuple[list[int], list[str]]:
-        """What comes new: everything at first, then the end of the last answer's turn and the next question."""
-        if not self.turns:
-            return self.chat_model.prompt(self._messages([], question)), []
-        return self.chat_model.continuation(self._system(), self.turns[-1].answer, question), []

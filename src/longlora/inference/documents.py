@@ -19,10 +19,8 @@ class Document:
 
     name: str
     text: str
-    num_tokens: int
-    """Tokens of the whole document."""
-    num_cut: int = 0
-    """Tokens that were left out of its middle."""
+    num_tokens: int  # of the whole document
+    num_cut: int = 0  # tokens that were left out of its middle
 
 
 def read_text(path: Path) -> str:

@@ -5,20 +5,16 @@ to resolve here (DNS rebinding), which shows in `Host`, and by a request across 
 """
 
 import ipaddress
-import json
 import socket
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
-# As ASGI has them.
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,7 @@ class Names:
     """By which a server may be asked for."""
 
     names: frozenset[str]
-    addresses: bool
-    """Whether by any IP address too: nobody can make one resolve elsewhere."""
+    addresses: bool  # whether by any IP address too: nobody can make one resolve elsewhere
 
     @classmethod
     def of(cls, host: str, allowed: Collection[str] = ()) -> "Names":
@@ -60,26 +55,26 @@ class Names:
 class OnlyByName:
     """ASGI middleware that refuses requests under other names, and from pages of other sites, with status 403."""
 
-    def __init__(self, app: _App, *, names: Names) -> None:
+    def __init__(self, app: "ASGIApp", *, names: Names) -> None:
         self._app, self._names = app, names
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Answer one request, or hand it on."""
-        if scope["type"] not in ("http", "websocket"):  # the server's own start and end
-            return await self._app(scope, receive, send)
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        refusal = self._names.refusal(host, origin)
+        from starlette.responses import JSONResponse
+        from starlette.websockets import WebSocketClose
+
+        refusal = ""
+        if scope["type"] in ("http", "websocket"):  # else the server's own start and end
+            headers: dict[bytes, bytes] = dict(scope["headers"])
+            host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+            refusal = self._names.refusal(host, origin)
         if not refusal:
-            return await self._app(scope, receive, send)
-        if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008})
-        # In OpenAI's form, which its clients show and others can read.
-        error = {"message": refusal, "type": "invalid_request_error", "param": None, "code": "host_not_allowed"}
-        body = json.dumps({"error": error}).encode()
-        start = {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"application/json")]}
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocketClose(1008)(scope, receive, send)
+        else:  # in OpenAI's form, which its clients show and others can read
+            error = {"message": refusal, "type": "invalid_request_error", "param": None, "code": "host_not_allowed"}
+            await JSONResponse({"error": error}, 403)(scope, receive, send)
 
 
 def _name(url: str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from longlora.errors import LongLoRAError
-from longlora.inference.answer import Answer
 from longlora.inference.conversation import Conversation, Usage
 from longlora.inference.documents import ReadDocument, join_documents
 
@@ -22,8 +21,7 @@ class Session:
 
     def __init__(self, conversation: Conversation, read_document: ReadDocument) -> None:
         self.conversation, self._read_document = conversation, read_document
-        self.answer: Answer | None = None
-        self.reading = threading.Event()  # set to end the reading of a document
+        self.stopping = threading.Event()  # set to end what is being written or read
 
     def ask(self, question: str, said: list[Message]) -> Iterator[Shown]:
         """Write an answer, piece by piece."""
@@ -36,19 +34,17 @@ class Session:
             return
         asked = [*said, {"role": "user", "content": question}]
         try:
-            self.answer, notes = self.conversation.ask(question)
-            answer = self.answer
+            answer, notes = self.conversation.ask(question)
+            self.stopping = answer.stopping
             yield asked, _question_box(is_answering=True), same, _note(notes)
             for _ in answer:
-                yield [*asked, _spoken(answer.text)], same, same, same
+                yield [*asked, {"role": "assistant", "content": answer.text}], same, same, same
             self.conversation.finish(question, answer)
         except Exception as error:
             yield said, _question_box(question), same, ""
             raise _told(error) from error
-        finally:
-            self.answer = None
         text = answer.text or ("(stopped)" if answer.stopped else "(nothing)")
-        yield self._shown([*asked, _spoken(text)], [*notes, answer.summary()])
+        yield self._shown([*asked, {"role": "assistant", "content": text}], [*notes, answer.summary()])
 
     def open(self, path: str | None) -> Iterator[Shown]:
         """Begin anew about an uploaded document."""
@@ -57,11 +53,11 @@ class Session:
         same = gradio.skip()
         if path is None:
             return
-        self.reading.clear()
+        self.stopping = threading.Event()
         yield [], same, same, f"Reading {html.escape(Path(path).name)} …"
         try:
             notes = self.conversation.set_document(*join_documents([Path(path)], self._read_document))
-            notes += self.conversation.read_document(stop=self.reading)
+            notes += self.conversation.read_document(stop=self.stopping)
         except Exception as error:
             yield from self.close()
             raise _told(error, path) from error
@@ -77,12 +73,6 @@ class Session:
         self.conversation.clear()
         yield self._shown([])
 
-    def stop(self) -> None:
-        """End the answer or the reading, if there is one."""
-        self.reading.set()
-        if self.answer is not None:
-            self.answer.stop()
-
     def _shown(self, said: list[Message], notes: list[str] | None = None) -> Shown:
         """The page when it is the visitor's turn."""
         return said, _question_box(), usage_html(self.conversation.usage()), _note(notes or [])
@@ -93,15 +83,10 @@ class SessionStore:
 
     Keys and values of a long document are large, so only the `num_remembered` conversations that spoke last keep
     theirs; another one reads its text again when it resumes.
-
-    Args:
-        begin: makes a session.
-        num_remembered: conversations whose keys and values stay in memory.
     """
 
     def __init__(self, begin: Callable[[], Session], num_remembered: int = NUM_REMEMBERED) -> None:
-        self.begin = begin
-        self._num_remembered = num_remembered
+        self.begin, self._num_remembered = begin, num_remembered
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
     def enter(self, key: str) -> Session:
@@ -116,7 +101,7 @@ class SessionStore:
     def stop(self, key: str) -> None:
         """End what is being written or read in a session, while the model is used there."""
         if key in self._sessions:
-            self._sessions[key].stop()
+            self._sessions[key].stopping.set()
 
     def leave(self, key: str) -> None:
         """Forget a visitor who has closed the page."""
@@ -148,10 +133,6 @@ def _told(error: Exception, path: str = "") -> Exception:
 
 def _note(notes: list[str]) -> str:
     return html.escape("\n\n".join(notes))
-
-
-def _spoken(text: str) -> Message:
-    return {"role": "assistant", "content": text}
 
 
 def _question_box(question: str = "", *, is_answering: bool = False) -> Any:

@@ -17,11 +17,12 @@ them rotated.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from longlora.errors import ConfigError
 
@@ -31,7 +32,7 @@ REBASE_AFTER = 2**16
 
 _PROBE_TOKENS, _PROBE_SHIFT = 3, 100_003  # so far that the slowest frequencies turn, and position-dependent scales show
 _FITS = 0.1  # relative; low precision leaves some hundredths, another way to rotate at least some tenths
-_CHANGING_ROPE = ("dynamic", "longrope")
+_CHANGING_ROPE = {"dynamic", "longrope"}
 
 
 class KeyRotation:
@@ -44,36 +45,29 @@ class KeyRotation:
 
     def __init__(self, inverse_frequencies: Tensor, *, interleaved: bool = False) -> None:
         self._inverse_frequencies = inverse_frequencies.detach().to("cpu", torch.float64)
-        self._interleaved = interleaved
+        # Where the two dimensions that turn together stand in (…, R).
+        self._shape, self._pair = ((-1, 2), -1) if interleaved else ((2, -1), -2)
         self.num_turning = 2 * len(inverse_frequencies)  # R
-        self._last: tuple[object, Tensor, Tensor] | None = None
 
-    def __call__(self, keys: Tensor, shifts: Sequence[int]) -> Tensor:
+    def __call__(self, keys: Tensor, shifts: Tensor) -> Tensor:
         """Turn keys (B, H_kv, L, D) on by so many positions in each row, (B,); the result is new, in the same dtype."""
-        if self.num_turning == 0 or not any(shifts):
+        if self.num_turning == 0 or not shifts.any():
             return keys
-        cosine, sine = self._angles(shifts, keys)  # each (B, 1, 1, R / 2)
-        part = keys[..., : self.num_turning].to(cosine.dtype)  # (B, H_kv, L, R)
-        if self._interleaved:
-            one, two = part.unflatten(-1, (-1, 2)).unbind(-1)  # each (B, H_kv, L, R / 2)
-        else:
-            one, two = part.chunk(2, dim=-1)
-        turned = (one * cosine - two * sine, two * cosine + one * sine)
-        result = keys.clone()
-        result[..., : self.num_turning] = (
-            torch.stack(turned, dim=-1).flatten(-2) if self._interleaved else torch.cat(turned, dim=-1)
-        ).to(keys.dtype)
-        return result
-
-    def _angles(self, shifts: Sequence[int], keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, kept for the next layer, which asks for the same."""
         dtype = torch.promote_types(keys.dtype, torch.float32)
-        question = (tuple(shifts), dtype, keys.device)
-        if self._last is None or self._last[0] != question:
-            angles = torch.tensor(shifts, dtype=torch.float64)[:, None] * self._inverse_frequencies  # (B, R / 2)
-            cosine, sine = (part[:, None, None].to(keys.device, dtype) for part in (angles.cos(), angles.sin()))
-            self._last = (question, cosine, sine)
-        return self._last[1], self._last[2]
+        cosine, sine = _cosine_and_sine(self._inverse_frequencies, tuple(shifts.tolist()), dtype, keys.device)
+        turning, resting = keys[..., : self.num_turning], keys[..., self.num_turning :]
+        one, two = turning.to(dtype).unflatten(-1, self._shape).unbind(self._pair)  # each (B, H_kv, L, R / 2)
+        turned = torch.stack((one * cosine - two * sine, two * cosine + one * sine), dim=self._pair)
+        return torch.cat([turned.flatten(-2).to(keys.dtype), resting], dim=-1)
+
+
+@lru_cache(maxsize=8)  # all layers of a forward pass ask for the same
+def _cosine_and_sine(
+    inverse_frequencies: Tensor, shifts: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Each (B, 1, 1, R / 2)."""
+    angles = torch.tensor(shifts, dtype=torch.float64)[:, None, None, None] * inverse_frequencies
+    return [angles.cos().to(device, dtype), angles.sin().to(device, dtype)]
 
 
 def key_rotations(model: PreTrainedModel) -> list[KeyRotation]:
@@ -92,26 +86,24 @@ def key_rotations(model: PreTrainedModel) -> list[KeyRotation]:
     """
     config = model.config.get_text_config()
     _check_layers(config)
-    frequencies = _inverse_frequencies(model)
-    if not frequencies:
-        raise _no_rotary_positions(config)
+    no_rotary_positions = ConfigError(
+        f"{config.model_type} has no rotary positions that a streaming window could count anew; use it without"
+    )
+    named = {name: buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq") and buffer.ndim == 1}
+    if not named:
+        raise no_rotary_positions
+    frequencies = {tuple(buffer.tolist()): buffer for buffer in named.values()}.values()
+    resting = KeyRotation(torch.empty(0))
+    turning = [KeyRotation(each, interleaved=interleaved) for each in frequencies for interleaved in (False, True)]
     near, far = (_cache_at(model, start) for start in (0, _PROBE_SHIFT))
-    candidates = [KeyRotation(torch.empty(0))]
-    candidates += [KeyRotation(each, interleaved=interleaved) for each in frequencies for interleaved in (False, True)]
     rotations = []
     for index, (layer, moved) in enumerate(zip(near.layers, far.layers, strict=True)):
         where = f"layer {index} of {config.model_type}"
-        rotations.append(_fitting(candidates, layer.keys, moved.keys, f"the keys of {where} do not turn"))
-        _fitting(candidates[:1], layer.values, moved.values, f"the values of {where} do not stay as they are")
-    if not any(rotation.num_turning for rotation in rotations):
-        raise _no_rotary_positions(config)
+        rotations.append(_fitting([resting, *turning], layer.keys, moved.keys, f"the keys of {where} do not turn"))
+        _fitting([resting], layer.values, moved.values, f"the values of {where} do not stay as they are")
+    if all(rotation is resting for rotation in rotations):
+        raise no_rotary_positions
     return rotations
-
-
-def _no_rotary_positions(config: PreTrainedConfig) -> ConfigError:
-    return ConfigError(
-        f"{config.model_type} has no rotary positions that a streaming window could count anew; use it without"
-    )
 
 
 def _check_layers(config: PreTrainedConfig) -> None:
@@ -124,22 +116,12 @@ def _check_layers(config: PreTrainedConfig) -> None:
         )
     parameters = config.to_dict().get("rope_parameters") or {}
     by_kind_of_layer = [each for each in parameters.values() if isinstance(each, dict)]
-    types = [each.get("rope_type") for each in (parameters, *by_kind_of_layer)]
-    if changing := [each for each in _CHANGING_ROPE if each in types]:
+    changing = _CHANGING_ROPE.intersection(each.get("rope_type") for each in (parameters, *by_kind_of_layer))
+    if changing:
         raise ConfigError(
-            f"rotary positions of type {', '.join(changing)} change with the length of the text, and keys in a cache "
-            "cannot follow; a streaming window needs one of the other types (default, linear, yarn, llama3)"
+            f"rotary positions of type {', '.join(sorted(changing))} change with the length of the text, and keys in a "
+            "cache cannot follow; a streaming window needs one of the other types (default, linear, yarn, llama3)"
         )
-
-
-def _inverse_frequencies(model: PreTrainedModel) -> list[Tensor]:
-    """The model's own frequencies, one tensor for each different set."""
-    found: list[Tensor] = []
-    for name, buffer in model.named_buffers():
-        is_new = name.endswith("inv_freq") and not any(torch.equal(buffer.cpu(), each.cpu()) for each in found)
-        if is_new and buffer.ndim == 1:
-            found.append(buffer)
-    return found
 
 
 @torch.no_grad()
@@ -152,137 +134,112 @@ def _cache_at(model: PreTrainedModel, start: int) -> DynamicCache:
 
 
 def _fitting(candidates: Sequence[KeyRotation], states: Tensor, moved: Tensor, complaint: str) -> KeyRotation:
-    candidates = [rotate for rotate in candidates if rotate.num_turning <= states.shape[-1]]  # others are of an encoder
-    errors = [float((rotate(states, [_PROBE_SHIFT]).float() - moved.float()).norm()) for rotate in candidates]
-    best = min(range(len(errors)), key=errors.__getitem__)
-    error = errors[best] / float(moved.float().norm().clamp_min(1e-30))
-    if not error < _FITS:  # a NaN does not fit either
+    def error(rotate: KeyRotation) -> float:
+        return float((rotate(states, torch.tensor([_PROBE_SHIFT])).float() - moved.float()).norm())
+
+    # One that turns more dimensions than there are is that of an encoder.
+    best = min((rotate for rotate in candidates if rotate.num_turning <= states.shape[-1]), key=error)
+    relative = error(best) / float(moved.float().norm().clamp_min(1e-30))
+    if not relative < _FITS:  # a NaN does not fit either
         raise ConfigError(
-            f"{complaint} with the position as rotary positions do (off by {error:.2g} of their size); use the model "
-            "without a streaming window"
+            f"{complaint} with the position as rotary positions do (off by {relative:.2g} of their size); use the "
+            "model without a streaming window"
         )
-    return candidates[best]
+    return best
 
 
-class StreamingLayer(CacheLayerMixin):
-    """One layer's keys and values: the sinks, and the latest tokens beside them.
+class _StreamingLayer(DynamicLayer):
+    """One layer's keys and values: the sinks, and the latest tokens beside them."""
 
-    Args:
-        rotation: how its keys turn.
-        window: tokens that a query sees at most, sinks and itself included.
-        num_sinks: how many of the first tokens stay.
-        left_padding: padding tokens before each row's first, (B,); they are the first to be dropped.
-    """
-
-    is_sliding = False
-    is_compileable = False
+    keys: Tensor  # (B, H_kv, L, D), each turned to the position at which it came in
+    values: Tensor
     is_croppable = False
 
     def __init__(self, rotation: KeyRotation, *, window: int, num_sinks: int, left_padding: Sequence[int]) -> None:
         super().__init__()
-        self._rotate = rotation
-        self.window = window
-        self.num_sinks = num_sinks
-        self._given_padding = list(left_padding)
-        self._start()
+        self._rotate, self._window, self._num_sinks = rotation, window, num_sinks
+        self._given_padding = torch.tensor(left_padding, dtype=torch.long)
+        self.reset()
 
-    def _start(self) -> None:
-        self._num_seen = 0  # positions counted so far, padding and what was dropped included
-        self._padding = list(self._given_padding)  # padding tokens that are still here, in each row
-        self._shifts = [0] * len(self._padding)  # positions that each row's sinks have to move up
+    def reset(self) -> None:
+        super().reset()
+        self._padding = self._given_padding  # of each row before anything was dropped, (B,)
+        self._num_dropped = 0  # in each row: its padding first, then what follows the sinks
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make the empty tensors, whose shapes the first keys and values tell."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states[:, :, :0]  # (B, H_kv, L, D), each turned to the position at which it came in
-        self.values = value_states[:, :, :0]
-        if not self._given_padding:
-            self._given_padding = [0] * key_states.shape[0]
-            self._start()
-        if len(self._padding) != key_states.shape[0]:
+        num_rows = key_states.shape[0]
+        if not len(self._padding):
+            self._padding = torch.zeros(num_rows, dtype=torch.long)
+        if len(self._padding) != num_rows:
             raise ConfigError(
-                f"left_padding names {len(self._padding)} rows, and the batch has {key_states.shape[0]}: one for each"
+                f"left_padding names {len(self._padding)} rows, and the batch has {num_rows}: one for each"
             )
-        self.is_initialized = True
+        super().lazy_initialization(key_states, value_states)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Drop what no longer fits, add (B, H_kv, T, D), and return the keys and values to attend to."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        num_tokens = key_states.shape[2]
-        surplus = self._num_kept - self._num_staying(num_tokens)
-        if surplus:
+        if surplus := self._num_kept - self._num_staying(key_states.shape[2]):
             self.keys, self.values = self._without(self.keys, surplus), self._without(self.values, surplus)
-            for row, padding in enumerate(self._padding):
-                self._padding[row] = max(0, padding - surplus)
-                self._shifts[row] += max(0, surplus - padding)
-        self.keys = torch.cat([self.keys, key_states], dim=2)
-        self.values = torch.cat([self.values, value_states], dim=2)
-        self._num_seen += num_tokens
-        if not any(self._shifts):
-            return self.keys, self.values
-        sinks = self._rotate(self.keys[:, :, : self.num_sinks], self._shifts)
-        return torch.cat([sinks, self.keys[:, :, self.num_sinks :]], dim=2), self.values
+            self._num_dropped += surplus
+        keys, values = super().update(key_states, value_states)
+        shifts = self._shifts
+        if shifts.any():
+            keys = torch.cat(
+                [self._rotate(keys[:, :, : self._num_sinks], shifts), keys[:, :, self._num_sinks :]], dim=2
+            )
+        return keys, values
 
     def rebase(self) -> None:
         """Count positions anew, from the first token in the cache: the recent keys move down to the sinks instead."""
-        if not self.is_initialized:
+        if not self._num_kept:
             return
-        assert self.keys is not None
-        recent = self._rotate(self.keys[:, :, self.num_sinks :], [-shift for shift in self._shifts])
-        self.keys = torch.cat([self.keys[:, :, : self.num_sinks], recent], dim=2)
-        self._num_seen = self._num_kept
-        self._shifts = [0] * len(self._shifts)
+        sinks, recent = self.keys[:, :, : self._num_sinks], self.keys[:, :, self._num_sinks :]
+        self.keys = torch.cat([sinks, self._rotate(recent, -self._shifts)], dim=2)
+        self._padding, self._num_dropped = (self._padding - self._num_dropped).clamp_min(0), 0
 
     def get_seq_length(self) -> int:
-        """Positions counted so far: the next token's."""
-        return self._num_seen
+        """Positions counted so far, padding and what was dropped included: the next token's."""
+        return self._num_dropped + self._num_kept
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """How many keys the next `query_length` tokens will see, and the position that the first of them counts as."""
         num_staying = self._num_staying(query_length)
-        return num_staying + query_length, self._num_seen - num_staying
-
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.keys = self.values = None  # type: ignore[assignment]  # as transformers' own layers do
-        self.is_initialized = False
-        self._start()
+        return num_staying + query_length, self.get_seq_length() - num_staying
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the rows of the beams that go on."""
         super().reorder_cache(beam_idx)
-        rows = beam_idx.tolist()
         if self.is_initialized:
-            self._padding, self._shifts = [self._padding[row] for row in rows], [self._shifts[row] for row in rows]
+            self._padding = self._padding[beam_idx.to("cpu")]
 
     @property
     def _num_kept(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+        return super().get_seq_length()
+
+    @property
+    def _shifts(self) -> Tensor:
+        """Positions that each row's sinks have to move up, (B,)."""
+        return (self._num_dropped - self._padding).clamp_min(0)
 
     def _num_staying(self, num_tokens: int) -> int:
         """How many of the kept tokens find room beside `num_tokens` new ones."""
-        room = self.window - num_tokens
-        if self._num_kept > room and room <= self.num_sinks:
+        room = self._window - num_tokens
+        if self._num_kept > room and room <= self._num_sinks:
             raise ConfigError(
-                f"{num_tokens} tokens at once do not fit into a streaming window of {self.window} with "
-                f"{self.num_sinks} sinks; read the text in pieces (generate's prefill_chunk_size) of at most "
-                f"{self.window - self.num_sinks - 1}"
+                f"{num_tokens} tokens at once do not fit into a streaming window of {self._window} with "
+                f"{self._num_sinks} sinks; read the text in pieces (generate's prefill_chunk_size) of at most "
+                f"{self._window - self._num_sinks - 1}"
             )
         return min(self._num_kept, room)
 
     def _without(self, states: Tensor, surplus: int) -> Tensor:
         """Drop `surplus` of (B, H_kv, L, D): in each row padding first, then what follows the sinks."""
-        if not any(self._padding):
-            return torch.cat([states[:, :, : self.num_sinks], states[:, :, self.num_sinks + surplus :]], dim=2)
+        padding = (self._padding - self._num_dropped).clamp(0, surplus)  # that goes now, (B,)
+        if not padding.any():
+            return torch.cat([states[:, :, : self._num_sinks], states[:, :, self._num_sinks + surplus :]], dim=2)
         columns = torch.arange(states.shape[2] - surplus)  # (L',)
-        padding = torch.tensor(self._padding).clamp_max(surplus)[:, None]  # (B, 1)
-        sources = columns + torch.where(columns < self.num_sinks, padding, surplus)  # (B, L')
+        sources = columns + torch.where(columns < self._num_sinks, padding[:, None], surplus)  # (B, L')
         sources = sources.to(states.device)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
         return states.gather(2, sources)
 
@@ -316,12 +273,12 @@ class StreamingCache(Cache):
                 f"a streaming window must hold its sinks and at least two tokens more; got window={window} with "
                 f"{num_sinks} sinks"
             )
-        self._streaming_layers = [
-            StreamingLayer(rotation, window=window, num_sinks=num_sinks, left_padding=left_padding)
+        layers = [
+            _StreamingLayer(rotation, window=window, num_sinks=num_sinks, left_padding=left_padding)
             for rotation in rotations
         ]
-        super().__init__(layers=list(self._streaming_layers))
-        self.window = window
+        super().__init__(layers=list(layers))
+        self._streaming_layers = layers
 
     def rebase(self) -> None:
         """Count positions anew from the first token in the cache, if they have grown large; else do nothing.

@@ -1,7 +1,6 @@
 """The conversation in a terminal: questions in, answers out as they are written, and a few commands."""
 
 import json
-import re
 import shlex
 import shutil
 import signal
@@ -15,9 +14,9 @@ from types import FrameType
 from rich.cells import cell_len
 from rich.console import Console
 
-from longlora.errors import LongLoRAError
+from longlora.errors import DataError, LongLoRAError
 from longlora.inference.answer import Answer
-from longlora.inference.conversation import Conversation, Usage
+from longlora.inference.conversation import Conversation
 from longlora.inference.documents import ReadDocument, join_documents
 from longlora.support.files import write_atomically
 from longlora.support.progress import Advance, progress_bar
@@ -31,11 +30,8 @@ HELP = """\
 /quit             leave (so does the end of input, Ctrl-D)
 Ctrl-C stops an answer or the reading of a document; at the prompt it leaves."""
 
-
 _METER_WIDTH = 24  # characters
 _HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # what steers terminals
-_PART = re.compile(r"\n|[ \t]+|[^ \t\n]+")
-_TAB = 8
 
 
 class Terminal:
@@ -45,13 +41,6 @@ class Terminal:
         self._conversation = conversation
         self._read_document = read_document
         self._aside = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._commands: dict[str, Callable[[list[str]], None]] = {
-            "/document": self._document,
-            "/clear": self._clear,
-            "/context": self._context,
-            "/save": self._save,
-            "/help": lambda _: self._say(HELP),
-        }
 
     def open_document(self, name: str, text: str) -> None:
         """Begin a conversation about a document.
@@ -59,14 +48,11 @@ class Terminal:
         Raises:
             DataError: it is too long and not to be cut.
         """
-        for note in self._conversation.set_document(name, text):
-            self._say(note)
-        with _ReadingBar("reading the document") as report:
-            stop = threading.Event()
-            with _interrupt(stop.set, stop.is_set):
-                notes = self._conversation.read_document(report, stop)
-        for note in notes:
-            self._say(note)
+        self._say(*self._conversation.set_document(name, text))
+        stop = threading.Event()
+        with _ReadingBar("reading the document") as report, _interrupt(stop):
+            notes = self._conversation.read_document(report, stop)
+        self._say(*notes)
 
     def ask(self, question: str, *, tell: bool = True) -> Answer:
         """Write the answer to a question to stdout as it comes; Ctrl-C ends it.
@@ -76,9 +62,8 @@ class Terminal:
         """
         with _ReadingBar("reading") as report:
             answer, notes = self._conversation.ask(question, report)
-            for note in notes:
-                self._say(note)
-            with _interrupt(answer.stop, lambda: answer.stopped), _written() as write:
+            self._say(*notes)
+            with _interrupt(answer.stopping), _written() as write:
                 is_first = True
                 for piece in answer:
                     report.close()
@@ -88,8 +73,7 @@ class Terminal:
         print(flush=True)
         self._conversation.finish(question, answer)
         if tell:
-            self._say(answer.summary())
-            self._say(usage_line(self._conversation.usage()))
+            self._say(answer.summary(), self._meter())
         return answer
 
     def run(self) -> None:
@@ -97,61 +81,53 @@ class Terminal:
         if sys.stdin.isatty():
             import readline  # noqa: F401  # gives input() a history and a line to edit
 
-            self._say(f"{self._conversation.chat_model.name}: ask away; /help tells more")
-            self._say(usage_line(self._conversation.usage()))
-        for line in self._lines():
-            try:
-                if line in ("/quit", "/exit"):
-                    return
-                if line.startswith("/"):
-                    self._command(line)
-                else:
-                    self.ask(line)
-            except LongLoRAError as error:
-                self._aside.print(f"longlora: {error}", style="red", markup=False)
-
-    def _lines(self) -> Iterator[str]:
-        """What the user writes, a line at a time, empty ones left out."""
+            self._say(f"{self._conversation.chat_model.name}: ask away; /help tells more", self._meter())
         while True:
             try:
                 line = input("\n> " if sys.stdin.isatty() else "").strip()
             except (EOFError, KeyboardInterrupt):
                 return
-            if line:
-                yield line
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                if line.startswith("/"):
+                    self._command(line)
+                elif line:
+                    self.ask(line)
+            except LongLoRAError as error:
+                self._aside.print(f"longlora: {error}", style="red", markup=False)
 
     def _command(self, line: str) -> None:
         try:
-            name, *arguments = shlex.split(line)
+            words = shlex.split(line)
         except ValueError as error:  # a quotation that does not end
-            return self._say(f"{line}: {error}")
-        if name not in self._commands:
-            return self._say(f"there is no {name}\n{HELP}")
-        self._commands[name](arguments)
+            raise DataError(f"{line}: {error}") from error
+        match words:
+            case ["/document"]:
+                raise DataError("name one or several files: /document FILE…")
+            case ["/document", *names]:
+                paths = [Path(name).expanduser() for name in names]
+                self.open_document(*join_documents(paths, self._read_document))
+                self._say(self._meter())
+            case ["/clear", *_]:
+                self._conversation.clear()
+                self._say("forgotten", self._meter())
+            case ["/context", *_]:
+                self._say(self._meter())
+                if (document := self._conversation.document) is not None:
+                    cut = f", {document.num_cut:,} tokens cut out of its middle" if document.num_cut else ""
+                    self._say(f"document: {document.name}{cut}")
+                self._say(f"questions so far: {len(self._conversation.turns)}")
+            case ["/save", name]:
+                self._save(Path(name).expanduser())
+            case ["/save", *_]:
+                raise DataError("name one file: /save FILE")
+            case ["/help", *_]:
+                self._say(HELP)
+            case _:
+                raise DataError(f"there is no {words[0]}\n{HELP}")
 
-    def _document(self, arguments: list[str]) -> None:
-        if not arguments:
-            return self._say("name one or several files: /document FILE…")
-        self.open_document(*join_documents([Path(name).expanduser() for name in arguments], self._read_document))
-        self._say(usage_line(self._conversation.usage()))
-
-    def _clear(self, _: list[str]) -> None:
-        self._conversation.clear()
-        self._say(f"forgotten\n{usage_line(self._conversation.usage())}")
-
-    def _context(self, _: list[str]) -> None:
-        usage = self._conversation.usage()
-        self._say(usage_line(usage))
-        if self._conversation.document is not None:
-            document = self._conversation.document
-            cut = f", {document.num_cut:,} tokens cut out of its middle" if document.num_cut else ""
-            self._say(f"document: {document.name}{cut}")
-        self._say(f"questions so far: {usage.num_turns}")
-
-    def _save(self, arguments: list[str]) -> None:
-        if len(arguments) != 1:
-            return self._say("name one file: /save FILE")
-        path = Path(arguments[0]).expanduser()
+    def _save(self, path: Path) -> None:
         messages = self._conversation.messages()
         if path.suffix == ".json":
             text = json.dumps(messages, indent=2, ensure_ascii=False)
@@ -160,21 +136,29 @@ class Terminal:
         try:
             write_atomically(path, text + "\n")
         except OSError as error:
-            return self._say(f"{path} cannot be written: {error.strerror}")
+            raise DataError(f"{path} cannot be written: {error.strerror}") from error
         self._say(f"written to {path}")
 
-    def _say(self, text: str) -> None:
-        self._aside.print(text, style="dim", markup=False)
+    def _meter(self) -> str:
+        """A bar, and the numbers behind it."""
+        usage = self._conversation.usage()
+        filled = round(usage.share * _METER_WIDTH)
+        return f"{'█' * filled}{'░' * (_METER_WIDTH - filled)} {usage}"
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self._aside.print(line, style="dim", markup=False)
 
 
 class _ReadingBar(ExitStack):
     """A bar on stderr for what takes several pieces to read; closed before the answer begins, and then gone."""
 
+    _advance: Advance | None = None
+    _done = 0
+
     def __init__(self, description: str) -> None:
         super().__init__()
         self._description = description
-        self._advance: Advance | None = None
-        self._done = 0
 
     def __call__(self, done: int, total: int) -> None:
         if self._advance is None and done < total:
@@ -184,19 +168,13 @@ class _ReadingBar(ExitStack):
         self._done = done
 
 
-def usage_line(usage: Usage) -> str:
-    """A bar, and the numbers behind it."""
-    filled = round(usage.share * _METER_WIDTH)
-    return f"{'█' * filled}{'░' * (_METER_WIDTH - filled)} {usage}"
-
-
 @contextmanager
 def _written() -> Iterator[Callable[[str], None]]:
     """What writes an answer to stdout: for a reader without what steers terminals and in whole words, else as it is."""
     if not sys.stdout.isatty():
         yield lambda piece: print(piece, end="", flush=True)
         return
-    wrapping = Wrapping(sys.stdout.write)
+    wrapping = Wrapping(sys.stdout.write, lambda: shutil.get_terminal_size().columns)
 
     def write(piece: str) -> None:
         wrapping.feed(piece.translate(_HARMLESS))
@@ -209,13 +187,13 @@ def _written() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _interrupt(stop: Callable[[], None], is_stopped: Callable[[], bool]) -> Iterator[None]:
+def _interrupt(stopping: threading.Event) -> Iterator[None]:
     """Let Ctrl-C stop what is going on, and only a second one the program."""
 
     def stop_or_leave(signal_number: int, frame: FrameType | None) -> None:
-        if is_stopped():
+        if stopping.is_set():
             raise KeyboardInterrupt
-        stop()
+        stopping.set()
 
     before = signal.signal(signal.SIGINT, stop_or_leave)
     try:
@@ -231,50 +209,40 @@ class Wrapping:
     may end its lines anywhere, and is written at once.
     """
 
-    def __init__(self, write: Callable[[str], object], num_columns: Callable[[], int] | None = None) -> None:
-        self._write = write
-        self._num_columns = num_columns or (lambda: shutil.get_terminal_size().columns)
+    def __init__(self, write: Callable[[str], object], num_columns: Callable[[], int]) -> None:
+        self._write, self._num_columns = write, num_columns
         self._column = 0
         self._space = self._word = ""
 
     def feed(self, text: str) -> None:
         """Take the next piece."""
-        for part in _PART.findall(text):
-            if part == "\n":
-                self.finish()
-                self._write("\n")
-                self._column = 0
-            elif part[0] in " \t":
+        for character in text:
+            if character in " \t\n":
                 self._end_word()
-                self._space += part
+                self._space += character
+                if character == "\n":
+                    self.finish()
             else:
-                for character in part:
-                    self._word += character
-                    if cell_len(character) > 1:
-                        self._end_word()
+                self._word += character
+                if cell_len(character) > 1:
+                    self._end_word()
 
     def finish(self) -> None:
         """Write what was held back."""
         self._end_word()
         self._write(self._space)
-        self._column = self._after(self._space)
-        self._space = ""
+        self._column, self._space = self._after_space(), ""
 
     def _end_word(self) -> None:
         if not self._word:
             return
-        width = cell_len(self._word)
-        if self._column and self._after(self._space) + width > self._num_columns():
-            self._write("\n" + self._word)
-            self._column = width
-        else:
-            self._write(self._space + self._word)
-            self._column = self._after(self._space) + width
+        begin, width = self._after_space(), cell_len(self._word)
+        if self._column and begin + width > self._num_columns():
+            self._space, begin = "\n", 0
+        self._write(self._space + self._word)
+        self._column = begin + width
         self._space = self._word = ""
 
-    def _after(self, space: str) -> int:
-        """Column behind blanks that begin where the line stands."""
-        column = self._column
-        for character in space:
-            column += _TAB - column % _TAB if character == "\t" else 1
-        return column
+    def _after_space(self) -> int:
+        """Column behind the blanks that were held back."""
+        return len((" " * self._column + self._space).expandtabs().rpartition("\n")[2])

@@ -77,32 +77,16 @@ def build_page(chat_model: ChatModel, store: SessionStore, *, suffixes: list[str
         )
         with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
-                upload = gradio.File(
-                    label=f"Document, up to {max_megabytes} MB",
-                    file_types=suffixes,
-                    height=170,
-                    elem_id="document",
-                )
+                label = f"Document, up to {max_megabytes} MB"
+                upload = gradio.File(label=label, file_types=suffixes, height=170, elem_id="document")
                 usage = gradio.HTML(usage_html(store.begin().conversation.usage()), elem_id="usage", padding=False)
                 again = gradio.Button("New conversation", size="md", elem_id="again")
             with gradio.Column(scale=3, min_width=300):
-                chat = gradio.Chatbot(
-                    elem_id="chat",
-                    show_label=False,
-                    height=None,
-                    allow_tags=False,
-                    buttons=["copy"],
-                    placeholder=f"Upload a document ({', '.join(suffixes)}), or just ask.",
-                )
-                question = gradio.Textbox(
-                    elem_id="question",
-                    show_label=False,
-                    placeholder="Ask a question",
-                    lines=1,
-                    max_lines=6,
-                    submit_btn=True,
-                    stop_btn=False,
-                )
+                invitation = f"Upload a document ({', '.join(suffixes)}), or just ask."
+                look: dict[str, Any] = {"show_label": False, "height": None, "allow_tags": False, "buttons": ["copy"]}
+                chat = gradio.Chatbot(elem_id="chat", placeholder=invitation, **look)
+                look = {"show_label": False, "lines": 1, "max_lines": 6, "submit_btn": True, "stop_btn": False}
+                question = gradio.Textbox(elem_id="question", placeholder="Ask a question", **look)
                 note = gradio.Markdown("", elem_id="note")
                 gradio.Examples([[example] for example in EXAMPLES], inputs=[question], label="Ask, for example")
         shown = [chat, question, usage, note]

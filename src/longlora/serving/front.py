@@ -10,7 +10,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -22,13 +22,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from longlora.inference.hosts import Names, OnlyByName
-from longlora.serving.openai_requests import RequestError, Translator, wants_usage
+from longlora.serving.openai_requests import RequestError, Translator
 
 logger = logging.getLogger("longlora")
 
 MAX_BODY_BYTES = 64 * 2**20  # several million tokens
 _FAILED = "the model's server failed; its own messages say why"
-_NO_TIMEOUT = httpx.Timeout(None)  # a long prompt takes minutes to read
 
 
 def build_front(translator: Translator, inner: httpx.AsyncClient, *, api_key: str, names: Names) -> Starlette:
@@ -40,74 +39,77 @@ def build_front(translator: Translator, inner: httpx.AsyncClient, *, api_key: st
         api_key: that requests must bring as `Authorization: Bearer …`; empty for none. `/health` needs none.
         names: that the server answers to.
     """
-    front = _Front(translator, inner, api_key)
+    entry = {
+        "id": translator.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "longlora",
+        "max_model_len": translator.context_length,  # as vLLM has it
+    }
+
+    async def health(request: Request) -> Response:
+        answer = await inner.get("/health")
+        return JSONResponse({"status": "ok" if answer.status_code == 200 else "unhealthy"}, answer.status_code)
+
+    async def models(request: Request) -> Response:
+        _authorize(request, api_key)
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def model(request: Request) -> Response:
+        _authorize(request, api_key)
+        name = request.path_params["name"]
+        if name != translator.name:
+            raise RequestError(f"the model `{name}` is not served here", status=404, code="model_not_found")
+        return JSONResponse(entry)
+
+    async def generation(request: Request) -> Response:
+        _authorize(request, api_key)
+        body = await _json(request)
+        is_chat = request.url.path.endswith("/chat/completions")
+        asked = await asyncio.to_thread(translator.chat if is_chat else translator.completion, body)
+        with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        return await _generated(inner, request.url.path, asked, with_usage=with_usage)
+
     return Starlette(
         routes=[
-            Route("/health", front.health),
-            Route("/v1/models", front.models),
-            Route("/v1/models/{name:path}", front.model),
-            Route("/v1/chat/completions", front.generation(translator.chat), methods=["POST"]),
-            Route("/v1/completions", front.generation(translator.completion), methods=["POST"]),
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/v1/chat/completions", generation, methods=["POST"]),
+            Route("/v1/completions", generation, methods=["POST"]),
         ],
         middleware=[Middleware(OnlyByName, names=names)],
         exception_handlers={HTTPException: _told, Exception: _failed},
     )
 
 
-class _Front:
-    def __init__(self, translator: Translator, inner: httpx.AsyncClient, api_key: str) -> None:
-        self._inner, self._api_key = inner, api_key
-        self._entry = {
-            "id": translator.name,
-            "object": "model",
-            "created": int(time.time()),
-            "owned_by": "longlora",
-            "max_model_len": translator.context_length,  # as vLLM has it
-        }
+def _authorize(request: Request, api_key: str) -> None:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    is_same = hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode())
+    if api_key and not (is_same and scheme.lower() == "bearer"):
+        raise RequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
 
-    async def health(self, request: Request) -> Response:
-        answer = await self._inner.get("/health")
-        return JSONResponse({"status": "ok" if answer.status_code == 200 else "unhealthy"}, answer.status_code)
 
-    async def models(self, request: Request) -> Response:
-        self._authorize(request)
-        return JSONResponse({"object": "list", "data": [self._entry]})
-
-    async def model(self, request: Request) -> Response:
-        self._authorize(request)
-        name = request.path_params["name"]
-        if name != self._entry["id"]:
-            raise RequestError(f"the model `{name}` is not served here", status=404, code="model_not_found")
-        return JSONResponse(self._entry)
-
-    def generation(self, translate: Callable[[Any], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            self._authorize(request)
-            body = await _json(request)
-            return await self._answer(request.url.path, body, await asyncio.to_thread(translate, body))
-
-        return answer
-
-    def _authorize(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_same = hmac.compare_digest(given.strip().encode("latin-1"), self._api_key.encode())
-        if self._api_key and not (is_same and scheme.lower() == "bearer"):
-            raise RequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
-
-    async def _answer(self, path: str, body: dict[str, Any], asked: dict[str, Any]) -> Response:
-        """Have transformers' server answer a request, in one piece or as a stream."""
-        message = self._inner.build_request("POST", path, json=asked, timeout=_NO_TIMEOUT)
-        answer = await self._inner.send(message, stream=True)
-        if answer.status_code != 200 or not asked.get("stream"):
-            try:
-                content = await answer.aread()
-            finally:
-                await answer.aclose()
-            if answer.status_code != 200:
-                raise _refused(answer.status_code, content)
-            return Response(content, media_type="application/json")
-        events = _events(answer, with_usage=wants_usage(body))
+async def _generated(inner: httpx.AsyncClient, path: str, asked: dict[str, Any], *, with_usage: bool) -> Response:
+    """Have transformers' server answer a request, in one piece or as a stream."""
+    message = inner.build_request("POST", path, json=asked, timeout=None)  # a long prompt takes minutes to read
+    answer = await inner.send(message, stream=True)
+    if answer.status_code == 200 and asked.get("stream"):
+        events = _events(answer, with_usage=with_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    try:
+        content = await answer.aread()
+    finally:
+        await answer.aclose()
+    if answer.status_code == 200:
+        return Response(content, media_type="application/json")
+    if answer.status_code >= 500:  # of its failures only that they happened
+        raise RequestError(_FAILED, status=502)
+    try:
+        refusal = str(json.loads(content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        refusal = content.decode("utf-8", "replace")
+    raise RequestError(refusal, status=answer.status_code)
 
 
 async def _json(request: Request) -> Any:
@@ -153,16 +155,6 @@ def _event(content: dict[str, Any]) -> str:
 
 def _error(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def _refused(status: int, content: bytes) -> RequestError:
-    """What transformers' server refuses, said in its words; of its failures only that they happened."""
-    if status >= 500:
-        return RequestError(_FAILED, status=502)
-    try:
-        return RequestError(str(json.loads(content)["detail"]), status=status)
-    except (ValueError, KeyError, TypeError):
-        return RequestError(content.decode("utf-8", "replace"), status=status)
 
 
 async def _told(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ not followed is refused, and one that asks for nothing (`n=1`, `logprobs=false`)
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
@@ -43,8 +43,8 @@ class RequestError(HTTPException):
         self.param, self.code = param, code
 
 
-class _Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Checked(BaseModel, extra="forbid", strict=True):
+    pass
 
 
 class _StreamOptions(_Checked):
@@ -74,24 +74,17 @@ def _object(arguments: Any) -> Any:
     return json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
 
 
-class _Function(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Function(BaseModel, extra="allow", strict=True):
     name: str
-    arguments: Annotated[dict[str, Any], BeforeValidator(_object)]
-    """As an object, as templates take them; clients send JSON."""
+    arguments: Annotated[dict[str, Any], BeforeValidator(_object)]  # which templates take; clients send JSON
 
 
-class _ToolCall(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _ToolCall(BaseModel, extra="allow", strict=True):
     function: _Function
 
 
-class _Message(BaseModel):
-    # Clients send answers back with all that came with them, None for the most part.
-    model_config = ConfigDict(extra="ignore", strict=True)
-
+class _Message(BaseModel, extra="ignore", strict=True):
+    # What is ignored: clients send answers back with all that came with them, None for the most part.
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
     name: str | None = None
@@ -190,23 +183,13 @@ class Translator:
         # Where the model's own settings draw no tokens a temperature would be ignored; to draw from the 50 likeliest
         # tokens alone is transformers' custom, not the protocol's.
         drawn = request.temperature != 0 and (request.temperature is not None or request.top_p is not None)
-        generation = json.dumps({"top_k": 0} | self._generation | {"do_sample": True}) if drawn else None
-        asked_for = {
+        settings = {"generation_config": json.dumps({"top_k": 0} | self._generation | {"do_sample": True})}
+        return {
             "model": self.name,
-            "generation_config": generation,
             "max_tokens": max_tokens or min(DEFAULT_ANSWER, room),
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": request.seed,
-            "stop": request.stop,
-            "stream": request.stream,
+            **request.model_dump(include={"temperature", "top_p", "seed", "stop", "stream"}, exclude_none=True),
+            **(settings if drawn else {}),
         }
-        return {name: value for name, value in asked_for.items() if value is not None}
-
-
-def wants_usage(body: dict[str, Any]) -> bool:
-    """Whether a checked request for a stream asks for the number of tokens at its end."""
-    return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
 def _checked(kind: type[Kind], body: Any) -> Kind:

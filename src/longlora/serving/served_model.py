@@ -33,21 +33,15 @@ _TOKENIZER = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What is served."""
+    """What is served: a directory whose name is that by which clients ask for the model."""
 
-    parent: Path
-    """Folder in which the model's directory has the served name."""
-
-    name: str
-    """By which clients ask for the model."""
-
-    context_length: int
-    """Tokens it reads."""
+    folder: Path
+    context_length: int  # tokens it reads
 
     @property
-    def folder(self) -> Path:
-        """The model's directory."""
-        return self.parent / self.name
+    def name(self) -> str:
+        """By which clients ask for it."""
+        return self.folder.name
 
 
 @contextmanager
@@ -68,8 +62,9 @@ def servable(model: str, *, name: str = "") -> Iterator[ServedModel]:
     if is_adapter(folder):
         folder = merged_adapter(folder)
     with tempfile.TemporaryDirectory(prefix="longlora-serve-") as temporary:
-        _link(folder, Path(temporary) / name)
-        yield ServedModel(parent=Path(temporary), name=name, context_length=readable_context(load_config(str(folder))))
+        target = Path(temporary) / name
+        _link(folder, target)
+        yield ServedModel(folder=target, context_length=readable_context(load_config(str(folder))))
 
 
 def merged_adapter(adapter: Path) -> Path:

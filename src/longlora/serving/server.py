@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
+from transformers.utils import GENERATION_CONFIG_NAME
+
 from longlora.errors import ConfigError
 from longlora.inference.hosts import LOCAL, Names
 from longlora.models.load import load_tokenizer
@@ -55,7 +57,7 @@ def serve(
         model: directory of a model or an adapter, hub name, or `tiny`.
         host: where to listen; others than this machine are let in only if it is changed.
         port: of `host`.
-        engine: which server.
+        engine: which server; "auto" is vLLM where it is installed.
         name: by which clients ask for the model; its folder's if not given.
         api_key: that clients must bring; empty for none.
         allowed_hosts: names by which the server may be asked for, besides the machine's own.
@@ -68,7 +70,8 @@ def serve(
     chosen = choose_engine(engine)
     if host not in LOCAL and not api_key:
         logger.warning("listening on %s: whoever reaches port %s can use the model; think of --api-key", host, port)
-    url = f"http://{_bracketed(_EVERYWHERE.get(host, host))}:{port}"
+    reached = _EVERYWHERE.get(host, host)
+    url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as served:
         what = f"model {served.name}, {served.context_length:,} tokens"
         line = f"serving {url}/v1 by {chosen}: {what}; Ctrl-C ends it"
@@ -133,16 +136,12 @@ def _front(inner: str, served: ServedModel, api_key: str, names: Names) -> "Star
     from longlora.serving.front import build_front
     from longlora.serving.openai_requests import Translator
 
-    folder = served.folder
-    try:
-        generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        generation = {}
+    saved = served.folder / GENERATION_CONFIG_NAME
     translator = Translator(
         name=served.name,
         context_length=served.context_length,
-        tokenizer=load_tokenizer(str(folder)),
-        generation=generation,
+        tokenizer=load_tokenizer(str(served.folder)),
+        generation=json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {},
     )
     client = httpx.AsyncClient(base_url=inner, trust_env=False)  # this machine is asked without a proxy
     return build_front(translator, client, api_key=api_key, names=names)
@@ -178,7 +177,7 @@ def _running(
         environment["VLLM_API_KEY"] = api_key  # not on the command line, which all users of the machine see
     # Its own session: Ctrl-C reaches this process, which then ends the server and all that it has started.
     server = subprocess.Popen(
-        command, cwd=served.parent, env=environment, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True
+        command, cwd=served.folder.parent, env=environment, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True
     )
     try:
         yield server
@@ -197,8 +196,7 @@ def _bound(host: str, port: int) -> Iterator[list[socket.socket]]:
         sockets: list[socket.socket] = []
         failure = OSError("it has no address")
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            for family, kind, protocol, _, address in found:
+            for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                 try:
                     taken = stack.enter_context(socket.socket(family, kind, protocol))
                     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -228,16 +226,15 @@ def _free_port() -> int:
 def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
     import httpx  # which huggingface_hub needs too
 
-    while True:
-        if server.poll() is not None:
-            raise ConfigError(
-                f"the server ended with status {server.returncode} before it answered; its own messages stand above"
-            )
+    while server.poll() is None:
         with suppress(httpx.HTTPError):
             # Requests to this machine go to this machine, whatever proxy the environment names.
             httpx.get(f"{url}/health", timeout=5, trust_env=False).raise_for_status()
             return
         time.sleep(0.2)
+    raise ConfigError(
+        f"the server ended with status {server.returncode} before it answered; its own messages stand above"
+    )
 
 
 def _end(server: subprocess.Popen[bytes], patience: float) -> None:
@@ -263,7 +260,3 @@ def _terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

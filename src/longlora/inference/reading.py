@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,8 +19,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from longlora.errors import ConfigError
-from longlora.inference.chat_model import ChatModel, ChatSettings
-from longlora.inference.streaming_cache import KeyRotation, StreamingCache, key_rotations
+from longlora.inference.chat_model import ChatModel
+from longlora.inference.streaming_cache import StreamingCache
+from longlora.models.generation import transformers_model
 from longlora.support.files import replaced_file
 
 logger = logging.getLogger("longlora")
@@ -30,50 +31,49 @@ _SAMPLES = 16  # values of each weight that enter a model's fingerprint, evenly 
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
 
 
-class Memory(Protocol):
-    """Keys and values of what has been read, and how a conversation goes on from there."""
+class Memory:
+    """Keys and values of what has been read.
 
-    cache: Cache
+    A prompt that begins like the one before is read only from where it differs. With a `window` the first tokens and
+    the latest ones are remembered, so many in all, and a prompt is what comes new.
+
+    Raises:
+        ConfigError: the window is larger than what the model reads, or too small, or the model cannot stream.
+    """
+
+    def __init__(self, chat_model: ChatModel, window: int | None = None) -> None:
+        self._model, self._window = chat_model.model, window
+        self._piece = PIECE_TOKENS
+        if window is not None:
+            if window > chat_model.context:
+                raise ConfigError(
+                    f"a streaming window of {window:,} tokens is more than {chat_model.name} reads "
+                    f"({chat_model.context:,}): set it to that or less"
+                )
+            self._rotations = chat_model.key_rotations
+            self._piece = min(PIECE_TOKENS, max(1, window // 8))  # in larger ones the first tokens would see too little
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.tokens: list[int] = []  # whose keys and values are there; unused with a window
+        self.cache: Cache = (
+            DynamicCache(config=self._model.config)
+            if self._window is None
+            else StreamingCache(self._rotations, window=self._window)
+        )
 
     def begin(self, prompt: Sequence[int]) -> int:
         """Make ready for a prompt, and tell how many of its tokens have been read already; one is always left."""
-
-    def note(self, tokens: Sequence[int]) -> None:
-        """Take note of all tokens that the prompt and the answer were made of."""
-
-    @property
-    def piece(self) -> int:
-        """Tokens that may be read at once."""
-
-
-class WholeMemory:
-    """Remembers every token. A prompt that begins like the one before is read only from where it differs."""
-
-    piece = PIECE_TOKENS
-
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        self._config = model.config
-        self.cache = DynamicCache(config=self._config)
-        self.tokens: list[int] = []
-
-    def begin(self, prompt: Sequence[int]) -> int:
-        """Forget what the prompt does not begin with; see `Memory`."""
-        shared = min(shared_prefix(self.tokens, prompt), len(prompt) - 1)
-        surplus = len(self.tokens) - shared
-        if surplus and not self._crop(surplus):
-            logger.warning("this model's cache cannot go back, so the whole conversation is read again")
-            self.put([], DynamicCache(config=self._config))
+        if isinstance(self.cache, StreamingCache):
+            self.cache.rebase()
             return 0
-        self.tokens = list(prompt[:shared])
-        return shared
-
-    def note(self, tokens: Sequence[int]) -> None:
-        """See `Memory`; the last token of an answer has not been read yet."""
-        self.tokens = list(tokens[: self.cache.get_seq_length()])
-
-    def put(self, tokens: Sequence[int], cache: DynamicCache) -> None:
-        """Replace everything."""
-        self.tokens, self.cache = list(tokens), cache
+        shared = min(shared_prefix(self.tokens, prompt), len(prompt) - 1)
+        if shared < len(self.tokens) and not self._crop(len(self.tokens) - shared):
+            logger.warning("this model's cache cannot go back, so the whole conversation is read again")
+            self.forget()
+        self.tokens = self.tokens[:shared]
+        return len(self.tokens)
 
     def _crop(self, surplus: int) -> bool:
         """Forget the last tokens; layers with a window or a state of their own may be unable to."""
@@ -85,27 +85,35 @@ class WholeMemory:
             return False
         return True
 
-
-class StreamingMemory:
-    """Remembers the first tokens and the latest ones, however long the conversation gets."""
-
-    def __init__(self, rotations: Sequence[KeyRotation], window: int) -> None:
-        self._rotations = rotations
-        self._window = window
-        self.piece = min(PIECE_TOKENS, max(1, window // 8))  # in larger pieces the first tokens would see too little
-        self.cache = StreamingCache(rotations, window=window)
-
-    def begin(self, prompt: Sequence[int]) -> int:
-        """Count positions anew if they have grown large; a prompt here is what comes new, and none of it was read."""
-        self.cache.rebase()
-        return 0
+    @torch.no_grad()
+    def read(
+        self, tokens: Sequence[int], *, stop: threading.Event | None = None, progress: Progress | None = None
+    ) -> int:
+        """Read tokens in pieces, and return how many were read: all, unless `stop` was set between two."""
+        decoder = transformers_model(self._model).get_decoder()  # needs no logits
+        for begin in range(0, len(tokens), self._piece):
+            if stop is not None and stop.is_set():
+                return begin
+            piece = torch.tensor([list(tokens[begin : begin + self._piece])], device=self._model.device)
+            try:
+                decoder(input_ids=piece, past_key_values=self.cache, use_cache=True)
+            except BaseException:  # some layers have read the piece, others have not
+                self.forget()
+                raise
+            if progress is not None:
+                progress(begin + piece.shape[1], len(tokens))
+        return len(tokens)
 
     def note(self, tokens: Sequence[int]) -> None:
-        """There is nothing to note: the cache goes on from where it is."""
+        """Take note of all tokens of prompt and answer, the last ones of which may not have been read yet."""
+        if self._window is None:
+            self.tokens = list(tokens[: self.cache.get_seq_length()])
 
-    def forget(self) -> None:
-        """Begin anew."""
-        self.cache = StreamingCache(self._rotations, window=self._window)
+
+def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (first, second) in pairs if first != second), min(len(one), len(other)))
 
 
 class SavedReadings:
@@ -127,19 +135,14 @@ class SavedReadings:
             return None, []
         try:
             with safe_open(path, framework="pt") as file:
-                label = file.metadata() or {}
-                if label.get("fingerprint") != fingerprint(model):
-                    return None, [f"{path} was read by another model or version: reading the document again"]
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
+                label, num_layers = file.metadata() or {}, len(file.keys()) // 2
+                names = [f"{kind}.{index}" for kind in ("keys", "values") for index in range(num_layers)]
+                tensors = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             return None, [f"{path} is damaged ({error}): reading the document again"]
-        num_layers = len(tensors) // 2
-        is_whole = num_layers > 0 and all(
-            f"{kind}.{index}" in tensors and tensors[f"{kind}.{index}"].shape[2] == len(tokens)
-            for kind in ("keys", "values")
-            for index in range(num_layers)
-        )
-        if not is_whole or label.get("checksum") != _checksum(tensors):
+        if label.get("fingerprint") != fingerprint(model):
+            return None, [f"{path} was read by another model or version: reading the document again"]
+        if label.get("checksum") != _checksum(tensors):
             return None, [f"{path} is damaged (its checksum differs): reading the document again"]
         cache = DynamicCache(config=model.config)
         for index in range(num_layers):
@@ -197,51 +200,3 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
-
-
-def memory_for(model: ChatModel, settings: ChatSettings) -> Callable[[], Memory]:
-    """Choose how conversations remember, and give what makes a memory for each.
-
-    Raises:
-        ConfigError: a streaming window is larger than what the model reads, or the model cannot stream.
-    """
-    window = settings.stream_window
-    if window is None:
-        return lambda: WholeMemory(model.model)
-    if window > model.context:
-        raise ConfigError(
-            f"a streaming window of {window:,} tokens is more than {model.name} reads ({model.context:,}): set it "
-            "to that or less"
-        )
-    rotations = key_rotations(model.model)
-    StreamingMemory(rotations, window)  # so that a size that cannot be is refused now
-    return lambda: StreamingMemory(rotations, window)
-
-
-def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    for index, (first, second) in enumerate(zip(one, other, strict=False)):
-        if first != second:
-            return index
-    return min(len(one), len(other))
-
-
-@torch.no_grad()
-def read_tokens(
-    model: PreTrainedModel | PeftModel,
-    tokens: Sequence[int],
-    memory: Memory,
-    *,
-    stop: threading.Event | None = None,
-    progress: Progress | None = None,
-) -> int:
-    """Read tokens into a memory in pieces, and return how many were read: all, unless `stop` was set between two."""
-    decoder = (model.get_base_model() if isinstance(model, PeftModel) else model).get_decoder()  # needs no logits
-    for begin in range(0, len(tokens), memory.piece):
-        if stop is not None and stop.is_set():
-            return begin
-        piece = torch.tensor([list(tokens[begin : begin + memory.piece])], device=model.device)
-        decoder(input_ids=piece, past_key_values=memory.cache, use_cache=True)
-        if progress is not None:
-            progress(begin + piece.shape[1], len(tokens))
-    return len(tokens)
