@@ -211,6 +211,13 @@ def build_trainer(
     return trainer
 
 
+def _activation_offloading(recipe: Recipe) -> bool:
+    if recipe.activation_offloading and not torch.cuda.is_available():
+        logger.warning("activation_offloading is not followed: without a GPU everything is in the host's memory anyhow")
+        return False
+    return recipe.activation_offloading
+
+
 def training_arguments(recipe: Recipe) -> SFTConfig:
     """Translate a recipe; in one of several processes this joins the others.
 
@@ -225,9 +232,6 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     dtype = compute_dtype(recipe.dtype)
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise ConfigError("dtype=float16 is trained on a GPU only, and torch sees none; use bfloat16 or float32")
-    offloads = recipe.activation_offloading and torch.cuda.is_available()
-    if offloads != recipe.activation_offloading:
-        logger.warning("activation_offloading is not followed: without a GPU everything is in the host's memory anyhow")
     passed_on = (
         "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
         "warmup_steps optim weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
@@ -237,7 +241,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         output_dir=str(RunDirectory(recipe).checkpoints),
         **{name: getattr(recipe, name) for name in passed_on},
         **checkpointing_arguments(recipe.gradient_checkpointing),
-        activation_offloading=offloads,
+        activation_offloading=_activation_offloading(recipe),
         report_to=[recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
