@@ -238,7 +238,7 @@ def test_memory_traffic_goes_by_the_width_of_layers_and_the_passes_over_them(lla
         assert traffic_bytes(other) == 4 * 32 * 8192 * 81 * (4096 + 11008)
 
 
-# `attention-h200.jsonl`, 2026-11-26: milliseconds of an 8B model's layer, forward and backward, without sink tokens and with one.
+# Rows of 2026-11-26 in `attention-h200.jsonl`: milliseconds of an 8B model's layer, without sink tokens and with one.
 SINKS_ON_AN_H200 = [(32768, 8192, 15.34, 17.56), (65536, 16384, 55.26, 60.48), (131072, 8192, 61.56, 72.08)]
 
 
