@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from longlora.cli import doctor
 from longlora.cli.main import app
+from longlora.errors import ConfigError
 
 
 def report(*arguments: str) -> tuple[int, str]:
@@ -101,3 +102,31 @@ def test_from_a_folder_without_an_installation(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(importlib.metadata, "requires", requires)
     assert any("not checked" in finding.state for finding in doctor.versions())
+
+
+def test_no_cache_and_a_disk_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_cache() -> Path:
+        raise ConfigError("there is no folder for a cache")
+
+    def full(folder: Path) -> float:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("longlora.support.user_cache.user_cache", no_cache)
+    monkeypatch.setattr(doctor, "_write_speed", full)
+    status, printed = report("--folder", str(tmp_path))
+    assert status == 1
+    assert "there is no folder for a cache" in printed and "No space left on device" in printed
+
+
+def test_a_card_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = {
+        "device_count": lambda: 1,
+        "is_available": lambda: True,
+        "mem_get_info": lambda index: (15 * 2**30, 16 * 2**30),
+        "get_device_capability": lambda index: (7, 5),
+        "get_device_name": lambda index: "Tesla T4",
+        "is_bf16_supported": lambda including_emulation: False,
+    }
+    for name, function in card.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert "set dtype: float16 or float32" in next(doctor.devices()).remedy
