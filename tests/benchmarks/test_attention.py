@@ -26,6 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the attentions of CUDA are others")
 def test_the_report_is_whole(tmp_path):
     done = run("--quick", "--lengths", "64", "128", "--most-gib", "0.0002", "--output", str(tmp_path))
