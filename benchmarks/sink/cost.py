@@ -1,10 +1,11 @@
 """What a sink token costs: S²-Attn with one and without, forward and backward pass, in interleaved pairs.
 
     python benchmarks/sink/cost.py                          # 4k to 32k tokens, 20 pairs each
-    python benchmarks/sink/cost.py --lengths 4096 --pairs 5
+    python benchmarks/sink/cost.py --lengths 4096 --threads 1
 
 One row, groups of a quarter, 8 heads of 64 and 2 key-value heads, float32 on a CPU (bfloat16 and 32 heads of 128 on
-CUDA). Each pair runs both, in turn first; the report is the median of the ratios, and rows go to results/.
+CUDA). Each pair runs both; the report is the median of the ratios, and rows go to results/. One thread is timed by the
+processor's clock, which other processes do not disturb, several by the wall's.
 """
 
 import argparse
@@ -32,8 +33,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768], metavar="T")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cost.jsonl")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for length in arguments.lengths:
         runs = {str(sinks): make_run(length, sinks) for sinks in (0, 1)}
