@@ -164,7 +164,7 @@ def test_where_nothing_helps_it_is_said() -> None:
     found = plan(run, 24)
     assert not found.advice_suffices
     assert "Even so it does not fit" in shown(found)
-    best = replace(run, four_bit=True, offload_checkpoints=True, tiled_mlp=True)
+    best = replace(run, four_bit=True, offload_checkpoints=True, tiled_mlp=True, tuning="lora")
     assert "Nothing that could be switched on helps" in shown(plan(best, 24))
 
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from longlora.config import load_recipe
 from longlora.models.load import extended_config
-from longlora.planner import published_config
+from longlora.planner import find_known_model
 from longlora.recipes import find_recipe, recipe_names
 from longlora.rope import misread
 
@@ -59,10 +59,10 @@ def test_what_is_misread_is_named() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_stay_on_what_is_read(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
-    values = published_config(recipe.model_name_or_path)
-    if values is None:
+    known = find_known_model(recipe.model_name_or_path)
+    if known is None:
         pytest.skip(f"{recipe.model_name_or_path} is no model of the hub")
-    config = AutoConfig.for_model(**values)
+    config = AutoConfig.for_model(**known.config)
     extended_config(config, recipe)
     text_config = config.get_text_config()
     assert misread(text_config.rope_parameters, model_type=text_config.model_type) == {}

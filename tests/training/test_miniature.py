@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
-from longlora.planner import find_architecture, published_config
+from longlora.planner import find_architecture, find_known_model
 from longlora.recipes import recipe_names
 from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, _write_tokenizer, miniature_recipe
 from longlora.training.run import train
@@ -53,11 +53,11 @@ def extension_base(recipe: Recipe) -> int:
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipes_model_has_the_parameters_that_its_plan_counts(name):
     recipe = load_recipe(name)
-    values = published_config(recipe.model_name_or_path)
-    if values is None:
+    known = find_known_model(recipe.model_name_or_path)
+    if known is None:
         pytest.skip("the tiny model is there in person")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known.config))
     assert sum(p.numel() for p in model.parameters()) == find_architecture(recipe.model_name_or_path).num_parameters
 
 

@@ -71,6 +71,7 @@ def report(
 for command in (
     train.recipes,
     train.plan,
+    train.init,
     train.train,
     report,
     export.merge,

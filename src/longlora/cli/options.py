@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from longlora.errors import ConfigError
-from longlora.support.choices import DtypeName
+from longlora.support.choices import DtypeName, Strategy
 
 INTERRUPTED = 130  # the status of a command ended by Ctrl-C: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
@@ -85,6 +85,27 @@ class Weights:
 
     device_map: DeviceMap = None
     dtype: Dtype = "auto"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is planned for."""
+
+    gpu_type: Annotated[
+        str, typer.Option(help="For memory and time: a100-80gb, h100-80gb, h200, b200, rtx-4090, …")
+    ] = ""
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs; by default hardware.gpus of the recipe, or 1.")
+    ] = None
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GiB of each; by default the GPU type's, or hardware.memory_gib of the recipe."),
+    ] = None
+    host_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of the host; without, not checked.")] = None
+    strategy: Annotated[
+        Strategy | None,
+        typer.Option(help="By default `single` on one GPU, on several hardware.strategy of the recipe, or `ddp`."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """The commands about recipes: list them, plan a run, train. They import what they need inside their bodies."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longlora.cli.options import AsJson, Overrides, RecipeName
+from longlora.cli.options import AsJson, Data, Machine, Overrides, RecipeName, unfolded
+from longlora.errors import ConfigError
 from longlora.support.choices import Strategy
+
+if TYPE_CHECKING:
+    from longlora.training.draft import Hardware
 
 
 class Launched(SystemExit):
@@ -28,54 +33,149 @@ def recipes(
         typer.echo(f"{known:{width}}  {describe_recipe(known)}")
 
 
+@unfolded
 def plan(
-    recipe: RecipeName,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL",
+            help="A recipe, or a model: a directory, a hub name, or a short one such as qwen3-8b.",
+        ),
+    ],
+    machine: Machine,
     overrides: Overrides = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="Number of GPUs; by default hardware.gpus of the recipe.")
-    ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="GiB of each; by default the GPU type's, or hardware.memory_gib of the recipe."),
-    ] = None,
-    gpu_type: Annotated[str, typer.Option(help="For the time: a100-80gb, h100-80gb, h200, b200, rtx-4090, …")] = "",
-    host_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of the host; without, not checked.")] = None,
-    strategy: Annotated[
-        Strategy | None,
-        typer.Option(help="By default `single` on one GPU, on several hardware.strategy of the recipe, or `ddp`."),
-    ] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens that the model is to read.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a recipe needs in memory and time, without loading anything; status 1 if it does not fit."""
-    from longlora.config import load_recipe
-    from longlora.planner import GIB, find_gpu, make_plan
-    from longlora.planner.plan_report import plan_to_dict, print_plan
-    from longlora.training.preflight import planned_run
+    """Say what a run needs in memory and time, without loading anything; status 1 if it does not fit.
 
-    loaded = load_recipe(recipe, overrides or [])
-    gpus = gpus or loaded.hardware.gpus
-    run = planned_run(loaded, num_gpus=gpus, strategy=strategy or loaded.hardware.strategy_on(gpus))
-    gpu = find_gpu(gpu_type) if gpu_type else None
-    memory_gib = memory or (gpu.memory_gib if gpu else loaded.hardware.memory_gib)
-    result = make_plan(
-        run,
-        memory_bytes=int(memory_gib * GIB),
-        host_memory_bytes=int(host_memory * GIB) if host_memory else None,
-        gpu=gpu,
-    )
-    if as_json:
-        typer.echo(json.dumps(plan_to_dict(result), indent=2))
+    For a model it finds what to switch on so that the context fits, on the card you name and on four others.
+    """
+    from longlora.recipes import is_recipe
+
+    chosen = list(overrides or [])
+    if is_recipe(target):
+        fits = _plan_recipe(target, [*chosen, *([f"context_length={context}"] if context else [])], machine, as_json)
+    elif context is None:
+        _check_model(target)
+        raise ConfigError(f"say how many tokens the model is to read: longlora plan {target} --context 65536")
     else:
-        from rich.console import Console
-
-        print_plan(result, Console())
-        if loaded.num_train_epochs is not None:
-            typer.echo(
-                f"num_train_epochs={loaded.num_train_epochs:g}: the number of steps depends on the data, and the time "
-                "is that of one step"
-            )
-    if not result.fits:
+        fits = _plan_model(target, context, chosen, machine, as_json)
+    if not fits:
         raise typer.Exit(1)
+
+
+def _plan_recipe(name: str, overrides: list[str], machine: Machine, as_json: bool) -> bool:
+    from rich.console import Console
+
+    from longlora.config import load_recipe
+    from longlora.planner.plan_report import plan_to_dict, print_plan
+    from longlora.training.draft import plan_recipe
+
+    recipe = load_recipe(name, overrides)
+    planned = plan_recipe(recipe, _hardware(machine, recipe.hardware.gpus, recipe.hardware.memory_gib))
+    if as_json:
+        typer.echo(json.dumps(plan_to_dict(planned), indent=2))
+        return planned.fits
+    print_plan(planned, Console())
+    if recipe.num_train_epochs is not None:
+        typer.echo(
+            f"num_train_epochs={recipe.num_train_epochs:g}: the number of steps depends on the data, and the time "
+            "is that of one step"
+        )
+    return planned.fits
+
+
+def _plan_model(model: str, context: int, overrides: list[str], machine: Machine, as_json: bool) -> bool:
+    """Plan what is found for a model on the card that is named, if one is, and on each of four."""
+    from rich.console import Console
+
+    from longlora.planner.plan_report import plan_to_dict, print_cards, print_plan, print_source
+    from longlora.training.draft import CARDS, Draft, draft_recipe
+
+    _check_model(model)
+
+    def on(machine: Machine) -> Draft:
+        return draft_recipe(model, context, _hardware(machine), overrides=overrides)
+
+    drafts = {card: on(replace(machine, gpu_type=card, memory=None)) for card in CARDS}
+    named = on(machine) if machine.gpu_type or machine.memory else None
+    if as_json:
+        cards = {card: plan_to_dict(draft.plan, draft.changes) for card, draft in drafts.items()}
+        typer.echo(json.dumps({**(plan_to_dict(named.plan, named.changes) if named else {}), "cards": cards}, indent=2))
+    else:
+        console = Console()
+        if named:
+            print_plan(named.plan, console, named.changes)
+            console.print()
+        any_draft = next(iter(drafts.values()))
+        print_cards({card: (draft.plan, draft.changes) for card, draft in drafts.items()}, console)
+        print_source(model, console)
+        if any_draft.recipe.data.kind == "sft":
+            typer.echo(f"{model} reads {context:,} tokens already: planned for conversations (data.kind: sft)")
+    return named.plan.fits if named else any(draft.plan.fits for draft in drafts.values())
+
+
+@unfolded
+def init(
+    model: Annotated[str, typer.Argument(help="A directory, a hub name, or a short one such as qwen3-8b.")],
+    machine: Machine,
+    context: Annotated[int, typer.Option(min=1, help="Tokens that the model is to read.")],
+    data: Data,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe for a model: the one that `longlora plan MODEL` finds for the card you name."""
+    from longlora.support.files import write_atomically
+    from longlora.training.draft import draft_recipe, draft_to_yaml
+
+    _check_model(model)
+    if not (machine.gpu_type or machine.memory):
+        raise ConfigError("name the card: --gpu-type rtx-4090, or its memory in GiB: --memory 24")
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose another --out, or remove it")
+    draft = draft_recipe(model, context, _hardware(machine), data=data, overrides=overrides or [])
+    if not draft.plan.fits:
+        longest = draft.plan.longest_context
+        most = f"{longest:,} tokens would" if longest else "no context would"
+        raise ConfigError(
+            f"{context:,} tokens do not fit, whatever is switched on ({most}); take --gpus, or compare cards with "
+            f"`longlora plan {model} --context {context}`"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, draft_to_yaml(draft, str(out)))
+    typer.echo(f"written to {out}; what it takes: longlora plan {out}")
+
+
+def _hardware(machine: Machine, gpus: int = 1, memory_gib: float = 80) -> "Hardware":
+    """What the options say, with a recipe's own numbers where they say nothing."""
+    from longlora.planner import find_gpu
+    from longlora.training.draft import Hardware
+
+    gpu = find_gpu(machine.gpu_type) if machine.gpu_type else None
+    return Hardware(
+        gpus=machine.gpus or gpus,
+        memory_gib=machine.memory or (gpu.memory_gib if gpu else memory_gib),
+        gpu=gpu,
+        host_memory_gib=machine.host_memory,
+        strategy=machine.strategy,
+    )
+
+
+def _check_model(name: str) -> None:
+    """Make sure that a name may be that of a model, before the hub is asked."""
+    import difflib
+
+    from longlora.planner import find_known_model, known_models
+    from longlora.recipes import recipe_names
+    from longlora.tiny import TINY_MODEL
+
+    if "/" in name or Path(name).is_dir() or find_known_model(name) or name == TINY_MODEL:
+        return
+    known = [*recipe_names(), *(model.name for model in known_models())]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "`longlora recipes` lists the recipes, and a hub name has a slash"
+    raise ConfigError(f"there is no recipe {name!r} and no model of that name; {hint}")
 
 
 def train(

@@ -7,7 +7,7 @@ alike.
 
 from longlora.config.recipe import Recipe
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig
-from longlora.config.yaml_files import dump_recipe, load_recipe, parse_recipe
+from longlora.config.yaml_files import apply_overrides, dump_recipe, load_recipe, parse_recipe, set_key
 
 __all__ = [
     "AttentionConfig",
@@ -16,7 +16,9 @@ __all__ = [
     "LoraConfig",
     "Recipe",
     "RopeConfig",
+    "apply_overrides",
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "set_key",
 ]

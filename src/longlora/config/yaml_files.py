@@ -1,6 +1,7 @@
 """Recipes as YAML files, with `key=value` overrides, and what is wrong with one: the key and the remedy, in a line."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if (path / "recipe.yaml").is_file():
             hint = f"; it holds one: {path / 'recipe.yaml'}"
         elif (path / "config.json").is_file():
-            hint = f"; a model goes into a recipe: write RECIPE model_name_or_path={path} with one of those"
+            hint = f"; this one is a model: `longlora init {path}` writes a recipe for it"
         raise ConfigError(
             f"{path} is a directory, and a recipe is a YAML file or one of the names that `longlora recipes` "
             f"lists{hint}"
@@ -69,8 +70,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, found {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
+    apply_overrides(values, overrides)
     return parse_recipe(values, where=str(path))
 
 
@@ -85,6 +85,36 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
         raise ConfigError(f"{where} cannot be used:\n{problems}") from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Change a mapping of a recipe's keys by `section.key=value`; values are YAML.
+
+    Raises:
+        ConfigError: an override reads otherwise, or its value is not valid YAML.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"an override must read key=value, found {override!r}")
+        try:
+            set_key(values, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not valid YAML") from error
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `section.key` of a mapping of a recipe's keys.
+
+    Raises:
+        ConfigError: the section is a value.
+    """
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key}={value}: {section} is a value, not a section")
+    values[name] = value
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -113,18 +143,3 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     return f"{key}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"an override must read key=value, found {override!r}")
-    *sections, name = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{override!r}: {section} is a value, not a section")
-    try:
-        values[name] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML") from error

@@ -1,19 +1,17 @@
 """The shape of a decoder-only model and how many parameters follow from it, by the name that a recipe calls it.
 
-Its configuration is that of a folder, one that ships with longlora (`architectures/`), or the hub's.
+Its configuration is that of a folder, one that ships with longlora (`known_models.py`), or the hub's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from longlora.errors import CheckpointError, ConfigError, first_line
+from longlora.planner.known_models import find_known_model
 from longlora.support.files import read_json
 from longlora.tiny import TINY_MODEL, tiny_model_directory
-
-FACTS = Path(__file__).parent.parent / "architectures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,7 @@ class Family:
     """What a `model_type` fixes in transformers' code, and what its configuration class assumes of an absent key."""
 
     tied: bool = False  # embeddings and output layer share their weights
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of keys that published files leave out
     kv_heads_default: bool = False  # without num_key_value_heads as many as query heads
     norms_per_layer: int = 2  # of the hidden size; those of queries and keys are not among them
     qk_norm: str = "none"  # a scale for each dimension of a "head", or of "all" heads
@@ -29,26 +27,57 @@ class Family:
     fused: bool = False  # one projection for query, key and value, and one for both inputs of the feed-forward
     wide_norms: bool = False  # scales in float32, whose gradient needs a float32 tensor
     sliding: str | int | None = None  # "all" layers have a window, the "late" ones, or all but every nth
+    window_theta: float | None = None  # the base of layers with a window, where positions differ by kind of layer
     experts_key: str | None = None  # counts experts; None: a dense feed-forward
+    expert_bias: bool = False  # of each expert and of the router
+    sinks: bool = False  # a learned logit for each head
 
 
 FAMILIES = {
     "llama": Family(kv_heads_default=True, qkv_bias=None),
     "granite": Family(kv_heads_default=True, qkv_bias=None),
     "olmo2": Family(kv_heads_default=True, qkv_bias=None, qk_norm="all"),
+    "olmo3": Family(kv_heads_default=True, qkv_bias=None, qk_norm="all", sliding=4, window_theta=500_000.0),
     "mistral": Family(sliding="all"),
     "mixtral": Family(sliding="all", experts_key="num_local_experts"),
     "phi3": Family(kv_heads_default=True, fused=True, sliding="all"),
     "qwen2": Family(qkv_bias=True, sliding="late"),
-    "qwen3": Family(head_dim=128, qkv_bias=None, qk_norm="head", sliding="late"),
+    "qwen3": Family(defaults={"head_dim": 128}, qkv_bias=None, qk_norm="head", sliding="late"),
     "qwen3_moe": Family(qkv_bias=None, qk_norm="head", experts_key="num_experts"),
-    "gemma": Family(tied=True, head_dim=256, qkv_bias=None, wide_norms=True),
-    "gemma2": Family(tied=True, head_dim=256, qkv_bias=None, wide_norms=True, norms_per_layer=4, sliding=2),
+    "gemma": Family(tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True),
+    "gemma2": Family(
+        tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True, norms_per_layer=4, sliding=2
+    ),
     "gemma3_text": Family(
-        tied=True, head_dim=256, qkv_bias=None, wide_norms=True, norms_per_layer=4, qk_norm="head", sliding=6
+        tied=True,
+        defaults={
+            "head_dim": 256,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "vocab_size": 262_208,
+            "max_position_embeddings": 131_072,
+            "rope_theta": 1e6,
+        },
+        qkv_bias=None,
+        wide_norms=True,
+        norms_per_layer=4,
+        qk_norm="head",
+        sliding=6,
+        window_theta=10_000.0,
+    ),
+    "gpt_oss": Family(
+        defaults={"head_dim": 64, "attention_bias": True},
+        qkv_bias=None,
+        sliding=2,
+        experts_key="num_local_experts",
+        expert_bias=True,
+        sinks=True,
     ),
 }
 """The families whose shapes are known; each is compared with transformers' own model in the tests."""
+
+WRAPPED = {"gemma3": "gemma3_text"}
+"""Types that read images too, with that of their language model, which stands in `text_config`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +107,8 @@ class Architecture:
     experts_per_token: int
     sliding_window: int | None
     num_sliding_layers: int
+    sinks: bool
+    vision_parameters: int  # of what reads images, which stays frozen
 
     @property
     def query_size(self) -> int:
@@ -115,14 +146,15 @@ class Architecture:
         """Projections of attention in all layers, with their biases."""
         weights = sum(fan_in * fan_out for fan_in, fan_out in self.attention_linears())
         biases = self.qkv_bias * (self.query_size + 2 * self.kv_size) + self.output_bias * self.hidden_size
-        return self.num_layers * (weights + biases)
+        return self.num_layers * (weights + biases + self.sinks * self.num_heads)
 
     @property
     def mlp_parameters(self) -> int:
         """Feed-forward of all layers, every expert and the router included."""
         one = 3 * self.hidden_size * self.intermediate_size
         one += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
-        return self.num_layers * (one * max(1, self.num_experts) + self.num_experts * self.hidden_size)
+        router = self.num_experts * (self.hidden_size + self.mlp_bias)
+        return self.num_layers * (one * max(1, self.num_experts) + router)
 
     @property
     def active_mlp_parameters(self) -> int:
@@ -136,13 +168,14 @@ class Architecture:
         return sum(self.parameters_by_kind().values())
 
     def parameters_by_kind(self) -> dict[str, int]:
-        """Count parameters as `embeddings`, `lm_head`, `norms`, `attention`, `mlp`."""
+        """Count parameters as `embeddings`, `lm_head`, `norms`, `attention`, `mlp`, `vision`."""
         return {
             "embeddings": self.embedding_parameters,
             "lm_head": self.head_parameters,
             "norms": self.norm_parameters,
             "attention": self.attention_parameters,
             "mlp": self.mlp_parameters,
+            "vision": self.vision_parameters,
         }
 
     def attention_linears(self) -> list[tuple[int, int]]:
@@ -171,23 +204,11 @@ def find_architecture(name_or_path: str) -> Architecture:
     directory = tiny_model_directory() if name_or_path == TINY_MODEL else Path(name_or_path).expanduser()
     if directory.is_dir():
         return parse_architecture(read_json(directory / "config.json"), name_or_path)
-    if values := published_config(name_or_path):
-        return parse_architecture(values, name_or_path)
+    if known := find_known_model(name_or_path):
+        return parse_architecture(known.config, known.hub_names[0] if known.name == name_or_path else name_or_path)
     if directory.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise CheckpointError(f"there is no model directory {name_or_path}")
     return parse_architecture(_fetch(name_or_path), name_or_path)
-
-
-def published_config(hub_name: str) -> dict[str, Any] | None:
-    """The shapes in a hub model's config.json, for the names that longlora knows; None for others."""
-    fact = known_names().get(hub_name.lower())
-    return None if fact is None else read_json(FACTS / f"{fact}.json")
-
-
-@cache
-def known_names() -> dict[str, str]:
-    """Hub names, in small letters, with the fact file that each stands for."""
-    return {name.lower(): fact for name, fact in read_json(FACTS / "names.json").items()}
 
 
 def _fetch(name: str) -> dict[str, Any]:
@@ -210,12 +231,17 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         ConfigError: a `model_type` whose shapes are not known here, a key that is missing or no whole number, layers of
             two kinds.
     """
-    model_type = config.get("model_type")
+    model_type, vision_parameters = config.get("model_type"), 0
+    if model_type in WRAPPED:
+        vision_parameters = _count_gemma3_vision(config)
+        config, model_type = {"tie_word_embeddings": True, **config["text_config"]}, WRAPPED[model_type]
     if model_type not in FAMILIES:
         raise ConfigError(
-            f"{name} has model_type {model_type!r}, whose memory longlora cannot plan; it knows {', '.join(FAMILIES)}"
+            f"{name} has model_type {model_type!r}, whose memory longlora cannot plan; it knows "
+            f"{', '.join([*FAMILIES, *WRAPPED])}"
         )
     family = FAMILIES[model_type]
+    config = {**family.defaults, **{key: value for key, value in config.items() if value is not None}}
 
     def read(key: str, default: int | None = None) -> int:
         value = config.get(key)
@@ -239,14 +265,14 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=read("num_key_value_heads", heads if family.kv_heads_default else None),
-        head_dim=read("head_dim", family.head_dim or hidden // heads),
+        head_dim=read("head_dim", hidden // heads),
         vocab_size=read("vocab_size"),
         tied=family.tied if tied is None else bool(tied),
         max_position_embeddings=read("max_position_embeddings"),
-        rope_parameters=_rope_parameters(config),
+        rope_parameters=_rope_parameters(config, family),
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=attention_bias and family.qkv_bias is None,
-        mlp_bias=bool(config.get("mlp_bias", False)) and model_type in ("llama", "granite"),
+        mlp_bias=family.expert_bias or (bool(config.get("mlp_bias", False)) and model_type in ("llama", "granite")),
         norms_per_layer=family.norms_per_layer,
         qk_norm=family.qk_norm,
         fused=family.fused,
@@ -255,10 +281,23 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         experts_per_token=read("num_experts_per_tok") if experts else 0,
         sliding_window=read("sliding_window") if num_sliding else None,
         num_sliding_layers=num_sliding,
+        sinks=family.sinks,
+        vision_parameters=vision_parameters,
     )
 
 
-def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def _count_gemma3_vision(config: Mapping[str, Any]) -> int:
+    """Parameters of SigLIP's encoder, which `vision_config` describes, and of the projection behind it."""
+    siglip = {"num_channels": 3, **config["vision_config"]}
+    hidden, inner, patch = siglip["hidden_size"], siglip["intermediate_size"], siglip["patch_size"]
+    num_patches = (siglip["image_size"] // patch) ** 2
+    embeddings = siglip["num_channels"] * patch**2 * hidden + hidden + num_patches * hidden
+    layer = 4 * (hidden**2 + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    projection = hidden + hidden * config["text_config"]["hidden_size"]
+    return embeddings + siglip["num_hidden_layers"] * layer + 2 * hidden + projection
+
+
+def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The positions out of a file of transformers 5, or of 4 with its `rope_theta` and `rope_scaling`."""
     values = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, Mapping) for value in values.values()):  # by kind of layer, as transformers 5 has them
@@ -273,7 +312,10 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         if original is not None:
             values["original_max_position_embeddings"] = original
         values.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
-    return values
+    if family.window_theta is None:
+        return values
+    window_theta = config.get("rope_local_base_freq") or family.window_theta
+    return {"full_attention": values, "sliding_attention": {"rope_type": "default", "rope_theta": window_theta}}
 
 
 def _count_sliding_layers(config: Mapping[str, Any], family: Family, num_layers: int) -> int:

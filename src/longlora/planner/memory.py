@@ -101,7 +101,8 @@ def _split_state(run: PlannedRun, total: int) -> int:
 
 def _weights(run: PlannedRun) -> list[Item]:
     shape, size, kinds = run.architecture, run.compute_bytes, run.trained_by_kind()
-    linear = shape.attention_parameters + shape.mlp_parameters
+    # Experts are no linear layers, and what reads images stays as it is.
+    linear = shape.attention_parameters + (0 if shape.num_experts else shape.mlp_parameters)
     if run.tuning == "full":
         size = 4 if run.mixed or run.strategy == "fsdp2" else size
         return [Item("weights", _split_weights(run, size * shape.num_parameters), _BITS[size])]

@@ -2,23 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any
 
 from longlora.planner.compute import Duration, Gpu, plan_duration
 from longlora.planner.job import PlannedRun
 from longlora.planner.memory import Memory, plan_memory
+from longlora.planner.savings import changed, needed_changes, part_to_keep_free
 
 LONGEST_CONTEXT = 2**24  # tokens; where the search for the longest context ends
-WORTH_NAMING = 0.01  # a change that lowers the peak by less than this part is not advised
-
-KEEP_FREE = 0.10
-"""The part of a GPU's memory to keep free: as far as the plan may be from what runs were measured to take."""
-
-KEEP_MORE_FREE = 0.30
-"""The same in 4 bits and without checkpointing, where others' runs took nearly that much more (docs/plan.md)."""
-
-Change = tuple[str, dict[str, Any]]  # in words, and in fields of the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +55,7 @@ class Plan:
     @property
     def keep_free(self) -> float:
         """The part of the GPUs' memory to keep free, since plans may be wrong by so much."""
-        return KEEP_MORE_FREE if self.run.four_bit or not self.run.gradient_checkpointing else KEEP_FREE
+        return part_to_keep_free(self.run)
 
     @property
     def keeps_margin(self) -> bool:
@@ -112,60 +102,8 @@ def longest_context(run: PlannedRun, memory_bytes: int) -> int:
 
 
 def _advise(run: PlannedRun, memory_bytes: int, gpu: Gpu | None) -> Iterator[Advice]:
-    taken = _needed_changes(run, memory_bytes)
-    for count, (text, _) in enumerate(taken):
-        before, after = _changed(run, taken[:count]), _changed(run, taken[: count + 1])
+    taken = needed_changes(run, memory_bytes)
+    for count, change in enumerate(taken):
+        before, after = changed(run, taken[:count]), changed(run, taken[: count + 1])
         slowdown = plan_duration(after, gpu).seconds / plan_duration(before, gpu).seconds if gpu else 1.0
-        yield Advice(change=text, total_bytes=plan_memory(after).total, slowdown=slowdown)
-
-
-def _needed_changes(run: PlannedRun, memory_bytes: int) -> list[Change]:
-    """Take changes in the order of their cost until it fits, then leave out those that turned out unneeded."""
-    taken: list[Change] = []
-    total = plan_memory(run).total
-    for change in _changes(run):
-        changed = plan_memory(_changed(run, [*taken, change])).total
-        if changed < (1 - WORTH_NAMING) * total:
-            taken, total = [*taken, change], changed
-        if total <= memory_bytes:
-            break
-    else:
-        return taken
-    for change in reversed(taken[:-1]):  # the dearest first
-        without = [other for other in taken if other is not change]
-        if plan_memory(_changed(run, without)).total <= memory_bytes:
-            taken = without
-    return taken
-
-
-def _changed(run: PlannedRun, changes: list[Change]) -> PlannedRun:
-    return reduce(lambda changed, change: replace(changed, **change[1]), changes, run)
-
-
-def _changes(run: PlannedRun) -> Iterator[Change]:
-    """Changes that this run can still make, the one that costs least first."""
-    full, several = run.tuning == "full", run.num_gpus > 1
-    rows, tile = run.batch_size * run.accumulation_steps, run.architecture.hidden_size  # tokens, as in ALST
-    if not run.chunked_loss:
-        yield "chunked cross-entropy instead of whole logits: chunked_loss=true", {"chunked_loss": True}
-    if run.batch_size > 1:
-        text = f"rows one by one: per_device_train_batch_size=1 gradient_accumulation_steps={rows}"
-        yield text, {"batch_size": 1, "accumulation_steps": rows}
-    if several and run.strategy in ("single", "ddp"):
-        yield "split gradients and optimizer state: --strategy zero2", {"strategy": "zero2"}
-    if several and run.strategy not in ("fsdp2", "zero3") and not run.four_bit:
-        yield "split the weights too: --strategy fsdp2", {"strategy": "fsdp2"}
-    if not run.gradient_checkpointing:
-        yield "gradient checkpointing: gradient_checkpointing=true", {"gradient_checkpointing": True}
-    if run.optimizer in ("adamw", "adamw_foreach") and full:
-        yield "optimizer state of one byte: optim=adamw_8bit", {"optimizer": "adamw_8bit"}
-    if not run.offload_checkpoints:
-        also = "" if run.gradient_checkpointing else "gradient_checkpointing=true "
-        text = f"layer inputs in host memory: {also}activation_offloading=true"
-        yield text, {"offload_checkpoints": True, "gradient_checkpointing": True}
-    if not run.tiled_mlp and not run.architecture.num_experts:
-        yield f"feed-forward in tiles: tiled_mlp={tile}", {"tiled_mlp": tile}
-    if not full and not run.four_bit and run.strategy != "zero3":
-        yield "frozen weights in 4 bits: quantization=nf4", {"four_bit": True}
-    if full:
-        yield "an adapter instead of every weight: tuning=lora+", {"tuning": "lora+"}
+        yield Advice(change=str(change), total_bytes=plan_memory(after).total, slowdown=slowdown)

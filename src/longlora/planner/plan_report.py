@@ -1,5 +1,6 @@
 """A plan for people and for machines."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -9,18 +10,52 @@ from rich.table import Table
 from rich.text import Text
 
 from longlora.planner.compute import GIB, Duration
+from longlora.planner.known_models import find_known_model
 from longlora.planner.plan import Plan
+from longlora.planner.savings import Change
 from longlora.support.wording import short_number
 
 
-def print_plan(plan: Plan, console: Console) -> None:
-    """Print a plan as tables and sentences."""
-    for part in (_headline(plan), "", _memory(plan), "", _verdict(plan), *_advice(plan), "", _facts(plan)):
+def print_plan(plan: Plan, console: Console, changes: Sequence[Change] = ()) -> None:
+    """Print a plan as tables and sentences; `changes` were found to be needed, and are in it."""
+    for part in (_headline(plan), "", _memory(plan), "", _verdict(plan), *_found(changes), *_advice(plan)):
         console.print(part, highlight=False)
+    console.print()
+    console.print(_facts(plan), highlight=False)
 
 
-def plan_to_dict(plan: Plan) -> dict[str, Any]:
-    """Turn a plan into plain values; amounts are in bytes, times in seconds."""
+def print_cards(cards: Mapping[str, tuple[Plan, Sequence[Change]]], console: Console) -> None:
+    """Print one line for each card: what a run takes there, with what it needs to fit."""
+    table = _columns()
+    for heading in ("card", "of", "needs", "a step", "the run", "longest so"):
+        table.add_column(heading, justify="left" if heading == "card" else "right", no_wrap=True)
+    table.add_column("with", ratio=1)
+    for name, (plan, changes) in cards.items():
+        time, steps = plan.duration, plan.run.steps
+        verdict = "green" if plan.fits and plan.keeps_margin else "yellow" if plan.fits else "red"
+        needed = ", ".join(change.name for change in changes)
+        needed += (" – only just" if needed else "only just") * (not plan.keeps_margin)
+        table.add_row(
+            name,
+            f"{plan.memory_bytes / GIB:g}",
+            Text(_gib(plan.memory.total), verdict),
+            _time(time.seconds / steps, short=True) if time and plan.fits else "–",
+            _time(time.seconds, short=True) if time and plan.fits else "–",
+            f"{plan.longest_context:,}" if plan.longest_context else "none",
+            needed if plan.fits else Text("does not fit", "red"),
+        )
+    console.print(table)
+
+
+def print_source(model: str, console: Console) -> None:
+    """Say where the shape of a model is from that was not read in its own configuration."""
+    if known := find_known_model(model):
+        unverified = f"; not verified: {known.unverified}" if known.unverified else ""
+        console.print(f"shape: {known.source}{unverified}", style="dim", highlight=False)
+
+
+def plan_to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
+    """Turn a plan into plain values; amounts are in bytes, times in seconds, `changes` in keys of a recipe."""
     run, memory = plan.run, plan.memory
     return {
         "model": run.architecture.name,
@@ -45,6 +80,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         **(asdict(plan.duration) if plan.duration else dict.fromkeys(field.name for field in fields(Duration))),
         "advice": [asdict(advice) for advice in plan.advice],
         "advice_suffices": plan.advice_suffices,
+        "switched_on": {key: value for change in changes for key, value in change.recipe.items()},
     }
 
 
@@ -114,6 +150,10 @@ def _host(plan: Plan) -> str:
     return f"{needed} and has {there}; most of it is {largest.name}: {largest.note}."
 
 
+def _found(changes: Sequence[Change]) -> list[RenderableType]:
+    return [Text.assemble("Switched on: ", (str(change), "cyan")) for change in changes]
+
+
 def _advice(plan: Plan) -> list[RenderableType]:
     if plan.fits_gpus:
         return []
@@ -166,9 +206,8 @@ def _gib(amount: int) -> str:
     return f"{amount / GIB:.2f}" if amount < GIB else f"{amount / GIB:,.1f}"
 
 
-def _time(seconds: float) -> str:
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:.1f} days"
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+def _time(seconds: float, *, short: bool = False) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= (2 * size if unit == "days" else size):
+            return f"{seconds / size:.1f} {unit[: 3 if unit == 'minutes' else 1] if short else unit}"
+    return f"{seconds:.1f} s" if short else f"{seconds:.0f} seconds"

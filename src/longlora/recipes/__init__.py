@@ -17,6 +17,12 @@ def recipe_names() -> list[str]:
     return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=_order)
 
 
+def is_recipe(name: str) -> bool:
+    """Tell what can only be a recipe from the name of a model."""
+    path = Path(name)
+    return path.suffix in (".yaml", ".yml") or path.is_file() or name in recipe_names()
+
+
 def find_recipe(name_or_path: str | Path) -> Path:
     """Return the file of a recipe: the user's own, or else the one of that name that ships with longlora.
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from longlora.config import Recipe
 from longlora.models.load import load_config, model_source
 from longlora.models.positions import readable_context
-from longlora.planner import published_config
+from longlora.planner import find_known_model
 from longlora.support.files import whole_directory, write_atomically
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
@@ -27,6 +27,7 @@ CONTEXT_LENGTH = 512  # tokens that a miniature is extended to, whatever the mod
 NUM_STEPS = 4
 _HEAD_DIM = 16
 _NUM_LAYERS = 2
+_NUM_EXPERTS = 8
 _NUM_DOCUMENTS = 40
 
 
@@ -34,16 +35,16 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
     """Write a miniature of the recipe's model into its folder, and return the recipe that trains it.
 
     The miniature has the architecture, the ratio of query heads to key-value heads and the kind of positions of its
-    model, two layers, the tiny model's tokenizer and random weights. Every number of tokens is divided by the same
-    number, so that the extension has the same factor; what is trained, how and under which strategy stays. Where the
-    recipe's data is not there, the source files of Python's standard library take its place, as texts or as documents
-    that are asked about.
+    model, two layers, at most eight experts, the tiny model's tokenizer and random weights. Every number of tokens
+    is divided by the same number, so that the extension has the same factor; what is trained, how and under which
+    strategy stays. Where the recipe's data is not there, the source files of Python's standard library take its
+    place, as texts or as documents that are asked about.
 
     Raises:
         CheckpointError: the model's configuration cannot be had.
     """
-    if (values := published_config(recipe.model_name_or_path)) is not None:
-        original = AutoConfig.for_model(**values)
+    if known := find_known_model(recipe.model_name_or_path):
+        original = AutoConfig.for_model(**copy.deepcopy(known.config))
     else:
         name = model_source(recipe.model_name_or_path)
         original = load_config(name, trust_remote_code=recipe.trust_remote_code)
@@ -117,8 +118,7 @@ def _conversations(files: list[Path], folder: Path) -> Path:
 
 
 def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
-    config = copy.deepcopy(original)
-    text = config.get_text_config()
+    text = copy.deepcopy(original.get_text_config())  # without the part that reads images, where there is one
     queries_per_kv = text.num_attention_heads // (text.num_key_value_heads or text.num_attention_heads)
     text.num_key_value_heads = 1 if queries_per_kv > 4 else 2
     text.num_attention_heads = queries_per_kv * text.num_key_value_heads
@@ -126,17 +126,24 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
     text.intermediate_size = 2 * text.hidden_size
     text.num_hidden_layers = _NUM_LAYERS
     values = text.to_dict()
+    if values.get("moe_intermediate_size"):
+        text.moe_intermediate_size = 2 * text.hidden_size
+    for name in ("num_experts", "num_local_experts"):
+        if values.get(name):
+            setattr(text, name, min(values[name], _NUM_EXPERTS))
+            text.num_experts_per_tok = min(text.num_experts_per_tok, _NUM_EXPERTS)
     if values.get("head_dim"):
         text.head_dim = _HEAD_DIM
     if values.get("layer_types"):
         text.layer_types = values["layer_types"][-_NUM_LAYERS:]  # where windows alternate, both kinds
     text.max_position_embeddings = _divided(text.max_position_embeddings, shrink)
     rope_parameters = copy.deepcopy(text.rope_parameters)
-    if "original_max_position_embeddings" in rope_parameters:
-        original_context = rope_parameters["original_max_position_embeddings"]
-        rope_parameters["original_max_position_embeddings"] = _divided(original_context, shrink)
+    for parameters in (rope_parameters, *rope_parameters.values()):  # of all layers, or by kind of layer
+        if isinstance(parameters, dict) and "original_max_position_embeddings" in parameters:
+            original_context = parameters["original_max_position_embeddings"]
+            parameters["original_max_position_embeddings"] = _divided(original_context, shrink)
     text.rope_parameters = rope_parameters
-    return config
+    return text
 
 
 def _write_tokenizer(config: PreTrainedConfig, directory: Path) -> None:

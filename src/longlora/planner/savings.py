@@ -1,0 +1,137 @@
+"""What a run can change so that it fits, in the order of what each costs."""
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from functools import reduce
+from typing import Any, NamedTuple
+
+from longlora.planner.job import PlannedRun
+from longlora.planner.memory import plan_memory
+
+WORTH_NAMING = 0.01  # a change that lowers the peak by less than this part is not proposed
+
+KEEP_FREE = 0.10
+"""The part of a GPU's memory to keep free: as far as the plan may be from what runs were measured to take."""
+
+KEEP_MORE_FREE = 0.30
+"""The same in 4 bits and without checkpointing, where others' runs took nearly that much more (docs/plan.md)."""
+
+
+class Change(NamedTuple):
+    """One thing to switch on."""
+
+    name: str  # in a word or two
+    what: str  # in a sentence's part
+    run: dict[str, Any]  # in fields of the run
+    recipe: dict[str, Any]  # in keys of a recipe, `hardware.strategy` among them
+
+    def __str__(self) -> str:
+        return f"{self.what}: {' '.join(map(_as_argument, self.recipe.items()))}"
+
+
+def _as_argument(setting: tuple[str, Any]) -> str:
+    key, value = setting
+    if key == "hardware.strategy":
+        return f"--strategy {value}"
+    shown = str(value).lower() if isinstance(value, bool) else f"[{', '.join(value)}]" if value == ["norm"] else value
+    return f"{key}={shown}"
+
+
+def part_to_keep_free(run: PlannedRun) -> float:
+    """The part of the GPUs' memory to keep free, since plans may be wrong by so much."""
+    return KEEP_MORE_FREE if run.four_bit or not run.gradient_checkpointing else KEEP_FREE
+
+
+def changed(run: PlannedRun, changes: Sequence[Change]) -> PlannedRun:
+    """The run after some changes."""
+    return reduce(lambda before, change: replace(before, **change.run), changes, run)
+
+
+def needed_changes(
+    run: PlannedRun, memory_bytes: int, *, with_margin: bool = False, settled: Set[str] = frozenset()
+) -> list[Change]:
+    """Take changes in the order of their cost until the run fits, then leave out those that turned out unneeded.
+
+    With `with_margin` it fits where it leaves free what should be (`part_to_keep_free`). Keys of the recipe that are
+    `settled` stay as they are. Where nothing suffices, all that helps is returned.
+    """
+
+    def fits(run: PlannedRun) -> bool:
+        return plan_memory(run).total <= (1 - part_to_keep_free(run) * with_margin) * memory_bytes
+
+    taken: list[Change] = []
+    total = plan_memory(run).total
+    for change in _changes(run):
+        if fits(changed(run, taken)):
+            break
+        after = plan_memory(changed(run, [*taken, change])).total
+        if after < (1 - WORTH_NAMING) * total and not settled & change.recipe.keys():
+            taken, total = [*taken, change], after
+    if not fits(changed(run, taken)):
+        return taken
+    for change in reversed(taken[:-1]):  # the dearest first
+        without = [other for other in taken if other is not change]
+        if fits(changed(run, without)):
+            taken = without
+    return taken
+
+
+def _changes(run: PlannedRun) -> Iterator[Change]:
+    """Changes that this run can still make, the one that costs least first."""
+    full, several = run.tuning == "full", run.num_gpus > 1
+    if not run.chunked_loss:
+        yield _change("chunked loss", "chunked cross-entropy instead of whole logits", chunked_loss=True)
+    if run.batch_size > 1:
+        rows = run.batch_size * run.accumulation_steps
+        yield Change(
+            "single rows",
+            "rows one by one",
+            {"batch_size": 1, "accumulation_steps": rows},
+            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
+        )
+    if several and run.strategy in ("single", "ddp"):
+        yield _strategy("split gradients and optimizer state", "zero2")
+    if several and run.strategy not in ("fsdp2", "zero3") and not run.four_bit:
+        yield _strategy("split the weights too", "fsdp2")
+    if not run.gradient_checkpointing:
+        yield _change("checkpointing", "gradient checkpointing", gradient_checkpointing=True)
+    if run.optimizer in ("adamw", "adamw_foreach") and full:
+        yield Change("8-bit Adam", "optimizer state of one byte", {"optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"})
+    if not run.offload_checkpoints:
+        also = {} if run.gradient_checkpointing else {"gradient_checkpointing": True}
+        yield Change(
+            "offloading",
+            "layer inputs in host memory",
+            {"offload_checkpoints": True, "gradient_checkpointing": True},
+            {**also, "activation_offloading": True},
+        )
+    if not run.tiled_mlp and not run.architecture.num_experts:
+        yield _change("tiles", "feed-forward in tiles", tiled_mlp=run.architecture.hidden_size)  # tokens, as in ALST
+    if not full and not run.four_bit and run.strategy != "zero3":
+        yield Change("4 bits", "frozen weights in 4 bits", {"four_bit": True}, {"quantization": "nf4"})
+    yield from _changes_of_what_is_trained(run)
+
+
+def _changes_of_what_is_trained(run: PlannedRun) -> Iterator[Change]:
+    if run.tuning == "full":
+        yield _change("LoRA+", "an adapter instead of every weight", tuning="lora+")
+    elif run.trains_embeddings:
+        # Most of what LoRA+ trains are embeddings, in 32 bits and with two moments each. Several GPUs divide the state.
+        if run.optimizer != "paged_adamw_8bit" and run.num_gpus == 1:
+            optimizer = "paged_adamw_8bit"
+            yield Change("paged Adam", "optimizer state in host memory", {"optimizer": optimizer}, {"optim": optimizer})
+        yield Change(
+            "no embeddings",
+            "norms alone trained beside LoRA, not embeddings",
+            {"train_embeddings": False},
+            {"lora.trainable": ["norm"]},
+        )
+
+
+def _change(name: str, what: str, **fields: Any) -> Change:
+    """A change that recipe and run call the same."""
+    return Change(name, what, fields, fields)
+
+
+def _strategy(what: str, strategy: str) -> Change:
+    return Change(strategy, what, {"strategy": strategy}, {"hardware.strategy": strategy})

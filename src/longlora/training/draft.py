@@ -1,0 +1,204 @@
+"""A recipe for a model and GPUs that have none: the paper's settings, and those memory optimizations that it takes."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from longlora.config import Recipe, apply_overrides, parse_recipe, set_key
+from longlora.planner import (
+    GIB,
+    Architecture,
+    Change,
+    Gpu,
+    Plan,
+    find_architecture,
+    find_known_model,
+    make_plan,
+    needed_changes,
+)
+from longlora.rope import extended_parameters, present_context
+from longlora.support.choices import Strategy
+from longlora.training.preflight import planned_run
+
+TOKENS_PER_STEP = 2**19  # the paper's 64 rows of 8,192
+MOST_ROWS = 64  # of a step
+NUM_STEPS = 250  # of 2^19 tokens: a quarter of the paper's run at 8k
+LARGE_MODEL = 40e9  # parameters, from which on the paper halves the learning rate
+CARDS = ("rtx-4090", "l40s", "h100-80gb", "h200")  # of 24, 48, 80 and 141 GB, as they are sold
+_COMMENT_COLUMN = 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a recipe is drafted for."""
+
+    gpus: int
+    memory_gib: float  # of each
+    gpu: Gpu | None = None  # None: the time is not told
+    host_memory_gib: float | None = None  # None: not checked
+    strategy: Strategy | None = None  # None: the one that the plan finds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A recipe that was found for a model, and what it takes."""
+
+    values: Mapping[str, Any]  # those keys of the recipe that were decided
+    why: Mapping[str, str]  # a sentence's part about some of them, by `section.key`
+    changes: tuple[Change, ...]  # what was switched on so that it fits, the cheapest first
+    recipe: Recipe
+    plan: Plan
+
+
+def draft_recipe(
+    model: str,
+    context_length: int,
+    hardware: Hardware,
+    *,
+    data: Sequence[str] = ("data/long-texts/",),
+    overrides: Sequence[str] = (),
+) -> Draft:
+    """Find a recipe that takes `model` to `context_length` tokens; `overrides` are settled before anything is found.
+
+    Where the model reads as many tokens already, it is one for conversations (`data.kind: sft`). Where nothing makes it
+    fit, the draft has all that helps.
+
+    Raises:
+        CheckpointError: the model's configuration cannot be had.
+        ConfigError: its shapes are not known, its positions cannot be extended, or an override is wrong.
+    """
+    architecture = find_architecture(model)
+    values, why = _first_values(architecture, context_length, hardware, data)
+    apply_overrides(values, overrides)
+    settled = {override.partition("=")[0] for override in overrides}
+    settled |= {"hardware.strategy"} if hardware.strategy else set()
+    first, memory_bytes = plan_recipe(parse_recipe(values), hardware), int(hardware.memory_gib * GIB)
+    for with_margin in (True, False):  # better to fit only just than to give up more, if nothing keeps the margin
+        changes = needed_changes(first.run, memory_bytes, with_margin=with_margin, settled=settled)
+        found = copy.deepcopy(values)
+        for key, value in (setting for change in changes for setting in change.recipe.items()):
+            set_key(found, key, value)
+        plan = plan_recipe(recipe := parse_recipe(found), hardware)
+        if plan.keeps_margin:
+            break
+    why |= {key: change.what for change in changes for key in change.recipe}
+    return Draft(values=found, why=why, changes=tuple(changes), recipe=recipe, plan=plan)
+
+
+def plan_recipe(recipe: Recipe, hardware: Hardware) -> Plan:
+    """Plan a recipe on GPUs, which need not be those that it names."""
+    host = hardware.host_memory_gib
+    return make_plan(
+        planned_run(
+            recipe,
+            num_gpus=hardware.gpus,
+            strategy=hardware.strategy or recipe.hardware.strategy_on(hardware.gpus),
+        ),
+        memory_bytes=int(hardware.memory_gib * GIB),
+        host_memory_bytes=int(host * GIB) if host else None,
+        gpu=hardware.gpu,
+    )
+
+
+def _first_values(
+    architecture: Architecture, context_length: int, hardware: Hardware, data: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe before any memory optimization, and why its values are such."""
+    gpus, model = hardware.gpus, architecture.name
+    accumulation = max(1, round(min(MOST_ROWS, TOKENS_PER_STEP / context_length) / gpus))
+    tokens = NUM_STEPS * accumulation * gpus * context_length
+    large = architecture.num_parameters > LARGE_MODEL
+    positions, why = _positions(architecture, context_length)
+    texts = bool(positions)
+    values: dict[str, Any] = {
+        "model_name_or_path": model,
+        "output_dir": f"runs/{model.rstrip('/').rpartition('/')[2].lower()}-{_in_thousands(context_length)}",
+        "context_length": context_length,
+        "data": {} if texts else {"kind": "sft"},
+        "attention": {"sink_tokens": 1, "dense_finish": 0.2},
+        "rope": positions,
+        "max_steps": NUM_STEPS,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 1e-5 if large else 2e-5,
+        "hardware": {"gpus": gpus, "memory_gib": hardware.memory_gib},
+    }
+    values["data"]["source"] = data[0] if len(data) == 1 else list(data)
+    if gpus > 1:
+        values["hardware"]["strategy"] = hardware.strategy or "ddp"
+    why |= {
+        "data.source": "documents longer than the old context teach the new: books, papers, code"
+        if texts
+        else "conversations (docs/finetuning.md); the model reads so many tokens already",
+        "attention.sink_tokens": "groups see their document's first token (docs/sink.md); 0 is the paper",
+        "attention.dense_finish": "the last fifth of the steps with full attention; 0 is the paper",
+        "max_steps": f"× {accumulation * gpus} rows: {tokens / 1e6:.0f} million tokens; the paper's run at 8k has 524",
+        "learning_rate": f"the paper, for {'70B' if large else '7B and 13B'}",
+        "hardware.gpus": "what `longlora plan` plans for",
+    }
+    return {key: value for key, value in values.items() if value != {}}, why
+
+
+def _positions(architecture: Architecture, context_length: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The section `rope`, empty where the model reads so many tokens as it is; docs/positions.md says how to choose."""
+    known = find_known_model(architecture.name)
+    present, reach = architecture.rope_parameters, architecture.max_position_embeddings
+    base_context = known.base_context if known else None
+    if context_length <= (base_context or present_context(present, reach)):
+        return {}, {}
+    parameters = extended_parameters(present)
+    rope_type = parameters.get("rope_type", "default")
+    if rope_type == "default":
+        # Models of type phi3 take no other from transformers.
+        rope_type, reason = ("theta", "a larger base") if architecture.model_type == "phi3" else ("yarn", "")
+    else:
+        reason = "the model's own, which goes on"
+    values: dict[str, Any] = {"rope_type": rope_type}
+    why = {"rope.rope_type": reason or "keeps the fast frequencies; `linear` is the paper (docs/positions.md)"}
+    if base_context:
+        values["base_context"] = base_context
+        why["rope.base_context"] = f"pretrained so; its configuration says {reach:,}"
+    if rope_type == "yarn" and "attention_factor" in parameters:
+        factor = context_length / parameters["original_max_position_embeddings"]
+        values["attention_factor"] = round(0.1 * math.log(factor) + 1, 6)
+        why["rope.attention_factor"] = f"YaRN's, for factor {factor:g}"
+    return values, why
+
+
+def _in_thousands(tokens: int) -> str:
+    thousand = next((thousand for thousand in (1024, 1000) if tokens % thousand == 0), None)
+    return f"{tokens // thousand}k" if thousand else str(tokens)
+
+
+def draft_to_yaml(draft: Draft, path: str) -> str:
+    """Write a draft as the text of a recipe, with a comment behind each value that needs one; `path` names its file."""
+    plan, recipe = draft.plan, draft.recipe
+    hardware = recipe.hardware
+    gpus = f"{hardware.gpus} GPU{'s' * (hardware.gpus > 1)} of {hardware.memory_gib:g} GiB"
+    several = f" --strategy {hardware.strategy} --processes {hardware.gpus}" if hardware.gpus > 1 else ""
+    lines = [
+        f"# {recipe.model_name_or_path} at {recipe.context_length:,} tokens: LoRA+ with S²-Attn on {gpus}.",
+        "#",
+        f"# Launch  longlora train {path}{several}",
+        f"# Try     longlora train {path} --miniature   (a minute, with a random miniature of the model)",
+        f"# Plan    longlora plan {path} [KEY=VALUE …]   ({plan.memory.total / GIB:.1f} GiB on each GPU, "
+        f"{plan.memory.host_total / GIB:.0f} GiB on the host)",
+        *_values({key: draft.values[key] for key in Recipe.model_fields if key in draft.values}, draft.why),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _values(values: Mapping[str, Any], why: Mapping[str, str], section: str = "") -> list[str]:
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *_values(value, why, f"{key}.")]
+            continue
+        dumped = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("...\n")
+        line = f"{'  ' * bool(section)}{key}: {dumped.strip()}"
+        comment = why.get(section + key)
+        lines.append(f"{line:{_COMMENT_COLUMN - 2}}  # {comment}" if comment else line)
+    return lines
