@@ -1,10 +1,11 @@
 """One file of whatever kind to one record."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -164,14 +165,22 @@ def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str, list[str
     read = read_pdf(path, references=settings.references)
     notes = []
     if read.pages_without_text:
-        notes.append(f"{read.pages_without_text} of {read.num_pages} pages have no text")
+        numbers = _page_numbers(read.pages_without_text)
+        notes.append(f"{len(read.pages_without_text)} of {read.num_pages} pages have no text: {numbers}")
     if read.pages_as_they_are:
-        numbers = ", ".join(map(str, read.pages_as_they_are))
+        numbers = _page_numbers(read.pages_as_they_are)
         notes.append(f"pages with pdfium's lines as they are, since ours would part its words: {numbers}")
-    if read.reference_words_dropped:
-        notes.append(f"references left out ({read.reference_words_dropped} words)")
+    if read.left_out:
+        kinds = ", ".join(f"{len(words)} words of {kind}" for kind, words in read.left_out.items())
+        notes.append(f"left out: {kinds}")
     marked = MarkedText(text=read.text, title=read.title, num_parts=read.num_pages)
     return marked, f", pypdfium2 {version('pypdfium2')}", notes
+
+
+def _page_numbers(numbers: Sequence[int]) -> str:
+    """Write ascending numbers with runs as `3-7`."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda it: it[1] - it[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def read_by_docling(path: Path) -> MarkedText:
