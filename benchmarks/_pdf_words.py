@@ -3,13 +3,14 @@
     python benchmarks/_pdf_words.py FOLDER …              # every PDF below, by longlora's reader; a second for 20 pages
     python benchmarks/_pdf_words.py FOLDER … --name held  # into results/pdf-words-held.md
 
-Three questions about each file, all of words as letters and digits, without case and accents:
+Three questions about each file. Words are runs of three letters or more, without case and accents: the single letters
+of formulas are put together differently by every reader.
 
-- *Pages*: of how many pages do we have fewer than 98 % of the words that pdfium has there? Words are counted before lines
-  are joined, those that are left out on purpose among them; these are also counted by kind.
-- *Recall*: which share of poppler's words (`pdftotext`) stands in our text, with and without what is left out on purpose;
-  beside it the share that pdfium's own text has of poppler's.
-- *Order*: which share of our runs of six words also stands in poppler's text or in pdfium's.
+- *Pages*: of how many pages do we have fewer than 98 % of the words that pdfium has there? Words are counted before
+  lines are joined, with those that are left out on purpose, which are also counted by kind.
+- *Recall*: which share of poppler's words (`pdftotext`) stands in our text, with and without what is left out on
+  purpose? Beside it the share that pdfium's own text has of poppler's.
+- *Order*: which share of our runs of six words, short ones too, stands in poppler's text or in pdfium's?
 """
 
 import argparse
@@ -22,15 +23,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import _report
 import pypdfium2
 import torch
 
-from longlora.corpus.extract import Settings, extract
 from longlora.corpus.markup import UnreadableFileError
-from longlora.corpus.pdf.document import read_paragraphs
-from longlora.corpus.pdf.pdfium import read_pages
+from longlora.corpus.pdf.document import read_pdf
 
 LEAST = 0.98
 RUN = 6
@@ -46,12 +46,17 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", "".join(it for it in plain if not unicodedata.combining(it)).casefold())
 
 
+def bag(text: str) -> Counter[str]:
+    """Words of three letters or more."""
+    return Counter(word for word in words_of(text) if len(word) > 2 and word.isalpha())
+
+
 def runs(words: Sequence[str]) -> Counter[tuple[str, ...]]:
     """Runs of six words."""
     return Counter(tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1))
 
 
-def share(some: Counter, of: Counter) -> float:
+def share(some: Counter[Any], of: Counter[Any]) -> float:
     """Share of a bag that another holds too."""
     return (some & of).total() / max(1, of.total())
 
@@ -89,7 +94,7 @@ class Measured:
     of_pdfium: float = 0.0
     order: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    has_note: bool = False
     refused: str = ""
 
     @property
@@ -112,38 +117,33 @@ def measure(path: Path) -> Measured:
         producer = document.get_metadata_value("Producer") or document.get_metadata_value("Creator")
     row = Measured(name=path.name, producer=" ".join(producer.replace("|", " ").split())[:32], pages=len(plain))
     try:
-        record = extract(path, Settings())
+        read = read_pdf(path)
     except UnreadableFileError as error:
         row.refused = str(error)
         return row
-    row.notes = record.notes
-    paragraphs, left_out, _ = read_paragraphs(read_pages(path)[0])
+    row.left_out = {kind: len(words) for kind, words in read.left_out.items()}
+    row.has_note = bool(read.left_out or read.pages_as_they_are or read.pages_without_text)
+    aside = Counter(part for words in read.left_out.values() for _, word in words for part in bag(word).elements())
     ours = [Counter[str]() for _ in plain]
-    for paragraph in paragraphs:
+    for paragraph in read.paragraphs:
         for line in paragraph.lines:
-            ours[line.page - 1].update(words_of(line.text))
-    for kind, words in left_out.items():
-        row.left_out[kind] = len(words)
-        for page, word in words:
-            ours[page - 1].update(words_of(word))
+            ours[line.page - 1].update(bag(line.text))
+    for kind, words in read.left_out.items():
+        for page, word in words if kind != "references" else ():
+            ours[page - 1].update(bag(word))
     for number, (text, found) in enumerate(zip(plain, ours, strict=True), start=1):
-        there = Counter(words_of(text.replace("\ufffe", " ")))
+        there = bag(text.replace("\ufffe", " "))
         if there.total():
             row.words += there.total()
             kept = share(found, there)
             row.least_page = min(row.least_page, kept)
             if kept < LEAST and (there - found).total() > 2:
                 row.poor_pages.append(number)
-    listed = [line for note in record.notes if note.startswith("left out: ") for line in note[10:].split(", ")]
-    row.left_out = {kind: int(count) for count, _, kind in (re.split(r" (words) of ", line) for line in listed)}
-    poppler = words_of(by_poppler(path))
-    text, pdfium = words_of(record.text), words_of("\n".join(plain).replace("\ufffe", ""))
-    aside = Counter(word for words in left_out.values() for _, it in words for word in words_of(it))
-    references = Counter(words_of(extract(path, Settings(references="keep")).text)) - Counter(text)
-    row.in_text = share(Counter(text), Counter(poppler))
-    row.with_left_out = share(Counter(text) + aside + references, Counter(poppler))
-    row.of_pdfium = share(Counter(pdfium), Counter(poppler))
-    row.order = share(runs(poppler) | runs(pdfium), runs(text))
+    theirs, own = by_poppler(path), "\n".join(plain).replace("\ufffe", "")
+    row.in_text = share(bag(read.text), bag(theirs))
+    row.with_left_out = share(bag(read.text) + aside, bag(theirs))
+    row.of_pdfium = share(bag(own), bag(theirs))
+    row.order = share(runs(words_of(theirs)) | runs(words_of(own)), runs(words_of(read.text)))
     return row
 
 
@@ -181,25 +181,25 @@ def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
         return f"{100 * statistics.median(values):.1f} % at the median, {100 * min(values):.1f} % at least"
 
     poor = sum(len(row.poor_pages) for row in read)
-    silent = [row.name for row in read if row.in_text < 0.9 and not row.notes]
+    silent = [row.name for row in read if row.in_text < 0.9 and not row.has_note]
     return [
         "# Words of real PDFs",
         "",
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",
-        f"{len(rows)} files of {len({row.producer for row in rows})} programs, {sum(row.pages for row in rows):,} pages, "
-        f"{sum(row.words for row in read):,} words; {len(rows) - len(read)} refused.",
+        f"{len(rows)} files of {len({row.producer for row in rows})} programs, {sum(row.pages for row in rows):,} "
+        f"pages, {sum(row.words for row in read):,} words; {len(rows) - len(read)} refused.",
         "",
         f"- Pages with fewer than 98 % of pdfium's words: {poor} of {sum(row.pages for row in read):,}.",
-        f"- Recall of poppler's words, with what is left out on purpose: {spread([row.with_left_out for row in read])}; "
-        f"in the text alone: {spread([row.in_text for row in read])}.",
+        f"- Recall of poppler's words, with what is left out: {spread([row.with_left_out for row in read])}; in the "
+        f"text alone: {spread([row.in_text for row in read])}.",
         f"- Recall of poppler's words by pdfium's plain text: {spread([row.of_pdfium for row in read])}.",
         f"- Runs of six words that poppler or pdfium has too: {spread([row.order for row in read])}.",
         f"- Left out on purpose: {', '.join(f'{count:,} words of {kind}' for kind, count in kinds.most_common())}.",
         f"- Below 90 % of poppler's words in the text without a note in the record: {', '.join(silent) or 'none'}.",
         "",
-        "| file | program | pages | words | poorest page, % | pages below 98 % | pdfium's recall, % | ours, text alone | ours "
-        "| order | left out |",
+        "| file | program | pages | words | poorest page, % | pages below 98 % | pdfium's recall, % | ours, text "
+        "alone | ours | order | left out |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
         *(row.cells for row in rows),
         "",

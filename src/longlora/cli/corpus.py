@@ -20,6 +20,7 @@ corpus.command("qa-prompts")(make_qa.qa_prompts)
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
+Kind = Literal["auto", "book", "paper"]
 NearDuplicates = Literal["drop", "mark", "keep"]
 
 
@@ -31,6 +32,7 @@ def from_pdf(
         Engine, typer.Option(help="What reads PDFs: pdfium; docling, if installed; auto: docling if it is installed.")
     ] = "pdfium",
     references: Annotated[References, typer.Option(help="The list of references at a paper's end.")] = "drop",
+    kind: Annotated[Kind, typer.Option(help="What all of them are; decides what `make-qa` asks.")] = "auto",
     near_duplicates: Annotated[
         NearDuplicates, typer.Option(help="Texts that nearly repeat an earlier one: leave out, mark, or keep.")
     ] = "drop",
@@ -48,7 +50,7 @@ def from_pdf(
     result = read_shelf(
         find_files(files),
         out,
-        settings=Settings(engine=engine, references=references),
+        settings=Settings(engine=engine, references=references, kind=kind),
         near_duplicates=near_duplicates,
         processes=processes,
         write_texts=texts,
@@ -58,7 +60,8 @@ def from_pdf(
         typer.echo(json.dumps(written | {"skipped": result.skipped, "marked": result.marked}, indent=2))
     else:
         typer.echo(
-            f"{result.num_written} texts written ({result.num_words:,} words), {result.num_done_before} there before, "
+            f"{result.num_written} texts written ({result.num_words:,} words; {result.kinds['book']} books, "
+            f"{result.kinds['paper']} papers), {result.num_done_before} there before, "
             f"{len(result.skipped)} files skipped"
         )
         for name, reason in result.skipped.items():

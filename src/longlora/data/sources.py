@@ -67,7 +67,7 @@ def read_documents(
     Raises:
         DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
     """
-    return _find(source, text_kind(text_column), split, max_documents, identity=[text_column])
+    return find_items(source, text_kind(text_column), split, max_documents, identity=[text_column])
 
 
 def read_conversations(
@@ -78,12 +78,17 @@ def read_conversations(
     Raises:
         DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
     """
-    return _find(source, CONVERSATIONS, split, max_documents, identity=["conversations"])
+    return find_items(source, CONVERSATIONS, split, max_documents, identity=["conversations"])
 
 
-def _find(
+def find_items(
     source: str | Sequence[str], kind: ItemKind[Item], split: str, max_items: int | None, identity: list[Any]
 ) -> Source[Item]:
+    """Find items of any kind; `identity` names what decides them beside their sources.
+
+    Raises:
+        DataError: a source does not exist, or holds no file.
+    """
     names = [source] if isinstance(source, str) else list(source)
     parts = [part for name in names for part in locate(name)]
     if not parts:

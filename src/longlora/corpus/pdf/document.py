@@ -55,6 +55,8 @@ class PdfText:
     pages_without_text: list[int]
     pages_as_they_are: list[int]
     """Pages whose lines are pdfium's, since ours would have torn its words apart."""
+    paragraphs: list[Paragraph]
+    """All of them, the references too."""
     left_out: LeftOut
 
 
@@ -79,6 +81,7 @@ def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
         num_pages=len(pages),
         pages_without_text=[page.number for page in pages if not page.words],
         pages_as_they_are=as_they_are,
+        paragraphs=paragraphs,
         left_out={kind: words for kind, words in left_out.items() if words},
     )
 

@@ -16,7 +16,6 @@ CAPTION = re.compile(
 _FEWEST_PATHS = 4  # a single frame or a shade behind text is no figure
 _WORDS_OF_PROSE = 6  # in a row without a gap
 _PROSE_SHARE = 0.4
-_MOST_LABELS_WITHOUT_CAPTION = 60
 # In points.
 _CELL = 6  # drawings nearer than this belong together
 _SMALLEST_FIGURE = (40.0, 25.0)
@@ -72,7 +71,7 @@ def _is_no_prose(words: Sequence[Word], page: Page, box: Box) -> bool:
     is_code = sum(word.is_typewriter for word in words) * 2 > len(words)
     if not words or is_code or _prose_share(words) > _PROSE_SHARE:
         return False
-    return len(words) <= _MOST_LABELS_WITHOUT_CAPTION or _has_caption(page, box)
+    return _has_caption(page, box)
 
 
 def _prose_share(words: Sequence[Word]) -> float:

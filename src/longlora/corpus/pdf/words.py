@@ -233,8 +233,8 @@ class _Words:
         raw, handle = self._raw, self._text.raw
         x, y = ctypes.c_double(), ctypes.c_double()
         raw.FPDFText_GetCharOrigin(handle, index, ctypes.byref(x), ctypes.byref(y))
-        # Clockwise from the file's x axis; the page may be turned the other way round.
-        quarters = -raw.FPDFText_GetCharAngle(handle, index) / (math.pi / 2)
+        matrix = self._matrix(index)
+        quarters = math.atan2(matrix.b, matrix.a) / (math.pi / 2)  # of its baseline: type may be slanted
         turn = (round(quarters) - self._view.quarters) % 4 if abs(quarters - round(quarters)) < 0.07 else -1
         name = ctypes.create_string_buffer(256)
         raw.FPDFText_GetFontInfo(handle, index, name, len(name), None)
@@ -257,9 +257,13 @@ class _Words:
         return self._sizes[font]
 
     def _said_size(self, index: int) -> float:
+        matrix = self._matrix(index)
+        return abs(self._raw.FPDFText_GetFontSize(self._text.raw, index) * math.hypot(matrix.c, matrix.d)) or 1.0
+
+    def _matrix(self, index: int) -> Any:
         matrix = self._raw.FS_MATRIX()
         self._raw.FPDFText_GetMatrix(self._text.raw, index, ctypes.byref(matrix))
-        return abs(self._raw.FPDFText_GetFontSize(self._text.raw, index) * math.hypot(matrix.c, matrix.d)) or 1.0
+        return matrix
 
     def _height(self, index: int) -> float:
         return self._box(index, is_tight=True).height
