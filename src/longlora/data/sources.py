@@ -121,7 +121,7 @@ def _read_parts(
     parts: list[Part], source_name: str, kind: ItemKind[Item], split: str, max_items: int | None
 ) -> Iterator[tuple[str, Item]]:
     skipped = Skipped()
-    items = (item for part in parts for item in _read_part(part, kind, split, skipped))
+    items = (item for part in parts for item in read_part(part, kind, split, skipped))
     num_read = 0
     for item in islice(items, max_items):
         num_read += 1
@@ -133,7 +133,12 @@ def _read_parts(
         logger.warning("skipped %d files or rows: %s", skipped.counts.total(), skipped.summary())
 
 
-def _read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield the items of a file or a data set; what cannot be read is added to `skipped`.
+
+    Raises:
+        DataError: a table that the user named lacks the columns.
+    """
     try:
         if part.kind == "file":
             yield from read_file(Path(part.location), kind, skipped)

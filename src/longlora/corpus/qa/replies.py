@@ -69,7 +69,7 @@ _QUOTATION_MARKS = re.compile(r"""\"|(?<!\w)'|'(?!\w)""")
 _SPACE = re.compile(r"\s+")
 _ELLIPSIS = re.compile(r"\s*(?:\[\s*(?:\.\s*){3}\]|(?:\.\s*){3,}|…|\[…\])\s*")
 _WORD = re.compile(r"\w+")
-_GRAMMAR = frozenset(
+GRAMMAR = frozenset(
     "a an and are as at be by did do does for from had has have he her his in is it its of on or she that the their "
     "them they this to was were will with".split()  # not who, when, why: they make another question
 )
@@ -224,19 +224,27 @@ class Passages:
             places[word].append(place)
         return places
 
+    def __len__(self) -> int:
+        """Characters, as they are compared."""
+        return len(self._text)
+
     def holds(self, quote: str) -> bool:
         """Whether a quotation of at least three words stands in the document."""
-        start = 0
+        return self.find(quote) >= 0
+
+    def find(self, quote: str, start: int = 0) -> int:
+        """The character at which a quotation of at least three words begins, from `start` on; -1 if it is not there."""
+        first = -1
         pieces = [normalise(piece).strip(_OUTSIDE) for piece in _ELLIPSIS.split(quote)]
         pieces = [piece for piece in pieces if piece]
         if len(_WORD.findall(" ".join(pieces))) < SHORTEST_QUOTE:
-            return False
+            return -1
         for piece in pieces:
             place = self._find(piece, start)
             if place < 0:
-                return False
-            start = place + len(piece)
-        return True
+                return -1
+            first, start = (place if first < 0 else first), place + len(piece)
+        return first
 
     def _find(self, piece: str, start: int) -> int:
         """Find whole words: "art" is not in "heart"."""
@@ -295,7 +303,7 @@ class QuestionDeduplicator:
         The share is Jaccard's, words of both over words of either, without those that carry the grammar.
         """
         words = frozenset("".join(c if c.isalnum() else " " for c in normalise(question)).split())
-        words = (words - _GRAMMAR) or words
+        words = (words - GRAMMAR) or words
         if any(len(words & other) >= self._similarity * len(words | other) for other in self._seen):
             return False
         self._seen.append(words)
