@@ -11,8 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from longlora.cli.main import app
-from longlora.corpus.checking import check_file
-from longlora.corpus.lengths import measure_lengths, percentiles
+from longlora.corpus.checking import check_file, percentiles
 from longlora.corpus.near_duplicates import RunIndex
 from longlora.errors import DataError
 from longlora.models.chat_template import ensure_chat_template
@@ -36,14 +35,14 @@ def asked(document: str, question: str, answer: str = "It says so.") -> dict[str
     return {"instruction": f"Read this.\n{document}\n{question}", "output": answer}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return str(path)
 
 
 def test_lengths_are_those_of_training(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [asked(prose(1), "Why?"), {"instruction": "Who?", "output": "One of two."}]
-    lengths = measure_lengths(write(tmp_path / "a.jsonl", rows), tokenizer, progress=False)
+    lengths = check_file(write(tmp_path / "a.jsonl", rows), tokenizer, progress=False)
     for row, prompt, answer in zip(rows, lengths.prompts, lengths.answers, strict=True):
         bos = tokenizer.bos_token if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""
         text = f"{bos}[INST]{row['instruction']}[/INST]"
@@ -51,21 +50,24 @@ def test_lengths_are_those_of_training(tmp_path: Path, tokenizer: PreTrainedToke
         assert prompt + answer == len(whole)
         assert prompt == pytest.approx(len(tokenizer(text, add_special_tokens=False)["input_ids"]), abs=1)
     assert lengths.kinds == {"document and question": 1, "question without a document": 1}
-    assert lengths.totals == [a + b for a, b in zip(lengths.prompts, lengths.answers, strict=True)]
+    assert lengths.lengths["row"] == [a + b for a, b in zip(lengths.prompts, lengths.answers, strict=True)]
 
 
 def test_kinds_and_rows_that_are_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user", "assistant")]
     rows = [{"messages": turns}, {"messages": turns[:2]}, {"messages": [*turns[:2], turns[2] | {"content": " "}]}]
-    lengths = measure_lengths(write(tmp_path / "a.jsonl", rows), tokenizer, progress=False)
+    lengths = check_file(write(tmp_path / "a.jsonl", rows), tokenizer, progress=False)
     assert lengths.kinds == {"question without a document, several answers, system message": 1}
-    assert lengths.left_out == {"without an answer": 1, "with an empty answer": 1}
+    assert {reason: found.count for reason, found in lengths.unusable.items()} == {
+        "without an answer": 1,
+        "with an empty answer": 1,
+    }
 
 
 def test_lengths_of_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "one two three"}, {"text": "four"}])
-    lengths = measure_lengths(path, tokenizer, progress=False)
-    assert lengths.columns == {"text": [len(tokenizer(text)["input_ids"]) for text in ("one two three", "four")]}
+    lengths = check_file(path, tokenizer, progress=False)
+    assert lengths.lengths == {"text": [len(tokenizer(text)["input_ids"]) for text in ("one two three", "four")]}
     assert lengths.to_dict()["kinds"] == {"text": 2}
 
 
@@ -75,12 +77,12 @@ def test_percentiles_are_lengths_that_occur() -> None:
 
 def test_files_that_are_neither(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(DataError, match=r"it needs the columns of a conversation .* or a text: --text-column"):
-        measure_lengths(write(tmp_path / "a.jsonl", [{"body": "x"}]), tokenizer, progress=False)
+        check_file(write(tmp_path / "a.jsonl", [{"body": "x"}]), tokenizer, progress=False)
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(DataError, match=r"b\.json is not valid JSON"):
-        measure_lengths(tmp_path / "b.json", tokenizer, progress=False)
+        check_file(str(tmp_path / "b.json"), tokenizer, progress=False)
     with pytest.raises(DataError, match=r"holds no usable row: 1 with an empty answer"):
-        measure_lengths(write(tmp_path / "c.jsonl", [asked("x", "y", "")]), tokenizer, progress=False)
+        check_file(write(tmp_path / "c.jsonl", [asked("x", "y", "")]), tokenizer, progress=False)
 
 
 def test_a_file_that_breaks_off(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -88,7 +90,7 @@ def test_a_file_that_breaks_off(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
     packed = gzip.compress(rows.encode())
     (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) * 3 // 4])
     with pytest.raises(DataError, match=r"a\.jsonl\.gz is not valid gzip"):
-        measure_lengths(tmp_path / "a.jsonl.gz", tokenizer, progress=False)
+        check_file(str(tmp_path / "a.jsonl.gz"), tokenizer, progress=False)
 
 
 def test_a_file_without_faults(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -102,7 +104,7 @@ def test_faults(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     long = asked(prose(1, 600), "Why?")
     rows = [long, long, asked("x", "y", ""), {"instruction": "Say much", "output": prose(2)}, {"instruction": "q", "output": "a"}]  # fmt: skip  # noqa: E501
     path = write(tmp_path / "a.jsonl", rows)
-    total = measure_lengths(path, tokenizer, progress=False).totals[0]
+    total = check_file(path, tokenizer, progress=False).lengths["row"][0]
     report = check_file(path, tokenizer, context_length=500, progress=False)
     assert report.num_rows == 5
     assert (report.cut.count, report.num_cut_tokens) == (2, 2 * (total - 500))

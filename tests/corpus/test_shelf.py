@@ -53,7 +53,7 @@ def test_a_shelf(files: list[Path], tmp_path: Path) -> None:
     assert result.skipped[str(files[3])] == "empty: it holds no bytes"
     assert json.loads((tmp_path / "out/skipped.json").read_text()) == result.skipped
     first = records(tmp_path / "out")[0]
-    assert set(first) == {"text", "title", "file", "kind", "pages", "sha256", "tool", "notes"}
+    assert set(first) == {"text", "title", "file", "kind", "document_kind", "pages", "sha256", "tool", "notes"}
     assert first["tool"].startswith("longlora ")
     # Training reads it as it is, and people read the texts.
     documents = list(read_documents(str(tmp_path / "out/corpus.jsonl")))
@@ -159,7 +159,7 @@ def test_a_corpus_that_something_else_wrote(files: list[Path], tmp_path: Path) -
 def test_the_command(files: list[Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["corpus", "from-pdf", *map(str, files[:2]), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert "2 texts written (800 words), 0 there before, 0 files skipped" in done.output
+    assert "2 texts written (800 words; 2 books, 0 papers), 0 there before, 0 files skipped" in done.output
     assert "set data.source to" in done.output
     again = ["corpus", "from-pdf", str(files[0]), "--out", str(tmp_path / "out"), "--json"]
     assert json.loads(CliRunner().invoke(app, again).stdout)["done_before"] == 1

@@ -93,7 +93,7 @@ def test_pages_without_text_are_noted(tmp_path: Path) -> None:
         canvas.showPage()
 
     record = extract(save(tmp_path / "a.pdf", act), Settings())
-    assert record.notes == ["1 of 2 pages have no text"] and record.pages == 2
+    assert record.notes == ["1 of 2 pages have no text: 2"] and record.pages == 2
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_document_of_which_nothing_is_left_is_no_record(tmp_path: Path) -> Non
             canvas.drawString(72, 700 - 15 * number, text)
 
     path = save(tmp_path / "a.pdf", act)
-    with pytest.raises(UnreadableFileError, match=r"without text .*; references left out \(10 words\)"):
+    with pytest.raises(UnreadableFileError, match=r"without text .*; left out: 10 words of references"):
         extract(path, Settings())
     assert "One." in extract(path, Settings(references="keep")).text
 

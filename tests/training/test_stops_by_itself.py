@@ -19,7 +19,7 @@ from tests.templates import CHATML, LLAMA_2, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from longlora.config import parse_recipe
-from longlora.corpus.qa.local_model import LocalModel
+from longlora.corpus.qa.answering_model import LocalModel
 from longlora.inference.chat_model import ChatSettings, load_chat_model
 from longlora.inference.conversation import Conversation
 from longlora.merge import merge_adapter

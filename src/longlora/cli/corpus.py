@@ -12,7 +12,7 @@ from longlora.cli.options import AsJson, TextColumn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from longlora.corpus.lengths import Lengths
+    from longlora.corpus.checking import Report
 
 corpus = typer.Typer(help="Make training data out of documents and question sets, and check it.", no_args_is_help=True)
 corpus.command("make-qa")(make_qa.make_qa)
@@ -20,6 +20,7 @@ corpus.command("qa-prompts")(make_qa.qa_prompts)
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
+Kind = Literal["auto", "book", "paper"]
 NearDuplicates = Literal["drop", "mark", "keep"]
 
 
@@ -31,6 +32,7 @@ def from_pdf(
         Engine, typer.Option(help="What reads PDFs: pdfium; docling, if installed; auto: docling if it is installed.")
     ] = "pdfium",
     references: Annotated[References, typer.Option(help="The list of references at a paper's end.")] = "drop",
+    kind: Annotated[Kind, typer.Option(help="What all of them are; decides what `make-qa` asks.")] = "auto",
     near_duplicates: Annotated[
         NearDuplicates, typer.Option(help="Texts that nearly repeat an earlier one: leave out, mark, or keep.")
     ] = "drop",
@@ -48,7 +50,7 @@ def from_pdf(
     result = read_shelf(
         find_files(files),
         out,
-        settings=Settings(engine=engine, references=references),
+        settings=Settings(engine=engine, references=references, kind=kind),
         near_duplicates=near_duplicates,
         processes=processes,
         write_texts=texts,
@@ -58,7 +60,8 @@ def from_pdf(
         typer.echo(json.dumps(written | {"skipped": result.skipped, "marked": result.marked}, indent=2))
     else:
         typer.echo(
-            f"{result.num_written} texts written ({result.num_words:,} words), {result.num_done_before} there before, "
+            f"{result.num_written} texts written ({result.num_words:,} words; {result.kinds['book']} books, "
+            f"{result.kinds['paper']} papers), {result.num_done_before} there before, "
             f"{len(result.skipped)} files skipped"
         )
         for name, reason in result.skipped.items():
@@ -98,42 +101,50 @@ def mix_rows(
 Tokenizer = Annotated[str, typer.Option(help="Model directory or hub name whose tokenizer counts, or `tiny`.")]
 
 
+File = Annotated[str, typer.Argument(help="Conversations or texts: whatever training reads.")]
+
+
 @corpus.command()
 def stats(
-    file: Annotated[Path, typer.Argument(help="Conversations or texts: JSON, JSONL or Parquet.")],
+    file: File,
     tokenizer: Tokenizer,
     figure: Annotated[Path | None, typer.Option(help="Draw a histogram into this .png, .svg or .pdf.")] = None,
     text_column: TextColumn = "text",
     as_json: AsJson = False,
 ) -> None:
     """Lengths of a file's prompts and answers in tokens, and what kinds of rows it holds."""
-    from longlora.corpus.lengths import measure_lengths
+    from longlora.corpus.extract import check_installed
 
-    lengths = measure_lengths(file, _tokenizer(tokenizer), text_column=text_column)
+    check_installed()
+    from longlora.corpus.check_page import draw_lengths
+    from longlora.corpus.checking import check_file
+
+    report = check_file(file, _tokenizer(tokenizer), text_column=text_column)
     if figure is not None:
-        from longlora.corpus.lengths import draw_lengths
-
-        draw_lengths(lengths, figure)
+        draw_lengths(report, figure)
     if as_json:
-        typer.echo(json.dumps(lengths.to_dict(), indent=2))
+        values = report.to_dict()
+        wanted = {name: values[name] for name in ("file", "num_rows", "tokens", "kinds", "unusable")}
+        typer.echo(json.dumps(wanted, indent=2))
         return
-    _print_lengths(lengths)
+    _print_lengths(report)
     if figure is not None:
         typer.echo(f"drawn into {figure}")
 
 
 @corpus.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="Conversations or texts: JSON, JSONL or Parquet.")],
+    file: File,
     tokenizer: Tokenizer,
     context: Annotated[int, typer.Option(min=1, help="Tokens of a row in training (context_length).")],
     against: Annotated[
-        list[Path] | None, typer.Option(help="A file that must share no document or question; may be repeated.")
+        list[str] | None, typer.Option(help="A file that must share no document or question; may be repeated.")
     ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a page to look at, .html.")] = None,
     text_column: TextColumn = "text",
     as_json: AsJson = False,
 ) -> None:
-    """Say what training would cut or leave out, what repeats, and what stands in other splits; status 1 if any does."""
+    """Say what training would cut or leave out, what repeats, leaks or proves nothing; status 1 if any does."""
     from longlora.corpus.extract import check_installed
 
     check_installed()
@@ -141,24 +152,36 @@ def check(
 
     loaded = _tokenizer(tokenizer)
     report = check_file(file, loaded, context_length=context, against=against or [], text_column=text_column)
-    findings = report.describe()
+    if page is not None:
+        from longlora.corpus.check_page import write_page
+
+        write_page(report, page)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        for words, finding in findings:
-            typer.echo(f"{finding.count:>8,} rows {words}")
-            for example in finding.examples:
-                typer.echo(f"{'':>14}{example}")
-        if report.example is not None:
-            from rich.console import Console
-
-            from longlora.data import show_example
-
-            typer.echo(f"answers were found by {'a search' if report.num_searched else 'marks of the chat template'}")
-            show_example(loaded, report.example.input_ids, report.example.labels, console=Console())
-        typer.echo(f"{report.num_rows:,} rows checked" + ("" if findings else ", nothing found"))
-    if findings:
+        _print_report(report, loaded)
+        if page is not None:
+            typer.echo(f"page written to {page}")
+    if report.describe():
         raise typer.Exit(1)
+
+
+def _print_report(report: "Report", tokenizer: "PreTrainedTokenizerBase") -> None:
+    from rich.console import Console
+
+    from longlora.data import show_example
+
+    findings = report.describe()
+    for words, finding in findings:
+        typer.echo(f"{finding.count:>8,} rows {words}")
+        for example in finding.examples:
+            typer.echo(f"{'':>14}{example}")
+    if report.example is not None:
+        typer.echo(f"answers were found by {'a search' if report.num_searched else 'marks of the chat template'}")
+        show_example(tokenizer, report.example.input_ids, report.example.labels, console=Console())
+    for line in report.quality.describe():
+        typer.echo(line)
+    typer.echo(f"{report.num_rows:,} rows checked" + ("" if findings else ", nothing found"))
 
 
 def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -171,18 +194,18 @@ def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return loaded
 
 
-def _print_lengths(lengths: "Lengths") -> None:
+def _print_lengths(report: "Report") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from longlora.corpus.lengths import percentiles
+    from longlora.corpus.checking import percentiles
 
-    table = Table("tokens", "total", *percentiles([0]), title=f"{len(lengths.prompts):,} rows of {lengths.file}")
-    for name, values in lengths.columns.items():
+    table = Table("tokens", "total", *percentiles([0]), title=f"{len(report.answers):,} rows of {report.file}")
+    for name, values in report.lengths.items():
         table.add_row(name, f"{sum(values):,}", *(f"{value:,}" for value in percentiles(values).values()))
     console = Console()
     console.print(table)
-    for kind, count in lengths.kinds.most_common():
+    for kind, count in report.kinds.most_common():
         console.print(f"{count:>8,} {kind}", highlight=False)
-    for reason, count in lengths.left_out.most_common():
-        console.print(f"{count:>8,} left out: {reason}", highlight=False)
+    for reason, finding in report.unusable.items():
+        console.print(f"{finding.count:>8,} left out: {reason}", highlight=False)

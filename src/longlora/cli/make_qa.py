@@ -54,7 +54,8 @@ def make_qa(
     """Let a language model write questions and answers about whole documents; the same command again resumes."""
     options = locals()
     from longlora.corpus.qa import Sending, Settings, choose_model, load_prompts, make_questions
-    from longlora.data import read_documents
+    from longlora.corpus.qa.chunks import shelf_texts
+    from longlora.data.sources import find_items
 
     sending = Sending(**_named(Sending.__dataclass_fields__, options))
     chosen = choose_model(
@@ -71,7 +72,7 @@ def make_qa(
     measured = {"model": chosen.name, "window": chosen.window, "tokenizer": chosen.tokenizer}
     names = Settings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # which nobody needs to choose
     summary = make_questions(
-        read_documents(texts, text_column=text_column, split=split, max_documents=max_documents),
+        find_items(texts, shelf_texts(text_column), split, max_documents, identity=[text_column]),
         out,
         settings=Settings(**_named(names, options) | measured),
         prompts=load_prompts(prompts),

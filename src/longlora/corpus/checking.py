@@ -1,40 +1,26 @@
-"""What would go wrong with a training file: what is cut, what cannot be used, what repeats, and what leaks."""
+"""What a training file holds: lengths, rows that are cut, unusable, repeated or leaked, and how good questions are."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from longlora.corpus.near_duplicates import NearDuplicates, RunIndex, signature
+from longlora.corpus.quality import SHOWN, Finding, Quality
 from longlora.corpus.question_rows import Row, read_rows
 from longlora.data import EncodedConversation, encode_conversation
-from longlora.data.encode import UnusableConversationError, check_tokenizer
+from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer
 from longlora.support.progress import shown
 
-SHOWN = 5
-"""Examples that are kept of each finding."""
-
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+_NO_LIMIT = 1 << 62
 # Half of a document's runs of words in another is more than two texts on one matter share by chance.
 _LEAKED_SHARE = 0.5
 _SAME_QUESTION = 0.9
-
-
-@dataclass
-class Finding:
-    """One thing that is wrong: how many rows, and the first few of them."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, example: str) -> None:
-        """Count a row."""
-        self.count += 1
-        if len(self.examples) < SHOWN:
-            self.examples.append(example)
 
 
 @dataclass
@@ -42,7 +28,13 @@ class Report:
     """What a check found; the words of the findings stand in `describe`."""
 
     file: str
-    context_length: int
+    context_length: int | None
+    """Tokens of a row in training; None if only lengths are asked for."""
+    prompts: list[int] = field(default_factory=list)
+    """Tokens of each row that are read: all but the answers. Of a text, none."""
+    answers: list[int] = field(default_factory=list)
+    """Tokens that are learned. Of a text, all."""
+    kinds: Counter[str] = field(default_factory=Counter)
     num_rows: int = 0
     num_texts: int = 0
     """Rows that are texts, which training packs and never cuts."""
@@ -62,6 +54,16 @@ class Report:
     """Conversations whose answers were found by a search, for want of marks."""
     example: EncodedConversation | None = None
     """The first conversation."""
+    quality: Quality = field(default_factory=Quality)
+    """Of the questions about documents."""
+
+    @property
+    def lengths(self) -> dict[str, list[int]]:
+        """Tokens of every row that can be used, by what they are of."""
+        if not any(self.prompts):
+            return {"text": self.answers}
+        rows = [prompt + answer for prompt, answer in zip(self.prompts, self.answers, strict=True)]
+        return {"prompt": self.prompts, "answer": self.answers, "row": rows}
 
     def describe(self) -> list[tuple[str, Finding]]:
         """Name every finding that there is, the worst first."""
@@ -72,14 +74,28 @@ class Report:
             *((reason, finding) for reason, finding in sorted(self.unusable.items())),
             ("do not teach the end of a turn: the chat template writes no token for it", self.without_end),
             ("lose thoughts of earlier answers, which the chat template leaves out in use too", self.dropped_thoughts),
+            ("quote what does not stand in their document", self.quality.not_found),
+            ("have all of their answer's words in the question", self.quality.given_away),
             ("repeat an earlier row", self.repeated),
             (f"exceed {self.context_length} tokens and lose {self.num_cut_tokens:,} of their documents", self.cut),
         ]
         return [(words, finding) for words, finding in findings if finding.count]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a machine may want to read."""
-        return {name: value for name, value in asdict(self).items() if name != "example"}
+        """Return what a machine may want to read; lengths as percentiles."""
+        values = {name: value for name, value in vars(self).items() if name not in ("example", "prompts", "answers")}
+        findings = {name: asdict(value) for name, value in values.items() if isinstance(value, Finding)}
+        unusable = {reason: asdict(finding) for reason, finding in self.unusable.items()}
+        tokens = {
+            name: {"total": sum(lengths), **percentiles(lengths)} for name, lengths in self.lengths.items() if lengths
+        }
+        return values | findings | {"unusable": unusable, "tokens": tokens, "quality": self.quality.to_dict()}
+
+
+def percentiles(values: Sequence[int]) -> dict[str, int]:
+    """Return percentiles as lengths that occur: the nearest row's, not a mean of two."""
+    found = np.percentile(values, PERCENTILES, method="nearest")
+    return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, found, strict=True)}
 
 
 class _Seen:
@@ -116,15 +132,17 @@ class _Seen:
 
 
 def check_file(
-    path: Path,
+    source: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    context_length: int,
-    against: Sequence[Path] = (),
+    context_length: int | None = None,
+    against: Sequence[str] = (),
     text_column: str = "text",
     progress: bool = True,
 ) -> Report:
     """Go through a file as training would, and compare it with others that must not share its documents.
+
+    Without a context length nothing is cut, and questions are not looked at: what is left are the lengths.
 
     Raises:
         DataError: a file cannot be used.
@@ -133,15 +151,17 @@ def check_file(
     seen = _Seen()
     for other in against:
         known, _ = read_rows(other, text_column=text_column)
-        for row in shown(known, f"Reading {other.name}", total=None, progress=progress):
+        for row in shown(known, f"Reading {other}", total=None, progress=progress):
             seen.add(row)
-    report = Report(str(path), context_length)
-    rows, skipped = read_rows(path, text_column=text_column)
+    report = Report(source, context_length)
+    rows, skipped = read_rows(source, text_column=text_column)
     earlier: Counter[str] = Counter()
-    for row in shown(rows, f"Checking {path.name}", total=None, progress=progress):
+    for row in shown(rows, f"Checking {source}", total=None, progress=progress):
         report.num_rows += 1
         _check_tokens(row, tokenizer, report)
         _check_repetition(row, earlier, report)
+        if context_length is not None:
+            report.quality.add(row)
         if against:
             _check_leak(row, seen, report)
     for reason, count in skipped.counts.items():
@@ -153,13 +173,21 @@ def check_file(
 def _check_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
     if not row.messages:
         report.num_texts += 1
+        report.kinds[row.kind] += 1
+        report.prompts.append(0)
+        report.answers.append(len(tokenizer(row.document, verbose=False)["input_ids"]))
         return
     check_tokenizer(tokenizer)
+    limit = report.context_length or _NO_LIMIT
     try:
-        encoded = encode_conversation(tokenizer, row.messages, context_length=report.context_length, tools=row.tools)
+        encoded = encode_conversation(tokenizer, row.messages, context_length=limit, tools=row.tools)
     except UnusableConversationError as error:
         report.unusable.setdefault(str(error), Finding()).add(row.name)
         return
+    report.kinds[row.kind] += 1
+    num_learned = sum(label != IGNORED for label in encoded.labels)
+    report.answers.append(num_learned)
+    report.prompts.append(len(encoded.labels) - num_learned + encoded.num_cut)
     report.example = report.example or encoded
     report.num_searched += encoded.method == "search"
     if not encoded.are_ended:

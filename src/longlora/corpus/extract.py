@@ -1,10 +1,12 @@
 """One file of whatever kind to one record."""
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,7 @@ from longlora.support.packages import require_package
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
+Kind = Literal["book", "paper"]
 
 SUFFIXES = {
     ".pdf": "pdf",
@@ -30,6 +33,21 @@ SUFFIXES = {
 _PACKAGES = ("pypdfium2", "bs4", "lxml", "datasketch", "trafilatura")
 _MARKUP = {"epub": read_epub, "html": read_html, "markdown": read_markdown, "text": read_plain}
 
+_ABSTRACT = re.compile(r"^\W*a ?b ?s ?t ?r ?a ?c ?t\b|\\begin\{abstract\}", re.IGNORECASE | re.MULTILINE)
+_ABSTRACT_WITHIN = 10_000  # characters
+_INTRODUCTION = re.compile(
+    r"^\W*(?:\d+\.?\s+|I\.\s+)?introduction\W*$|\\section\{introduction", re.IGNORECASE | re.MULTILINE
+)
+_REFERENCES = re.compile(
+    r"^\W*(?:\d+\.?\s+)?(?:references|bibliography|literature cited|works cited)\W*$|\\bibliography\{|"
+    r"\\begin\{thebibliography\}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CITATION = re.compile(r"\[\d+(?:[,–-] ?\d+)*\]|\bet al\b|\([A-Z][^()\d]{1,60},? (?:19|20)\d\d[a-z]?\)|\\cite")
+_FEWEST_CITATIONS = 5
+_WORDS_BETWEEN_CITATIONS = 500
+_LONGEST_PAPER = 60_000  # words, without an abstract
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -37,6 +55,7 @@ class Settings:
 
     engine: Engine = "pdfium"
     references: References = "drop"
+    kind: Kind | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +65,8 @@ class Record:
     text: str
     title: str
     file: str
-    kind: str
+    kind: str  # of the file
+    document_kind: Kind  # decides what is asked about it
     pages: int  # of a PDF; parts of an e-book, else 1
     sha256: str  # of the file
     tool: str  # program, library and version that made the text
@@ -134,21 +154,39 @@ def extract(path: Path, settings: Settings) -> Record:
             raise UnreadableFileError("empty: it holds no bytes")
         # A server may give a PDF under the address of a page.
         kind = "pdf" if begin.startswith(b"%PDF-") else SUFFIXES[path.suffix.lower()]
-        marked, tool, notes = _read_pdf(path, settings) if kind == "pdf" else (_MARKUP[kind](path), "", [])
+        marked, tool = _read_pdf(path, settings) if kind == "pdf" else (_MARKUP[kind](path), "")
     except OSError as error:
         raise UnreadableFileError(f"unreadable ({error.strerror or error})") from error
     if not marked.text.strip():
-        raise UnreadableFileError("; ".join(["without text that training could use", *notes]))
+        raise UnreadableFileError("; ".join(["without text that training could use", *marked.notes]))
+    document_kind = settings.kind
+    if document_kind == "auto":
+        document_kind = detect_kind(marked.text, has_references=marked.has_references)
     return Record(
         text=marked.text,
         title=marked.title or path.stem,
         file=str(path),
         kind=kind,
+        document_kind=document_kind,
         pages=marked.num_parts,
         sha256=digest,
         tool=f"longlora {__version__}{tool}",
-        notes=notes,
+        notes=list(marked.notes),
     )
+
+
+def detect_kind(text: str, *, has_references: bool = False) -> Kind:
+    """Tell a paper from a book: it has references, and an abstract, an introduction or citations all over its text.
+
+    A book may have a bibliography as well, but is longer or cites less.
+    """
+    if not (has_references or _REFERENCES.search(text, len(text) // 2)):
+        return "book"
+    num_words = len(text.split())
+    cites = len(_CITATION.findall(text)) > max(_FEWEST_CITATIONS, num_words / _WORDS_BETWEEN_CITATIONS)
+    is_short = num_words < _LONGEST_PAPER
+    is_paper = _ABSTRACT.search(text[:_ABSTRACT_WITHIN]) or (is_short and (cites or _INTRODUCTION.search(text)))
+    return "paper" if is_paper else "book"
 
 
 def has_docling() -> bool:
@@ -156,22 +194,36 @@ def has_docling() -> bool:
     return find_spec("docling") is not None
 
 
-def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str, list[str]]:
+def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str]:
     if settings.engine == "docling" or (settings.engine == "auto" and has_docling()):
-        return read_by_docling(path), f", docling {version('docling')}", []
+        return read_by_docling(path), f", docling {version('docling')}"
     from longlora.corpus.pdf.document import read_pdf
 
     read = read_pdf(path, references=settings.references)
     notes = []
     if read.pages_without_text:
-        notes.append(f"{read.pages_without_text} of {read.num_pages} pages have no text")
+        numbers = _page_numbers(read.pages_without_text)
+        notes.append(f"{len(read.pages_without_text)} of {read.num_pages} pages have no text: {numbers}")
     if read.pages_as_they_are:
-        numbers = ", ".join(map(str, read.pages_as_they_are))
+        numbers = _page_numbers(read.pages_as_they_are)
         notes.append(f"pages with pdfium's lines as they are, since ours would part its words: {numbers}")
-    if read.reference_words_dropped:
-        notes.append(f"references left out ({read.reference_words_dropped} words)")
-    marked = MarkedText(text=read.text, title=read.title, num_parts=read.num_pages)
-    return marked, f", pypdfium2 {version('pypdfium2')}", notes
+    if read.left_out:
+        kinds = ", ".join(f"{len(words)} words of {kind}" for kind, words in read.left_out.items())
+        notes.append(f"left out: {kinds}")
+    marked = MarkedText(
+        text=read.text,
+        title=read.title,
+        num_parts=read.num_pages,
+        notes=tuple(notes),
+        has_references="references" in read.left_out,
+    )
+    return marked, f", pypdfium2 {version('pypdfium2')}"
+
+
+def _page_numbers(numbers: Sequence[int]) -> str:
+    """Write ascending numbers with runs as `3-7`."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda it: it[1] - it[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def read_by_docling(path: Path) -> MarkedText:

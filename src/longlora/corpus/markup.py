@@ -2,8 +2,10 @@
 
 import posixpath
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +16,10 @@ _BLOCKS = (
 ).split()
 # What a page has beside its text.
 _NO_TEXT = "script style noscript template svg math nav header footer aside form button iframe object head".split()
+_NO_TEXT_OF_A_BOOK = [name for name in _NO_TEXT if name not in ("header", "footer", "aside")] + ["rt", "rp", "rtc"]
+_NOTES = re.compile(r"\b(footnote|endnote|rearnote)\b")
+# Where a word may be broken; not the joiners, which change how letters are written.
+_INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x2060, 0xFEFF))
 _LAYOUT = ["table", "h1", "h2", "h3"]
 _NOTE_TYPES = re.compile(r"\b(noteref|pagebreak)\b")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -33,6 +39,10 @@ class MarkedText:
     text: str
     title: str
     num_parts: int = 1
+    notes: tuple[str, ...] = ()
+    """What a reader should know of: pages without text, what is left out."""
+    has_references: bool = False
+    """It had a list of them, whether that is still in the text or not."""
 
 
 def read_html(path: Path) -> MarkedText:
@@ -75,14 +85,18 @@ def read_epub(path: Path) -> MarkedText:
             root = etree.fromstring(archive.read(package), _xml_parser())
             spine = _spine(root, PurePosixPath(package).parent, archive.namelist())
             _check_unprotected(archive, spine)
-            texts = ["\n\n".join(_page_text(archive.read(name))[1]) for name in spine if name in archive.namelist()]
+            stored = set(archive.namelist())
+            missing = [name for name in spine if name not in stored]
+            parts = [_page_text(archive.read(name), is_book=True)[1] for name in spine if name in stored]
+            texts = ["\n\n".join(part) for part in parts]
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise UnreadableFileError(f"damaged: no whole e-book ({str(error).strip(chr(39))})") from error
     except (etree.XMLSyntaxError, RuntimeError) as error:  # RuntimeError: a zip file with a password
         raise UnreadableFileError(f"damaged or protected ({error})") from error
     title = root.findtext(".//{http://purl.org/dc/elements/1.1/}title") or ""
     texts = [text for text in texts if text]
-    return MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts))
+    notes = (f"parts that the book names and does not hold: {', '.join(missing)}",) if missing else ()
+    return MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts), notes=notes)
 
 
 def read_markdown(path: Path) -> MarkedText:
@@ -117,7 +131,7 @@ def _decoded(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _page_text(content: bytes) -> tuple[str, list[str]]:
+def _page_text(content: bytes, *, is_book: bool = False) -> tuple[str, list[str]]:
     """Return the title and all paragraphs of a page of HTML or XHTML."""
     from bs4 import BeautifulSoup
 
@@ -128,8 +142,14 @@ def _page_text(content: bytes) -> tuple[str, list[str]]:
         encoding = None  # the page may name it
     soup: Any = BeautifulSoup(content, "lxml", from_encoding=encoding)
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
-    for item in [*soup.find_all(_NO_TEXT), *soup.find_all(attrs={"epub:type": _NOTE_TYPES})]:
-        item.decompose()
+    for name in ("epub:type", "role"):
+        for note in soup.find_all(attrs={name: _NOTES}):
+            if note.find(attrs={name: _NOTES}) is None:  # not the list of them
+                note.replace_with(_paragraph(soup, f"[Footnote: {' '.join(note.get_text(' ').split())}]"))
+    without = soup.find_all(_NO_TEXT_OF_A_BOOK if is_book else [*_NO_TEXT, *_NO_TEXT_OF_A_BOOK])
+    for item in [*without, *soup.find_all(attrs={"epub:type": _NOTE_TYPES})]:
+        if not (item.name == "header" and item.find_parent(["article", "main"])):  # the title of what is there
+            item.decompose()
     for table in soup.find_all("table"):
         if table.find(_LAYOUT) is not None:
             continue  # a page set out by a table
@@ -144,10 +164,15 @@ def _page_text(content: bytes) -> tuple[str, list[str]]:
 
 
 def _marked(soup: Any, kind: str, caption: str) -> Any:
-    mark = soup.new_tag("p")
     caption = " ".join(caption.split())
-    mark.string = (f"[{kind}: {caption}]" if caption else f"[{kind}]") if kind == "Table" or caption else ""
-    return mark
+    mark = (f"[{kind}: {caption}]" if caption else f"[{kind}]") if kind == "Table" or caption else ""
+    return _paragraph(soup, mark)
+
+
+def _paragraph(soup: Any, text: str) -> Any:
+    paragraph = soup.new_tag("p")
+    paragraph.string = text
+    return paragraph
 
 
 def _paragraphs(root: Any) -> Iterator[str]:
@@ -159,7 +184,7 @@ def _paragraphs(root: Any) -> Iterator[str]:
     is_verbatim = False
 
     def flush() -> Iterator[str]:
-        text = "".join(parts)
+        text = "".join(parts).translate(_INVISIBLE)
         parts.clear()
         if is_verbatim:
             text = text.strip("\n")
@@ -212,12 +237,20 @@ def _package_path(archive: zipfile.ZipFile) -> str:
 
 
 def _spine(root: Any, folder: PurePosixPath, stored: list[str]) -> list[str]:
-    """List the parts by their names in the zip file, some of which keep the percent signs of addresses."""
+    """List the parts by their names in the zip file."""
     names = {item.get("id"): item.get("href") for item in root.iter("{*}item")}
     navigation = {item.get("id") for item in root.iter("{*}item") if "nav" in (item.get("properties") or "").split()}
     spine = [item.get("idref") for item in root.iter("{*}itemref") if item.get("idref") not in navigation]
     paths = [posixpath.normpath(folder / names[name]) for name in spine if names.get(name)]
-    return [path if path in stored else unquote(path) for path in paths]
+    by_key = {_name_key(name): name for name in stored}
+    return [path if path in stored else by_key.get(_name_key(path), unquote(path)) for path in paths]
+
+
+def _name_key(name: str) -> str:
+    """Write a name as every program would: zip files differ in letters' composition, case, encoding, percent signs."""
+    with suppress(UnicodeError):
+        name = name.encode("cp437").decode("utf-8")  # what zipfile takes names for that do not say they are UTF-8
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
 
 
 def _check_unprotected(archive: zipfile.ZipFile, spine: list[str]) -> None:

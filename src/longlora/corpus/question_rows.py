@@ -1,31 +1,43 @@
 """Rows of question sets and of texts: taken apart into document, question and answer, and written."""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longlora.data.conversations import CONVERSATIONS, Conversation, Message
-from longlora.data.row_readers import MissingColumnError, Skipped, UnreadableError, read_file, text_kind
+from longlora.data.conversations import CONVERSATIONS, Message
+from longlora.data.row_readers import (
+    ItemKind,
+    MissingColumnError,
+    Skipped,
+    UnreadableError,
+    read_dataset,
+    read_file,
+    text_kind,
+)
+from longlora.data.sources import read_part
 from longlora.errors import DataError
 from longlora.support.files import flush, replaced_file
+from longlora.support.locate import Part, locate
 
 # A message whose middle lines are shorter is a question with a remark, not one about a document.
 _SHORTEST_DOCUMENT = 400  # characters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of a file; a text is a row with a document alone."""
 
-    name: str
-    messages: tuple[Message, ...]
+    name: str = ""
+    messages: tuple[Message, ...] = ()
     document: str
     """The longest message without its first and last line, where the question stands; empty if it holds none."""
-    question: str
-    answer: str
+    question: str = ""
+    answer: str = ""
     tools: tuple[dict[str, Any], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What `corpus make-qa` says of a row: quotations, the kind of question, the document's name."""
 
     @property
     def kind(self) -> str:
@@ -40,32 +52,46 @@ class Row:
         return ", ".join(parts)
 
 
-def read_rows(path: Path, *, text_column: str = "text") -> tuple[Iterator[Row], Skipped]:
-    """Read a file of conversations, or else of texts, and what of it had to be skipped (complete after the last row).
+def read_rows(source: str | Path, *, text_column: str = "text") -> tuple[Iterator[Row], Skipped]:
+    """Read conversations, or else texts, and what of them had to be skipped (complete after the last row).
+
+    A source is whatever training reads: a file, a folder, a glob, a saved data set, the name of one on the hub.
 
     Raises:
         DataError: it is neither, or cannot be read; while reading, that it holds nothing usable.
     """
-    skipped = Skipped()
-    rows = (_row(name, conversation) for name, conversation in read_file(path, CONVERSATIONS, skipped))
-    try:
-        first = next(rows, None)
-    except MissingColumnError:
+    parts = locate(str(source))
+    for kind in (_ROWS, _texts(text_column)):
         skipped = Skipped()
-        texts = read_file(path, text_kind(text_column), skipped)
-        rows = (Row(name, (), document=text, question="", answer="") for name, text in texts)
+        rows = _read(parts, kind, skipped)
         try:
             first = next(rows, None)
         except UnreadableError as error:
-            raise DataError(
-                f"{path} has {error}; it needs the columns of a conversation (docs/conversations.md), or a text: "
-                "--text-column"
-            ) from error
-    except UnreadableError as error:
-        raise DataError(f"{path} is {error}; name a file of conversations (docs/conversations.md)") from error
-    if first is None:
-        raise DataError(f"{path} holds no usable row: {skipped.summary() or 'it is empty'}")
-    return _all(path, first, rows), skipped
+            if isinstance(error, MissingColumnError) and kind is _ROWS:
+                continue
+            remedy = "name a file of conversations (docs/conversations.md)"
+            if isinstance(error, MissingColumnError):
+                remedy = "it needs the columns of a conversation (docs/conversations.md), or a text: --text-column"
+            verb = "has" if isinstance(error, MissingColumnError) else "is"
+            raise DataError(f"{source} {verb} {error}; {remedy}") from error
+        if first is not None:
+            return _all(source, first, rows), skipped
+        if len(parts) == 1:
+            break
+    raise DataError(f"{source} holds no usable row: {skipped.summary() or 'it is empty'}")
+
+
+def _read(parts: Sequence[Part], kind: ItemKind[Row], skipped: Skipped) -> Iterator[Row]:
+    """Read what there is; a single file is refused where one of many is skipped."""
+    for part in parts:
+        if part.kind == "file" and len(parts) == 1:
+            items = read_file(Path(part.location), kind, skipped)
+        elif part.kind == "file":
+            items = read_part(part, kind, "train", skipped)
+        else:
+            items = read_dataset(part.location, part.kind, kind, "train", skipped)
+        for name, row in items:
+            yield replace(row, name=name)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -84,19 +110,56 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return number
 
 
-def _all(path: Path, first: Row, rows: Iterator[Row]) -> Iterator[Row]:
+def _all(source: str | Path, first: Row, rows: Iterator[Row]) -> Iterator[Row]:
     yield first
     try:
         yield from rows
     except UnreadableError as error:
-        raise DataError(f"{path} is {error}") from error
+        raise DataError(f"{source} is {error}") from error
 
 
-def _row(name: str, conversation: Conversation) -> Row:
+def _row(values: Mapping[str, Any]) -> Row:
+    conversation = CONVERSATIONS.of_row(values)
     asked = [message["content"] for message in conversation.messages if message["role"] != "assistant"]
     document, question = _document_and_question(max(asked, key=len, default=""))
     answers = [message["content"] for message in conversation.messages if message["role"] == "assistant"]
-    return Row(name, conversation.messages, document, question, "\n".join(answers), conversation.tools)
+    provenance = values.get("provenance")
+    return Row(
+        messages=conversation.messages,
+        document=document,
+        question=question,
+        answer="\n".join(answers),
+        tools=conversation.tools,
+        provenance=provenance if isinstance(provenance, dict) else {},
+    )
+
+
+def _no_row(text: str) -> Row:
+    CONVERSATIONS.of_text(text)
+    raise AssertionError("a text is no table")
+
+
+_ROWS = ItemKind(
+    name=CONVERSATIONS.name,
+    remedy=CONVERSATIONS.remedy,
+    column_remedy=CONVERSATIONS.column_remedy,
+    missing=CONVERSATIONS.missing,
+    of_row=_row,
+    of_text=_no_row,
+)
+
+
+def _texts(column: str) -> ItemKind[Row]:
+    plain = text_kind(column)
+    return ItemKind(
+        name=plain.name,
+        remedy=plain.remedy,
+        column_remedy=plain.column_remedy,
+        missing=plain.missing,
+        of_row=lambda values: Row(document=plain.of_row(values)),
+        of_text=lambda text: Row(document=plain.of_text(text)),
+        columns=plain.columns,
+    )
 
 
 def _document_and_question(message: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ run that is killed while writing leaves a line without one, which the next run c
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.errors import DataError
+from longlora.errors import DataError, first_line
 from longlora.support.files import write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
 from longlora.support.progress import progress_bar
@@ -42,6 +43,7 @@ class ShelfResult:
     num_written: int = 0
     num_done_before: int = 0
     num_words: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)  # books and papers written
     skipped: dict[str, str] = field(default_factory=dict)  # files without a record, and why
     marked: dict[str, str] = field(default_factory=dict)  # files with a record that nearly repeats an earlier file's
 
@@ -126,6 +128,10 @@ class _Shelf:
         self._append(record)
 
     def _append(self, record: Record) -> None:
+        if self._write_texts:  # before the record, without which the file is read again
+            texts = self._folder / TEXT_FOLDER
+            texts.mkdir(exist_ok=True)
+            write_atomically(texts / f"{Path(record.file).stem}-{record.sha256[:8]}.txt", record.text + "\n")
         with (self._folder / RECORDS_FILE).open("ab") as file:
             file.write(json_line(record.to_dict()).encode("utf-8", errors="replace"))
             file.flush()
@@ -133,10 +139,7 @@ class _Shelf:
         self._files[record.sha256] = record.file
         self.result.num_written += 1
         self.result.num_words += len(record.text.split())
-        if self._write_texts:
-            texts = self._folder / TEXT_FOLDER
-            texts.mkdir(exist_ok=True)
-            write_atomically(texts / f"{Path(record.file).stem}-{record.sha256[:8]}.txt", record.text + "\n")
+        self.result.kinds[record.document_kind] += 1
 
 
 _Found = tuple[Record, Any]  # with the record's sketch, which is made in its process too
@@ -148,6 +151,8 @@ def _extract(path: Path, settings: Settings) -> _Found | str:
         record = extract(path, settings)
     except UnreadableFileError as error:
         return str(error)
+    except Exception as error:  # of whatever library: one file does not end the run
+        return f"the reader failed ({type(error).__name__}: {first_line(error)}); convert it by another program"
     return record, signature(record.text)
 
 

@@ -67,7 +67,7 @@ def read_documents(
     Raises:
         DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
     """
-    return _find(source, text_kind(text_column), split, max_documents, identity=[text_column])
+    return find_items(source, text_kind(text_column), split, max_documents, identity=[text_column])
 
 
 def read_conversations(
@@ -78,12 +78,17 @@ def read_conversations(
     Raises:
         DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
     """
-    return _find(source, CONVERSATIONS, split, max_documents, identity=["conversations"])
+    return find_items(source, CONVERSATIONS, split, max_documents, identity=["conversations"])
 
 
-def _find(
+def find_items(
     source: str | Sequence[str], kind: ItemKind[Item], split: str, max_items: int | None, identity: list[Any]
 ) -> Source[Item]:
+    """Find items of any kind; `identity` names what decides them beside their sources.
+
+    Raises:
+        DataError: a source does not exist, or holds no file.
+    """
     names = [source] if isinstance(source, str) else list(source)
     parts = [part for name in names for part in locate(name)]
     if not parts:
@@ -116,7 +121,7 @@ def _read_parts(
     parts: list[Part], source_name: str, kind: ItemKind[Item], split: str, max_items: int | None
 ) -> Iterator[tuple[str, Item]]:
     skipped = Skipped()
-    items = (item for part in parts for item in _read_part(part, kind, split, skipped))
+    items = (item for part in parts for item in read_part(part, kind, split, skipped))
     num_read = 0
     for item in islice(items, max_items):
         num_read += 1
@@ -128,7 +133,12 @@ def _read_parts(
         logger.warning("skipped %d files or rows: %s", skipped.counts.total(), skipped.summary())
 
 
-def _read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield the items of a file or a data set; what cannot be read is added to `skipped`.
+
+    Raises:
+        DataError: a table that the user named lacks the columns.
+    """
     try:
         if part.kind == "file":
             yield from read_file(Path(part.location), kind, skipped)

@@ -12,12 +12,11 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, scholar
 
 from longlora.cli import main as cli
-from longlora.corpus.qa.chunks import EstimatedTokens
+from longlora.corpus.qa.chunks import EstimatedTokens, shelf_texts
 from longlora.corpus.qa.make import Summary, make_questions
 from longlora.corpus.qa.prompt_files import load_prompts
 from longlora.corpus.qa.qa_settings import Sending, Settings
-from longlora.data import read_documents
-from longlora.data.sources import Source
+from longlora.data.sources import Source, find_items
 
 Run = Callable[..., tuple[int, str, str]]
 Make = Callable[..., Summary]
@@ -92,7 +91,9 @@ def make(server: ChatServer, texts: Path, tmp_path: Path) -> Make:
             answerer = Endpoint(base_url=server.base_url, **server_ways)
         settings = Settings(**({"model": "scholar"} | SMALL | changes))
         return make_questions(
-            source if isinstance(source, Source) else read_documents(str(source)),
+            source
+            if isinstance(source, Source)
+            else find_items(str(source), shelf_texts(), "train", None, identity=[]),
             out,
             settings=settings,
             prompts=load_prompts(folder),

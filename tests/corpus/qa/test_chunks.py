@@ -7,19 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus.qa.conftest import prose
 
+from longlora.corpus.extract import detect_kind
 from longlora.corpus.qa.chunks import (
     Documents,
     EstimatedTokens,
+    ShelfText,
     TokenizerTokens,
     cut_length,
     cut_sections,
-    detect_kind,
     material_room,
     spread,
 )
 from longlora.corpus.qa.prompt_files import load_prompts
 from longlora.corpus.qa.qa_settings import Settings
-from longlora.data import DocumentSource
+from longlora.data.sources import Source
 from longlora.errors import ConfigError
 from longlora.models.load import load_tokenizer
 from longlora.tiny import tiny_model_directory
@@ -89,7 +90,9 @@ PAPER = "Title\n\nABSTRACT\nWe show.\n\n1 Introduction\n" + "Text. " * 100 + "\n
     [
         (PAPER, "paper"),
         ("\\begin{abstract} We \\end{abstract}" + "x " * 99 + "\\bibliography{all}", "paper"),
-        (PAPER.replace("ABSTRACT", ""), "book"),
+        (PAPER.replace("ABSTRACT", ""), "paper"),
+        (PAPER.replace("ABSTRACT", "").replace("Introduction", "One"), "book"),
+        (PAPER.replace("ABSTRACT", "").replace("Introduction", "One").replace("Text.", "Text [3]."), "paper"),
         (PAPER.replace("References", "Epilogue"), "book"),
         ("In the abstract it was true.\n" + "x " * 99 + "He had no references.", "book"),
         ("", "book"),
@@ -107,9 +110,8 @@ def test_documents_are_laid_out_once() -> None:
             Counting.calls += 1
             return list(super().starts(text))
 
-    source = DocumentSource(
-        identity="", num_documents=2, read=lambda: iter([("a", PAPER), ("b", PAPER), ("c", "Text.")])
-    )
+    texts = [(name, ShelfText(text)) for name, text in (("a", PAPER), ("b", PAPER), ("c", "Text."))]
+    source = Source(identity="", num_documents=2, read=lambda: iter(texts))
     settings = Settings(model="m", window=9000, kind="book")
     documents = Documents(source, settings=settings, counter=Counting(3.0), room={"book": 50})
     first, again = list(documents), list(documents)

@@ -9,9 +9,8 @@ import torch
 from tests.corpus.qa.conftest import Make
 from tests.corpus.qa.test_journal import Attempts, a_call
 
-from longlora.corpus.qa.answering_model import choose_model
+from longlora.corpus.qa.answering_model import LocalModel, choose_model
 from longlora.corpus.qa.calls import UnansweredError
-from longlora.corpus.qa.local_model import LocalModel
 from longlora.corpus.qa.make import journal_path
 from longlora.errors import ConfigError
 

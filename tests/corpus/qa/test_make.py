@@ -12,10 +12,12 @@ import pytest
 from tests.corpus.qa.chat_server import ChatServer, Response, completion, scholar, step_of, written
 from tests.corpus.qa.conftest import Make, records
 
+from longlora.corpus.qa.chunks import ShelfText
+from longlora.corpus.qa.document_qa import NO_QUOTATION
 from longlora.corpus.qa.estimate import Estimate
-from longlora.corpus.qa.grounding import Passages
 from longlora.corpus.qa.make import journal_path
-from longlora.data import DocumentSource
+from longlora.corpus.qa.replies import Passages
+from longlora.data.sources import Source
 from longlora.errors import ConfigError, DataError
 
 
@@ -156,16 +158,16 @@ def test_a_source_that_breaks_off_loses_no_reply(make: Make, server: ChatServer,
     text = (texts / "a-short.txt").read_text(encoding="utf-8")
     reads: list[int] = []
 
-    def read() -> Iterator[tuple[str, str]]:
+    def read() -> Iterator[tuple[str, ShelfText]]:
         reads.append(1)
-        yield "a", text
+        yield "a", ShelfText(text)
         if len(reads) == 2:
             while not server.requests:
                 time.sleep(0.01)
             raise DataError("the connection was lost")
-        yield "b", text[:200]
+        yield "b", ShelfText(text[:200])
 
-    source = DocumentSource(identity="", num_documents=2, read=read)
+    source = Source(identity="", num_documents=2, read=read)
     with pytest.raises(DataError, match="the connection was lost"):
         make(source=source)
     lines = journal_path(tmp_path / "qa.json").read_text(encoding="utf-8").splitlines()
@@ -182,8 +184,9 @@ SENTENCE = "One two three four five six seven."
     ("pair", "reason"),
     [
         ({"question": "Who?", "answer": "I'm sorry, I cannot help with that.", "quotes": [SENTENCE]}, "refusal"),
+        ({"question": "Who?", "answer": "The text does not mention it.", "quotes": []}, "refusal"),
         ({"question": "What does this excerpt say?", "answer": "It.", "quotes": [SENTENCE]}, "speaks of a part"),
-        ({"question": "Who?", "answer": "He.", "quotes": []}, "no quotation"),
+        ({"question": "Who?", "answer": "He.", "quotes": []}, NO_QUOTATION),
         ({"question": "Who?", "answer": "He.", "quotes": ["This was never written there."]}, "quotation not found"),
     ],
 )
@@ -197,6 +200,27 @@ def test_what_is_dropped_is_counted(
     # Five prompts get the same reply: its good pair once, and then as a duplicate.
     assert summary.dropped == {reason: 5, "duplicate question": 4}
     assert [record["output"] for record in records(tmp_path / "qa.json")] == ["Seven."]
+
+
+def test_what_a_paper_does_not_discuss_is_an_answer_with_its_proof(
+    make: Make, server: ChatServer, texts: Path, tmp_path: Path
+) -> None:
+    (texts / "a-short.txt").write_text(f"{SENTENCE} And more of this.", encoding="utf-8")
+    pair = {"question": "Which?", "answer": "The paper does not discuss other languages.", "quotes": [SENTENCE]}
+    server.answer = lambda request, before: completion(json.dumps([pair]))
+    make(source=texts / "a-short.txt")
+    assert [record["output"] for record in records(tmp_path / "qa.json")] == [pair["answer"]]
+
+
+def test_the_kind_that_a_record_names_decides_the_prompts(
+    make: Make, server: ChatServer, texts: Path, tmp_path: Path
+) -> None:
+    text = (texts / "a-short.txt").read_text(encoding="utf-8")
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": text, "document_kind": "paper"}) + "\n")
+    make(source=tmp_path / "corpus.jsonl")
+    (first, *_) = records(tmp_path / "qa.json")
+    assert first["instruction"].startswith("Read the paper below") and first["provenance"]["document_kind"] == "paper"
+    assert {record["provenance"]["question_kind"] for record in records(tmp_path / "qa.json")} >= {"limits", "methods"}
 
 
 def test_an_unreadable_reply_is_asked_again_with_the_next_seed(make: Make, server: ChatServer, texts: Path) -> None:

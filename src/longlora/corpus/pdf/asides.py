@@ -1,4 +1,4 @@
-"""What interrupts the text of a column: captions, footnotes, and tables that no rules enclose."""
+"""What interrupts the text of a column: captions, footnotes, tables and the labels of figures."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
+from longlora.corpus.pdf.drawings import CAPTION
 from longlora.corpus.pdf.lines import Line, split
 
 Kind = Literal["body", "caption", "footnote", "table", "label"]
@@ -16,10 +16,8 @@ _SMALLER = 0.94  # of the body's size of type
 _WIDE_GAP = 1.25  # of the usual distance between lines
 _TABLE_GAP = 3.0  # of the usual distance between lines, beside a caption
 _FOOTNOTES_BELOW = 0.5  # of the page's height
-_FEWEST_TABLE_ROWS = 3
 _FEWEST_CELLS = 3
 _WORDS_OF_A_CELL = 4
-_NUMERIC_SHARE = 0.3
 _NOTE = re.compile(r"(?P<mark>\d{1,3}|[*∗†‡§¶]+)(?P<dot>[.)])?\s*(?=\S)")
 
 
@@ -40,8 +38,7 @@ def split_column(
     """
     leading = usual_leading(lines)
     first_note = _first_footnote(lines, body_size, page_height, note_is_open)
-    kinds: list[Kind] = ["table" if line.text == TABLE_MARK else "body" for line in lines[:first_note]]
-    kinds += ["footnote"] * (len(lines) - first_note)
+    kinds: list[Kind] = ["body"] * first_note + ["footnote"] * (len(lines) - first_note)
     captions: list[int] = []
     end = 0
     for begin in range(first_note):
@@ -58,7 +55,6 @@ def split_column(
         else:
             # What stands right above a figure's caption in short cells are its labels.
             _mark(lines, kinds, "label", begin, range(begin - 1, -1, -1), _TABLE_GAP * leading)
-    _mark_grids(lines, kinds)
     # A caption begins a block of its own, so that two of them do not become one.
     for part in split(range(len(lines)), lambda above, index: kinds[above] != kinds[index] or index in captions):
         yield Block(kinds[part[0]], lines[part[0] : part[-1] + 1])
@@ -144,16 +140,6 @@ def _mark(
     for index in rows if len(rows) >= least else ():
         kinds[index] = kind
     return len(rows) >= least
-
-
-def _mark_grids(lines: Sequence[Line], kinds: list[Kind]) -> None:
-    """Mark rows of short cells, many of them numbers, even without a caption."""
-    rows = [index for index, line in enumerate(lines) if kinds[index] == "body" and _is_row(line)]
-    for part in split(rows, lambda above, index: index != above + 1):
-        cells = [cell for index in part for cell in lines[index].cells]
-        numeric = sum(any(character.isdigit() for character in cell) for cell in cells)
-        if len(part) >= _FEWEST_TABLE_ROWS and numeric >= _NUMERIC_SHARE * len(cells):
-            kinds[part[0] : part[-1] + 1] = ["table"] * len(part)
 
 
 def _is_row(line: Line) -> bool:

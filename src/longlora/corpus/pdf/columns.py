@@ -13,7 +13,8 @@ from statistics import median
 import numpy as np
 
 from longlora.corpus.pdf.lines import make_lines, split, typical_size
-from longlora.corpus.pdf.pdfium import Box, Page, Word, around
+from longlora.corpus.pdf.pdfium import Page
+from longlora.corpus.pdf.words import Box, Word, around
 
 _FEWEST_LINES = 6
 _FEWEST_LINES_OF_A_KNOWN_GUTTER = 2

@@ -1,23 +1,28 @@
 """From a PDF to its text."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from longlora.corpus.pdf.asides import Block, split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
-from longlora.corpus.pdf.drawings import without_drawn_words
-from longlora.corpus.pdf.lines import make_lines, parts_words, pdfium_lines, typical_size
+from longlora.corpus.pdf.drawings import without_labels
+from longlora.corpus.pdf.lines import Line, make_lines, parts_words, pdfium_lines, typical_size
 from longlora.corpus.pdf.margins import without_margins
 from longlora.corpus.pdf.paragraphs import Paragraph, ends_sentence, make_paragraphs
 from longlora.corpus.pdf.pdfium import Page, read_pages
 
 References = Literal["keep", "drop"]
 
-# What programs write into a file's title when its author did not.
-_NO_TITLE = re.compile(r"untitled|microsoft word|\.(tex|dvi|docx?|pdf|indd|html?)\b|^\s*$|^https?:", re.IGNORECASE)
+# What programs write into a file's title when its author did not: names of files, of templates, of the program.
+_NO_TITLE = re.compile(
+    r"untitled|microsoft (?:word|powerpoint)|powerpoint presentation|template|\.(tex|dvi|e?ps|docx?|pdf|indd|html?)\b|"
+    r"^\s*$|^(?:https?:|arxiv:)|^\S*[_\d]\S*$|^(?:layout|slide|document|title|paper|manuscript|article|main)\b\s*\d*$",
+    re.IGNORECASE,
+)
 _LONGEST_TITLE = 300  # characters
 _TITLE_SIZE = 1.15  # of the body's
 
@@ -34,6 +39,12 @@ _ENTRY_SHARE = 0.5
 _LONGEST_HEADING = 60  # characters
 
 
+LeftOut = dict[str, list[tuple[int, str]]]
+"""What is left out on purpose, by kind: words with the numbers of their pages."""
+
+_LEFT_OUT = {"table": "tables", "label": "labels of figures"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PdfText:
     """A document's text, and what was done to it."""
@@ -41,10 +52,12 @@ class PdfText:
     text: str
     title: str
     num_pages: int
-    pages_without_text: int
+    pages_without_text: list[int]
     pages_as_they_are: list[int]
-    """Numbers of the pages whose lines are pdfium's, since ours would have torn its words apart."""
-    reference_words_dropped: int
+    """Pages whose lines are pdfium's, since ours would have torn its words apart."""
+    paragraphs: list[Paragraph]
+    """All of them, the references too."""
+    left_out: LeftOut
 
 
 def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
@@ -54,26 +67,36 @@ def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
         UnreadableFileError: it has no text to give, for the reason said.
     """
     pages, metadata = read_pages(path)
-    paragraphs, as_they_are = read_paragraphs(pages)
-    listed = find_references(paragraphs) if references == "drop" else range(0)
-    # A footnote of the text may stand below the list that the page goes on with.
-    is_dropped = [index in listed and paragraph.kind == "body" for index, paragraph in enumerate(paragraphs)]
-    texts = [paragraph.text for paragraph in paragraphs]
+    paragraphs, left_out, as_they_are = read_paragraphs(pages)
+    kept = paragraphs
+    if references == "drop":
+        listed = find_references(paragraphs)
+        # A footnote of the text may stand below the list that the page goes on with.
+        kept = [it for index, it in enumerate(paragraphs) if index not in listed or it.kind != "body"]
+        dropped = [line for index in listed if paragraphs[index].kind == "body" for line in paragraphs[index].lines]
+        left_out["references"] = _words_of(dropped)
     return PdfText(
-        text="\n\n".join(text for text, dropped in zip(texts, is_dropped, strict=True) if not dropped),
+        text="\n\n".join(it.text for it in kept),
         title=_title(metadata.get("Title", ""), paragraphs),
         num_pages=len(pages),
-        pages_without_text=sum(not page.words for page in pages),
+        pages_without_text=[page.number for page in pages if not page.words],
         pages_as_they_are=as_they_are,
-        reference_words_dropped=sum(
-            len(text.split()) for text, dropped in zip(texts, is_dropped, strict=True) if dropped
-        ),
+        paragraphs=paragraphs,
+        left_out={kind: words for kind, words in left_out.items() if words},
     )
 
 
-def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], list[int]]:
-    """Return the paragraphs of pages in reading order, and the numbers of the pages whose lines are pdfium's own."""
-    pages = without_margins([without_drawn_words(page) for page in pages])
+def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], LeftOut, list[int]]:
+    """Return the paragraphs of pages in reading order, what is left out, and the pages whose lines are pdfium's own."""
+    left_out: LeftOut = defaultdict(list)
+    cleaned = []
+    for page in pages:
+        page, labels = without_labels(page)
+        left_out["labels of figures"] += [(page.number, word.text) for word in labels]
+        left_out["turned text"] += [(page.number, word.text) for word in page.turned]
+        cleaned.append(page)
+    pages, margins = without_margins(cleaned)
+    left_out["heads and page numbers"] += margins
     body_size = typical_size(word for page in pages for word in page.words)
     gutters = find_gutters(pages)
     blocks: list[Block] = []
@@ -87,7 +110,14 @@ def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], list[int]]:
             notes = [block for block in blocks if block.kind == "footnote"]
             is_open = bool(notes) and not ends_sentence(notes[-1].lines[-1].text)
             blocks += split_column(lines, body_size=body_size, page_height=page.height, note_is_open=is_open)
-    return make_paragraphs(blocks), as_they_are
+    for block in blocks:
+        if block.kind in _LEFT_OUT:
+            left_out[_LEFT_OUT[block.kind]] += _words_of(block.lines)
+    return make_paragraphs(blocks), left_out, as_they_are
+
+
+def _words_of(lines: Iterable[Line]) -> list[tuple[int, str]]:
+    return [(line.page, text) for line in lines for text in line.text.split()]
 
 
 def find_references(paragraphs: Sequence[Paragraph]) -> range:

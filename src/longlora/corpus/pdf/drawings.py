@@ -1,48 +1,34 @@
-"""Figures and ruled tables: where they stand, and which words are their labels and cells rather than text."""
+"""Figures: where they stand, and which words are their labels rather than text."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
-from longlora.corpus.pdf.lines import joined, make_lines, split, typical_size
-from longlora.corpus.pdf.pdfium import Box, Drawing, Page, Word, around
+from longlora.corpus.pdf.lines import joined, make_lines
+from longlora.corpus.pdf.pdfium import Drawing, Page
+from longlora.corpus.pdf.words import Box, Word, around
 
 CAPTION = re.compile(
     r"(?P<kind>figure|fig\.?|table|tab\.?|scheme|plate|chart|algorithm|listing|exhibit)\s*"
     r"(?P<number>[A-Z]?\d+(?:[.\-]\d+)*[a-z]?|[IVXL]{1,6})\b\s*(?P<end>[.:|)–—-]|$)?",
     re.IGNORECASE,
 )
-TABLE_MARK = "[Table]"
-
 _FEWEST_PATHS = 4  # a single frame or a shade behind text is no figure
 _WORDS_OF_PROSE = 6  # in a row without a gap
 _PROSE_SHARE = 0.4
-_MOST_LABELS_WITHOUT_CAPTION = 60
 # In points.
 _CELL = 6  # drawings nearer than this belong together
 _SMALLEST_FIGURE = (40.0, 25.0)
 _CAPTION_DISTANCE = 45.0
-_RULE_THICKNESS = 2.5
-_SHORTEST_TABLE_RULE = 60.0
-_SAME_EDGE = 4.0
 
 
-def without_drawn_words(page: Page) -> Page:
-    """Return the page without labels of figures and cells of ruled tables; a table without a caption leaves a mark."""
+def without_labels(page: Page) -> tuple[Page, list[Word]]:
+    """Return the page without the labels of its figures, and these."""
     figures = [box for box in _figures(page.drawings) if _is_no_prose(_inside(page.words, box), page, box)]
-    grids = [box for box in _ruled_boxes(page.drawings) if _is_grid(_inside(page.words, box))]
-    tables = [around(stack) for stack in split(grids, lambda one, other: not _touch(one, other))]
-    words = [word for word in page.words if not any(box.holds(word) for box in (*figures, *tables))]
-    size, row = typical_size(page.words), len(page.words)
-    for box in tables:
-        if not _has_caption(page, box):
-            place = (box.left, box.top, box.right, box.bottom)
-            mark = Word(*place, TABLE_MARK, box.middle, size, False, False, ends_at_space=True, row=row)
-            # It comes after what pdfium has above it.
-            above = [index for index, word in enumerate(words) if word.baseline < box.top and word.left < box.right]
-            words.insert(max(above, default=-1) + 1, mark)
-    return replace(page, words=words)
+    kept, labels = [], []
+    for word in page.words:
+        (labels if any(box.holds(word) for box in figures) else kept).append(word)
+    return replace(page, words=kept), labels
 
 
 def _inside(words: Sequence[Word], box: Box) -> list[Word]:
@@ -85,7 +71,7 @@ def _is_no_prose(words: Sequence[Word], page: Page, box: Box) -> bool:
     is_code = sum(word.is_typewriter for word in words) * 2 > len(words)
     if not words or is_code or _prose_share(words) > _PROSE_SHARE:
         return False
-    return len(words) <= _MOST_LABELS_WITHOUT_CAPTION or _has_caption(page, box)
+    return _has_caption(page, box)
 
 
 def _prose_share(words: Sequence[Word]) -> float:
@@ -108,31 +94,3 @@ def _has_caption(page: Page, box: Box) -> bool:
         and CAPTION.match(joined(page.words[index : index + 3])) is not None
         for index, word in enumerate(page.words)
     )
-
-
-def _ruled_boxes(drawings: Sequence[Drawing]) -> Iterator[Box]:
-    """Yield what stands between horizontal rules of the same width."""
-    rules = [box for box in drawings if box.height <= _RULE_THICKNESS and box.width >= _SHORTEST_TABLE_RULE]
-    rules.sort(key=lambda box: box.top)
-    while rules:
-        first = rules[0]
-        same = [rule for rule in rules if _share_edges(rule, first)]
-        rules = [rule for rule in rules if rule not in same]
-        for above, below in pairwise(same):
-            yield Box(first.left - 2, above.top - 1, first.right + 2, below.bottom + 1)
-
-
-def _share_edges(one: Box, other: Box) -> bool:
-    return abs(one.left - other.left) <= _SAME_EDGE and abs(one.right - other.right) <= _SAME_EDGE
-
-
-def _touch(above: Box, below: Box) -> bool:
-    return above.left == below.left and abs(below.top - above.bottom) <= _SAME_EDGE
-
-
-def _is_grid(words: Sequence[Word]) -> bool:
-    """Most rows of a table have cells, with gaps between that no prose has; two columns of prose have long ones."""
-    if not words or _prose_share(words) > _PROSE_SHARE:
-        return False
-    lines = make_lines(words, page=0, column=around(words))
-    return sum(len(line.cells) >= 2 for line in lines) * 2 > len(lines)

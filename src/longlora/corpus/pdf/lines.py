@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
-from longlora.corpus.pdf.pdfium import Box, Word, around
+from longlora.corpus.pdf.words import Box, Word, around
 
 Item = TypeVar("Item")
 

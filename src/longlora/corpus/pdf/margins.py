@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from longlora.corpus.pdf.lines import Line, make_lines
-from longlora.corpus.pdf.pdfium import Page, around
+from longlora.corpus.pdf.pdfium import Page
+from longlora.corpus.pdf.words import around
 
 _NUM_EDGE_ROWS = 3  # a head of two lines and a page number
 _NEAR_PAGES = 4  # left and right pages differ, and so do the first pages of chapters
@@ -57,23 +58,30 @@ class _Row:
         )
 
 
-def without_margins(pages: Sequence[Page]) -> list[Page]:
-    """Return the pages without what comes again at their edges, and without their numbers."""
+def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, str]]]:
+    """Return the pages without what comes again at their edges and without their numbers, and these with their page."""
     rows = [_edge_rows(index, page) for index, page in enumerate(pages)]
     numbering = _numbering(rows)
-    cleaned = []
+    texts = [[word.text for word in page.words] for page in pages]
+    cleaned: list[Page] = []
+    left_out: list[tuple[int, str]] = []
     for index, page in enumerate(pages):
-        near = [row for page_rows in rows[max(0, index - _NEAR_PAGES) : index + _NEAR_PAGES + 1] for row in page_rows]
+        near = [
+            row
+            for other in range(max(0, index - _NEAR_PAGES), min(len(pages), index + _NEAR_PAGES + 1))
+            if texts[other] != texts[index]  # a page that comes twice makes no heads of its lines
+            for row in rows[other]
+        ]
         dropped = [
             row
             for row in rows[index]
-            if any(row.page != other.page and row.repeats(other) for other in near)
-            or _is_number(row, numbering, len(pages))
+            if any(row.repeats(other) for other in near) or _is_number(row, numbering, len(pages))
         ]
         # A word is known by its place: the same objects are in the page and in its rows.
-        words = {id(word) for row in dropped for word in row.line.words}
+        words = {id(word): (page.number, word.text) for row in dropped for word in row.line.words}
+        left_out += words.values()
         cleaned.append(replace(page, words=[word for word in page.words if id(word) not in words]))
-    return cleaned
+    return cleaned, left_out
 
 
 def _edge_rows(index: int, page: Page) -> list[_Row]:

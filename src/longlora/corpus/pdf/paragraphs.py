@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from longlora.corpus.pdf.asides import Block, Kind, is_of_table, note_mark, usual_leading
-from longlora.corpus.pdf.drawings import CAPTION, TABLE_MARK
+from longlora.corpus.pdf.asides import Block, Kind, note_mark, usual_leading
+from longlora.corpus.pdf.drawings import CAPTION
 from longlora.corpus.pdf.lines import Line, joined, split
 from longlora.corpus.pdf.spelling import Vocabulary, clean
 
@@ -55,8 +55,8 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
                 else:
                     note = Paragraph("footnote", lines)
                     waiting.append(note)
-        elif block.kind != "label":
-            waiting.append(Paragraph(block.kind, list(block.lines)))
+        elif block.kind == "caption":
+            waiting.append(Paragraph("caption", list(block.lines)))
     paragraphs += waiting
     _write_texts(paragraphs, blocks)
     return [paragraph for paragraph in paragraphs if paragraph.text]
@@ -171,12 +171,8 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Sequence[Block]) -> No
     vocabulary = Vocabulary(line.text for block in blocks for line in block.lines)
     notes = [line for block in blocks if block.kind == "footnote" for line in block.lines]
     marks = {(line.page, note_mark(line)) for line in notes}
-    for index, paragraph in enumerate(paragraphs):
-        if paragraph.kind == "table":
-            beside = paragraphs[max(0, index - 1) : index + 2]
-            is_captioned = any(other.kind == "caption" and is_of_table(other.lines[0]) for other in beside)
-            paragraph.text = "" if is_captioned else TABLE_MARK
-        elif _is_listing(paragraph):
+    for paragraph in paragraphs:
+        if _is_listing(paragraph):
             paragraph.text = _listing(paragraph.lines)
         else:
             text = ""

@@ -12,15 +12,6 @@ _FIRST_PART = re.compile(r"^([^\W\d_]+)")
 # Ligatures are letters; other characters with a compatible spelling (², ½, ™) mean more than it.
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 _SPACES = re.compile(r"[\s\u00a0\u2000-\u200b\ufeff]+")
-# TeX's older fonts print an accent, and then the letter below it.
-_ACCENTS = dict(
-    zip(
-        "\u00a8\u00b4\u02c6\u02dc\u02c7\u02d8\u02d9\u02da\u00af\u02dd",
-        "\u0308\u0301\u0302\u0303\u030c\u0306\u0307\u030a\u0304\u030b",
-        strict=True,
-    )
-)
-_ACCENTED = re.compile(f"([{''.join(_ACCENTS)}])([^\\W\\d_])")
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 
@@ -65,10 +56,4 @@ def clean(text: str) -> str:
     # pdfium counts in UTF-16: a letter beyond its first 65,536 comes as two halves.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = unicodedata.normalize("NFC", text.translate(_LIGATURES).replace("\u00ad", "").translate(_CONTROLS))
-    text = _ACCENTED.sub(_accent, text)
     return _SPACES.sub(" ", text).strip()
-
-
-def _accent(match: re.Match[str]) -> str:
-    letter = match.group(2).replace("\u0131", "i")
-    return unicodedata.normalize("NFC", letter + _ACCENTS[match.group(1)])

@@ -1,6 +1,7 @@
 """Gets replies to calls that have none: so many at once, as fast as allowed, within the budget, into the journal."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,10 @@ from longlora.corpus.qa.calls import CHAT_TOKENS, Answer, Call, CallJournal, Ref
 from longlora.corpus.qa.chunks import TokenCounter
 from longlora.corpus.qa.qa_settings import Sending, Spent
 from longlora.support.progress import Advance
+
+logger = logging.getLogger("longlora")
+
+_SECONDS_OF_SILENCE = 60.0  # after which it is said that a call waits
 
 MOST_FAILURES_IN_A_ROW = 10
 """Calls that came to nothing, with none answered between them, after which the run stops."""
@@ -124,6 +129,7 @@ class Caller:
         journal: CallJournal,
         sending: Sending,
         counter: TokenCounter,
+        first_seed: int = 0,
         advance: Advance = lambda count, text: None,
     ) -> None:
         self.num_answered = 0
@@ -135,7 +141,7 @@ class Caller:
         self._limiter = RateLimiter(sending)
         self._counter = counter
         self._places = asyncio.Semaphore(sending.concurrency)
-        self._advance = advance
+        self._first_seed, self._advance = first_seed, advance
         self._asking: dict[str, asyncio.Task[Reply | None]] = {}
         self._under_way: set[asyncio.Task[Any] | None] = set()
         self._failures_in_a_row = 0
@@ -171,7 +177,8 @@ class Caller:
         self._failures_in_a_row = 0
         self.num_answered += 1
         spent = self._journal.spent
-        self._advance(1, f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out")
+        is_first = call.seed == self._first_seed  # what is asked again has been counted
+        self._advance(int(is_first), f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out")
         return self._journal.find(call.key)
 
     def _count_failure(self, error: Exception) -> None:
@@ -200,18 +207,23 @@ class Caller:
             self._journal.sent(call, *reserved)
             self._under_way.add(task)
             begun = time.perf_counter()
+            notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, self._say_that_it_waits)
             try:
                 yield attempt
             except UnansweredError as error:
                 attempt.failure = str(error)
                 raise
             finally:
+                notice.cancel()
                 self._under_way.discard(task)
                 self._write_down(call, attempt, estimate, seconds=time.perf_counter() - begun)
         finally:
             self._budget.release(reserved)
             if attempt.answer is None and self.stopped_by is not None:
                 raise asyncio.CancelledError
+
+    def _say_that_it_waits(self) -> None:
+        logger.warning("no reply for %.0f s; the run waits for the model (--timeout ends a call)", _SECONDS_OF_SILENCE)
 
     def _write_down(self, call: Call, attempt: Attempt, estimate: int, *, seconds: float) -> None:
         """What the model did not count is estimated."""

@@ -2,16 +2,17 @@
 
 import hashlib
 import math
-import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, NamedTuple, get_args
 
+from longlora.corpus.extract import Kind, detect_kind
 from longlora.corpus.qa.calls import CHAT_TOKENS
 from longlora.corpus.qa.prompt_files import PromptSet
 from longlora.corpus.qa.qa_settings import Settings
-from longlora.data import DocumentSource
+from longlora.data.row_readers import ItemKind, text_kind
+from longlora.data.sources import Source
 from longlora.errors import ConfigError
 
 HEADING_TOKENS = 16
@@ -20,14 +21,6 @@ HEADING_TOKENS = 16
 _SMALLEST_ROOM = 128  # tokens of text below which it makes no sense to ask about it
 _LONGEST_WHAT = "notes on all 9999 sections of a paper, in order, with passages copied from it"
 _BOUNDARIES = ("\n\n", "\n", ". ", " ")
-
-# A paper says so: a heading "Abstract" near its beginning, and one of the references behind its middle.
-_ABSTRACT = re.compile(r"^\W*abstract\b|\\begin\{abstract\}", re.IGNORECASE | re.MULTILINE)
-_REFERENCES = re.compile(
-    r"^\W*(?:\d+\.?\s+)?(?:references|bibliography|literature cited)\W*$|\\bibliography\{|\\begin\{thebibliography\}",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ABSTRACT_WITHIN = 10_000  # characters
 
 
 @dataclass(frozen=True)
@@ -73,6 +66,31 @@ class TokenizerTokens:
 TokenCounter = EstimatedTokens | TokenizerTokens
 
 
+class ShelfText(NamedTuple):
+    """A text and, where it was read by `corpus from-pdf`, what kind of document it was."""
+
+    text: str
+    kind: Kind | None = None
+
+
+def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
+    """Texts as in training, with the kind that their record names."""
+    plain = text_kind(column)
+
+    def of_row(row: Mapping[str, Any]) -> ShelfText:
+        kind = row.get("document_kind")
+        return ShelfText(plain.of_row(row), kind if kind in get_args(Kind) else None)
+
+    return ItemKind(
+        name=plain.name,
+        remedy=plain.remedy,
+        column_remedy=plain.column_remedy,
+        missing=plain.missing,
+        of_row=of_row,
+        of_text=lambda text: ShelfText(plain.of_text(text)),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Document:
     """A text to ask about, after it was cut."""
@@ -80,7 +98,7 @@ class Document:
     name: str
     text: str = field(repr=False)
     sha256: str  # of the text as it was read, before it was cut
-    kind: Literal["book", "paper"]
+    kind: Kind
     num_tokens: int
     is_cut: bool
     sections: tuple[tuple[int, int], ...]  # beginning and end of each, in characters; together they are the text
@@ -98,7 +116,7 @@ class Documents:
     """
 
     def __init__(
-        self, source: DocumentSource, *, settings: Settings, counter: TokenCounter, room: Mapping[str, int]
+        self, source: Source[ShelfText], *, settings: Settings, counter: TokenCounter, room: Mapping[str, int]
     ) -> None:
         self.num_documents = source.num_documents
         self.repeated: list[str] = []
@@ -112,19 +130,19 @@ class Documents:
         """Read from the first document on."""
         self.repeated.clear()
         seen: set[str] = set()
-        for name, text in self._source:
+        for name, (text, kind) in self._source:
             sha256 = hashlib.sha256(text.encode()).hexdigest()
             if sha256 in seen:
                 self.repeated.append(name)
                 continue
             seen.add(sha256)
             if sha256 not in self._laid_out:
-                self._laid_out[sha256] = self._lay_out(text, sha256)
+                self._laid_out[sha256] = self._lay_out(text, sha256, kind)
             found = self._laid_out[sha256]
             yield replace(found, name=name, text=text[: found.sections[-1][1] if found.sections else 0])
 
-    def _lay_out(self, text: str, sha256: str) -> Document:
-        kind = detect_kind(text) if self._settings.kind == "auto" else self._settings.kind
+    def _lay_out(self, text: str, sha256: str, said: Kind | None) -> Document:
+        kind = (said or detect_kind(text)) if self._settings.kind == "auto" else self._settings.kind
         starts = self._counter.starts(text)
         most = self._settings.max_document_tokens or len(starts)
         is_cut = len(starts) > most
@@ -140,12 +158,6 @@ class Documents:
             is_cut=is_cut,
             sections=tuple(cut_sections(text, starts, self._room[kind])),
         )
-
-
-def detect_kind(text: str) -> Literal["book", "paper"]:
-    """Take a text with an abstract at its beginning and references at its end for a paper, any other for a book."""
-    has_abstract = _ABSTRACT.search(text[:_ABSTRACT_WITHIN])
-    return "paper" if has_abstract and _REFERENCES.search(text, len(text) // 2) else "book"
 
 
 def cut_sections(text: str, starts: Sequence[int], room: int) -> list[tuple[int, int]]:

@@ -15,18 +15,21 @@ from typing import Any, Literal, TypeVar
 
 from longlora.corpus.qa.calls import Ask, Call, Reply, Step
 from longlora.corpus.qa.chunks import HEADING_TOKENS, Document, TokenCounter, spread
-from longlora.corpus.qa.grounding import Passages, QuestionDeduplicator
 from longlora.corpus.qa.prompt_files import PromptSet, Template
 from longlora.corpus.qa.qa_settings import Settings
-from longlora.corpus.qa.reply_text import (
+from longlora.corpus.qa.replies import (
     Pair,
+    Passages,
+    QuestionDeduplicator,
     is_refusal,
     read_pairs,
     read_verdicts,
+    says_nothing,
     speaks_of_a_part,
     without_thoughts,
 )
 
+NO_QUOTATION = "no quotation (--quotes off keeps such pairs)"
 Read = TypeVar("Read", bound=Sequence[Any])
 
 
@@ -194,14 +197,15 @@ class DocumentQA:
         return await self._judged(candidates, material) if self._settings.judge else candidates
 
     def _fault(self, pair: Pair) -> str | None:
-        if is_refusal(pair.answer):
+        is_proven = bool(pair.quotes) and self._settings.quotes != "off"
+        if is_refusal(pair.answer) or (says_nothing(pair.answer) and not is_proven):
             return "refusal"
         if speaks_of_a_part(pair.question):
             return "speaks of a part"
         if self._settings.quotes == "off":
             return None
         if not pair.quotes:
-            return "no quotation"
+            return NO_QUOTATION
         return None if all(map(self._is_in_document, pair.quotes)) else "quotation not found"
 
     def _is_in_document(self, quote: str) -> bool:

@@ -8,18 +8,26 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncOpenAI,
+    DefaultAsyncHttpxClient,
+    Timeout,
+)
 from pydantic import BaseModel
 
 from longlora.corpus.qa.asking import Begin
 from longlora.corpus.qa.calls import Answer, Call, RefusedError, UnansweredError
 from longlora.corpus.qa.qa_settings import require
-from longlora.corpus.qa.reply_text import Pairs, Verdicts
+from longlora.corpus.qa.replies import Pairs, Verdicts
 from longlora.errors import ConfigError
 
 logger = logging.getLogger("longlora")
 
 _REFUSED = {401, 402, 403, 404, 405}
+_CONNECT_SECONDS = 10.0  # a server that works is slow to answer, not to be reached
 _MAY_HAVE_WORKED = {408, 504}  # the time ran out while the model was at work
 _NEVER_CONNECTED = (".connect_tcp.failed", ".start_tls.failed")
 _FORMS: dict[str, type[BaseModel]] = {"questions": Pairs, "judge": Verdicts}
@@ -78,7 +86,7 @@ class Endpoint:
             base_url=base_url,
             api_key=key or "none",  # a server of one's own asks for no key, but the client does
             max_retries=attempts - 1,
-            timeout=timeout_seconds,
+            timeout=Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS)),
             http_client=_HttpClient(),
         )
         self._timeout_seconds = timeout_seconds

@@ -16,13 +16,13 @@ from typing import Any
 
 from longlora.corpus.qa.asking import Answerer, Caller
 from longlora.corpus.qa.calls import Ask, Call, CallJournal, RefusedError, Reply
-from longlora.corpus.qa.chunks import Document, Documents, TokenCounter, material_room
+from longlora.corpus.qa.chunks import Document, Documents, ShelfText, TokenCounter, material_room
 from longlora.corpus.qa.document_qa import DocumentQA
 from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.prompt_files import PromptSet, prompts_digest
 from longlora.corpus.qa.qa_settings import Sending, Settings, Spent
 from longlora.corpus.question_rows import write_rows
-from longlora.data import DocumentSource
+from longlora.data.sources import Source
 from longlora.errors import ConfigError
 from longlora.support.progress import progress_bar, shown
 
@@ -87,7 +87,7 @@ def journal_path(out: Path) -> Path:
 
 
 def make_questions(
-    source: DocumentSource,
+    source: Source[ShelfText],
     out: Path,
     *,
     settings: Settings,
@@ -130,7 +130,14 @@ def make_questions(
                 summary.stopped_by = "not confirmed"
             elif estimate.num_calls:
                 with progress_bar("asking", total=estimate.num_calls, progress=progress) as advance:
-                    caller = Caller(answerer, journal=journal, sending=sending, counter=counter, advance=advance)
+                    caller = Caller(
+                        answerer,
+                        journal=journal,
+                        sending=sending,
+                        counter=counter,
+                        first_seed=settings.seed,
+                        advance=advance,
+                    )
                     asyncio.run(_ask(documents, about, caller, num_at_once=sending.concurrency))
                 _note_end(caller, journal, summary)
         records = _records(read("writing"), about, journal, summary)

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longlora.corpus.qa.reply_text import (
+from longlora.corpus.qa.replies import (
     Pair,
     is_refusal,
     read_pairs,
     read_verdicts,
+    says_nothing,
     speaks_of_a_part,
     without_thoughts,
 )
@@ -32,6 +33,10 @@ READ = Pair("Who?", "He.", ("it is he",))
         '[{"question": " Who? ", "answer": "He.\n", "quotes": "it is he"}]',
         json.dumps([PAIR, {"question": "No answer?"}, {"question": "", "answer": "x"}, {"question": 1, "answer": 2}]),
         json.dumps([{**PAIR, "quotes": ["it is he", " ", 5, None]}]),
+        json.dumps([PAIR]).replace("]}]", "],}],"),  # commas before the ends
+        str([PAIR]),  # Python's quotes
+        "[{'question': 'Who?', 'answer': 'He.',\n 'quotes': ['it is\n he'],}]",
+        json.dumps([{name.capitalize(): value for name, value in PAIR.items()}]),
     ],
 )
 def test_pairs_are_found(reply: str) -> None:
@@ -80,13 +85,17 @@ def test_verdicts() -> None:
         "I am unable to answer this.",
         "Unfortunately, I cannot tell.",
         "As an AI language model, I have no view.",
-        "The text does not mention his age.",
-        "His age is not stated in the book.",
         "Sorry!",
+        "Sorry, but I cannot.",
     ],
 )
 def test_refusals(answer: str) -> None:
     assert is_refusal(answer)
+
+
+@pytest.mark.parametrize("answer", ["The text does not mention his age.", "His age is not stated in the book."])
+def test_answers_that_the_text_holds_none(answer: str) -> None:
+    assert says_nothing(answer) and not is_refusal(answer)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +105,11 @@ def test_refusals(answer: str) -> None:
         "Alice could not open the door, because the key was too large.",
         "The captain does not mention the storm to his men.",
         "Not even the author of the letter knew it.",
+        "Sorry is what the Mole feels when he thinks of his home.",
     ],
 )
 def test_answers_that_are_none(answer: str) -> None:
-    assert not is_refusal(answer)
+    assert not is_refusal(answer) and not says_nothing(answer)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,211 @@
+"""Which words of real PDFs come back, page by page, beside pdfium and poppler?
+
+    python benchmarks/_pdf_words.py FOLDER …              # every PDF below, by longlora's reader; a second for 20 pages
+    python benchmarks/_pdf_words.py FOLDER … --name held  # into results/pdf-words-held.md
+
+Three questions about each file. Words are runs of three letters or more, without case and accents: the single letters
+of formulas are put together differently by every reader.
+
+- *Pages*: of how many pages do we have fewer than 98 % of the words that pdfium has there? Words are counted before
+  lines are joined, with those that are left out on purpose, which are also counted by kind.
+- *Recall*: which share of poppler's words (`pdftotext`) stands in our text, with and without what is left out on
+  purpose? Beside it the share that pdfium's own text has of poppler's.
+- *Order*: which share of our runs of six words, short ones too, stands in poppler's text or in pdfium's?
+"""
+
+import argparse
+import re
+import shutil
+import statistics
+import subprocess
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import _report
+import pypdfium2
+import torch
+
+from longlora.corpus.markup import UnreadableFileError
+from longlora.corpus.pdf.document import read_pdf
+
+LEAST = 0.98
+RUN = 6
+MOST_PAGES = 150  # a book of a thousand pages would outweigh the rest
+# What is no letter of its own: accents of old TeX; its ligatures have the numbers of controls.
+ACCENTS = dict.fromkeys(map(ord, "`´ˆ^˜~¨ˇ˘˙˚¯˝¸˛"), None)
+LIGATURES = dict(zip((*range(0x0B, 0x10), *range(0x1B, 0x20)), 2 * ("ff", "fi", "fl", "ffi", "ffl"), strict=True))
+
+
+def words_of(text: str) -> list[str]:
+    """Letters and digits, without case, accents and soft hyphens."""
+    plain = unicodedata.normalize("NFKD", text.translate(ACCENTS).replace("\u00ad", "")).replace("\u0131", "i")
+    return re.findall(r"[^\W_]+", "".join(it for it in plain if not unicodedata.combining(it)).casefold())
+
+
+def bag(text: str) -> Counter[str]:
+    """Words of three letters or more."""
+    return Counter(word for word in words_of(text) if len(word) > 2 and word.isalpha())
+
+
+def runs(words: Sequence[str]) -> Counter[tuple[str, ...]]:
+    """Runs of six words."""
+    return Counter(tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1))
+
+
+def share(some: Counter[Any], of: Counter[Any]) -> float:
+    """Share of a bag that another holds too."""
+    return (some & of).total() / max(1, of.total())
+
+
+def pdfium_pages(path: Path) -> list[str]:
+    """Each page as pdfium tells it; hyphens at the ends of lines are marks of its own, its breaks of lines too."""
+    with pypdfium2.PdfDocument(path) as document:
+        texts = [page.get_textpage().get_text_range().replace("\r\n", "\n") for page in document]
+    return [re.sub("[\ufffe\x02]", "\ufffe", text).translate(LIGATURES) for text in texts]
+
+
+def by_poppler(path: Path) -> str:
+    """Read a PDF as poppler does, with words joined that a line breaks."""
+    done = subprocess.run(["pdftotext", "-enc", "UTF-8", str(path), "-"], capture_output=True, check=True)
+    return joined(done.stdout.decode("utf-8", "replace").translate({0x0C: "\n"}))
+
+
+def joined(text: str) -> str:
+    """Join words that a line breaks."""
+    return re.sub(r"(?<=[^\W\d_])[-\u00ad\u2010]\n\s*(?=[^\W\d_])", "", text)
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What was found of one file; shares of words."""
+
+    name: str
+    producer: str
+    pages: int
+    words: int = 0
+    poor_pages: list[int] = field(default_factory=list)
+    least_page: float = 1.0
+    in_text: float = 0.0
+    with_left_out: float = 0.0
+    of_pdfium: float = 0.0
+    order: float = 0.0
+    left_out: dict[str, int] = field(default_factory=dict)
+    has_note: bool = False
+    refused: str = ""
+
+    @property
+    def cells(self) -> str:
+        """The row as Markdown."""
+        start = f"| {self.name} | {self.producer} | {self.pages} |"
+        if self.refused:
+            return f"{start} refused: {self.refused} | | | | | | |"
+        poor = ", ".join(map(str, self.poor_pages[:6])) + (", …" if len(self.poor_pages) > 6 else "")
+        shares = (self.of_pdfium, self.in_text, self.with_left_out, self.order)
+        values = " | ".join(f"{100 * value:.1f}" for value in shares)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.left_out.items())
+        return f"{start} {self.words} | {100 * self.least_page:.1f} | {poor} | {values} | {kinds} |"
+
+
+def measure(path: Path) -> Measured:
+    """Read a file by us, by pdfium, and by poppler."""
+    plain = pdfium_pages(path)
+    with pypdfium2.PdfDocument(path) as document:
+        producer = document.get_metadata_value("Producer") or document.get_metadata_value("Creator")
+    row = Measured(name=path.name, producer=" ".join(producer.replace("|", " ").split())[:32], pages=len(plain))
+    try:
+        read = read_pdf(path)
+    except UnreadableFileError as error:
+        row.refused = str(error)
+        return row
+    row.left_out = {kind: len(words) for kind, words in read.left_out.items()}
+    row.has_note = bool(read.left_out or read.pages_as_they_are or read.pages_without_text)
+    aside = Counter(part for words in read.left_out.values() for _, word in words for part in bag(word).elements())
+    ours = [Counter[str]() for _ in plain]
+    for paragraph in read.paragraphs:
+        for line in paragraph.lines:
+            ours[line.page - 1].update(bag(line.text))
+    for kind, words in read.left_out.items():
+        for page, word in words if kind != "references" else ():
+            ours[page - 1].update(bag(word))
+    for number, (text, found) in enumerate(zip(plain, ours, strict=True), start=1):
+        there = bag(text.replace("\ufffe", " "))
+        if there.total():
+            row.words += there.total()
+            kept = share(found, there)
+            row.least_page = min(row.least_page, kept)
+            if kept < LEAST and (there - found).total() > 2:
+                row.poor_pages.append(number)
+    theirs, own = by_poppler(path), "\n".join(plain).replace("\ufffe", "")
+    row.in_text = share(bag(read.text), bag(theirs))
+    row.with_left_out = share(bag(read.text) + aside, bag(theirs))
+    row.of_pdfium = share(bag(own), bag(theirs))
+    row.order = share(runs(words_of(theirs)) | runs(words_of(own)), runs(words_of(read.text)))
+    return row
+
+
+def main() -> None:
+    """Measure, print, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", help="Folders of PDFs.")
+    parser.add_argument("--name", default="", help="Of the report.")
+    parser.add_argument("--output", type=Path, default=_report.RESULTS, help="Folder for the report.")
+    arguments = parser.parse_args()
+    if shutil.which("pdftotext") is None:
+        parser.error("pdftotext must be installed (poppler-utils)")
+    origin = _report.provenance(torch.device("cpu"), ("longlora", "pypdfium2"))
+    rows = []
+    for path in sorted(path for folder in arguments.folders for path in folder.rglob("*.pdf")):
+        with pypdfium2.PdfDocument(path) as document:
+            num_pages = len(document)
+        if num_pages <= MOST_PAGES:
+            rows.append(measure(path))
+            print(rows[-1].cells, flush=True)
+    name = f"pdf-words-{arguments.name}.md" if arguments.name else "pdf-words.md"
+    report = "\n".join(lines_of(rows, _report.finished(origin)))
+    (arguments.output / name).write_text(report + "\n", encoding="utf-8")
+    print(report.split("\n\n| file")[0])
+
+
+def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
+    """Write what was measured, and where."""
+    read = [row for row in rows if not row.refused]
+    kinds = Counter[str]()
+    for row in read:
+        kinds.update(row.left_out)
+
+    def spread(values: Sequence[float]) -> str:
+        return f"{100 * statistics.median(values):.1f} % at the median, {100 * min(values):.1f} % at least"
+
+    poor = sum(len(row.poor_pages) for row in read)
+    silent = [row.name for row in read if row.in_text < 0.9 and not row.has_note]
+    return [
+        "# Words of real PDFs",
+        "",
+        (__doc__ or "").split("\n\n", 2)[2].strip(),
+        "",
+        f"{len(rows)} files of {len({row.producer for row in rows})} programs, {sum(row.pages for row in rows):,} "
+        f"pages, {sum(row.words for row in read):,} words; {len(rows) - len(read)} refused.",
+        "",
+        f"- Pages with fewer than 98 % of pdfium's words: {poor} of {sum(row.pages for row in read):,}.",
+        f"- Recall of poppler's words, with what is left out: {spread([row.with_left_out for row in read])}; in the "
+        f"text alone: {spread([row.in_text for row in read])}.",
+        f"- Recall of poppler's words by pdfium's plain text: {spread([row.of_pdfium for row in read])}.",
+        f"- Runs of six words that poppler or pdfium has too: {spread([row.order for row in read])}.",
+        f"- Left out on purpose: {', '.join(f'{count:,} words of {kind}' for kind, count in kinds.most_common())}.",
+        f"- Below 90 % of poppler's words in the text without a note in the record: {', '.join(silent) or 'none'}.",
+        "",
+        "| file | program | pages | words | poorest page, % | pages below 98 % | pdfium's recall, % | ours, text "
+        "alone | ours | order | left out |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
+        *(row.cells for row in rows),
+        "",
+        f"`{origin.command}`, {origin.device}, {origin.versions}, {origin.date}, commit {origin.commit}.",
+    ]
+
+
+if __name__ == "__main__":
+    main()

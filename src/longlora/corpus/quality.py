@@ -1,0 +1,185 @@
+"""How good the questions of a set are, as far as rules can tell: where their evidence stands, and what they give away.
+
+Evidence is what a row's `provenance` quotes, else the passages of its document that its answer repeats. Whether an
+answer follows from its evidence is not told here: that takes a reader.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from statistics import median
+from typing import Any
+
+from longlora.corpus.qa.replies import GRAMMAR, SHORTEST_QUOTE, Passages, normalise
+from longlora.corpus.question_rows import Row
+
+SHOWN = 5
+"""Examples that are kept of each finding."""
+DEPTHS = 10
+"""Parts of a document, from its beginning to its end, that evidence is counted in."""
+
+_SAMPLE = 30  # rows that a page shows
+_WORD = re.compile(r"\w+")
+_ASKING = frozenset("who whom whose what which when where why how".split())
+
+
+@dataclass
+class Finding:
+    """One thing that is wrong: how many rows, and the first few of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append(example)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A passage that proves an answer."""
+
+    text: str
+    depth: float | None
+    """Where it stands in the document, from 0 to 1; None if it does not."""
+    is_unique: bool
+    """It stands nowhere else in the document."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row and what was found of it."""
+
+    name: str
+    document: str
+    kind: str
+    question: str
+    answer: str
+    evidence: list[Evidence]
+
+
+@dataclass
+class Quality:
+    """Measures of the rows that ask about a document."""
+
+    num_questions: int = 0
+    num_proven: int = 0
+    """Rows whose evidence all stands in their document, and which have any."""
+    num_found: int = 0
+    """Passages that stand in their document."""
+    num_unique: int = 0
+    """Of those, in one place alone."""
+    depths: list[int] = field(default_factory=lambda: [0] * DEPTHS)
+    """Passages by the tenth of the document in which they begin."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Questions by their prompt's kind, else by the word that asks."""
+    documents: Counter[str] = field(default_factory=Counter)
+    """Questions by document."""
+    question_words: list[int] = field(default_factory=list)
+    answer_words: list[int] = field(default_factory=list)
+    not_found: Finding = field(default_factory=Finding)
+    given_away: Finding = field(default_factory=Finding)
+    num_same_words: int = 0
+    """Questions that ask, word for word, what an earlier one asks of any document."""
+    sample: list[Judged] = field(default_factory=list)
+    _asked: set[str] = field(default_factory=set)
+
+    def add(self, row: Row) -> None:
+        """Look at a row; one that asks about no document is passed over."""
+        if not row.document or not row.question:
+            return
+        passages = _passages(row.document)
+        quotes = [quote for quote in row.provenance.get("quotes") or [] if isinstance(quote, str)]
+        evidence = [_evidence(quote, passages) for quote in quotes or _repeated(row.answer, passages)]
+        kind = str(row.provenance.get("question_kind") or _asking_word(row.question))
+        document = str(row.provenance.get("source") or row.document[:60])
+        self.num_questions += 1
+        self.kinds[kind] += 1
+        self.documents[document] += 1
+        self.question_words.append(len(row.question.split()))
+        self.answer_words.append(len(row.answer.split()))
+        found = [one for one in evidence if one.depth is not None]
+        self.num_found += len(found)
+        self.num_unique += sum(one.is_unique for one in found)
+        self.num_proven += bool(found) and len(found) == len(evidence)
+        for one in found:
+            self.depths[min(DEPTHS - 1, int((one.depth or 0) * DEPTHS))] += 1
+        if len(found) < len(evidence) and row.provenance.get("quotes_checked") != "fuzzy":
+            self.not_found.add(row.name)
+        if (said := _content(row.answer)) and said <= _content(row.question):
+            self.given_away.add(row.name)
+        asked = normalise(row.question)
+        self.num_same_words += asked in self._asked
+        self._asked.add(asked)
+        if len(self.sample) < _SAMPLE:
+            self.sample.append(Judged(row.name, document, kind, row.question, row.answer, evidence))
+
+    def describe(self) -> list[str]:
+        """Say what was measured, in lines; empty without a question about a document."""
+        if not self.num_questions:
+            return []
+        thirds = [sum(self.depths[at] for at in part) for part in (range(3), range(3, 7), range(7, 10))]
+        spread = ", ".join(
+            f"{count / max(1, self.num_found):.0%} {where}"
+            for count, where in zip(
+                thirds, ("in the first three tenths", "in the middle", "in the last three"), strict=True
+            )
+        )
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common(8))
+        return [
+            f"{self.num_questions:,} questions about {len(self.documents):,} documents: {kinds}",
+            f"evidence: {self.num_proven / self.num_questions:.0%} of them have some, all of it in the document; "
+            f"{self.num_unique / max(1, self.num_found):.0%} of {self.num_found:,} passages stand there once",
+            f"where it stands: {spread}",
+            f"{self.num_same_words:,} questions repeat an earlier one word for word; a question has "
+            f"{median(self.question_words):.0f} words at the median, an answer {median(self.answer_words):.0f}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures alone."""
+        hidden = ("sample", "_asked", "question_words", "answer_words", "not_found", "given_away")
+        return {name: value for name, value in vars(self).items() if name not in hidden} | {
+            "not_found": self.not_found.count,
+            "given_away": self.given_away.count,
+        }
+
+
+@lru_cache(maxsize=4)  # the rows about one document mostly follow one another
+def _passages(document: str) -> Passages:
+    return Passages(document)
+
+
+def _evidence(quote: str, passages: Passages) -> Evidence:
+    place = passages.find(quote)
+    if place < 0:
+        return Evidence(quote, None, False)
+    return Evidence(quote, place / max(1, len(passages)), passages.find(quote, place + 1) < 0)
+
+
+def _repeated(answer: str, passages: Passages) -> list[str]:
+    """Cut out of an answer the longest runs of words that its document has too."""
+    words = answer.split()
+    found = []
+    begin = 0
+    while begin <= len(words) - SHORTEST_QUOTE:
+        end = begin + SHORTEST_QUOTE
+        if not passages.holds(" ".join(words[begin:end])):
+            begin += 1
+            continue
+        while end < len(words) and passages.holds(" ".join(words[begin : end + 1])):
+            end += 1
+        if end - begin > SHORTEST_QUOTE or end - begin == len(words):
+            found.append(" ".join(words[begin:end]))
+        begin = end
+    return found
+
+
+def _asking_word(question: str) -> str:
+    return next((word for word in _WORD.findall(question.casefold()) if word in _ASKING), "other")
+
+
+def _content(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(normalise(text))) - GRAMMAR
