@@ -60,7 +60,8 @@ def environment() -> dict[str, str]:
 
 
 def losses(run: Path) -> list[float]:
-    """The losses of a run, which must have logged every step once."""
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """The losses of a run, which must have logged every step once, and those of validation behind them."""
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    entries = [entry for entry in logged if "loss" in entry]
     assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
-    return [entry["loss"] for entry in entries]
+    return [entry["loss"] for entry in entries] + [entry["eval_loss"] for entry in logged if "eval_loss" in entry]

@@ -14,6 +14,7 @@ from longlora.merge import merge_adapter
 from longlora.training.run import train
 
 pytestmark = pytest.mark.cpu
+TWO = ("--processes", "2")
 
 
 def assert_same_result(one: Path, other: Path, *, tolerance: float = 1e-6) -> None:
@@ -57,6 +58,20 @@ def test_two_processes_are_one(
     assert all((checkpoints[1] / f"rng_state_{rank}.pth").exists() for rank in (0, 1))
     start = json.loads((tmp_path / "two" / "environment.json").read_text())[-1]
     assert (start["strategy"], start["processes"]) == (strategy, 2)
+
+
+def test_two_processes_share_each_row(
+    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    """An odd number of tokens, groups that cross from one process to the other, full attention at the end."""
+    data = {**recipe_values["data"], "validation_source": recipe_values["data"]["source"], "max_validation_rows": 3}
+    attention = {"group_size": 50, "sink_tokens": 1, "dense_finish": 0.3}
+    changes = {"context_length": 127, "attention": attention, "data": data, "eval_steps": 5}
+    train(parse_recipe({**recipe_values, **changes}))
+    done = complete(train_command("two", "--strategy", "fsdp2", *TWO, "--sequence-parallel", "2", **changes))
+    assert "each row in 2 of 2 processes (fsdp2)" in done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert_same_result(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter", tolerance=1e-5)
 
 
 def test_half_the_rows_would_be_noticed(recipe_values: dict[str, Any], tmp_path: Path) -> None:

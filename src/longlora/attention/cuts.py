@@ -27,6 +27,25 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
+class HeadShard:
+    """Which part of a layer's heads is here: all, or one of `count` equal parts that as many processes hold.
+
+    Under Ulysses sequence parallelism each process has whole rows of some heads (arXiv 2309.14509). Which half of the
+    heads one belongs to goes by its place among all of them, so that any number of processes computes the same.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def num_unshifted(self, num_heads: int) -> int:
+        """Of the `num_heads` query heads here, how many are among the first ⌈H/2⌉ of all."""
+        return min(max((num_heads * self.count + 1) // 2 - num_heads * self.index, 0), num_heads)
+
+
+ALL_HEADS = HeadShard()
+
+
+@dataclass(frozen=True)
 class CutPoints:
     """Where the flattened batch of N tokens is cut, for each half of the heads, as lengths of segments that sum to N.
 
@@ -43,6 +62,7 @@ class CutPoints:
     sink_tokens: int = 0
     documents: tuple[int, ...] = ()
     group_size: int | None = field(default=None, compare=False)  # the segments say what is computed
+    heads: HeadShard = ALL_HEADS
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -55,6 +75,10 @@ class CutPoints:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+    def num_unshifted(self, num_heads: int) -> int:
+        """How many of the query heads here have the cuts of `unshifted`; they come first."""
+        return num_heads if self.shifted is None else self.heads.num_unshifted(num_heads)
 
     @property
     def halves(self) -> tuple[bool, ...]:
@@ -151,6 +175,7 @@ def cut_points(
     sink_tokens: int = 0,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
+    heads: HeadShard = ALL_HEADS,
 ) -> CutPoints:
     """Cut the documents of a batch into groups; `group_size=None` leaves them whole.
 
@@ -173,6 +198,7 @@ def cut_points(
         sink_tokens=sink_tokens,
         documents=tuple(documents) if sink_tokens else (),
         group_size=group_size,
+        heads=heads,
     )
 
 
@@ -224,7 +250,7 @@ class HeadRange:
 def head_ranges(num_heads: int, num_kv_heads: int, cuts: CutPoints) -> tuple[HeadRange, ...]:
     """Divide the heads where the cuts change, and where a key-value head serves both halves, so that none is copied.
 
-    The first ⌈H/2⌉ query heads are unshifted. A single head, or cuts without a second half, is one range.
+    The first ⌈H/2⌉ query heads of a layer are unshifted. A single head, or cuts without a second half, is one range.
 
     Raises:
         ValueError: the query heads are not a multiple of the key-value heads.
@@ -234,7 +260,7 @@ def head_ranges(num_heads: int, num_kv_heads: int, cuts: CutPoints) -> tuple[Hea
             f"the query heads must be a multiple of the key-value heads, got {num_heads} and {num_kv_heads}"
         )
     queries_per_kv = num_heads // num_kv_heads
-    middle = num_heads if cuts.shifted is None else (num_heads + 1) // 2
+    middle = cuts.num_unshifted(num_heads)
     shared = middle // queries_per_kv * queries_per_kv  # the first query head of the key-value head at the middle
     boundaries = {0, middle, num_heads}
     if shared != middle:

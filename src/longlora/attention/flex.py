@@ -75,12 +75,10 @@ def _capped_at(softcap: float) -> Callable:
 
 def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device, window: int | None = None) -> BlockMask:
     """Make the sparse mask of the segments, for each head by its half, without the N × N mask in between."""
-    halves = (False,) if num_heads == 1 else cuts.halves
-    starts = torch.stack([_starts(cuts.lengths(shifted=shifted), device) for shifted in halves])  # (halves, N)
+    starts = torch.stack([_starts(cuts.lengths(shifted=shifted), device) for shifted in cuts.halves])  # (halves, N)
     if window is not None:
         starts = starts.maximum(torch.arange(cuts.num_tokens, device=device) - window + 1)
-    middle = (num_heads + 1) // 2 if len(halves) == 2 else num_heads
-    half_of_head = (torch.arange(num_heads, device=device) >= middle).long()  # (H,)
+    half_of_head = (torch.arange(num_heads, device=device) >= cuts.num_unshifted(num_heads)).long()  # (H,)
     sees = _sees_group(starts, half_of_head)
     first_sinks = None
     if cuts.sink_tokens:

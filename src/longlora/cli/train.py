@@ -195,6 +195,10 @@ def train(
     node_rank: Annotated[int, typer.Option(min=0, help="Which of them this is, from 0.")] = 0,
     main_address: Annotated[str | None, typer.Option(help="Address of node 0.")] = None,
     main_port: Annotated[int | None, typer.Option(min=1, help="Port on node 0; by default 29500.")] = None,
+    sequence_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share each row (sequence_parallel_size of the recipe)."),
+    ] = None,
     miniature: Annotated[
         bool, typer.Option("--miniature", help="A dry run: a random miniature of the model, four short steps.")
     ] = False,
@@ -204,7 +208,10 @@ def train(
     from longlora.distributed import is_launched, is_main_process, shutdown
     from longlora.training.preflight import check_places
 
-    loaded = load_recipe(recipe, overrides or [])
+    overrides = overrides or []
+    if sequence_parallel is not None:
+        overrides = [*overrides, f"sequence_parallel_size={sequence_parallel}"]
+    loaded = load_recipe(recipe, overrides)
     if miniature:
         from longlora.training.miniature import miniature_recipe
 
@@ -226,7 +233,7 @@ def train(
             main_port=main_port,
         )
         if launch_plan is not None:
-            raise Launched(launch(launch_plan, ["train", recipe, *(overrides or []), *["--miniature"] * miniature]))
+            raise Launched(launch(launch_plan, ["train", recipe, *overrides, *["--miniature"] * miniature]))
     from longlora.training.run import train as run_training
 
     result = run_training(loaded, merge_follows=merges)

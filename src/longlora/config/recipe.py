@@ -43,6 +43,9 @@ class Recipe(Section):
     """Rows per device and micro-step."""
     gradient_accumulation_steps: int = Field(default=8, ge=1)
     """Micro-steps per optimizer step."""
+    sequence_parallel_size: int = Field(default=1, ge=1)
+    """Processes that share each row: a part of it lies on each, and a part of the heads in attention
+    (docs/engines.md)."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate (the paper: 2e-5 for 7B and 13B, 1e-5 for 70B)."""

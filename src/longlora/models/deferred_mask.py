@@ -7,14 +7,15 @@ pass, and only if asked for.
 B batch rows, T tokens of a row.
 """
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from longlora.attention import CutPoints, cut_points
+from longlora.attention import CutPoints, HeadShard, cut_points
 from longlora.errors import ConfigError
 from longlora.models.grouping import USE_FULL_ATTENTION, Grouping, default_grouping
 
@@ -33,11 +34,35 @@ class DeferredMask:
     ndim = 4
     """Of the dense mask: transformers below 5.18 asks for it where `generate` made the mask (see `_s2_mask`)."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], heads: HeadShard | None = None) -> None:
         self._arguments = arguments
+        self._heads = heads
         self._cuts: dict[Grouping, CutPoints] = {}
         self.has_gradients = torch.is_grad_enabled()
         """Whether gradients were on where the mask was made: checkpointing turns them off within layers."""
+
+    @classmethod
+    def of_gathered_row(
+        cls, config: PreTrainedConfig, query: Tensor, *, heads: HeadShard, window: int | None
+    ) -> "DeferredMask":
+        """Stand in for the mask that sequence parallelism drops, as it was made for a part of the row that is here.
+
+        Documents begin where the positions of the whole row say so; `query` is (B, H, T, D), of some heads.
+        """
+        mask = cls(
+            {
+                "config": config,
+                "attention_mask": None,
+                "mask_function": causal_mask_function,
+                "batch_size": query.shape[0],
+                "q_length": query.shape[2],
+                "device": query.device,
+                "local_size": window,
+            },
+            heads,
+        )
+        mask.has_gradients = True
+        return mask
 
     def __getattr__(self, name: str) -> NoReturn:
         """Refuse what a tensor would have; `hasattr` says no."""
@@ -108,13 +133,20 @@ class DeferredMask:
                     "this model hides tokens from one another by a mask of its own, which S²-Attn cannot follow; "
                     + USE_FULL_ATTENTION
                 )
+            boundaries, batch_size = self._boundaries(position_ids, cu_seqlens), self._arguments["batch_size"]
+            if self._heads is not None:
+                assert boundaries is not None
+                self._cuts[grouping] = _cuts_of_gathered_row(
+                    batch_size, num_tokens, grouping, tuple(boundaries.tolist()), self._heads
+                )
+                return self._cuts[grouping]
             try:
                 self._cuts[grouping] = cut_points(
-                    self._arguments["batch_size"],
+                    batch_size,
                     num_tokens,
                     group_size=grouping.group_size,
                     sink_tokens=grouping.sink_tokens,
-                    cu_seqlens=self._boundaries(position_ids, cu_seqlens),
+                    cu_seqlens=boundaries,
                     padding_mask=self._padding_mask,
                 )
             except ValueError as error:  # padding with a hole: boundaries are ours, and the settings are checked
@@ -168,3 +200,17 @@ class DeferredMask:
             is_first[:, 1:] |= jumps if self._padding_mask is None else jumps & self._padding_mask[:, 1:]
         starts = is_first.flatten().nonzero().flatten()  # (documents,)
         return torch.cat([starts, starts.new_tensor([is_first.numel()])])
+
+
+@lru_cache(maxsize=4)  # each layer gathers the row's positions anew, and one forward pass is to be cut once
+def _cuts_of_gathered_row(
+    batch_size: int, num_tokens: int, grouping: Grouping, boundaries: tuple[int, ...], heads: HeadShard
+) -> CutPoints:
+    return cut_points(
+        batch_size,
+        num_tokens,
+        group_size=grouping.group_size,
+        sink_tokens=grouping.sink_tokens,
+        cu_seqlens=torch.tensor(boundaries),
+        heads=heads,
+    )

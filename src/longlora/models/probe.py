@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from longlora.attention import CutPoints
+from longlora.attention import CutPoints, HeadShard
 from longlora.errors import ConfigError
 from longlora.models.deferred_mask import DeferredMask
 from longlora.models.grouping import GROUP_SIZE_VARIABLE, USE_FULL_ATTENTION, Grouping
@@ -252,6 +252,13 @@ def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoint
             "the model's context (max_position_embeddings) unless longlora.set_group_size(model, …) or "
             f"{GROUP_SIZE_VARIABLE} says otherwise. This is said once.",
         )
+
+
+def tell_of_gathered_rows(config: PreTrainedConfig, heads: HeadShard) -> None:
+    """Say once that the heads of each layer are divided, as sequence parallelism by Ulysses does."""
+    if "heads" not in _model(config).said:
+        _model(config).said.add("heads")
+        logger.info("sequence parallelism: S²-Attn cuts whole rows, 1/%s of the heads in each process", heads.count)
 
 
 def excuse_no_gradients(config: PreTrainedConfig) -> None:

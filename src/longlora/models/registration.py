@@ -9,12 +9,13 @@ attentions and the one of masks.
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from longlora.attention import attend_in_segments
+from longlora.attention import HeadShard, attend_in_segments
 from longlora.errors import ConfigError
 from longlora.models import probe
 from longlora.models.deferred_mask import DeferredMask
@@ -23,6 +24,7 @@ from longlora.models.grouping import USE_FULL_ATTENTION, Grouping, grouping_of, 
 # Arguments of the interface that change what attention computes and that S²-Attn does not implement.
 _UNSUPPORTED = ("position_bias", "indices", "block_indices", "sinks")
 _DOCUMENTS = Grouping(group_size=None)
+_KINDS_OF_LAYERS_WITHOUT_A_MASK = {"full_attention", "sliding_attention"}
 
 
 def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_tokens: int = 0) -> None:
@@ -90,15 +92,24 @@ def s2_attention_forward(
     cu_seq_lens_q: Tensor | None = None,
     **interface_arguments: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as transformers' interface asks: query (B, H, T, D), key and value (B, H_kv, T, D) -> (B, T, H, D)."""
+    """Attend as transformers' interface asks: query (B, H, T, D), key and value (B, H_kv, T, D) -> (B, T, H, D).
+
+    An engine of Ulysses sequence parallelism gives whole rows of some of the heads, and no mask: rows are then cut
+    where `position_ids`, (B, T), begin anew.
+    """
     if unsupported := [name for name in _UNSUPPORTED if interface_arguments.get(name) is not None]:
         raise ConfigError(
             f"{type(module).__name__} needs {', '.join(unsupported)}, which S²-Attn does not implement; "
             + USE_FULL_ATTENTION
         )
     deferred = attention_mask if isinstance(attention_mask, DeferredMask) else None
+    is_gathered = attention_mask is None and position_ids is not None and _holds_some_heads(module, query, key)
+    if is_gathered:
+        assert position_ids is not None
+        deferred, cu_seq_lens_q = _mask_of_gathered_row(module, query, interface_arguments.get("sliding_window")), None
     probe.note_call(module, is_grouped=trains_in_groups(module, deferred), softcap=softcap, sinks=s_aux)
     in_segments = deferred is not None and module.training and _trains_in_segments(module, deferred, query, key)
+    in_segments |= is_gathered
     is_beyond_sdpa = softcap is not None or s_aux is not None
     if dropout > 0 and (in_segments or is_beyond_sdpa):
         raise ConfigError(
@@ -146,6 +157,28 @@ def _trains_in_segments(module: torch.nn.Module, mask: DeferredMask, query: Tens
     return True
 
 
+def _holds_some_heads(module: torch.nn.Module, query: Tensor, key: Tensor) -> bool:
+    """Whether a call without a mask has whole rows but not all heads, as engines of Ulysses gather them."""
+    config: Any = module.config
+    is_row = query.shape[2] == key.shape[2] and bool(getattr(module, "is_causal", True))
+    return is_row and dist.is_initialized() and query.shape[1] < config.num_attention_heads
+
+
+def _mask_of_gathered_row(module: torch.nn.Module, query: Tensor, window: int | None) -> DeferredMask:
+    config = module.config
+    assert isinstance(config, PreTrainedConfig)
+    others = set(getattr(config, "layer_types", None) or ()) - _KINDS_OF_LAYERS_WITHOUT_A_MASK
+    if others:
+        raise ConfigError(
+            f"sequence parallelism drops the masks of layers, and {config.model_type} has some that need theirs or "
+            f"carry a state along the row ({', '.join(sorted(others))}); train it with each row in one process"
+        )
+    count = config.num_attention_heads // query.shape[1]
+    heads = HeadShard(dist.get_rank() % count, count)  # engines give one row to neighbouring ranks
+    probe.tell_of_gathered_rows(config, heads)
+    return DeferredMask.of_gathered_row(config, query, heads=heads, window=window)
+
+
 def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str, Any]) -> str:
     if not interface_arguments.get("is_causal", getattr(module, "is_causal", True)):  # as transformers' "sdpa" asks
         return (
@@ -154,7 +187,8 @@ def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str,
         )
     return (
         'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '
-        "queries by keys nor a KV cache; to generate or evaluate, call model.eval() before"
+        "queries by keys nor a KV cache, nor a part of a row (context parallelism by rings; Ulysses serves: "
+        "docs/engines.md); to generate or evaluate, call model.eval() before"
     )
 
 
@@ -168,7 +202,8 @@ def _attend_in_segments(
     documents: dict[str, Tensor | None],
     scores: dict[str, Any],
 ) -> Tensor:
-    grouping = _DOCUMENTS if mask.window is not None else grouping_of(module, mask.default_grouping)
+    is_grouped = module.training and mask.window is None
+    grouping = grouping_of(module, mask.default_grouping) if is_grouped else _DOCUMENTS
     cuts = mask.cuts(query.shape[2], grouping=grouping, **documents)
     if grouping.group_size is not None and not mask.is_meta:
         probe.tell_of_forward(module.config, mask, cuts, grouping)

@@ -55,8 +55,10 @@ def tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
     most = "up to " if recipe.data.kind == "sft" else ""
     logger.info("%s tokens", f"{num_rows:,} rows of {most}{recipe.context_length:,}")
     if num_processes() > 1:
-        step = f"{rows_in_step:,} rows in an optimizer step"
-        logger.info("%s processes (%s), %s", num_processes(), current_strategy(), step)
+        sharing = recipe.sequence_parallel_size
+        shared = f"each row in {sharing} of " if sharing > 1 else ""
+        step = f"{rows_in_step:,} row{'s' * (rows_in_step > 1)} in an optimizer step"
+        logger.info("%s%s processes (%s), %s", shared, num_processes(), current_strategy(), step)
     if (needed := recipe.max_steps * rows_in_step) > num_rows:
         logger.warning(
             "the run takes %s: each is seen %.1f times; lower max_steps or add texts",

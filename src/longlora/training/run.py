@@ -76,11 +76,11 @@ def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sig
     set_seed(recipe.seed)
     prepared = load_for_training(recipe)
     rows = main_process_first(lambda: read_rows(recipe, prepared.tokenizer, show_progress=is_main_process()))
-    recipe = recipe.with_steps_for(len(rows.training), rows_per_step(arguments))
+    recipe = recipe.with_steps_for(len(rows.training), rows_per_step(recipe, arguments))
     arguments.max_steps = recipe.max_steps
     make_lasting(prepared.model, prepared.tokenizer)
     tell_model(recipe, prepared)
-    tell_rows(recipe, len(rows.training), rows_per_step(arguments))
+    tell_rows(recipe, len(rows.training), rows_per_step(recipe, arguments))
 
     if checkpoint and step_of(checkpoint) == recipe.max_steps:  # it ended between the last step and the result
         model = load_trained(prepared, checkpoint) if is_main_process() else prepared.model

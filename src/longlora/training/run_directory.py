@@ -161,18 +161,20 @@ def _read_recipe(recipe_file: Path) -> dict[str, Any]:
 def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
     """What differs from a recipe in a file, but for the folder and how a step's rows are divided."""
     wanted = yaml.safe_load(dump_recipe(recipe))
+    passed_over = ("output_dir", "hardware", "sequence_parallel_size", *_BATCH_KEYS)
     return [
         f"{key}: {present.get(key)} -> {wanted[key]}"
         for key in wanted
-        if key not in ("output_dir", "hardware", *_BATCH_KEYS) and wanted[key] != present.get(key)
+        if key not in passed_over and wanted[key] != present.get(key)
     ]
 
 
 def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:
     present, wanted = _read_recipe(recipe_file), recipe.model_dump()
     changed = _changes(recipe, present)
-    rows_before = processes_before * math.prod(present.get(key, 0) for key in _BATCH_KEYS)
-    rows = num_processes * math.prod(wanted[key] for key in _BATCH_KEYS)
+    groups_before = processes_before // present.get("sequence_parallel_size", 1)
+    rows_before = groups_before * math.prod(present.get(key, 0) for key in _BATCH_KEYS)
+    rows = num_processes // recipe.sequence_parallel_size * math.prod(wanted[key] for key in _BATCH_KEYS)
     if rows != rows_before:
         changed.append(f"{' × '.join(_BATCH_KEYS)} × processes: {rows_before} -> {rows}")
     if changed:

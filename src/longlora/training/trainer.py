@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -17,6 +18,7 @@ from longlora.data import count_tokens
 from longlora.distributed import current_strategy
 from longlora.errors import ConfigError
 from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
+from longlora.models.generation import transformers_model
 from longlora.models.grouping import Grouping
 from longlora.models.load import TrainingModel, compute_dtype, training_grouping
 from longlora.models.lora import embedding_parameters
@@ -33,6 +35,7 @@ from longlora.training.callbacks import (
 )
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory
+from longlora.training.sequence_parallel import IGNORED, SequenceParallel
 
 logger = logging.getLogger("longlora")
 
@@ -48,6 +51,18 @@ class ExtensionTrainer(SFTTrainer):
     chunked_loss: bool = True
     first_grouping: Grouping | None = None
     """Of the first steps, where they group tokens and what that costs is still to be told."""
+    sequence_parallel: SequenceParallel | None = None
+    """The processes that share each row, if there are several."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Read the training rows, the same in all processes that share them."""
+        loader = super().get_train_dataloader()
+        return self.sequence_parallel.share_rows(loader) if self.sequence_parallel else loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Read the validation rows: each by all processes, where some share rows."""
+        loader = super().get_eval_dataloader(eval_dataset)
+        return self.sequence_parallel.share_rows(loader, everywhere=True) if self.sequence_parallel else loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Set up the optimizer, with the embeddings in groups of their own if they have a rate of their own."""
@@ -61,6 +76,10 @@ class ExtensionTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute the loss of one micro-step: in pieces by TRL, or from all logits by the model itself."""
+        if self.sequence_parallel and num_items_in_batch is None:
+            # The tokens of a row over those that share it, since the loss is averaged over all processes.
+            learned = self.sequence_parallel.total((inputs["shift_labels"] != IGNORED).sum())
+            num_items_in_batch = learned * self.accelerator.num_processes / self.sequence_parallel.size
         if self.chunked_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["use_cache"] = False
@@ -127,6 +146,26 @@ class ExtensionTrainer(SFTTrainer):
         return loss
 
 
+def share_rows(trainer: ExtensionTrainer, sequence_parallel: SequenceParallel) -> None:
+    """Have several processes train on each row.
+
+    Raises:
+        ConfigError: the model does not let itself be divided so, or its loss is no sum over tokens.
+    """
+    model = transformers_model(trainer.model)
+    if not (trainer.chunked_loss or trainer.model_accepts_loss_kwargs):
+        raise ConfigError(
+            f"sequence_parallel_size={sequence_parallel.size}: {model.config.model_type} computes the mean loss of a "
+            "part of a row, and the mean of those is not the row's; train it with each row in one process"
+        )
+    if trainer.aux_loss_enabled:
+        logger.warning("sequence parallelism: the balance of experts is that of each part of a row")
+    sequence_parallel.attach(model)
+    whole: Any = trainer.data_collator
+    trainer.data_collator = lambda rows: sequence_parallel.part_of(whole(rows))
+    trainer.sequence_parallel = sequence_parallel
+
+
 def give_own_rate(
     optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], learning_rate: float
 ) -> None:
@@ -170,7 +209,8 @@ def build_trainer(
         )
     if arguments.activation_offloading:
         tell_offloading(recipe, prepared.model.config)
-    bar = ProgressBar(tokens_per_step=count_tokens(rows.training) / len(rows.training) * rows_per_step(arguments))
+    tokens_per_row = count_tokens(rows.training) / len(rows.training)
+    bar = ProgressBar(tokens_per_step=tokens_per_row * rows_per_step(recipe, arguments))
     grouping = training_grouping(recipe)
     # It advises against padding-free batches of one row, which here is what keeps documents apart.
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
@@ -206,6 +246,8 @@ def build_trainer(
             reason,
         )
         trainer.chunked_loss = False
+    if recipe.sequence_parallel_size > 1:
+        share_rows(trainer, SequenceParallel(recipe.sequence_parallel_size))
     if grouping.group_size is not None and recipe.first_dense_step > 0:
         trainer.first_grouping = grouping
     return trainer
@@ -223,7 +265,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
 
     Raises:
         ConfigError: without a GPU DeepSpeed is to run, where accelerate takes each process for the only one, or the
-            run is to be in float16.
+            run is to be in float16; or there are not so many processes as share a row.
     """
     if current_strategy() in ("zero2", "zero3") and not torch.cuda.is_available():
         raise ConfigError(
@@ -256,13 +298,20 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         # Rows are already tokenised, full, and marked with the documents in them.
         dataset_kwargs={"skip_prepare_dataset": True},
         padding_free=True,
+        pad_to_multiple_of=recipe.sequence_parallel_size if recipe.sequence_parallel_size > 1 else None,
         max_length=None,
     )
+    if arguments.world_size % recipe.sequence_parallel_size:
+        raise ConfigError(
+            f"sequence_parallel_size={recipe.sequence_parallel_size} must divide the number of processes, found "
+            f"{arguments.world_size}; start as many by --strategy ddp or fsdp2 and --processes"
+        )
     use_one_gpu(arguments)
     allow_fsdp_on_cpu(arguments)
     return arguments
 
 
-def rows_per_step(arguments: SFTConfig) -> int:
+def rows_per_step(recipe: Recipe, arguments: SFTConfig) -> int:
     """Rows that go into one optimizer step, over all processes."""
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    groups = arguments.world_size // recipe.sequence_parallel_size
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * groups

@@ -1,0 +1,157 @@
+"""Sequence parallelism by Ulysses: a part of each row in every process, and whole rows of some heads in attention.
+
+Jacobs et al., arXiv 2309.14509. Around each call of attention one exchange gathers the row and divides the heads, and a
+second takes that back. All else in a model looks at one token at a time. To what divides the model (DDP, FSDP2, ZeRO)
+each process has a batch of its own, so gradients add up over all tokens of all processes as ever.
+
+accelerate's development version does the same (`sp_backend="torch"`), by a wrapper around the attention registered.
+This file ends when the oldest supported version has it.
+
+B batch rows, T tokens of a row, H query heads, H_kv key-value heads, D head dimension, N processes that share a row.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.data_loader import BatchSamplerShard
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from longlora.errors import ConfigError
+
+IGNORED = -100
+_FOLLOWS_THE_LONGEST_DOCUMENT = ("dynamic", "longrope")
+
+
+class SequenceParallel:
+    """The processes that share their rows with this one, neighbouring ranks; each must make one of the same size."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._group, _ = dist.new_subgroups(size)
+        self._index = dist.get_rank(self._group)
+        self._positions: Tensor | None = None  # (B, T), of the row that is in the model: where documents begin
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Divide the heads of a model that attends with "s2" among the processes, in place.
+
+        Raises:
+            ConfigError: its heads cannot be divided so, or something other than attention looks at several tokens.
+        """
+        check_divisible(model, self.size)
+        modules, attention = set(model.modules()), ALL_ATTENTION_FUNCTIONS["s2"]
+
+        def attend(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Tensor, None]:
+            if module not in modules:
+                return attention(module, *arguments, **named)
+            return self._attend(attention, module, *arguments, **named)
+
+        AttentionInterface.register("s2", attend)
+        model.register_forward_pre_hook(self._gather_positions, with_kwargs=True)
+
+    def _gather_positions(self, model: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
+        here = named["position_ids"].contiguous()  # (B, T/N)
+        parts = [torch.empty_like(here) for _ in range(self.size)]
+        dist.all_gather(parts, here, group=self._group)
+        self._positions = torch.cat(parts, dim=1)  # (B, T)
+
+    def _attend(
+        self,
+        attention: Any,
+        module: nn.Module,
+        query: Float[Tensor, "B H part D"],
+        key: Float[Tensor, "B H_kv part D"],
+        value: Float[Tensor, "B H_kv part D_v"],
+        attention_mask: Any,
+        s_aux: Float[Tensor, " H"] | None = None,
+        **named: Any,
+    ) -> tuple[Float[Tensor, "B part H D_v"], None]:
+        """Attend from the tokens here to the whole row; a mask was made for a part of it, and is dropped."""
+        if key.shape[1] < self.size:  # several processes need the same head
+            key, value = (tensor.repeat_interleave(self.size // key.shape[1], dim=1) for tensor in (key, value))
+        query, key, value = (self._gather_row(tensor) for tensor in (query, key, value))
+        if s_aux is not None:
+            named["s_aux"] = s_aux.chunk(self.size)[self._index]
+        output, _ = attention(module, query, key, value, None, **{**named, "position_ids": self._positions})
+        return self._gather_heads(output), None
+
+    def _gather_row(self, tensor: Float[Tensor, "B H part D"]) -> Float[Tensor, "B heads T D"]:
+        parts = tensor.permute(2, 0, 1, 3).unflatten(2, (self.size, -1)).movedim(2, 0)  # (N, T/N, B, H/N, D)
+        return _Exchange.apply(parts, self._group).flatten(0, 1).permute(1, 2, 0, 3)  # (B, H/N, T, D)
+
+    def _gather_heads(self, tensor: Float[Tensor, "B T heads D"]) -> Float[Tensor, "B part H D"]:
+        parts = tensor.transpose(0, 1).unflatten(0, (self.size, -1))  # (N, T/N, B, H/N, D)
+        return _Exchange.apply(parts, self._group).movedim(0, 2).flatten(2, 3).transpose(0, 1)  # (B, T/N, H, D)
+
+    def part_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Take what is this process's of a batch of whole rows; the labels are those of the next token already.
+
+        Boundaries of documents within the whole row are left out, for attention goes by positions.
+        """
+        labels = nn.functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # (B, T)
+        whole = {name: batch[name] for name in ("input_ids", "position_ids")}
+        whole |= {"labels": labels, "shift_labels": labels}
+        return {name: tensor.chunk(self.size, dim=1)[self._index].contiguous() for name, tensor in whole.items()}
+
+    def share_rows(self, loader: DataLoader, *, everywhere: bool = False) -> DataLoader:
+        """Let a loader that accelerate has prepared read the same rows in all processes that share them.
+
+        `everywhere`: in all there are.
+        """
+        sampler = loader.batch_sampler
+        assert isinstance(sampler, BatchSamplerShard)
+        count = sampler.num_processes if everywhere else self.size
+        sampler.num_processes, sampler.process_index = sampler.num_processes // count, sampler.process_index // count
+        return loader
+
+    def total(self, number: Tensor) -> Tensor:
+        """Add up a number over the processes that share a row."""
+        total = number.clone()
+        dist.all_reduce(total, group=self._group)
+        return total
+
+
+class _Exchange(torch.autograd.Function):
+    """Send the nth part to the nth process, and have what each sent here; gradients go back the same way."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Float[Tensor, "N ..."], group: Any) -> Float[Tensor, "N ..."]:
+        ctx.group = group
+        return _exchanged(parts, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, "N ..."], None]:
+        return _exchanged(gradients, ctx.group), None
+
+
+def _exchanged(parts: Float[Tensor, "N ..."], group: Any) -> Float[Tensor, "N ..."]:
+    received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, parts.contiguous(), group=group)
+    return received
+
+
+def check_divisible(model: PreTrainedModel, size: int) -> None:
+    """See that a row of this model can be divided among so many processes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    config = model.config.get_text_config()
+    asked, remedy = f"sequence_parallel_size={size}", "train it with each row in one process"
+    if config._attn_implementation != "s2":
+        raise ConfigError(f"{asked}: {config.model_type} computes attention where nothing can divide it; {remedy}")
+    if mixing := next((name for name, module in model.named_modules() if isinstance(module, nn.Conv1d)), None):
+        raise ConfigError(f"{asked}: {mixing} of {config.model_type} mixes tokens beside attention; {remedy}")
+    if (kind := config.rope_parameters.get("rope_type")) in _FOLLOWS_THE_LONGEST_DOCUMENT:
+        raise ConfigError(f"{asked}: rope_type={kind} goes by the longest document here; use yarn, or {remedy}")
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if heads % size or (kv_heads % size and size % kv_heads):
+        raise ConfigError(
+            f"{asked} must divide the {heads} query heads of {config.model_type}, and divide its {kv_heads} key-value "
+            f"heads or be a multiple of them"
+        )
