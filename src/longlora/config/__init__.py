@@ -7,7 +7,7 @@ alike.
 
 from longlora.config.recipe import Recipe
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig
-from longlora.config.yaml_files import dump_recipe, load_recipe, parse_recipe
+from longlora.config.yaml_files import dump_recipe, load_recipe, parse_recipe, read_yaml
 
 __all__ = [
     "AttentionConfig",
@@ -19,4 +19,5 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "read_yaml",
 ]
