@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longlora.config import Recipe, parse_recipe
 from longlora.models.load import load_tokenizer, model_source
+from longlora.support.digests import is_sealed
 from longlora.training.run import train
 
 MAX_STEPS = 24
@@ -154,11 +155,11 @@ def inspect(checkpoints: Path) -> tuple[list[str], list[str]]:
     """Read everything of every checkpoint that counts as whole; name those and the others."""
     whole, partial = [], []
     for checkpoint in sorted(checkpoints.glob("checkpoint-*")):
-        if not (checkpoint / "complete").exists():
+        if not is_sealed(checkpoint):
             partial.append(checkpoint.name)
             continue
-        newest = checkpoint == max(checkpoints.glob("checkpoint-*/complete"), key=lambda mark: step(mark.parent)).parent
-        if newest:  # an older one may be on its way out
+        newest = max(filter(is_sealed, checkpoints.glob("checkpoint-*")), key=step)
+        if checkpoint == newest:  # an older one may be on its way out
             load_file(checkpoint / "adapter_model.safetensors")
             torch.load(checkpoint / "optimizer.pt", weights_only=True)
             torch.load(checkpoint / "scheduler.pt", weights_only=True)

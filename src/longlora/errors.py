@@ -4,6 +4,7 @@
     ├── ConfigError       the recipe or a command-line argument is wrong
     ├── DataError         a text, a folder or a data set is wrong
     ├── CheckpointError   a model or adapter directory is wrong
+    ├── ResourceError     a disk takes no more, a place cannot be written, memory ran out
     └── DivergenceError   the loss stopped being a number
 
 The command line prints the message alone and exits with status 2. Anything else that is raised is a bug of ours.
@@ -24,6 +25,10 @@ class DataError(LongLoRAError):
 
 class CheckpointError(LongLoRAError):
     """A model, adapter or checkpoint directory is missing, incomplete or of the wrong kind."""
+
+
+class ResourceError(LongLoRAError):
+    """The machine does not give what is needed: room on a disk, permission to write, memory."""
 
 
 class DivergenceError(LongLoRAError):

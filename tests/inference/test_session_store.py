@@ -6,7 +6,11 @@ from longlora.inference.sessions import Session, SessionStore
 
 def store_of(chat_model: ChatModel, num_remembered: int = 2) -> SessionStore:
     settings = ChatSettings(max_new_tokens=6)
-    return SessionStore(lambda: Session(Conversation(chat_model, settings), read_text), num_remembered)
+
+    def begin() -> Session:
+        return Session(Conversation(chat_model, settings), lambda path, stop: read_text(path))
+
+    return SessionStore(begin, num_remembered)
 
 
 def say(session: Session, question: str) -> int:

@@ -18,7 +18,7 @@ gradio = pytest.importorskip("gradio", reason="needs gradio")
 @pytest.fixture
 def store(chat_model: ChatModel) -> SessionStore:
     settings = ChatSettings(max_new_tokens=8, cut=False)
-    return SessionStore(lambda: Session(Conversation(chat_model, settings), read_text))
+    return SessionStore(lambda: Session(Conversation(chat_model, settings), lambda path, stop: read_text(path)))
 
 
 def text_of(shown: tuple[Any, ...]) -> list[str]:

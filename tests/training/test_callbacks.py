@@ -1,4 +1,4 @@
-"""The log of losses survives what an interruption does to it, and says which line it cannot read."""
+"""The log of losses survives what an interruption does to it, and what damages a line."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from longlora.errors import DataError
 from longlora.training.callbacks import MetricsLog
 
 LINES = [json.dumps({"step": step, "loss": 5.0 - step}) + "\n" for step in range(1, 4)]
@@ -27,8 +26,10 @@ def test_steps_that_are_done_again_are_dropped(tmp_path: Path, torn: str) -> Non
     assert begin(path, step=2) == [1, 2]
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_what_is_damaged_is_set_aside_and_the_rest_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(LINES[0] + "\0\0\0\n" + LINES[2], encoding="utf-8")
-    with pytest.raises(DataError, match=r"metrics\.jsonl cannot be read in line 2 .*delete that line"):
-        begin(path, step=3)
+    damaged = LINES[0] + "\0\0\0\n" + "[1]\n" + '{"step": "2"}\n' + LINES[2]
+    path.write_text(damaged, encoding="utf-8")
+    assert begin(path, step=3) == [1, 3]
+    assert "3 of its 5 lines cannot be used" in caplog.text
+    assert (tmp_path / "damaged-metrics.jsonl").read_text(encoding="utf-8") == damaged

@@ -18,6 +18,7 @@ from longlora.errors import CheckpointError, ConfigError, DataError, DivergenceE
 from longlora.models import registration as register
 from longlora.models.grouping import Grouping
 from longlora.models.load import load_for_inference
+from longlora.support.digests import seal
 from longlora.training import trainer as trainer_module
 from longlora.training.callbacks import FiniteGradients
 from longlora.training.run import train
@@ -107,7 +108,7 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed_from(
         patch.setattr(trainer_module.ProgressBar, "on_step_end", _interrupt_after(7))
         train(recipe)
     newest = Path(recipe.output_dir) / "checkpoints" / "checkpoint-6"
-    (newest / "complete").unlink()
+    (newest / "digests.json").unlink()
     (newest / "adapter_model.safetensors").write_bytes(b"cut short")
     train(recipe)
     assert losses(recipe) == pytest.approx(losses(alone), abs=1e-6)
@@ -187,7 +188,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     with pytest.raises(DivergenceError, match="the loss became nan at step 5; lower learning_rate"):
         train(recipe)
     checkpoints = Path(recipe.output_dir) / "checkpoints"
-    assert [path.name for path in checkpoints.glob("checkpoint-*/complete")] == ["complete"]
+    assert [path.name for path in checkpoints.glob("checkpoint-*/digests.json")] == ["digests.json"]
     assert not (Path(recipe.output_dir) / "adapter").exists()
 
 
@@ -263,10 +264,12 @@ def test_a_folder_that_is_something_else_is_left_alone(make_recipe: MakeRecipe, 
 
 
 def test_a_damaged_record_of_a_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    (tmp_path / "run" / "checkpoints" / "checkpoint-3").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete").touch()
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    seal(checkpoint)
     (tmp_path / "run" / "recipe.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(ConfigError, match="is missing or damaged"):
         train(make_recipe())
 
 

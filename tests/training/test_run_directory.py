@@ -10,8 +10,9 @@ from tests.training.conftest import MakeRecipe
 
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import Extension, read_extension
+from longlora.training.checkpoints import finish_checkpoint
 from longlora.training.run import train
-from longlora.training.run_directory import RunDirectory, finish_checkpoint, open_run, step_of
+from longlora.training.run_directory import RunDirectory, open_run, step_of
 
 EXTENSION = Extension(base_model="base", base_context=64, context_length=128, rope_parameters={"rope_type": "linear"})
 
@@ -39,7 +40,7 @@ def test_the_same_rows_in_a_step_from_other_processes(
     with_checkpoint(make_recipe, 2, gradient_accumulation_steps=4)
     changes = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": batch}
     with open_run(make_recipe(**changes), num_processes=processes, strategy="single") as run:
-        assert run.last_checkpoint() == run.checkpoints / "checkpoint-3"
+        assert run.resumes_from == run.checkpoints / "checkpoint-3"
     starts = json.loads((run.root / "environment.json").read_text())
     assert [(start["strategy"], start["processes"]) for start in starts] == [("ddp", 2), ("single", processes)]
 
@@ -47,7 +48,7 @@ def test_the_same_rows_in_a_step_from_other_processes(
 def test_what_hardware_a_recipe_is_meant_for_may_change(make_recipe: MakeRecipe) -> None:
     with_checkpoint(make_recipe, 1)
     with open_run(make_recipe(hardware={"gpus": 2, "strategy": "ddp"})) as run:
-        assert run.last_checkpoint() == run.checkpoints / "checkpoint-3"
+        assert run.resumes_from == run.checkpoints / "checkpoint-3"
 
 
 def test_other_rows_in_a_step(make_recipe: MakeRecipe) -> None:
@@ -62,8 +63,8 @@ def test_a_finished_checkpoint_can_be_read_as_an_adapter(make_recipe: MakeRecipe
 
     recipe = make_recipe(max_steps=3)
     adapter = train(recipe)
-    checkpoint = RunDirectory(recipe).last_checkpoint()
-    assert checkpoint is not None and step_of(checkpoint) == 3
+    checkpoint = RunDirectory(recipe).finished_checkpoints()[-1]
+    assert step_of(checkpoint) == 3
     assert read_extension(checkpoint) == read_extension(adapter)
     models = [load_for_inference(directory)[0] for directory in (checkpoint, adapter)]
     tokens = torch.arange(50, device=models[0].device)[None]

@@ -13,9 +13,13 @@ from longlora.errors import DataError
 from longlora.support.choices import Quantization
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from longlora.inference.chat_model import ChatModel
     from longlora.inference.conversation import Conversation
 
+_UPLOAD_SECONDS = 120.0
+_UPLOAD_MEMORY_BYTES = 4 << 30
 PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
 
 
@@ -104,7 +108,7 @@ def web(
     if host not in ("", LOCALHOST, "localhost") and not secret:
         typer.echo("anyone who reaches this address can use the model: think of --password", err=True)
     chat_model, new_conversation = _load(model, options)
-    store = SessionStore(lambda: Session(new_conversation(), read_document))
+    store = SessionStore(lambda: Session(new_conversation(), _read_upload))
     page = build_page(chat_model, store, suffixes=list(SUFFIXES), max_megabytes=max_megabytes)
     address = launch_page(
         page,
@@ -137,6 +141,20 @@ def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Co
     )
     saved = SavedReadings(options.cache_document, model) if options.cache_document is not None else None
     return chat_model, lambda: Conversation(chat_model, settings, saved)
+
+
+def _read_upload(path: Path, stop: "Event") -> str:
+    """Read a stranger's file, in a process of its own: it may be made to take all time and memory there are."""
+    from longlora.support.apart import call_apart
+
+    return call_apart(
+        read_document,
+        path,
+        stop=stop,
+        seconds=_UPLOAD_SECONDS,
+        memory_bytes=_UPLOAD_MEMORY_BYTES,
+        preload=("longlora.corpus.extract",),
+    )
 
 
 def read_document(path: Path) -> str:

@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from longlora.cli import chat, doctor, export, train
 from longlora.cli.corpus import corpus
 from longlora.cli.eval_suite import evaluate
 from longlora.cli.options import INTERRUPTED, TERMINATED
-from longlora.errors import LongLoRAError
+from longlora.errors import LongLoRAError, ResourceError, first_line
 
 app = typer.Typer(
     name="longlora",
@@ -92,7 +94,8 @@ def main() -> None:
     logger.handlers = [handler]
     _quiet_libraries()
     try:
-        app()
+        with _mistakes_of_the_machine():
+            app()
     except LongLoRAError as error:
         if not _recorded(error):
             print(f"longlora: {error}", file=sys.stderr)
@@ -106,6 +109,31 @@ def main() -> None:
         raise
     finally:  # who calls this from Python may close the stream afterwards
         logger.removeHandler(handler)
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+
+
+@contextmanager
+def _mistakes_of_the_machine() -> Iterator[None]:
+    """Turn a full or closed disk, a file that is gone, and memory that ran out into a message, for every command.
+
+    What is open to be written is a temporary file then, and goes with the block that made it (`support/files.py`).
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # no error of the system: libraries use the class for others too
+            raise
+        from longlora.support.files import resource_error
+
+        raise resource_error(error) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(said in str(error) for said in _NO_MEMORY):
+            raise
+        raise ResourceError(
+            f"memory ran out ({first_line(error)}); `longlora plan RECIPE` says what takes it in a run, and what helps"
+        ) from error
 
 
 # What libraries tell one another, and no user could mend. Loggers by name, with the beginning of what they say.

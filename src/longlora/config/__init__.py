@@ -7,7 +7,7 @@ alike.
 
 from longlora.config.recipe import Recipe
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig
-from longlora.config.yaml_files import apply_overrides, dump_recipe, load_recipe, parse_recipe, set_key
+from longlora.config.yaml_files import apply_overrides, dump_recipe, load_recipe, parse_recipe, read_yaml, set_key
 
 __all__ = [
     "AttentionConfig",
@@ -20,5 +20,6 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "read_yaml",
     "set_key",
 ]

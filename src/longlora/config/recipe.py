@@ -101,7 +101,7 @@ class Recipe(Section):
     hardware: HardwareConfig = HardwareConfig()
     """The GPUs that the recipe is meant for."""
 
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of the adapter's initial weights and of the order of the rows."""
 
     report_to: str | tuple[str, ...] = "none"

@@ -11,6 +11,10 @@ from pydantic import ValidationError
 from longlora.config.recipe import Recipe
 from longlora.errors import ConfigError
 from longlora.recipes import find_recipe
+from longlora.support.wording import short_repr, shortened
+
+_LONGEST_PROBLEM = 600  # characters of a message about one
+_MOST_PROBLEMS = 20
 
 # What other tools call the same thing; used only for the hint.
 _OTHER_NAMES = {
@@ -62,16 +66,40 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             f"{path} is a directory, and a recipe is a YAML file or one of the names that `longlora recipes` "
             f"lists{hint}"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, found {type(values).__name__}")
+    values = read_yaml(path)
     apply_overrides(values, overrides)
     return parse_recipe(values, where=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it cannot be read, is not valid YAML, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    try:
+        values = _parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, found {type(values).__name__}")
+    return values
+
+
+def _parse(text: str) -> Any:
+    """Parse YAML; its constructors raise whatever Python's do, of a date that is none or a number of 5,000 digits."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ConfigError("it is nested too deeply") from error
+    except Exception as error:
+        raise ConfigError(shortened(" ".join(str(error).split()), limit=_LONGEST_PROBLEM)) from error
 
 
 def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -83,8 +111,11 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise ConfigError(f"{where} cannot be used:\n{problems}") from None
+        found = error.errors(include_url=False)
+        problems = [f"  {shortened(_explain(problem), limit=_LONGEST_PROBLEM)}" for problem in found[:_MOST_PROBLEMS]]
+        if len(found) > _MOST_PROBLEMS:
+            problems.append(f"  and {len(found) - _MOST_PROBLEMS} more")
+        raise ConfigError("\n".join([f"{where} cannot be used:", *problems])) from None
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
@@ -96,11 +127,12 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"an override must read key=value, found {override!r}")
+            raise ConfigError(f"an override must read key=value, found {short_repr(override)}")
         try:
-            set_key(values, key, yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not valid YAML") from error
+            value = _parse(text)
+        except ConfigError as error:
+            raise ConfigError(f"{short_repr(override)}: the value is not valid YAML") from error
+        set_key(values, key, value)
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
@@ -113,7 +145,7 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"{key}={value}: {section} is a value, not a section")
+            raise ConfigError(f"{key}={short_repr(value)}: {section} is a value, not a section")
     values[name] = value
 
 
@@ -142,4 +174,4 @@ def _explain(problem: Any) -> str:
         return f"{key!r} is required"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    return f"{key}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    return f"{key}={short_repr(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

@@ -1,14 +1,16 @@
 """Texts out of web pages, e-books, Markdown and plain files."""
 
+import lzma
 import posixpath
 import re
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 _BLOCKS = (
@@ -26,6 +28,14 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _ENCRYPTION = "META-INF/encryption.xml"
 # Fonts may be scrambled in a book that is free to read.
 _FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
+
+
+_MIB = 2**20
+# Far above any text that people wrote, and what a machine reads within a minute and some GiB of memory.
+MOST_TEXT_BYTES = 256 * _MIB  # of a plain file
+MOST_PAGE_BYTES = 16 * _MIB  # of a page of HTML, whose tree takes thirty times as much memory
+MOST_BOOK_BYTES = 64 * _MIB  # of an e-book's parts together, unpacked
+_MOST_COMPARISONS = 10**10  # characters of a page that are looked through to find its main part
 
 
 class UnreadableFileError(Exception):
@@ -51,18 +61,36 @@ def read_html(path: Path) -> MarkedText:
     Raises:
         UnreadableFileError: it is no text.
     """
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        content = read_bounded(file, MOST_PAGE_BYTES, "the page")
     if b"\0" in content and content[:2] not in _UTF16_MARKS:
         raise UnreadableFileError("no text: it holds NUL characters")
     title, paragraphs = _page_text(content)
     return MarkedText(text="\n\n".join(_main_part(content, paragraphs)), title=title)
 
 
+def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
+    """Read to the end of a file.
+
+    Raises:
+        UnreadableFileError: that is further off than `most` bytes.
+    """
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise UnreadableFileError(f"too large: {what} has more than {most // _MIB} MiB; split it")
+    return content
+
+
 def _main_part(content: bytes, paragraphs: list[str]) -> list[str]:
     """Leave out what trafilatura does not keep, unless it finds hardly anything: it judges long pages alone."""
     import trafilatura
 
-    kept = _letters(trafilatura.extract(content, favor_recall=True, include_comments=False) or "")
+    try:
+        kept = _letters(trafilatura.extract(content, favor_recall=True, include_comments=False) or "")
+    except RecursionError:  # a page may be nested deeper than Python goes
+        return paragraphs
+    if len(paragraphs) * len(kept) > _MOST_COMPARISONS:
+        return paragraphs
     main = [paragraph for paragraph in paragraphs if paragraph.startswith("[") or _letters(paragraph) in kept]
     return main if 2 * sum(map(len, main)) > sum(map(len, paragraphs)) else paragraphs
 
@@ -82,21 +110,40 @@ def read_epub(path: Path) -> MarkedText:
     try:
         with zipfile.ZipFile(path) as archive:
             package = _package_path(archive)
-            root = etree.fromstring(archive.read(package), _xml_parser())
-            spine = _spine(root, PurePosixPath(package).parent, archive.namelist())
-            _check_unprotected(archive, spine)
+            root = etree.fromstring(_unpacked(archive, package), _xml_parser())
             stored = set(archive.namelist())
+            spine = _spine(root, PurePosixPath(package).parent, stored)
+            _check_unprotected(archive, spine)
             missing = [name for name in spine if name not in stored]
-            parts = [_page_text(archive.read(name), is_book=True)[1] for name in spine if name in stored]
+            parts = [_page_text(content, is_book=True)[1] for content in _parts(archive, spine)]
             texts = ["\n\n".join(part) for part in parts]
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
         raise UnreadableFileError(f"damaged: no whole e-book ({str(error).strip(chr(39))})") from error
-    except (etree.XMLSyntaxError, RuntimeError) as error:  # RuntimeError: a zip file with a password
+    except (etree.XMLSyntaxError, RuntimeError, ValueError) as error:  # RuntimeError: a zip file with a password
         raise UnreadableFileError(f"damaged or protected ({error})") from error
     title = root.findtext(".//{http://purl.org/dc/elements/1.1/}title") or ""
     texts = [text for text in texts if text]
     notes = (f"parts that the book names and does not hold: {', '.join(missing)}",) if missing else ()
     return MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts), notes=notes)
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, most: int = MOST_PAGE_BYTES) -> bytes:
+    """Unpack a part of an e-book, whatever size it says it has."""
+    with archive.open(name) as part:
+        return read_bounded(part, most, name)
+
+
+def _parts(archive: zipfile.ZipFile, spine: list[str]) -> Iterator[bytes]:
+    left = MOST_BOOK_BYTES
+    for name in dict.fromkeys(spine):
+        if name in archive.NameToInfo:
+            content = _unpacked(archive, name)
+            left -= len(content)
+            if left < 0:
+                raise UnreadableFileError(
+                    f"too large: its parts have more than {MOST_BOOK_BYTES // _MIB} MiB; split it"
+                )
+            yield content
 
 
 def read_markdown(path: Path) -> MarkedText:
@@ -120,7 +167,8 @@ def read_plain(path: Path) -> MarkedText:
 
 
 def _decoded(path: Path) -> str:
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        content = read_bounded(file, MOST_TEXT_BYTES, "the text")
     encoding = "utf-16" if content[:2] in _UTF16_MARKS else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -230,13 +278,13 @@ def _xml_parser() -> Any:
 def _package_path(archive: zipfile.ZipFile) -> str:
     from lxml import etree
 
-    container = etree.fromstring(archive.read("META-INF/container.xml"), _xml_parser())
+    container = etree.fromstring(_unpacked(archive, "META-INF/container.xml"), _xml_parser())
     for item in container.iter("{*}rootfile"):
         return str(item.get("full-path"))
     raise UnreadableFileError("damaged: META-INF/container.xml names no book")
 
 
-def _spine(root: Any, folder: PurePosixPath, stored: list[str]) -> list[str]:
+def _spine(root: Any, folder: PurePosixPath, stored: Collection[str]) -> list[str]:
     """List the parts by their names in the zip file."""
     names = {item.get("id"): item.get("href") for item in root.iter("{*}item")}
     navigation = {item.get("id") for item in root.iter("{*}item") if "nav" in (item.get("properties") or "").split()}
@@ -258,7 +306,7 @@ def _check_unprotected(archive: zipfile.ZipFile, spine: list[str]) -> None:
 
     if _ENCRYPTION not in archive.namelist():
         return
-    root = etree.fromstring(archive.read(_ENCRYPTION), _xml_parser())
+    root = etree.fromstring(_unpacked(archive, _ENCRYPTION), _xml_parser())
     for data in root.iter("{*}EncryptedData"):
         algorithms = [item.get("Algorithm") for item in data.iter("{*}EncryptionMethod")]
         names = [unquote(item.get("URI", "")) for item in data.iter("{*}CipherReference")]

@@ -2,7 +2,9 @@
 
 import logging
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer, encode_conversation
 from longlora.data.sources import ConversationSource
-from longlora.data.table_cache import Summary, cached_dataset, packing_beside, tokenizer_identity
+from longlora.data.table_cache import Summary, cached_dataset, rows_beside, tokenizer_identity
 from longlora.errors import DataError
 from longlora.support.progress import progress_bar
 
@@ -89,12 +91,19 @@ def pack_conversations(conversations: Dataset, *, context_length: int, packing: 
     from trl import pack_dataset  # its trainers come along, which only training needs
 
     columns = conversations.select_columns(["input_ids", "labels"])
-    with packing_beside(conversations):
+
+    def pack(**map_arguments: Any) -> Dataset:
         if packing:
-            return pack_dataset(columns, context_length, strategy="bfd", map_kwargs={"desc": "Packing"})
+            arguments = {"desc": "Packing", **map_arguments}
+            return pack_dataset(columns, context_length, strategy="bfd", map_kwargs=arguments)
         return columns.map(
-            lambda row: {"seq_lengths": [len(row["input_ids"])]}, features=_ROW_FEATURES, desc="Measuring"
+            lambda row: {"seq_lengths": [len(row["input_ids"])]},
+            features=_ROW_FEATURES,
+            desc="Measuring",
+            **map_arguments,
         )
+
+    return rows_beside(conversations, ["sft", FORMAT_VERSION, context_length, packing, version("trl")], pack)
 
 
 def _write_conversations(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -12,7 +13,7 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.sources import DocumentSource
-from longlora.data.table_cache import Summary, cached_dataset, packing_beside, tokenizer_identity
+from longlora.data.table_cache import Summary, cached_dataset, rows_beside, tokenizer_identity
 from longlora.errors import DataError
 from longlora.support.progress import progress_bar
 
@@ -82,15 +83,19 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
             f"the documents must fill at least one row of context_length={context_length} tokens, found {num_tokens} "
             "tokens; add documents or lower context_length"
         )
-    with packing_beside(documents):
-        rows = documents.with_format("arrow").map(
+
+    def pack(**map_arguments: Any) -> Dataset:
+        return documents.with_format("arrow").map(
             _row_cutter(context_length, cross_document_attention),
             batched=True,
             batch_size=_CUT_DOCUMENTS,
             remove_columns=documents.column_names,
             features=_ROW_FEATURES,
             desc="Packing",
+            **map_arguments,
         )
+
+    rows = rows_beside(documents, [FORMAT_VERSION, context_length, cross_document_attention], pack)
     counts = num_tokens, num_rows, context_length, num_left_out
     logger.info("packed %d tokens into %d rows of %d; %d at the end are left out", *counts)
     return rows.with_format(None)

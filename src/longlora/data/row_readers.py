@@ -23,9 +23,13 @@ _TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", _PARQUET)
 
 # Enough to tell a text from a model or an archive of many gigabytes without reading it whole.
 _HEAD_BYTES = 1 << 20
+# A line of a compressed file may unpack to more than memory holds; so may a list, which has to be read whole.
+_MOST_LINE_BYTES = 1 << 28
+_MOST_LIST_BYTES = 1 << 31
 # Rows of a Parquet file held at once: a row may be a whole book.
 _PARQUET_ROWS = 64
 _NAMES_SHOWN = 5
+_TOO_LONG = object()  # in the place of a line's value
 
 
 class UnreadableError(Exception):
@@ -233,6 +237,8 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
         for number, value in _json_lines(stream) if _holds_json_lines(stream, path) else _json_list(stream):
             if isinstance(value, dict):
                 yield number, value
+            elif value is _TOO_LONG:
+                skipped.add(f"longer than {_MOST_LINE_BYTES >> 20} MiB", f"{path}:{number}")
             else:
                 skipped.add("not a JSON object", f"{path}:{number}")
 
@@ -240,26 +246,35 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
 def _holds_json_lines(stream: IO[bytes], path: Path) -> bool:
     """Look at the first line rather than the suffix: much that is called .json holds one object per line."""
     try:
-        return isinstance(json.loads(stream.readline()), dict)
-    except ValueError:
+        return isinstance(json.loads(stream.readline(_MOST_LINE_BYTES)), dict)
+    except (ValueError, RecursionError):
         return ".jsonl" in path.name.lower()
     finally:
         stream.seek(0)
 
 
 def _json_lines(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
+    number = 0
+    while line := stream.readline(_MOST_LINE_BYTES):
+        number += 1
+        if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := stream.readline(_HEAD_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield number, _TOO_LONG
+        elif line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield number, None
 
 
 def _json_list(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    content = stream.read(_MOST_LIST_BYTES)
+    if len(content) == _MOST_LIST_BYTES:
+        raise UnreadableError(f"JSON of more than {_MOST_LIST_BYTES >> 30} GiB in one value; write it as JSON lines")
     try:
-        value = json.load(stream)
-    except ValueError as error:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UnreadableError("not valid JSON") from error
     yield from enumerate(value if isinstance(value, list) else [value], start=1)
 

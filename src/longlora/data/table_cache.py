@@ -5,12 +5,16 @@ datasets' own `from_generator` keeps tables too, but neither sees a damaged one 
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
+import pyarrow.compute
 from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 from datasets.fingerprint import Hasher
@@ -18,8 +22,11 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.errors import DataError
+from longlora.support.digests import find_damage, is_sealed
 from longlora.support.files import remove_partial, whole_directory
 from longlora.support.user_cache import user_cache
+
+logger = logging.getLogger("longlora")
 
 Summary = dict[str, Any]  # counts of what was written, `num_rows` among them
 
@@ -36,46 +43,65 @@ def cached_dataset(
     features: Features,
     cache_dir: str | Path | None,
 ) -> tuple[Dataset, Summary]:
-    """Memory-map a table from `cache_dir`, after writing it there if it is not yet.
+    """Memory-map a table from `cache_dir`, after writing it there if it is not yet, or if it is damaged.
 
     Processes that ask for the same at once wait for the first of them. `identity` is all that decides the table, as
-    JSON; `fill` writes the rows. The folder is `longlora` in the user's cache folder unless given.
+    JSON; `fill` writes the rows. The folder is `longlora` in the user's cache folder unless given. The table is read
+    once to compare its digest: about 2.5 seconds for a GiB.
 
     Raises:
         ConfigError: there is no folder for a cache.
         DataError: the cache cannot be written.
     """
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache(instead="data.cache_dir")
-    folder = cache / "tokenized" / key
-    if present := _open_cache(folder):
-        return present
-    with _writing("tokenized documents", f"to {folder.parent}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if present := _open_cache(folder):  # whoever held the lock before us has done the work
-                return present
-            remove_partial(folder)
-            shutil.rmtree(folder, ignore_errors=True)  # damaged
-            with whole_directory(folder) as partial:
-                table = str(partial / _TABLE_FILE)
-                with ArrowWriter(path=table, features=features, writer_batch_size=_BATCH_ROWS) as writer:
-                    summary = fill(writer)
-                    writer.finalize()
-                (partial / _SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
-            return Dataset.from_file(str(folder / _TABLE_FILE)), summary
+
+    def write(table: Path) -> Summary:
+        with ArrowWriter(path=str(table), features=features, writer_batch_size=_BATCH_ROWS) as writer:
+            summary = fill(writer)
+            writer.finalize()
+        return summary
+
+    return _kept(cache / "tokenized" / _key(identity), write, "tokenized documents")
 
 
-@contextmanager
-def packing_beside(tokenized: Dataset) -> Iterator[None]:
-    """Let one process at a time write packed rows beside the file of a data set; one in memory has none.
+def rows_beside(tokenized: Dataset, identity: list[object], pack: Callable[..., Dataset]) -> Dataset:
+    """Memory-map the rows made of a table, after writing them beside its file if they are not there, or are damaged.
+
+    `identity` is all that decides the rows besides the table, as JSON; `pack` makes them, and hands its arguments to
+    `Dataset.map`. The rows of a table in memory stay there.
 
     Raises:
         DataError: they cannot be written.
     """
-    lock = FileLock(f"{tokenized.cache_files[0]['filename']}.lock") if tokenized.cache_files else nullcontext()
-    with _writing("packed rows", "beside the tokenized documents"), lock:
-        yield
+    if not tokenized.cache_files:
+        with _writing("packed rows", "beside the tokenized documents"):
+            return pack()
+
+    def write(table: Path) -> Summary:
+        return {"num_rows": len(pack(cache_file_name=str(table), load_from_cache_file=False))}
+
+    beside = Path(tokenized.cache_files[0]["filename"]).parent
+    return _kept(beside / f"rows-{_key(identity)}", write, "packed rows")[0]
+
+
+def _kept(folder: Path, write: Callable[[Path], Summary], what: str) -> tuple[Dataset, Summary]:
+    if present := _open_cache(folder):
+        return present
+    with _writing(what, f"to {folder.parent}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if is_sealed(folder) and (present := _open_cache(folder)):  # whoever held the lock before us did the work
+                return present
+            remove_partial(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # damaged
+            with whole_directory(folder) as partial:
+                summary = write(partial / _TABLE_FILE)
+                (partial / _SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
+            return Dataset.from_file(str(folder / _TABLE_FILE)), summary
+
+
+def _key(identity: list[object]) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -87,6 +113,19 @@ def _writing(what: str, where: str) -> Iterator[None]:
             f"{what} cannot be written {where} ({error.strerror or error}); "
             "set data.cache_dir to a writable folder with room"
         ) from error
+
+
+def content_digest(rows: Dataset) -> str:
+    """SHA-256 of the numbers in a table's lists, column by column, however they lie in memory or in files."""
+    digest = hashlib.sha256()
+    for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        for name in sorted(table.column_names):
+            lists = table[name]
+            digest.update(f"{name} {len(lists)}".encode())
+            digest.update(pyarrow.compute.list_value_length(lists).to_numpy().astype(np.int64).data)
+            for chunk in lists.chunks:
+                digest.update(np.ascontiguousarray(chunk.flatten().to_numpy()).data)
+    return digest.hexdigest()
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:
@@ -101,9 +140,10 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:
 
 
 def _open_cache(folder: Path) -> tuple[Dataset, Summary] | None:
-    try:
-        summary = json.loads((folder / _SUMMARY_FILE).read_text(encoding="utf-8"))
-        rows = Dataset.from_file(str(folder / _TABLE_FILE))
-    except (OSError, ValueError):
+    if not folder.exists():
         return None
-    return (rows, summary) if len(rows) == summary.get("num_rows") else None
+    if damage := find_damage(folder):
+        logger.warning("%s is damaged (%s) and is made anew", folder, damage)
+        return None
+    summary = json.loads((folder / _SUMMARY_FILE).read_text(encoding="utf-8"))
+    return Dataset.from_file(str(folder / _TABLE_FILE)), summary

@@ -129,7 +129,8 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
             checkpoint = f"checkpoint-{recipe.first_dense_step}"
             source = Path(method_recipe("longlora", output).output_dir)
             with open_run(recipe) as run:
-                shutil.copy(source / "metrics.jsonl", run.metrics)
+                for name in (run.metrics.name, run.data.name):
+                    shutil.copy(source / name, run.root)
                 with whole_directory(run.checkpoints / checkpoint) as copy:
                     shutil.copytree(source / "checkpoints" / checkpoint, copy, dirs_exist_ok=True)
         started = time.monotonic()

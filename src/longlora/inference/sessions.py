@@ -9,18 +9,19 @@ from typing import Any
 
 from longlora.errors import LongLoRAError
 from longlora.inference.conversation import Conversation, Usage
-from longlora.inference.documents import ReadDocument, join_documents
+from longlora.inference.documents import join_documents
 
 NUM_REMEMBERED = 4
 Message = dict[str, Any]  # as gradio's chatbot has them
+ReadUpload = Callable[[Path, threading.Event], str]  # until the event is set
 Shown = tuple[Any, Any, Any, Any]  # what changes of the chat, the question's box, the meter and the note below
 
 
 class Session:
     """One visitor's conversation. Each action yields what the page shows from then on."""
 
-    def __init__(self, conversation: Conversation, read_document: ReadDocument) -> None:
-        self.conversation, self._read_document = conversation, read_document
+    def __init__(self, conversation: Conversation, read_upload: ReadUpload) -> None:
+        self.conversation, self._read_upload = conversation, read_upload
         self.stopping = threading.Event()  # set to end what is being written or read
 
     def ask(self, question: str, said: list[Message]) -> Iterator[Shown]:
@@ -53,11 +54,12 @@ class Session:
         same = gradio.skip()
         if path is None:
             return
-        self.stopping = threading.Event()
+        self.stopping = stopping = threading.Event()
         yield [], same, same, f"Reading {html.escape(Path(path).name)} …"
         try:
-            notes = self.conversation.set_document(*join_documents([Path(path)], self._read_document))
-            notes += self.conversation.read_document(stop=self.stopping)
+            document = join_documents([Path(path)], lambda file: self._read_upload(file, stopping))
+            notes = self.conversation.set_document(*document)
+            notes += self.conversation.read_document(stop=stopping)
         except Exception as error:
             yield from self.close()
             raise _told(error, path) from error

@@ -25,6 +25,7 @@ from longlora.models.generation import lasting_settings, saved_settings
 from longlora.models.load import apply_extension, load_adapter, load_config, load_tokenizer, model_source
 from longlora.models.positions import write_older_keys
 from longlora.models.shards import main_dtype, model_folder, opened, stored_weights
+from longlora.support.digests import check_whole
 from longlora.support.files import whole_directory
 
 logger = logging.getLogger("longlora")
@@ -84,6 +85,7 @@ def merge_adapter(
         ConfigError: `older_readers` is True, and the keys of transformers 4 have no room for the model's positions.
     """
     check_adapter(adapter)
+    check_whole(adapter)
     extension = read_extension(adapter)
     if extension and extension.quantization:
         logger.warning(
@@ -95,6 +97,7 @@ def merge_adapter(
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"the configuration of the adapter in {adapter} cannot be read: {error}") from error
     base = model_source(extension.base_model if extension else peft_config.base_model_name_or_path)
+    check_whole(Path(base))
     config = load_config(base)
     if extension:
         apply_extension(config, extension)

@@ -83,7 +83,7 @@ def read_extension(directory: Path) -> Extension | None:
         return None
     try:
         return Extension(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 

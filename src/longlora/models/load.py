@@ -19,6 +19,7 @@ from transformers import (
 from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
 from longlora.errors import CheckpointError, ConfigError
+from longlora.models.chat_template import check_template_ends
 from longlora.models.checkpoint import ADAPTER_WEIGHTS, Extension, is_adapter, model_source, read_extension
 from longlora.models.compat import keep_to_fitting_kernels, ordinary_attention
 from longlora.models.generation import stop_at_every_end
@@ -33,10 +34,11 @@ from longlora.models.positions import (
     without_older_names,
 )
 from longlora.models.probe import check_s2_reaches
-from longlora.models.shards import opened
+from longlora.models.shards import check_indexes, opened
 from longlora.models.vocabulary import check_rows, fit_vocabulary
 from longlora.rope import RopeExtension
 from longlora.support.choices import DtypeName, Quantization
+from longlora.support.digests import check_whole
 from longlora.support.packages import require_package
 
 logger = logging.getLogger("longlora")
@@ -177,6 +179,7 @@ def load_adapter(
     """
     from peft import PeftConfig
 
+    check_whole(directory)
     extension = read_extension(directory)
     base = extension.base_model if extension else PeftConfig.from_pretrained(directory).base_model_name_or_path
     base = model_source(base)
@@ -229,7 +232,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
     """
     try:
         return without_older_names(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers has no exception of its own for values that it cannot use
         raise CheckpointError(
             f"cannot load the configuration of {name!r}, neither from a directory of that name nor from the hub: "
             f"{_first_line(error)}"
@@ -240,12 +243,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
     Raises:
-        CheckpointError: it cannot be found or read.
+        CheckpointError: it cannot be found or read, or its chat template does not end.
     """
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers has no exception of its own for a bad file
         raise CheckpointError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+    check_template_ends(tokenizer, name)
+    return tokenizer
 
 
 def load_weights(
@@ -264,8 +269,10 @@ def load_weights(
     `device_map` where that says.
 
     Raises:
-        CheckpointError: a file is missing or cut short, or weights are missing in it.
+        CheckpointError: a file is missing or cut short, weights are missing in it, or it is not as longlora wrote it.
     """
+    check_whole(Path(name))
+    check_indexes(Path(name))
     placement = (quantization or {}) | ({"device_map": device_map} if device_map else {})
     try:
         model, report = AutoModelForCausalLM.from_pretrained(

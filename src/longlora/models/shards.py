@@ -16,9 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from longlora.errors import CheckpointError
+from longlora.support.files import read_json
+from longlora.support.wording import short_repr
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 _POINTER = b"version https://git-lfs"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -63,10 +66,7 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
     index = folder / INDEX_FILE
     if not index.exists():
         return _read_header(folder / SINGLE_FILE)
-    try:
-        listed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error}") from error
+    listed = read_index(index)
     found: dict[str, StoredWeight] = {}
     for file in sorted(set(listed.values())):
         if not (folder / file).is_file():
@@ -75,6 +75,33 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
     if absent := sorted(listed.keys() - found.keys()):
         raise CheckpointError(f"{folder} is incomplete: {absent[0]} is in none of its files; download it again")
     return found
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Read in which file of a folder each weight lies.
+
+    Raises:
+        CheckpointError: it is damaged, or names a file outside of the folder.
+    """
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise CheckpointError(f"{index} lists no files of weights (`weight_map`); download it again")
+    if outside := next((file for file in listed.values() if Path(file).name != file or "\0" in file), None):
+        raise CheckpointError(
+            f"{index} names {short_repr(outside)}, which is no file of its folder; it is not followed"
+        )
+    return listed
+
+
+def check_indexes(folder: Path) -> None:
+    """See that the indexes of a model's folder, if there are any, name files of that folder alone.
+
+    Raises:
+        CheckpointError: one does not, or is damaged.
+    """
+    for name in (INDEX_FILE, PICKLED_INDEX_FILE):
+        if (folder / name).is_file():
+            read_index(folder / name)
 
 
 def main_dtype(weights: dict[str, StoredWeight]) -> torch.dtype:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.checkpoint import ADAPTER_CONFIG
-from longlora.models.shards import local_folder
+from longlora.models.shards import INDEX_FILE, PICKLED_INDEX_FILE, local_folder, read_index
 from longlora.released.released_models import find_released
 from longlora.support.files import read_json
 
@@ -97,14 +97,11 @@ def read_folder(folder: Path) -> Published:
 
 def _listed_files(folder: Path) -> tuple[Path, ...]:
     """The files of a model that an index lists."""
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    for name in (INDEX_FILE, PICKLED_INDEX_FILE):
         if (folder / name).is_file():
-            listed = read_json(folder / name).get("weight_map")
-            files = sorted({folder / file for file in listed.values()}) if isinstance(listed, dict) else []
-            missing = [file.name for file in files if not file.is_file()]
-            if missing or not files:
-                missed = ", ".join(missing) or "every file"
-                raise CheckpointError(f"{folder} is incomplete: {missed} of {name} is missing")
+            files = sorted({folder / file for file in read_index(folder / name).values()})
+            if missing := [file.name for file in files if not file.is_file()]:
+                raise CheckpointError(f"{folder} is incomplete: {', '.join(missing)} of {name} is missing")
             return tuple(files)
     return ()
 

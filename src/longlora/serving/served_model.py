@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from longlora.models.generation import lasting_settings, names_every_end, saved_
 from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import readable_context
 from longlora.models.shards import local_folder
+from longlora.support.digests import DIGESTS_FILE, check_whole, find_damage
 from longlora.support.user_cache import user_cache
 
 logger = logging.getLogger("longlora")
@@ -61,6 +63,7 @@ def servable(model: str, *, name: str = "") -> Iterator[ServedModel]:
     name = name or _name(source)
     if is_adapter(folder):
         folder = merged_adapter(folder)
+    check_whole(folder)
     with tempfile.TemporaryDirectory(prefix="longlora-serve-") as temporary:
         target = Path(temporary) / name
         _link(folder, target)
@@ -84,6 +87,9 @@ def merged_adapter(adapter: Path) -> Path:
             "XDG_CACHE_HOME to a writable folder"
         ) from error
     with FileLock(cache / f".{target.name}.lock"):  # two servers that start at once merge once
+        if target.exists() and (damage := find_damage(target)):
+            logger.warning("%s is damaged (%s) and is made anew", target, damage)
+            shutil.rmtree(target)
         if not target.exists():
             logger.info("merging %s into %s; delete it when you do not serve it any more", adapter, target)
             merge_adapter(adapter, target)
@@ -118,7 +124,7 @@ def _link(folder: Path, target: Path) -> None:
         is_written = (was_added and _TOKENIZER.fullmatch(file.name)) or (
             not stops and file.name == GENERATION_CONFIG_NAME
         )
-        if file.is_file() and not is_written:
+        if file.is_file() and not is_written and file.name != DIGESTS_FILE:
             (target / file.name).symlink_to(file.resolve())
     if not stops:
         lasting_settings(settings, tokenizer).save_pretrained(target)

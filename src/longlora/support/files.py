@@ -1,14 +1,17 @@
 """Files and directories that are never half there, and what JSON files hold."""
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, ResourceError
+from longlora.support.digests import flush, seal
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -19,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object, but {type(values).__name__}")
@@ -32,15 +35,68 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk, or choose a place on another",
+    errno.EDQUOT: "make room within your quota, or choose a place elsewhere",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose a place on another disk",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "choose a place that you may use, or change its permissions",
+    errno.EPERM: "choose a place that you may use, or change its permissions",
+    errno.ENOTDIR: "a part of that path is a file; choose another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "it was there, or should have been; do not move or delete it meanwhile",
+    errno.EMFILE: "raise the number of files that a process may open (ulimit -n)",
+}
+# What libraries that write by themselves say of a disk, instead of raising Python's OSError.
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+_CUT_SHORT = re.compile(r"PytorchStreamWriter failed|inline_container|unexpected pos|file write failed")
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Make sure that what fails because of a disk within a block is an `OSError` that names a path: `path`, or its own.
+
+    safetensors and torch write by themselves, and raise errors of their own.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if number := _system_error(str(error)):
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def _system_error(message: str) -> int | None:
+    if found := _SYSTEM_ERROR.search(message):
+        return int(found[1])
+    for number in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EDQUOT):
+        if os.strerror(number) in message:
+            return number
+    return errno.ENOSPC if _CUT_SHORT.search(message) else None
+
+
+def resource_error(error: OSError) -> ResourceError:
+    """What a system's refusal means to a user: the path, the reason, the remedy."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return ResourceError(f"{where}{error.strerror or error}{f'; {remedy}' if remedy else ''}")
+
+
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """Give a temporary file to write, and put it in the place of `path` once the block has ended well."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with output_to(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_absent(target: Path) -> None:
@@ -57,35 +113,27 @@ def check_absent(target: Path) -> None:
 def whole_directory(target: Path) -> Iterator[Path]:
     """Give a temporary folder to write into, and put it in `target`'s place once the block has ended well.
 
-    Its files have reached the disk by then: after a power cut `target` is whole or absent.
+    Its files have reached the disk by then, and `digests.json` says what they hold (`support/digests.py`): after a
+    power cut `target` is whole or absent.
 
     Raises:
         CheckpointError: `target` exists and is not empty.
     """
     check_absent(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            flush(path)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-        flush(target.parent)
+        with output_to(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            seal(temporary)
+            if target.exists():
+                target.rmdir()
+            temporary.rename(target)
+            flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_partial(target: Path) -> None:

@@ -1,5 +1,8 @@
-"""Texts from templates, and numbers as people read them."""
+"""Texts from templates, and numbers and values as people read them."""
 
+import base64
+import re
+import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,3 +34,40 @@ def short_number(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {letter}"
     return f"{value:g}"
+
+
+def shortened(text: str, *, limit: int) -> str:
+    """Leave out the middle of what is longer than `limit` characters."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} … {text[len(text) - half :]}"
+
+
+def short_repr(value: Any) -> str:
+    """Write a value as Python does, but never more than some 200 characters, whatever it holds and however often."""
+    return shortened(_SHORT.repr(value), limit=200)
+
+
+def without_credentials(text: str, *, known: str = "") -> str:
+    """Replace what looks like a key, a password or an encoded credential, and the `known` one in any case."""
+    if known:
+        for secret in (known, base64.b64encode(known.encode()).decode().rstrip("=")):
+            text = text.replace(secret, _REDACTED)
+    for pattern in _CREDENTIALS:
+        text = pattern.sub(_REDACTED, text)
+    return text
+
+
+_REDACTED = "[redacted]"
+_CREDENTIALS = [
+    re.compile(r"(?<=://)[^\s/@]+(?=@)"),  # a user and a password in an address
+    re.compile(r"(?i)(?<=\bbasic )[^\s'\",;}]{6,}|(?<=\bbearer )[^\s'\",;}]{6,}"),
+    re.compile(
+        r"(?i)\b(?:api[-_ ]?key|secret|password|authorization)['\"]?\s?[:=]\s?['\"]?(?!basic|bearer)[^\s'\",;}]+"
+    ),
+    re.compile(r"\b(?:sk|pk|hf|ghp|gsk|xai)[-_][\w-]{8,}"),
+    re.compile(r"(?<![\w+/])(?=[^\s]*[a-z])(?=[^\s]*[A-Z])(?=[^\s]*\d)[A-Za-z0-9+/]{32,}={0,2}"),  # base64
+]
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 160

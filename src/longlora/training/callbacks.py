@@ -1,4 +1,4 @@
-"""What happens beside the training loop: the dense finish, checks, the log, marks on checkpoints, the bar, SIGTERM."""
+"""What happens beside the training loop: the dense finish, checks, the log, the bar, SIGTERM."""
 
 import math
 import resource
@@ -17,14 +17,13 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
-from longlora.distributed import any_process, wait_for_everyone
+from longlora.distributed import any_process
 from longlora.errors import DivergenceError
-from longlora.models.checkpoint import Extension
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.support.files import write_atomically
-from longlora.support.journal import json_line, read_json_lines
+from longlora.support.journal import json_line
 from longlora.support.progress import progress_bar
-from longlora.training.run_directory import RunDirectory, finish_checkpoint
+from longlora.training.run_directory import read_metrics
 
 
 class DenseFinish(TrainerCallback):
@@ -88,8 +87,7 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep only what the resumed run has not yet to do again."""
         if state.is_world_process_zero and self._path.exists():
-            lines: list[dict[str, Any]] = read_json_lines(self._path)
-            kept = [line for line in lines if line["step"] <= state.global_step]
+            kept = [line for line in read_metrics(self._path) if line["step"] <= state.global_step]
             write_atomically(self._path, "".join(map(json_line, kept)))
 
     def on_log(
@@ -99,27 +97,6 @@ class MetricsLog(TrainerCallback):
         if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json_line({"step": state.global_step, **logs}))
-
-
-class Checkpoints(TrainerCallback):
-    """Marks a checkpoint once every process has written its part, so that one cut short is never resumed from.
-
-    The one that ends a run is left without the optimizer's state, most of it: no step follows that would need that.
-    """
-
-    def __init__(self, run: RunDirectory, extension: Extension) -> None:
-        self._run = run
-        self._extension = extension
-
-    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tell the trainer, which saves after this, what to leave out."""
-        args.save_only_model = state.global_step >= state.max_steps
-
-    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint of this step."""
-        wait_for_everyone()
-        if state.is_world_process_zero:
-            finish_checkpoint(self._run.checkpoints / f"checkpoint-{state.global_step}", self._extension)
 
 
 class ProgressBar(TrainerCallback):

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.config import Recipe
 from longlora.data import (
+    content_digest,
     pack_conversations,
     pack_rows,
     read_conversations,
@@ -27,6 +28,14 @@ class Rows(NamedTuple):
 
     training: Dataset
     validation: Dataset | None
+
+    def identity(self) -> dict[str, Any]:
+        """What they are, as JSON: the same rows in the same order, wherever their texts lie, give the same."""
+        named = {"training rows": self.training, "validation rows": self.validation}
+        return {
+            name: f"{len(rows)} of sha256 {content_digest(rows)}" if rows is not None else None
+            for name, rows in named.items()
+        }
 
 
 def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool) -> Rows:

@@ -21,12 +21,14 @@ from longlora.distributed import (
 )
 from longlora.models.generation import make_lasting
 from longlora.models.load import load_for_training
+from longlora.support.files import output_to
 from longlora.training.announcements import tell_model, tell_rows
 from longlora.training.callbacks import Sigterm, Terminated, noticing_sigterm
+from longlora.training.checkpoints import load_trained, resumable
 from longlora.training.recipe_rows import read_rows
-from longlora.training.run_directory import RunDirectory, open_run, step_of
+from longlora.training.run_directory import RunDirectory, keep_to_data, open_run, step_of
 from longlora.training.run_summary import write_run_summary
-from longlora.training.save_and_resume import Trained, load_trained, resumable, save_result
+from longlora.training.saved_result import Trained, save_result
 from longlora.training.trainer import build_trainer, rows_per_step, training_arguments
 
 logger = logging.getLogger("longlora")
@@ -72,10 +74,11 @@ def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
 
 def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sigterm: Sigterm) -> Trained:
     """Train from the beginning or from the last checkpoint, and save what came out."""
-    checkpoint = from_main_process(run.last_checkpoint)
+    checkpoint = run.resumes_from
     set_seed(recipe.seed)
     prepared = load_for_training(recipe)
     rows = main_process_first(lambda: read_rows(recipe, prepared.tokenizer, show_progress=is_main_process()))
+    from_main_process(lambda: keep_to_data(run, rows.identity()))
     recipe = recipe.with_steps_for(len(rows.training), rows_per_step(recipe, arguments))
     arguments.max_steps = recipe.max_steps
     make_lasting(prepared.model, prepared.tokenizer)
@@ -91,7 +94,7 @@ def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sig
             logger.info("resuming from %s", checkpoint)
             checkpoint = from_main_process(partial(resumable, checkpoint, current_strategy()))
         arguments.eval_on_start = rows.validation is not None and not checkpoint
-        with closing(trainer.progress_bar):
+        with closing(trainer.progress_bar), output_to(run.checkpoints):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if sigterm.has_stopped:
             done = trainer.state.global_step

@@ -2,20 +2,25 @@
 
 recipe.yaml        the recipe with every value spelled out
 environment.json   versions, device, processes, command line of every start
+data.json          digests of the rows that it trains on and of those held out
 metrics.jsonl      a line per logged step and per measurement on the validation data
-checkpoints/       checkpoint-N, the last ones
+checkpoints/       checkpoint-N, the last ones, each sealed by its digests.json (`checkpoints.py` writes them)
 lock               held while a process is at work here
 adapter/ or model/ what was trained; its presence means that the training has finished, and the rest is made from it
 summary.json       losses, speed and memory, beside what was planned
 curves.png         loss, validation loss and learning rate over the steps
 samples.md         held-out questions with the model's answers (fine-tuning)
 merged/            the adapter folded into its base, where `longlora train` did the run
+
+What is damaged of it is set aside as `damaged-…` with a warning, or ends the start with a message.
 """
 
 import json
 import logging
 import math
+import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,15 +32,16 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from longlora.config import Recipe, dump_recipe
-from longlora.errors import ConfigError
-from longlora.models.checkpoint import Extension, write_extension
-from longlora.support.files import flush, remove_partial, write_atomically
+from longlora.config import Recipe, dump_recipe, read_yaml
+from longlora.errors import CheckpointError, ConfigError, DataError
+from longlora.support.digests import find_damage, is_sealed
+from longlora.support.files import read_json, remove_partial, write_atomically
+from longlora.support.journal import json_line
 from longlora.support.packages import package_versions
 
 logger = logging.getLogger("longlora")
 
-_COMPLETE = "complete"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Their product with the number of processes is what matters: the rows of an optimizer step.
 _BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -43,11 +49,14 @@ _BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 class RunDirectory:
     """Paths of a recipe's run, and its state on disk; `result` is where what was trained goes at the end."""
 
+    resumes_from: Path | None = None
+    """The checkpoint that this start goes on from, found whole when the run was opened."""
+
     def __init__(self, recipe: Recipe) -> None:
         self.root = root = Path(recipe.output_dir).expanduser()
         self.result = root / ("model" if recipe.tuning == "full" else "adapter")
         self.recipe, self.starts, self.metrics = root / "recipe.yaml", root / "environment.json", root / "metrics.jsonl"
-        self.checkpoints, self.merged = root / "checkpoints", root / "merged"
+        self.data, self.checkpoints, self.merged = root / "data.json", root / "checkpoints", root / "merged"
         self.summary, self.curves, self.samples = root / "summary.json", root / "curves.png", root / "samples.md"
 
     def remove_former(self) -> None:
@@ -56,14 +65,9 @@ class RunDirectory:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.merged, ignore_errors=True)
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end; what was begun after it is deleted."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)
-        whole = [path for path in found if (path / _COMPLETE).exists()]
-        for path in found:
-            if path not in whole:
-                shutil.rmtree(path)
-        return whole[-1] if whole else None
+    def finished_checkpoints(self) -> list[Path]:
+        """The checkpoints that were written to their end, by their steps; whether they are still whole is not asked."""
+        return [path for path in _numbered(self.checkpoints) if is_sealed(path)]
 
 
 def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
@@ -100,6 +104,7 @@ def open_run(
 
     Raises:
         ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
+        CheckpointError: none of its checkpoints is whole.
     """
     run = RunDirectory(recipe)
     missing = check_output(recipe, merge_follows=merge_follows)
@@ -120,30 +125,45 @@ def open_run(
 
 
 def _note_start(recipe: Recipe, run: RunDirectory, num_processes: int, strategy: str) -> None:
-    try:
-        starts = json.loads(run.starts.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        starts = []
-    if run.recipe.exists() and run.last_checkpoint():  # else nothing was trained yet, and it may have been mended
-        processes_before = starts[-1].get("processes", 1) if starts else 1
-        _check_same_recipe(recipe, num_processes, run.recipe, processes_before)
+    starts = _read_starts(run.starts)
+    run.resumes_from = _newest_whole(run.checkpoints)
+    if run.resumes_from:  # else nothing was trained yet, and the recipe may have been mended
+        _check_same_recipe(recipe, num_processes, run.recipe, starts[-1]["processes"] if starts else num_processes)
     remove_partial(run.result)
     write_atomically(run.recipe, dump_recipe(recipe))
     starts.append({**_environment(), "processes": num_processes, "strategy": strategy})
     write_atomically(run.starts, json.dumps(starts, indent=2) + "\n")
 
 
-def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
-    """Make a checkpoint readable as an adapter or model, and mark it as written to its end.
+def keep_to_data(run: RunDirectory, rows: Mapping[str, Any]) -> None:
+    """Note what the run trains on, as JSON; where it goes on from a checkpoint, see that this is what it trained on.
 
-    All of it reaches the disk before the mark does, so that the mark holds after a power failure too.
+    Raises:
+        DataError: it is not.
+        CheckpointError: the note cannot be read.
     """
-    write_extension(checkpoint, extension)
-    for path in checkpoint.rglob("*"):
-        if path.is_file():
-            flush(path)
-    (checkpoint / _COMPLETE).touch()
-    flush(checkpoint)
+    if run.resumes_from is not None:
+        there = read_json(run.data)
+        changed = [f"{name} {there.get(name)} -> {found}" for name, found in rows.items() if there.get(name) != found]
+        if changed:
+            raise DataError(
+                f"the data is not what the run in {run.root} has been trained on ({'; '.join(changed)}): put it back "
+                f"as it was, choose another output_dir, or delete {run.checkpoints} to train again from the beginning"
+            )
+    write_atomically(run.data, json.dumps(rows, indent=2) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of `metrics.jsonl`; where some cannot be used the file is set aside, and the others are kept."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")  # what follows the last newline was torn by an interruption
+    read = [_metrics_line(line) for line in lines]
+    kept = [line for line in read if line is not None]
+    if len(kept) < len(lines):
+        _set_aside(path, f"{len(lines) - len(kept)} of its {len(lines)} lines cannot be used; the others are kept")
+        write_atomically(path, "".join(map(json_line, kept)))
+    return kept
 
 
 def step_of(checkpoint: Path) -> int:
@@ -151,11 +171,76 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def _numbered(checkpoints: Path) -> list[Path]:
+    found = [path for path in checkpoints.glob("*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def _newest_whole(checkpoints: Path) -> Path | None:
+    """Find the newest checkpoint that is as it was written; delete what was cut short, set aside what is damaged.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged; they stay as they are.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(_numbered(checkpoints)):
+        if not is_sealed(path):
+            shutil.rmtree(path)
+        elif reason := find_damage(path):
+            damaged[path] = reason
+        else:
+            for other, reason in damaged.items():
+                _set_aside(other, f"{reason}; {path.name} is whole")
+            return path
+    if damaged:
+        reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints} is whole ({reasons}): put a copy of one back, or delete the folder to "
+            "train again from the beginning"
+        )
+    return None
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    """Give what is damaged a name under which nothing looks for it."""
+    aside = path.with_name(f"damaged-{path.name}")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    os.replace(path, aside)
+    logger.warning("%s is damaged and was set aside as %s: %s", path, aside.name, reason)
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """What earlier starts noted, each with its `processes`; nothing where that is damaged."""
+    if not path.exists():
+        return []
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(start["processes"], int) for start in starts):
+            return list(starts)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    _set_aside(path, "the record of earlier starts begins anew")
+    return []
+
+
+def _metrics_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+        numbers = [values["step"], *(values[name] for name in ("loss", "eval_loss", "learning_rate") if name in values)]
+        is_usable = all(isinstance(number, (int, float)) for number in numbers)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return values if is_usable else None
+
+
 def _read_recipe(recipe_file: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{recipe_file} is damaged; choose another output_dir") from error
+        return read_yaml(recipe_file)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{recipe_file} is missing or damaged; put it back as it was, or choose another output_dir"
+        ) from error
 
 
 def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
@@ -172,8 +257,10 @@ def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
 def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, processes_before: int) -> None:
     present, wanted = _read_recipe(recipe_file), recipe.model_dump()
     changed = _changes(recipe, present)
-    groups_before = processes_before // present.get("sequence_parallel_size", 1)
-    rows_before = groups_before * math.prod(present.get(key, 0) for key in _BATCH_KEYS)
+    counts = [present.get(key) for key in _BATCH_KEYS]
+    divided = present.get("sequence_parallel_size", 1)
+    groups_before = processes_before // (divided if isinstance(divided, int) and divided > 0 else 1)
+    rows_before = groups_before * math.prod(count if isinstance(count, int) else 0 for count in counts)
     rows = num_processes // recipe.sequence_parallel_size * math.prod(wanted[key] for key in _BATCH_KEYS)
     if rows != rows_before:
         changed.append(f"{' × '.join(_BATCH_KEYS)} × processes: {rows_before} -> {rows}")

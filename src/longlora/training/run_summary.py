@@ -28,11 +28,10 @@ from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
-from longlora.support.journal import read_json_lines
 from longlora.training.callbacks import ProgressBar, peak_memory_bytes
 from longlora.training.preflight import planned_run
-from longlora.training.run_directory import RunDirectory, step_of
-from longlora.training.save_and_resume import Trained
+from longlora.training.run_directory import RunDirectory, read_metrics, step_of
+from longlora.training.saved_result import Trained
 
 logger = logging.getLogger("longlora")
 
@@ -54,7 +53,7 @@ def write_run_summary(recipe: Recipe, run: RunDirectory, trained: Trained | None
             write_summary(recipe, run, trained.measured if trained else None)
     if not run.curves.exists():
         with attempted("drawing the curves"):
-            draw_curves(read_json_lines(run.metrics), run.curves)
+            draw_curves(read_metrics(run.metrics), run.curves)
             logger.info("curves: %s", run.curves)
     if recipe.samples_answers and not run.samples.exists():
         with attempted("answering held-out questions"):
@@ -72,19 +71,19 @@ def attempted(what: str) -> Iterator[None]:
             what,
             type(error).__name__,
             error,
-            exc_info=not isinstance(error, LongLoRAError),
+            exc_info=not isinstance(error, (LongLoRAError, OSError)),
         )
 
 
 def write_summary(recipe: Recipe, run: RunDirectory, start: ProgressBar | None) -> None:
     """Write `summary.json` into the run's folder and tell the gist of it."""
-    metrics: list[dict[str, Any]] = read_json_lines(run.metrics)
+    metrics = read_metrics(run.metrics)
     losses = [line["loss"] for line in metrics if "loss" in line]
     validation = [math.exp(line["eval_loss"]) for line in metrics if "eval_loss" in line]
     end = max(1, round(len(losses) * _END_FRACTION))
-    checkpoint = run.last_checkpoint()
+    checkpoints = run.finished_checkpoints()
     measured: dict[str, Any] = {
-        "steps": step_of(checkpoint) if checkpoint else recipe.max_steps,
+        "steps": step_of(checkpoints[-1]) if checkpoints else recipe.max_steps,
         "first_loss": fmean(losses[:end]) if losses else None,
         "last_loss": fmean(losses[-end:]) if losses else None,
         "first_validation_perplexity": validation[0] if validation else None,
@@ -136,7 +135,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
 
     A heavy line is the mean of the last twenty logged losses, a light one each of them.
     """
-    training = [(line["step"], line["loss"], line["learning_rate"]) for line in metrics if "loss" in line]
+    training = [(line["step"], line["loss"], line.get("learning_rate", math.nan)) for line in metrics if "loss" in line]
     validation = [(line["step"], line["eval_loss"]) for line in metrics if "eval_loss" in line]
     figure, (axes, rate_axes) = new_figure(8, 4.8, nrows=2, height_ratios=(4, 1), sharex=True)
     if training:

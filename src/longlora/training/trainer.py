@@ -25,7 +25,6 @@ from longlora.models.lora import embedding_parameters
 from longlora.models.memory_optimizations import why_not_in_pieces
 from longlora.training.announcements import tell_cost_of_groups, tell_offloading
 from longlora.training.callbacks import (
-    Checkpoints,
     DenseFinish,
     FiniteGradients,
     MetricsLog,
@@ -33,6 +32,7 @@ from longlora.training.callbacks import (
     Sigterm,
     diverged,
 )
+from longlora.training.checkpoints import SealCheckpoints
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory
 from longlora.training.sequence_parallel import IGNORED, SequenceParallel
@@ -120,7 +120,10 @@ class ExtensionTrainer(SFTTrainer):
         return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint's model; under FSDP2 what is trained alone is gathered, not the frozen base."""
+        """Write a checkpoint's weights, when transformers asks (`checkpoints.py` tells the rest).
+
+        Under FSDP2 what is trained alone is gathered, not the frozen base.
+        """
         with warnings.catch_warnings():
             # PEFT tells that it adds resized embeddings to what it saves; they are in it already.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
@@ -225,7 +228,7 @@ def build_trainer(
             DenseFinish(grouping=grouping, first_dense_step=recipe.first_dense_step),
             FiniteGradients(),
             MetricsLog(run.metrics),
-            Checkpoints(run, prepared.extension),
+            SealCheckpoints(run.checkpoints, prepared.extension),
             bar,
             sigterm,
         ],

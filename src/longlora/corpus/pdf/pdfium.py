@@ -17,6 +17,9 @@ _FEWEST_PAGES_READ = 0.25  # beside scans: a cover is not the paper
 _READABLE_SHARE = 0.85  # of words of three Latin letters and more: with a vowel
 _VOWEL = re.compile(r"[aeiouy\u00e0-\u00ff]", re.IGNORECASE)
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u00ff]{3,}")
+# Far above any document that people wrote, and some GiB of memory.
+_MOST_PAGES = 20_000
+_MOST_WORDS = 5_000_000
 _PERMISSION_ERRORS = {
     4: "encrypted, and it asks for a password: save a copy without one",
     5: "of an unknown encryption",
@@ -66,7 +69,7 @@ def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
         raise UnreadableFileError(reason) from error
     counts: Counter[str] = Counter()
     try:
-        pages = [_read_page(document, index, counts) for index in range(len(document))]
+        pages = _read_all(document, counts)
         metadata = document.get_metadata_dict(skip_empty=True)
     except pypdfium2.PdfiumError as error:
         raise UnreadableFileError(f"damaged: {error}") from error
@@ -74,6 +77,19 @@ def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
         document.close()
     _check_readable(pages, counts)
     return pages, metadata
+
+
+def _read_all(document: Any, counts: Counter[str]) -> list[Page]:
+    if len(document) > _MOST_PAGES:
+        raise UnreadableFileError(f"too large: it has more than {_MOST_PAGES:,} pages; split it")
+    pages: list[Page] = []
+    left = _MOST_WORDS
+    for index in range(len(document)):
+        pages.append(_read_page(document, index, counts))
+        left -= len(pages[-1].words) + len(pages[-1].drawings)
+        if left < 0:
+            raise UnreadableFileError(f"too large: it has more than {_MOST_WORDS:,} words and drawings; split it")
+    return pages
 
 
 def _check_whole(path: Path) -> None:

@@ -23,6 +23,7 @@ from longlora.corpus.qa.calls import Answer, Call, RefusedError, UnansweredError
 from longlora.corpus.qa.qa_settings import require
 from longlora.corpus.qa.replies import Pairs, Verdicts
 from longlora.errors import ConfigError
+from longlora.support.wording import without_credentials
 
 logger = logging.getLogger("longlora")
 
@@ -116,7 +117,7 @@ class Endpoint:
             except APITimeoutError as error:
                 raise UnansweredError(f"no reply within {self._timeout_seconds:g} s") from error
             except APIConnectionError as error:
-                raise UnansweredError(f"{error} ({error.__cause__})") from error
+                raise UnansweredError(_short(f"{error} ({error.__cause__})")) from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -196,5 +197,6 @@ def _count(value: Any) -> int | None:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    """A line of what a server says, without the credentials that it may repeat: it goes into the journal."""
+    line = without_credentials(" ".join(text.split()), known=os.environ.get("OPENAI_API_KEY", ""))
     return line if len(line) <= 200 else line[:199] + "…"

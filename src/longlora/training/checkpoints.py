@@ -1,22 +1,25 @@
-"""What a run leaves, the same under every strategy, and which checkpoint a strategy can resume from."""
+"""Checkpoints of a run: how one is written to its end, which can be trusted, and what a strategy resumes from.
+
+transformers' `Trainer` writes the files of `checkpoint-N`: weights by our `save_model` (`trainer.py`), then optimizer,
+schedule and random states. `SealCheckpoints` is called after that and seals the folder (`support/digests.py`). A folder
+without its seal was cut short, one that differs from it is damaged; neither is ever resumed from.
+"""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from trl import SFTConfig
 
+from longlora.distributed import wait_for_everyone
 from longlora.errors import CheckpointError
-from longlora.merge import write_adapter_card
-from longlora.models.checkpoint import Extension, save_tokenizer, write_extension
-from longlora.models.generation import transformers_model
+from longlora.models.checkpoint import Extension, write_extension
 from longlora.models.load import TrainingModel
-from longlora.models.positions import write_older_keys
 from longlora.support.choices import Strategy
-from longlora.support.files import whole_directory
-from longlora.training.callbacks import ProgressBar
+from longlora.support.digests import seal
 
 # As transformers' Trainer names them.
 _PLAIN_OPTIMIZER = "optimizer.pt"
@@ -25,38 +28,31 @@ _FSDP_WEIGHTS = "pytorch_model_fsdp.bin"
 _DEEPSPEED_TAG = "latest"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What the steps of a run have made."""
+class SealCheckpoints(TrainerCallback):
+    """Seals a checkpoint once every process has written its part.
 
-    model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
-    """With its chat template after fine-tuning."""
+    The one that ends a run is left without the optimizer's state, most of it: no step follows that would need that.
+    """
 
-    weights: dict[str, torch.Tensor] | None = None
-    """What to save, on the main process, where the strategy divides the model; None where the model holds it all."""
+    def __init__(self, folder: Path, extension: Extension) -> None:
+        self._folder = folder
+        self._extension = extension
 
-    measured: ProgressBar | None = None
-    """Steps and speed of this start; None if it only finished what an earlier one trained."""
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tell the trainer, which saves after this, what to leave out."""
+        args.save_only_model = state.global_step >= state.max_steps
+
+    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Make the checkpoint of this step readable as an adapter or model, and seal it."""
+        wait_for_everyone()
+        if state.is_world_process_zero:
+            finish_checkpoint(self._folder / f"checkpoint-{state.global_step}", self._extension)
 
 
-def save_result(trained: Trained, extension: Extension, target: Path) -> None:
-    """Write the adapter, or the whole model, with its tokenizer and the positions it was trained with."""
-    model, tokenizer = trained.model, trained.tokenizer
-    with whole_directory(target) as directory:
-        if isinstance(model, PeftModel):
-            # Embeddings that were trained are in it anyhow; PEFT would add the base's as well where they were resized.
-            model.save_pretrained(directory, save_embedding_layers=False, state_dict=trained.weights)
-            if (generation := transformers_model(model).generation_config) is not None:
-                generation.save_pretrained(directory)
-        else:
-            model.save_pretrained(directory, state_dict=trained.weights)
-            write_older_keys(directory)
-        tokenizer.model_max_length = extension.context_length
-        save_tokenizer(tokenizer, directory)
-        write_extension(directory, extension)
-        if isinstance(model, PeftModel):
-            write_adapter_card(directory, extension)
+def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
+    """Write what makes a checkpoint an adapter or model of its own, and seal it."""
+    write_extension(checkpoint, extension)
+    seal(checkpoint)
 
 
 def load_trained(prepared: TrainingModel, checkpoint: Path) -> PreTrainedModel | PeftModel:

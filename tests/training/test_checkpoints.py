@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longlora.errors import CheckpointError
-from longlora.training.save_and_resume import resumable
+from longlora.training.checkpoints import resumable
 
 
 @pytest.fixture

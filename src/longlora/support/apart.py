@@ -1,0 +1,81 @@
+"""One call in a process of its own: it can be ended, may take only so much time and memory, and may crash alone."""
+
+import os
+import resource
+import threading
+from collections.abc import Callable
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from longlora.errors import DataError, LongLoRAError
+
+Result = TypeVar("Result")
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def call_apart(
+    function: Callable[..., Result],
+    *arguments: Any,
+    stop: threading.Event,
+    seconds: float,
+    memory_bytes: int,
+    preload: tuple[str, ...] = (),
+) -> Result:
+    """Call a function of a module with plain values, and give its plain result.
+
+    Args:
+        function: importable by its name.
+        arguments: its arguments.
+        stop: ends the call once it is set.
+        seconds: that it may take.
+        memory_bytes: address space that its process may have.
+        preload: modules that a process of this kind has loaded already, from the second call on.
+
+    Raises:
+        DataError: it was stopped, took too long, ended its process or ran out of memory.
+        LongLoRAError: what the function raised of these; any other exception of its is raised as `RuntimeError`.
+    """
+    context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if preload and context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(list(preload))
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sending, memory_bytes, function, arguments), daemon=True)
+    process.start()
+    sending.close()
+    try:
+        waited = 0.0
+        while not receiving.poll(_SECONDS_BETWEEN_LOOKS):
+            waited += _SECONDS_BETWEEN_LOOKS
+            if stop.is_set():
+                raise DataError("stopped")
+            if waited >= seconds:
+                raise DataError(f"it takes more than {seconds:g} s to read; give a part of it, or convert it to text")
+        try:
+            result, error = receiving.recv()
+        except EOFError:
+            raise DataError("it makes the reader crash; convert it by another program") from None
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        receiving.close()
+    if error is not None:
+        raise error
+    return result
+
+
+def _answer(sending: Connection, memory_bytes: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, most))
+    try:
+        outcome: tuple[Any, Exception | None] = (function(*arguments), None)
+    except LongLoRAError as error:
+        outcome = (None, error)
+    except MemoryError:
+        outcome = (None, DataError(f"it takes more than {memory_bytes / 2**30:.0f} GiB of memory to read"))
+    except Exception as error:
+        outcome = (None, RuntimeError(f"{type(error).__name__}: {error}"))
+    sending.send(outcome)
+    sending.close()
+    os._exit(0)
