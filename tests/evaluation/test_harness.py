@@ -14,8 +14,9 @@ import yaml
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation import harness_tasks, subject
-from longlora.evaluation.harness import HarnessOptions, read_metrics, run_harness
+from longlora.evaluation.harness import HarnessOptions, run_harness
 from longlora.evaluation.harness_tasks import SHORT_TASKS, check_ruler, plan_calls
+from longlora.evaluation.results import Harness, read_lm_eval, read_metrics
 from longlora.models.load import load_for_inference
 from longlora.models.lora import add_adapter
 
@@ -162,8 +163,12 @@ class Manager:
     def __init__(self, include_defaults: bool, metadata: dict[str, Any]) -> None:
         self.metadata = metadata
         leaves = ["niah_single_1", "ruler_vt", "babilong_qa1", "longbench_trec", *SHORT_TASKS]
+        leaves += ["scrolls_qasper", "scrolls_quality", "longproc_html_0.5k", "longproc_html_2k", "longproc_html_8k"]
+        leaves += ["infinitebench_passkey"]
         self.task_index = {name: Entry("TASK", [name]) for name in leaves} | {
             "ruler": Entry("GROUP", ["niah_single_1", "ruler_vt"]),
+            "infinitebench": Entry("GROUP", ["infinitebench_passkey"]),
+            "longproc": Entry("GROUP", ["longproc_html_0.5k", "longproc_html_2k", "longproc_html_8k"]),
             "babilong_longctx": Entry("GROUP", ["babilong_qa1"]),
             "longbench": Entry("GROUP", ["longbench_fewshot"]),
             "longbench_fewshot": Entry("TAG", ["longbench_trec"]),
@@ -183,7 +188,9 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     return call
 
 
-def test_each_task_gets_its_lengths_in_its_own_way(plan: Callable[..., dict[str, Any]]) -> None:
+def test_each_task_gets_its_lengths_in_its_own_way(
+    plan: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     found = plan("ruler")
     lengths = [4096, 8192, 16384, 32768]
     assert list(found) == [f"{name}@{length}" for length in lengths for name in ("niah_single_1", "ruler_vt")]
@@ -203,6 +210,10 @@ def test_each_task_gets_its_lengths_in_its_own_way(plan: Callable[..., dict[str,
         plan("babilong", lengths=[5000])
     assert plan("longbench") == {"longbench_trec": ({}, None)}
     assert list(plan("short", "longbench", "short")) == [*SHORT_TASKS, "longbench_trec"]
+    assert list(plan("scrolls", "infinitebench")) == ["scrolls_qasper", "scrolls_quality", "infinitebench_passkey"]
+    assert list(plan("longproc", context=32768)) == [f"longproc_html_{size}" for size in ("0.5k", "2k", "8k")]
+    assert list(plan("longproc", context=4096)) == ["longproc_html_0.5k", "longproc_html_2k"]
+    assert "longproc_html_8k is left out: its answers take 9,216 of 4,096 tokens" in caplog.text
     with pytest.raises(ConfigError, match=r"lm-eval knows no task 'rulr'; did you mean ruler"):
         plan("rulr")
 
@@ -258,6 +269,59 @@ def test_metrics_are_read_with_their_errors() -> None:
         "f1 (strict)": {"value": 1.0, "standard_error": None},
         "4096": {"value": 0.25, "standard_error": None},
     }
+
+
+def test_code_of_the_model_runs_only_where_it_is_allowed(base_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"longproc runs code that the model writes, on this machine: --run-code"):
+        run_harness(str(base_model), ["short", "longproc"], output=tmp_path)
+
+
+@pytest.mark.slow
+def test_rulers_tasks_that_need_no_network_are_run(base_model: Path, tmp_path: Path) -> None:
+    options = HarnessOptions(lengths=[4096], limit=1, max_new_tokens=4)
+    result = run_harness(str(base_model), ["ruler_vt", "ruler_fwe"], output=tmp_path, options=options)
+    assert list(result.tasks) == ["ruler_vt@4096", "ruler_fwe@4096"]
+    for task in result.tasks.values():
+        assert (list(task.metrics), task.num_samples, task.lengths, task.num_cut) == (["4096"], 1, [4096], 0)
+    assert [test.test for test in result.by_length()] == ["ruler_vt", "ruler_fwe"]
+
+
+# As lm-eval 0.4.13 writes it, shortened.
+LM_EVAL = {
+    "results": {
+        "ruler_vt": {
+            "alias": "x",
+            "4096,none": 0.98,
+            "4096_stderr,none": "N/A",
+            "8192,none": 0.4,
+            "16384,none": -1,
+        },
+        "arc_easy": {"alias": "arc_easy", "acc,none": 0.7, "acc_stderr,none": 0.01},
+    },
+    "n-samples": {"ruler_vt": {"original": 1000, "effective": 1000}, "arc_easy": {"original": 9, "effective": 9}},
+    "config": {"model": "hf", "model_args": {"pretrained": "org/theirs"}},
+    "model_name": "org/theirs",
+    "lm_eval_version": "0.4.13",
+    "max_length": 16384,
+}
+
+
+def test_what_lm_eval_wrote_itself_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "results_2026-01-01T00-00-00.000000.json"
+    path.write_text(json.dumps(LM_EVAL))
+    found = read_lm_eval(path)
+    assert (found.model, found.context, list(found.tasks)) == (
+        "org/theirs", 16384, ["ruler_vt@4096", "ruler_vt@8192", "arc_easy"],
+    )  # fmt: skip
+    (test,) = found.by_length()
+    assert test.reading == ("reads", 4096, 8192, True)
+    assert test.effective_length["generated"] == {"bar": 4096, "nolima": 4096, "ruler": 4096}
+    assert test.shares()[4096].num_trials == 500
+    for content in ("{}", "[]", "x", json.dumps({"results": {"a": 1}})):
+        path.write_text(content)
+        with pytest.raises(DataError, match="is no result of lm-evaluation-harness"):
+            read_lm_eval(path)
+    assert Harness(model="m", tasks={}).by_length() == []
 
 
 def test_without_lm_eval(base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,4 +68,6 @@ def test_by_length_result_is_independent_of_the_batch(
         for size in (1, 4096)
     )
     for length in (6, 12):
-        assert small[length].to_dict() == pytest.approx(large[length].to_dict(), rel=1e-6)
+        one, other = small[length].to_dict(), large[length].to_dict()
+        assert one.pop("window_losses") == pytest.approx(other.pop("window_losses"), rel=1e-6)
+        assert one == pytest.approx(other, rel=1e-6)

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from longlora.errors import DataError
+from longlora.evaluation.perplexity import perplexity_of
 from longlora.evaluation.results import (
     RESULT_FILES,
     Harness,
-    Perplexity,
     PerplexityByLength,
-    PositionLoss,
     Positions,
     Result,
     Retrieval,
     SuiteRecord,
     read_result,
 )
+from longlora.evaluation.text_results import Perplexity, PositionLoss
 
 SHARE = {"share": 1.0, "low": 0.7, "high": 1.0, "num_trials": 10}
 WHEN = {"date": "2026-11-24T12:00:00+00:00", "command": "longlora eval"}
@@ -28,8 +28,6 @@ EARLIER: dict[str, dict[str, Any]] = {
     "result.json": {
         "test": "needle",
         "bar": 0.9,
-        "effective_length": {"generated": 512},
-        "verdict": "reads to 512 tokens",
         "chance": {"generated": 0.0},
         "lengths": [
             {
@@ -51,7 +49,14 @@ EARLIER: dict[str, dict[str, Any]] = {
         "protocol": "all",
         "data": "books",
         "perplexity": {
-            "512": {"perplexity": None, "loss": 800.0, "num_tokens": 511, "num_windows": 1, "standard_error": None}
+            "512": {
+                "perplexity": None,
+                "loss": 800.0,
+                "num_tokens": 511,
+                "num_windows": 1,
+                "standard_error": None,
+                "window_losses": [],
+            }
         },
         "settings": {"stride": 256},
         "provenance": WHEN,
@@ -68,6 +73,41 @@ EARLIER: dict[str, dict[str, Any]] = {
         "reading_stops_at": None,
         "verdict": "the loss is lowest, 2.500, after 1 to 2 tokens, and does not rise for good by more than two "
         "standard errors",
+    },
+    "longppl.json": {
+        "model": "m",
+        "weights": "abc",
+        "context": 1024,
+        "evaluator": "b",
+        "evaluator_weights": "def",
+        "data": "books",
+        "length": 1024,
+        "short": 128,
+        "num_targets": 512,
+        "all_targets": {
+            "perplexity": 8.0,
+            "loss": 2.079,
+            "num_tokens": 512,
+            "num_windows": 2,
+            "standard_error": 0.1,
+            "window_losses": [],
+        },
+        "key_tokens": None,
+        "by_distance": [{"start": 128, "end": 256, "loss": 2.5, "standard_error": None, "num_tokens": 2}],
+        "settings": {},
+        "provenance": WHEN,
+    },
+    "key_tokens.json": {
+        "model": "m",
+        "weights": "abc",
+        "context": 1024,
+        "data": "books",
+        "contexts": [128, 256],
+        "stride": 2,
+        "longest": 256,
+        "evidence": [[0, 256]],
+        "settings": {},
+        "provenance": WHEN,
     },
     "short_context.json": {
         "model": "m",
@@ -127,7 +167,8 @@ def test_earlier_files_are_read_and_written_again_without_a_change(tmp_path: Pat
     result.write(tmp_path / "again")
     written = json.loads((tmp_path / "again" / name).read_text(encoding="utf-8"))
     assert {key: written[key] for key in EARLIER[name]} == EARLIER[name]
-    assert written.keys() - EARLIER[name].keys() <= {"model", "weights", "context"}
+    computed = {"effective_length", "verdict"} if name in ("result.json", "longppl.json") else set()
+    assert written.keys() - EARLIER[name].keys() <= {"model", "weights", "context"} | computed
 
 
 def read(tmp_path: Path, name: str) -> Result:
@@ -138,7 +179,8 @@ def read(tmp_path: Path, name: str) -> Result:
 def test_what_a_report_asks_of_them(tmp_path: Path) -> None:
     retrieval = read(tmp_path, "result.json")
     assert isinstance(retrieval, Retrieval)
-    assert (retrieval.title, retrieval.reached, retrieval.weights) == ("needle, 3 facts", 512, "abc")
+    assert (retrieval.title, retrieval.reached, retrieval.weights) == ("needle, 3 facts", None, "abc")
+    assert retrieval.effective_length == {"generated": {"bar": None, "nolima": 512, "ruler": None}}
     perplexity = read(tmp_path, "perplexity.json")
     assert isinstance(perplexity, PerplexityByLength)
     ((length, value),) = perplexity.perplexity.items()
@@ -172,3 +214,27 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
 def test_a_curve_has_at_least_one_point() -> None:
     with pytest.raises(ValueError, match="curve"):
         Positions(model="m", length=8, num_windows=1, curve=list[PositionLoss]())
+
+
+def by_length(*losses: list[float]) -> PerplexityByLength:
+    values = {
+        1024 * 2**place: perplexity_of([(100 * loss, 100) for loss in own], keep_windows=True)
+        for place, own in enumerate(losses)
+    }
+    return PerplexityByLength(model="m", protocol="same-targets", data="d", perplexity=values)
+
+
+def test_perplexity_falls_as_far_as_every_window_says_so() -> None:
+    hard = [1.0, 2.0, 3.0, 4.0]  # windows differ by far more than lengths do: only pairs tell
+    assert by_length(hard, [x - 0.1 for x in hard], [x - 0.2 for x in hard]).falls_to == 4096
+    assert by_length(hard, [x - 0.1 for x in hard], [0.9, 2.1, 2.8, 3.8]).falls_to == 2048
+    assert by_length(hard, hard, [0.0] * 4).falls_to == 1024
+    assert by_length(hard).falls_to is None and by_length([1.0], [0.5]).falls_to is None
+
+
+def test_a_collapse_is_a_rise_beyond_the_error() -> None:
+    calm = [2.0, 2.1, 1.9, 2.0]
+    assert by_length(calm, [x + 0.6 for x in calm], calm).collapses_at == 2048
+    assert by_length(calm, [x + 0.3 for x in calm]).collapses_at is None  # 35 % worse is bad, but no collapse
+    assert by_length(calm, [0.0, 5.0, 0.0, 5.4]).collapses_at is None  # a mean as high, of windows that disagree
+    assert by_length(calm, [2000.0, 2000.0]).collapses_at == 2048

@@ -19,7 +19,7 @@ from longlora.evaluation.drawing import result_table, write_result
 from longlora.evaluation.questions import RetrievalTest
 from longlora.evaluation.results import Retrieval
 from longlora.evaluation.retrieval import LOG_FILE, run_retrieval
-from longlora.evaluation.retrieval_tests import needle, passkey, recall, topics
+from longlora.evaluation.retrieval_tests import association, counting, needle, passkey, recall, topics, tracking
 
 TESTS = {
     "passkey": passkey(),
@@ -27,6 +27,9 @@ TESTS = {
     "needles": needle(num_needles=3),
     "recall": recall(num_pairs=5),
     "topics": topics(),
+    "association": association(),
+    "tracking": tracking(),
+    "counting": counting(),
 }
 LENGTHS = [700, 1000, 1500]
 
@@ -34,7 +37,10 @@ LENGTHS = [700, 1000, 1500]
 def evaluate(
     model: ScriptedModel, test: RetrievalTest, output: Path, *, lengths: Sequence[int] = LENGTHS, **changes: Any
 ) -> Retrieval:
-    settings: dict[str, Any] = {"depths": [0, 0.5, 1], "num_trials": 2, "progress": False, "command": "a test"}
+    # Six questions at a length, all of them right, are surely above 60 % and no more.
+    settings: dict[str, Any] = {"depths": [0, 0.5, 1], "num_trials": 2, "bar": 0.6, "progress": False}
+    settings |= {"command": "a test"}
+    settings |= {} if test.has_depths else {"num_trials": 6}
     return run_retrieval(model, model.tokenizer, test, lengths=lengths, output=output, **settings | changes)
 
 
@@ -52,8 +58,8 @@ def test_a_model_that_recalls_everything(any_tokenizer: PreTrainedTokenizerFast,
     result = evaluate(scripted(any_tokenizer, visible=EVERYTHING), TESTS[name], tmp_path)
     for measure in TESTS[name].measures:
         assert shares(result, measure) == dict.fromkeys(LENGTHS, 1.0)
-        assert result.effective_length[measure] == 1500
-    assert "to 1,500 tokens, the longest tested, at ≥ 90 %" in result.verdict
+        assert result.effective_length[measure]["bar"] == 1500
+    assert "to 1,500 tokens, the longest tested, surely at ≥ 60 %; there: 100% of 6 (" in result.verdict
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -61,11 +67,40 @@ def test_a_blind_model_is_at_chance(byte_level: PreTrainedTokenizerFast, name: s
     result = evaluate(scripted(byte_level, visible=0), TESTS[name], tmp_path)
     for measure, chance in TESTS[name].measures.items():
         assert shares(result, measure) == pytest.approx(dict.fromkeys(LENGTHS, chance))
-        assert result.effective_length[measure] is None
-    assert result.verdict.startswith("reads at no tested length at ≥ 90 %; at 700, the shortest: 0% of")
+        assert set(result.effective_length[measure].values()) == ({None} if not chance else {None, 700})
+    assert result.verdict.startswith("cannot do the task at 700 tokens, the shortest tested: 0% of 6")
 
 
-@pytest.mark.parametrize("visible", [800, 1000, 1499])
+@pytest.mark.parametrize("name", TESTS)
+def test_a_model_that_guesses_cannot_do_it(byte_level: PreTrainedTokenizerFast, name: str, tmp_path: Path) -> None:
+    num_trials = 4 if TESTS[name].has_depths else 12
+    model = scripted(byte_level, answers="guesses")
+    result = evaluate(model, TESTS[name], tmp_path, lengths=[700], num_trials=num_trials, bar=0.8)
+    assert result.reading.kind == "cannot" and result.reached is None
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_a_model_that_matches_words_fails_where_none_match(
+    byte_level: PreTrainedTokenizerFast, name: str, tmp_path: Path
+) -> None:
+    result = evaluate(scripted(byte_level, answers="matches"), TESTS[name], tmp_path, lengths=[700])
+    if name == "association":
+        assert result.reading.kind == "cannot" and result.is_zero
+    else:
+        assert result.reached == 700
+
+
+def test_too_few_questions_certify_nothing(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """All of 15 right is 79.6 % at the lower end: without the interval's lower end it would count as reading."""
+    model, few = scripted(byte_level), {"depths": [0], "lengths": [700], "bar": 0.8}
+    result = evaluate(model, TESTS["needle"], tmp_path, num_trials=15, **few)
+    assert shares(result) == {700: 1.0} and result.reached is None and result.reading.kind == "too few"
+    assert "80 % takes 16 of 16 right" in result.verdict
+    assert set(result.effective_length["generated"].values()) == {None, 700}  # NoLiMa's measures the rest by it
+    assert evaluate(model, TESTS["needle"], tmp_path, num_trials=16, **few).reached == 700
+
+
+@pytest.mark.parametrize("visible", [800, 1499])
 @pytest.mark.parametrize("name", TESTS)
 def test_a_model_that_sees_its_last_tokens_reads_as_far_as_it_sees(
     byte_level: PreTrainedTokenizerFast, name: str, visible: int, tmp_path: Path
@@ -74,14 +109,17 @@ def test_a_model_that_sees_its_last_tokens_reads_as_far_as_it_sees(
     result = evaluate(scripted(byte_level, visible=visible), TESTS[name], tmp_path, lengths=lengths)
     reached = max(length for length in lengths if length <= visible)
     for measure, chance in TESTS[name].measures.items():
-        assert result.effective_length[measure] == reached
+        assert result.effective_length[measure]["bar"] == reached
         for row in result.lengths:
             deep = list(row.by_depth.values())
-            assert deep[-1][measure].share == 1.0 or name == "topics"  # near the end it sees the fact at any length
+            # Near the end it sees the fact at any length.
+            assert deep[-1][measure].share == 1.0 or not TESTS[name].has_depths
             if row.length <= visible:
                 assert row.shares[measure].share == 1.0
             else:
-                assert deep[0][measure].share == pytest.approx(chance)
+                # Who sees the end alone of what is counted is sure of something else.
+                wrong = name == "counting" and deep[0][measure].share < chance
+                assert wrong or deep[0][measure].share == pytest.approx(chance)
     trials = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()[1:]]
     for trial in trials:
         if abs(trial["distance"] - visible) > 60:  # the answer, and a fact that is half in sight
@@ -220,7 +258,7 @@ def test_positions_are_checked_before_anything_is_asked(byte_level: PreTrainedTo
 
 
 def test_a_bar_out_of_range(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the bar must be"):
+    with pytest.raises(ConfigError, match="the bar must lie between 0 and 1"):
         evaluate(scripted(byte_level), TESTS["passkey"], tmp_path, bar=90)
 
 
@@ -245,7 +283,7 @@ def report(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> Iterator[tupl
 def test_the_report_says_what_was_measured(report: tuple[Retrieval, Path]) -> None:
     result, folder = report
     written = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    assert written["effective_length"] == {"generated": 1000, "chosen": 1000}
+    assert written["effective_length"]["generated"] == {"bar": 1000, "nolima": 700, "ruler": None}
     assert written["chance"] == {"generated": 0.0, "chosen": 0.2}
     assert written["lengths"][2]["by_depth"]["0"]["chosen"]["share"] == pytest.approx(0.2)
     assert written["settings"]["num_pairs"] == 5

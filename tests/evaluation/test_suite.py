@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from longlora.errors import ConfigError
 from longlora.evaluation import drawing
 from longlora.evaluation import suite as suite_module
 from longlora.evaluation.results import SuiteRecord, finished
+from longlora.evaluation.retrieval import Sweep
 from longlora.evaluation.retrieval_tests import passkey
 from longlora.evaluation.subject import Loading, Subject, load_subject
 from longlora.evaluation.suite import Suite, folder_name, lengths_without_room, run_suite, shared_lengths
 from longlora.evaluation.suite_texts import Amount
 from longlora.evaluation.texts import Texts
 from longlora.report.collect import collect
-from longlora.report.verdict import sentence
+from longlora.report.verdict import lead
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = Suite(
@@ -43,21 +45,33 @@ def scripted(visible: int) -> ScriptedModel:
     return ScriptedModel(ScriptedConfig(visible=visible, max_position_embeddings=1600), byte_tokenizer()).eval()
 
 
-@pytest.mark.parametrize(("visible", "said"), [(EVERYTHING, "reads to 1,600 of its 1,600"), (900, "reads to 800 of")])
+@pytest.mark.parametrize(
+    ("visible", "bar", "said"),  # 2 of 2 right certify 30 %, 0 of 2 rule 90 % out
+    [
+        (
+            EVERYTHING,
+            0.3,
+            "reads to 1,600 of its 1,600 tokens, the longest tested, in all 7 tests: surely at least 30%",
+        ),
+        (900, 0.3, "reads to 800 of its 1,600 tokens in the hardest of 7 tests"),
+        (0, 0.9, "cannot do any of the 7 tests reliably even at 800 tokens, the shortest tested, which does not say"),
+    ],
+)
 def test_the_report_says_how_far_a_model_of_known_ability_reads(
-    small: None, monkeypatch: pytest.MonkeyPatch, text_folder: Path, tmp_path: Path, visible: int, said: str
+    small: None, monkeypatch: pytest.MonkeyPatch, text_folder: Path, tmp_path: Path, visible: int, bar: float, said: str
 ) -> None:
     model = scripted(visible)
     monkeypatch.setattr(
         suite_module, "load_subject", lambda name, *_: Subject(name=name, model=model, tokenizer=model.tokenizer)
     )
+    monkeypatch.setattr(suite_module, "Sweep", partial(Sweep, bar=bar))
     monkeypatch.setattr(suite_module, "named_context", lambda _: 1600)
     monkeypatch.setattr(suite_module, "base_of", lambda _: None)
     monkeypatch.setattr(suite_module, "measure_curves", lambda *_, **__: None)  # reads row by row in Python: minutes
     run_suite(["known"], suite="quick", output=tmp_path, lengths=[800, 1600], texts=Texts([str(text_folder)]))
     (found,) = collect([str(tmp_path)]).models
-    assert said in sentence(found)
-    assert len(found.retrieval) == 4
+    assert said in lead(found)
+    assert len(found.retrieval) == 7
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -86,7 +100,8 @@ def test_the_bare_command_measures_reports_and_goes_on(
     arguments += ["--beyond", "--lengths", "32,700"]
     status, out, err = run(*arguments)
     assert status == 0, err
-    assert "in the hardest of 4 tests" in out and f"written to {tmp_path / 'report.html'}" in out
+    assert "cannot do any of the 7 tests reliably even at 700 tokens" in out
+    assert f"written to {tmp_path / 'report.html'}" in out
     mine, base = (tmp_path / folder_name(str(name)) for name in (adapter, base_model))
     for test in ("passkey", "needle", "topics", "recall"):
         lengths = [row["length"] for row in json.loads((mine / test / "result.json").read_text())["lengths"]]

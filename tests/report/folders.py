@@ -12,9 +12,10 @@ import numpy as np
 import yaml
 
 from longlora.evaluation.questions import FinishedTrial, RetrievalTest, trial_grid
-from longlora.evaluation.results import Harness, Perplexity, PerplexityByLength, PositionLoss, Positions, SuiteRecord
-from longlora.evaluation.shares import summarise
+from longlora.evaluation.results import Harness, PerplexityByLength, Positions, SuiteRecord
+from longlora.evaluation.retrieval import summarise
 from longlora.evaluation.short_context import Losses, compare_losses
+from longlora.evaluation.text_results import Perplexity, PositionLoss
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -48,10 +49,11 @@ def write_retrieval(
         settings = {"num_pairs": 8} | settings
     definition = RetrievalTest(name=test, ask=never, settings=settings, measures=measures, has_depths=test != "topics")
     depths = DEPTHS if definition.has_depths else [None]
-    grid = trial_grid(test, lengths=shares, depths=depths, num_trials=10, seed=0)
+    num_trials = 50 // len(depths)
+    grid = trial_grid(test, lengths=shares, depths=depths, num_trials=num_trials, seed=0)
     trials = []
     for trial in grid:
-        right = float(trial.number < round(10 * shares[trial.length]))
+        right = float(trial.number < round(num_trials * shares[trial.length]))
         scores = {"generated": right, "found": right}
         if test == "recall":
             scores |= {"chosen": max(right, float(trial.number < 4)), "rank": 2 - right, "margin": right - 0.5}
@@ -63,7 +65,7 @@ def write_retrieval(
     result = summarise(
         trials,
         definition,
-        bar=0.9,
+        bar=0.8,
         settings={"test": test, "model": model, "weights": weights, "seed": 0} | settings,
         provenance=PROVENANCE | {"command": command},
     )
@@ -75,7 +77,7 @@ def write_curves(folder: Path, model: str, *, level: float, rises_after: int, co
     noise = random.Random(0)
     values = {
         length: Perplexity(
-            perplexity=level * (1.5 if length > rises_after else 1 - 0.04 * index),
+            perplexity=level * (2.5 if length > rises_after else 1 - 0.04 * index),
             loss=1.0,
             num_tokens=4096,
             num_windows=16,

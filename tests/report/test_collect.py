@@ -17,7 +17,7 @@ MODEL = "runs/mine/adapter"
 def evaluation(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     for test in ("needle", "recall"):
-        write_retrieval(folder / test, MODEL, dict(zip(LENGTHS, (1, 0.9, 0.5, 0), strict=True)), test=test)
+        write_retrieval(folder / test, MODEL, dict(zip(LENGTHS, (1, 1, 0.5, 0), strict=True)), test=test)
     write_curves(folder, MODEL, level=9, rises_after=4096)
     return folder
 
@@ -55,6 +55,16 @@ def test_a_run_belongs_to_the_model_inside_it_or_to_the_name_it_is_given(tmp_pat
     assert len(found.all_runs) == 3
 
 
+def test_a_run_beside_its_adapter_needs_no_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_run(tmp_path / "runs" / "mine")
+    write_retrieval(tmp_path / "eval", str(tmp_path / "runs" / "mine" / "adapter"), {512: 1})
+    (model,) = collect([str(tmp_path / "eval")]).models
+    assert model.run is not None and model.run.path == tmp_path / "runs" / "mine"
+    (tmp_path / "runs" / "mine" / "recipe.yaml").write_text("a: [")
+    (model,) = collect([str(tmp_path / "eval")]).models
+    assert model.run is None and "holds no readable training run" in caplog.text
+
+
 def test_tokens_and_hours_of_a_run_that_was_resumed(tmp_path: Path) -> None:
     write_run(tmp_path / "run", num_steps=50)
     (run,) = collect([str(tmp_path)]).runs
@@ -83,7 +93,7 @@ def test_labels_leave_out_what_all_names_share(tmp_path: Path) -> None:
 
 
 def test_two_results_of_a_kind_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name, share in (("a", 0.1), ("b", 0.9)):
+    for name, share in (("a", 0.1), ("b", 1.0)):
         write_retrieval(tmp_path / name, MODEL, {512: share})
     with caplog.at_level(logging.WARNING, logger="longlora"):
         (model,) = collect([str(tmp_path)]).models

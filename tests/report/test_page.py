@@ -82,10 +82,41 @@ def text_of(page: str) -> str:
 
 def test_the_verdict_comes_first_and_is_by_the_hardest_test(page: str) -> None:
     text = text_of(page)
-    far = "far reads to 8,192 of its 8,192 tokens at ≥ 90% in the hardest of 3 tests"
-    near = "near reads to 1,024 of its 8,192 tokens at ≥ 90% in the hardest of 3 tests"
+    far = "far reads to 8,192 of its 8,192 tokens, the longest tested, in all 3 tests: surely at least 80% right."
+    near = (
+        "near does not bear 4,096 tokens: perplexity 9.6 at 2,048 tokens and 25.0 at 4,096 tokens, on the same targets."
+    )
+    near += " It reads to 1,024 of its 8,192 tokens in the hardest of 3 tests, passkey: surely at least 80% right."
+    near += " The longest tested is 8,192; at 2,048, 40% of 50 (95 % interval 28% to 54%) were right."
     assert text.index("How far do they read?") < text.index(far) < text.index(near) < text.index("Right answers by")
-    assert "reads reliably at no tested length" in text and "0% right (95 % interval 0% to" in text
+    assert "cannot do any of the 3 tests reliably even at 1,024 tokens, the shortest tested, which does not say" in text
+
+
+def test_tests_without_a_right_answer_are_one_line_and_no_chart(tmp_path: Path) -> None:
+    for test in ("needle", "passkey", "topics"):
+        shares = (1, 1, 0.5, 0) if test == "needle" else (0, 0, 0, 0)
+        write_retrieval(tmp_path / test, "m", dict(zip(LENGTHS, shares, strict=True)), test=test)
+    page = write_report([str(tmp_path)], tmp_path / "out").read_text(encoding="utf-8")
+    text = " ".join(text_of(page).split())
+    assert "passkey and topics m none of 400 at any length none none none 8,192" in text
+    assert page.count("<figure>") == 1 and "<h3>needle</h3>" in page and "topics: m" not in page
+
+
+def test_three_effective_lengths_go_by_their_names(tmp_path: Path) -> None:
+    write_retrieval(tmp_path, "m", dict(zip(LENGTHS, (0.9, 0.9, 0.6, 0), strict=True)))  # lower ends 79 %, 79 %, 46 %
+    text = " ".join(text_of(write_report([str(tmp_path)], tmp_path / "out").read_text(encoding="utf-8")).split())
+    assert "by the bar by NoLiMa's by RULER's longest tested needle m 90% of 50" in text.replace("&#39;", "'")
+    assert "at 1,024 too few questions 2,048 too few questions 8,192" in text
+    assert "m was asked too few questions to say how far it reads by needle (90% of 50" in text
+
+
+def test_a_model_that_lost_its_language_is_said_first(tmp_path: Path) -> None:
+    write_against_base(tmp_path / "in", "m", "base", difference=1.0)
+    write_retrieval(tmp_path / "in" / "needle", "m", dict(zip(LENGTHS, (1, 1, 1, 1), strict=True)))
+    page = write_report([str(tmp_path / "in")], tmp_path / "out").read_text(encoding="utf-8")
+    assert (
+        "m has lost its language: perplexity 33.1 at 4,096 tokens, where its base has 12.2. It reads to 8,192" in page
+    )
 
 
 def test_the_page_asks_nobody_for_anything(page: str) -> None:
@@ -245,6 +276,21 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return int(end.value.code or 0), printed.out, printed.err
 
     return call
+
+
+def test_two_evaluations_are_compared(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    write_retrieval(tmp_path / "ours", "mine", dict(zip(LENGTHS, (1, 1, 0.2, 0), strict=True)))
+    theirs = {"results": {"ruler_vt": {"4096,none": 0.98, "8192,none": 0.97}}, "model_name": "org/theirs"}
+    theirs["n-samples"] = {"ruler_vt": {"effective": 1000}}
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "results_2026.json").write_text(json.dumps(theirs))
+    status, out, err = run("compare", tmp_path / "ours", tmp_path / "theirs", "--out", tmp_path / "c")
+    assert status == 0, err
+    assert "mine reads to 2,048 tokens in needle: surely at least 80% right. The longest tested is 8,192" in out
+    assert "org/theirs reads to 8,192 tokens, the longest tested, in ruler_vt: surely at least 80% right." in out
+    assert "ruler_vt org/theirs 98% of 500" in " ".join(text_of((tmp_path / "c" / "report.html").read_text()).split())
+    status, _, err = run("compare", tmp_path / "ours", "--out", tmp_path / "c")
+    assert (status, "hold results of 1 model, and it takes two to compare" in err) == (2, True)
 
 
 def test_the_command(run: Callable[..., tuple[int, str, str]], folder: Path, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ class Asked:
     out: Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again resumes.")]
     lengths: Annotated[str, typer.Option(help="Lengths in tokens, prompt and answer, with commas between.")] = ""
     seed: Seed = 0
-    bar: Annotated[float, typer.Option(help="Share of right answers that counts as reading.")] = 0.9
+    bar: Annotated[
+        float, typer.Option(help="What counts as reading: the lower end of the share's 95 % interval reaches it.")
+    ] = 0.8
     beyond: Beyond = False
     chat: Chat = True
     as_json: AsJson = False
@@ -145,6 +147,46 @@ def positions(
 
 @evaluate.command()
 @unfolded
+def longppl(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the choice of tokens and the result.")],
+    columns: Columns,
+    weights: Weights,
+    evaluator: Annotated[
+        str | None, typer.Option(help="The model that chooses the tokens, in its own context; else an adapter's base.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens that MODEL reads; its context if not given.")] = None,
+    short: Annotated[
+        int | None, typer.Option(help="Tokens beyond which evidence is far; an eighth of the evaluator's context.")
+    ] = None,
+    max_targets: Annotated[int, typer.Option(help="Choose among so many tokens.")] = 16384,
+    across_documents: AcrossDocuments = False,
+    as_json: AsJson = False,
+) -> None:
+    """LongPPL: perplexity on the tokens that need far context, chosen once by an evaluator; and by their distance."""
+    from longlora.evaluation.measure import measure_long_perplexity
+
+    result = measure_long_perplexity(
+        model,
+        texts_of(data, columns, across_documents=across_documents),
+        loading_of(weights),
+        output=out,
+        evaluator=evaluator,
+        length=length,
+        short=short,
+        max_targets=max_targets,
+    )
+    result.write(out)
+    lines = [
+        f"evidence {part.start:>7,} to {part.end:>7,} tokens back   loss {part.loss:7.3f}   {part.num_tokens:,} tokens"
+        for part in result.by_distance
+    ]
+    show(result, as_json, out, *lines, result.verdict)
+
+
+@evaluate.command()
+@unfolded
 def tokens(
     model: Model,
     data: Data,
@@ -202,7 +244,7 @@ def topics(
     model: Model,
     asked: Asked,
     weights: Weights,
-    trials: Trials = 10,
+    trials: Trials = 50,
     num_topics: Annotated[
         int | None, typer.Option("--topics", help="Topics of a conversation; one for each 650 tokens if not given.")
     ] = None,
@@ -221,7 +263,7 @@ def recall(
     weights: Weights,
     columns: Columns,
     depths: Depths = "0",
-    trials: Trials = 20,
+    trials: Trials = 50,
     pairs: Annotated[int, typer.Option(help="Pairs in a prompt; chance is one in so many.")] = 8,
     haystack: Haystack = None,
 ) -> None:
@@ -230,6 +272,62 @@ def recall(
 
     test = make_test(num_pairs=pairs, haystack=_haystack(haystack, columns), chat=asked.chat)
     _retrieve(model, test, asked, weights, depths, trials)
+
+
+@evaluate.command()
+@unfolded
+def association(
+    model: Model,
+    asked: Asked,
+    weights: Weights,
+    columns: Columns,
+    depths: Depths = DEPTHS,
+    trials: Trials = 10,
+    people: Annotated[int, typer.Option(help="People in a text; chance is one in so many.")] = 6,
+    haystack: Haystack = None,
+) -> None:
+    """Name the person that is meant where question and fact share no word, in NoLiMa's manner."""
+    from longlora.evaluation.retrieval_tests import association as make_test
+
+    test = make_test(num_people=people, haystack=_haystack(haystack, columns), chat=asked.chat)
+    _retrieve(model, test, asked, weights, depths, trials)
+
+
+@evaluate.command()
+@unfolded
+def tracking(
+    model: Model,
+    asked: Asked,
+    weights: Weights,
+    columns: Columns,
+    depths: Depths = "0",
+    trials: Trials = 50,
+    hops: Annotated[int, typer.Option(help="Times that a variable is set to another.")] = 2,
+    chains: Annotated[int, typer.Option(help="Chains of variables; chance is one in so many.")] = 4,
+    haystack: Haystack = None,
+) -> None:
+    """Follow a variable through assignments that are spread over the text, in RULER's manner."""
+    from longlora.evaluation.retrieval_tests import tracking as make_test
+
+    test = make_test(num_hops=hops, num_chains=chains, haystack=_haystack(haystack, columns), chat=asked.chat)
+    _retrieve(model, test, asked, weights, depths, trials)
+
+
+@evaluate.command()
+@unfolded
+def counting(
+    model: Model,
+    asked: Asked,
+    weights: Weights,
+    columns: Columns,
+    trials: Trials = 50,
+    haystack: Haystack = None,
+) -> None:
+    """Say what the whole text reports most often, where its end alone says something else."""
+    from longlora.evaluation.retrieval_tests import counting as make_test
+
+    test = make_test(haystack=_haystack(haystack, columns), chat=asked.chat)
+    _retrieve(model, test, asked, weights, DEPTHS, trials)
 
 
 def _haystack(texts: list[str] | None, columns: Columns) -> Any:

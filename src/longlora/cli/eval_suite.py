@@ -40,6 +40,9 @@ def suite(
         ),
     ] = None,
     base: Base = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="The model that chooses LongPPL's tokens; else the first base that is known.")
+    ] = None,
     lengths: Annotated[
         str, typer.Option(help="Lengths in tokens, with commas between; else parts of the longest context.")
     ] = "",
@@ -56,7 +59,7 @@ def suite(
     """
     from longlora.evaluation.suite import benchmark, run_suite
     from longlora.report.collect import collect
-    from longlora.report.verdict import sentence
+    from longlora.report.verdict import lead
     from longlora.report.write import write_report
 
     texts = texts_of(data, columns) if data else None
@@ -66,6 +69,7 @@ def suite(
         output=out,
         texts=texts,
         base=base,
+        evaluator=evaluator,
         lengths=parse_numbers(lengths, "--lengths", int),
         seed=seed,
         beyond=beyond,
@@ -83,7 +87,7 @@ def suite(
     if records:  # of several processes the first one has them
         page = write_report([str(out)], out)
         for model in collect([str(out)]).models:
-            typer.echo(sentence(model))
+            typer.echo(lead(model))
         typer.echo(f"written to {page}")
 
 
@@ -124,7 +128,10 @@ def harness(
     weights: Weights,
     tasks: Annotated[
         str,
-        typer.Option(help="Tasks with commas between: ruler, longbench, longbench2, babilong, short, or lm-eval's."),
+        typer.Option(
+            help="Tasks with commas between: ruler, longbench, longbench2, babilong, infinitebench, "
+            "longproc, scrolls, short, or any of lm-eval's."
+        ),
     ] = "",
     task_file: Annotated[list[Path] | None, typer.Option(help="A task of your own, as a YAML file of lm-eval.")] = None,
     lengths: Annotated[
@@ -134,6 +141,9 @@ def harness(
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before a question; else the task's.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of an answer; else the task's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once; long ones need the memory of each.")] = 1,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Allow tasks that run code which the model writes (longproc).")
+    ] = False,
     chat: Chat = True,
     seed: Annotated[int, typer.Option(help="For tasks that draw examples or samples.")] = 1234,
     as_json: AsJson = False,
@@ -158,6 +168,7 @@ def harness(
             batch_size=batch_size,
             chat=chat,
             seed=seed,
+            run_code=run_code,
         ),
         loading=loading_of(weights),
     )

@@ -59,7 +59,7 @@ def report(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of `longlora eval`, of a suite or of a training run; NAME=PATH names what stands below."
+            help="Folders of `longlora eval`, a suite, lm-eval or a training run; NAME=PATH names what stands below."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")],
@@ -70,12 +70,38 @@ def report(
     typer.echo(f"written to {write_report(paths, out)}")
 
 
+def compare(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Finished evaluations: folders of ours, or lm-eval's results_….json; NAME=PATH names one."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("comparison"),
+) -> None:
+    """Lay two or more finished evaluations side by side, ours or lm-eval's own: the page of `longlora report`."""
+    from longlora.errors import ConfigError
+    from longlora.report.collect import collect
+    from longlora.report.verdict import lead
+    from longlora.report.write import write_report
+
+    models = collect(paths).models
+    if len(paths) < 2 or len(models) < 2:
+        raise ConfigError(
+            f"{' and '.join(paths)} hold results of {len(models)} model{'s' * (len(models) != 1)}, and it takes two to "
+            "compare: name another folder, or tell two states of a model apart with NAME=PATH"
+        )
+    page = write_report(paths, out)
+    for model in models:
+        typer.echo(lead(model))
+    typer.echo(f"written to {page}")
+
+
 for command in (
     train.recipes,
     train.plan,
     train.init,
     train.train,
     report,
+    compare,
     export.merge,
     export.serve,
     chat.chat,

@@ -83,6 +83,13 @@ class Recipe(Section):
     chunked_loss: bool = True
     """Compute the loss in pieces, without the logits of the whole row (tokens × vocabulary)."""
 
+    far_target_weight: float = Field(default=0.0, ge=0)
+    """Extra weight of the loss of targets with many tokens of their own document before them (EXACT, arXiv 2605.10544);
+    rarer lengths get more of it. 0: every target weighs the same. Validation is never weighted."""
+    far_target_beyond: int | None = Field(default=None, ge=1)
+    """Tokens before a target from which on it is far, rounded up to a power of two; by default a quarter of
+    `context_length`."""
+
     logging_steps: int = Field(default=1, ge=1)
     """Steps between two lines of `metrics.jsonl`."""
     eval_steps: int = Field(default=100, ge=1)
@@ -125,6 +132,13 @@ class Recipe(Section):
             raise ValueError(f"quantization={self.quantization} freezes the base; use tuning=lora+ or tuning=lora")
         if self.num_train_epochs is not None and "max_steps" in self.model_fields_set:
             raise ValueError(f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g}: give one")
+        if self.far_target_beyond is not None and not self.far_target_weight:
+            raise ValueError(f"far_target_beyond={self.far_target_beyond} needs far_target_weight above 0")
+        if self.far_target_weight and self.sequence_parallel_size > 1:
+            raise ValueError(
+                f"far_target_weight={self.far_target_weight:g} weighs the targets of whole rows, and "
+                f"sequence_parallel_size={self.sequence_parallel_size} divides them: leave one of them out"
+            )
         self._check_trainable()
         return self
 
@@ -172,6 +186,11 @@ class Recipe(Section):
     def samples_answers(self) -> bool:
         """Whether the trained model answers held-out questions at the end."""
         return self.data.kind == "sft" and self.data.validation_source is not None and self.num_sampled_answers > 0
+
+    @property
+    def far_target_context(self) -> int:
+        """Tokens before a target from which on it is far."""
+        return self.far_target_beyond or max(1, self.context_length // 4)
 
     @property
     def group_size(self) -> int:

@@ -175,6 +175,10 @@ class DataConfig(Section):
     """Let tokens see the documents packed before theirs in the row, as the original implementation does."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents; needed for a streamed hub data set without end."""
+    long_document_repeats: int = Field(default=1, ge=1)
+    """text: times that long documents are read, and short ones once: up-sampling by length, short text kept."""
+    long_document_tokens: int | None = Field(default=None, ge=1)
+    """Tokens from which on a document is long; by default `context_length`."""
     cache_dir: str | None = None
     """Folder for tokenised documents; by default `longlora` in the user's cache folder."""
 
@@ -184,4 +188,10 @@ class DataConfig(Section):
             raise ValueError("data.cross_document_attention=true: conversations (data.kind=sft) never see one another")
         if self.kind == "text" and not self.packing:
             raise ValueError("data.packing=false belongs to data.kind=sft: documents always fill their rows")
+        if self.long_document_repeats > 1 and self.kind == "sft":
+            raise ValueError(f"data.long_document_repeats={self.long_document_repeats} belongs to data.kind=text")
+        if self.long_document_tokens is not None and self.long_document_repeats == 1:
+            raise ValueError(
+                f"data.long_document_tokens={self.long_document_tokens} needs data.long_document_repeats above 1"
+            )
         return self

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from longlora.evaluation.results import Positions, Retrieval, Share
+from longlora.evaluation.results import Positions, Retrieval
+from longlora.evaluation.shares import Share
 from longlora.support.figures import new_figure, plain, save_figure
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ own does not survive). Each task is one call, and its result is on disk before t
 
 import json
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from longlora.errors import ConfigError, DataError, LongLoRAError, first_line
 from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import base_model
 from longlora.evaluation.questions import count_tokens, render, uses_chat
-from longlora.evaluation.results import Harness, TaskResult, finished
+from longlora.evaluation.results import Harness, TaskResult, finished, read_metrics
 from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, load_subject, named_context
 from longlora.support.files import write_atomically
 
@@ -39,6 +38,7 @@ class HarnessOptions:
     batch_size: int = 1
     chat: bool = True  # use the tokenizer's chat template, if it has one
     seed: int = 1234
+    run_code: bool = False  # allow tasks that run what the model writes, as LongProc's do
 
 
 def run_harness(
@@ -66,12 +66,14 @@ def run_harness(
         raise ConfigError(f"lm-evaluation-harness is not installed ({error}): pip install 'longlora[eval]'") from error
     options = options or HarnessOptions()
     check_ruler(tasks, options.lengths, named_context(model_name))
+    if not options.run_code and (runs := [task for task in tasks if task.startswith("longproc")]):
+        raise ConfigError(f"{', '.join(runs)} runs code that the model writes, on this machine: --run-code allows it")
     subject = load_subject(model_name, loading)
     if any(parameter.is_meta for parameter in subject.model.parameters()):
         raise ConfigError("lm-eval cannot use a model of which parts are kept outside of the devices: give more memory")
     folder = Path(output)
     # Tasks and lengths may be added later; all else would change what is there.
-    settings = {name: value for name, value in vars(options).items() if name != "lengths"}
+    settings = {name: value for name, value in vars(options).items() if name not in ("lengths", "run_code")}
     settings["chat"] = uses_chat(subject.tokenizer, options.chat)
     before = finished(Harness, folder, settings, subject.weights)
     result = Harness(**subject.about(), settings=settings, tasks=before.tasks if before else {})
@@ -150,6 +152,7 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folde
             numpy_random_seed=options.seed,
             torch_random_seed=options.seed,
             fewshot_random_seed=options.seed,
+            confirm_run_unsafe_code=options.run_code,
         )
         samples = measured["samples"][task.task_name]
         lines = [json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples]
@@ -192,7 +195,7 @@ def _load(call: Call) -> list[Any]:
     except ImportError as error:
         raise ConfigError(
             f"{call.name} needs a package that is not installed ({error}); RULER's come with pip install "
-            "'lm_eval[ruler]', LongBench's with 'lm_eval[longbench]'"
+            "'lm_eval[ruler]', LongBench's with 'lm_eval[longbench]', SCROLLS' with rouge-score"
         ) from error
     except (OSError, LookupError) as error:  # a missing file, no network, no such data set in the cache
         offline = ", and HF_HUB_OFFLINE forbids fetching it" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
@@ -203,22 +206,3 @@ def _load(call: Call) -> list[Any]:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{call.name} cannot be loaded: {first_line(error)}") from error
     return list(loaded["tasks"].values())
-
-
-def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Read the harness's flat `metric,filter` and `metric_stderr,filter` into metrics with their standard errors.
-
-    RULER writes -1 for a length that was not asked; that is left out.
-    """
-    metrics: dict[str, dict[str, float | None]] = {}
-    for key, value in results.items():
-        name, comma, kind = key.partition(",")
-        if not comma or name.endswith("_stderr") or not isinstance(value, int | float) or not math.isfinite(value):
-            continue
-        if value == -1 and name.isdigit():
-            continue
-        error = results.get(f"{name}_stderr,{kind}")
-        title = name if kind == "none" else f"{name} ({kind})"
-        known = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
-        metrics[title] = {"value": float(value), "standard_error": known}
-    return metrics

@@ -1,6 +1,11 @@
-"""Which calls of the harness a user's list of tasks means: groups taken apart, lengths passed as each task wants."""
+"""Which calls of the harness a user's list of tasks means: groups taken apart, lengths passed as each task wants.
+
+RULER and BABILong come in lengths of their prompts, and are told them; LongProc in lengths of its answers, for which
+there must be room; LongBench, InfiniteBench and SCROLLS have texts as long as they are, cut where they do not fit.
+"""
 
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +16,15 @@ from typing import Any
 
 from longlora.errors import ConfigError, DataError
 
+logger = logging.getLogger("longlora")
+
 # A standard suite of short tasks, for what an extension cost; each is a few megabytes of data.
 SHORT_TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")
 _RULER_LENGTHS = tuple(2**power for power in range(12, 18))  # those that lm-eval's RULER reports
 # What lm-eval[ruler] brings, by the names of the tasks that import it.
 _RULER_NEEDS = (("niah_", ("wonderwords", "nltk")), ("ruler_cwe", ("wonderwords",)), ("ruler_fwe", ("scipy",)))
 _BABILONG_KILOTOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
+_LONGPROC_ANSWERS = {"_0.5k": 1024, "_2k": 3072, "_8k": 9216}  # tokens that lm-eval reserves for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,7 @@ def plan_calls(
         return calls
     known = _manager({}, defaults=True)
     names = list(dict.fromkeys(leaf for task in tasks for leaf in _leaves(task, known.task_index)))
+    names = [name for name in names if _has_room_for_answers(name, context)]
     ruler = [name for name in names if _is_ruler(name)]
     babilong = [name for name in names if name.startswith("babilong")]
 
@@ -77,6 +86,15 @@ def _manager(metadata: dict[str, Any], *, defaults: bool = False, folder: Path |
     return TaskManager(include_defaults=defaults, include_path=folder, metadata=metadata)
 
 
+def _has_room_for_answers(name: str, context: int) -> bool:
+    """Whether answers of LongProc leave room for a prompt; a task whose do not is left out with a warning."""
+    answer = next((size for end, size in _LONGPROC_ANSWERS.items() if name.endswith(end)), 0)
+    if not name.startswith("longproc") or answer < context:
+        return True
+    logger.warning("%s is left out: its answers take %s of %s tokens", name, f"{answer:,}", f"{context:,}")
+    return False
+
+
 def _is_ruler(name: str) -> bool:
     return name.startswith(("ruler", "niah_"))
 
@@ -85,6 +103,8 @@ def _leaves(task: str, index: dict[str, Any]) -> list[str]:
     """Take a group or a tag apart, down to tasks that can be run and finished one by one."""
     if task == "short":
         return list(SHORT_TASKS)
+    if task == "scrolls" and task not in index:  # lm-eval 0.4.13 has its tasks, and no group of them
+        return sorted(name for name in index if name.startswith("scrolls_"))
     task = "babilong_longctx" if task == "babilong" else task
     if task not in index:
         close = difflib.get_close_matches(task, index, n=3)

@@ -6,49 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from longlora.errors import DataError
-
-_ADJECTIVES = (
-    "amber azure bitter brave bright broken calm clever copper crimson curious distant eager early faded fancy final "
-    "frozen gentle giant golden hidden hollow humble icy ivory jolly lonely lucky marble mellow misty noble olive "
-    "patient plain proud purple quick quiet rapid rusty scarlet silent silver simple slender smooth solid sturdy sunny "
-    "tender tidy tiny velvet violet wandering wild wooden young"
-).split()
-_NOUNS = (
-    "acorn anchor apple badger barrel beacon bridge brook button candle canyon castle cedar cloud comet coral cottage "
-    "cricket drum falcon feather fern forest fountain garden glacier harbor hammer heron island kettle lantern ladder "
-    "lake lion maple meadow mirror mountain needle orchard otter owl parrot pebble pepper piano planet raven river "
-    "rocket saddle sparrow temple tiger tunnel turtle valley violin willow window"
-).split()
-_PEOPLE = (
-    "the baker|the teacher|an old sailor|my neighbour|the two sisters|a young doctor|the gardener|her uncle|the driver|"
-    "a stranger|the mayor|the children|his brother|the miller|an engineer|the librarian|a painter|the shepherd"
-).split("|")
-_ACTIONS = (
-    "walked slowly|waited for an hour|spoke about the weather|told a long story|bought some bread|wrote a letter|"
-    "looked at the sky|mended the fence|sang an old song|read the newspaper|drank a cup of tea|played chess|"
-    "carried a heavy box|counted the boats|fell asleep|painted a chair|asked for directions|laughed out loud"
-).split("|")
-_PLACES = (
-    "near the station|beside the church|in the market|on the hill|by the river|behind the school|under the trees|"
-    "at the harbour|in the kitchen|across the road|at the edge of the village|in front of the theatre|on the terrace"
-).split("|")
-_TIMES = (
-    "in the morning|after lunch|before the rain began|at dusk|on Sunday|late at night|all afternoon|for the first time|"
-    "once again|as usual|in early spring|when the bells rang"
-).split("|")
+from longlora.evaluation.word_lists import ACTIONS, ADJECTIVES, NOUNS, PEOPLE, PLACES, TIMES
 
 
 def sentence(rng: random.Random) -> str:
     """Make up a sentence in which nobody is named and no number occurs."""
-    person, action, place, time = (rng.choice(words) for words in (_PEOPLE, _ACTIONS, _PLACES, _TIMES))
+    person, action, place, time = (rng.choice(words) for words in (PEOPLE, ACTIONS, PLACES, TIMES))
     text = f"{time}, {person} {action} {place}" if rng.random() < 0.3 else f"{person} {action} {place} {time}"
     return text[0].upper() + text[1:] + "."
 
 
 def names(rng: random.Random, count: int) -> list[str]:
     """Draw different names such as `amber falcon`; there are 3,600."""
-    places = rng.sample(range(len(_ADJECTIVES) * len(_NOUNS)), count)
-    return [f"{_ADJECTIVES[place // len(_NOUNS)]} {_NOUNS[place % len(_NOUNS)]}" for place in places]
+    places = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
+    return [f"{ADJECTIVES[place // len(NOUNS)]} {NOUNS[place % len(NOUNS)]}" for place in places]
 
 
 def numbers(rng: random.Random, count: int, digits: int) -> list[str]:

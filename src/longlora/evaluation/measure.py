@@ -1,5 +1,6 @@
 """Measure a model by name on texts by name: what `longlora eval` does."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from longlora.distributed import joined
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.drawing import write_result
+from longlora.evaluation.key_tokens import find_key_tokens, ladder, long_perplexity
 from longlora.evaluation.perplexity import (
     ORIGINAL_STRIDE,
     loss_by_position,
@@ -16,7 +18,15 @@ from longlora.evaluation.perplexity import (
 )
 from longlora.evaluation.questions import RetrievalTest
 from longlora.evaluation.reader import check_positions
-from longlora.evaluation.results import Perplexity, PerplexityByLength, Positions, Retrieval, ShortContext
+from longlora.evaluation.results import (
+    KeyTokens,
+    LongPerplexity,
+    PerplexityByLength,
+    Positions,
+    Retrieval,
+    ShortContext,
+    finished,
+)
 from longlora.evaluation.retrieval import Sweep, retrieve
 from longlora.evaluation.scoring import Document, token_digest, usual_stride
 from longlora.evaluation.short_context import Losses, compare_losses, window_losses
@@ -29,6 +39,7 @@ from longlora.evaluation.subject import (
     provenance,
     usual_lengths,
 )
+from longlora.evaluation.text_results import Perplexity
 from longlora.evaluation.texts import TOKEN_FILE_SUFFIX, Texts, write_token_file
 from longlora.models.load import load_config, load_tokenizer, model_source
 
@@ -137,6 +148,60 @@ def positions_of(
     )
     num_windows = curve[0].num_tokens // (curve[0].end - curve[0].start)
     return Positions(**subject.about(), length=length, num_windows=num_windows, curve=curve, settings=settings)
+
+
+def measure_long_perplexity(
+    model_name: str,
+    texts: Texts,
+    loading: Loading,
+    *,
+    output: str | Path,
+    evaluator: str | None = None,
+    length: int | None = None,
+    short: int | None = None,
+    max_targets: int = 16384,
+) -> LongPerplexity:
+    """Let an evaluator choose the tokens that need far context, in its own context, and measure a model on them.
+
+    An adapter's base is the evaluator unless one is named. Its choice is kept in `output`, and taken from there when
+    another model is measured into the same folder.
+
+    Raises:
+        CheckpointError: a model cannot be loaded, or produces NaN.
+        ConfigError: no evaluator is known, its tokenizer is another, or the folder holds another's choice.
+        DataError: the texts cannot be read, or none is as long as the longest length.
+    """
+    evaluator = evaluator or base_of(model_name)
+    if evaluator is None:
+        raise ConfigError(f"{model_name} does not say what it was made of: name a model with --evaluator")
+    contexts = ladder(named_context(evaluator), short)
+    length = length or named_context(model_name)
+    longest, stride = max(length, contexts[-1]), usual_stride(contexts[0])
+    settings = {"across_documents": texts.across_documents, "max_targets": max_targets, "contexts": contexts}
+
+    def read(name: str) -> tuple[Subject, Sequence[Document], dict[str, Any]]:
+        subject = load_subject(name, loading)
+        documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
+        return subject, documents, settings | {"tokens": token_digest(documents), "longest": longest}
+
+    chooser, documents, about = read(evaluator)
+    keys = finished(KeyTokens, Path(output), about, chooser.weights) or find_key_tokens(
+        chooser,
+        documents,
+        data=texts.description,
+        contexts=contexts,
+        longest=longest,
+        stride=stride,
+        max_targets=max_targets,
+        settings=about,
+    )
+    keys.write(output)
+    del chooser
+    gc.collect()
+    subject, documents, own = read(model_name)
+    if own != about:
+        raise ConfigError(f"{model_name} reads other tokens than {evaluator} in the same texts: name another evaluator")
+    return long_perplexity(subject, documents, keys, length=length, settings=about)
 
 
 def measure_retrieval(

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.results import Perplexity, PositionLoss
 from longlora.evaluation.scoring import (
     Document,
     Window,
@@ -27,6 +26,7 @@ from longlora.evaluation.scoring import (
     token_arrays,
     windows_at_length,
 )
+from longlora.evaluation.text_results import Perplexity, PositionLoss
 
 ORIGINAL_STRIDE = 256
 
@@ -113,12 +113,21 @@ def perplexity_by_length(
         windows = windows_at_length(sizes, length=length, longest=longest, stride=stride)
         windows = evenly_spread(windows, max_targets // stride if max_targets else len(windows))
         batch_size, label = max(1, batch_size_tokens // length), f"{description} {length} tokens".lstrip()
-        results[length] = _weighted(model, tokens, windows, batch_size=batch_size, progress=progress, description=label)
+        results[length] = _weighted(
+            *(model, tokens, windows), batch_size=batch_size, progress=progress, description=label, keep_windows=True
+        )
     return results
 
 
 def _weighted(
-    model: Model, tokens: list[np.ndarray], windows: list[Window], *, batch_size: int, progress: bool, description: str
+    model: Model,
+    tokens: list[np.ndarray],
+    windows: list[Window],
+    *,
+    batch_size: int,
+    progress: bool,
+    description: str,
+    keep_windows: bool = False,
 ) -> Perplexity:
     """Let every scored token weigh the same."""
 
@@ -128,12 +137,22 @@ def _weighted(
     batches = score_windows(
         model, tokens, windows, sums, batch_size=batch_size, progress=progress, description=description
     )
-    nats, counts = zip(*(window for batch in batches for window in batch), strict=True)
+    return perplexity_of([window for batch in batches for window in batch], keep_windows=keep_windows)
+
+
+def perplexity_of(windows: Sequence[tuple[float, int]], *, keep_windows: bool = False) -> Perplexity:
+    """Sum up the nats of windows and the tokens that they were counted over, at least one in each."""
+    nats, counts = zip(*windows, strict=True)
     num_windows, num_tokens, loss = len(windows), sum(counts), math.fsum(nats) / sum(counts)
-    squares = sum((value - loss * count) ** 2 for value, count in zip(nats, counts, strict=True))
+    squares = sum((value - loss * count) ** 2 for value, count in windows)
     standard_error = math.sqrt(squares * num_windows / (num_windows - 1)) / num_tokens if num_windows > 1 else math.nan
     return Perplexity(
-        perplexity=exp(loss), loss=loss, num_tokens=num_tokens, num_windows=num_windows, standard_error=standard_error
+        perplexity=exp(loss),
+        loss=loss,
+        num_tokens=num_tokens,
+        num_windows=num_windows,
+        standard_error=standard_error,
+        window_losses=[value / count for value, count in windows] if keep_windows else [],
     )
 
 

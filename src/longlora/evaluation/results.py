@@ -1,8 +1,9 @@
 """Every file that an evaluation writes has one schema, here: measurements write it, `longlora report` reads it.
 
-result.json         `Retrieval`: passkey, needle, topics, recall
+result.json         `Retrieval`: passkey, needle, topics, recall, association, tracking, counting
 perplexity.json     `PerplexityByLength`
 positions.json      `Positions`: loss by position
+longppl.json        `LongPerplexity`: perplexity on the tokens that need far context; key_tokens.json has the choice
 short_context.json  `ShortContext`: a model and its base, paired, at the base's own context
 harness.json        `Harness`: tasks of lm-evaluation-harness
 suite.json          `SuiteRecord`: what a suite did and left out
@@ -10,59 +11,21 @@ suite.json          `SuiteRecord`: what a suite did and left out
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field, model_validator
+from pydantic import Field, computed_field, model_validator
 
 from longlora.errors import ConfigError, DataError, first_line
-from longlora.support.files import write_atomically
+from longlora.evaluation.schema import Result, Schema
+from longlora.evaluation.shares import BAR, Definition, Reading, Share, effective_length, reading, verdict, wilson
+from longlora.evaluation.text_results import KeyTokens, LongPerplexity, PerplexityByLength, Positions, ShortContext
 
-R = TypeVar("R", bound="Result")
-# JSON has no NaN and no infinity: both are written as null, which comes back as NaN.
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
-        return json.loads(self.model_dump_json())
+R = TypeVar("R", bound=Result)
+_VERBS = {"generated": "reads", "chosen": "tells the right value from the others"}
 
 
-class Result(_Schema):
-    """What all result files say."""
-
-    FILE: ClassVar[str]
-
-    model: str
-    weights: str | None = None  # digest, as `model_identity` gives it
-    context: int | None = None  # tokens that the model says it reads
-    settings: dict[str, Any] = Field(default_factory=dict)  # what decides the numbers
-    provenance: dict[str, Any] = Field(default_factory=dict)
-    path: Path = Field(default=Path(), exclude=True)  # where it was read from
-
-    def write(self, folder: str | Path) -> None:
-        """Write the file into a folder, whole or not at all."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(folder) / self.FILE, self.model_dump_json(indent=2) + "\n")
-
-
-class Share(_Schema):
-    """A share of right answers with Wilson's 95 % interval (`longlora.evaluation.shares.wilson`)."""
-
-    share: float
-    low: float
-    high: float
-    num_trials: int
-
-    def __str__(self) -> str:
-        return f"{self.share:.0%} of {self.num_trials} (95 % interval {self.low:.0%} to {self.high:.0%})"
-
-
-class RetrievalRow(_Schema):
+class RetrievalRow(Schema):
     """All trials of one length."""
 
     length: int
@@ -73,6 +36,10 @@ class RetrievalRow(_Schema):
     means: dict[str, float]  # of the graded scores: `found`, and of a forced choice `rank` and `margin` (nats)
 
 
+def _length(row: RetrievalRow) -> int:
+    return row.length
+
+
 class Retrieval(Result):
     """A retrieval test's outcome."""
 
@@ -80,10 +47,8 @@ class Retrieval(Result):
 
     test: str
     bar: float
-    effective_length: dict[str, int | None]  # by measure: the longest with `bar` there and at every shorter one
-    verdict: str
     chance: dict[str, float]
-    lengths: list[RetrievalRow]
+    lengths: list[RetrievalRow] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -101,136 +66,52 @@ class Retrieval(Result):
             return f"{self.test} of {self.settings['num_pairs']}"
         return f"{self.test}, original form" if self.settings.get("form") == "original" else self.test
 
+    def shares(self, measure: str = "generated") -> dict[int, Share]:
+        """Shares of right answers by length."""
+        return {row.length: row.shares[measure] for row in self.lengths}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def effective_length(self) -> dict[str, dict[Definition, int | None]]:
+        """By measure, and by the names of the definitions: the longest length read (`longlora.evaluation.shares`)."""
+        return {
+            measure: {
+                definition: effective_length(self.shares(measure), bar=self.bar, definition=definition)
+                for definition in get_args(Definition)
+            }
+            for measure in self.chance
+        }
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> str:
+        """Say in a sentence for each measure how far the model reads, or why that is not known."""
+        return "\n".join(verdict(self.shares(measure), bar=self.bar, verb=_VERBS[measure]) for measure in self.chance)
+
     @property
     def reached(self) -> int | None:
-        """Up to how many tokens answers were generated right."""
-        return self.effective_length["generated"]
+        """Up to how many tokens answers were generated right, by the bar."""
+        return self.reading.reached
 
-
-class Perplexity(_Schema):
-    """`exp(loss)`, the loss a mean over scored tokens of equal weight.
-
-    `standard_error` is that of `loss` over windows, weighted by their tokens (ratio estimator): with S_i nats on n_i
-    tokens in window i of k, `sqrt(sum((S_i - loss * n_i)**2) * k / (k - 1)) / sum(n_i)`. Windows are taken as
-    independent: it is somewhat too small for neighbours, and far too small where windows score the same tokens
-    (`score="all"`). NaN for one window.
-    """
-
-    perplexity: Number
-    loss: Number  # nats per token
-    num_tokens: int  # scored; twice if in two windows
-    num_windows: int
-    standard_error: Number  # nats per token
-
-
-class PerplexityByLength(Result):
-    """Perplexity of one model by context length in tokens."""
-
-    FILE = "perplexity.json"
-
-    protocol: str
-    data: str  # the texts in a few words
-    perplexity: dict[int, Perplexity]
-
-
-class PositionLoss(_Schema):
-    """Mean loss of the targets that have `start` to `end - 1` tokens before them."""
-
-    start: int
-    end: int
-    loss: Number  # nats per token
-    standard_error: Number  # of `loss` over windows; NaN for one window
-    num_tokens: int
-
-
-class Positions(Result):
-    """Loss by position of one model in windows of `length` tokens."""
-
-    FILE = "positions.json"
-
-    length: int
-    num_windows: int
-    curve: list[PositionLoss] = Field(min_length=1)
-
-    @computed_field  # type: ignore[prop-decorator]
     @property
-    def reading_stops_at(self) -> int | None:
-        """Where the loss rises for good (`reading_stops_at`)."""
-        return reading_stops_at(self.curve)
+    def reading(self) -> Reading:
+        """What the generated answers say of how far the model reads."""
+        return reading(self.shares(), bar=self.bar)
 
-    @computed_field  # type: ignore[prop-decorator]
     @property
-    def verdict(self) -> str:
-        """Say in one sentence where the loss is lowest and whether it rises for good after that."""
-        lowest, stop = min(self.curve, key=lambda bucket: bucket.loss), self.reading_stops_at
-        place = f"the loss is lowest, {lowest.loss:.3f}, after {lowest.start:,} to {lowest.end - 1:,} tokens"
-        if stop is None:
-            return f"{place}, and does not rise for good by more than two standard errors"
-        return f"{place}, and from {stop:,} tokens on stays above that by more than two standard errors"
+    def is_zero(self) -> bool:
+        """Whether no answer was right at any length."""
+        return not any(share.share for share in self.shares().values())
 
 
-def reading_stops_at(curve: Sequence[PositionLoss]) -> int | None:
-    """Name the position from which on the loss stays above its lowest value by more than two standard errors.
-
-    The error is that of the difference of two buckets, taken as independent: `sqrt(se_lowest**2 + se**2)`. None if the
-    last bucket is not that much worse, or if there is a single window and so no error.
-    """
-    lowest = min(range(len(curve)), key=lambda index: curve[index].loss)
-    stop = None
-    for bucket in reversed(curve[lowest + 1 :]):
-        error = math.hypot(bucket.standard_error, curve[lowest].standard_error)
-        if not bucket.loss - curve[lowest].loss > 2 * error:  # a NaN ends it too
-            break
-        stop = bucket.start
-    return stop
-
-
-class ShortContext(Result):
-    """Two models on the same targets.
-
-    With d_i the mean loss of window i of k less the base's on the same window, `difference` is the mean of d_i and its
-    `standard_error` is `std(d_i, ddof=1) / sqrt(k)`: what both models find hard cancels. `low` and `high` are
-    `exp(difference ± 1.96 * standard_error)`.
-    """
-
-    FILE = "short_context.json"
-
-    base: str
-    base_weights: str | None = None
-    length: int  # tokens of a window: the base's own context
-    num_tokens: int
-    num_windows: int
-    base_perplexity: float
-    perplexity: float
-    difference: float  # nats per token; above 0 the extended model is worse
-    standard_error: float | None
-    ratio: float  # `exp(difference)`: perplexity as a multiple of the base's
-    low: float | None
-    high: float | None
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def verdict(self) -> str:
-        """Say whether short context was kept, as far as the error lets one say."""
-        change = f"perplexity {100 * (self.ratio - 1):+.1f} % at {self.length:,} tokens"
-        if self.low is None or self.high is None:
-            return f"{change}; a single window has no error: give more text"
-        interval = f"95 % interval {100 * (self.low - 1):+.1f} to {100 * (self.high - 1):+.1f} %"
-        if self.low > 1:
-            return f"worse than its base: {change} ({interval})"
-        if self.high < 1:
-            return f"better than its base on these texts: {change} ({interval})"
-        return f"no different from its base beyond the error: {change} ({interval})"
-
-
-class Metric(_Schema):
+class Metric(Schema):
     """A value with its standard error, where the harness has one."""
 
     value: float
     standard_error: float | None = None
 
 
-class TaskResult(_Schema):
+class TaskResult(Schema):
     """One task of the harness."""
 
     metrics: dict[str, Metric]
@@ -265,6 +146,28 @@ class Harness(Result):
             for metric, score in task.metrics.items()
         ]
 
+    def by_length(self) -> list[Retrieval]:
+        """Tasks that were run at several lengths, such as `ruler_vt@8192`, as tests whose shares are their scores.
+
+        A score may be a mean of partly right answers; its interval is taken as that of a share of so many.
+        """
+        rows: dict[str, list[RetrievalRow]] = {}
+        for name, task in self.tasks.items():
+            test, at, _ = name.partition("@")
+            scores = [score.value for score in task.metrics.values() if 0 <= score.value <= 1]
+            if at and task.lengths and task.num_samples and scores:
+                share = {"generated": wilson(scores[0] * task.num_samples, task.num_samples)}
+                length = task.lengths[0]
+                row = RetrievalRow(
+                    length=length, mean_tokens=length, mean_distance=length, shares=share, by_depth={}, means={}
+                )
+                rows.setdefault(test, []).append(row)
+        about = {"model": self.model, "weights": self.weights, "context": self.context, "path": self.path}
+        return [
+            Retrieval(test=test, bar=BAR, chance={"generated": 0.0}, lengths=sorted(own, key=_length), **about)
+            for test, own in rows.items()
+        ]
+
 
 class SuiteRecord(Result):
     """What a suite did with one model."""
@@ -276,7 +179,11 @@ class SuiteRecord(Result):
 
 
 RESULT_FILES: dict[str, type[Result]] = {
-    kind.FILE: kind for kind in (Retrieval, PerplexityByLength, Positions, ShortContext, Harness, SuiteRecord)
+    kind.FILE: kind
+    for kind in (
+        *(Retrieval, PerplexityByLength, Positions, ShortContext, LongPerplexity, KeyTokens),
+        *(Harness, SuiteRecord),
+    )
 }
 
 
@@ -294,6 +201,54 @@ def read_result(path: Path) -> Result:
             f"{path} is no result of `longlora eval` ({what or first_line(error)}); measure again, or leave it out"
         ) from error
     return result.model_copy(update={"path": path})
+
+
+def read_lm_eval(path: Path) -> Harness:
+    """Read what lm-evaluation-harness itself wrote (`results_….json`); RULER's lengths become tasks of their own.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tasks: dict[str, Any] = {}
+        for task, values in content["results"].items():
+            metrics = read_metrics(values)
+            count = content.get("n-samples", {}).get(task, {}).get("effective")
+            sizes = [name for name in metrics if name.isdigit()]
+            for size in sizes:
+                own = {size: metrics.pop(size)}
+                number = count and count // len(sizes)
+                tasks[f"{task}@{size}"] = {"metrics": own, "num_samples": number, "lengths": [int(size)]}
+            if metrics:
+                tasks[task] = {"metrics": metrics, "num_samples": count}
+        name = content.get("model_name") or content["config"]["model_args"]
+        versions = {"lm_eval": content["lm_eval_version"]} if content.get("lm_eval_version") else {}
+        provenance = {"command": "", "packages": versions}
+        context = content.get("max_length")
+        about = {"model": str(name), "context": context if isinstance(context, int) else None, "path": path}
+        return Harness.model_validate(about | {"tasks": tasks, "provenance": provenance})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no result of lm-evaluation-harness ({first_line(error)})") from error
+
+
+def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Read the harness's flat `metric,filter` and `metric_stderr,filter` into metrics with their standard errors.
+
+    RULER writes -1 for a length that was not asked; that is left out.
+    """
+    metrics: dict[str, dict[str, float | None]] = {}
+    for key, value in results.items():
+        name, comma, kind = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, int | float) or not math.isfinite(value):
+            continue
+        if value == -1 and name.isdigit():
+            continue
+        error = results.get(f"{name}_stderr,{kind}")
+        title = name if kind == "none" else f"{name} ({kind})"
+        known = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+        metrics[title] = {"value": float(value), "standard_error": known}
+    return metrics
 
 
 def finished(kind: type[R], folder: Path, settings: dict[str, Any], weights: str) -> R | None:

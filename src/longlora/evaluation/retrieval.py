@@ -1,5 +1,6 @@
 """Run a retrieval test: name the trials, ask, log, resume after an interruption, and sum up."""
 
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from longlora.distributed import Processes
 from longlora.evaluation.logits import Model
 from longlora.evaluation.questions import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
 from longlora.evaluation.reader import check_positions, read_answer
-from longlora.evaluation.results import Retrieval
-from longlora.evaluation.shares import check_bar, summarise
+from longlora.evaluation.results import Retrieval, RetrievalRow
+from longlora.evaluation.shares import BAR, Share, check_bar, wilson
 from longlora.evaluation.subject import Subject, provenance, tokenizer_identity, usual_lengths
 from longlora.support.files import write_atomically
 from longlora.support.journal import Journal, json_line, read_journal
@@ -32,7 +33,7 @@ class Sweep:
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
     num_trials: int = 10  # at each length and depth
     seed: int = 0
-    bar: float = 0.9  # share of right answers that counts as reading
+    bar: float = BAR  # what the lower end of the share's interval must reach to count as reading
     beyond: bool = False  # read more tokens than the model has positions
 
 
@@ -120,6 +121,49 @@ def retrieve(
     finished = finished_by_all()
     trials = [finished[trial] for trial in grid]
     return summarise(trials, test, bar=sweep.bar, settings=settings, provenance=provenance(command))
+
+
+def summarise(
+    trials: Sequence[FinishedTrial],
+    test: RetrievalTest,
+    *,
+    bar: float,
+    settings: dict[str, Any],
+    provenance: dict[str, Any],
+) -> Retrieval:
+    """Sum up finished trials of one test."""
+    lengths = sorted({trial.length for trial in trials})
+    return Retrieval(
+        model=settings["model"],
+        weights=settings["weights"],
+        test=test.name,
+        bar=bar,
+        chance=test.measures,
+        lengths=[_at_length([trial for trial in trials if trial.length == n], test.measures) for n in lengths],
+        settings=settings,
+        provenance=provenance,
+    )
+
+
+def _at_length(trials: Sequence[FinishedTrial], measures: Mapping[str, float]) -> RetrievalRow:
+    def shares(some: Sequence[FinishedTrial]) -> dict[str, Share]:
+        return {name: wilson(sum(trial.scores[name] for trial in some), len(some)) for name in measures}
+
+    return RetrievalRow(
+        length=trials[0].length,
+        mean_tokens=statistics.fmean(trial.num_tokens for trial in trials),
+        mean_distance=statistics.fmean(trial.distance for trial in trials),
+        shares=shares(trials),
+        by_depth={
+            "drawn" if depth is None else f"{depth:g}": shares([trial for trial in trials if trial.depth == depth])
+            for depth in dict.fromkeys(trial.depth for trial in trials)
+        },
+        means={
+            name: statistics.fmean(trial.scores[name] for trial in trials)
+            for name in trials[0].scores
+            if name not in measures
+        },
+    )
 
 
 def _ask(subject: Subject, test: RetrievalTest, trial: TrialId, *, beyond: bool) -> Question:

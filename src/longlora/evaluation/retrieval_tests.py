@@ -1,9 +1,12 @@
-"""Four tests of retrieval; each draws a question from a trial's seed and gives it to `Draft` to be filled up.
+"""Seven tests of retrieval; each draws a question from a trial's seed and gives it to `Draft` to be filled up.
 
-passkey   one number in a long text of nothing (Mohtashami & Jaggi 2023), in the original LongLoRA's words
-needle    one or several facts in a text about other things (Kamradt 2023; RULER 2024)
-topics    the first topic of a long conversation, as in LongChat's LongEval
-recall    the value of a key at a controlled distance, by generation and by forced choice
+passkey      one number in a long text of nothing (Mohtashami & Jaggi 2023), in the original LongLoRA's words
+needle       one or several facts in a text about other things (Kamradt 2023; RULER 2024)
+topics       the first topic of a long conversation, as in LongChat's LongEval
+recall       the value of a key at a controlled distance, by generation and by forced choice
+association  who is meant, where question and fact share no word (Modarressi et al. 2025, NoLiMa; the data are our own)
+tracking     the value of a variable that was set to another's (RULER's variable tracking, asked for the value)
+counting     what was seen most often in the whole text (RULER's aggregation)
 
 Answers are judged as text. The original's passkey compares token ids, which calls right answers wrong wherever a
 tokenizer does not put a space mark of its own before digits. Forced choice gives a graded signal where generation is
@@ -29,6 +32,7 @@ from longlora.evaluation.questions import (
     largest_fitting,
     uses_chat,
 )
+from longlora.evaluation.word_lists import ASSOCIATIONS, FIRST_NAMES, TOPICS, TURNS
 
 # The words of the original's passkey_retrivial.py, which took them from LongLLaMA's.
 _TASK = (
@@ -36,32 +40,6 @@ _TASK = (
     "I will quiz you about the important information there."
 )
 _GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-
-_ASPECTS = (
-    "the history of|the economics of|the art of|the science of|the future of|the psychology of|the geography of|"
-    "famous mistakes in|common myths about|the language of|the ethics of|the mathematics of|the music of|"
-    "the tools of|the customs of|the dangers of|the beginnings of|the decline of|the laws of|the poetry of"
-).split("|")
-_SUBJECTS = (
-    "lighthouses|beekeeping|mountain climbing|tea|railways|gardening|chess|glass making|sailing|astronomy|bread|"
-    "cinema|volcanoes|bicycles|carpentry|deserts|migration|photography|printing|rainforests|silk|telegraphy|theatre|"
-    "weaving|whales|winter sports|bridges|clocks|coins|coral reefs|dance|dreams|fashion|fishing|folk tales|fossils|"
-    "glaciers|horses|insects|islands|kites|languages|magic tricks|maps|markets|mirrors|museums|olive trees|opera|"
-    "paper|perfume|pottery|rivers|salt|schools|ships|spices|toys|universities|wheat"
-).split("|")
-_TOPICS = [f"{aspect} {subject}" for aspect in _ASPECTS for subject in _SUBJECTS]
-_TURNS = (
-    ("What should a beginner know about it?", "Start with what is easy to see, and ask the rest later."),
-    ("Why does it matter to people today?", "It shapes daily life more than most people think."),
-    ("Is there a book that you would recommend?", "There are several, and the older ones are still the clearest."),
-    ("What do experts disagree about?", "Mostly about causes, and about how much of the evidence can be trusted."),
-    ("How has it changed over time?", "Slowly at first, and then all at once when new methods became cheap."),
-    ("Where in the world can one see it best?", "In many places, though the small ones are often the most rewarding."),
-    ("What is the most surprising thing about it?", "That so much of it was found by chance and not by a plan."),
-    ("Does it cost a lot to take part?", "Less than one would expect, if one is patient and borrows what one needs."),
-    ("What is a mistake that many people make?", "They hurry, and so they miss what makes it worth the while."),
-    ("Could you tell me a short story about it?", "A traveller once asked the same, and stayed for life."),
-)
 
 
 def passkey(*, form: Literal["measured", "original"] = "measured", chat: bool = True) -> RetrievalTest:
@@ -127,8 +105,7 @@ def needle(*, num_needles: int = 1, haystack: Haystack | None = None, chat: bool
         things, codes = names(rng, num_needles), numbers(rng, num_needles, 6)
         words = filler.stream(rng.randrange(2**32))
         facts = [f"The magic number of the {thing} is {code}" for thing, code in zip(things, codes, strict=True)]
-        depth = trial.depth or 0.0
-        depths = [depth + (1 - depth) * index / num_needles for index in range(num_needles)]
+        depths = _evenly(trial.depth, num_needles)
         what, s, are = ", ".join(f"the {thing}" for thing in things), "", "is"
         if num_needles > 1:
             s, are = "s", "are"
@@ -166,12 +143,12 @@ def topics(*, num_topics: int | None = None, chat: bool = True) -> RetrievalTest
         ConfigError: the number of topics is out of its range.
     """
     if num_topics is not None:
-        _check_range("topics", num_topics, 2, len(_TOPICS))
+        _check_range("topics", num_topics, 2, len(TOPICS))
 
     def ask(tokenizer: PreTrainedTokenizerBase, trial: TrialId) -> Question:
         rng = random.Random(trial.seed)
-        chosen = rng.sample(_TOPICS, min(len(_TOPICS), num_topics or max(3, trial.length // 650)))
-        order = rng.sample(_TURNS, len(_TURNS))
+        chosen = rng.sample(TOPICS, min(len(TOPICS), num_topics or max(3, trial.length // 650)))
+        order = rng.sample(TURNS, len(TURNS))
         # In a chat the template says who speaks.
         speaker, replier = ("", "") if uses_chat(tokenizer, chat) else ("USER: ", "ASSISTANT: ")
         return Draft(
@@ -254,16 +231,150 @@ def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool =
     return RetrievalTest(name="recall", ask=ask, settings=settings, measures=measures)
 
 
+def association(*, num_people: int = 6, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
+    """Ask who is meant by a description that shares no word with the fact about that person.
+
+    The asked fact stands at the trial's depth. How many of those about other people stand before it is drawn, so that
+    neither the only name in the text is the answer, nor the first, nor the last.
+
+    Raises:
+        ConfigError: the number of people is out of its range.
+    """
+    _check_range("people", num_people, 2, len(ASSOCIATIONS))
+    filler = haystack or Haystack()
+
+    def ask(tokenizer: PreTrainedTokenizerBase, trial: TrialId) -> Question:
+        rng = random.Random(trial.seed)
+        people = _alike(tokenizer, rng.sample(FIRST_NAMES, len(FIRST_NAMES)), num_people)
+        chosen = rng.sample(ASSOCIATIONS, num_people)
+        asked, *others = (f"{name} {fact}" for name, (fact, _) in zip(people, chosen, strict=True))
+        before, depth = rng.randrange(num_people), trial.depth or 0.0
+        depths = [depth * rng.random() for _ in range(before)] + [depth]
+        depths += [depth + (1 - depth) * rng.random() for _ in others[before:]]
+        facts = [*others[:before], asked, *others[before:]]
+        return Draft(
+            tokenizer=tokenizer,
+            chat=chat,
+            body=partial(_hide, facts, sorted(depths), filler.stream(rng.randrange(2**32))),
+            question=f"Which of the people named in this text {chosen[0][1]}? Give only the name.",
+            answer_start="The name is",
+            fact=f"{asked}.",
+            expected=(people[0],),
+            distractors=tuple(people[1:]),
+            choices=tuple(people),
+            max_new_tokens=max(count_tokens(tokenizer, f" {name}.") for name in people) + 4,
+        ).filled(trial.length, what="association")
+
+    settings = {"num_people": num_people, "haystack": filler.identity, "chat": chat}
+    measures = {"generated": 0.0, "chosen": 1 / num_people}
+    return RetrievalTest(name="association", ask=ask, settings=settings, measures=measures)
+
+
+def tracking(
+    *, num_hops: int = 2, num_chains: int = 4, haystack: Haystack | None = None, chat: bool = True
+) -> RetrievalTest:
+    """Ask for the value of a variable that was set to another variable, and that to another, `num_hops` times.
+
+    RULER asks for all variables of a value; asked for the value, there is one answer, and those of the other chains are
+    wrong ones of the same kind. All chains begin at the trial's depth, in an order that is drawn for each hop, and the
+    links behind the first stand evenly from there to the end.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+    _check_range("hops", num_hops, 1, 16)
+    _check_range("chains", num_chains, 2, 16)
+    filler = haystack or Haystack()
+
+    def ask(tokenizer: PreTrainedTokenizerBase, trial: TrialId) -> Question:
+        rng = random.Random(trial.seed)
+        letters = [f"{a}{b}{c}" for a in "BDFGHJKLMN" for b in "AEIOU" for c in "PRSTVWXZ"]
+        drawn, values = rng.sample(letters, (num_hops + 1) * num_chains), _values(tokenizer, rng, num_chains)
+        chains = [drawn[first::num_chains] for first in range(num_chains)]
+        lines = list[str]()
+        for hop in range(num_hops + 1):
+            sources = values if hop == 0 else [f"VAR {chain[hop - 1]}" for chain in chains]
+            order = rng.sample(range(num_chains), num_chains)
+            lines += [f"VAR {chains[number][hop]} = {sources[number]}" for number in order]
+        asked, depth = chains[0][-1], trial.depth or 0.0
+        depths = [depth] * num_chains + _evenly(depth, num_hops * num_chains + 1)[1:]
+        return Draft(
+            tokenizer=tokenizer,
+            chat=chat,
+            body=partial(_hide, lines, depths, filler.stream(rng.randrange(2**32))),
+            question=(
+                "In the text above variables are set to numbers or to other variables. "
+                f"Follow them: which number is the value of VAR {asked}? Give only the number."
+            ),
+            answer_start=f"The value of VAR {asked} is the number",
+            fact=f"VAR {chains[0][0]} = {values[0]}.",
+            expected=(values[0],),
+            distractors=tuple(values[1:]),
+            choices=tuple(values),
+            max_new_tokens=count_tokens(tokenizer, f" {values[0]}.") + 4,
+        ).filled(trial.length, what=f"tracking of {num_chains} chains of {num_hops} hops")
+
+    settings = {"num_hops": num_hops, "num_chains": num_chains, "haystack": filler.identity, "chat": chat}
+    measures = {"generated": 0.0, "chosen": 1 / num_chains}
+    return RetrievalTest(name="tracking", ask=ask, settings=settings, measures=measures)
+
+
+def counting(*, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
+    """Ask which of five things was reported most often in the whole text.
+
+    One is reported four times, twice at the beginning; another twice, both in the second half, where it is the most
+    frequent; the others once or twice. Who reads the end alone is wrong: `distance` counts from the second report of
+    the right one, without which it and the other are even.
+    """
+    filler = haystack or Haystack()
+    num_things = 5
+
+    def ask(tokenizer: PreTrainedTokenizerBase, trial: TrialId) -> Question:
+        rng = random.Random(trial.seed)
+        things = _alike(tokenizer, names(rng, 60), num_things)
+        most, often, *rest = things
+        parts = [most, most, rest[0]], [most, most, *rest[1:]], [often, often, *(t for t in rest if rng.randrange(2))]
+        seen = [thing for part in parts for thing in rng.sample(part, len(part))]
+        reports = [f"Report {number}: the {thing} was seen" for number, thing in enumerate(seen, start=1)]
+        depths = [0.0, 0.0, *_evenly(0.0, len(reports) - 2)]
+        return Draft(
+            tokenizer=tokenizer,
+            chat=chat,
+            body=partial(_hide, reports, depths, filler.stream(rng.randrange(2**32))),
+            question="Count the reports in the text above: which one was seen most often?",
+            answer_start="The one that was seen most often is the",
+            fact=f"{reports[seen.index(most, seen.index(most) + 1)]}.",
+            expected=(most,),
+            distractors=(often, *rest),
+            choices=tuple(things),
+            max_new_tokens=count_tokens(tokenizer, f" {most}.") + 4,
+        ).filled(trial.length, what="counting")
+
+    settings = {"num_things": num_things, "haystack": filler.identity, "chat": chat}
+    measures = {"generated": 0.0, "chosen": 1 / num_things}
+    return RetrievalTest(name="counting", ask=ask, settings=settings, measures=measures, has_depths=False)
+
+
+def _evenly(depth: float | None, count: int) -> list[float]:
+    """Depths of so many facts, the first at `depth` and the others evenly from there to the end."""
+    first = depth or 0.0
+    return [first + (1 - first) * index / count for index in range(count)]
+
+
 def _values(tokenizer: PreTrainedTokenizerBase, rng: random.Random, count: int) -> list[str]:
-    """Draw values of the same number of tokens, so that their likelihoods can be compared."""
-    by_size: dict[int, list[str]] = {}
     # 9,000 values in at most a handful of sizes: a size with 64 of them is there long before the end.
-    for value in numbers(rng, 9000, 4):
-        alike = by_size.setdefault(count_tokens(tokenizer, f" {value}"), [])
-        alike.append(value)
+    return _alike(tokenizer, numbers(rng, 9000, 4), count)
+
+
+def _alike(tokenizer: PreTrainedTokenizerBase, words: list[str], count: int) -> list[str]:
+    """Take the first words of one number of tokens, so that their likelihoods can be compared."""
+    by_size: dict[int, list[str]] = {}
+    for word in words:
+        alike = by_size.setdefault(count_tokens(tokenizer, f" {word}"), [])
+        alike.append(word)
         if len(alike) == count:
             return alike
-    raise ConfigError(f"the tokenizer writes fewer than {count} numbers of 4 digits with as many tokens each")
+    raise ConfigError(f"the tokenizer writes fewer than {count} of {words[0]}, {words[1]}, … with as many tokens each")
 
 
 def _check_range(what: str, number: int, least: int, most: int) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
-from longlora.evaluation.results import ShortContext
 from longlora.evaluation.scoring import Document, evenly_spread, score_windows, token_arrays, windows_at_length
 from longlora.evaluation.shares import Z95
+from longlora.evaluation.text_results import ShortContext
 
 
 class Losses(NamedTuple):

@@ -3,7 +3,8 @@
 DIR/MODEL/suite.json          what was measured, and what was left out and why
 DIR/MODEL/perplexity/         perplexity by length, on the same targets
 DIR/MODEL/positions/          loss by position in a window of the whole context
-DIR/MODEL/passkey/, needle/, topics/, recall/
+DIR/MODEL/longppl/            perplexity on the tokens that need far context, chosen in DIR/key_tokens.json
+DIR/MODEL/passkey/, needle/, topics/, recall/, association/, tracking/, counting/
 DIR/MODEL/short/              the model against its base, at the base's own context
 """
 
@@ -11,7 +12,7 @@ import gc
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -21,11 +22,11 @@ from longlora.errors import ConfigError
 from longlora.evaluation.drawing import write_result
 from longlora.evaluation.harness import run_harness
 from longlora.evaluation.questions import RetrievalTest, TrialId
-from longlora.evaluation.results import SuiteRecord
+from longlora.evaluation.results import KeyTokens, SuiteRecord
 from longlora.evaluation.retrieval import Sweep, retrieve
-from longlora.evaluation.retrieval_tests import needle, passkey, recall, topics
+from longlora.evaluation.retrieval_tests import association, counting, needle, passkey, recall, topics, tracking
 from longlora.evaluation.subject import AS_IT_IS, Loading, base_of, load_subject, named_context
-from longlora.evaluation.suite_texts import Amount, TextJob, measure_curves, measure_short
+from longlora.evaluation.suite_texts import Amount, TextJob, choose_keys, measure_curves, measure_short
 from longlora.evaluation.texts import Texts
 from longlora.tiny.stdlib import standard_library_files
 
@@ -38,8 +39,8 @@ class Suite:
 
     parts_of_context: tuple[int, ...]  # the lengths: the longest context divided by each of these
     depths: tuple[float, ...]
-    trials: int  # questions at each length and depth, of passkey and needle
-    trials_without_depth: int  # questions at each length, of topics, and of recall, whose fact opens the prompt
+    trials: int  # questions at each length and depth, of passkey, needle and association
+    trials_without_depth: int  # questions at each length of the others, whose facts open the prompt or fill it
     text: Amount
 
 
@@ -54,8 +55,8 @@ SUITES = {
     "quick": Suite(
         parts_of_context=(4, 1),
         depths=(0.0, 0.5, 1.0),
-        trials=4,
-        trials_without_depth=12,
+        trials=9,
+        trials_without_depth=27,
         text=Amount(max_targets=4096, max_windows=8, short_targets=8192),
     ),
     "full": Suite(
@@ -79,6 +80,8 @@ class _Plan:
     seed: int
     beyond: bool
     loading: Loading
+    keys: KeyTokens | None = None
+    """The tokens that need far context; None where no evaluator is known, or the texts are too short."""
 
 
 def run_suite(
@@ -88,6 +91,7 @@ def run_suite(
     output: str | Path,
     texts: Texts | None = None,
     base: str | None = None,
+    evaluator: str | None = None,
     lengths: Sequence[int] | None = None,
     seed: int = 0,
     beyond: bool = False,
@@ -98,7 +102,8 @@ def run_suite(
     Lengths are parts of the longest context of all models, or `lengths`, each model up to its own context; with
     `beyond` all of them and twice the longest context too. What cannot be measured, because a test has no room in a
     short prompt, the texts are too short, or the base is not known, is left out with a warning and noted. Several
-    processes share the questions of retrieval; the first does the rest, and has the records. Without `texts` the
+    processes share the questions of retrieval; the first does the rest, and has the records. The tokens that need far
+    context (LongPPL) are chosen by `evaluator`, else by the first base that is known. Without `texts` the
     held-out files of Python's standard library are read, which every machine has.
 
     Raises:
@@ -126,6 +131,10 @@ def run_suite(
         loading=loading,
     )
     with joined() as processes:
+        chooser = evaluator or next(filter(None, bases.values()), None)
+        if chooser and processes.is_first:
+            keys = choose_keys(chooser, texts, plan.lengths, plan.suite.text, Path(output), loading)
+            plan = replace(plan, keys=keys)
         # Of a model that others were made of nobody asks whether it kept its own short context.
         records = [
             _measure(name, folder, bases[name] or (name if name in bases.values() else None), plan, processes)
@@ -190,7 +199,13 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
     if longer := [f"{length:,}" for length in plan.lengths if length not in record.lengths]:
         record.left_out.append(f"{', '.join(longer)} tokens: beyond its {context:,} positions")
     job = TextJob(
-        texts=plan.texts, lengths=plan.lengths, amount=plan.suite.text, base=base, folder=folder, record=record
+        texts=plan.texts,
+        lengths=plan.lengths,
+        amount=plan.suite.text,
+        base=base,
+        keys=plan.keys,
+        folder=folder,
+        record=record,
     )
     losses = None
     if processes.is_first:
@@ -204,6 +219,9 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
         (needle(), suite.depths, suite.trials),
         (topics(), suite.depths, suite.trials_without_depth),
         (recall(), (0.0,), suite.trials_without_depth),
+        (association(), suite.depths, suite.trials),
+        (tracking(), (0.0,), suite.trials_without_depth),
+        (counting(), (0.0,), suite.trials_without_depth),
     ):
         too_short = lengths_without_room(test, subject.tokenizer, record.lengths)
         record.left_out.extend(f"{test.name} at {n:,} tokens, because {reason}" for n, reason in too_short.items())

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from longlora.evaluation.drawing import write_result
+from longlora.evaluation.key_tokens import find_key_tokens, ladder, long_perplexity
 from longlora.evaluation.measure import positions_of
 from longlora.evaluation.perplexity import perplexity_by_length
-from longlora.evaluation.results import PerplexityByLength, Positions, ShortContext, SuiteRecord, finished
+from longlora.evaluation.results import (
+    KeyTokens,
+    LongPerplexity,
+    PerplexityByLength,
+    Positions,
+    ShortContext,
+    SuiteRecord,
+    finished,
+)
 from longlora.evaluation.scoring import Document, joined, token_digest, usual_stride
 from longlora.evaluation.short_context import Losses, compare_losses, window_losses
 from longlora.evaluation.subject import Loading, Subject, load_subject, named_context, provenance
@@ -34,6 +43,7 @@ class TextJob:
     lengths: list[int]  # of all models: by them the perplexity's targets are chosen, so that they are the same for each
     amount: Amount
     base: str | None
+    keys: KeyTokens | None
     folder: Path
     record: SuiteRecord
 
@@ -54,6 +64,7 @@ def measure_curves(subject: Subject, job: TextJob) -> Losses | None:
         }
         _perplexity(subject, job, documents, about, lengths)
         _positions(subject, job, documents, about, max(lengths))
+        _long_perplexity(subject, job, documents, about, max(lengths))
     return _own_losses(subject, job)
 
 
@@ -105,6 +116,53 @@ def _positions(
             subject, documents, length=length, num_buckets=num_buckets, max_windows=most, settings=settings
         )
         write_result(result, folder)
+
+
+def choose_keys(
+    evaluator: str, texts: Texts, lengths: Sequence[int], amount: Amount, folder: Path, loading: Loading
+) -> KeyTokens | None:
+    """Let an evaluator choose the tokens that need far context, or read its choice; None where texts are too short."""
+    contexts = ladder(min(named_context(evaluator), max(lengths)))
+    subject = load_subject(evaluator, loading)
+    documents, about = _documents(subject, texts, length=max(lengths))
+    if len(contexts) < 2 or max(map(len, documents)) < contexts[-1]:
+        return None
+    longest = min(max(lengths), max(map(len, documents)))
+    settings = about | {"contexts": contexts, "longest": longest, "max_targets": amount.max_targets}
+    keys = finished(KeyTokens, folder, settings, subject.weights)
+    if keys is None:
+        stride = usual_stride(contexts[0])
+        keys = find_key_tokens(
+            subject,
+            documents,
+            data=about["data"],
+            contexts=contexts,
+            longest=longest,
+            stride=stride,
+            max_targets=max(stride, amount.max_targets),
+            settings=settings,
+        )
+        keys.write(folder)
+    del subject
+    gc.collect()
+    return keys
+
+
+def _long_perplexity(
+    subject: Subject, job: TextJob, documents: Sequence[Document], about: dict[str, Any], length: int
+) -> None:
+    if job.keys is None:
+        job.record.left_out.append("LongPPL: no model is known to choose the tokens; name one with --evaluator")
+        return
+    if job.keys.settings["tokens"] != about["tokens"]:
+        job.record.left_out.append(
+            f"LongPPL: {job.keys.model}, which chose the tokens, reads other ones in these texts"
+        )
+        return
+    folder = job.folder / "longppl"
+    settings = job.keys.settings | {"length": length, "evaluator": job.keys.weights}
+    if not finished(LongPerplexity, folder, settings, subject.weights):
+        long_perplexity(subject, documents, job.keys, length=length, settings=settings).write(folder)
 
 
 def _own_losses(subject: Subject, job: TextJob) -> Losses | None:

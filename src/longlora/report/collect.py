@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,12 +14,15 @@ from longlora.errors import ConfigError, DataError
 from longlora.evaluation.results import (
     RESULT_FILES,
     Harness,
+    KeyTokens,
+    LongPerplexity,
     PerplexityByLength,
     Positions,
     Result,
     Retrieval,
     ShortContext,
     SuiteRecord,
+    read_lm_eval,
     read_result,
 )
 
@@ -27,6 +30,7 @@ logger = logging.getLogger("longlora")
 
 _SLOTS: dict[type[Result], str] = {
     PerplexityByLength: "perplexity",
+    LongPerplexity: "long_perplexity",
     Positions: "positions",
     ShortContext: "short_context",
     Harness: "harness",
@@ -65,6 +69,7 @@ class ModelResults:
     context: int | None = None
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
     perplexity: PerplexityByLength | None = None
+    long_perplexity: LongPerplexity | None = None
     positions: Positions | None = None
     short_context: ShortContext | None = None
     harness: Harness | None = None
@@ -99,22 +104,26 @@ def collect(paths: Sequence[str]) -> Collection:
     for text in paths:
         name, root = _name_and_path(text)
         files = sorted(root.rglob("*.json")) if root.is_dir() else [root]
-        files = [path for path in files if path.name in RESULT_FILES and not _is_hidden(path, root)]
+        files = [path for path in files if _reader(path, root) and not _is_hidden(path, root)]
         folders = [
             path.parent for path in sorted(root.rglob("recipe.yaml")) if path.with_name("metrics.jsonl").is_file()
         ]
         if not files and not folders:
             raise ConfigError(
-                f"{root} holds neither results of `longlora eval` ({', '.join(RESULT_FILES)}) nor a training run "
-                "(recipe.yaml with metrics.jsonl)"
+                f"{root} holds neither results of `longlora eval` ({', '.join(RESULT_FILES)}), nor of lm-eval "
+                "(results_….json), nor a training run (recipe.yaml with metrics.jsonl)"
             )
         for folder in folders:
             runs[folder.resolve()] = read_run(folder, name)
         for path in files:
-            found = read_result(path)
+            read = _reader(path, root)
+            assert read is not None
+            found = read(path)
             _add(models.setdefault(name or found.model, ModelResults(name=name or found.model)), found)
     for model in models.values():
-        model.run = _run_of(model, runs)
+        for test in model.harness.by_length() if model.harness else ():
+            model.retrieval.setdefault(test.title, test)
+        model.run = _run_of(model, runs) or _run_beside(model)
     _label(list(models.values()))
     owned = {id(model.run) for model in models.values()}
     return Collection(models=list(models.values()), runs=[run for run in runs.values() if id(run) not in owned])
@@ -172,6 +181,14 @@ def _name_and_path(text: str) -> tuple[str, Path]:
     return name, root
 
 
+def _reader(path: Path, root: Path) -> Callable[[Path], Result] | None:
+    """How a file is read: ours by its name, lm-eval's by its own or because it was named; None if it is neither."""
+    kind = RESULT_FILES.get(path.name)
+    if kind is not None:
+        return None if kind is KeyTokens else read_result
+    return read_lm_eval if path == root or path.name.startswith("results_") else None
+
+
 def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
@@ -204,6 +221,18 @@ def _run_of(model: ModelResults, runs: dict[Path, TrainingRun]) -> TrainingRun |
     named = (run for run in runs.values() if run.name == model.name)
     around = (run for place in places for folder, run in runs.items() if place.is_relative_to(folder))
     return next(named, None) or next(around, None)
+
+
+def _run_beside(model: ModelResults) -> TrainingRun | None:
+    """Read the run in whose folder the model lies (`runs/mine` of `runs/mine/adapter`), though nobody named it."""
+    for place in {Path(source.model).expanduser().resolve() for source in model.sources}:
+        folder = place.parent
+        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+            try:
+                return read_run(folder)
+            except DataError as error:
+                logger.warning("%s: left out: %s", model.name, error)
+    return None
 
 
 def _label(models: list[ModelResults]) -> None:

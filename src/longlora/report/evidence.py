@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from longlora.evaluation.results import HarnessScore, PerplexityByLength, Retrieval, Share
+from longlora.evaluation.results import HarnessScore, PerplexityByLength, Retrieval
+from longlora.evaluation.shares import Share
 from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, Section, Series, Table
 from longlora.report.collect import Collection, ModelResults, TrainingRun
 from longlora.report.verdict import compared_benchmarks, cost, retrieval_tests
@@ -22,6 +23,7 @@ def evidence(collection: Collection) -> list[Section]:
         Section("retrieval", "Retrieval", _share_charts(models), layout="charts"),
         Section("depth", "Retrieval by depth", _heat_maps(models), layout="maps"),
         Section("perplexity", "Perplexity by context length", _perplexity_charts(models), layout="charts"),
+        Section("far-tokens", "Perplexity where far context matters", _distance_charts(models), layout="charts"),
         Section("positions", "Loss by position", _position_charts(models), layout="charts"),
         Section("short-context", "Short context", _short_context_tables(models)),
         Section("harness", "Benchmarks", _benchmark_tables(models)),
@@ -55,6 +57,8 @@ def _share_charts(models: list[ModelResults]) -> list[Chart]:
         tests = [(m.label, style, m.retrieval[title]) for style, m in enumerate(models) if title in m.retrieval]
         measures = list(dict.fromkeys(measure for *_, test in tests for measure in test.chance))
         for measure in measures:
+            if all(share.share == 0 for *_, test in tests for share in test.shares(measure).values()):
+                continue  # the verdict says so in a line
             name = f"{title}: {_MEASURES.get(measure, measure)}" if len(measures) > 1 else title
             charts.append(_share_chart(name, measure, tests))
     return charts
@@ -104,7 +108,7 @@ def _heat_maps(models: list[ModelResults]) -> list[Table]:
         )
         for title in retrieval_tests(models)
         for model in models
-        if (test := model.retrieval.get(title)) and len(test.lengths[0].by_depth) > 1
+        if (test := model.retrieval.get(title)) and len(test.lengths[0].by_depth) > 1 and not test.is_zero
     ]
 
 
@@ -146,6 +150,35 @@ def _perplexity_chart(group: list[tuple[str, int, PerplexityByLength]]) -> Chart
         wide_range=True,
         intervals="± 2 standard errors",
     )
+
+
+def _distance_charts(models: list[ModelResults]) -> list[Chart]:
+    found = [(m.label, style, m.long_perplexity) for style, m in enumerate(models) if m.long_perplexity]
+    far = [(label, style, result) for label, style, result in found if result.by_distance]
+    rows = [
+        [label, result.evaluator, f"{result.length:,}"]
+        + (
+            [f"{result.key_tokens.perplexity:.2f}", f"{result.key_tokens.num_tokens:,}"]
+            if result.key_tokens
+            else ["", "0"]
+        )
+        + [f"{result.all_targets.perplexity:.2f}", f"{result.num_targets:,}"]
+        for label, _, result in found
+    ]
+    header = ["model", "chosen by", "given", "LongPPL", "key tokens", "perplexity of all", "tokens"]
+    chart = Chart(
+        title="Loss by distance of the evidence",
+        x_label="tokens to the evidence, at most",
+        y_label="loss (nats per token)",
+        series=[
+            _line(label, style, (_point(part.end, part.loss, part.standard_error) for part in result.by_distance))
+            for label, style, result in far
+        ],
+        table=Table("Perplexity on the tokens that need far context (LongPPL)", header, rows),
+        x_ticks=sorted({part.end for *_, result in far for part in result.by_distance}),
+        intervals="± 2 standard errors",
+    )
+    return [chart] if far else []
 
 
 def _position_charts(models: list[ModelResults]) -> list[Chart]:

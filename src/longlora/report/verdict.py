@@ -1,41 +1,119 @@
-"""The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost."""
+"""The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost.
+
+Two failures are kept apart. A test that is failed at its shortest length asks for an ability that the model lacks, and
+says nothing of how far it reads; one that is passed there and failed at a longer length does. Collapsed perplexity
+comes before either.
+"""
 
 import math
+from typing import get_args
 
 from longlora.evaluation.results import HarnessScore, Retrieval
+from longlora.evaluation.shares import Definition, questions_needed
+from longlora.evaluation.text_results import COLLAPSE
 from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table
 from longlora.report.collect import ModelResults, TrainingRun
 from longlora.support.wording import short_number
 
 _PREFERRED_METRICS = ("acc_norm", "acc", "exact_match", "score")
+_DEFINITIONS: dict[Definition, str] = {"bar": "by the bar", "nolima": "by NoLiMa's", "ruler": "by RULER's"}
 
 
-def sentence(model: ModelResults) -> str:
-    """Say in one sentence up to where a model reads, by the test that it does worst in."""
-    if not model.retrieval:
-        return f"{model.label}: retrieval was not tested, so nothing is said about how far it reads."
-    weakest = _weakest_test(model)
-    tests = "its only test" if len(model.retrieval) == 1 else f"the hardest of {len(model.retrieval)} tests"
-    if weakest.reached is None:
-        shortest = weakest.lengths[0]
-        share = shortest.shares["generated"]
+def lead(model: ModelResults) -> str:
+    """Say in a few sentences up to where a model reads; what matters most stands in the first."""
+    first, *further = filter(None, [_collapse(model), *_retrieval(model)])
+    return " ".join([f"{model.label} {first}", *(f"It {said}" for said in further)])
+
+
+def _collapse(model: ModelResults) -> str:
+    short, by_length = model.short_context, model.perplexity
+    if short is not None and (short.ratio if short.low is None else short.low) > COLLAPSE:
         return (
-            f"{model.label} reads reliably at no tested length in {tests}, {weakest.title}: at {shortest.length:,}"
-            f" tokens, the shortest, {share.share:.0%} right (95 % interval {share.low:.0%} to {share.high:.0%})."
+            f"has lost its language: perplexity {short.perplexity:.1f} at {short.length:,} tokens, where its base has "
+            f"{short.base_perplexity:.1f}."
         )
-    claim = f" of its {model.context:,}" if model.context else ""
+    if by_length is not None and (length := by_length.collapses_at):
+        best = min((n for n in by_length.perplexity if n < length), key=lambda n: by_length.perplexity[n].perplexity)
+        values = (f"{by_length.perplexity[n].perplexity:.1f} at {n:,} tokens" for n in (best, length))
+        return f"does not bear {length:,} tokens: perplexity {' and '.join(values)}, on the same targets."
+    return ""
+
+
+def _retrieval(model: ModelResults) -> list[str]:
+    """Sentences about the tests that the model can do, those that it cannot, and those of which too little is known."""
+    tests = model.retrieval
+    if not tests:
+        return [_by_perplexity(model, "was not tested for retrieval")]
+    able, unable, unsure = (
+        {title: test for title, test in tests.items() if test.reading.kind == kind}
+        for kind in ("reads", "cannot", "too few")
+    )
+    sentences = []
+    if able:
+        sentences.append(_reads(model, able))
+    if unable:
+        shortest = max(test.lengths[0].length for test in unable.values())
+        which = f"any of the {len(tests)} tests" if len(unable) == len(tests) > 1 else _listed(list(unable))
+        failed = f"cannot do {which} reliably even at {shortest:,} tokens, the shortest tested"
+        says_nothing = f"{failed}, which does not say how far it reads"
+        sentences.append(f"{failed}." if able else _by_perplexity(model, says_nothing))
+    if unsure:
+        shares = _listed([f"{title} ({next(iter(test.shares().values()))})" for title, test in unsure.items()])
+        bar = max(test.bar for test in unsure.values())
+        enough = questions_needed(bar)
+        sentences.append(
+            f"was asked too few questions to say how far it reads by {shares}: to be sure of {bar:.0%} takes {enough} "
+            f"right answers of {enough}, or more questions."
+        )
+    return sentences
+
+
+def _reads(model: ModelResults, able: dict[str, Retrieval]) -> str:
+    title, weakest = weakest_of(able)
+    reached, failed = weakest.reading.reached, weakest.reading.failed
+    longest = max(row.length for test in able.values() for row in test.lengths)
+    of = f" of its {model.context:,}" if model.context else ""
+    kinds = f"{len(able)} tests" + (" that it can do" if len(able) < len(model.retrieval) else "")
+    sure = f"surely at least {weakest.bar:.0%} right"
+    if failed is None:
+        among = f"all {kinds}" if len(able) > 1 else title
+        return f"reads to {reached:,}{of} tokens, the longest tested, in {among}: {sure}."
+    among = f"the hardest of {kinds}, {title}" if len(able) > 1 else title
+    beyond = "" if weakest.reading.is_sure else ", too few questions to say more"
     return (
-        f"{model.label} reads to {weakest.reached:,}{claim} tokens at ≥ {weakest.bar:.0%} in {tests}, {weakest.title}."
+        f"reads to {reached:,}{of} tokens in {among}: {sure}. The longest tested is {longest:,}; at {failed:,}, "
+        f"{weakest.shares()[failed]} were right{beyond}."
     )
 
 
-def _weakest_test(model: ModelResults) -> Retrieval:
+def _by_perplexity(model: ModelResults, otherwise: str) -> str:
+    """End a sentence about what retrieval does not say with what perplexity says."""
+    result = model.perplexity
+    if result is None or (reached := result.falls_to) is None or _collapse(model):
+        return f"{otherwise}."
+    shortest, longest = min(result.perplexity), max(result.perplexity)
+    first, last = (f"{result.perplexity[length].perplexity:.1f}" for length in (shortest, reached))
+    if reached == shortest:
+        return f"{otherwise}; its perplexity ({first}) is no lower with more context than {shortest:,} tokens."
+    tested = "the longest tested" if reached == longest else f"of {longest:,} tested"
+    return (
+        f"{otherwise}; its perplexity falls with longer context up to {reached:,} tokens, {tested} ({first} at "
+        f"{shortest:,}, {last} there)."
+    )
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def weakest_of(tests: dict[str, Retrieval]) -> tuple[str, Retrieval]:
     """The test with the shortest effective length; of several, that with the fewest right answers."""
 
-    def ability(test: Retrieval) -> tuple[int, float]:
-        return test.reached or 0, sum(row.shares["generated"].share for row in test.lengths) / len(test.lengths)
+    def ability(named: tuple[str, Retrieval]) -> tuple[int, float]:
+        shares = named[1].shares().values()
+        return named[1].reading.reached or 0, sum(share.share for share in shares) / len(shares)
 
-    return min(model.retrieval.values(), key=ability)
+    return min(tests.items(), key=ability)
 
 
 def retrieval_tests(models: list[ModelResults]) -> list[str]:
@@ -60,25 +138,56 @@ def compared_benchmarks(model: ModelResults, models: list[ModelResults]) -> list
 
 
 def verdict_section(models: list[ModelResults]) -> Section:
-    """Lay the models side by side: one row each."""
-    header = ["model", "says it reads", "reads to", "perplexity", "short context", "training"]
+    """Lay the models side by side: one row each, and a row for each test that was not failed throughout."""
+    header = ["model", "says it reads", "reads to", "perplexity", "LongPPL", "short context", "training"]
     rows = [
         [
             model.label,
             f"{model.context:,} tokens" if model.context else Cell("not known", "quiet"),
             _reads_to(model),
             _perplexity(model),
+            _long_perplexity(model),
             _short_context(model, models),
-            cost(model.run) if model.run else Cell("no run given", "quiet"),
+            cost(model.run) if model.run else Cell("no run found", "quiet"),
         ]
         for model in models
     ]
-    blocks = [Table("All models", header, rows)]
-    if tests := retrieval_tests(models):
-        caption = "Effective length by test: the longest tested length with the bar there and at every shorter one"
-        rows = [[model.label, *(_effective(model, title) for title in tests)] for model in models]
-        blocks.append(Table(caption, ["model", *tests], rows))
+    used = [index for index in range(len(header)) if any(row[index] != NOT_MEASURED for row in rows)]
+    blocks = [Table("All models", [header[i] for i in used], [[row[i] for i in used] for row in rows])]
+    if lengths := [row for model in models for row in _effective_lengths(model)]:
+        caption = "Effective length in tokens by three definitions; each rests on the lower end of a 95 % interval"
+        header = ["test", "model", "right at the shortest length", *_DEFINITIONS.values(), "longest tested"]
+        order = {title: place for place, title in enumerate(retrieval_tests(models))}
+        blocks.append(Table(caption, header, sorted(lengths, key=lambda row: order.get(str(row[0]), len(order)))))
     return Section("verdict", "Verdict", blocks, layout="cards")
+
+
+def _effective_lengths(model: ModelResults) -> list[list[Cell | str]]:
+    def cell(test: Retrieval, definition: Definition) -> Cell:
+        reached, longest = test.effective_length["generated"][definition], test.lengths[-1].length
+        if reached is None:
+            kinds = {"cannot": "cannot do it", "too few": "too few questions", "reads": "none"}
+            return Cell(kinds[test.reading.kind], "quiet")
+        return Cell(f"{reached:,}", heat=min(1.0, reached / (model.context or longest)))
+
+    return [
+        [title, model.label, f"{next(iter(test.shares().values()))} at {test.lengths[0].length:,}"]
+        + [cell(test, definition) for definition in get_args(Definition)]
+        + [f"{test.lengths[-1].length:,}"]
+        for title, test in model.retrieval.items()
+        if not test.is_zero
+    ] + _all_wrong(model)
+
+
+def _all_wrong(model: ModelResults) -> list[list[Cell | str]]:
+    """Fold the tests without a single right answer into one line."""
+    zero = {title: test for title, test in model.retrieval.items() if test.is_zero}
+    if not zero:
+        return []
+    asked = sum(share.num_trials for test in zero.values() for share in test.shares().values())
+    longest = max(row.length for test in zero.values() for row in test.lengths)
+    none = Cell("none", "quiet")
+    return [[_listed(list(zero)), model.label, f"none of {asked:,} at any length", none, none, none, f"{longest:,}"]]
 
 
 def cost(run: TrainingRun) -> str:
@@ -94,22 +203,14 @@ def cost(run: TrainingRun) -> str:
 def _reads_to(model: ModelResults) -> Cell:
     if not model.retrieval:
         return NOT_MEASURED
-    weakest = _weakest_test(model)
-    if weakest.reached is None:
-        return Cell(f"no tested length ({weakest.title})", "bad")
-    reads_all = model.context is not None and weakest.reached >= model.context
-    return Cell(f"{weakest.reached:,} tokens ({weakest.title})", "good" if reads_all else "")
-
-
-def _effective(model: ModelResults, title: str) -> Cell:
-    test = model.retrieval.get(title)
-    if test is None:
-        return NOT_MEASURED
-    longest = test.lengths[-1].length
-    if test.reached is None:
-        return Cell(f"none up to {longest:,}", heat=0.0)
-    heat = min(1.0, test.reached / model.context) if model.context else None
-    return Cell(f"{test.reached:,}{' (longest tested)' if test.reached == longest else ''}", heat=heat)
+    able = {title: test for title, test in model.retrieval.items() if test.reading.kind == "reads"}
+    if not able:
+        cannot = all(test.reading.kind == "cannot" for test in model.retrieval.values())
+        return Cell("cannot do the tests" if cannot else "too few questions", "bad" if cannot else "quiet")
+    title, weakest = weakest_of(able)
+    reached, longest = weakest.reading.reached, weakest.reading.failed is None
+    reads_all = model.context is not None and (reached or 0) >= model.context
+    return Cell(f"{reached:,} tokens{', the longest tested' * longest} ({title})", "good" if reads_all else "")
 
 
 def _perplexity(model: ModelResults) -> Cell:
@@ -121,6 +222,13 @@ def _perplexity(model: ModelResults) -> Cell:
     if len(texts) == 1:
         return Cell(texts[0])
     return Cell(f"{texts[0]} → {texts[-1]}", "good" if measured[-1][0] < measured[0][0] else "bad")
+
+
+def _long_perplexity(model: ModelResults) -> Cell:
+    result = model.long_perplexity
+    if result is None or result.key_tokens is None:
+        return NOT_MEASURED
+    return Cell(f"{result.key_tokens.perplexity:.2f} on {result.key_tokens.num_tokens:,} key tokens")
 
 
 def _short_context(model: ModelResults, models: list[ModelResults]) -> Cell:

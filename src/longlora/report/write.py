@@ -14,7 +14,7 @@ from longlora.report.blocks import Document
 from longlora.report.charts import PAGES, line_chart
 from longlora.report.collect import Collection, collect
 from longlora.report.evidence import evidence
-from longlora.report.verdict import sentence, verdict_section
+from longlora.report.verdict import lead, verdict_section
 from longlora.support.files import write_atomically
 from longlora.support.wording import templates
 
@@ -46,7 +46,7 @@ def compose(collection: Collection) -> Document:
     sections = [verdict_section(models)] if models else []
     return Document(
         title=title if models else "Training runs",
-        lead=[sentence(model) for model in models],
+        lead=[lead(model) for model in models],
         sections=sections + evidence(collection),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )

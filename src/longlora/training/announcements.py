@@ -1,6 +1,7 @@
 """What a run says before its first step: what is trained on what, what it takes from the host, what grouping costs."""
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -65,6 +66,24 @@ def tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
             f"{needed:,} rows and the data has {num_rows:,}",
             needed / num_rows,
         )
+
+
+def tell_far_targets(counts: Sequence[int], weights: Sequence[float], beyond: int) -> None:
+    """Say how many targets are far, and what each kind weighs; warn where there is none."""
+    far = [(2**bucket, count) for bucket, count in enumerate(counts) if 2**bucket >= beyond and count]
+    if not far:
+        logger.warning(
+            "far_target_weight changes nothing: no document of the rows has a target with %s tokens before it; take "
+            "longer documents, or lower far_target_beyond",
+            f"{beyond:,}",
+        )
+        return
+    share = sum(count for _, count in far) / sum(counts)
+    heaviest = max(far, key=lambda bucket: weights[bucket[0].bit_length() - 1])[0]
+    logger.info(
+        "far targets: %.1f %% have %s tokens of their document before them; weights %.2f (near) to %.2f (from %s)",
+        100 * share, f"{far[0][0]:,}", weights[0], weights[heaviest.bit_length() - 1], f"{heaviest:,}",
+    )  # fmt: skip
 
 
 def tell_offloading(recipe: Recipe, config: PreTrainedConfig) -> None:

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow.compute
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -56,6 +58,10 @@ def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progre
         if data.kind == "text":
             texts = read_documents(source, text_column=data.text_column, split=split, max_documents=data.max_documents)
             documents = tokenize_documents(texts, tokenizer, **common)
+            if source == data.source and data.long_document_repeats > 1:
+                documents = with_long_repeated(
+                    documents, tokens=data.long_document_tokens or context_length, times=data.long_document_repeats
+                )
             crossing = data.cross_document_attention
             return pack_rows(documents, context_length=context_length, cross_document_attention=crossing)
         asked = read_conversations(source, split=split, max_documents=data.max_documents)
@@ -69,3 +75,18 @@ def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progre
         return Rows(training, None)
     validation = read(data.validation_source, data.validation_split)
     return Rows(training, validation.select(range(min(len(validation), data.max_validation_rows))))
+
+
+def with_long_repeated(documents: Dataset, *, tokens: int, times: int) -> Dataset:
+    """All documents once, and then those of at least `tokens` tokens again, until they were there so many times."""
+    tables = documents.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
+    lengths = np.concatenate([pyarrow.compute.list_value_length(table["input_ids"]).to_numpy() for table in tables])
+    long = np.flatnonzero(lengths >= tokens)
+    before, added = int(lengths.sum()), int(lengths[long].sum()) * (times - 1)
+    if not len(long):
+        logger.warning("data.long_document_repeats changes nothing: no document has %s tokens", f"{tokens:,}")
+    logger.info(
+        "%s of %s documents have %s tokens or more, and are read %d times: %s tokens become %s",
+        f"{len(long):,}", f"{len(lengths):,}", f"{tokens:,}", times, f"{before:,}", f"{before + added:,}",
+    )  # fmt: skip
+    return documents.select(np.concatenate([np.arange(len(lengths)), *[long] * (times - 1)]))

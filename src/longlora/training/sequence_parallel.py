@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from longlora.data.encode import IGNORED
 from longlora.errors import ConfigError
 
-IGNORED = -100
 _FOLLOWS_THE_LONGEST_DOCUMENT = ("dynamic", "longrope")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -15,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from longlora.config import Recipe
 from longlora.data import count_tokens
+from longlora.data.encode import IGNORED
 from longlora.distributed import current_strategy
 from longlora.errors import ConfigError
 from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
@@ -23,7 +25,7 @@ from longlora.models.grouping import Grouping
 from longlora.models.load import TrainingModel, compute_dtype, training_grouping
 from longlora.models.lora import embedding_parameters
 from longlora.models.memory_optimizations import why_not_in_pieces
-from longlora.training.announcements import tell_cost_of_groups, tell_offloading
+from longlora.training.announcements import tell_cost_of_groups, tell_far_targets, tell_offloading
 from longlora.training.callbacks import (
     DenseFinish,
     FiniteGradients,
@@ -33,9 +35,10 @@ from longlora.training.callbacks import (
     diverged,
 )
 from longlora.training.checkpoints import SealCheckpoints
+from longlora.training.far_targets import bucket_weights, count_targets, extra_loss
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory
-from longlora.training.sequence_parallel import IGNORED, SequenceParallel
+from longlora.training.sequence_parallel import SequenceParallel
 
 logger = logging.getLogger("longlora")
 
@@ -49,6 +52,8 @@ class ExtensionTrainer(SFTTrainer):
     progress_bar: ProgressBar
     embedding_learning_rate: float | None = None
     chunked_loss: bool = True
+    target_weights: torch.Tensor | None = None
+    """Weights of the loss by the targets' effective context, while training (`longlora.training.far_targets`)."""
     first_grouping: Grouping | None = None
     """Of the first steps, where they group tokens and what that costs is still to be told."""
     sequence_parallel: SequenceParallel | None = None
@@ -75,7 +80,30 @@ class ExtensionTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the loss of one micro-step: in pieces by TRL, or from all logits by the model itself."""
+        """Compute the loss of one micro-step; while training far targets may weigh more than others."""
+        if self.target_weights is None or not model.training:
+            return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
+        seen: list[Any] = []  # TRL, asked for outputs, would read all once more for their logits
+        hook = model.register_forward_hook(lambda _, __, outputs: seen.append(outputs))
+        try:
+            loss = self._plain_loss(model, inputs, False, num_items_in_batch)
+        finally:
+            hook.remove()
+        labels = inputs["labels"][:, 1:]
+        if self.chunked_loss:
+            log_probs = seen[-1].log_probs
+        else:
+            logits = seen[-1].logits[:, :-1].transpose(1, 2)  # (B, V, T - 1)
+            log_probs = -F.cross_entropy(logits.float(), labels, reduction="none")
+        extra = extra_loss(log_probs, inputs["position_ids"], self.target_weights)
+        if num_items_in_batch is None:
+            return loss + extra / (labels != IGNORED).sum().clamp(min=1)
+        # The tokens are those of all processes, whose gradients are averaged.
+        times = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss + times * extra / num_items_in_batch
+
+    def _plain_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any) -> Any:
+        """Compute the loss in pieces by TRL, or from all logits by the model itself."""
         if self.sequence_parallel and num_items_in_batch is None:
             # The tokens of a row over those that share it, since the loss is averaged over all processes.
             learned = self.sequence_parallel.total((inputs["shift_labels"] != IGNORED).sum())
@@ -242,6 +270,12 @@ def build_trainer(
     trainer.progress_bar = bar
     trainer.embedding_learning_rate = recipe.embedding_learning_rate
     trainer.chunked_loss = recipe.chunked_loss
+    if recipe.far_target_weight:
+        counts, beyond = count_targets(rows.training), recipe.far_target_context
+        trainer.target_weights = torch.from_numpy(
+            bucket_weights(counts, extra=recipe.far_target_weight, beyond=beyond).astype("float32")
+        )
+        tell_far_targets(counts.tolist(), trainer.target_weights.tolist(), beyond)
     if recipe.chunked_loss and (reason := why_not_in_pieces(prepared.model.config)):
         logger.warning(
             "chunked_loss is not followed, the logits of whole rows will take memory: %s; chunked_loss: false says so "

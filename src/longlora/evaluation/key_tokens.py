@@ -1,0 +1,175 @@
+"""LongPPL: perplexity on the tokens that need far context (Fang et al. 2025, arXiv 2410.23771).
+
+Most tokens are told by the last few hundred before them, and their average hides what a model makes of the rest. Here
+an evaluator, once, chooses the tokens that it predicts with far context and not without it; every model is measured on
+those. Targets are read as for the perplexity by length: the same ones at each context, `stride` at a window's end.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from longlora.evaluation.logits import Model
+from longlora.evaluation.perplexity import perplexity_of
+from longlora.evaluation.results import KeyTokens, LongPerplexity
+from longlora.evaluation.scoring import (
+    Document,
+    check_longest,
+    evenly_spread,
+    score_windows,
+    token_arrays,
+    windows_at_length,
+)
+from longlora.evaluation.subject import Subject
+from longlora.evaluation.text_results import Perplexity, PositionLoss
+
+_LEAST_GAIN, _MOST_LOSS = 2.0, 2.0  # nats: the paper's alpha, and minus its beta
+_PARTS = 8  # the short context is the long one divided by it; the paper: 4,096 of 32,768 tokens
+
+
+def ladder(long: int, short: int | None = None) -> list[int]:
+    """Contexts for an evaluator that reads `long` tokens: each twice the one before, from an eighth on."""
+    contexts = [long]
+    while contexts[0] // 2 >= (short or max(2, long // _PARTS)):
+        contexts.insert(0, contexts[0] // 2)
+    return [short, *contexts] if short and short < contexts[0] else contexts
+
+
+def target_losses(
+    model: Model,
+    documents: Sequence[Document],
+    *,
+    length: int,
+    longest: int,
+    stride: int,
+    max_targets: int,
+    batch_size_tokens: int = 8192,
+    progress: bool = True,
+    description: str = "",
+) -> np.ndarray:
+    """Return the loss of each target in nats given `length - stride` to `length - 1` tokens: (windows, stride).
+
+    Raises:
+        DataError: a document is not made of the model's token ids, or none has `longest` tokens.
+        CheckpointError: the model produces NaN.
+    """
+    tokens = token_arrays(model, documents)
+    check_longest(tokens, "longest", longest)
+    windows = windows_at_length([len(document) for document in tokens], length=length, longest=longest, stride=stride)
+    batches = score_windows(
+        model,
+        tokens,
+        evenly_spread(windows, max(1, max_targets // stride)),
+        lambda nats: nats.numpy(),
+        batch_size=max(1, batch_size_tokens // length),
+        progress=progress,
+        description=f"{description} {length} tokens".lstrip(),
+    )
+    return np.concatenate(batches)
+
+
+def choose_key_tokens(losses: Sequence[np.ndarray], contexts: Sequence[int]) -> np.ndarray:
+    """Return for each target the context within which its evidence lies, 0 if it is no key token: (windows, stride).
+
+    `losses` are an evaluator's given each of `contexts`, the shortest first.
+    """
+    gain = losses[0] - losses[-1]
+    is_key = (gain > _LEAST_GAIN) & (losses[-1] < _MOST_LOSS)
+    evidence, kept = np.full(losses[0].shape, contexts[-1]), np.ones(losses[0].shape, dtype=bool)
+    for context, given in reversed(list(zip(contexts[1:], losses[1:], strict=True))):
+        kept &= losses[0] - given >= gain / 2  # from the longest down: a short context that is right by luck is not it
+        evidence = np.where(kept, context, evidence)
+    return np.where(is_key, evidence, 0)
+
+
+def find_key_tokens(
+    evaluator: Subject,
+    documents: Sequence[Document],
+    *,
+    data: str,
+    contexts: Sequence[int],
+    longest: int,
+    stride: int,
+    max_targets: int,
+    settings: dict[str, object],
+) -> KeyTokens:
+    """Let an evaluator choose among targets that `longest` tokens end at.
+
+    Raises:
+        DataError, CheckpointError: as `target_losses`.
+    """
+    losses = [
+        target_losses(
+            evaluator.model,
+            documents,
+            length=context,
+            longest=longest,
+            stride=stride,
+            max_targets=max_targets,
+            description=f"key tokens by {evaluator.name}",
+        )
+        for context in contexts
+    ]
+    return KeyTokens(
+        **evaluator.about(),
+        data=data,
+        contexts=list(contexts),
+        stride=stride,
+        longest=longest,
+        evidence=choose_key_tokens(losses, contexts).tolist(),
+        settings=settings,
+    )
+
+
+def long_perplexity(
+    subject: Subject, documents: Sequence[Document], keys: KeyTokens, *, length: int, settings: dict[str, object]
+) -> LongPerplexity:
+    """Measure a model on the key tokens of an evaluator, given `length` tokens, on the same texts.
+
+    Raises:
+        DataError, CheckpointError: as `target_losses`.
+    """
+    evidence = np.array(keys.evidence)
+    losses = target_losses(
+        subject.model,
+        documents,
+        length=length,
+        longest=keys.longest,
+        stride=keys.stride,
+        max_targets=evidence.size,
+        description=f"{subject.name}, LongPPL",
+    )
+
+    def on(chosen: np.ndarray) -> Perplexity | None:
+        pairs = [(float(nats[mask].sum()), int(mask.sum())) for nats, mask in zip(losses, chosen, strict=True)]
+        return perplexity_of([pair for pair in pairs if pair[1]]) if chosen.any() else None
+
+    measured = {
+        (before, context): found
+        for before, context in zip(keys.contexts, keys.contexts[1:], strict=False)
+        if (found := on(evidence == context))
+    }
+    everything = on(np.ones_like(evidence, dtype=bool))
+    assert everything is not None
+    return LongPerplexity(
+        **subject.about(),
+        evaluator=keys.model,
+        evaluator_weights=keys.weights or "",
+        data=keys.data,
+        length=length,
+        short=keys.contexts[0],
+        num_targets=evidence.size,
+        all_targets=everything,
+        key_tokens=on(evidence > 0),
+        by_distance=[
+            PositionLoss(
+                start=before,
+                end=context,
+                loss=found.loss,
+                standard_error=found.standard_error,
+                num_tokens=found.num_tokens,
+            )
+            for (before, context), found in measured.items()
+        ],
+        settings=settings,
+    )
