@@ -165,6 +165,12 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
         yield text, {"offload_checkpoints": True, "gradient_checkpointing": True}
     if not run.tiled_mlp and not run.architecture.num_experts:
         yield f"feed-forward in tiles: tiled_mlp={tile}", {"tiled_mlp": tile}
+    heads, kv_heads = run.architecture.num_heads, run.architecture.num_kv_heads
+    divisible = heads % run.num_gpus == 0 and (kv_heads % run.num_gpus == 0 or run.num_gpus % kv_heads == 0)
+    if several and divisible and run.sequence_parallel_size == 1:
+        steps = run.accumulation_steps * run.num_gpus
+        text = f"each row on all GPUs: sequence_parallel_size={run.num_gpus} gradient_accumulation_steps={steps}"
+        yield text, {"sequence_parallel_size": run.num_gpus, "accumulation_steps": steps}
     if not full and not run.four_bit and run.strategy != "zero3":
         yield "frozen weights in 4 bits: quantization=nf4", {"four_bit": True}
     if full:
