@@ -5,6 +5,7 @@
     job.py           the run in plain values
     activations.py   run -> what layers and loss hold, per token
     memory.py        run -> every item of one GPU's memory, and the host's
+    exchange.py      run -> what GPUs that share a row send one another
     compute.py       run, GPU -> operations and time
     savings.py       run, memory -> what to switch on so that it fits
     plan.py          run, memory -> does it fit, the longest context, what would help

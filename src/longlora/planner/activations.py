@@ -46,7 +46,8 @@ def layer_moments(run: PlannedRun) -> dict[str, Moment]:
         # Gradients of output, query, key and value; FlashAttention adds up the query's in float32. Those of the copies
         # that sink tokens take come one half of the heads at a time.
         "attention": Moment(
-            attention, b * (hidden + 2 * query + 2 * kv + run.sees_sinks * (query // 2 + kv)) + 4 * query
+            attention,
+            b * (hidden + 2 * query + 2 * kv + run.sees_sinks * (query // 2 + kv)) + 4 * query + _exchanged(run),
         ),
     }
     if shape.qk_norm != "none":
@@ -126,19 +127,32 @@ def _kept_by_attention(run: PlannedRun) -> int:
     return kept
 
 
+def _exchanged(run: PlannedRun) -> int:
+    """Gradients of query, key and value once more, on their way to the GPUs that have the tokens."""
+    shape = run.architecture
+    return run.compute_bytes * (shape.query_size + 2 * _kv_size(run)) if run.sequence_parallel_size > 1 else 0
+
+
+def _kv_size(run: PlannedRun) -> int:
+    """Width of the keys that the kernel sees for each token here; GPUs that share a row may need the same heads."""
+    shape = run.architecture
+    return shape.kv_size * max(1, run.sequence_parallel_size // shape.num_kv_heads)
+
+
 def _kept_by_kernel(run: PlannedRun) -> int:
     """FlashAttention's inputs, output and log-sum-exps.
 
     Where SDPA runs, sink tokens add queries and outputs twice, and the rows of the sinks before each group. Copies of
     keys and values stand in the place of the projected ones, which nothing holds any more.
     """
-    shape, b = run.architecture, run.compute_bytes
-    kept = b * 2 * (shape.query_size + shape.kv_size) + 4 * shape.num_heads
+    shape, b, kv_size = run.architecture, run.compute_bytes, _kv_size(run)
+    kept = b * 2 * (shape.query_size + kv_size) + 4 * shape.num_heads
+    kept += b * shape.query_size if run.sequence_parallel_size > 1 else 0  # outputs by heads, and by tokens
     if not run.sees_sinks:
         return kept
     # Under autocast a second output is counted already, as its copy for the output projection.
     copies = 1 if run.mixed and run.tuning != "full" else 2
-    rows = 2 * b * (shape.query_size + shape.kv_size) * run.sink_tokens
+    rows = 2 * b * (shape.query_size + kv_size) * run.sink_tokens
     return kept + b * copies * shape.query_size + math.ceil(rows / run.group_tokens)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from longlora.errors import ConfigError
 from longlora.planner import activations
+from longlora.planner.exchange import LINKS, exchange_seconds
 from longlora.planner.job import PlannedRun
 
 GIB = 2**30
@@ -50,6 +51,7 @@ class Gpu:
     bytes_per_second: float  # to and from its memory
     among_several: Efficiency = Efficiency()
     by_itself: Efficiency | None = None  # None: as among several
+    bytes_between: float = LINKS["PCIe 4.0 × 16"]  # a second, into each of several in one machine
 
     def efficiency(self, num_gpus: int) -> Efficiency:
         """What training reaches on so many of them."""
@@ -65,12 +67,13 @@ _H100 = Efficiency(
 _ONE_HOPPER = Efficiency(
     linear=0.63, attention=0.57, measured="steps of longlora on one H100 and one H200 (8B, 8k to 64k tokens)"
 )
+_NVLINK = LINKS["NVLink (H100)"]
 GPUS = {
-    "a100-40gb": Gpu(40, 312e12, 1.555e12, _A100),
-    "a100-80gb": Gpu(80, 312e12, 2.039e12, _A100),
-    "h100-80gb": Gpu(80, 989e12, 3.35e12, _H100, _ONE_HOPPER),
-    "h200": Gpu(140, 989e12, 4.8e12, replace(_H100, measured=None), _ONE_HOPPER),
-    "b200": Gpu(178, 2250e12, 7.7e12),
+    "a100-40gb": Gpu(40, 312e12, 1.555e12, _A100, bytes_between=200e9),
+    "a100-80gb": Gpu(80, 312e12, 2.039e12, _A100, bytes_between=200e9),
+    "h100-80gb": Gpu(80, 989e12, 3.35e12, _H100, _ONE_HOPPER, bytes_between=_NVLINK),
+    "h200": Gpu(140, 989e12, 4.8e12, replace(_H100, measured=None), _ONE_HOPPER, bytes_between=_NVLINK),
+    "b200": Gpu(178, 2250e12, 7.7e12, bytes_between=2 * _NVLINK),
     "l40s": Gpu(45, 362e12, 0.864e12),
     "l4": Gpu(22.5, 121e12, 0.3e12),
     "t4": Gpu(15, 65e12, 0.32e12),
@@ -127,13 +130,13 @@ class Duration:
 
 
 def plan_duration(run: PlannedRun, gpu: Gpu) -> Duration:
-    """Time of all steps; among several GPUs communication is inside their efficiency."""
+    """Time of all steps; among several GPUs communication is inside their efficiency, but for the parts of a row."""
     dense = run.dense_finish if run.attention == "s2" else 0.0
     seconds_per_row = flops_per_row = 0.0
     for part, of_part in ((1 - dense, run), (dense, replace(run, attention="full"))):
         seconds_per_row += part * _seconds_per_row(of_part, gpu)
         flops_per_row += part * sum(row_flops(of_part))
-    rows = run.steps * run.accumulation_steps * run.batch_size
+    rows = run.steps * run.accumulation_steps * run.batch_size / run.sequence_parallel_size  # on each GPU
     seconds = rows * seconds_per_row + run.steps * STEP_SECONDS
     return Duration(
         seconds=seconds,
@@ -209,10 +212,12 @@ def traffic_bytes(run: PlannedRun) -> int:
 
 
 def _seconds_per_row(run: PlannedRun, gpu: Gpu) -> float:
+    """Seconds of one GPU that a row takes; GPUs that share it have as many together."""
     flops, efficiency = row_flops(run), gpu.efficiency(run.num_gpus)
     seconds = flops.linear / (gpu.peak_flops * efficiency.linear)
     seconds += flops.attention / (gpu.peak_flops * efficiency.attention)
     seconds += traffic_bytes(run) / gpu.bytes_per_second
+    seconds += run.sequence_parallel_size * exchange_seconds(run, gpu.bytes_between)
     if not run.offload_checkpoints:
         return seconds
     # Out and back, beside the computation as far as it fits.

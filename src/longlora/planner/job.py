@@ -33,7 +33,8 @@ class PlannedRun:
     optimizer: Optimizer = "adamw"
 
     strategy: Strategy = "single"
-    num_gpus: int = 1  # each with rows of its own
+    num_gpus: int = 1
+    sequence_parallel_size: int = 1  # GPUs that share each row, by Ulysses
     batch_size: int = 1  # rows per GPU and micro-step
     accumulation_steps: int = 8  # micro-steps per optimizer step
     steps: int = 1000  # optimizer steps
@@ -62,6 +63,11 @@ class PlannedRun:
             raise ConfigError(f"dense_finish={self.dense_finish} must lie between 0 and 1")
         if self.strategy == "single" and self.num_gpus > 1:
             raise ConfigError(f"strategy=single is for one GPU, found {self.num_gpus}; use ddp, fsdp2, zero2 or zero3")
+        if self.num_gpus % self.sequence_parallel_size:
+            raise ConfigError(
+                f"sequence_parallel_size={self.sequence_parallel_size} must divide the number of GPUs, found "
+                f"{self.num_gpus}"
+            )
         if self.four_bit and self.tuning == "full":
             raise ConfigError("weights in 4 bits cannot be trained; use tuning=lora+ or tuning=lora")
         if self.four_bit and self.strategy == "zero3":
@@ -78,7 +84,7 @@ class PlannedRun:
     @property
     def tokens(self) -> int:
         """Tokens of one micro-step on one GPU."""
-        return self.batch_size * self.context_length
+        return -(-self.batch_size * self.context_length // self.sequence_parallel_size)
 
     @property
     def group_tokens(self) -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longlora.planner.compute import GIB, Duration
+from longlora.planner.exchange import LINKS, exchange_seconds, ulysses_bytes
 from longlora.planner.known_models import find_known_model
 from longlora.planner.plan import Plan
 from longlora.planner.savings import Change
@@ -64,6 +65,7 @@ def plan_to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
         "context_length": run.context_length,
         "num_gpus": run.num_gpus,
         "strategy": run.strategy,
+        "sequence_parallel_size": run.sequence_parallel_size,
         "sink_tokens": run.sink_tokens if run.sees_sinks else 0,
         "fits": plan.fits,
         "memory_bytes": plan.memory_bytes,
@@ -92,13 +94,17 @@ def _headline(plan: Plan) -> Text:
     if run.sees_sinks:
         attention += f", {run.sink_tokens:,} sink token{'s' * (run.sink_tokens > 1)}"
     gpus = "1 GPU" if run.num_gpus == 1 else f"{run.num_gpus} GPUs ({run.strategy})"
+    sharing = "GPU"
+    if run.sequence_parallel_size > 1:
+        sharing = f"{run.sequence_parallel_size} GPUs"
+        gpus += f", each row on {run.sequence_parallel_size}"
     return Text.assemble(
         (run.architecture.name, "bold"),
         f" at {run.context_length:,} tokens on {gpus}, {attention}\n",
         (
             f"{run.tuning} trains {short_number(run.trained_parameters)} of "
             f"{short_number(run.architecture.num_parameters)} parameters; "
-            f"{run.batch_size} x {run.accumulation_steps} rows per GPU and step",
+            f"{run.batch_size} x {run.accumulation_steps} rows per {sharing} and step",
             "dim",
         ),
     )
@@ -172,7 +178,7 @@ def _advice(plan: Plan) -> list[RenderableType]:
 
 
 def _facts(plan: Plan) -> Table:
-    table, memory, duration = _columns(show_header=False), plan.memory, plan.duration
+    table, run, memory, duration = _columns(show_header=False), plan.run, plan.memory, plan.duration
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     longest = f"{plan.longest_context:,} tokens, all else as it is" if plan.longest_context else "none fits"
@@ -183,11 +189,15 @@ def _facts(plan: Plan) -> Table:
     processes, loading, *training = (f"{item.name} {_gib(item.bytes)}" for item in memory.host_items)
     host = f"{processes}; {loading}" + (f", later {', '.join(training)}" if training else "")
     table.add_row("host memory", f"{_gib(memory.host_total)} GiB ({host})")
+    if run.sequence_parallel_size > 1:
+        each = {name: exchange_seconds(run, speed) for name, speed in LINKS.items()}
+        times = ", ".join(f"{_time(seconds)} over {name}" for name, seconds in each.items())
+        table.add_row("exchanges", f"{_gib(ulysses_bytes(run))} GiB into each GPU a layer; in all, for a row {times}")
     if duration is None:
         table.add_row("time", "unknown; name the GPU with --gpu-type")
         return table
     source = duration.efficiency_measured_on
-    table.add_row("time", f"{_time(duration.seconds)} for {plan.run.steps:,} steps")
+    table.add_row("time", f"{_time(duration.seconds)} for {run.steps:,} steps")
     table.add_row(
         "speed",
         f"{duration.tokens_per_second_per_gpu:,.0f} tokens/s and {duration.flops_per_second_per_gpu / 1e12:.0f} "

@@ -107,6 +107,17 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
         )
     if not run.tiled_mlp and not run.architecture.num_experts:
         yield _change("tiles", "feed-forward in tiles", tiled_mlp=run.architecture.hidden_size)  # tokens, as in ALST
+    heads, kv_heads = run.architecture.num_heads, run.architecture.num_kv_heads
+    divisible = heads % run.num_gpus == 0 and (kv_heads % run.num_gpus == 0 or run.num_gpus % kv_heads == 0)
+    if several and divisible and run.sequence_parallel_size == 1:
+        shared = {"sequence_parallel_size": run.num_gpus}
+        steps = run.accumulation_steps * run.num_gpus
+        yield Change(
+            "shared rows",
+            "each row on all GPUs",
+            shared | {"accumulation_steps": steps},
+            shared | {"gradient_accumulation_steps": steps},
+        )
     if not full and not run.four_bit and run.strategy != "zero3":
         yield Change("4 bits", "frozen weights in 4 bits", {"four_bit": True}, {"quantization": "nf4"})
     yield from _changes_of_what_is_trained(run)

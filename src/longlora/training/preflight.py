@@ -86,5 +86,6 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         accumulation_steps=recipe.gradient_accumulation_steps,
         steps=recipe.max_steps if recipe.num_train_epochs is None else 1,
         num_gpus=num_gpus,
+        sequence_parallel_size=recipe.sequence_parallel_size,
         strategy=strategy,
     )
