@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf.document import PdfText, read_pdf
 from longlora.corpus.pdf.pdfium import read_pages
 
@@ -245,3 +246,142 @@ def test_words_in_a_frame_are_text_and_labels_are_not(tmp_path: Path) -> None:
         "This box holds a remark of two lines, which is set apart but is meant to be read as well."
         "\n\n[Figure 2: What is drawn.]"
     )
+
+
+def raw_pdf(path: Path, content: str, fonts: str, objects: list[str]) -> Path:
+    """Write a page of 400 by 600 points by hand; `objects` are numbered from 5 on."""
+    all_objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 400 600]/Resources<</Font<<{fonts}>>>>/Contents 4 0 R>>",
+        f"<</Length {len(content)}>>stream\n{content}\nendstream",
+        *objects,
+    ]
+    body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in enumerate(all_objects, start=1))
+    path.write_text(f"%PDF-1.4\n{body}trailer<</Root 1 0 R/Size {len(all_objects) + 1}>>\n%%EOF\n", encoding="latin-1")
+    return path
+
+
+def drawn_in_dots(path: Path, lines: list[str]) -> Path:
+    """Set lines as dvips does: in a font of glyphs drawn in dots, of which the file says that its size is 1."""
+    used = sorted({letter for line in lines for letter in line} - {" "})
+    first, last = ord(used[0]), ord(used[-1])
+    content = []
+    for number, line in enumerate(lines):
+        words = " -15000 ".join(
+            "<" + "".join(f"{ord(letter):02x}" for letter in word) + ">" for word in line.split(" ")
+        )
+        content.append(f"BT /F 1 Tf .24 0 0 .24 40 {500 - 14 * number} Tm [{words}] TJ ET")
+    heights = {letter: 28 if letter in "bdfhklt" or letter.isupper() or not letter.isalpha() else 18 for letter in used}
+    glyphs = [f"22 0 1 0 20 {height} d1 1 0 19 {height} re f" for height in heights.values()]
+    names = " ".join(f"/g{ord(letter)} {6 + index} 0 R" for index, letter in enumerate(used))
+    encoding = " ".join(f"{ord(letter)}/g{ord(letter)}" for letter in used)
+    font = (
+        f"<</Type/Font/Subtype/Type3/FontBBox[0 0 50 50]/FontMatrix[1 0 0 1 0 0]/FirstChar {first}/LastChar {last}"
+        f"/Widths[{' '.join(['22'] * (last - first + 1))}]/Encoding<</Type/Encoding/Differences[{encoding}]>>"
+        f"/CharProcs<<{names}>>/Resources<<>>>>"
+    )
+    procedures = [f"<</Length {len(glyph)}>>stream\n{glyph}\nendstream" for glyph in glyphs]
+    return raw_pdf(path, "\n".join(content), "/F 5 0 R", [font, *procedures])
+
+
+DOTS = ["Advisers of the department met and read", "the whole of it from the first line on,", "and then it was late."]
+
+
+def test_words_of_a_font_that_lies_about_its_size(tmp_path: Path) -> None:
+    assert read_pdf(drawn_in_dots(tmp_path / "a.pdf", DOTS)).text == " ".join(DOTS)
+
+
+def test_ligatures_of_fonts_without_names(tmp_path: Path) -> None:
+    # OT1 has them at 11 to 15, where other encodings have controls; pdfium gives those.
+    lines = [
+        "The \x0crst o\x0ece was di\x0berent and",
+        "the wa\x0fe \x0dew away, and it was",
+        "late when we met there.",
+    ]
+    text = read_pdf(drawn_in_dots(tmp_path / "a.pdf", lines)).text
+    assert text == "The first office was different and the waffle flew away, and it was late when we met there."
+
+
+def test_letters_mixed_up_are_refused(tmp_path: Path) -> None:
+    mixed = str.maketrans("abcdefghijklmnopqrstuvwxyz", "bcdfghjklmnpqrstvwxzaeiouy")
+    with pytest.raises(UnreadableFileError, match="in fonts that do not tell their letters"):
+        read_pdf(drawn_in_dots(tmp_path / "a.pdf", [line.translate(mixed) for line in DOTS]))
+
+
+def test_accents_are_composed_with_the_letters_below_them(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        canvas.setFont("Times-Roman", 10)
+        left = 50.0
+        # As TeX has them: the accent, raised over a capital, and then the letter.
+        for accent, rise, text in (
+            ("\u00b4", 2.2, "Angel met Jo"),
+            ("\u02dc", 0, "ao and said `hello' to a Fran"),
+            ("\u00b8", 0, "cois there."),
+        ):
+            middle = left + canvas.stringWidth(text[0]) / 2
+            canvas.drawString(middle - canvas.stringWidth(accent) / 2, 500 + rise, accent)
+            canvas.drawString(left, 500, text)
+            left += canvas.stringWidth(text)
+
+    text = draw(tmp_path / "a.pdf", act).text
+    assert text == "Ángel met João and said `hello' to a François there."
+
+
+def test_a_page_whose_text_lies_on_its_side(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:  # unlike above, nothing says that the page is turned
+        canvas.translate(400, 0)
+        canvas.rotate(90)
+        lines(canvas, ["The first line of the page and", "the second one below it."], y=300)
+
+    assert draw(tmp_path / "a.pdf", act).text == "The first line of the page and the second one below it."
+
+
+def test_type_that_a_program_slants_itself(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        canvas.setFont("Times-Roman", 10)
+        canvas.skew(0, 12)
+        canvas.drawString(20, 500, "Slanted but upright.")
+
+    assert draw(tmp_path / "a.pdf", act).text == "Slanted but upright."
+
+
+def test_the_same_page_twice_is_no_running_head(tmp_path: Path) -> None:
+    def act(canvas: Any) -> None:
+        for _ in range(2):
+            lines(canvas, ["A notice of two lines that is", "printed twice."])
+            canvas.showPage()
+
+    assert draw(tmp_path / "a.pdf", act).text.count("A notice of two lines that is printed twice.") == 2
+
+
+def test_what_is_left_out_is_counted_by_kind(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
+    article = printing.make_article(seed)
+    printing.print_article(tmp_path / "article.pdf", article, columns=2)
+    read = read_pdf(tmp_path / "article.pdf")
+    assert set(read.left_out) == {"heads and page numbers", "labels of figures", "tables", "references"}
+    words = [word for page in read_pages(tmp_path / "article.pdf")[0] for word in page.words]
+    kept = sum(len(line.text.split()) for paragraph in read.paragraphs for line in paragraph.lines)
+    aside = sum(len(found) for kind, found in read.left_out.items() if kind != "references")
+    assert kept + aside == pytest.approx(sum(word.ends_at_space for word in words), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "SZ_max_err.eps",
+        "Proceedings Template - WORD",
+        "paper_v3",
+        "arXiv:2309.12307v3",
+        "Microsoft Word - a.doc",
+        "main",
+    ],
+)
+def test_titles_that_are_none(tmp_path: Path, title: str) -> None:
+    def act(canvas: Any) -> None:
+        canvas.setTitle(title)
+        canvas.setFont("Times-Bold", 18)
+        canvas.drawString(50, 550, "The Title of It")
+        lines(canvas, ["The text of it stands below, and goes on", "for a line or two, and then it ends."])
+
+    assert draw(tmp_path / "a.pdf", act).title == "The Title of It"

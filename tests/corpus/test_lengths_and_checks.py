@@ -161,6 +161,56 @@ def test_shares_of_runs() -> None:
     assert index.find("another note of few words") is None and index.find("") is None
 
 
+def test_measures_of_questions(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    lines = [f"On day {number} the ship saw {number} gulls near cape {number}, and sailed on." for number in range(100)]
+    lines[90] = lines[15]
+    document = "\n".join(lines)
+    early, late, twice = lines[5], lines[95], lines[15]
+    rows = [
+        asked(document, "How many gulls did it see first?", "Five.") | {"provenance": {"quotes": [early, late]}},
+        asked(document, "Where was it later?", "Near cape 15.")
+        | {"provenance": {"quotes": [twice], "question_kind": "x"}},
+        asked(document, "Who was there?", "Nobody knows.") | {"provenance": {"quotes": ["a passage of another book"]}},
+        asked(document, "Did the ship see gulls?", "The ship saw 44 gulls near cape 44, I think."),
+        asked(document, "Was it near the cape?", "near the cape"),
+        {"instruction": "A question without a document", "output": "It has none."},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    report = check_file(path, tokenizer, context_length=100_000, progress=False)
+    quality = report.quality
+    assert (quality.num_questions, quality.num_proven, len(quality.documents)) == (5, 3, 1)
+    assert (quality.num_found, quality.num_unique) == (4, 3)  # the fourth row's answer repeats its document
+    assert [quality.depths[part] for part in (0, 1, 4, 9)] == [1, 1, 1, 1]
+    assert quality.kinds == {"how": 1, "x": 1, "who": 1, "other": 2}
+    assert quality.not_found.examples == [f"{path}:3"] and quality.given_away.examples == [f"{path}:5"]
+    words = [words for words, _ in report.describe()]
+    assert words == ["quote what does not stand in their document", "have all of their answer's words in the question"]
+
+
+def test_a_page_to_look_at(tmp_path: Path) -> None:
+    row = asked(prose(1), "Why <b>so</b>?", "Because.") | {"provenance": {"quotes": [prose(1).splitlines()[3]]}}
+    source, page = write(tmp_path / "a.jsonl", [row]), tmp_path / "check.html"
+    arguments = ["corpus", "check", source, "--tokenizer", "tiny", "--context", "99999", "--page", str(page)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "evidence: 100% of them have some" in done.output and "page written to" in done.output
+    html = page.read_text(encoding="utf-8")
+    assert "Why &lt;b&gt;so&lt;/b&gt;?" in html and "data:image/png;base64," in html
+    assert prose(1).splitlines()[3] in html and "http" not in html.partition("</style>")[2]
+
+
+def test_whatever_training_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list([asked(prose(1), "Why?"), asked(prose(2), "Who?")]).save_to_disk(tmp_path / "saved")
+    assert check_file(str(tmp_path / "saved"), tokenizer, progress=False).num_rows == 2
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(prose(3))
+    assert check_file(str(folder), tokenizer, progress=False).kinds == {"text": 2}
+
+
 def test_the_commands(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -102,6 +102,58 @@ def test_a_part_stored_under_the_name_of_its_address(tmp_path: Path) -> None:
     assert read_epub(path).text == "Chapter one.\n\nChapter two."
 
 
+@pytest.mark.parametrize(
+    ("href", "stored"),
+    [
+        ("Chapter%201.xhtml", "Chapter%201.xhtml"),
+        ("Chapter%201.xhtml", "Chapter 1.xhtml"),
+        ("Einf\u00fchrung.xhtml", "Einfu\u0308hrung.xhtml"),
+        ("Einfu\u0308hrung.xhtml", "Einf\u00fchrung.xhtml"),
+        ("Einf%C3%BChrung.xhtml", "Einf\u00fchrung.xhtml"),
+        ("CHAPTER.xhtml", "chapter.XHTML"),
+        (
+            "Einf\u00fchrung.xhtml",
+            "Einf\u00fchrung.xhtml".encode().decode("cp437"),
+        ),  # UTF-8 without the flag that says so
+    ],
+)
+def test_parts_are_found_however_their_names_are_written(tmp_path: Path, href: str, stored: str) -> None:
+    path = make_epub(tmp_path / "a.epub")
+    package = PACKAGE.replace("../text/one%201.xhtml", href).replace("two.xhtml", "gone.xhtml")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("META-INF/container.xml", CONTAINER.format('<rootfile full-path="book/package.opf"/>'))
+        archive.writestr("book/package.opf", package)
+        archive.writestr(f"book/{stored}", CHAPTER.format("one"))
+    read = read_epub(path)
+    assert read.text == "Chapter one."
+    assert read.notes == ("parts that the book names and does not hold: book/gone.xhtml",)
+
+
+BOOK = """<html xmlns:epub="http://www.idpf.org/2007/ops"><body><header><h2>The He\u00adading</h2></header>
+<p>It was a mo\u200bment, <ruby>\u77ac\u9593<rp>(</rp><rt>\u3057\u3085\u3093</rt><rp>)</rp></ruby>, and gone.</p>
+<aside epub:type="footnote" id="n"><p>Of the kind</p><p>that passes.</p></aside>
+<footer>The End</footer></body></html>"""
+
+
+def test_what_a_book_has_beside_its_paragraphs(tmp_path: Path) -> None:
+    path = make_epub(tmp_path / "b.epub")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "a.epub", "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, BOOK if name == "book/two.xhtml" else source.read(name))
+    assert read_epub(tmp_path / "a.epub").text.split("\n\n")[1:] == [
+        "The Heading",
+        "It was a moment, \u77ac\u9593, and gone.",
+        "[Footnote: Of the kind that passes.]",
+        "The End",
+    ]
+
+
+def test_the_header_of_an_article_is_its_title(tmp_path: Path) -> None:
+    page = "<body><header>Site</header><article><header><h1>Title</h1></header><p>Text.</p></article></body>"
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    assert read_html(tmp_path / "a.html").text == "Title\n\nText."
+
+
 def test_a_book_keeps_what_a_web_page_would_lose(tmp_path: Path) -> None:
     chapter = "<html><body><div class='menu'><p>Soup of the day, and fish.</p></div>" + "<p>He read the bill.</p>" * 40
     with (

@@ -135,6 +135,42 @@ def test_a_file_that_crashes_its_reader(files: list[Path], tmp_path: Path, monke
     assert "makes the reader crash" in result.skipped[str(files[1])]
 
 
+def test_a_file_that_its_reader_does_not_expect(files: list[Path], tmp_path: Path) -> None:
+    book = tmp_path / "deep.epub"
+    book.write_bytes(b"PK")
+    assert shelf._extract(book, Settings()) == "damaged: no whole e-book (File is not a zip file)"
+
+    class Broken(Settings):
+        @property
+        def kind(self) -> str:  # type: ignore[override]
+            raise MemoryError("of 2 GiB")
+
+    said = "the reader failed (MemoryError: of 2 GiB); convert it by another program"
+    assert shelf._extract(files[0], Broken.__new__(Broken)) == said
+
+
+def test_a_text_to_read_is_written_before_its_record(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/texts").write_text("a file in the way, as a full disk is")
+    with pytest.raises(OSError):
+        read_shelf(files[:1], tmp_path / "out", write_texts=True, progress=False)
+    (tmp_path / "out/texts").unlink()
+    assert read_shelf(files[:1], tmp_path / "out", write_texts=True, progress=False).num_written == 1
+    assert len(list((tmp_path / "out/texts").iterdir())) == 1
+
+
+def test_the_kind_is_told_or_chosen(tmp_path: Path) -> None:
+    paper = "Title\n\nAbstract\n\nWe show it.\n\n" + "Text of it [3]. " * 90 + "\n\nReferences\n\n[1] A. Name. 2020.\n"
+    (tmp_path / "paper.txt").write_text(paper)
+    (tmp_path / "novel.txt").write_text("Chapter 1\n\n" + "He went on to the mill. " * 90)
+    files = [tmp_path / "paper.txt", tmp_path / "novel.txt"]
+    result = read_shelf(files, tmp_path / "out", progress=False)
+    assert [record["document_kind"] for record in records(tmp_path / "out")] == ["paper", "book"]
+    assert result.kinds == {"book": 1, "paper": 1}
+    read_shelf(files, tmp_path / "books", settings=Settings(kind="book"), progress=False)
+    assert [record["document_kind"] for record in records(tmp_path / "books")] == ["book", "book"]
+
+
 def test_other_settings_need_another_folder(files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     read_shelf(files[:1], out, progress=False)

@@ -87,6 +87,36 @@ def test_a_scan_whose_text_was_recognised(tmp_path: Path) -> None:
     assert extract(save(tmp_path / "a.pdf", act), Settings()).text == "What the scan shows, as recognised."
 
 
+@pytest.mark.parametrize(("written", "scanned"), [(3, 4), (1, 6)])
+def test_pages_beside_scans(tmp_path: Path, written: int, scanned: int) -> None:
+    def act(canvas: Any) -> None:
+        for number in range(written + scanned):
+            if number < written:
+                write(canvas)
+                canvas.drawString(72, 600, f"It is the {('first', 'second', 'third')[number]} of them, as one sees.")
+            else:
+                scan(canvas)
+            canvas.showPage()
+
+    path = save(tmp_path / "a.pdf", act)
+    if written == 1:  # a cover, or a stamp
+        with pytest.raises(UnreadableFileError, match="scanned: 6 of 8 pages are images"):
+            extract(path, Settings())
+    else:
+        record = extract(path, Settings())
+        assert record.notes[0] == "5 of 8 pages have no text: 4-8" and "the third of them" in record.text
+
+
+def test_other_padding_behind_the_end(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pdf", write)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"<!-- served by a proxy -->" * 5000)
+    assert extract(path, Settings()).text == "A page with a line of text on it."
+    path.write_bytes(whole + b"\n7 0 obj\n<</Length 12")  # an addition that broke off
+    with pytest.raises(UnreadableFileError, match="truncated"):
+        extract(path, Settings())
+
+
 def test_pages_without_text_are_noted(tmp_path: Path) -> None:
     def act(canvas: Any) -> None:
         write(canvas)

@@ -18,6 +18,8 @@ corpus = typer.Typer(help="Make training data out of documents and question sets
 corpus.command("make-qa")(make_qa.make_qa)
 corpus.command("qa-prompts")(make_qa.qa_prompts)
 
+_ROOM_FOR_QUESTIONS = 1024  # tokens of a row beside its document
+
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
 Kind = Literal["auto", "book", "paper"]
@@ -182,6 +184,62 @@ def _print_report(report: "Report", tokenizer: "PreTrainedTokenizerBase") -> Non
     for line in report.quality.describe():
         typer.echo(line)
     typer.echo(f"{report.num_rows:,} rows checked" + ("" if findings else ", nothing found"))
+
+
+@corpus.command()
+def build(
+    files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for all of it; the same again resumes.")],
+    tokenizer: Tokenizer,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of a row in training; documents are cut to fit.")],
+    model: make_qa.Model = "",
+    base_url: make_qa.BaseUrl = None,
+    local: make_qa.Local = "",
+    window: make_qa.Window = None,
+    kind: Annotated[Kind, typer.Option(help="What all documents are.")] = "auto",
+    questions: make_qa.Questions = 2,
+    quotes: make_qa.QuoteRule = "exact",
+    judge: make_qa.Judge = False,
+    short: Annotated[str | None, typer.Option(help="Short conversations to mix in.")] = None,
+    ratio: Annotated[str, typer.Option(help="Long rows to short ones.")] = "9:3",
+    price_in: make_qa.PriceIn = None,
+    price_out: make_qa.PriceOut = None,
+    max_cost: make_qa.MaxCost = None,
+    processes: Annotated[int, typer.Option(min=1, help="Files read at the same time.")] = 1,
+    yes: make_qa.Yes = False,
+) -> None:
+    """From a shelf to a checked training file: from-pdf, make-qa, mix and check, one after the other."""
+    from longlora.corpus.qa import choose_model
+    from longlora.corpus.shelf import RECORDS_FILE
+
+    if model or not local:  # a mistake is said before hours of reading
+        choose_model(model=model, base_url=base_url, local=local, window=window, tokenizer=None, is_asked=False)
+    texts, asked, mixed = out / "texts", out / "qa.jsonl", out / "train.jsonl"
+    typer.echo(f"reading into {texts}")
+    from_pdf(files, texts, kind=kind, processes=processes)
+    typer.echo(f"asking into {asked}")
+    make_qa.make_qa(
+        [str(texts / RECORDS_FILE)],
+        asked,
+        model=model,
+        base_url=base_url,
+        local=local,
+        window=window,
+        tokenizer=None if local else tokenizer,
+        questions=questions,
+        quotes=quotes,
+        judge=judge,
+        max_document_tokens=max(context // 2, context - _ROOM_FOR_QUESTIONS),
+        price_in=price_in,
+        price_out=price_out,
+        max_cost=max_cost,
+        yes=yes,
+    )
+    if short is not None:
+        typer.echo(f"mixing into {mixed}")
+        mix_rows(str(asked), short, mixed, ratio=ratio)
+    typer.echo("checking")
+    check(str(mixed if short is not None else asked), tokenizer, context, page=out / "check.html")
 
 
 def _tokenizer(name: str) -> "PreTrainedTokenizerBase":

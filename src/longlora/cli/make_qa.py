@@ -14,26 +14,39 @@ Kind = Literal["auto", "book", "paper"]
 Quotes = Literal["exact", "fuzzy", "off"]
 
 
+Model = Annotated[str, typer.Option(help="Name of the answering model at the server.")]
+BaseUrl = Annotated[str | None, typer.Option(help="Server, as in http://localhost:8000/v1; else OpenAI's.")]
+Local = Annotated[str, typer.Option(help="Instead of a server: a model directory or hub name, run here.")]
+Window = Annotated[int | None, typer.Option(help="Tokens the model reads and writes in one call.")]
+Questions = Annotated[int, typer.Option(help="Questions of each kind in one call.")]
+QuoteRule = Annotated[Quotes, typer.Option(help="How an answer's quotations must stand in the text.")]
+Judge = Annotated[bool, typer.Option("--judge", help="Let the model check each answer against the text.")]
+PriceIn = Annotated[float | None, typer.Option(help="Price of a million tokens read.")]
+PriceOut = Annotated[float | None, typer.Option(help="Price of a million tokens written.")]
+MaxCost = Annotated[float | None, typer.Option(help="Most that all runs together may cost.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before calls are sent.")]
+
+
 def make_qa(
     texts: Annotated[list[str], typer.Argument(help="Documents: files, folders, globs, tables or data sets.")],
     out: Annotated[Path, typer.Option(help="File for the records: .json, or .jsonl for one in a line.")],
-    model: Annotated[str, typer.Option(help="Name of the answering model at the server.")] = "",
-    base_url: Annotated[str | None, typer.Option(help="Server, as in http://localhost:8000/v1; else OpenAI's.")] = None,
-    local: Annotated[str, typer.Option(help="Instead of a server: a model directory or hub name, run here.")] = "",
-    window: Annotated[int | None, typer.Option(help="Tokens the model reads and writes in one call.")] = None,
+    model: Model = "",
+    base_url: BaseUrl = None,
+    local: Local = "",
+    window: Window = None,
     kind: Annotated[Kind, typer.Option(help="What the documents are.")] = "auto",
     prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompts; see `corpus qa-prompts`.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer that measures; else characters do.")] = None,
     chars_per_token: Annotated[float, typer.Option(help="Characters for a token, without --tokenizer.")] = 3.0,
-    questions: Annotated[int, typer.Option(help="Questions of each kind in one call.")] = 2,
+    questions: Questions = 2,
     ask_sections: Annotated[int, typer.Option(help="Sections of a long document asked about by themselves.")] = 8,
     reply_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 2048,
     notes_tokens: Annotated[int, typer.Option(help="Most tokens of the notes on a section.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Sent with every call.")] = 0,
-    quotes: Annotated[Quotes, typer.Option(help="How an answer's quotations must stand in the text.")] = "exact",
+    quotes: QuoteRule = "exact",
     quote_similarity: Annotated[float, typer.Option(help="Share of a quotation's words, for fuzzy.")] = 0.85,
-    judge: Annotated[bool, typer.Option("--judge", help="Let the model check each answer against the text.")] = False,
+    judge: Judge = False,
     max_document_tokens: Annotated[int | None, typer.Option(help="Cut documents to this length first.")] = None,
     text_column: Annotated[str, typer.Option(help="Column with the text, for tabular data.")] = "text",
     split: Annotated[str, typer.Option(help="Split, for data that has splits.")] = "train",
@@ -43,11 +56,11 @@ def make_qa(
     tokens_per_minute: Annotated[float | None, typer.Option(help="Most tokens, read and written, in a minute.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a reply.")] = 600.0,
     attempts: Annotated[int, typer.Option(help="Of a call, while the server has faults.")] = 6,
-    price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
-    max_cost: Annotated[float | None, typer.Option(help="Most that all runs together may cost.")] = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    max_cost: MaxCost = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of all runs together.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before calls are sent.")] = False,
+    yes: Yes = False,
     from_journal: Annotated[bool, typer.Option("--from-journal", help="Write the records; ask nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:

@@ -33,13 +33,13 @@ SUFFIXES = {
 _PACKAGES = ("pypdfium2", "bs4", "lxml", "datasketch", "trafilatura")
 _MARKUP = {"epub": read_epub, "html": read_html, "markdown": read_markdown, "text": read_plain}
 
-_ABSTRACT = re.compile(r"^\W*a ?b ?s ?t ?r ?a ?c ?t\b|\\begin\{abstract\}", re.IGNORECASE | re.MULTILINE)
+_ABSTRACT = re.compile(r"^[^\w\n]*a ?b ?s ?t ?r ?a ?c ?t\b|\\begin\{abstract\}", re.IGNORECASE | re.MULTILINE)
 _ABSTRACT_WITHIN = 10_000  # characters
 _INTRODUCTION = re.compile(
-    r"^\W*(?:\d+\.?\s+|I\.\s+)?introduction\W*$|\\section\{introduction", re.IGNORECASE | re.MULTILINE
+    r"^[^\w\n]*(?:\d+\.?\s+|I\.\s+)?introduction[^\w\n]*$|\\section\{introduction", re.IGNORECASE | re.MULTILINE
 )
 _REFERENCES = re.compile(
-    r"^\W*(?:\d+\.?\s+)?(?:references|bibliography|literature cited|works cited)\W*$|\\bibliography\{|"
+    r"^[^\w\n]*(?:\d+\.?\s+)?(?:references|bibliography|literature cited|works cited)[^\w\n]*$|\\bibliography\{|"
     r"\\begin\{thebibliography\}",
     re.IGNORECASE | re.MULTILINE,
 )

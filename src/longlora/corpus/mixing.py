@@ -1,15 +1,16 @@
 """Mixes long and short question sets in a given ratio, as LongAlpaca-12k has nine long rows for three short ones."""
 
+import logging
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.corpus.question_rows import write_rows
-from longlora.data import read_conversations
-from longlora.data.conversations import Conversation
+from longlora.corpus.question_rows import Row, read_rows, write_rows
 from longlora.errors import ConfigError, DataError
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,17 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
     for source in (long, short):
         if Path(source).exists() and out.exists() and out.samefile(source):
             raise DataError(f"{out} is one of the sources; write to another file")
-    sources = [(name, list(read_conversations(name)), share) for name, share in zip((long, short), ratio, strict=True)]
+    sources = [(name, _conversations(name), share) for name, share in zip((long, short), ratio, strict=True)]
     times = min(len(rows) // share for _, rows, share in sources)
     if times == 0:
         sizes = " and ".join(str(len(rows)) for _, rows, _ in sources)
         raise DataError(f"a ratio of {ratio[0]}:{ratio[1]} needs as many rows, found {sizes}; use a smaller ratio")
     choose = random.Random(seed)
-    mixed: list[tuple[str, Conversation]] = []
+    mixed: list[Row] = []
     parts = []
     for name, rows, share in sources:
         chosen = choose.sample(rows, times * share)
-        characters = sum(len(message["content"]) for _, row in chosen for message in row.messages)
+        characters = sum(len(message["content"]) for row in chosen for message in row.messages)
         parts.append(Part(name, len(rows), len(chosen), characters))
         mixed += chosen
     choose.shuffle(mixed)
@@ -79,7 +80,21 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
     return Mix(*parts)
 
 
-def _records(rows: Iterable[tuple[str, Conversation]]) -> Iterator[dict[str, Any]]:
-    for name, conversation in rows:
-        tools = {"tools": list(conversation.tools)} if conversation.tools else {}
-        yield {"messages": list(conversation.messages), **tools, "source": name}
+def _conversations(source: str) -> list[Row]:
+    rows, skipped = read_rows(source)
+    found = list(rows)
+    if not found[0].messages:
+        raise DataError(f"{source} holds texts; conversations can be mixed, texts are given to training as they are")
+    if skipped.counts:
+        logger.warning("skipped %d rows of %s: %s", skipped.counts.total(), source, skipped.summary())
+    return found
+
+
+def _records(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        more = {"tools": list(row.tools), "provenance": dict(row.provenance)}
+        yield {
+            "messages": list(row.messages),
+            **{name: value for name, value in more.items() if value},
+            "source": row.name,
+        }

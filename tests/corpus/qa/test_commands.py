@@ -156,3 +156,43 @@ def test_without_the_openai_package(monkeypatch: pytest.MonkeyPatch) -> None:
             chars_per_token=3,
             timeout_seconds=1,
         )
+
+
+def test_the_whole_way(run: Run, server: ChatServer, texts: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"instruction": f"Say {n}", "output": f"{n}"}) + "\n" for n in range(5)))
+    out = tmp_path / "data"
+    where = ["--model", "scholar", "--base-url", server.base_url, "--window", 9000, "--yes"]
+    data = ["--tokenizer", "tiny", "--context", 100_000, "--short", short, "--ratio", "2:1"]
+    command = [
+        "corpus",
+        "build",
+        texts / "a-short.txt",
+        "--out",
+        out,
+        *where,
+        *data,
+        "--price-in",
+        2,
+        "--price-out",
+        10,
+    ]
+    status, said, err = run(*command)
+    assert status == 0, said + err
+    assert "calls to make" in err and "at the given prices" in err  # before they are sent
+    assert (
+        "15 rows written" in said and "15 rows checked, nothing found" in said and "questions about 1 document" in said
+    )
+    asked = len(server.requests)
+    mixed = (out / "train.jsonl").read_bytes()
+    assert (out / "check.html").exists()
+    status, said, _ = run(*command)
+    assert (status, len(server.requests), (out / "train.jsonl").read_bytes()) == (0, asked, mixed)
+    assert "0 texts written" in said
+
+
+def test_the_whole_way_says_mistakes_before_it_reads(run: Run, texts: Path, tmp_path: Path) -> None:
+    command = ["corpus", "build", texts, "--out", tmp_path / "data", "--tokenizer", "tiny", "--context", 1000]
+    status, _, err = run(*command, "--model", "scholar")
+    assert status == 2 and "--window must say" in err
+    assert not (tmp_path / "data").exists()

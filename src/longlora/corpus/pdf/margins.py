@@ -81,6 +81,8 @@ def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, 
         words = {id(word): (page.number, word.text) for row in dropped for word in row.line.words}
         left_out += words.values()
         cleaned.append(replace(page, words=[word for word in page.words if id(word) not in words]))
+    if not any(page.words for page in cleaned):  # a text that says the same on every page is its text
+        return list(pages), []
     return cleaned, left_out
 
 

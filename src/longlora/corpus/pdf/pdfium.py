@@ -106,7 +106,8 @@ def _check_whole(path: Path) -> None:
 
 def _check_readable(pages: list[Page], counts: Counter[str]) -> None:
     num_scans = sum(page.is_scan for page in pages)
-    if num_scans and len(pages) - num_scans < _FEWEST_PAGES_READ * len(pages):
+    num_read = sum(len(page.words) >= _FEWEST_WORDS_OF_TEXT for page in pages)
+    if num_scans and num_read < _FEWEST_PAGES_READ * (num_read + num_scans):
         raise UnreadableFileError(
             f"scanned: {num_scans} of {len(pages)} pages are images without text; recognise the text first, for "
             "instance with ocrmypdf"

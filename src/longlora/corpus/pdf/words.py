@@ -21,6 +21,7 @@ _ACCENTS = dict(
 )
 _LETTERS_BESIDE_AN_ACCENT = 40  # pdfium may have one that stands high only after the word
 _PRIVATE_USE = range(0xE000, 0xF900)
+_LEAST_SPACE = 0.35  # between words, in the height of a small letter
 _LEAST_SIZE = 0.2  # of type, in the height of a letter: the largest brackets of a formula have three sizes
 _LEAST_HEIGHT = 0.7  # of type, in its size: what most letters with an ascender have
 _TYPEWRITER_NAME = re.compile(rb"mono|courier|consol|typewriter|cmtt|lmtt|sftt|menlo|source ?code")
@@ -195,7 +196,21 @@ class _Words:
             if under.left <= x <= under.right and abs(under.middle - box.middle) < 1.2 * under.height:
                 self._letters[index] = letter.replace("\u0131", "i") + _ACCENTS[chr(self._codes[accent])]
                 self._letters[accent] = ""
+                self._close_gap(accent, under.height)
                 return
+
+    def _close_gap(self, accent: int, height: float) -> None:
+        """Take away the spaces that pdfium sees beside an accent, where there is none between the letters around."""
+        before, after = accent - 1, accent + 1
+        while before > 0 and self._is_generated(before):
+            before -= 1
+        while after < len(self._codes) - 1 and self._is_generated(after):
+            after += 1
+        if before >= 0 and after < len(self._codes):
+            one, other = self._box(before, is_tight=True), self._box(after, is_tight=True)
+            is_beside = -height < other.left - one.right < _LEAST_SPACE * height
+            if is_beside and abs(one.bottom - other.bottom) < height:
+                self._letters.update(dict.fromkeys(range(before + 1, after), ""))
 
     def _word(self, letters: list[str], first: int, last: int, style: _Style, *, ends_at_space: bool) -> Word:
         box = around([self._box(first), self._box(last)])

@@ -33,8 +33,8 @@ def choose_model(
     local: str,
     window: int | None,
     tokenizer: str | None,
-    chars_per_token: float,
-    timeout_seconds: float,
+    chars_per_token: float = 3.0,
+    timeout_seconds: float = 600.0,
     attempts: int = 6,
     is_asked: bool = True,
 ) -> AnsweringModel:
