@@ -33,7 +33,7 @@ FAILURES := build/gpu/tests.jsonl
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest test-seeds docs lint format bench gpu models-page base-model clean
+.PHONY: help demo test test-slow test-oldest test-seeds docs pictures lint format bench gpu models-page base-model clean
 
 help: ## List these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ test-seeds: $(DEVELOPMENT) ## Run the tests that take a seed, slow ones too, eac
 docs: $(DEVELOPMENT) ## Build the documentation site in build/site
 	@$(PY) -m sphinx --fail-on-warning --keep-going -q docs build/site
 	@echo "build/site/index.html"
+
+pictures: $(RUNTIME) ## Draw the pictures of README and docs anew
+	@$(PY) scripts/pictures.py
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the direction of imports
 	@$(PY) -m ruff check

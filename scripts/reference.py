@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 import longlora
 from longlora.cli.main import app
 from longlora.config import Recipe
+from longlora.planner import find_architecture, known_models
 
 
 def main() -> int:
@@ -29,9 +31,10 @@ def main() -> int:
 
 
 def write_pages(folder: Path) -> None:
-    """Write `recipe.md`, `commands.md` and `python.md`."""
+    """Write `recipe.md`, `commands.md`, `python.md` and `known-models.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = {"recipe": recipe_page(), "commands": commands_page(), "python": python_page()}
+    pages["known-models"] = known_models_page()
     for name, text in pages.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
@@ -131,6 +134,30 @@ def python_page() -> str:
             else "autoclass"
         )
         lines += [f"## {name}", "", "```{eval-rst}", f".. {kind}:: {value.__module__}.{value.__qualname__}", "```", ""]
+    return "\n".join(lines)
+
+
+def known_models_page() -> str:
+    """Every model that `longlora plan` knows without the hub."""
+    lines = [
+        "# Models that are known offline",
+        "",
+        "`longlora plan`, `init` and `train --miniature` know their shapes without a network, by any of these names. The tests",
+        "compare parameters with the published totals. What was not read in a source is marked.",
+        "",
+        "| short name | parameters | context | hub names | not verified |",
+        "|---|---:|---:|---|---|",
+    ]
+    for model in known_models():
+        shape = find_architecture(model.name)
+        names = ", ".join(f"`{name}`" for name in model.hub_names)
+        lines.append(
+            f"| `{model.name}` | {shape.num_parameters:,} | {shape.max_position_embeddings:,} | {names} "
+            f"| {model.unverified or ''} |"
+        )
+    lines += ["", "## Sources", ""]
+    for source, group in groupby(known_models(), key=lambda model: model.source):
+        lines += [f"{', '.join(model.name for model in group)}", f": {source}", ""]
     return "\n".join(lines)
 
 

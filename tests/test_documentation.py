@@ -20,8 +20,11 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in "corpus engines evaluation far-tokens finetuning index install longqa memory plan positions serve use".split()
+        for name in (
+            "corpus demo engines evaluation far-tokens finetuning index install longqa memory plan positions serve use"
+        ).split()
     ),
+    *(path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "docs").glob("quickstart-*.md"))),
 ]
 SHELLS = ("sh", "bash")
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of the click that newer typer carries inside

@@ -104,22 +104,6 @@ def test_cards_side_by_side(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert found["cards"]["h200"]["memory_bytes"] == 140 * GIB
 
 
-def test_init_writes_what_train_takes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, texts: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    chosen = ["max_steps=1", "gradient_accumulation_steps=1", f"data.cache_dir={tmp_path / 'cache'}", "merge=false"]
-    options = ["--context", 512, "--memory", 4, "--data", texts]
-    assert run(monkeypatch, "init", "tiny", *options, "--out", "mine.yaml", *chosen) == 0
-    assert "longlora plan mine.yaml" in capsys.readouterr().out
-    text = Path("mine.yaml").read_text(encoding="utf-8")
-    assert "# Launch  longlora train mine.yaml\n" in text
-    assert "sink_tokens: 1 " in text
-    assert run(monkeypatch, "plan", "mine.yaml") == 0
-    assert run(monkeypatch, "train", "mine.yaml") == 0
-    assert (tmp_path / "runs" / "tiny-512" / "adapter" / "adapter_model.safetensors").exists()
-
-
 @pytest.mark.slow
 def test_a_recipe_for_a_model_that_is_not_here_runs_as_a_miniature(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, texts: Path

@@ -174,7 +174,7 @@ def test_a_directory_is_no_recipe_and_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a directory, and a recipe is a YAML file or one of the names"):
         load_recipe(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=rf"RECIPE model_name_or_path={tmp_path} with one of those"):
+    with pytest.raises(ConfigError, match=rf"`longlora init {tmp_path}` writes a recipe"):
         load_recipe(tmp_path)
     (tmp_path / "recipe.yaml").write_text("")
     with pytest.raises(ConfigError, match=rf"it holds one: {tmp_path}/recipe.yaml"):

@@ -1,4 +1,4 @@
-"""A file is found by its name, and what README, CONTRIBUTING and docs/architecture.md say of the tree is true."""
+"""A file is found by its name, and what CONTRIBUTING and docs/architecture.md say of the tree is true."""
 
 import re
 import tomllib
@@ -49,8 +49,8 @@ def section(page: str, heading: str) -> str:
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 
-def test_the_map_of_the_readme_names_every_package_and_nothing_that_is_not_there() -> None:
-    text = section("README.md", "Map of the code")
+def test_the_map_names_every_package_and_nothing_that_is_not_there() -> None:
+    text = section("CONTRIBUTING.md", "Map of the code")
     assert absent(text) == []
     packages = {f"src/longlora/{path.parts[0]}/" for path in SOURCES if len(path.parts) > 1}
     assert packages - set(paths_named(text)) == set()
