@@ -5,8 +5,8 @@
 
 A Llama of 1.8 million parameters and 256 tokens of context, trained in two phases: on the source code of Python's
 standard library (`longlora/tiny/stdlib.py` is the data rule), then on the same code and on made-up documents with
-questions (`recall_text.py`), until it answers from what it reads. Byte-level BPE tokenizer; AdamW; in each phase the
-learning rate warms up, stays, and decays linearly to zero.
+questions (`longlora/demo/recall_text.py`), until it answers from what it reads. Byte-level BPE tokenizer; AdamW; in
+each phase the learning rate warms up, stays, and decays linearly to zero.
 
 A run that was interrupted resumes from its last checkpoint when it is started again. Beside the model stand
 `pretraining.json` (settings, versions, losses) and `loss.png`.
@@ -26,13 +26,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
-from recall_text import RecallText, vocabulary
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from longlora.demo.recall_text import RecallText, vocabulary
 from longlora.tiny.stdlib import standard_library_files
 
 SEED = 0
@@ -226,6 +226,8 @@ def pretrain(output: Path, code_model: Path | None) -> None:
     source = Texts(tokenizer, texts["train"], dist.get_rank(), dist.get_world_size())
     validation = token_stream(texts["validation"], tokenizer)
     state = _State(output / "checkpoint.pt")
+    if code_model and (record := code_model.parent / "pretraining.json").exists():
+        state.history = [entry for entry in json.loads(record.read_text())["history"] if entry["phase"] == "code"]
     if state.file.exists():
         state.load()
         model.load_state_dict(state.model)
@@ -340,7 +342,7 @@ def write_record(output: Path, history: list[dict[str, Any]], num_train_tokens: 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the tiny base model that ships with longlora.")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--code-model", type=Path, help="begin with the second phase, from this model")
+    parser.add_argument("--code-model", type=Path, help="begin with the second phase, from this model of the first")
     arguments = parser.parse_args()
     dist.init_process_group("gloo")
     pretrain(arguments.output, arguments.code_model)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, set_seed
 
 from longlora.config import Recipe, parse_recipe
 from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.demo.recall_text import write_recall_documents
 from longlora.demo.walkthrough import SHARED_SETTINGS
 from longlora.models.load import load_for_training, load_tokenizer, model_source
 from longlora.planner.compute import Flops, row_flops
@@ -42,6 +43,8 @@ class Arm:
     s2: bool = False
     sink_tokens: int = 0
     dense: float = 0.0
+    recall_share: float = 0.0
+    """Of the long rows, those of made-up documents with facts and questions."""
 
 
 ARMS = {
@@ -56,6 +59,9 @@ ARMS = {
     "no shift, last 40 % dense": Arm(layout="cut", dense=0.4),
     "rows of g, last 20 % dense": Arm(layout="pieces", dense=0.2),
     "rows of g, last 40 % dense": Arm(layout="pieces", dense=0.4),
+    "full, with recall text": Arm(dense=1.0, recall_share=0.25),
+    "S², last 40 % dense, with recall text": Arm(s2=True, dense=0.4, recall_share=0.25),
+    "rows of g, last 40 % dense, with recall text": Arm(layout="pieces", dense=0.4, recall_share=0.25),
 }
 
 
@@ -72,12 +78,15 @@ def recipe_of(arm: Arm, base: str, *, positions: str, steps: int, learning_rate:
     return parse_recipe(settings)
 
 
-def lay_out(arm: Arm, rows: Dataset, *, steps: int, seed: int) -> Dataset:
+def lay_out(arm: Arm, rows: Dataset, recall_rows: Dataset, *, steps: int, seed: int) -> Dataset:
     """Give the rows of a run in their order, ROWS_PER_STEP to a step."""
     draws = random.Random(seed)
     order = draws.sample(range(len(rows)), len(rows))
     chosen = [order[number % len(order)] for number in range(steps * ROWS_PER_STEP)]
     laid_out = rows.select(chosen).to_list()
+    if arm.recall_share:
+        every = round(1 / arm.recall_share)
+        laid_out[::every] = [recall_rows[draws.randrange(len(recall_rows))] for _ in laid_out[::every]]
     num_first = (steps - round(steps * arm.dense)) * ROWS_PER_STEP
     if arm.layout == "cut":
         first = [{**row, "seq_lengths": cut_lengths(row["seq_lengths"])} for row in laid_out[:num_first]]
@@ -111,11 +120,16 @@ def _lengths_within(lengths: list[int], start: int, end: int) -> list[int]:
     return [piece for piece in pieces if piece > 0]
 
 
-def training_rows(base: str, cache_dir: Path) -> Dataset:
-    """Read the rows of CONTEXT_LENGTH that training files give."""
-    source = read_documents([str(path) for path in standard_library_files("train")])
-    documents = tokenize_documents(source, load_tokenizer(model_source(base)), cache_dir=cache_dir)
-    return pack_rows(documents, context_length=CONTEXT_LENGTH)
+def training_rows(base: str, cache_dir: Path) -> tuple[Dataset, Dataset]:
+    """Read the rows of CONTEXT_LENGTH that training files give, and those of made-up documents."""
+
+    def packed(paths: list[Path]) -> Dataset:
+        source = read_documents([str(path) for path in paths])
+        documents = tokenize_documents(source, load_tokenizer(model_source(base)), cache_dir=cache_dir)
+        return pack_rows(documents, context_length=CONTEXT_LENGTH)
+
+    files = standard_library_files("train")
+    return packed(files), packed([write_recall_documents(cache_dir / "recall.jsonl", files, CONTEXT_LENGTH)])
 
 
 def train(recipe: Recipe, rows: Dataset) -> PreTrainedModel:

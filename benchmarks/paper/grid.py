@@ -80,7 +80,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """Give the cells: untrained bases, then seed by seed every arm, the curve to beat, and other positions and steps."""
+    """Give the cells: untrained, then seed by seed every arm, the curve to beat, other positions, steps and rates."""
     for positions in ("", "yarn", "linear"):
         yield Cell(arm="base", positions=positions, steps=0, learning_rate=0.0, seed=0)
     for seed in range(SEEDS):
@@ -160,7 +160,7 @@ class Bench:
         self.tokenizer = load_tokenizer(model_source(base))
         held_out = read_documents([str(path) for path in standard_library_files("validation")])
         self._held_out = tokenize_documents(held_out, self.tokenizer, cache_dir=cache)["input_ids"]
-        self._rows: Dataset | None = None
+        self._rows: tuple[Dataset, Dataset] | None = None
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Train a cell, and judge what came out."""
@@ -169,7 +169,7 @@ class Bench:
             arm = _arms.ARMS[cell.arm]
             recipe = self._recipe(cell)
             self._rows = self._rows or _arms.training_rows(self.base, self._cache)
-            rows = _arms.lay_out(arm, self._rows, steps=cell.steps, seed=cell.seed)
+            rows = _arms.lay_out(arm, *self._rows, steps=cell.steps, seed=cell.seed)
             flops = _arms.cost(arm, recipe)
             spent = {"tokens": cell.steps * _arms.ROWS_PER_STEP * _arms.CONTEXT_LENGTH}
             spent |= {"flops_linear": flops.linear, "flops_attention": flops.attention}

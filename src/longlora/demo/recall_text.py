@@ -1,8 +1,8 @@
-"""Made-up documents in which something must be found again: what teaches the tiny base model to retrieve.
+"""Made-up documents in which something must be found again: the base learned from them to retrieve.
 
 Facts (a value of a named thing) stand among filler; questions about them follow. Four kinds: sentences, Python tables,
-a repeated passage with one fact in it, and plain copies. Names are made of words of the standard library's texts, values
-are random digits, and so a document can only be answered from what it says itself. The wording is that of the tests in
+a repeated passage with one fact in it, and plain copies. Names are words of the given texts or made up, values are
+random digits, and so a document can only be answered from what it says itself. The wording is that of the tests in
 `longlora.evaluation.retrieval_tests` among others; their names, fillers and values are not used.
 """
 
@@ -10,8 +10,11 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from longlora.evaluation import haystack, retrieval_tests
+from longlora.support.files import write_atomically
+from longlora.support.journal import json_line
 
 _CHARACTERS_PER_TOKEN = 2.4  # of such text, by the tokenizer of the tiny model
 
@@ -55,6 +58,16 @@ def vocabulary(texts: list[str]) -> list[str]:
     return [word for word, count in counts.most_common() if count >= 10]
 
 
+def write_recall_documents(path: Path, files: list[Path], num_tokens: int, *, count: int = 800) -> Path:
+    """Write documents of about so many tokens as JSONL, with words of the files; a file that is there stays."""
+    if not path.exists():
+        source = RecallText(vocabulary([file.read_text(encoding="utf-8", errors="replace") for file in files]), seed=1)
+        documents = (source.document(num_tokens) for _ in range(count))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json_line({"text": document.text}) for document in documents))
+    return path
+
+
 class RecallText:
     """A source of documents, each drawn anew."""
 
@@ -74,7 +87,7 @@ class RecallText:
         label = rng.choice(_PROPERTIES)
         digits = rng.randint(2, 6)
         facts = {name: self._number(digits) for name in self._names(num_facts)}
-        num_questions = rng.randint(1, min(4, num_facts + 1))
+        num_questions = rng.randint(1, min(max(4, size // 300), num_facts + 1))
         room = size - num_facts * 36 - num_questions * 75
         separator = rng.choice([" ", "\n"])
         lines = [f"The {label} of the {name} is {value}." for name, value in facts.items()]
