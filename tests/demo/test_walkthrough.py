@@ -1,6 +1,7 @@
 """The demo, shortened: its numbers are worthless, its report and its files are whole."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from longlora.demo import walkthrough as demo
 from longlora.errors import ConfigError
 from longlora.models.load import load_for_inference
 
-MODELS = ["base", "interpolation only", "longlora", "longlora, dense finish", "full attention"]
+MODELS = ["base", "positions only", "longlora", "recommended", "full attention"]
 
 
 def test_the_report_is_whole(
@@ -18,6 +19,7 @@ def test_the_report_is_whole(
 ) -> None:
     few_files = demo.standard_library_files("train")[:12]
     monkeypatch.setattr(demo, "EVALUATION_TARGETS", 128)
+    monkeypatch.setattr(demo, "RECALL", replace(demo.RECALL, lengths=(256, 1024), depths=(0.0,), num_trials=2))
     monkeypatch.setattr(
         demo,
         "standard_library_files",
@@ -38,7 +40,10 @@ def test_the_report_is_whole(
     assert report["environment"]["packages"]["torch"]
     assert report["settings"]["evaluation"]["stride"] == 64
 
-    assert report["seconds"]["longlora, dense finish"]["shared_steps"] == 1
+    assert list(report["recall"]) == MODELS
+    assert all(list(shares) == ["256", "1024"] for shares in report["recall"].values())
+    assert report["recall"]["base"]["256"] == 1 and report["recall"]["base"]["1024"] < 1
+    assert report["answers"] == {} or report["answers"]["recommended"] != report["answers"]["base"]
     assert load_recipe(output / "starter.yaml").attention.dense_finish == 0.2
 
     markdown = (output / "report.md").read_text()

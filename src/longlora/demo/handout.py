@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
 from longlora.support.wording import templates
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass
@@ -23,8 +26,12 @@ class DemoResult:
     """Model by name, then context length in tokens."""
     standard_error: dict[str, dict[int, float]] = field(default_factory=dict)
     """Of the mean loss in nats per token, as in `perplexity`."""
+    recall: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Share of questions answered right, as in `perplexity`: the value of one of eight keys, from far back."""
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Wall time of `training` and `evaluation` for each model; `shared_steps` were trained by an earlier one."""
+    """Wall time of `training` and `evaluation` for each model."""
+    answers: dict[str, Any] = field(default_factory=dict)
+    """A question at the target length that the recommended model answers and the base does not, if there is one."""
     merge: dict[str, float] = field(default_factory=dict)
     """Agreement of the merged model with its adapter."""
 
@@ -34,14 +41,18 @@ def write_report(result: DemoResult, output: Path) -> None:
 
     `report.json` comes last: it stands for a finished demo.
     """
-    header = ["model", *map(str, result.perplexity["base"]), "training"]
+    header = [
+        "model",
+        *map(str, result.perplexity["base"]),
+        *(f"recall {n}" for n in result.recall["base"]),
+        "training",
+    ]
     rows = []
     for name, values in result.perplexity.items():
         seconds = result.seconds[name]
         training = f"{seconds['training']:.0f} s" if "training" in seconds else ""
-        if "shared_steps" in seconds:
-            training += f" after {seconds['shared_steps']:.0f} shared steps"
-        rows.append([name, *(f"{value:.2f}" for value in values.values()), training])
+        recalled = (f"{share:.0%}" for share in result.recall[name].values())
+        rows.append([name, *(f"{value:.2f}" for value in values.values()), *recalled, training])
     verdict = _verdict(result)
     commands = [
         f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
@@ -57,7 +68,7 @@ def write_report(result: DemoResult, output: Path) -> None:
     write_atomically(output / "report.md", report)
     write_atomically(output / "report.json", json.dumps(asdict(result), indent=2) + "\n")
 
-    table = Table(title="Perplexity by context length (tokens)")
+    table = Table(title="Perplexity and recall by context length (tokens)")
     for number, column in enumerate(header):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
@@ -72,36 +83,52 @@ def write_report(result: DemoResult, output: Path) -> None:
 
 
 def draw(result: DemoResult, path: Path) -> None:
-    """Draw perplexity over context length, one line a model."""
-    lengths = list(result.perplexity["base"])
-    figure, axes = new_figure(8, 4.8)
-    plain(axes, grid=False)
-    untrained = {"base": "-", "interpolation only": "--"}
-    for name, values in result.perplexity.items():
-        (line,) = axes.plot(lengths, list(values.values()), marker="o", markersize=4, label=name)
-        if name in untrained:
-            line.set(color="#888888", linestyle=untrained[name])
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    lowest, highest = axes.get_ylim()
-    axes.set_yticks([tick for tick in (10, 20, 50, 100, 200, 500) if lowest < tick < highest])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    """Draw perplexity and recall over context length, one line a model."""
+    figure, (left, right) = new_figure(11, 4.6, ncols=2)
+    styles = {"base": ("#888888", "-"), "positions only": ("#888888", "--"), "recommended": ("#c44e52", "-")}
+    for axes, measured in ((left, result.perplexity), (right, result.recall)):
+        plain(axes, grid=False)
+        for name, values in measured.items():
+            lengths = list(values)
+            (line,) = axes.plot(lengths, list(values.values()), marker="o", markersize=4, label=name)
+            if name in styles:
+                color, linestyle = styles[name]
+                line.set(color=color, linestyle=linestyle, linewidth=2.4 if name == "recommended" else 1.5)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.set(xlabel="context length (tokens)")
+        _mark_contexts(axes, result)
+    left.set_yscale("log")
+    lowest, highest = left.get_ylim()
+    left.set_yticks([tick for tick in (10, 20, 50, 100, 200, 500) if lowest < tick < highest])
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("")
+    left.set(ylabel="perplexity (full attention, same targets)")
+    right.set(ylabel="questions answered right", ylim=(-0.03, 1.06))
+    left.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def _mark_contexts(axes: "Axes", result: DemoResult) -> None:
     marked = {"base context": result.environment["base_context"], "extended to": result.settings["context_length"]}
     for label, length in marked.items():
         axes.axvline(length, color="#cccccc", zorder=0)
         axes.annotate(f" {label}", (length, 0.99), xycoords=("data", "axes fraction"), va="top", color="#888888")
-    axes.set(xlabel="context length (tokens)", ylabel="perplexity (full attention, same targets)")
-    axes.legend(frameon=False)
-    save_figure(figure, path)
 
 
 def _verdict(result: DemoResult) -> str:
     base_context, target = result.environment["base_context"], result.settings["context_length"]
-    base, extended = result.perplexity["base"], result.perplexity["longlora, dense finish"]
-    return (
-        f"At {target} tokens the model extended with a dense finish stands at {extended[target]:.2f}: "
+    base, untrained, extended = (result.perplexity[name] for name in ("base", "positions only", "recommended"))
+    text = (
+        f"At {target} tokens the recommended model stands at {extended[target]:.2f}: "
         f"{extended[target] / base[base_context]:.2f} x the base at its own {base_context} ({base[base_context]:.2f}), "
-        f"{extended[target] / base[target]:.2f} x the base at {target} ({base[target]:.2f})."
+        f"{extended[target] / untrained[target]:.2f} x new positions without training ({untrained[target]:.2f}). "
+        f"It recalls {result.recall['recommended'][target]:.0%} of the values asked for, the base "
+        f"{result.recall['base'][target]:.0%}."
     )
+    if result.answers:
+        text += (
+            f" One of them, {result.answers['distance']} tokens back: {result.answers['expected']}; the recommended "
+            f"model answers {result.answers['recommended']!r}, the base {result.answers['base']!r}."
+        )
+    return text

@@ -6,8 +6,8 @@ Everything is measured in the run: nothing in the report comes from elsewhere.
 import logging
 import os
 import platform
-import shutil
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ from transformers import PreTrainedModel
 from longlora.config import Recipe, parse_recipe
 from longlora.data import read_documents, tokenize_documents
 from longlora.demo.handout import DemoResult, write_report
+from longlora.distributed import Processes
 from longlora.errors import ConfigError
 from longlora.evaluation.perplexity import perplexity_by_length
+from longlora.evaluation.retrieval import LOG_FILE, Sweep, retrieve
+from longlora.evaluation.retrieval_tests import recall
+from longlora.evaluation.subject import Subject
 from longlora.merge import merge_adapter
 from longlora.models.load import (
     extended_config,
@@ -30,12 +34,12 @@ from longlora.models.load import (
     load_weights,
     model_source,
 )
-from longlora.support.files import whole_directory, write_atomically
+from longlora.support.files import write_atomically
+from longlora.support.journal import read_json_lines
 from longlora.support.packages import package_versions
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.run import train
-from longlora.training.run_directory import open_run
 
 logger = logging.getLogger("longlora")
 
@@ -43,31 +47,32 @@ CONTEXT_LENGTH = 1024
 LENGTHS = (128, 256, 512, 1024, 2048)
 EVALUATION_STRIDE = 64
 EVALUATION_TARGETS = 4096
-MAX_STEPS = 110
-DENSE_FINISH = 0.4
+RECALL = Sweep(lengths=(256, 512, 1024), depths=(0.0, 0.5), num_trials=10, beyond=True)
+MAX_STEPS = 40
 SHARED_SETTINGS: dict[str, Any] = {
     "model_name_or_path": TINY_MODEL,
     "context_length": CONTEXT_LENGTH,
     "tuning": "lora+",
     # All linear layers and a rank that is large for its width: so small a model has little to spare, and a short run
-    # has to move it far. The learning rate and the length of the dense finish were chosen on evidence (docs/log.md).
+    # has to move it far. Positions, rate and the length of the dense finish were chosen on evidence (docs/results.md).
     "lora": {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"},
     "max_steps": MAX_STEPS,
     "gradient_accumulation_steps": 1,
     "per_device_train_batch_size": 4,
-    "learning_rate": 4e-3,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
-    "warmup_steps": 10,
-    "save_steps": MAX_STEPS - round(MAX_STEPS * DENSE_FINISH),  # where the runs with and without the finish part
+    "warmup_steps": 4,
+    "save_steps": MAX_STEPS,
     "gradient_checkpointing": False,
     "dtype": "float32",
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "longlora": {"pattern": "s2"},
-    "longlora, dense finish": {"pattern": "s2", "dense_finish": DENSE_FINISH},
-    "full attention": {"pattern": "full"},
+    "longlora": {"attention": {"pattern": "s2"}, "rope": {"rope_type": "linear"}},
+    "recommended": {"attention": {"pattern": "s2", "dense_finish": 0.4}, "rope": {"rope_type": "yarn"}},
+    "full attention": {"attention": {"pattern": "full"}, "rope": {"rope_type": "yarn"}},
 }
-RECOMMENDED = "longlora, dense finish"
+"""Positions and attention of the trained models: the paper's, ours, and the yardstick."""
+RECOMMENDED = "recommended"
 
 
 def run_demo(output: Path) -> DemoResult:
@@ -83,32 +88,39 @@ def run_demo(output: Path) -> DemoResult:
         "stride": EVALUATION_STRIDE,
         "max_targets": EVALUATION_TARGETS,
         "lengths": LENGTHS,
+        "recall": asdict(RECALL),
     }
     result = DemoResult({**SHARED_SETTINGS, "methods": METHODS, "evaluation": evaluation}, _environment())
     source = read_documents([str(path) for path in standard_library_files("validation")])
     tokenizer = load_tokenizer(model_source(TINY_MODEL))
     documents = tokenize_documents(source, tokenizer, cache_dir=output / "cache")["input_ids"]
 
-    _evaluate(result, "base", load_for_inference(TINY_MODEL)[0], documents)
-    _evaluate(result, "interpolation only", interpolated_base(output), documents)
+    def evaluate(name: str, model: PreTrainedModel | PeftModel) -> None:
+        started = time.monotonic()
+        _measure_perplexity(result, name, model, documents)
+        _measure_recall(result, Subject(name=name, model=model, tokenizer=tokenizer), output / "recall" / name)
+        result.seconds.setdefault(name, {})["evaluation"] = time.monotonic() - started
+
+    evaluate("base", load_for_inference(TINY_MODEL)[0])
+    evaluate("positions only", base_with_positions(output))
     for name in METHODS:
-        adapter = _train(result, name, output)
-        _evaluate(result, name, load_for_inference(adapter)[0], documents)
+        evaluate(name, load_for_inference(_train(result, name, output))[0])
     merged = merge_adapter(Path(method_recipe(RECOMMENDED, output).output_dir) / "adapter", output / "merged")
     names = ("largest_difference", "largest_logit", "relative_difference", "probe_tokens")
     result.merge = {name: getattr(merged, name) for name in names}
 
+    result.answers = _an_answer(output)
     write_report(result, output)
     return result
 
 
 def method_recipe(name: str, output: Path) -> Recipe:
-    """The recipe of one method; all that differs between methods is the attention they train with."""
+    """The recipe of one method; all that differs between methods is positions and the attention they train with."""
     return parse_recipe(
         {
             **SHARED_SETTINGS,
-            "output_dir": str(output / name.replace(", ", "-").replace(" ", "-")),
-            "attention": METHODS[name],
+            **METHODS[name],
+            "output_dir": str(output / name.replace(" ", "-")),
             "data": {
                 "source": [str(path) for path in standard_library_files("train")],
                 "cache_dir": str(output / "cache"),
@@ -124,26 +136,16 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
     seconds_file = directory / "seconds.txt"
     if not seconds_file.exists():
         logger.info("\n%s", name)
-        if name == RECOMMENDED and not directory.exists():
-            # The steps that both recipes share are trained already: the same run, in less time.
-            checkpoint = f"checkpoint-{recipe.first_dense_step}"
-            source = Path(method_recipe("longlora", output).output_dir)
-            with open_run(recipe) as run:
-                for name in (run.metrics.name, run.data.name):
-                    shutil.copy(source / name, run.root)
-                with whole_directory(run.checkpoints / checkpoint) as copy:
-                    shutil.copytree(source / "checkpoints" / checkpoint, copy, dirs_exist_ok=True)
         started = time.monotonic()
         train(recipe)
         write_atomically(seconds_file, f"{time.monotonic() - started:.1f}\n")
     result.seconds[name] = {"training": float(seconds_file.read_text())}
-    if name == RECOMMENDED:
-        result.seconds[name]["shared_steps"] = recipe.first_dense_step
     return directory / "adapter"
 
 
-def _evaluate(result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]) -> None:
-    started = time.monotonic()
+def _measure_perplexity(
+    result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]
+) -> None:
     measured = perplexity_by_length(
         model,
         documents,
@@ -154,11 +156,26 @@ def _evaluate(result: DemoResult, name: str, model: PreTrainedModel | PeftModel,
     )
     result.perplexity[name] = {length: value.perplexity for length, value in measured.items()}
     result.standard_error[name] = {length: value.standard_error for length, value in measured.items()}
-    result.seconds.setdefault(name, {})["evaluation"] = time.monotonic() - started
 
 
-def interpolated_base(output: Path) -> PreTrainedModel:
-    """The base with the positions of the extended models and none of their training."""
+def _measure_recall(result: DemoResult, subject: Subject, folder: Path) -> None:
+    """Ask for one of eight pairs, which stands at the beginning or in the middle of the text."""
+    asked = retrieve(subject, recall(chat=False), RECALL, folder, Processes())
+    result.recall[subject.name] = {row.length: row.shares["generated"].share for row in asked.lengths}
+
+
+def _an_answer(output: Path) -> dict[str, Any]:
+    """Find a question at the target length that the recommended model answers and the base does not."""
+    trials = {name: read_json_lines(output / "recall" / name / LOG_FILE)[1:] for name in (RECOMMENDED, "base")}
+    for ours, base in zip(trials[RECOMMENDED], trials["base"], strict=True):
+        if ours["length"] == CONTEXT_LENGTH and ours["scores"]["generated"] > base["scores"]["generated"]:
+            shared = {"expected": ours["expected"][0], "distance": ours["distance"]}
+            return shared | {RECOMMENDED: ours["answer"].strip(), "base": base["answer"].strip()}
+    return {}
+
+
+def base_with_positions(output: Path) -> PreTrainedModel:
+    """The base with the positions of the recommended model and none of its training."""
     name = model_source(TINY_MODEL)
     config = load_config(name)
     extended_config(config, method_recipe(RECOMMENDED, output))

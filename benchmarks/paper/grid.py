@@ -1,0 +1,237 @@
+"""The paper's ablations on the tiny model: which way to spend the steps of an extension makes the best model?
+
+    python benchmarks/paper/grid.py                                  # every cell that has no row yet
+    python benchmarks/paper/grid.py --only "S², last 40 % dense" --minutes 30
+    python benchmarks/paper/grid.py --base MODEL --only full --steps 40 --positions yarn --seeds 0
+
+256 to 1,024 tokens, groups of 256, LoRA+ on all linear layers, four rows a step; the rate warms up over a tenth of the
+steps and goes linearly to zero. Trained by the product's own code (`_arms.py`), judged under full attention: perplexity
+by length on the same targets of held-out files, and recall of one of eight pairs at three distances. A row of
+results/*.jsonl is a cell, written as soon as it is measured; started again, the grid goes on.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
+
+import _arms  # noqa: E402
+import _report  # noqa: E402
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+
+from longlora.config import Recipe  # noqa: E402
+from longlora.data import read_documents, tokenize_documents  # noqa: E402
+from longlora.evaluation.perplexity import perplexity_by_length  # noqa: E402
+from longlora.evaluation.questions import trial_grid  # noqa: E402
+from longlora.evaluation.reader import read_answer  # noqa: E402
+from longlora.evaluation.retrieval_tests import recall  # noqa: E402
+from longlora.models.load import (  # noqa: E402
+    extended_config,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    model_source,
+)
+from longlora.support.packages import package_versions  # noqa: E402
+from longlora.tiny import TINY_MODEL  # noqa: E402
+from longlora.tiny.stdlib import standard_library_files  # noqa: E402
+
+LENGTHS = (256, 512, 1024)
+TARGETS = 4096
+STRIDE = 64
+DEPTHS = {"within a group": 0.85, "beyond a group": 0.5, "full length": 0.0}
+"""How deep in 1,024 tokens the pair stands that is asked for."""
+TRIALS = 20  # at each distance
+
+EQUAL_TOKENS = 40  # steps of every arm
+FEWER_STEPS = (10, 20, 30)  # of full attention: the curve to beat
+MORE_STEPS = 80
+RATE = 1e-3
+RATES = (5e-4, 2e-3)  # the others that were tried
+DECIDING = ("full", "S²", "S², last 40 % dense", "rows of g, last 40 % dense")
+SEEDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid; without steps the base under its new positions, without positions the base itself."""
+
+    arm: str
+    positions: str
+    steps: int
+    learning_rate: float
+    seed: int
+
+
+def cells() -> Iterator[Cell]:
+    """Give the cells: untrained, then seed by seed every arm, the curve to beat, other positions, steps and rates."""
+    for positions in ("", "yarn", "linear"):
+        yield Cell(arm="base", positions=positions, steps=0, learning_rate=0.0, seed=0)
+    for seed in range(SEEDS):
+        common: dict[str, Any] = {"positions": "yarn", "seed": seed}
+        for arm in _arms.ARMS:
+            yield Cell(arm=arm, steps=EQUAL_TOKENS, learning_rate=RATE, **common)
+        for steps in FEWER_STEPS:
+            yield Cell(arm="full", steps=steps, learning_rate=RATE, **common)
+        for arm in DECIDING:
+            yield Cell(arm=arm, steps=MORE_STEPS, learning_rate=RATE, **common)
+            yield Cell(arm=arm, steps=EQUAL_TOKENS, learning_rate=RATE, positions="linear", seed=seed)
+            for rate in RATES:
+                yield Cell(arm=arm, steps=EQUAL_TOKENS, learning_rate=rate, **common)
+
+
+def main() -> int:
+    """Run the cells that have no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--base", default=TINY_MODEL, help="a model of 256 tokens of context (default: the shipped one)"
+    )
+    parser.add_argument("--only", nargs="+", help="names of arms")
+    parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--positions", nargs="+")
+    parser.add_argument("--rates", type=float, nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so long")
+    parser.add_argument("--cache", type=Path, default=HERE.parents[1] / "build" / "paper")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "tiny.jsonl")
+    arguments = parser.parse_args()
+    logging.getLogger("longlora").setLevel(logging.ERROR)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    bench = Bench(arguments.base, arguments.cache)
+    began = time.monotonic()
+    for cell in cells():
+        values = {**asdict(cell), "base": bench.digest}
+        wanted = (
+            (arguments.only, cell.arm),
+            (arguments.steps, cell.steps),
+            (arguments.positions, cell.positions),
+            (arguments.rates, cell.learning_rate),
+            (arguments.seeds, cell.seed),
+        )
+        if any(chosen and value not in chosen for chosen, value in wanted):
+            continue
+        if any(row.items() >= values.items() for row in done):
+            continue
+        if time.monotonic() - began > arguments.minutes * 60:
+            print("time is up")
+            break
+        row = {**values, **bench.measure(cell), **origin()}
+        with arguments.out.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print(json.dumps({name: row[name] for name in (*asdict(cell), "perplexity", "chosen")}), flush=True)
+    return 0
+
+
+def origin() -> dict[str, Any]:
+    """What a row says about where it was measured."""
+    return {
+        "versions": package_versions("longlora", "torch", "transformers", "peft", "trl"),
+        "device": _report.device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "commit": _report.commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+class Bench:
+    """One base, its training rows and its held-out documents."""
+
+    def __init__(self, base: str, cache: Path) -> None:
+        self.base, self._cache = base, cache
+        weights = Path(model_source(base)) / "model.safetensors"
+        self.digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        self.tokenizer = load_tokenizer(model_source(base))
+        held_out = read_documents([str(path) for path in standard_library_files("validation")])
+        self._held_out = tokenize_documents(held_out, self.tokenizer, cache_dir=cache)["input_ids"]
+        self._rows: tuple[Dataset, Dataset] | None = None
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Train a cell, and judge what came out."""
+        started, spent = time.monotonic(), {}
+        if cell.steps:
+            arm = _arms.ARMS[cell.arm]
+            recipe = self._recipe(cell)
+            self._rows = self._rows or _arms.training_rows(self.base, self._cache)
+            rows = _arms.lay_out(arm, *self._rows, steps=cell.steps, seed=cell.seed)
+            flops = _arms.cost(arm, recipe)
+            spent = {"tokens": cell.steps * _arms.ROWS_PER_STEP * _arms.CONTEXT_LENGTH}
+            spent |= {"flops_linear": flops.linear, "flops_attention": flops.attention}
+            started = time.monotonic()
+            model = _arms.train(recipe, rows)
+            spent["seconds_training"] = round(time.monotonic() - started, 1)
+            shutil.rmtree(recipe.output_dir)
+        else:
+            model = self._untrained(cell)
+        row = {**spent, **self._judge(model, is_extended=bool(cell.positions))}
+        del model
+        gc.collect()
+        return row
+
+    def _recipe(self, cell: Cell) -> Recipe:
+        return _arms.recipe_of(
+            _arms.ARMS[cell.arm if cell.steps else "full"],
+            self.base,
+            positions=cell.positions,
+            steps=max(1, cell.steps),
+            learning_rate=cell.learning_rate or RATE,
+            seed=cell.seed,
+        )
+
+    def _untrained(self, cell: Cell) -> Any:
+        config = load_config(model_source(self.base))
+        if cell.positions:
+            recipe = self._recipe(cell)
+            extended_config(config, recipe)
+            shutil.rmtree(recipe.output_dir)
+        return load_weights(model_source(self.base), config, dtype=torch.float32, attention="sdpa").eval()
+
+    def _judge(self, model: Any, *, is_extended: bool) -> dict[str, Any]:
+        measured = perplexity_by_length(
+            model,
+            self._held_out,
+            lengths=LENGTHS,
+            longest=_arms.CONTEXT_LENGTH,
+            stride=STRIDE,
+            max_targets=TARGETS,
+            progress=False,
+        )
+        row: dict[str, Any] = {
+            "perplexity": {str(length): round(value.perplexity, 4) for length, value in measured.items()},
+            "loss": {str(length): round(value.loss, 5) for length, value in measured.items()},
+        }
+        asked = {"own context": (256, 0.5)} if not is_extended else {}
+        asked |= {name: (_arms.CONTEXT_LENGTH, depth) for name, depth in DEPTHS.items()}
+        for name, (length, depth) in asked.items():
+            scores = self._recall(model, length, depth)
+            for score in ("chosen", "generated"):
+                row.setdefault(score, {})[name] = scores[score]
+        return row
+
+    def _recall(self, model: Any, length: int, depth: float) -> dict[str, float]:
+        test, totals = recall(chat=False), {"chosen": 0.0, "generated": 0.0}
+        for trial in trial_grid("recall", lengths=[length], depths=[depth], num_trials=TRIALS, seed=0):
+            _, scores = read_answer(model, self.tokenizer, test.ask(self.tokenizer, trial))
+            for name in totals:
+                totals[name] += scores[name] / TRIALS
+        return {name: round(total, 4) for name, total in totals.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Rewrite the tables of docs/results.md from the rows of the grid.
+
+python benchmarks/paper/report.py
+"""
+
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "results.md"
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
+
+import _arms  # noqa: E402
+from _report import markdown_table  # noqa: E402
+from grid import DEPTHS, EQUAL_TOKENS, RATE  # noqa: E402
+
+Row = dict[str, Any]
+TARGET = str(_arms.CONTEXT_LENGTH)
+
+
+def main() -> int:
+    """Write the page anew."""
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(with_tables(page, tables(read_rows())), encoding="utf-8")
+    return 0
+
+
+def read_rows() -> list[Row]:
+    """Read the committed rows."""
+    lines = [line for file in sorted((HERE / "results").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def with_tables(page: str, made: dict[str, str]) -> str:
+    """Put tables between their markers, `<!-- table: NAME -->` and `<!-- end -->`."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n\n{made[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w -]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def tables(rows: Sequence[Row]) -> dict[str, str]:
+    """Make every table of the page, by its name there."""
+    return {
+        "untrained": _untrained(rows),
+        "equal tokens": _arms_table(rows, positions="yarn", steps=EQUAL_TOKENS),
+        "fewer steps": _curve(rows),
+        "rates": _rates(rows),
+        "linear": _arms_table(rows, positions="linear", steps=EQUAL_TOKENS),
+        "more steps": _arms_table(rows, positions="yarn", steps=2 * EQUAL_TOKENS),
+    }
+
+
+def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """Give the rows with these values."""
+    return [row for row in rows if row.items() >= wanted.items()]
+
+
+def paired(rows: Sequence[Row], arm: dict[str, Any], rival: dict[str, Any]) -> list[float]:
+    """Difference of loss at the target length, arm less rival, of each seed that both have; in nats."""
+    losses = [{row["seed"]: row["loss"][TARGET] for row in select(rows, **each)} for each in (arm, rival)]
+    return [losses[0][seed] - losses[1][seed] for seed in sorted(losses[0].keys() & losses[1].keys())]
+
+
+def _untrained(rows: Sequence[Row]) -> str:
+    lines = []
+    for positions, name in (("", "as it is"), ("linear", "linear"), ("yarn", "YaRN")):
+        for row in select(rows, arm="base", positions=positions):
+            own = row["chosen"].get("own context")
+            lines.append([name, *_perplexities([row]), "" if own is None else f"{own:.0%}", *_recalls([row])])
+    return markdown_table(["positions", *_LENGTHS, "recall at 256", *DEPTHS], lines)
+
+
+_LENGTHS = ["256", "512", TARGET]
+
+
+def _arms_table(rows: Sequence[Row], *, positions: str, steps: int) -> str:
+    lines = []
+    common = {"positions": positions, "steps": steps, "learning_rate": RATE}
+    rival = {**common, "arm": "full"}
+    [dense, *_] = select(rows, **rival) or [None]
+    for name in _arms.ARMS:
+        found = select(rows, **{**common, "arm": name})
+        if not found or dense is None:
+            continue
+        differences = paired(rows, {**common, "arm": name}, rival)
+        against = "" if name == "full" else _interval(differences)
+        attention = found[0]["flops_attention"] / dense["flops_attention"]
+        whole = _operations(found[0]) / _operations(dense)
+        line = [name, str(len(found)), f"{attention:.2f}", f"{whole:.2f}", *_perplexities(found), against]
+        lines.append([*line, *_recalls(found)])
+    header = ["arm", "seeds", "attention", "all operations", *_LENGTHS, "nats against full", *DEPTHS]
+    return markdown_table(header, lines)
+
+
+def _curve(rows: Sequence[Row]) -> str:
+    found = select(rows, arm="full", positions="yarn", learning_rate=RATE)
+    lines = [
+        [str(steps), str(len(own)), *_perplexities(own), *_recalls(own)]
+        for steps in sorted({row["steps"] for row in found})
+        for own in [select(found, steps=steps)]
+    ]
+    return markdown_table(["steps of full attention", "seeds", *_LENGTHS, *DEPTHS], lines)
+
+
+def _rates(rows: Sequence[Row]) -> str:
+    found = select(rows, positions="yarn", steps=EQUAL_TOKENS, seed=0)
+    rates = sorted({row["learning_rate"] for row in found})
+    lines = []
+    for name in _arms.ARMS:
+        own = [select(found, arm=name, learning_rate=rate) for rate in rates]
+        if sum(map(bool, own)) > 1:
+            lines.append([name, *(_perplexities(each)[-1] if each else "" for each in own)])
+    return markdown_table(["arm", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def _operations(row: Row) -> float:
+    return row["flops_linear"] + row["flops_attention"]
+
+
+def _perplexities(rows: Sequence[Row]) -> list[str]:
+    return [f"{math.exp(statistics.mean(row['loss'][length] for row in rows)):.2f}" for length in _LENGTHS]
+
+
+def _recalls(rows: Sequence[Row]) -> list[str]:
+    if any(name not in row["chosen"] for row in rows for name in DEPTHS):
+        return [""] * len(DEPTHS)
+    return [f"{statistics.mean(row['generated'][name] for row in rows):.0%}" for name in DEPTHS]
+
+
+def _interval(differences: Sequence[float]) -> str:
+    """The mean, and where there are several seeds the half-width of its 95 % interval (Student's t)."""
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.4f}"
+    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}[len(differences)]
+    return f"{mean:+.4f} ± {quantile * statistics.stdev(differences) / math.sqrt(len(differences)):.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Made-up documents in which something must be found again: the base learned from them to retrieve.
+
+Facts (a value of a named thing) stand among filler; questions about them follow. Four kinds: sentences, Python tables,
+a repeated passage with one fact in it, and plain copies. Names are words of the given texts or made up, values are
+random digits, and so a document can only be answered from what it says itself. The wording is that of the tests in
+`longlora.evaluation.retrieval_tests` among others; their names, fillers and values are not used.
+"""
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from longlora.evaluation import haystack, retrieval_tests
+from longlora.support.files import write_atomically
+from longlora.support.journal import json_line
+
+_CHARACTERS_PER_TOKEN = 2.4  # of such text, by the tokenizer of the tiny model
+
+_PROPERTIES = "code|magic number|number|price|size|key|address|weight|port|index|age|height".split("|")
+_SECRETS = "pass key|pass key|secret number|access code|door code|password".split("|")
+_SYLLABLES = (
+    "ba be bo cal cor da del do fa fen gar ha hi jo ka lan lim ma mer mo na nor pel ra ri sa sel ta tor vi wen".split()
+)
+_STATES = "open closed large small old new empty full blue red green warm cold quick slow wide deep near far".split()
+
+
+@dataclass
+class Document:
+    """Text, and which parts of it are answers: they can be known from the text before them."""
+
+    text: str = ""
+    answers: list[tuple[int, int]] = field(default_factory=list)
+    """Places of characters, [begin, end)."""
+
+    def add(self, text: str) -> None:
+        """Append text."""
+        self.text += text
+
+    def answer(self, text: str) -> None:
+        """Append text that can be known."""
+        self.answers.append((len(self.text), len(self.text) + len(text)))
+        self.text += text
+
+
+def vocabulary(texts: list[str]) -> list[str]:
+    """List the common lower-case words of the texts, without those that the product's tests use."""
+    tested = " ".join(
+        str(value)
+        for module in (haystack, retrieval_tests)
+        for name, value in vars(module).items()
+        if name.strip("_").isupper() and isinstance(value, list | tuple | str)
+    )
+    counts = Counter(word for text in texts for word in re.findall(r"\b[a-z]{3,9}\b", text))
+    for word in re.findall(r"[a-z]+", tested.lower()):
+        counts.pop(word, None)
+    return [word for word, count in counts.most_common() if count >= 10]
+
+
+def write_recall_documents(path: Path, files: list[Path], num_tokens: int, *, count: int = 800) -> Path:
+    """Write documents of about so many tokens as JSONL, with words of the files; a file that is there stays."""
+    if not path.exists():
+        source = RecallText(vocabulary([file.read_text(encoding="utf-8", errors="replace") for file in files]), seed=1)
+        documents = (source.document(num_tokens) for _ in range(count))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json_line({"text": document.text}) for document in documents))
+    return path
+
+
+class RecallText:
+    """A source of documents, each drawn anew."""
+
+    def __init__(self, words: list[str], seed: int) -> None:
+        self._words = words
+        self._rng = random.Random(seed)
+
+    def document(self, num_tokens: int) -> Document:
+        """Draw a document of about so many tokens."""
+        kinds = [self._sentences, self._table, self._passage, self._copy]
+        [kind] = self._rng.choices(kinds, weights=[12, 3, 4, 1])
+        return kind(int(num_tokens * _CHARACTERS_PER_TOKEN))
+
+    def _sentences(self, size: int) -> Document:
+        rng, out = self._rng, Document()
+        num_facts = rng.randint(1, max(1, min(12, size // 50)))
+        label = rng.choice(_PROPERTIES)
+        digits = rng.randint(2, 6)
+        facts = {name: self._number(digits) for name in self._names(num_facts)}
+        num_questions = rng.randint(1, min(max(4, size // 300), num_facts + 1))
+        room = size - num_facts * 36 - num_questions * 75
+        separator = rng.choice([" ", "\n"])
+        lines = [f"The {label} of the {name} is {value}." for name, value in facts.items()]
+        filler = self._filler(max(0, room))
+        if rng.random() < 0.5:  # a block of facts, or facts here and there
+            place = rng.randint(0, len(filler))
+            parts = [" ".join(filler[:place]), separator.join(lines), " ".join(filler[place:])]
+            out.add("\n".join(part for part in parts if part))
+        else:
+            for line in lines:
+                filler.insert(rng.randint(0, len(filler)), line)
+            out.add(separator.join(filler))
+        for name in rng.choices(list(facts), k=num_questions):
+            out.add(f"\nWhat is the {label} of the {name}? The {label} of the {name} is")
+            out.answer(f" {facts[name]}.")
+        return out
+
+    def _table(self, size: int) -> Document:
+        rng, out = self._rng, Document()
+        table = rng.choice(self._words)
+        num_facts = rng.randint(2, max(2, min(12, size // 50)))
+        words = rng.random() < 0.3
+        facts = {
+            "_".join(name.split()): repr(rng.choice(self._words)) if words else self._number(rng.randint(1, 5))
+            for name in self._names(num_facts)
+        }
+        out.add(f"{table} = {{\n" + "".join(f'    "{name}": {value},\n' for name, value in facts.items()) + "}\n")
+        questions = rng.choices(list(facts), k=max(1, (size - len(out.text)) // 40))
+        for name in questions[:6]:
+            out.add(f'assert {table}["{name}"] ==')
+            out.answer(f" {facts[name]}\n")
+        return out
+
+    def _passage(self, size: int) -> Document:
+        rng, out = self._rng, Document()
+        passage = " ".join(f"The {rng.choice(self._words)} is {rng.choice(_STATES)}." for _ in range(rng.randint(2, 5)))
+        secret, value = rng.choice(_SECRETS), self._number(rng.randint(1, 5))
+        room = max(0, size - 200)
+        filler = f"{passage} " * (room // len(passage) + 1)
+        place = rng.randint(0, room)
+        out.add(f"{filler[:place]}\nThe {secret} is {value}. Remember it.")
+        out.answer(f" {value}")
+        out.add(f" is the {secret}.\n{filler[: room - place]}\nWhat is the {secret}? The {secret} is")
+        out.answer(f" {value}.")
+        return out
+
+    def _copy(self, size: int) -> Document:
+        rng, out = self._rng, Document()
+        length = max(12, size // 2)
+        if rng.random() < 0.3:
+            text = ", ".join(self._number(rng.randint(1, 6)) for _ in range(length // 6))
+        else:
+            text = " ".join(rng.choices(self._words, k=length // 7 + 1))
+        out.add(f"{text}\n{text[:8]}")
+        out.answer(text[8:])
+        return out
+
+    def _names(self, count: int) -> list[str]:
+        num_words = self._rng.choice([1, 2, 2, 2])
+        names = set[str]()
+        while len(names) < count:
+            names.add(" ".join(self._word() for _ in range(num_words)))
+        return self._rng.sample(sorted(names), count)
+
+    def _word(self) -> str:
+        """Draw a word, or make one up: names of several tokens are to be told apart too."""
+        if self._rng.random() < 0.6:
+            return self._rng.choice(self._words)
+        return "".join(self._rng.choices(_SYLLABLES, k=self._rng.randint(2, 3)))
+
+    def _number(self, digits: int) -> str:
+        return str(self._rng.randrange(10 ** (digits - 1), 10**digits))
+
+    def _filler(self, size: int) -> list[str]:
+        sentences = list[str]()
+        while size > 0:
+            words = self._rng.choices(self._words, k=self._rng.randint(4, 9))
+            sentences.append(f"{' '.join(words).capitalize()}.")
+            size -= len(sentences[-1]) + 1
+        return sentences
