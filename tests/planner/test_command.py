@@ -95,10 +95,13 @@ def test_every_value_of_the_recipe_that_matters_reaches_the_plan(recipe: Path) -
     assert (norms.train_embeddings, norms.train_norms, norms.lora_targets) == (False, True, "all-linear")
     full = planned_run(load_recipe(recipe, ["attention.pattern=full"]))
     assert (full.attention, full.group_size) == ("full", None)
+    shared = planned_run(load_recipe(recipe, ["sequence_parallel_size=2"]), num_gpus=2, strategy="fsdp2")
+    assert shared.sequence_parallel_size == 2
     # A key that is new in the recipe either changes memory or time, and then the mapping, or is listed here.
     of_no_weight = (
         "output_dir data rope learning_rate embedding_learning_rate new_tokens lr_scheduler_type warmup_steps "
         "weight_decay adam_beta1 adam_beta2 "
+        "sequence_parallel_size far_target_weight far_target_beyond "
         "hardware num_train_epochs eval_steps num_sampled_answers merge "
         "max_grad_norm logging_steps save_steps save_total_limit seed report_to trust_remote_code"
     ).split()

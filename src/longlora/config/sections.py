@@ -3,13 +3,16 @@
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from longlora.rope import OPTIONS, RopeType
 from longlora.support.choices import Strategy
 
 _LARGEST = 1e15  # a float holds every whole number below
 _UNWRITABLE = frozenset(map(chr, [0, *range(0xD800, 0xE000)]))
+
+
+class UnusableValueError(ValueError):
+    """What is wrong with a single value; whoever tells it names the key."""
 
 
 class Section(BaseModel):
@@ -25,9 +28,9 @@ class Section(BaseModel):
         """Refuse what no computer and no file name takes: it would fail later, and less clearly."""
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, (int, float)) and abs(item) > _LARGEST:
-                raise PydanticCustomError("number", f"the number must not exceed {_LARGEST:g}")
+                raise UnusableValueError(f"the number must not exceed {_LARGEST:g}")
             if isinstance(item, str) and not _UNWRITABLE.isdisjoint(item):
-                raise PydanticCustomError("text", "the text must not hold NUL or half of a surrogate pair")
+                raise UnusableValueError("the text must not hold NUL or half of a surrogate pair")
         return value
 
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from longlora.config.recipe import Recipe
+from longlora.config.sections import UnusableValueError
 from longlora.errors import ConfigError
 from longlora.recipes import find_recipe
 from longlora.support.wording import short_repr, shortened
@@ -173,5 +174,6 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key!r} is required"
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
+        error = problem["ctx"]["error"]
+        return f"{key}={short_repr(problem['input'])}: {error}" if isinstance(error, UnusableValueError) else str(error)
     return f"{key}={short_repr(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
