@@ -16,6 +16,8 @@ from longlora.support.wording import short_repr, shortened
 
 _LONGEST_PROBLEM = 600  # characters of a message about one
 _MOST_PROBLEMS = 20
+# Far above any recipe; the time that a parser takes grows with the square of its open brackets.
+_MOST_CHARACTERS, _MOST_BRACKETS = 1_000_000, 1_000
 
 # What other tools call the same thing; used only for the hint.
 _OTHER_NAMES = {
@@ -95,6 +97,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     """Parse YAML; its constructors raise whatever Python's do, of a date that is none or a number of 5,000 digits."""
+    if len(text) > _MOST_CHARACTERS or text.count("[") + text.count("{") > _MOST_BRACKETS:
+        raise ConfigError(f"it has more than {_MOST_CHARACTERS:,} characters, or {_MOST_BRACKETS} brackets")
     try:
         return yaml.safe_load(text)
     except RecursionError as error:

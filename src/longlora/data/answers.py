@@ -101,7 +101,12 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         ConfigError: it does not.
     """
-    _frame(tokenizer, ChatWriter(tokenizer).template)
+    try:
+        _frame(tokenizer, ChatWriter(tokenizer).template)
+    except UnusableConversationError as error:
+        raise ConfigError(
+            f"the tokenizer's chat template writes no plain conversation of two questions and answers ({error}); mend it"
+        ) from error
 
 
 def _search(writer: ChatWriter, messages: Sequence[Message], text: str) -> Answers:

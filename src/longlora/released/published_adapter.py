@@ -80,7 +80,7 @@ def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only
     check_shapes(whole, wanted | {output: skeleton.shapes[output]}, what="embeddings and norms", base=base)
     check_complete(whole, wanted, what="trained embeddings and norms", folder=folder, hint=_NO_WHOLE)
     if skeleton.is_tied:
-        whole[output] = whole[skeleton.input_embedding]  # twice, as PEFT writes it
+        whole[output] = whole[skeleton.input_embedding].clone()  # twice, as PEFT writes it
     elif output in whole:
         modules.append(output.removesuffix(".weight"))
     config.modules_to_save = modules

@@ -1,0 +1,268 @@
+"""Hostile input ends in a message of bounded length, within bounded time and memory; a full disk does too."""
+
+import errno
+import gzip
+import json
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tests.faults.world import World, epub, fresh_copy
+
+from longlora.config import load_recipe
+from longlora.corpus import markup
+from longlora.corpus.extract import Settings, extract
+from longlora.corpus.markup import UnreadableFileError
+from longlora.data import read_conversations, read_documents, row_readers
+from longlora.errors import CheckpointError, ConfigError, DataError
+from longlora.models import chat_template
+from longlora.models.load import load_for_inference, load_tokenizer
+from longlora.planner import GIB, make_plan
+from longlora.released.importing import import_released
+from longlora.support.apart import call_apart
+from longlora.support.files import replaced_file, resource_error, whole_directory
+from longlora.support.wording import without_credentials
+from longlora.training.preflight import planned_run
+
+# --- recipes ---
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(f'*{before}' for _ in range(9))}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_steps: 2024-13-45",
+        "max_steps: !!int abc",
+        "max_steps: !!timestamp x",
+        "max_steps: !!bool maybe",
+        "max_steps: " + "9" * 5000,
+        "context_length: " + "9" * 400,
+        "learning_rate: .inf",
+        "seed: -1",
+        "[" * 5000,
+        'output_dir: "a\\0b"',
+        'output_dir: "\\ud800"',
+        BOMB,
+        BOMB + "data: {source: *i}",
+        "x" * 100_000 + ": 1",
+        "max_steps: " + "x" * 100_000,
+    ],
+)
+def test_a_recipe_is_refused_briefly(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_recipe(path)
+    assert len(str(refusal.value)) < 20_000
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(
+        "model_name_or_path output_dir context_length max_steps learning_rate seed lora.r data.source rope".split()
+    ),
+    st.one_of(
+        st.text(max_size=60),
+        st.integers().map(str),
+        st.floats().map(str),
+        st.sampled_from(["[1, 2]", "{a: b}", "!!int x"]),
+    ),
+)
+def test_an_override_is_followed_or_refused(key: str, value: str) -> None:
+    try:
+        recipe = load_recipe("tiny-1k", [f"{key}={value}"])
+        make_plan(planned_run(recipe), memory_bytes=80 * GIB)
+    except (ConfigError, CheckpointError) as refusal:
+        assert len(str(refusal)) < 20_000
+
+
+# --- data ---
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("read", [read_documents, read_conversations])
+def test_json_nested_deeply(tmp_path: Path, name: str, read: object) -> None:
+    content = b'{"text": ' + b"[" * 100_000
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(DataError):
+        list(read(str(path)))  # type: ignore[operator]
+
+
+def test_a_line_that_unpacks_to_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_readers, "_MOST_LINE_BYTES", 1 << 16)
+    path = tmp_path / "a.jsonl.gz"
+    rows = [{"text": "short"}, {"text": "long" * (1 << 16)}, {"text": "last"}]
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    assert [text for _, text in read_documents(str(path))] == ["short", "last"]
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=300), st.sampled_from(["a.jsonl", "a.json", "a.parquet", "a.json.gz", "a.txt"]))
+def test_any_bytes_as_data(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any-{name}"
+    path.write_bytes(content)
+    for read in (read_documents, read_conversations):
+        try:
+            list(read(str(path)))
+        except DataError:
+            continue
+
+
+# --- documents ---
+
+
+@pytest.mark.parametrize("suffix", ["epub", "html", "txt"])
+def test_a_document_that_unpacks_to_too_much(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("MOST_PAGE_BYTES", "MOST_TEXT_BYTES", "MOST_BOOK_BYTES"):
+        monkeypatch.setattr(markup, limit, 1 << 20)
+    text = "the sea was calm " * (1 << 17)
+    path = tmp_path / f"bomb.{suffix}"
+    path.write_bytes(epub([text]) if suffix == "epub" else text.encode())
+    with pytest.raises(UnreadableFileError, match=r"^too large: .* more than 1 MiB"):
+        extract(path, Settings())
+
+
+def test_an_e_book_of_many_parts_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markup, "MOST_BOOK_BYTES", 1 << 16)
+    path = tmp_path / "bomb.epub"
+    path.write_bytes(epub(["the sea was calm " * 500] * 20))
+    with pytest.raises(UnreadableFileError, match="its parts have more than 0 MiB together"):
+        extract(path, Settings())
+
+
+def nap(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+
+def hold(num_bytes: int) -> int:
+    return len(bytearray(num_bytes))
+
+
+def test_a_call_apart_is_bounded_and_ends_when_told() -> None:
+    limits = {"memory_bytes": 1 << 30}
+    assert call_apart(nap, 0, stop=threading.Event(), seconds=30, memory_bytes=1 << 32) == "done"
+    stop, started = threading.Event(), time.monotonic()
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(DataError, match="stopped"):
+        call_apart(nap, 50, stop=stop, seconds=60, **limits)
+    with pytest.raises(DataError, match=r"takes more than 0\.5 s"):
+        call_apart(nap, 50, stop=threading.Event(), seconds=0.5, **limits)
+    assert time.monotonic() - started < 40
+    with pytest.raises(DataError, match=r"more than 1 GiB of memory"):
+        call_apart(hold, 1 << 31, stop=threading.Event(), seconds=30, **limits)
+    with pytest.raises(DataError, match="crash"):
+        call_apart(os.abort, stop=threading.Event(), seconds=30, **limits)
+
+
+# --- models ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"model_type": "llama", "dtype": "nope"}'),
+        ("config.json", "[" * 5000),
+        (
+            "config.json",
+            '{"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": NaN, "rope_theta": 1}}',
+        ),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../other/model.safetensors"}}'),
+        ("model.safetensors.index.json", '{"weight_map": []}'),
+        ("tokenizer.json", "{"),
+    ],
+)
+def test_a_model_that_makes_no_sense(world: World, tmp_path: Path, name: str, content: str) -> None:
+    model = fresh_copy(world.base, tmp_path / "model")
+    (model / name).write_text(content)
+    with pytest.raises((CheckpointError, ConfigError)):
+        load_for_inference(model, device="cpu")
+
+
+def test_an_import_reads_no_file_outside_its_folder(world: World, tmp_path: Path) -> None:
+    model = fresh_copy(world.base, tmp_path / "model")
+    (model / "model.safetensors").rename(tmp_path / "model-elsewhere.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../model-elsewhere.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="no file of its folder; that is not followed"):
+        import_released(str(model), tmp_path / "out", context_length=128)
+
+
+def test_a_template_without_an_end(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_TEMPLATE_SECONDS", 0.3)
+    model = fresh_copy(world.base, tmp_path / "model")
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+    (model / "chat_template.jinja").write_text(loops)
+    with pytest.raises(CheckpointError, match=r"does not end within 0\.3 s on three short messages"):
+        load_tokenizer(str(model))
+    (model / "chat_template.jinja").write_text("")
+    assert chat_template.ensure_chat_template(load_tokenizer(str(model)))
+
+
+# --- disks ---
+
+
+@contextmanager
+def small_files(num_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow larger, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("writer", ["text", "safetensors", "torch"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_disk_that_takes_no_more(tmp_path: Path, writer: str, kind: str) -> None:
+    target = tmp_path / "result"
+    tensor = torch.zeros(10_000)
+
+    def write(path: Path) -> None:
+        if writer == "text":
+            path.write_text("x" * 40_000)
+        elif writer == "torch":
+            torch.save({"a": tensor}, path)
+        else:
+            save_file({"a": tensor}, path)
+
+    with pytest.raises(OSError) as refusal, small_files(5000):
+        if kind == "file":
+            with replaced_file(target) as temporary:
+                write(temporary)
+        else:
+            with whole_directory(target) as directory:
+                write(directory / "a")
+    assert refusal.value.errno in (errno.EFBIG, errno.ENOSPC)
+    assert str(resource_error(refusal.value)).startswith(f"{target}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- credentials ---
+
+
+def test_credentials_that_a_server_repeats_are_not_kept() -> None:
+    secrets = ["sk-abcd1234efgh5678", "dXNlcjpwYXNzd29yZA==", "hunter2hunter2", "my-own-key"]
+    said = (
+        "bad key sk-abcd1234efgh5678, header Authorization: Basic dXNlcjpwYXNzd29yZA== of "
+        "http://user:hunter2hunter2@host/v1, api_key=my-own-key"
+    )
+    kept = without_credentials(said, known="my-own-key")
+    assert not any(secret in kept for secret in secrets)
+    plain = "model Meta-Llama-3-8B-Instruct not found in models/Qwen2.5-Coder-0.5B-Instruct; the password must be given"
+    assert without_credentials(plain) == plain
