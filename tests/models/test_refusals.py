@@ -25,6 +25,14 @@ def test_training_refuses_a_cache_with_tokens_in_it(model, num_tokens):
         model.train()(random_tokens(1, num_tokens=num_tokens), past_key_values=cache)
 
 
+def test_training_refuses_a_part_of_a_row(model):
+    """As rings leave it: all heads, and no mask."""
+    query, keys = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 6, 8)
+    layer = model.model.layers[0].self_attn.train()
+    with pytest.raises(ConfigError, match=r"nor a part of a row \(context parallelism by rings; Ulysses serves"):
+        s2_attention_forward(layer, query, keys, keys, None, position_ids=torch.arange(6, 12)[None])
+
+
 def test_training_refuses_attention_dropout(seed):
     model = tiny_model(seed, LlamaConfig(**SIZES, attention_dropout=0.1))
     model.eval()(random_tokens(seed))

@@ -23,6 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from longlora.attention import HeadShard
 from longlora.errors import ConfigError
 from longlora.models.grouping import Grouping, set_grouping
+from longlora.planner import PlannedRun, parse_architecture
+from longlora.planner.exchange import ulysses_bytes
 from longlora.training.sequence_parallel import IGNORED, SequenceParallel
 
 RANKS, VOCABULARY = 4, 61
@@ -105,6 +107,28 @@ def difference(model: PreTrainedModel, rows: list[dict[str, Tensor]], size: int)
     return worst.item()
 
 
+def bytes_on_the_wire(size: int) -> dict[str, float | str]:
+    """What one forward pass receives from others, over what the planner says, less 1."""
+    config = llama(8, 2)
+    model = make(config, Grouping(group_size=7)).float()
+    together, attention = SequenceParallel(size), ALL_ATTENTION_FUNCTIONS["s2"]
+    together.attach(model)
+    part = together.part_of(padded(random_row(random.Random(0)), size))
+    with mock.patch.object(dist, "all_to_all_single", wraps=dist.all_to_all_single) as exchange:
+        model(part["input_ids"], position_ids=part["position_ids"], use_cache=False)
+    AttentionInterface.register("s2", attention)
+    received = sum(call.args[0].nbytes * (size - 1) / size for call in exchange.call_args_list)
+    run = PlannedRun(
+        architecture=parse_architecture(config.to_dict(), "llama"),
+        context_length=part["input_ids"].shape[1] * size,
+        dtype="float32",
+        strategy="ddp",
+        num_gpus=size,
+        sequence_parallel_size=size,
+    )
+    return {f"bytes of {size} processes": abs(received / (ulysses_bytes(run) * config.num_hidden_layers) - 1)}
+
+
 def make(config: PreTrainedConfig, grouping: Grouping) -> PreTrainedModel:
     # torch's grouped product of experts knows no float64.
     kernels = {"attn_implementation": "s2", "experts_implementation": "eager"}
@@ -123,6 +147,8 @@ def of_heads(seed: int) -> Iterator[tuple[str, float | str]]:
             lengths = [row["input_ids"].shape[1] for row in rows]
             groups = f"groups of {group_size} and {sink_tokens} sink tokens"
             yield f"{heads} heads, {groups}, {size} processes, {lengths} tokens", difference(model, rows, size)
+    for size in (2, 4):
+        yield from bytes_on_the_wire(size).items()
     model = make(llama(4, 2), Grouping(group_size=7))
     yield "evaluation", difference(model.eval(), [random_row(source)], 4)
     with mock.patch.object(HeadShard, "num_unshifted", lambda self, num_heads: (num_heads + 1) // 2):

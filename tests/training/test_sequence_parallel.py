@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tests.models.small_models import SIZES, tiny_model
+from tests.training.conftest import MakeRecipe
 from tests.training.ranks_of_a_row import WRONG
+from transformers import LlamaConfig
+
+from longlora.errors import ConfigError
+from longlora.training.sequence_parallel import check_divisible
+from longlora.training.trainer import training_arguments
 
 TOLERANCE = 1e-10
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,3 +46,30 @@ def test_every_family_is_equal_or_refused(seed: int) -> None:
     too_far = {name: found[name] for name in found.keys() - refused.keys() if found[name] > 1e-5}
     assert too_far == {}, f"seed {seed}"
     assert sum(difference < TOLERANCE for name, difference in found.items() if name not in refused) >= 15
+
+
+@pytest.mark.parametrize(("size", "divides"), [(2, True), (4, True), (8, True), (3, False), (6, False), (12, False)])
+def test_a_size_must_divide_the_heads(size: int, divides: bool) -> None:
+    model = tiny_model(0, LlamaConfig(**SIZES | {"num_attention_heads": 8, "num_key_value_heads": 4}))
+    if divides:
+        check_divisible(model, size)
+        return
+    with pytest.raises(ConfigError, match=f"sequence_parallel_size={size} must divide the 8 query heads of llama, and"):
+        check_divisible(model, size)
+
+
+def test_what_mixes_tokens_elsewhere_is_refused() -> None:
+    model = tiny_model(0)
+    model.model.short = torch.nn.Conv1d(2, 2, 3)
+    with pytest.raises(ConfigError, match=r"model\.short of llama mixes tokens beside attention"):
+        check_divisible(model, 2)
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(ConfigError, match="rope_type=dynamic goes by the longest document here"):
+        check_divisible(tiny_model(0, LlamaConfig(**SIZES, rope_parameters=rope)), 2)
+    with pytest.raises(ConfigError, match="llama computes attention where nothing can divide it"):
+        check_divisible(tiny_model(0, attention="sdpa"), 2)
+
+
+def test_too_few_processes_are_refused(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ConfigError, match="sequence_parallel_size=2 must divide the number of processes, found 1"):
+        training_arguments(make_recipe(sequence_parallel_size=2))
