@@ -198,7 +198,7 @@ def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
         f"- Runs of six words that poppler or pdfium has too: {spread([row.order for row in read])}.",
         f"- Left out on purpose: {', '.join(f'{count:,} words of {kind}' for kind, count in kinds.most_common())}.",
         f"- Files with fewer of poppler's words than pdfium has, by more than 2 points: {', '.join(behind) or 'none'}.",
-        f"- Files whose text alone has less than 90 % of that, without a note that says so: {', '.join(silent) or 'none'}.",
+        f"- Files whose text has less than 90 % of that, and no note that says so: {', '.join(silent) or 'none'}.",
         "",
         "| file | program | pages | words | poorest page, % | pages below 98 % | pdfium's recall, % | ours, text "
         "alone | ours | order | left out |",
