@@ -375,6 +375,7 @@ def test_what_is_left_out_is_counted_by_kind(printing: SimpleNamespace, tmp_path
         "arXiv:2309.12307v3",
         "Microsoft Word - a.doc",
         "main",
+        "P\u2761\u2665\u275b\u2767st",
     ],
 )
 def test_titles_that_are_none(tmp_path: Path, title: str) -> None:

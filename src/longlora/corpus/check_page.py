@@ -57,10 +57,16 @@ def _picture(report: Report) -> str:
     common = quality.kinds.most_common(_MOST_KINDS)[::-1]
     kinds.barh([name for name, _ in common], [count for _, count in common], color="C1")
     kinds.set_xlabel("questions of the kind")
-    _histogram(axes[1, 0], quality.question_words, "words of a question", color="C2")
-    _histogram(axes[1, 1], quality.answer_words, "words of an answer", color="C3")
+    for each, values, what in (
+        (axes[1, 0], quality.question_words, "a question"),
+        (axes[1, 1], quality.answer_words, "an answer"),
+    ):
+        each.hist(values, bins=min(_BINS, max(values) - min(values) + 1), color="C2")
+        each.set_xlabel(f"words of {what}")
+        each.set_ylabel("questions")
     for each in axes.flat:
         plain(each, grid=each is not kinds)
+        each.set_axisbelow(True)
     with io.BytesIO() as file:
         figure.savefig(file, dpi=130, format="png")
         return base64.b64encode(file.getvalue()).decode("ascii")

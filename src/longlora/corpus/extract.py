@@ -35,9 +35,6 @@ _MARKUP = {"epub": read_epub, "html": read_html, "markdown": read_markdown, "tex
 
 _ABSTRACT = re.compile(r"^[^\w\n]*a ?b ?s ?t ?r ?a ?c ?t\b|\\begin\{abstract\}", re.IGNORECASE | re.MULTILINE)
 _ABSTRACT_WITHIN = 10_000  # characters
-_INTRODUCTION = re.compile(
-    r"^[^\w\n]*(?:\d+\.?\s+|I\.\s+)?introduction[^\w\n]*$|\\section\{introduction", re.IGNORECASE | re.MULTILINE
-)
 _REFERENCES = re.compile(
     r"^[^\w\n]*(?:\d+\.?\s+)?(?:references|bibliography|literature cited|works cited)[^\w\n]*$|\\bibliography\{|"
     r"\\begin\{thebibliography\}",
@@ -46,7 +43,7 @@ _REFERENCES = re.compile(
 _CITATION = re.compile(r"\[\d+(?:[,–-] ?\d+)*\]|\bet al\b|\([A-Z][^()\d]{1,60},? (?:19|20)\d\d[a-z]?\)|\\cite")
 _FEWEST_CITATIONS = 5
 _WORDS_BETWEEN_CITATIONS = 500
-_LONGEST_PAPER = 60_000  # words, without an abstract
+_LONGEST_PAPER = 40_000  # words, without an abstract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +173,12 @@ def extract(path: Path, settings: Settings) -> Record:
 
 
 def detect_kind(text: str, *, has_references: bool = False) -> Kind:
-    """Tell a paper from a book: it has references, and an abstract, an introduction or citations all over its text.
-
-    A book may have a bibliography as well, but is longer or cites less.
-    """
-    if not (has_references or _REFERENCES.search(text, len(text) // 2)):
-        return "book"
+    """Tell a paper from a book: it lists references below an abstract, or is short and lists or cites them."""
     num_words = len(text.split())
-    cites = len(_CITATION.findall(text)) > max(_FEWEST_CITATIONS, num_words / _WORDS_BETWEEN_CITATIONS)
     is_short = num_words < _LONGEST_PAPER
-    is_paper = _ABSTRACT.search(text[:_ABSTRACT_WITHIN]) or (is_short and (cites or _INTRODUCTION.search(text)))
+    cites = len(_CITATION.findall(text)) > max(_FEWEST_CITATIONS, num_words / _WORDS_BETWEEN_CITATIONS)
+    lists = has_references or _REFERENCES.search(text, len(text) // 2) is not None
+    is_paper = (lists and _ABSTRACT.search(text[:_ABSTRACT_WITHIN])) or (is_short and (lists or cites))
     return "paper" if is_paper else "book"
 
 

@@ -91,9 +91,10 @@ PAPER = "Title\n\nABSTRACT\nWe show.\n\n1 Introduction\n" + "Text. " * 100 + "\n
         (PAPER, "paper"),
         ("\\begin{abstract} We \\end{abstract}" + "x " * 99 + "\\bibliography{all}", "paper"),
         (PAPER.replace("ABSTRACT", ""), "paper"),
-        (PAPER.replace("ABSTRACT", "").replace("Introduction", "One"), "book"),
-        (PAPER.replace("ABSTRACT", "").replace("Introduction", "One").replace("Text.", "Text [3]."), "paper"),
-        (PAPER.replace("References", "Epilogue"), "book"),
+        (PAPER.replace("ABSTRACT", "") + "Text. " * 40_000 + "\n\nReferences\n", "book"),  # with a bibliography
+        (PAPER + "Text. " * 40_000 + "\n\nReferences\n", "paper"),  # a thesis
+        (PAPER.replace("ABSTRACT", "").replace("References", "Epilogue"), "book"),
+        (PAPER.replace("References", "Epilogue").replace("Text.", "Text [3]."), "paper"),
         ("In the abstract it was true.\n" + "x " * 99 + "He had no references.", "book"),
         ("", "book"),
     ],

@@ -38,7 +38,7 @@ def split_column(
     """
     leading = usual_leading(lines)
     first_note = _first_footnote(lines, body_size, page_height, note_is_open)
-    kinds: list[Kind] = ["body"] * first_note + ["footnote"] * (len(lines) - first_note)
+    kinds: list[Kind] = ["body" if index < first_note else "footnote" for index in range(len(lines))]
     captions: list[int] = []
     end = 0
     for begin in range(first_note):

@@ -1,6 +1,7 @@
 """From a PDF to its text."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,9 @@ def _is_appendix(paragraph: Paragraph, heading: Paragraph) -> bool:
 
 def _title(metadata: str, paragraphs: Sequence[Paragraph]) -> str:
     """Believe the metadata if they name a title, else the largest line of the first page if it stands out."""
-    if not _NO_TITLE.search(metadata):
+    # Symbols are letters in the numbers of a font of its own.
+    num_symbols = sum(unicodedata.category(character).startswith("S") for character in metadata)
+    if not _NO_TITLE.search(metadata) and 10 * num_symbols < len(metadata):
         return " ".join(metadata.split())[:_LONGEST_TITLE]
     first = [paragraph for paragraph in paragraphs if paragraph.lines[0].page == 1 and paragraph.kind == "body"]
     largest = max(first, key=lambda paragraph: paragraph.lines[0].size, default=None)

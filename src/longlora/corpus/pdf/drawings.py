@@ -25,7 +25,8 @@ _CAPTION_DISTANCE = 45.0
 def without_labels(page: Page) -> tuple[Page, list[Word]]:
     """Return the page without the labels of its figures, and these."""
     figures = [box for box in _figures(page.drawings) if _is_no_prose(_inside(page.words, box), page, box)]
-    kept, labels = [], []
+    kept: list[Word] = []
+    labels: list[Word] = []
     for word in page.words:
         (labels if any(box.holds(word) for box in figures) else kept).append(word)
     return replace(page, words=kept), labels
