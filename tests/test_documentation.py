@@ -20,7 +20,9 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in "corpus engines evaluation far-tokens finetuning index install longqa memory plan positions serve use".split()
+        for name in (
+            "corpus engines evaluation far-tokens finetuning index install longqa memory plan positions serve use"
+        ).split()
     ),
 ]
 SHELLS = ("sh", "bash")

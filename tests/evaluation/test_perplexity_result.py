@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.evaluation.perplexity import perplexity, perplexity_by_length
-from longlora.evaluation.results import Perplexity
+from longlora.evaluation.text_results import Perplexity
 
 
 def test_standard_error_of_equal_windows_is_that_of_their_means(
