@@ -55,6 +55,7 @@ def test_to_dict_is_json_even_where_a_number_is_not_finite() -> None:
         "num_tokens": 3,
         "num_windows": 1,
         "standard_error": None,
+        "window_losses": [],
     }
 
 
