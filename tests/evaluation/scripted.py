@@ -52,7 +52,8 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
     def __init__(self, config: ScriptedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(config)
         self.tokenizer = tokenizer
-        self.pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in range(config.vocab_size)]
+        tokens = range(config.vocab_size) if tokenizer is not None else ()
+        self.pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in tokens]
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.num_tokens_read = 0
         self.post_init()

@@ -28,7 +28,7 @@ def subject_of(model: LlamaForCausalLM, name: str) -> Subject:
     return Subject(name=name, model=model, tokenizer=None)  # type: ignore[arg-type]
 
 
-def test_it_equals_a_naive_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_equals_a_naive_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(key_tokens, "_LEAST_GAIN", 0.01)  # a model without training gains little anywhere
     monkeypatch.setattr(key_tokens, "_MOST_LOSS", 20.0)
     evaluator, model = tiny_llama(), tiny_llama()
@@ -38,9 +38,13 @@ def test_it_equals_a_naive_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     document = generator.integers(0, evaluator.config.vocab_size, size=125).tolist()
 
     keys = find_key_tokens(
-        subject_of(evaluator, "e"), [document], data="d", contexts=CONTEXTS, longest=LONGEST, stride=STRIDE,
-        max_targets=10**6, settings={},
-    )  # fmt: skip
+        *(subject_of(evaluator, "e"), [document]),
+        contexts=CONTEXTS,
+        longest=LONGEST,
+        max_targets=10**6,
+        folder=tmp_path,
+        about={"data": "d"},
+    )
     result = long_perplexity(subject_of(model, "m"), [document], keys, length=LENGTH, settings={})
 
     ends = range(LONGEST, len(document) + 1, STRIDE)
@@ -81,14 +85,15 @@ def test_contexts_are_doubled() -> None:
     assert ladder(4096, 2048) == [2048, 4096]
 
 
-def test_without_a_key_token_nothing_is_claimed() -> None:
+def test_without_a_key_token_nothing_is_claimed(tmp_path: Path) -> None:
     subject = subject_of(tiny_llama(), "s")
     with torch.no_grad():
         subject.model.lm_head.weight.zero_()
+    documents = [list(range(40))]
     keys = find_key_tokens(
-        subject, [list(range(40))], data="d", contexts=[8, 16], longest=16, stride=4, max_targets=8, settings={}
+        *(subject, documents), contexts=[8, 16], longest=16, max_targets=8, folder=tmp_path, about={"data": "d"}
     )
-    result = long_perplexity(subject, [list(range(40))], keys, length=16, settings={})
+    result = long_perplexity(subject, documents, keys, length=16, settings={})
     assert keys.num_key_tokens == 0 and result.key_tokens is None
     assert result.verdict == "none of 8 tokens needs what lies beyond 8 tokens: give other texts"
 

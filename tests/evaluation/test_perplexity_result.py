@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.evaluation.perplexity import perplexity, perplexity_by_length
-from longlora.evaluation.results import Perplexity
+from longlora.evaluation.text_results import Perplexity
 
 
 def test_standard_error_of_equal_windows_is_that_of_their_means(
@@ -55,6 +55,7 @@ def test_to_dict_is_json_even_where_a_number_is_not_finite() -> None:
         "num_tokens": 3,
         "num_windows": 1,
         "standard_error": None,
+        "window_losses": [],
     }
 
 

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.evaluation.drawing import result_table, write_result
 from longlora.evaluation.perplexity import loss_by_position
-from longlora.evaluation.results import PositionLoss, Positions, reading_stops_at
+from longlora.evaluation.text_results import PositionLoss, Positions, reading_stops_at
 
 HEADER = 8
 

@@ -116,6 +116,10 @@ def test_the_bare_command_measures_reports_and_goes_on(
     short = json.loads((mine / "short" / "short_context.json").read_text())
     assert (short["base"], short["length"]) == (str(base_model), 64)
     assert not (base / "short").exists()
+    for folder in (mine, base):  # the base chose the tokens for both
+        chosen = json.loads((folder / "longppl" / "longppl.json").read_text())
+        assert (chosen["evaluator"], chosen["length"], chosen["short"]) == (str(base_model), 700, 8)
+    assert json.loads((tmp_path / "key_tokens.json").read_text())["longest"] == 700
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Left out" in page and "passkey at 32 tokens" in page and "Short context" in page
 

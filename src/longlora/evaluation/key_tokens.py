@@ -6,18 +6,21 @@ those. Targets are read as for the perplexity by length: the same ones at each c
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from longlora.evaluation.logits import Model
 from longlora.evaluation.perplexity import perplexity_of
-from longlora.evaluation.results import KeyTokens, LongPerplexity
+from longlora.evaluation.results import KeyTokens, LongPerplexity, finished
 from longlora.evaluation.scoring import (
     Document,
     check_longest,
     evenly_spread,
     score_windows,
     token_arrays,
+    usual_stride,
     windows_at_length,
 )
 from longlora.evaluation.subject import Subject
@@ -86,22 +89,27 @@ def find_key_tokens(
     evaluator: Subject,
     documents: Sequence[Document],
     *,
-    data: str,
     contexts: Sequence[int],
     longest: int,
-    stride: int,
     max_targets: int,
-    settings: dict[str, object],
+    folder: Path,
+    about: dict[str, Any],
 ) -> KeyTokens:
-    """Let an evaluator choose among targets that `longest` tokens end at.
+    """Let an evaluator choose among targets that windows of `longest` tokens end at, or read what it chose before.
+
+    The choice is kept in `folder`; `about` says what the texts are, `data` in words and `tokens` by their digest.
 
     Raises:
+        ConfigError: the folder holds another choice.
         DataError, CheckpointError: as `target_losses`.
     """
+    settings = about | {"contexts": list(contexts), "longest": longest, "max_targets": max_targets}
+    if kept := finished(KeyTokens, folder, settings, evaluator.weights):
+        return kept
+    stride = usual_stride(contexts[0])
     losses = [
         target_losses(
-            evaluator.model,
-            documents,
+            *(evaluator.model, documents),
             length=context,
             longest=longest,
             stride=stride,
@@ -110,19 +118,21 @@ def find_key_tokens(
         )
         for context in contexts
     ]
-    return KeyTokens(
+    keys = KeyTokens(
         **evaluator.about(),
-        data=data,
+        data=about["data"],
         contexts=list(contexts),
         stride=stride,
         longest=longest,
         evidence=choose_key_tokens(losses, contexts).tolist(),
         settings=settings,
     )
+    keys.write(folder)
+    return keys
 
 
 def long_perplexity(
-    subject: Subject, documents: Sequence[Document], keys: KeyTokens, *, length: int, settings: dict[str, object]
+    subject: Subject, documents: Sequence[Document], keys: KeyTokens, *, length: int, settings: dict[str, Any]
 ) -> LongPerplexity:
     """Measure a model on the key tokens of an evaluator, given `length` tokens, on the same texts.
 

@@ -18,15 +18,7 @@ from longlora.evaluation.perplexity import (
 )
 from longlora.evaluation.questions import RetrievalTest
 from longlora.evaluation.reader import check_positions
-from longlora.evaluation.results import (
-    KeyTokens,
-    LongPerplexity,
-    PerplexityByLength,
-    Positions,
-    Retrieval,
-    ShortContext,
-    finished,
-)
+from longlora.evaluation.results import LongPerplexity, PerplexityByLength, Positions, Retrieval, ShortContext
 from longlora.evaluation.retrieval import Sweep, retrieve
 from longlora.evaluation.scoring import Document, token_digest, usual_stride
 from longlora.evaluation.short_context import Losses, compare_losses, window_losses
@@ -176,32 +168,23 @@ def measure_long_perplexity(
         raise ConfigError(f"{model_name} does not say what it was made of: name a model with --evaluator")
     contexts = ladder(named_context(evaluator), short)
     length = length or named_context(model_name)
-    longest, stride = max(length, contexts[-1]), usual_stride(contexts[0])
-    settings = {"across_documents": texts.across_documents, "max_targets": max_targets, "contexts": contexts}
 
     def read(name: str) -> tuple[Subject, Sequence[Document], dict[str, Any]]:
         subject = load_subject(name, loading)
         documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
-        return subject, documents, settings | {"tokens": token_digest(documents), "longest": longest}
+        return subject, documents, {"data": texts.description, "tokens": token_digest(documents)}
 
     chooser, documents, about = read(evaluator)
-    keys = finished(KeyTokens, Path(output), about, chooser.weights) or find_key_tokens(
-        chooser,
-        documents,
-        data=texts.description,
-        contexts=contexts,
-        longest=longest,
-        stride=stride,
-        max_targets=max_targets,
-        settings=about,
+    longest, folder = max(length, contexts[-1]), Path(output)
+    keys = find_key_tokens(
+        *(chooser, documents), contexts=contexts, longest=longest, max_targets=max_targets, folder=folder, about=about
     )
-    keys.write(output)
     del chooser
     gc.collect()
     subject, documents, own = read(model_name)
     if own != about:
         raise ConfigError(f"{model_name} reads other tokens than {evaluator} in the same texts: name another evaluator")
-    return long_perplexity(subject, documents, keys, length=length, settings=about)
+    return long_perplexity(subject, documents, keys, length=length, settings=keys.settings | {"length": length})
 
 
 def measure_retrieval(

@@ -363,10 +363,10 @@ def _evenly(depth: float | None, count: int) -> list[float]:
 
 def _values(tokenizer: PreTrainedTokenizerBase, rng: random.Random, count: int) -> list[str]:
     # 9,000 values in at most a handful of sizes: a size with 64 of them is there long before the end.
-    return _alike(tokenizer, numbers(rng, 9000, 4), count)
+    return _alike(tokenizer, numbers(rng, 9000, 4), count, what="numbers of 4 digits")
 
 
-def _alike(tokenizer: PreTrainedTokenizerBase, words: list[str], count: int) -> list[str]:
+def _alike(tokenizer: PreTrainedTokenizerBase, words: list[str], count: int, *, what: str = "names") -> list[str]:
     """Take the first words of one number of tokens, so that their likelihoods can be compared."""
     by_size: dict[int, list[str]] = {}
     for word in words:
@@ -374,7 +374,7 @@ def _alike(tokenizer: PreTrainedTokenizerBase, words: list[str], count: int) -> 
         alike.append(word)
         if len(alike) == count:
             return alike
-    raise ConfigError(f"the tokenizer writes fewer than {count} of {words[0]}, {words[1]}, … with as many tokens each")
+    raise ConfigError(f"the tokenizer writes fewer than {count} {what} with as many tokens each")
 
 
 def _check_range(what: str, number: int, least: int, most: int) -> None:

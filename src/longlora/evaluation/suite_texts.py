@@ -127,25 +127,14 @@ def choose_keys(
     documents, about = _documents(subject, texts, length=max(lengths))
     if len(contexts) < 2 or max(map(len, documents)) < contexts[-1]:
         return None
-    longest = min(max(lengths), max(map(len, documents)))
-    settings = about | {"contexts": contexts, "longest": longest, "max_targets": amount.max_targets}
-    keys = finished(KeyTokens, folder, settings, subject.weights)
-    if keys is None:
-        stride = usual_stride(contexts[0])
-        keys = find_key_tokens(
-            subject,
-            documents,
-            data=about["data"],
-            contexts=contexts,
-            longest=longest,
-            stride=stride,
-            max_targets=max(stride, amount.max_targets),
-            settings=settings,
-        )
-        keys.write(folder)
-    del subject
-    gc.collect()
-    return keys
+    return find_key_tokens(
+        *(subject, documents),
+        contexts=contexts,
+        longest=min(max(lengths), max(map(len, documents))),
+        max_targets=max(usual_stride(contexts[0]), amount.max_targets),
+        folder=folder,
+        about=about,
+    )
 
 
 def _long_perplexity(
