@@ -18,10 +18,8 @@ from longlora.recipes import recipe_names
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in "corpus demo engines evaluation finetuning index install longqa memory plan positions serve use".split()
-    ),
+    *(f"docs/{name}.md" for name in "corpus demo engines evaluation finetuning index install longqa memory".split()),
+    *(f"docs/{name}.md" for name in "plan positions serve use".split()),
     *(path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "docs").glob("quickstart-*.md"))),
 ]
 SHELLS = ("sh", "bash")
