@@ -9,6 +9,7 @@ the planner. Each picture brings its own background, and so reads on a dark page
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def pipeline() -> Any:
     _draw_box(axes, (1, 3), "texts", "longlora corpus\nor any folder", FULL)
     _draw_box(axes, (27, 19), "positions", "rescaled to 32k\n(rope_type)", GROUP)
     _draw_box(axes, (27, 3), "rows of 32k", "packed, with\nboundaries", GROUP)
-    _draw_box(axes, (53, 11), "longlora train", "most steps in groups,\nthe last with all", SHIFTED)
+    _draw_box(axes, (53, 11), "longlora train", "most steps in groups,\nthe last ones dense", SHIFTED)
     _draw_box(axes, (79, 19), "adapter → merged/", "an ordinary model\ndirectory, 32k", SINK)
     _draw_box(axes, (79, 3), "eval · chat · serve", "the model's own\nattention", SINK)
     for start, end in (
@@ -130,13 +131,8 @@ def context() -> Any:
     lengths = [2 ** (power / 4) * 1024 for power in range(12, 37)]  # 8k to 512k
     for panel, model in zip(axes, ("llama-3.2-3b", "qwen3-8b", "mistral-small-24b"), strict=True):
         for name, (changes, color) in _settings(model).items():
-            runs = [
-                PlannedRun(
-                    architecture=find_architecture(model), context_length=round(length), sink_tokens=1, **changes
-                )
-                for length in lengths
-            ]
-            totals = [plan_memory(run).total / GIB for run in runs]
+            run = PlannedRun(architecture=find_architecture(model), context_length=1, sink_tokens=1, **changes)
+            totals = [plan_memory(replace(run, context_length=round(length))).total / GIB for length in lengths]
             panel.plot(lengths, totals, color=color, linewidth=2.2, label=name)
         for card in CARDS:
             memory = find_gpu(card).memory_gib
@@ -159,7 +155,7 @@ def _settings(model: str) -> dict[str, tuple[dict[str, Any], str]]:
     optimized = {"tiled_mlp": find_architecture(model).hidden_size, "offload_checkpoints": True}
     packed = {**optimized, "four_bit": True, "train_embeddings": False}
     return {
-        "LoRA+, nothing switched on": ({}, FULL),
+        "LoRA+ as it comes": ({}, FULL),
         "with tiles and offloading": (optimized, GROUP),
         "in 4 bits as well, embeddings not trained": (packed, SHIFTED),
     }

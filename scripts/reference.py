@@ -142,8 +142,8 @@ def known_models_page() -> str:
     lines = [
         "# Models that are known offline",
         "",
-        "`longlora plan`, `init` and `train --miniature` know their shapes without a network, by any of these names. The tests",
-        "compare parameters with the published totals. What was not read in a source is marked.",
+        "`longlora plan`, `init` and `train --miniature` know their shapes without a network, by any of these names.",
+        "Parameters are compared with published totals by the tests. What was not read in a source is marked.",
         "",
         "| short name | parameters | context | hub names | not verified |",
         "|---|---:|---:|---|---|",

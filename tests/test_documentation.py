@@ -85,8 +85,9 @@ def test_commands_and_options_exist(block: Block, without_places: None) -> None:
             context = parse(whole, words)
         except UsageError as error:
             pytest.fail(f"{block.place}: longlora {shlex.join(words)}: {error.format_message()}")
-        if context.params.get("recipe") in recipe_names():
-            load_recipe(context.params["recipe"], context.params["overrides"] or [])
+        recipe = context.params.get("recipe") or context.params.get("target")  # of `plan`, which takes models as well
+        if recipe in recipe_names():
+            load_recipe(recipe, context.params["overrides"] or [])
 
 
 def test_a_wrong_option_would_be_noticed(without_places: None) -> None:

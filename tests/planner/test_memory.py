@@ -361,3 +361,11 @@ def test_autocast_copies_every_trained_weight_until_the_loss_is_there(llama_7b: 
 def test_values_that_exclude_one_another(llama_7b: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PlannedRun(**{"architecture": llama_7b, "context_length": 8192, **changes})
+
+
+def test_experts_are_not_packed_into_4_bits() -> None:
+    """bitsandbytes packs linear layers, and transformers' experts are none."""
+    shape = find_architecture("qwen3-30b-a3b")
+    run = PlannedRun(architecture=shape, context_length=8192, four_bit=True)
+    frozen = next(item.bytes for item in memory.plan_memory(run).items if item.name == "frozen weights")
+    assert 2 * shape.mlp_parameters < frozen < 2 * shape.num_parameters

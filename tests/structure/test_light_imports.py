@@ -23,6 +23,27 @@ except SystemExit as stop:
 """
 
 
+MISTAKES = """
+import time
+from longlora.cli.main import main
+for command in '''
+    plan nowhere; plan qwen3-8b; plan ./nowhere --context 9; plan tiny-1k lerning_rate=1; train nowhere
+    init tiny --context 512 --memory 4 --data ./nowhere; recipes nowhere; merge ./nowhere ./out; import ./nowhere out
+    eval needle ./nowhere; eval perplexity ./nowhere --data x --out y; chat ./nowhere; web ./nowhere; serve ./nowhere
+    corpus from-pdf ./nowhere --out x; report ./nowhere --out x; demo --nothing; mrege a b
+'''.replace("\\n", ";").split(";"):
+    if not command.split():
+        continue
+    sys.argv = ["longlora", *command.split()]
+    started = time.process_time()
+    try:
+        main()
+    except SystemExit as stop:
+        assert stop.code == 2, (command, stop.code)
+    assert time.process_time() - started < 1, command
+"""
+
+
 def heavy_modules_after(statements: str) -> list[str]:
     """Run statements in a fresh Python and tell which heavy modules that loaded."""
     program = "import sys\n" + statements + REPORT
@@ -40,6 +61,10 @@ def test_import_is_light(name: str) -> None:
 
 def test_help_of_the_command_line_is_light() -> None:
     assert heavy_modules_after(HELP) == []
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_loaded() -> None:
+    assert heavy_modules_after(MISTAKES) == []
 
 
 def test_a_heavy_import_would_be_noticed() -> None:

@@ -67,6 +67,13 @@ def import_weights(
     ] = False,
 ) -> None:
     """Turn published LongLoRA weights into an adapter or a model that other programs read."""
+    from longlora.errors import CheckpointError
+    from longlora.support.files import check_absent
+
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or source.startswith((".", "~"))):
+        raise CheckpointError(f"there is no directory {source}, and it is no name on the hub")
+    check_absent(output)
     from longlora.released import import_released
 
     report = import_released(source, output, base=base, context_length=context, lora_only=lora_only)

@@ -60,15 +60,15 @@ def needed_changes(
         return plan_memory(run).total <= (1 - part_to_keep_free(run) * with_margin) * memory_bytes
 
     taken: list[Change] = []
-    total = plan_memory(run).total
-    for change in _changes(run):
-        if fits(changed(run, taken)):
-            break
-        after = plan_memory(changed(run, [*taken, change])).total
-        if after < (1 - WORTH_NAMING) * total and not settled & change.recipe.keys():
-            taken, total = [*taken, change], after
-    if not fits(changed(run, taken)):
-        return taken
+    tried: set[str] = set()
+    while not fits(current := changed(run, taken)):
+        change = next((change for change in _changes(current) if change.name not in tried), None)
+        if change is None:
+            return taken
+        tried.add(change.name)
+        after = plan_memory(changed(current, [change])).total
+        if after < (1 - WORTH_NAMING) * plan_memory(current).total and not settled & change.recipe.keys():
+            taken.append(change)
     for change in reversed(taken[:-1]):  # the dearest first
         without = [other for other in taken if other is not change]
         if fits(changed(run, without)):
@@ -118,7 +118,7 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
             shared | {"accumulation_steps": steps},
             shared | {"gradient_accumulation_steps": steps},
         )
-    if not full and not run.four_bit and run.strategy != "zero3":
+    if not full and not run.four_bit and run.strategy not in ("zero3", "fsdp2"):  # docs/memory.md: not tested there
         yield Change("4 bits", "frozen weights in 4 bits", {"four_bit": True}, {"quantization": "nf4"})
     yield from _changes_of_what_is_trained(run)
 

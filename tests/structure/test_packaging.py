@@ -1,0 +1,28 @@
+"""What an image and a package are made of is there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_dockerfile_copies_what_is_there_and_starts_the_command() -> None:
+    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE) for name in line.split()]
+    assert {"constraints.txt", "pyproject.toml", "README.md", "LICENSE", "src"} == set(copied)
+    assert [name for name in copied if not (REPOSITORY / name).exists()] == []
+    kept = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {f"!{name}" for name in copied} <= set(kept)
+    (extras,) = re.findall(r'^ARG EXTRAS="(.+)"$', text, flags=re.MULTILINE)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    (started,) = re.findall(r'^ENTRYPOINT \["(.+)"\]$', text, flags=re.MULTILINE)
+    assert started in project["scripts"]
+
+
+def test_the_pictures_that_pages_show_are_there() -> None:
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    shown = [(page, name) for page in pages for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text("utf-8"))]
+    assert len(shown) >= 5
+    assert [(page.name, name) for page, name in shown if not (page.parent / name).exists()] == []
