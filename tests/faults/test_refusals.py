@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests.faults.world import World, epub, fresh_copy
 
+from longlora.cli import main as cli
 from longlora.config import load_recipe
 from longlora.corpus import markup
 from longlora.corpus.extract import Settings, extract
@@ -243,6 +245,40 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, writer: str, kind: str) -> No
     assert refusal.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert str(resource_error(refusal.value)).startswith(f"{target}: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["longlora", "recipes"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    for stream in (sys.stdout, sys.stderr):
+        assert stream is not None
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "longlora: a/b: No space left on device; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "longlora: a/b: Permission denied; choose a place"),
+        (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` says"),
+    ],
+)
+def test_what_the_machine_refuses_is_said_in_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(said) and printed.count("\n") == 1
 
 
 # --- credentials ---
