@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,6 +104,14 @@ def test_json_nested_deeply(tmp_path: Path, name: str, read: object) -> None:
     path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.raises(DataError):
         list(read(str(path)))  # type: ignore[operator]
+
+
+def test_a_parquet_file_whose_texts_are_none(tmp_path: Path) -> None:
+    column = pyarrow.array([b"good", b"\xee bad"]).cast(pyarrow.binary())
+    texts = pyarrow.StringArray.from_buffers(2, *column.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="not valid Parquet"):
+        list(read_documents(str(tmp_path / "a.parquet")))
 
 
 def test_a_line_that_unpacks_to_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
