@@ -10,6 +10,8 @@ OLDEST_TORCH ?=
 # Under how many seeds `make test-seeds` runs each test; TESTS=tests/attention takes a part of them.
 SEEDS ?= 100
 TESTS ?= tests
+# How many of their attacks `make fuzz` and `make faults` do.
+SHARE ?= 1.0
 # Processes that share the tests; torch gets one thread in each.
 WORKERS ?= 2
 # Where `make base-model` puts the model, and how many processes train it.
@@ -33,7 +35,8 @@ FAILURES := build/gpu/tests.jsonl
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest test-seeds docs pictures lint format bench gpu models-page base-model clean
+.PHONY: help demo test fuzz faults test-slow test-oldest test-seeds docs pictures lint format bench gpu models-page \
+  base-model clean
 
 help: ## List these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -52,6 +55,13 @@ test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that
 
 test-seeds: $(DEVELOPMENT) ## Run the tests that take a seed, slow ones too, each under 100 (SEEDS=…, TESTS=…)
 	@$(PYTEST) -n $(WORKERS) -m "slow or not slow" --seeds $(SEEDS) $(TESTS)
+
+fuzz: $(DEVELOPMENT) ## Give 10,170 bad inputs to what reads them (half an hour; SHARE=0.1 a tenth of them)
+	@$(PY) -m tests.faults.campaign inputs --share $(SHARE) --counts build/faults-counts.json
+
+faults: $(DEVELOPMENT) ## Disturb commands by 570 faults and start them again (an hour; SHARE=0.1), then the slow tests of it
+	@$(PY) -m tests.faults.campaign faults --share $(SHARE) --counts build/faults-counts.json
+	@$(PYTEST) -m slow tests/faults
 
 docs: $(DEVELOPMENT) ## Build the documentation site in build/site
 	@$(PY) -m sphinx --fail-on-warning --keep-going -q docs build/site

@@ -26,6 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def attempt(action: Callable[[], str | None], *, seconds: int = HANG_SECONDS) ->
 
 
 def forked(work: Callable[[Any], None], log: Path) -> tuple[list[Any], int, int]:
-    """Do work in a forked process that sends values; give them, its status and the most memory that it took, in bytes."""
+    """Do work in a forked process that sends values; give them, its status and the most memory it took, in bytes."""
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
@@ -102,7 +103,8 @@ def forked(work: Callable[[Any], None], log: Path) -> tuple[list[Any], int, int]
 class Counts:
     """Outcomes by kind, and what was not a message."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self.by_kind: dict[str, Counter[str]] = {}
         self.most_memory_bytes = 0
         REPORT.mkdir(parents=True, exist_ok=True)
@@ -114,9 +116,9 @@ class Counts:
             with (REPORT / "findings.txt").open("a", encoding="utf-8", errors="replace") as file:
                 file.write(f"=== {kind} ({made_by}): {outcome}\n{details}\n")
 
-    def write(self, path: Path, section: str, seed: int) -> None:
+    def write(self, section: str, seed: int) -> None:
         """Put the section's counts into the file, those of kinds that were not attacked this time left as they are."""
-        there = json.loads(path.read_text()) if path.exists() else {}
+        there = json.loads(self._path.read_text()) if self._path.exists() else {}
         from importlib.metadata import version
 
         counts = there.get(section, {}).get("counts", {})
@@ -131,7 +133,8 @@ class Counts:
             "most_memory_gib": round(most, 2),
             "counts": dict(sorted(counts.items())),
         }
-        path.write_text(json.dumps(there, indent=2) + "\n")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(there, indent=2) + "\n")
 
 
 def attack_with_inputs(world: World, counts: Counts, *, share: float, seed: int, kinds: list[str]) -> None:
@@ -153,7 +156,7 @@ def attack_with_inputs(world: World, counts: Counts, *, share: float, seed: int,
                     inputs = Inputs(
                         world, world.root / f"inputs-{kind}-{os.getpid()}", random.Random(f"{seed} {kind} {number}")
                     )
-                    send((number, *attempt(lambda: attack(inputs))))
+                    send((number, *attempt(partial(attack, inputs))))
 
             values, status, memory = forked(work, REPORT / "inputs.log")
             counts.most_memory_bytes = max(counts.most_memory_bytes, memory)
@@ -162,6 +165,7 @@ def attack_with_inputs(world: World, counts: Counts, *, share: float, seed: int,
             todo = todo[len(values) :]
             if status:  # the one after the last that answered ended its process
                 counts.add(kind, "crash", f"status {status}", f"seed {seed}, number {todo.pop(0)}")
+        counts.write("inputs", seed)
         print(f"{kind}: {dict(counts.by_kind[kind])}", flush=True)
 
 
@@ -186,7 +190,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    counts = Counts()
+    counts = Counts(arguments.counts)
     with tempfile.TemporaryDirectory(prefix="longlora-faults-") as folder:
         os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = f"{folder}/home"
         world = World(Path(folder) / "world")
@@ -214,7 +218,7 @@ def main() -> None:
             injected.attack_with_faults(
                 world, counts, **chosen, seconds=arguments.seconds, forked=forked, attempt=attempt
             )
-    counts.write(arguments.counts, arguments.what, arguments.seed)
+    counts.write(arguments.what, arguments.seed)
     total = sum((counter for counter in counts.by_kind.values()), Counter())
     print(f"{total.total()} {arguments.what}: {dict(total)}; at most {counts.most_memory_bytes / 2**30:.2f} GiB")
     sys.exit(any(total[outcome] for outcome in BAD))

@@ -13,8 +13,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -84,10 +84,8 @@ class Fork:
             traceback.print_exc()
         finally:
             for stream in (sys.stdout, sys.stderr):
-                try:
+                with suppress(OSError, ValueError, AttributeError):
                     stream.flush()
-                except (OSError, ValueError, AttributeError):
-                    pass
             os._exit(status)
 
     def wait(self) -> Ended:
@@ -116,10 +114,8 @@ class Fork:
     def signal_after(self, seconds: float, number: int) -> Ended:
         """Send it a signal after some time, and wait until it ends."""
         time.sleep(seconds)
-        try:
+        with suppress(ProcessLookupError):
             os.kill(self.process, number)
-        except ProcessLookupError:
-            pass
         return self.wait()
 
 
@@ -317,7 +313,7 @@ class Attacks:
             _judge(last)
             if last.status or not whole.exists():
                 raise Lost(f"the second start ended with {last.status}: {last.said[-2000:]}")
-        if leftover := [path for path in self.folder.rglob("*.partial*")]:
+        if leftover := list(self.folder.rglob("*.partial*")):
             raise Lost(f"left half-written: {leftover}")
         return "healed"
 
@@ -388,26 +384,26 @@ class Attacks:
 
 
 SHARES = {
-    Attacks.train_sigkill: 80,
-    Attacks.train_sigterm: 40,
-    Attacks.train_sigint: 40,
-    Attacks.train_full_disk: 60,
-    Attacks.train_out_of_memory: 20,
+    Attacks.train_sigkill: 60,
+    Attacks.train_sigterm: 30,
+    Attacks.train_sigint: 30,
+    Attacks.train_full_disk: 40,
+    Attacks.train_out_of_memory: 15,
     Attacks.train_read_only: 10,
-    Attacks.train_strange_output: 20,
-    Attacks.train_damaged_checkpoint: 60,
-    Attacks.train_changed_data: 20,
-    Attacks.train_vanished_data: 20,
+    Attacks.train_strange_output: 50,
+    Attacks.train_damaged_checkpoint: 40,
+    Attacks.train_changed_data: 15,
+    Attacks.train_vanished_data: 15,
     Attacks.train_twice: 10,
-    Attacks.train_streams: 20,
-    Attacks.merge: 30,
-    Attacks.import_weights: 30,
-    Attacks.evaluate: 30,
-    Attacks.corpus: 30,
-    Attacks.report: 20,
+    Attacks.train_streams: 15,
+    Attacks.merge: 50,
+    Attacks.import_weights: 60,
+    Attacks.evaluate: 40,
+    Attacks.corpus: 20,
+    Attacks.report: 50,
     Attacks.chat: 20,
 }
-"""How many of each kind a whole campaign makes: 560."""
+"""How many of each kind a whole campaign makes: 570."""
 
 
 def _judge(ended: Ended, *, refused: bool = False) -> None:
@@ -433,13 +429,6 @@ def _compare(expected: Path, found: Path) -> None:
         raise Lost(f"the losses are others: {curves}")
     if leftover := list(found.rglob("*.partial*")):
         raise Lost(f"left half-written: {leftover}")
-
-
-@contextmanager
-def _timed() -> Iterator[list[float]]:
-    started, taken = time.monotonic(), [0.0]
-    yield taken
-    taken[0] = time.monotonic() - started
 
 
 def prepare(world: World) -> float:
@@ -484,5 +473,6 @@ def attack_with_faults(
         outcome, details = found[0] if found else ("crash", "")
         counts.most_memory_bytes = max(counts.most_memory_bytes, memory)
         counts.add(attack.__name__, outcome, details, f"seed {seed}, number {number}")
+        counts.write("faults", seed)
         done = sum(planned.values()) - sum(left.values())
         print(f"{done}: {attack.__name__} {outcome}, {time.monotonic() - started:.0f} s", flush=True)

@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import random
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from longlora.data import read_conversations, read_documents, tokenize_conversat
 from longlora.errors import CheckpointError, LongLoRAError
 from longlora.evaluation.texts import read_token_file
 from longlora.inference.hosts import Names
-from longlora.merge import merge_adapter
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.load import load_for_inference, load_tokenizer, model_source
 from longlora.planner import GIB, make_plan
@@ -161,7 +159,7 @@ class Inputs:
 
     def markup(self) -> None:
         """A page, an e-book, Markdown or a plain text."""
-        page = b"<html><head><title>T</title></head><body><h1>H</h1><p>the sea was calm</p><table><tr><td>1</td></tr></table></body></html>"
+        page = b"<html><head><title>T</title></head><body><h1>H</h1><p>the sea</p><table><tr><td>1</td></table></html>"
         kinds = {"a.html": page, "a.epub": _epub(), "a.md": b"---\na: b\n---\n# Title\n\ntext", "a.txt": b"text " * 50}
         name = self.chance.choice([*kinds])
         extract(self._file(name, kinds[name]), Settings())
@@ -220,7 +218,10 @@ class Inputs:
 
     def template(self) -> None:
         """A chat template: read with its tokenizer, and used."""
-        good = b"{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        good = (
+            b"{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
+            b"{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        )
         folder = fresh_copy(_only_tokenizer(self.world, self.folder), self.folder / "tokenizer")
         (folder / "chat_template.jinja").write_bytes(damaged(good, self.chance))
         tokenizer = load_tokenizer(str(folder))
@@ -299,22 +300,22 @@ class Inputs:
 SHARES = {
     Inputs.recipe: 2500,
     Inputs.override: 2000,
-    Inputs.table: 2000,
+    Inputs.table: 2500,
     Inputs.conversation: 300,
     Inputs.token_file: 500,
-    Inputs.markup: 1000,
-    Inputs.pdf: 400,
-    Inputs.adapter: 300,
-    Inputs.model: 300,
-    Inputs.published: 200,
-    Inputs.template: 200,
-    Inputs.body: 500,
-    Inputs.record: 300,
-    Inputs.checkpoint_byte: 300,
+    Inputs.markup: 600,
+    Inputs.pdf: 150,
+    Inputs.adapter: 100,
+    Inputs.model: 100,
+    Inputs.published: 80,
+    Inputs.template: 80,
+    Inputs.body: 600,
+    Inputs.record: 150,
+    Inputs.checkpoint_byte: 150,
     Inputs.adapter_byte: 300,
-    Inputs.cache_byte: 200,
+    Inputs.cache_byte: 60,
 }
-"""How many of each kind a whole campaign makes: 11,300."""
+"""How many of each kind a whole campaign makes: 10,170."""
 
 
 def _same_digests(world: World, run: Path) -> bool:
@@ -377,7 +378,7 @@ async def _post(path: str, content: bytes) -> int:
 
 
 def prepare(world: World) -> None:
-    """Make what the attacks begin with: a finished run, an interrupted one, and weights as the original publishes them."""
+    """Make what the attacks begin with: a finished run, an interrupted one, and weights in the original's form."""
     train(world.recipe("finished", max_steps=2))
     world.interrupted("interrupted")
     published = world.root / "published"
@@ -391,7 +392,3 @@ def prepare(world: World) -> None:
     (published / "adapter_config.json").write_bytes(
         (world.root / "finished" / "adapter" / "adapter_config.json").read_bytes()
     )
-
-
-__all__ = ["EXPECTED", "SHARES", "Inputs", "SilentChange", "merge_adapter", "prepare"]
-Attack = Callable[[Inputs], None]

@@ -90,7 +90,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_arrives_at_the_same(
 )
 def test_a_damaged_recipe_of_a_run(run: Path, recipe: Recipe, content: str) -> None:
     (run / "recipe.yaml").write_text(content)
-    with pytest.raises(ConfigError, match="missing or damaged|of another recipe"), open_run(recipe):
+    with pytest.raises(ConfigError, match=r"missing or damaged|of another recipe"), open_run(recipe):
         pass
 
 
@@ -150,7 +150,7 @@ def test_any_byte_of_an_adapter(world: World, tmp_path: Path, chance: random.Ran
         file = flip_a_byte(adapter, chance)
         if file.name == DIGESTS_FILE and noted(adapter) == noted(source):
             continue
-        with pytest.raises(CheckpointError, match="is not as it was written: .*(copy it again|delete its digests)"):
+        with pytest.raises(CheckpointError, match=r"is not as it was written: .*(copy it again|delete its digests)"):
             check_whole(adapter)
     for use in (load_for_inference, lambda path: merge_adapter(path, tmp_path / "merged")):
         with pytest.raises(CheckpointError, match="is not as it was written"):

@@ -5,12 +5,15 @@ import gzip
 import json
 import os
 import resource
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests.faults.world import World, epub, fresh_copy
 
+from longlora.cli import main as cli
 from longlora.config import load_recipe
 from longlora.corpus import markup
 from longlora.corpus.extract import Settings, extract
@@ -102,6 +106,14 @@ def test_json_nested_deeply(tmp_path: Path, name: str, read: object) -> None:
         list(read(str(path)))  # type: ignore[operator]
 
 
+def test_a_parquet_file_whose_texts_are_none(tmp_path: Path) -> None:
+    column = pyarrow.array([b"good", b"\xee bad"]).cast(pyarrow.binary())
+    texts = pyarrow.StringArray.from_buffers(2, *column.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="not valid Parquet"):
+        list(read_documents(str(tmp_path / "a.parquet")))
+
+
 def test_a_line_that_unpacks_to_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_readers, "_MOST_LINE_BYTES", 1 << 16)
     path = tmp_path / "a.jsonl.gz"
@@ -144,29 +156,21 @@ def test_an_e_book_of_many_parts_that_unpack_to_too_much(tmp_path: Path, monkeyp
         extract(path, Settings())
 
 
-def nap(seconds: float) -> str:
-    time.sleep(seconds)
-    return "done"
-
-
-def hold(num_bytes: int) -> int:
-    return len(bytearray(num_bytes))
-
-
 def test_a_call_apart_is_bounded_and_ends_when_told() -> None:
-    limits = {"memory_bytes": 1 << 30}
-    assert call_apart(nap, 0, stop=threading.Event(), seconds=30, memory_bytes=1 << 32) == "done"
-    stop, started = threading.Event(), time.monotonic()
-    threading.Timer(0.3, stop.set).start()
-    with pytest.raises(DataError, match="stopped"):
-        call_apart(nap, 50, stop=stop, seconds=60, **limits)
+    def call(function: Callable[..., object], *arguments: object, seconds: float = 60) -> object:
+        return call_apart(function, *arguments, stop=stop, seconds=seconds, memory_bytes=1 << 30)
+
+    stop = threading.Event()
+    assert call(abs, -3) == 3
     with pytest.raises(DataError, match=r"takes more than 0\.5 s"):
-        call_apart(nap, 50, stop=threading.Event(), seconds=0.5, **limits)
-    assert time.monotonic() - started < 40
+        call(time.sleep, 50, seconds=0.5)
     with pytest.raises(DataError, match=r"more than 1 GiB of memory"):
-        call_apart(hold, 1 << 31, stop=threading.Event(), seconds=30, **limits)
+        call(bytearray, 1 << 31)
     with pytest.raises(DataError, match="crash"):
-        call_apart(os.abort, stop=threading.Event(), seconds=30, **limits)
+        call(os.abort)
+    threading.Timer(0.2, stop.set).start()
+    with pytest.raises(DataError, match="stopped"):
+        call(time.sleep, 50)
 
 
 # --- models ---
@@ -205,7 +209,7 @@ def test_an_import_reads_no_file_outside_its_folder(world: World, tmp_path: Path
 def test_a_template_without_an_end(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "_TEMPLATE_SECONDS", 0.3)
     model = fresh_copy(world.base, tmp_path / "model")
-    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+    loops = "".join(f"{{% for {name} in range(9999) %}}" for name in "abc") + 3 * "{% endfor %}"
     (model / "chat_template.jinja").write_text(loops)
     with pytest.raises(CheckpointError, match=r"does not end within 0\.3 s on three short messages"):
         load_tokenizer(str(model))
@@ -251,6 +255,40 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, writer: str, kind: str) -> No
     assert refusal.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert str(resource_error(refusal.value)).startswith(f"{target}: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["longlora", "recipes"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    for stream in (sys.stdout, sys.stderr):
+        assert stream is not None
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "longlora: a/b: No space left on device; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "longlora: a/b: Permission denied; choose a place"),
+        (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` says"),
+    ],
+)
+def test_what_the_machine_refuses_is_said_in_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(said) and printed.count("\n") == 1
 
 
 # --- credentials ---

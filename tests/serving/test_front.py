@@ -248,3 +248,8 @@ def test_failures_of_transformers_server(ask: Ask, inner: Inner, monkeypatch: py
     assert ask("/v1/completions", TEXT).json()["error"]["message"] == "Unexpected fields"
     monkeypatch.setattr(front_module, "MAX_BODY_BYTES", 10)
     assert ask("/v1/completions", TEXT).status_code == 413
+
+
+def test_a_body_that_is_nested_deeply_is_no_json(ask: Ask) -> None:
+    answer = ask("/v1/chat/completions", "[" * 100_000)
+    assert answer.status_code == 400 and "the body is no JSON" in answer.text

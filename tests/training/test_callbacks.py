@@ -28,8 +28,8 @@ def test_steps_that_are_done_again_are_dropped(tmp_path: Path, torn: str) -> Non
 
 def test_what_is_damaged_is_set_aside_and_the_rest_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
-    damaged = LINES[0] + "\0\0\0\n" + "[1]\n" + '{"step": "2"}\n' + LINES[2]
+    damaged = LINES[0] + "\0\0\0\n" + "[1]\n" + '{"step": "2"}\n{"step": 2, "a": "\\ud800"}\n' + LINES[2]
     path.write_text(damaged, encoding="utf-8")
     assert begin(path, step=3) == [1, 3]
-    assert "3 of its 5 lines cannot be used" in caplog.text
+    assert "4 of its 6 lines cannot be used" in caplog.text
     assert (tmp_path / "damaged-metrics.jsonl").read_text(encoding="utf-8") == damaged

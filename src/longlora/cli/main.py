@@ -114,6 +114,9 @@ app.command("import")(export.import_weights)
 
 def main() -> None:
     """Run the command line; a user's mistake ends with status 2 and a message, an interrupt with 130."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started without, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     logger = logging.getLogger("longlora")
     logger.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stderr)

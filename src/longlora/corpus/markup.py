@@ -141,7 +141,7 @@ def _parts(archive: zipfile.ZipFile, spine: list[str]) -> Iterator[bytes]:
             left -= len(content)
             if left < 0:
                 raise UnreadableFileError(
-                    f"too large: its parts have more than {MOST_BOOK_BYTES // _MIB} MiB; split it"
+                    f"too large: its parts have more than {MOST_BOOK_BYTES // _MIB} MiB together; split it"
                 )
             yield content
 

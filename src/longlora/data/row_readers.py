@@ -285,5 +285,5 @@ def _parquet_rows(path: Path, kind: ItemKind[Any]) -> Iterator[tuple[int, dict[s
             kind.check(file.schema_arrow.names)
             batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=kind.columns)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UnreadableError("not valid Parquet") from error

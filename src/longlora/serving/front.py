@@ -120,7 +120,7 @@ async def _json(request: Request) -> Any:
             raise RequestError(f"the body is larger than {MAX_BODY_BYTES // 2**20} MiB", status=413)
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is no JSON: {error}") from error
 
 

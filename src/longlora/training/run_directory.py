@@ -229,6 +229,7 @@ def _metrics_line(line: bytes) -> dict[str, Any] | None:
         values = json.loads(line)
         numbers = [values["step"], *(values[name] for name in ("loss", "eval_loss", "learning_rate") if name in values)]
         is_usable = all(isinstance(number, (int, float)) for number in numbers)
+        json_line(values).encode()  # half a surrogate pair passes as JSON, but no file takes it
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return values if is_usable else None
