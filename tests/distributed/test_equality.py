@@ -37,7 +37,7 @@ def _settings(path: Path) -> dict[str, Any]:
     return {key: sorted(value) if key == "target_modules" else value for key, value in values.items()}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_processes_are_one(
     train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path, strategy: str
 ) -> None:
@@ -71,6 +71,24 @@ def test_two_processes_share_each_row(
     done = complete(train_command("two", "--strategy", "fsdp2", *TWO, "--sequence-parallel", "2", **changes))
     assert "each row in 2 of 2 processes (fsdp2)" in done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert_same_result(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter", tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_rows_of_another_run(
+    train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Full attention, two rows at a time, the model's own loss, checkpointing, a rate of the embeddings' own."""
+    changes = {
+        "attention": {"pattern": "full"},
+        "per_device_train_batch_size": 2,
+        "chunked_loss": False,
+        "gradient_checkpointing": True,
+        "embedding_learning_rate": 2e-2,
+    }
+    train(parse_recipe({**recipe_values, **changes}))
+    complete(train_command("two", "--strategy", "ddp", *TWO, "--sequence-parallel", "2", **changes))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
     assert_same_result(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter", tolerance=1e-5)
 
 

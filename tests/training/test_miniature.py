@@ -50,6 +50,12 @@ def extension_base(recipe: Recipe) -> int:
     return recipe.rope.base_context or find_architecture(recipe.model_name_or_path).max_position_embeddings
 
 
+@pytest.mark.parametrize(("processes", "sharing"), [(1, 1), (2, 2), (12, 4), (16, 8)])
+def test_as_many_processes_share_a_row_as_there_are(processes, sharing, folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert small("qwen3-8b-longlora-1m", folder).sequence_parallel_size == sharing
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipes_model_has_the_parameters_that_its_plan_counts(name):
     recipe = load_recipe(name)

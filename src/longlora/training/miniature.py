@@ -5,6 +5,7 @@ import copy
 import glob
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from longlora.config import Recipe
+from longlora.distributed import world_size
 from longlora.models.load import load_config, model_source
 from longlora.models.positions import readable_context
 from longlora.planner import find_known_model
@@ -37,8 +39,8 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
     The miniature has the architecture, the ratio of query heads to key-value heads and the kind of positions of its
     model, two layers, at most eight experts, the tiny model's tokenizer and random weights. Every number of tokens
     is divided by the same number, so that the extension has the same factor; what is trained, how and under which
-    strategy stays. Where the recipe's data is not there, the source files of Python's standard library take its
-    place, as texts or as documents that are asked about.
+    strategy stays. No more processes share a row than there are. Where the recipe's data is not there, the source
+    files of Python's standard library take its place, as texts or as documents that are asked about.
 
     Raises:
         CheckpointError: the model's configuration cannot be had.
@@ -70,6 +72,7 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
         "save_steps": NUM_STEPS // 2,
         "warmup_steps": min(recipe.warmup_steps, 1),
         "gradient_accumulation_steps": min(recipe.gradient_accumulation_steps, 2),
+        "sequence_parallel_size": math.gcd(recipe.sequence_parallel_size, world_size()),
     }
     sections: dict[str, dict[str, Any]] = {
         "rope": {"base_context": _divided(base_context, shrink)},
