@@ -3,7 +3,9 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,31 @@ def test_an_unreadable_reply_is_asked_again_with_the_next_seed(make: Make, serve
     summary = make(source=texts / "a-short.txt", seed=7)
     assert summary.num_records == 10
     assert Counter(request["seed"] for request in server.requests) == {7: 5, 8: 5}
+
+
+def test_progress_counts_each_call_once(
+    make: Make, server: ChatServer, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    @contextmanager
+    def bar(description: str, *, total: int, progress: bool) -> Iterator[Callable[[int, str], None]]:
+        yield lambda count, text: counted.append(count)
+        assert sum(counted) == total
+
+    monkeypatch.setattr("longlora.corpus.qa.make.progress_bar", bar)
+    server.answer = lambda request, before: completion("no idea {") if request["seed"] == 7 else scholar(request)
+    make(source=texts / "a-short.txt", seed=7)
+    assert len(counted) == 10 and sum(counted) == 5  # each was asked twice
+
+
+def test_silence_of_the_server_is_said(
+    make: Make, server: ChatServer, texts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("longlora.corpus.qa.asking._SECONDS_OF_SILENCE", 0.02)
+    server.answer = lambda request, before: replace(scholar(request), delay=0.2)
+    assert make(source=texts / "a-short.txt").is_complete
+    assert caplog.text.count("the run waits for the model") == 1
 
 
 def test_unreadable_replies_leave_nothing(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:

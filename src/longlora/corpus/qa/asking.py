@@ -223,7 +223,7 @@ class Caller:
                 raise asyncio.CancelledError
 
     def _say_that_it_waits(self) -> None:
-        logger.warning("no reply for %.0f s; the run waits for the model (--timeout ends a call)", _SECONDS_OF_SILENCE)
+        logger.warning("no reply for %.0f s; the run waits for the model", _SECONDS_OF_SILENCE)
 
     def _write_down(self, call: Call, attempt: Attempt, estimate: int, *, seconds: float) -> None:
         """What the model did not count is estimated."""

@@ -1,0 +1,55 @@
+"""The script that compares our words of PDFs with those of pdfium and poppler sees what is lost."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("_pdf_words")
+    monkeypatch.setattr(module, "by_poppler", lambda path: "\n".join(module.pdfium_pages(path)).replace("\ufffe", ""))
+    return module
+
+
+def test_a_file(script: ModuleType, tmp_path: Path) -> None:
+    printing, articles = importlib.import_module("_reportlab_pages"), importlib.import_module("_articles")
+    printing.print_article(tmp_path / "a.pdf", articles.make_article(1))
+    row = script.measure(tmp_path / "a.pdf")
+    assert row.poor_pages == [] and row.with_left_out > 0.98 > row.in_text
+    assert row.left_out["references"] > 50 and row.has_note
+    report = "\n".join(script.lines_of([row], script._report.provenance(torch.device("cpu"))))
+    assert row.cells in report and "1 files of 1 programs" in report and "Three questions" not in report.splitlines()[0]
+
+
+def test_a_page_that_is_lost(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(tmp_path / "a.pdf"))
+    for word in ("first", "second"):
+        for line in range(9):
+            canvas.drawString(72, 700 - 14 * line, f"the {word} page has line {'abcdefghi'[line] * 4} of many")
+        canvas.showPage()
+    canvas.save()
+    read = script.read_pdf
+
+    def lossy(path: Path) -> object:
+        found = read(path)
+        for paragraph in found.paragraphs:
+            paragraph.lines = [line for line in paragraph.lines if line.page == 1]
+        return found
+
+    monkeypatch.setattr(script, "read_pdf", lossy)
+    assert script.measure(tmp_path / "a.pdf").poor_pages == [2]
+
+
+def test_words(script: ModuleType) -> None:
+    assert script.words_of("Jo\u02dcao's ca\ufb01\u00e9 2") == ["joao", "s", "cafie", "2"]
+    assert script.joined("exam-\nple of well-\nKnown 19-\n20") == "example of wellKnown 19-\n20"
+    assert script.bag("an x of the whole") == {"the": 1, "whole": 1}
