@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from longlora.config import Recipe, apply_overrides, parse_recipe, set_key
+from longlora.errors import ConfigError
 from longlora.planner import (
     GIB,
     Architecture,
@@ -71,10 +72,20 @@ def draft_recipe(
         CheckpointError: the model's configuration cannot be had.
         ConfigError: its shapes are not known, its positions cannot be extended, or an override is wrong.
     """
+    settled = {override.partition("=")[0] for override in overrides}
+    for key in settled:
+        if key in ("model_name_or_path", "context_length") or key.startswith("hardware."):
+            raise ConfigError(
+                f"{key} is not for an override here; use MODEL, --context, --gpus, --memory or --strategy"
+            )
     architecture = find_architecture(model)
+    if architecture.num_sliding_layers == architecture.num_layers:
+        raise ConfigError(
+            f"each layer of {model} has a window of its own ({architecture.sliding_window:,} tokens), so S²-Attn "
+            "would reach none, nor would the model read further; set sliding_window to null in its config.json"
+        )
     values, why = _first_values(architecture, context_length, hardware, data)
     apply_overrides(values, overrides)
-    settled = {override.partition("=")[0] for override in overrides}
     settled |= {"hardware.strategy"} if hardware.strategy else set()
     first, memory_bytes = plan_recipe(parse_recipe(values), hardware), int(hardware.memory_gib * GIB)
     for with_margin in (True, False):  # better to fit only just than to give up more, if nothing keeps the margin
