@@ -1,6 +1,6 @@
 """Compare the demo's methods on texts and settings of one's choice: the tables of docs/log.md.
 
-    python benchmarks/_methods.py OUTPUT --methods "longlora;full attention" learning_rate=2e-3 max_steps=60
+    python benchmarks/_methods.py OUTPUT --methods "recommended;full attention" learning_rate=2e-3 max_steps=60
     python benchmarks/_methods.py OUTPUT --validation BOOKS/validation data.source=BOOKS/train
 
 Not part of `make bench`: each method takes minutes. What follows are overrides of the demo's recipe, as for
@@ -47,7 +47,7 @@ def main() -> None:
         print(json.dumps({"model": name, "overrides": arguments.overrides, "perplexity": values}), flush=True)
 
     report("base", load_for_inference(TINY_MODEL)[0])
-    report("interpolation only", demo.interpolated_base(arguments.output))
+    report("positions only", demo.base_with_positions(arguments.output))
     for name in arguments.methods.split(";"):
         recipe_file = arguments.output / f"{name.replace(', ', '-').replace(' ', '-')}.yaml"
         recipe_file.write_text(dump_recipe(demo.method_recipe(name, arguments.output)), encoding="utf-8")

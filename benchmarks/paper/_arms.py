@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
+from recall_text import write_recall_documents
 from transformers import PreTrainedModel, set_seed
 
 from longlora.config import Recipe, parse_recipe
 from longlora.data import pack_rows, read_documents, tokenize_documents
-from longlora.demo.recall_text import write_recall_documents
 from longlora.demo.walkthrough import SHARED_SETTINGS
 from longlora.models.load import load_for_training, load_tokenizer, model_source
 from longlora.planner.compute import Flops, row_flops

@@ -28,7 +28,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
+sys.path[:0] = [str(HERE), str(HERE.parent), *(str(HERE.parents[1] / folder) for folder in ("src", "scripts"))]
 
 import _arms  # noqa: E402
 import _report  # noqa: E402
@@ -150,13 +150,17 @@ def origin() -> dict[str, Any]:
     }
 
 
+def digest_of(base: str) -> str:
+    """Twelve digits of the SHA-256 of a base's weights."""
+    return hashlib.sha256((Path(model_source(base)) / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
 class Bench:
     """One base, its training rows and its held-out documents."""
 
     def __init__(self, base: str, cache: Path) -> None:
         self.base, self._cache = base, cache
-        weights = Path(model_source(base)) / "model.safetensors"
-        self.digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        self.digest = digest_of(base)
         self.tokenizer = load_tokenizer(model_source(base))
         held_out = read_documents([str(path) for path in standard_library_files("validation")])
         self._held_out = tokenize_documents(held_out, self.tokenizer, cache_dir=cache)["input_ids"]

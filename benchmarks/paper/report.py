@@ -14,7 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
+sys.path[:0] = [str(HERE), str(HERE.parent), *(str(HERE.parents[1] / folder) for folder in ("src", "scripts"))]
 
 import _arms  # noqa: E402
 from _report import markdown_table  # noqa: E402
@@ -22,6 +22,8 @@ from grid import DEPTHS, EQUAL_TOKENS, RATE  # noqa: E402
 
 Row = dict[str, Any]
 TARGET = str(_arms.CONTEXT_LENGTH)
+RIVALS = (20, 30)
+"""Steps of full attention: less than what a finish of 40 % costs in attention, and less than it costs in all."""
 
 
 def main() -> int:
@@ -50,11 +52,9 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     """Make every table of the page, by its name there."""
     return {
         "untrained": _untrained(rows),
-        "equal tokens": _arms_table(rows, positions="yarn", steps=EQUAL_TOKENS),
+        "equal tokens": _arms_table(rows),
+        "recall": _recall_table(rows),
         "fewer steps": _curve(rows),
-        "rates": _rates(rows),
-        "linear": _arms_table(rows, positions="linear", steps=EQUAL_TOKENS),
-        "more steps": _arms_table(rows, positions="yarn", steps=2 * EQUAL_TOKENS),
     }
 
 
@@ -81,44 +81,37 @@ def _untrained(rows: Sequence[Row]) -> str:
 _LENGTHS = ["256", "512", TARGET]
 
 
-def _arms_table(rows: Sequence[Row], *, positions: str, steps: int) -> str:
-    lines = []
-    common = {"positions": positions, "steps": steps, "learning_rate": RATE}
-    rival = {**common, "arm": "full"}
-    [dense, *_] = select(rows, **rival) or [None]
+def _arms_table(rows: Sequence[Row]) -> str:
+    lines, steps = list[list[str]](), EQUAL_TOKENS
+    common = {"positions": "yarn", "learning_rate": RATE}
+    dense = select(rows, **common, steps=steps, arm="full")
     for name in _arms.ARMS:
-        found = select(rows, **{**common, "arm": name})
-        if not found or dense is None:
+        own = {**common, "arm": name, "steps": steps}
+        found = select(rows, **own)
+        if not found or not dense:
             continue
-        differences = paired(rows, {**common, "arm": name}, rival)
-        against = "" if name == "full" else _interval(differences)
-        attention = found[0]["flops_attention"] / dense["flops_attention"]
-        whole = _operations(found[0]) / _operations(dense)
-        line = [name, str(len(found)), f"{attention:.2f}", f"{whole:.2f}", *_perplexities(found), against]
-        lines.append([*line, *_recalls(found)])
-    header = ["arm", "seeds", "attention", "all operations", *_LENGTHS, "nats against full", *DEPTHS]
-    return markdown_table(header, lines)
+        attention = found[0]["flops_attention"] / dense[0]["flops_attention"]
+        whole = _operations(found[0]) / _operations(dense[0])
+        rivals = [_interval(paired(rows, own, {**common, "arm": "full", "steps": each})) for each in RIVALS]
+        lines.append([name, str(len(found)), f"{attention:.2f}", f"{whole:.2f}", *_perplexities(found), *rivals])
+    header = ["arm", "seeds", "attention", "all operations", *_LENGTHS]
+    return markdown_table([*header, *(f"nats against {each} steps of full" for each in RIVALS)], lines)
+
+
+def _recall_table(rows: Sequence[Row]) -> str:
+    found = select(rows, positions="yarn", steps=EQUAL_TOKENS, learning_rate=RATE, seed=0)
+    lines = [[row["arm"], *_recalls([row])] for name in _arms.ARMS for row in found if row["arm"] == name]
+    return markdown_table(["arm", *DEPTHS], lines)
 
 
 def _curve(rows: Sequence[Row]) -> str:
     found = select(rows, arm="full", positions="yarn", learning_rate=RATE)
     lines = [
-        [str(steps), str(len(own)), *_perplexities(own), *_recalls(own)]
+        [str(steps), str(len(own)), *_perplexities(own)]
         for steps in sorted({row["steps"] for row in found})
         for own in [select(found, steps=steps)]
     ]
-    return markdown_table(["steps of full attention", "seeds", *_LENGTHS, *DEPTHS], lines)
-
-
-def _rates(rows: Sequence[Row]) -> str:
-    found = select(rows, positions="yarn", steps=EQUAL_TOKENS, seed=0)
-    rates = sorted({row["learning_rate"] for row in found})
-    lines = []
-    for name in _arms.ARMS:
-        own = [select(found, arm=name, learning_rate=rate) for rate in rates]
-        if sum(map(bool, own)) > 1:
-            lines.append([name, *(_perplexities(each)[-1] if each else "" for each in own)])
-    return markdown_table(["arm", *(f"{rate:g}" for rate in rates)], lines)
+    return markdown_table(["steps of full attention", "seeds", *_LENGTHS], lines)
 
 
 def _operations(row: Row) -> float:
@@ -137,6 +130,8 @@ def _recalls(rows: Sequence[Row]) -> list[str]:
 
 def _interval(differences: Sequence[float]) -> str:
     """The mean, and where there are several seeds the half-width of its 95 % interval (Student's t)."""
+    if not differences:
+        return ""
     mean = statistics.mean(differences)
     if len(differences) < 2:
         return f"{mean:+.4f}"

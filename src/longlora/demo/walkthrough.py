@@ -48,7 +48,7 @@ LENGTHS = (128, 256, 512, 1024, 2048)
 EVALUATION_STRIDE = 64
 EVALUATION_TARGETS = 4096
 RECALL = Sweep(lengths=(256, 512, 1024), depths=(0.0, 0.5), num_trials=10, beyond=True)
-MAX_STEPS = 40
+MAX_STEPS = 80
 SHARED_SETTINGS: dict[str, Any] = {
     "model_name_or_path": TINY_MODEL,
     "context_length": CONTEXT_LENGTH,
@@ -61,7 +61,7 @@ SHARED_SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
-    "warmup_steps": 4,
+    "warmup_steps": 8,
     "save_steps": MAX_STEPS,
     "gradient_checkpointing": False,
     "dtype": "float32",

@@ -1,0 +1,88 @@
+"""The grid of the paper's ablations: its rows lie and cost as they say, and the page says what the rows say."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from datasets import Dataset
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "benchmarks" / "paper"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Load a script of the folder as a module."""
+    for folder in (PAPER, ROOT / "benchmarks", ROOT / "scripts"):
+        monkeypatch.syspath_prepend(str(folder))
+    for name in ("_arms", "grid", "report"):  # other folders have scripts of the same names
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    def module(name: str) -> ModuleType:
+        loaded = importlib.import_module(name)
+        monkeypatch.setitem(sys.modules, name, loaded)
+        return loaded
+
+    return module
+
+
+def test_the_page_says_what_the_rows_say(load) -> None:
+    report = load("report")
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = report.read_rows()
+    assert page == report.with_tables(page, report.tables(rows))
+    assert page.count("<!-- table: ") == page.count("<!-- end -->") >= 3
+    changed = [{**row, "loss": {length: loss + 0.1 for length, loss in row["loss"].items()}} for row in rows]
+    assert page != report.with_tables(page, report.tables(changed))
+
+
+def test_rows_are_all_cells_of_the_grid_and_of_one_base(load) -> None:
+    grid = load("grid")
+    rows = [json.loads(line) for line in (PAPER / "results" / "tiny.jsonl").read_text().splitlines()]
+    cells = list(grid.cells())
+    assert len(cells) == len(set(cells))
+    keys = [grid.Cell(**{name: row[name] for name in grid.Cell.__dataclass_fields__}) for row in rows]
+    assert set(keys) <= set(cells) and len(keys) == len(set(keys))
+    assert {row["base"] for row in rows} == {grid.digest_of("tiny")}
+
+
+def test_arms_see_the_rows_they_name(load) -> None:
+    arms = load("_arms")
+    rows = [{"input_ids": [number] * 1024, "seq_lengths": [300, 724]} for number in range(50)]
+    recall = [{"input_ids": [-1] * 1024, "seq_lengths": [1024]}]
+    laid_out = {
+        name: arms.lay_out(arm, Dataset.from_list(rows), Dataset.from_list(recall), steps=5, seed=3)
+        for name, arm in arms.ARMS.items()
+    }
+    full, cut = laid_out["full"], laid_out["no shift, last 40 % dense"]
+    assert full["input_ids"] == laid_out["S²"]["input_ids"] == cut["input_ids"]
+    assert cut["seq_lengths"][:12] == [[256, 44, 212, 256, 256]] * 12
+    assert cut["seq_lengths"][12:] == full["seq_lengths"][12:] == [[300, 724]] * 8
+    pieces = laid_out["rows of g, last 40 % dense"]
+    assert pieces["input_ids"][12:] == full["input_ids"][12:]
+    assert all(len(set(ids)) > 1 and len(ids) == 1024 for ids in pieces["input_ids"][:12])
+    assert all(sum(lengths) == 1024 and max(lengths) <= 256 for lengths in pieces["seq_lengths"][:12])
+    assert sum(ids[0] == -1 for ids in laid_out["full, with recall text"]["input_ids"]) == 5
+
+
+def test_costs_are_the_planners_and_of_the_layout(load) -> None:
+    arms = load("_arms")
+
+    def cost(name: str, steps: int = 10):
+        arm = arms.ARMS[name]
+        recipe = arms.recipe_of(arm, "tiny", positions="yarn", steps=steps, learning_rate=1e-3, seed=0)
+        return arms.cost(arm, recipe)
+
+    full = cost("full")
+    assert cost("full", 5).attention == full.attention / 2
+    assert {cost(name).linear for name in arms.ARMS} == {full.linear}
+    # Pairs of one head and row: a triangle of 1,024, four of 256, and for shifted heads three of 256 and two of 128.
+    whole, group, half = (tokens * (tokens + 1) / 2 for tokens in (1024, 256, 128))
+    shares = {"no shift": 4 * group, "S²": (4 * group + 3 * group + 2 * half) / 2}
+    for name, pairs in shares.items():
+        assert cost(name).attention / full.attention == pytest.approx(pairs / whole)
+    finished = 0.6 * shares["S²"] / whole + 0.4
+    assert cost("S², last 40 % dense").attention / full.attention == pytest.approx(finished)
