@@ -68,8 +68,8 @@ PDFium may: the shelf and the page read each file in a process of its own and go
 LIMITS = """
 ## What was found and is open
 
-- PDF number 128 of seed 0 kept the search for columns busy for more than 60 s on a machine with ten times as much work as
-  cores. `longlora web` ends such a reading after 120 s; `longlora corpus` waits for it.
+- PDF number 128 of seed 0 kept the search for columns busy for more than 60 s, twice, on a machine with ten times as
+  much work as cores. `longlora web` ends such a reading after 120 s; `longlora corpus` waits for it.
 - The tracebacks that the tables count were mended afterwards, and tests hold them: request bodies and records of a run
   with deep nesting or half a surrogate pair (`tests/serving`, `tests/training`), a command without stdout
   (`tests/faults`). Their kinds have not been attacked again since.
