@@ -71,8 +71,8 @@ LIMITS = """
 - PDF number 128 of seed 0 kept the search for columns busy for more than 60 s, twice, on a machine with ten times as
   much work as cores. `longlora web` ends such a reading after 120 s; `longlora corpus` waits for it.
 - Five tracebacks that the campaigns met were mended, and tests hold them: Parquet texts that are no UTF-8, request
-  bodies nested deeply, half a surrogate pair in a run's record, weights for a tied base, a command without stdout. Their
-  kinds were attacked again since, and those counts stand above.
+  bodies nested deeply, half a surrogate pair in a run's record, weights for a tied base, a command without stdout.
+  Their kinds were attacked again since, and those counts stand above.
 
 ## What is not promised
 
