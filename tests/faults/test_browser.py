@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.inference.test_web import CHROMIUM, ask, browser, served, upload, visit, wait_for_note
-from tests.report.folders import perplexity
+from tests.report.folders import write_retrieval
 
 from longlora.report.write import write_report
 
@@ -51,7 +51,7 @@ def test_nothing_runs_on_the_chat_page(browser: "Browser", address: str, tmp_pat
 
 def test_nothing_runs_in_a_report(browser: "Browser", tmp_path: Path) -> None:
     for number, script in enumerate(SCRIPTS):
-        perplexity(tmp_path / f"evaluated-{number}", model=script)
+        write_retrieval(tmp_path / f"evaluated-{number}", script, {64: 1.0}, weights=str(number))
     page = browser.new_page()
     written = write_report([str(tmp_path / f"evaluated-{number}") for number in range(len(SCRIPTS))], tmp_path / "out")
     page.goto(written.as_uri())
