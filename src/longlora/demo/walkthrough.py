@@ -166,7 +166,9 @@ def _measure_recall(result: DemoResult, subject: Subject, folder: Path) -> None:
 
 def _an_answer(output: Path) -> dict[str, Any]:
     """Find a question at the target length that the recommended model answers and the base does not."""
-    trials = {name: read_json_lines(output / "recall" / name / LOG_FILE)[1:] for name in (RECOMMENDED, "base")}
+    trials: dict[str, list[dict[str, Any]]] = {
+        name: read_json_lines(output / "recall" / name / LOG_FILE)[1:] for name in (RECOMMENDED, "base")
+    }
     for ours, base in zip(trials[RECOMMENDED], trials["base"], strict=True):
         if ours["length"] == CONTEXT_LENGTH and ours["scores"]["generated"] > base["scores"]["generated"]:
             shared = {"expected": ours["expected"][0], "distance": ours["distance"]}
