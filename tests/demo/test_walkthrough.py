@@ -42,7 +42,7 @@ def test_the_report_is_whole(
 
     assert list(report["recall"]) == MODELS
     assert all(list(shares) == ["256", "1024"] for shares in report["recall"].values())
-    assert report["recall"]["base"]["256"] == 1 and report["recall"]["base"]["1024"] < 1
+    assert report["recall"]["base"]["256"] > report["recall"]["base"]["1024"]
     assert report["answers"] == {} or report["answers"]["recommended"] != report["answers"]["base"]
     assert load_recipe(output / "starter.yaml").attention.dense_finish == 0.2
 
