@@ -278,6 +278,7 @@ def test_code_of_the_model_runs_only_where_it_is_allowed(base_model: Path, tmp_p
 
 @pytest.mark.slow
 def test_rulers_tasks_that_need_no_network_are_run(base_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wonderwords", reason="lm_eval[ruler] is not installed")
     options = HarnessOptions(lengths=[4096], limit=1, max_new_tokens=4)
     result = run_harness(str(base_model), ["ruler_vt", "ruler_fwe"], output=tmp_path, options=options)
     assert list(result.tasks) == ["ruler_vt@4096", "ruler_fwe@4096"]
