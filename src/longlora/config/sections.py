@@ -2,8 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationInfo, field_validator, model_validator
 
 from longlora.rope import OPTIONS, RopeType
 from longlora.support.choices import Strategy
@@ -21,13 +20,13 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _check_value(cls, value: Any) -> Any:
+    def _check_value(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what no computer and no file name takes: it would fail later, and less clearly."""
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, (int, float)) and abs(item) > _LARGEST:
-                raise PydanticCustomError("number", f"the number must not exceed {_LARGEST:g}")
+                raise ValueError(f"{info.field_name}: the number must not exceed {_LARGEST:g}")
             if isinstance(item, str) and not _UNWRITABLE.isdisjoint(item):
-                raise PydanticCustomError("text", "the text must not hold NUL or half of a surrogate pair")
+                raise ValueError(f"{info.field_name}: the text must not hold NUL or half of a surrogate pair")
         return value
 
 
