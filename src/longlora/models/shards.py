@@ -85,7 +85,10 @@ def read_index(index: Path) -> dict[str, str]:
     """
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
-        raise CheckpointError(f"{index} lists no files of weights (`weight_map`); download it again")
+        raise CheckpointError(
+            f"{index.parent} is incomplete: every file of {index.name} is missing, for its weight_map lists none; "
+            "download it again"
+        )
     if outside := next((file for file in listed.values() if Path(file).name != file or "\0" in file), None):
         raise CheckpointError(
             f"{index} names {short_repr(outside)}, which is no file of its folder; it is not followed"
