@@ -57,6 +57,8 @@ class Original:
             weights[f"{name}.weight"] = weights[f"{name}.weight"] + ALPHA / RANK * update
         if with_whole:
             weights |= {name: weight[:ROWS] for name, weight in self.whole.items()}
+        if model.config.tie_word_embeddings:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         return scaled(self.base, weights, factor)
 
 
@@ -69,9 +71,9 @@ def scaled(base: Path, weights: dict[str, Tensor], factor: float) -> PreTrainedM
     return model.eval()
 
 
-def train_like_the_original(folder: Path, seed: int, tokenizer_from: Path) -> Original:
+def train_like_the_original(folder: Path, seed: int, tokenizer_from: Path, **config: Any) -> Original:
     """Random numbers where the original trains."""
-    base = save_base(folder, "llama", seed, tokenizer_from, rms_norm_eps=1e-5)
+    base = save_base(folder, "llama", seed, tokenizer_from, rms_norm_eps=1e-5, **config)
     weights = LlamaForCausalLM.from_pretrained(base).state_dict()
     low_rank: dict[str, Tensor] = {}
     for name, weight in weights.items():

@@ -40,6 +40,14 @@ def test_the_published_layout(original: Original, tmp_path: Path, seed: int) -> 
     assert (extension.base_context, extension.context_length, extension.vocabulary_rows) == (64, 1024, None)
 
 
+def test_a_base_whose_output_embedding_is_its_input_embedding(base_model: Path, tmp_path: Path, seed: int) -> None:
+    original = train_like_the_original(tmp_path / "base", seed, base_model, tie_word_embeddings=True)
+    original.whole["model.embed_tokens.weight"] = original.whole["model.embed_tokens.weight"][:-1].clone()
+    import_released(str(publish(original, tmp_path / "x-1k")), tmp_path / "out", base=str(original.base))
+    adapter, _ = load_for_inference(tmp_path / "out", dtype="float32")
+    torch.testing.assert_close(logits(adapter, seed), logits(original.merged(16.0), seed), atol=1e-4, rtol=1e-5)
+
+
 def test_peft_alone_loads_it(original: Original, tmp_path: Path, seed: int) -> None:
     import_released(str(publish(original, tmp_path / "x-1k")), tmp_path / "out", base=str(original.base))
     alone = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(original.base), tmp_path / "out").eval()
