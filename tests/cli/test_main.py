@@ -264,7 +264,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_losses(recipe: Path, tmp_pat
     victim = [*command, f"output_dir={tmp_path / 'killed'}"]
     process = subprocess.Popen(victim, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").glob("checkpoints/*/complete")):
+    while not list((tmp_path / "killed").glob("checkpoints/*/digests.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)

@@ -156,10 +156,9 @@ def test_a_mistake_ends_with_status_2(
     assert not (tmp_path / "recipe.yaml").exists()
 
 
-def test_it_loads_nothing_heavy_and_is_quick() -> None:
+def test_it_loads_nothing_heavy() -> None:
     program = """
-import sys, time
-started = time.process_time()
+import sys
 sys.argv = ["longlora", "plan", "qwen3-8b", "--context", "65536", "--gpu-type", "4090"]
 from longlora.cli.main import main
 try:
@@ -167,7 +166,6 @@ try:
 finally:
     heavy = {"torch", "transformers", "peft", "trl", "datasets", "accelerate"} & set(sys.modules)
     assert not heavy, heavy
-    assert time.process_time() - started < 1
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -152,7 +152,7 @@ def documents_on_disk(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, cache_
 def test_rows_are_written_once_beside_the_documents(documents_on_disk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pack_rows(documents_on_disk(), context_length=16)
     (file,) = (Path(entry["filename"]) for entry in rows.cache_files)
-    assert file.parent == Path(documents_on_disk().cache_files[0]["filename"]).parent
+    assert file.parent.parent == Path(documents_on_disk().cache_files[0]["filename"]).parent
     written = file.stat().st_mtime_ns
     again = pack_rows(documents_on_disk(), context_length=16)
     assert again.cache_files == rows.cache_files

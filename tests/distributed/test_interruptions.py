@@ -62,7 +62,7 @@ def test_one_process_is_killed(
     train(parse_recipe({**recipe_values, **long}))
     command = train_command("two", "--strategy", strategy, *TWO, gradient_accumulation_steps=1, **long)
     process = start(command)
-    wait_until(lambda: bool(list((tmp_path / "two").glob("checkpoints/*/complete"))), process)
+    wait_until(lambda: bool(list((tmp_path / "two").glob("checkpoints/*/digests.json"))), process)
     both = ranks(process)
     both[victim].kill()
     _, err = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -90,7 +90,7 @@ def test_sigterm_saves_and_ends(
     assert process.returncode == 128 + signal.SIGTERM
     assert err.count("of 40 steps are saved; the same command resumes from there") == 1
     assert "Traceback" not in err
-    assert list((tmp_path / "two").glob("checkpoints/*/complete"))
+    assert list((tmp_path / "two").glob("checkpoints/*/digests.json"))
     again = complete(command)
     assert "resuming from" in again.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
@@ -116,7 +116,7 @@ def test_processes_end_with_their_launcher(train_command: TrainCommand, tmp_path
     process.communicate(timeout=TIMEOUT_SECONDS)  # its processes have the pipes too, and end
     gone, alive = psutil.wait_procs(both, timeout=60)
     assert (len(gone), alive) == (2, [])
-    assert list((tmp_path / "two").glob("checkpoints/*/complete"))
+    assert list((tmp_path / "two").glob("checkpoints/*/digests.json"))
 
 
 def test_a_checkpoint_of_fsdp2_goes_on_anywhere(

@@ -37,7 +37,7 @@ def test_a_real_process_saves_and_says_so(values: dict[str, Any], tmp_path: Path
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 143
-    (mark,) = (tmp_path / "run").glob("checkpoints/*/complete")
+    (mark,) = (tmp_path / "run").glob("checkpoints/*/digests.json")
     steps = mark.parent.name.removeprefix("checkpoint-")
     assert f"longlora: SIGTERM: the first {steps} of 5000 steps are saved; the same command resumes from there" in err
     assert "Traceback" not in err
@@ -56,7 +56,7 @@ def test_it_goes_on_with_the_same_losses(
         with pytest.raises(Terminated, match="143") as stopped:
             train(recipe)
     assert stopped.value.message == "the first 4 of 8 steps are saved"
-    assert [path.parent.name for path in tmp_path.glob("run/checkpoints/*/complete")] == ["checkpoint-4"]
+    assert [path.parent.name for path in tmp_path.glob("run/checkpoints/*/digests.json")] == ["checkpoint-4"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     train(recipe)
     assert metrics_of(tmp_path / "run") == pytest.approx(metrics_of(tmp_path / "alone"), abs=1e-6)

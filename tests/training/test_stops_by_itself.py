@@ -142,15 +142,17 @@ def test_in_make_qa(tuned: Tuned) -> None:
 def test_what_is_served_names_every_end(tuned: Tuned, tmp_path: Path) -> None:
     """A server reads the folder as plain transformers does; one that was merged by others gains what it lacks."""
     merged = tuned.places["merged"]
-    own = merged / "generation_config.json"
-    kept = own.read_text()
+    own, digests = merged / "generation_config.json", merged / "digests.json"
+    kept, sealed = own.read_text(), digests.read_text()
     try:
+        digests.unlink()
         own.write_text(json.dumps({"eos_token_id": OTHER_END}))
         with servable(str(merged)) as served:
             assert_ends(generated(served.folder), tuned.end)
         assert json.loads(own.read_text()) == {"eos_token_id": OTHER_END}
     finally:
         own.write_text(kept)
+        digests.write_text(sealed)
     with servable(str(merged)) as served:
         assert (served.folder / "generation_config.json").is_symlink()
 

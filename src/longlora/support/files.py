@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from longlora.errors import CheckpointError, ResourceError
+from longlora.errors import CheckpointError, LongLoRAError, ResourceError
 from longlora.support.digests import flush, seal
 
 
@@ -60,6 +60,8 @@ def output_to(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except LongLoRAError:
+        raise
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
