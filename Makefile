@@ -12,8 +12,8 @@ SEEDS ?= 100
 TESTS ?= tests
 # How many of their attacks `make fuzz` and `make faults` do.
 SHARE ?= 1.0
-# Processes that share the tests; torch gets one thread in each.
-WORKERS ?= 2
+# Processes that share the tests, one more than two cores, for some wait; torch gets one thread in each.
+WORKERS ?= 3
 # Where `make base-model` puts the model, and how many processes train it.
 BASE_MODEL ?= build/base-model
 PROCESSES ?= 2

@@ -84,6 +84,7 @@ def test_no_case_begins_after_the_time_and_one_at_work_leaves_its_row(module, tm
     assert "long" not in module("_session").Session("trial", tmp_path / "cut", seconds=0, dry=True).rows
 
 
+@pytest.mark.slow
 def test_s2_is_compared_with_the_fastest_full_attention(module, session, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = module("_kernels")
     every = list(kernels.cases(dry=True, with_sinks=False))

@@ -51,6 +51,7 @@ def test_the_page_says_what_the_rows_say(load) -> None:
         assert share in page
 
 
+@pytest.mark.slow
 def test_cells_are_measured_once_and_patterns_differ(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "validation"):
         (tmp_path / "texts" / "books" / split).mkdir(parents=True)

@@ -60,6 +60,7 @@ def test_two_processes_are_one(
     assert (start["strategy"], start["processes"]) == (strategy, 2)
 
 
+@pytest.mark.slow  # the same arithmetic by hand is in tests/training/test_sequence_parallel.py
 def test_two_processes_share_each_row(
     train_command: TrainCommand, recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:

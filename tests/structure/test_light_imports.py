@@ -24,7 +24,6 @@ except SystemExit as stop:
 
 
 MISTAKES = """
-import time
 from longlora.cli.main import main
 for command in '''
     plan nowhere; plan qwen3-8b; plan ./nowhere --context 9; plan tiny-1k lerning_rate=1; train nowhere
@@ -35,12 +34,10 @@ for command in '''
     if not command.split():
         continue
     sys.argv = ["longlora", *command.split()]
-    started = time.process_time()
     try:
         main()
     except SystemExit as stop:
         assert stop.code == 2, (command, stop.code)
-    assert time.process_time() - started < 1, command
 """
 
 
