@@ -68,14 +68,16 @@ def write_report(result: DemoResult, output: Path) -> None:
     write_atomically(output / "report.md", report)
     write_atomically(output / "report.json", json.dumps(asdict(result), indent=2) + "\n")
 
-    table = Table(title="Perplexity and recall by context length (tokens)")
-    for number, column in enumerate(header):
-        table.add_column(column, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
     console = Console(highlight=False)
-    console.print(table)
-    console.print(verdict)
+    middle = 1 + len(result.perplexity["base"])  # two tables, for 80 columns do not hold one
+    for title, columns in (("Perplexity", range(1, middle)), ("Recall", range(middle, len(header)))):
+        table = Table("model", title=f"{title} by context length (tokens)")
+        for column in columns:
+            table.add_column(header[column].removeprefix("recall "), justify="right")
+        for row in rows:
+            table.add_row(row[0], *(row[column] for column in columns))
+        console.print(table)
+    console.print(verdict, markup=False)
     console.print(f"\nreport: {output / 'report.md'}   picture: {output / 'perplexity.png'}\n")
     console.print("Next, on a model of your own:")
     for command in commands:
