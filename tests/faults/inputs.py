@@ -141,12 +141,12 @@ class Inputs:
         rows = [self._strange(row) for row in conversations()]
         path = self._file("talk.jsonl", json_lines(rows), whole=True)
         tokenizer = _tokenizer()
+        self._encode(path, tokenizer)
+
+    def _encode(self, path: Path, tokenizer: Any) -> None:
+        cache = self.folder / "cache"
         tokenize_conversations(
-            read_conversations(str(path)),
-            tokenizer,
-            context_length=64,
-            cache_dir=self.folder / "cache",
-            show_progress=False,
+            read_conversations(str(path)), tokenizer, context_length=64, cache_dir=cache, show_progress=False
         )
 
     def token_file(self) -> None:
@@ -226,13 +226,7 @@ class Inputs:
         (folder / "chat_template.jinja").write_bytes(damaged(good, self.chance))
         tokenizer = load_tokenizer(str(folder))
         path = self._file("talk.jsonl", json_lines(conversations()), whole=True)
-        tokenize_conversations(
-            read_conversations(str(path)),
-            tokenizer,
-            context_length=64,
-            cache_dir=self.folder / "cache",
-            show_progress=False,
-        )
+        self._encode(path, tokenizer)
 
     # --- servers ---
 
