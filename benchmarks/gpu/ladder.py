@@ -4,8 +4,10 @@
     python3 benchmarks/gpu/ladder.py attention --out DIR    # S² against the fastest full attention
     python3 benchmarks/gpu/ladder.py steps --out DIR        # training steps of an 8B model, and what was planned
     python3 benchmarks/gpu/ladder.py longest --out DIR      # the longest context that an 8B model trains
+    python3 benchmarks/gpu/ladder.py extend --out DIR --model MODEL --texts FOLDER    # a real one to twice its context
 
-What S² does to a pretrained model is a grid of its own, benchmarks/sink/grid.py.
+What S² does to a pretrained model within its context is a grid of its own, benchmarks/sink/grid.py, and so are
+schedules, benchmarks/paper/grid.py.
 
 Rows go to DIR/STEP-CARD.jsonl, each with the card, the versions and the date. Started again with the same DIR, a step
 goes on with the cases that have no row yet. `--dry` makes everything tiny, to see on a CPU that it runs.
@@ -25,13 +27,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
 def main() -> int:
     """Run one step; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["tests", "attention", "steps", "longest"])
+    parser.add_argument("step", choices=["tests", "attention", "steps", "longest", "extend"])
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="where rows go")
     parser.add_argument("--seconds", type=float, default=170, help="when the step ends (default: 170)")
     parser.add_argument("--dry", action="store_true", help="everything tiny")
     parser.add_argument("--tests", nargs="+", default=[], metavar="PATH", help="`tests`: files or folders (all)")
     parser.add_argument("--workers", type=int, default=14, help="`tests`: processes, with pytest-xdist (14)")
     parser.add_argument("--start", type=int, default=65536, metavar="T", help="`longest`: the first context (65536)")
+    parser.add_argument("--model", type=Path, help="`extend`: a directory (the tiny model)")
+    parser.add_argument("--texts", type=Path, help="`extend`: a folder with */train/* and */validation/* (code)")
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
     if arguments.step == "tests":
@@ -47,6 +51,10 @@ def main() -> int:
         from _kernels import run_attention
 
         run_attention(session)
+    elif arguments.step == "extend":
+        from _extension import run_extension
+
+        run_extension(session, arguments.model, arguments.texts)
     else:
         from _training import run_longest, run_steps
 

@@ -163,7 +163,7 @@ def test_failed_tests_are_written_down_as_they_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # a minute and more each
-@pytest.mark.parametrize("step", ["tests", "attention", "steps", "longest"])
+@pytest.mark.parametrize("step", ["tests", "attention", "steps", "longest", "extend"])
 def test_the_script_runs_dry_to_its_end(step: str, tmp_path: Path) -> None:
     command = [sys.executable, str(LADDER / "ladder.py"), step, "--dry", "--seconds", "400", "--out", str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
