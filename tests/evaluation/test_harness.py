@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from longlora.evaluation.harness_tasks import SHORT_TASKS, check_ruler, plan_cal
 from longlora.evaluation.results import Harness, read_lm_eval, read_metrics
 from longlora.models.load import load_for_inference
 from longlora.models.lora import add_adapter
+from longlora.tiny import tiny_model_directory
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 Run = Callable[..., tuple[int, str, str]]
@@ -277,10 +279,14 @@ def test_code_of_the_model_runs_only_where_it_is_allowed(base_model: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_rulers_tasks_that_need_no_network_are_run(base_model: Path, tmp_path: Path) -> None:
+def test_rulers_tasks_that_need_no_network_are_run(tmp_path: Path) -> None:
     pytest.importorskip("wonderwords", reason="lm_eval[ruler] is not installed")
+    model = tmp_path / "model"  # with a tokenizer to which a chain of variables is less than 4,096 tokens
+    shutil.copytree(tiny_model_directory(), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     options = HarnessOptions(lengths=[4096], limit=1, max_new_tokens=4)
-    result = run_harness(str(base_model), ["ruler_vt", "ruler_fwe"], output=tmp_path, options=options)
+    result = run_harness(str(model), ["ruler_vt", "ruler_fwe"], output=tmp_path / "out", options=options)
     assert list(result.tasks) == ["ruler_vt@4096", "ruler_fwe@4096"]
     for task in result.tasks.values():
         assert (list(task.metrics), task.num_samples, task.lengths, task.num_cut) == (["4096"], 1, [4096], 0)
