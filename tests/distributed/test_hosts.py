@@ -1,6 +1,7 @@
 """Two launchers, as on two machines, with rows that processes of one or of both share: trained, broken off, resumed."""
 
 import random
+import signal
 import socket
 import subprocess
 import time
