@@ -158,6 +158,16 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def tell_launcher(error: BaseException) -> bool:
+    """Leave an exception where the launcher of this process looks for it; False where it will tell the user nothing."""
+    if LAUNCHER_VARIABLE not in os.environ:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    return True
+
+
 def shutdown() -> None:
     """Leave the other processes, if there are any; nothing here works afterwards."""
     import torch.distributed as dist

@@ -5,9 +5,11 @@
     ├── DataError         a text, a folder or a data set is wrong
     ├── CheckpointError   a model or adapter directory is wrong
     ├── ResourceError     a disk takes no more, a place cannot be written, memory ran out
-    └── DivergenceError   the loss stopped being a number
+    ├── DivergenceError   the loss stopped being a number
+    └── LostProcessError  another process of the run is gone
 
-The command line prints the message alone and exits with status 2. Anything else that is raised is a bug of ours.
+The command line prints the message alone and exits with status 2, or 1 where a process was lost. Anything else that is
+raised is a bug of ours.
 """
 
 
@@ -33,6 +35,10 @@ class ResourceError(LongLoRAError):
 
 class DivergenceError(LongLoRAError):
     """Training produced a loss that is not a finite number; the last checkpoint is still good."""
+
+
+class LostProcessError(LongLoRAError):
+    """Another process of the run was killed, crashed or cannot be reached; the last checkpoint is still good."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Four processes over gloo that divide rows by sequence parallelism, and how far they are from one process, as JSON.
 
-Run as a module; `--families` takes a tiny model of each family, else there are Llamas with all kinds of heads. Started
-once for many cases, for the imports take longer than all of them.
+Run as a module; `--families` takes a tiny model of each family, else there are Llamas with all kinds of heads, which
+with `--deepspeed` are divided by its engine and not by ours. Started once for many cases, for the imports take longer
+than all of them.
 """
 
 import copy
@@ -10,7 +11,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
@@ -170,23 +171,51 @@ def of_families(seed: int) -> Iterator[tuple[str, float | str]]:
             yield family.model_type, str(error)
 
 
-def run(rank: int, store: str, seed: int, families: bool) -> None:
+def of_deepspeed(seed: int) -> Iterator[tuple[str, float | str]]:
+    from deepspeed import comm
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp as groups
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+
+    def attach(ours: SequenceParallel, model: PreTrainedModel) -> None:
+        UlyssesSPAttentionHF.register_with_transformers(
+            model, core_attn_implementation="s2", sequence_parallel_size=ours.size, micro_batch_size=1
+        )
+
+    comm.init_distributed("gloo", auto_mpi_discovery=False)
+    source = random.Random(seed)
+    for heads in KINDS_OF_HEADS:
+        for sink_tokens in (0, 1, 4):
+            group_size = source.randint(1, 30)
+            model = make(llama(*heads), Grouping(group_size=group_size, sink_tokens=sink_tokens))
+            rows = [random_row(source) for _ in range(RANKS // 2)]
+            groups._SEQUENCE_PARALLEL_GROUP = groups._SEQUENCE_DATA_PARALLEL_GROUP = None  # made for one model
+            with mock.patch.object(SequenceParallel, "attach", attach):
+                found = difference(model, rows, 2)
+            del ALL_ATTENTION_FUNCTIONS["s2"]  # theirs; below it is ours
+            yield f"{heads} heads, groups of {group_size} and {sink_tokens} sink tokens", found
+
+
+CASES = {"--families": of_families, "--deepspeed": of_deepspeed}
+
+
+def run(rank: int, store: str, seed: int, cases: Callable[[int], Iterator[tuple[str, float | str]]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     torch.manual_seed(seed)  # the same model everywhere
-    results = dict(of_families(seed) if families else of_heads(seed))
+    results = dict(cases(seed))
     if rank == 0:
         print(json.dumps(results))
     dist.destroy_process_group()
 
 
-def main(seed: int, families: bool) -> int:
+def main(seed: int, *options: str) -> int:
     torch.set_num_threads(1)
+    cases = CASES[options[0]] if options else of_heads
     with tempfile.TemporaryDirectory() as folder:
         children = []
         for rank in range(RANKS):
             if (child := os.fork()) == 0:
                 try:
-                    run(rank, f"{folder}/store", seed, families)
+                    run(rank, f"{folder}/store", seed, cases)
                     status = 0
                 except BaseException:
                     sys.excepthook(*sys.exc_info())
@@ -198,4 +227,4 @@ def main(seed: int, families: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), "--families" in sys.argv))
+    sys.exit(main(int(sys.argv[1]), *sys.argv[2:]))

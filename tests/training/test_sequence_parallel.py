@@ -27,7 +27,7 @@ def differences(seed: int, *options: str) -> dict[str, float | str]:
     command = [sys.executable, "-m", "tests.training.ranks_of_a_row", str(seed), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])  # DeepSpeed prints, too
 
 
 def test_rows_of_several_processes_are_those_of_one(seed: int) -> None:
@@ -46,6 +46,14 @@ def test_every_family_is_equal_or_refused(seed: int) -> None:
     too_far = {name: found[name] for name in found.keys() - refused.keys() if found[name] > 1e-5}
     assert too_far == {}, f"seed {seed}"
     assert sum(difference < TOLERANCE for name, difference in found.items() if name not in refused) >= 15
+
+
+@pytest.mark.slow
+def test_deepspeed_divides_the_heads_of_s2_as_well(seed: int) -> None:
+    pytest.importorskip("deepspeed.runtime.sequence_parallel.ulysses_sp", reason="DeepSpeed is not installed")
+    found = differences(seed, "--deepspeed")
+    assert len(found) == 9
+    assert {case: difference for case, difference in found.items() if difference > TOLERANCE} == {}, f"seed {seed}"
 
 
 @pytest.mark.parametrize(("size", "divides"), [(2, True), (4, True), (8, True), (3, False), (6, False), (12, False)])

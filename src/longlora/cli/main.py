@@ -16,7 +16,8 @@ from longlora.cli import chat, doctor, export, train
 from longlora.cli.corpus import corpus
 from longlora.cli.eval_suite import evaluate
 from longlora.cli.options import INTERRUPTED, TERMINATED
-from longlora.errors import LongLoRAError, ResourceError, first_line
+from longlora.distributed import tell_launcher
+from longlora.errors import LongLoRAError, LostProcessError, ResourceError, first_line
 
 app = typer.Typer(
     name="longlora",
@@ -126,14 +127,14 @@ def main() -> None:
         with _mistakes_of_the_machine():
             app()
     except LongLoRAError as error:
-        if not _recorded(error):
+        if not tell_launcher(error):
             print(f"longlora: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, LostProcessError) else 2)
     except SystemExit as end:
         _say_why(end)
         raise
     except Exception as error:
-        if _recorded(error):  # the launcher shows the one traceback that explains the others
+        if tell_launcher(error):  # the launcher shows the one traceback that explains the others
             sys.exit(1)
         raise
     finally:  # who calls this from Python may close the stream afterwards
@@ -190,18 +191,6 @@ def _quiet_libraries() -> None:
 
 def _is_of_use(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_IDLE_RECORDS[record.name])
-
-
-def _recorded(error: Exception) -> bool:
-    """Whether the launcher that started this process tells the user of an error."""
-    from longlora.distributed import LAUNCHER_VARIABLE
-
-    if LAUNCHER_VARIABLE not in os.environ:
-        return False
-    from longlora.training.launch import record_failure
-
-    record_failure(error)
-    return True
 
 
 _KEEPING_NOTHING = {"chat", "web", "serve"}  # commands whose end leaves nothing to resume

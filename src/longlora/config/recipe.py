@@ -134,11 +134,6 @@ class Recipe(Section):
             raise ValueError(f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g}: give one")
         if self.far_target_beyond is not None and not self.far_target_weight:
             raise ValueError(f"far_target_beyond={self.far_target_beyond} needs far_target_weight above 0")
-        if self.far_target_weight and self.sequence_parallel_size > 1:
-            raise ValueError(
-                f"far_target_weight={self.far_target_weight:g} weighs the targets of whole rows, and "
-                f"sequence_parallel_size={self.sequence_parallel_size} divides them: leave one of them out"
-            )
         self._check_trainable()
         return self
 

@@ -43,10 +43,10 @@ def extra_loss(log_probs: torch.Tensor, position_ids: torch.Tensor, weights: tor
     """What weights add to a plain sum of losses, in nats; 0 where all are 1.
 
     Args:
-        log_probs: of the targets, 0 where a token is not learned, (B, T - 1).
-        position_ids: of all tokens, counted from the beginning of their document, (B, T).
+        log_probs: of the targets, 0 where a token is not learned, (B, targets).
+        position_ids: of the tokens before them, counted from the beginning of their document, (B, targets).
         weights: by bucket, as `bucket_weights` has them.
     """
     edges = 2 ** torch.arange(1, len(weights), device=position_ids.device)
-    buckets = torch.bucketize(position_ids[:, :-1] + 1, edges, right=True)  # (B, T - 1)
+    buckets = torch.bucketize(position_ids + 1, edges, right=True)  # (B, targets)
     return -((weights.to(log_probs.device)[buckets] - 1) * log_probs).sum()

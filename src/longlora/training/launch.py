@@ -13,11 +13,11 @@ import torch
 import torch.distributed.run  # with all of its loggers
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from longlora.config import Recipe
 from longlora.distributed import LAUNCHER_VARIABLE, current_strategy, local_world_size
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, LostProcessError
 from longlora.support.choices import Strategy
 
 logger = logging.getLogger("longlora")
@@ -148,11 +148,6 @@ def launcher_arguments(options: dict[str, Any], command: list[str]) -> Namespace
     return launch_command_parser().parse_args([*words, "--module", "longlora.cli", *command])
 
 
-def record_failure(error: BaseException) -> None:
-    """Leave an exception where the launcher, ours or torchrun, looks for it."""
-    get_error_handler().record_exception(error)
-
-
 def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
     """Print the failure that explains the others, and return its status."""
     rank, failure = min(failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp, item[0]))
@@ -165,7 +160,7 @@ def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
         ending = f"process {rank} was ended by {name}{hint}"
         print(f"longlora: {ending}; the same command resumes from the last checkpoint", file=sys.stderr)
     elif isinstance(failure.message, dict):
-        if status == _MISTAKE:
+        if status == _MISTAKE or _follows(failure):
             print(f"longlora: {failure.message['message'].partition(': ')[2]}", file=sys.stderr)
         else:
             print(f"in process {rank}:\n{failure.message['extraInfo']['py_callstack']}", file=sys.stderr)
@@ -176,6 +171,13 @@ def _consequence(failure: ProcessFailure) -> int:
     """How likely a failure only follows from another's: those who lose a partner fail too, or are told to end."""
     if failure.exitcode == _MISTAKE:
         return 0
+    if _follows(failure):
+        return 4
     if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
         return 1
     return 3 if failure.exitcode in (-signal.SIGTERM, _TERMINATED, _INTERRUPTED) else 2
+
+
+def _follows(failure: ProcessFailure) -> bool:
+    """Whether a process ended because another was gone."""
+    return isinstance(failure.message, dict) and failure.message["message"].startswith(LostProcessError.__name__)

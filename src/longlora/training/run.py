@@ -25,6 +25,7 @@ from longlora.support.files import output_to
 from longlora.training.announcements import tell_model, tell_rows
 from longlora.training.callbacks import Sigterm, Terminated, noticing_sigterm
 from longlora.training.checkpoints import load_trained, resumable
+from longlora.training.lost_processes import noticing_lost_processes
 from longlora.training.recipe_rows import read_rows
 from longlora.training.run_directory import RunDirectory, keep_to_data, open_run, step_of
 from longlora.training.run_summary import write_run_summary
@@ -50,12 +51,14 @@ def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
     Raises:
         ConfigError, DataError, CheckpointError: the recipe, the texts or the model cannot be used as they are.
         DivergenceError: the loss stopped being a number.
+        LostProcessError: another process is gone.
         Terminated: SIGTERM has come, and what was trained is in a checkpoint.
     """
     with noticing_sigterm() as sigterm, ExitStack() as stack:
         end_with_launcher()
         arguments = training_arguments(recipe)  # joins the other processes
         silence_other_ranks()
+        stack.enter_context(noticing_lost_processes())
 
         opened = open_run(
             recipe, num_processes=num_processes(), strategy=current_strategy(), merge_follows=merge_follows

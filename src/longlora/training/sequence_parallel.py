@@ -98,10 +98,7 @@ class SequenceParallel:
         return {name: tensor.chunk(self.size, dim=1)[self._index].contiguous() for name, tensor in whole.items()}
 
     def share_rows(self, loader: DataLoader, *, everywhere: bool = False) -> DataLoader:
-        """Let a loader that accelerate has prepared read the same rows in all processes that share them.
-
-        `everywhere`: in all there are.
-        """
+        """Have a loader that accelerate has prepared read the same rows in all that share them, or in all there are."""
         sampler = loader.batch_sampler
         assert isinstance(sampler, BatchSamplerShard)
         count = sampler.num_processes if everywhere else self.size
@@ -109,10 +106,9 @@ class SequenceParallel:
         return loader
 
     def total(self, number: Tensor) -> Tensor:
-        """Add up a number over the processes that share a row."""
-        total = number.clone()
-        dist.all_reduce(total, group=self._group)
-        return total
+        """Add a number up over the processes that share a row, in place."""
+        dist.all_reduce(number, group=self._group)
+        return number
 
 
 class _Exchange(torch.autograd.Function):
@@ -121,17 +117,13 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parts: Float[Tensor, "N ..."], group: Any) -> Float[Tensor, "N ..."]:
         ctx.group = group
-        return _exchanged(parts, group)
+        received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, parts.contiguous(), group=group)
+        return received
 
     @staticmethod
     def backward(ctx: Any, gradients: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, "N ..."], None]:
-        return _exchanged(gradients, ctx.group), None
-
-
-def _exchanged(parts: Float[Tensor, "N ..."], group: Any) -> Float[Tensor, "N ..."]:
-    received = torch.empty_like(parts, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, parts.contiguous(), group=group)
-    return received
+        return _Exchange.apply(gradients, ctx.group), None
 
 
 def check_divisible(model: PreTrainedModel, size: int) -> None:

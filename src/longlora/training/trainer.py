@@ -81,6 +81,10 @@ class ExtensionTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute the loss of one micro-step; while training far targets may weigh more than others."""
+        if self.sequence_parallel and num_items_in_batch is None:
+            # The tokens of a row over those that share it, since the loss is averaged over all processes.
+            learned = self.sequence_parallel.total((inputs["shift_labels"] != IGNORED).sum())
+            num_items_in_batch = learned * self.accelerator.num_processes / self.sequence_parallel.size
         if self.target_weights is None or not model.training:
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
         seen: list[Any] = []  # TRL, asked for outputs, would read all once more for their logits
@@ -89,13 +93,16 @@ class ExtensionTrainer(SFTTrainer):
             loss = self._plain_loss(model, inputs, False, num_items_in_batch)
         finally:
             hook.remove()
-        labels = inputs["labels"][:, 1:]
+        if self.sequence_parallel:
+            labels, before = inputs["shift_labels"], slice(None)
+        else:
+            labels, before = inputs["labels"][:, 1:], slice(-1)
         if self.chunked_loss:
             log_probs = seen[-1].log_probs
         else:
-            logits = seen[-1].logits[:, :-1].transpose(1, 2)  # (B, V, T - 1)
+            logits = seen[-1].logits[:, before].transpose(1, 2)  # (B, V, targets)
             log_probs = -F.cross_entropy(logits.float(), labels, reduction="none")
-        extra = extra_loss(log_probs, inputs["position_ids"], self.target_weights)
+        extra = extra_loss(log_probs, inputs["position_ids"][:, before], self.target_weights)
         if num_items_in_batch is None:
             return loss + extra / (labels != IGNORED).sum().clamp(min=1)
         # The tokens are those of all processes, whose gradients are averaged.
@@ -104,10 +111,6 @@ class ExtensionTrainer(SFTTrainer):
 
     def _plain_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any) -> Any:
         """Compute the loss in pieces by TRL, or from all logits by the model itself."""
-        if self.sequence_parallel and num_items_in_batch is None:
-            # The tokens of a row over those that share it, since the loss is averaged over all processes.
-            learned = self.sequence_parallel.total((inputs["shift_labels"] != IGNORED).sum())
-            num_items_in_batch = learned * self.accelerator.num_processes / self.sequence_parallel.size
         if self.chunked_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["use_cache"] = False
