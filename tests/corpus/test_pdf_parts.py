@@ -260,6 +260,37 @@ def test_a_note_goes_on_at_the_foot_of_the_next_page() -> None:
     assert found[0].endswith("here it ends.") and "there was" not in found[0]
 
 
+@pytest.mark.parametrize("size", [8, 10])  # of type as large as the text's, and smaller
+@pytest.mark.parametrize("edge", ["foot", "head", "foot across"])
+def test_a_broken_word_is_joined_over_lines_that_stand_there_once(edge: str, size: float) -> None:
+    others = [row(line, 40, 0, size=size) for line in ("Submitted to a journal", "in the spring of that year")]
+
+    def placed(*baselines: float) -> list[list[Word]]:
+        rows = zip(others, baselines, strict=True)
+        return [[replace(word, baseline=y, top=y - 8, bottom=y + 2, row=int(y)) for word in words] for words, y in rows]
+
+    body = [row("A text that fills its line quite well, and", 40, 80 + 12 * index) for index in range(4)]
+    rest = [row("ple that goes on and on, and at last it", 40, 80), row("ends here.", 40, 92)]
+    if edge == "foot across":
+        right = [row("A text that fills its line quite well, and", 240, 80 + 12 * index) for index in range(4)]
+        pages = [page(1, *body, *right, row("of it an exam-", 240, 128), *placed(300, 312)), page(2, *rest)]
+    elif edge == "foot":
+        pages = [page(1, *body, row("of it an exam-", 40, 128), *placed(300, 312)), page(2, *rest)]
+    else:
+        pages = [page(1, *body, row("of it an exam-", 40, 128)), page(2, *placed(30, 42), *rest)]
+    found = [it.text for it in read_paragraphs(pages)[0]]
+    assert any(text.endswith("of it an example that goes on and on, and at last it ends here.") for text in found)
+    assert " ".join(found[1:]).endswith("Submitted to a journal in the spring of that year")
+
+
+def test_what_follows_a_word_with_a_hyphen_keeps_its_place() -> None:
+    lines = [
+        row(f"{word} text of its own goes on here.", 40, 220 + 12 * at) for at, word in enumerate(("A", "A", "A", "A"))
+    ]
+    found = paragraphs(row("This ends in a hyphen: pre-", 40, 80), row("A HEADING", 40, 200, size=12), *lines)
+    assert found[:2] == ["This ends in a hyphen: pre-", "A HEADING"]
+
+
 def test_the_number_of_a_note_is_not_that_of_the_page() -> None:
     pages = [
         page(
