@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from longlora.corpus.extract import pdf_notes
 from longlora.corpus.pdf.asides import split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
-from longlora.corpus.pdf.document import find_references, read_paragraphs
+from longlora.corpus.pdf.document import PdfText, find_references, read_paragraphs
 from longlora.corpus.pdf.lines import joined, make_lines
 from longlora.corpus.pdf.margins import without_margins
 from longlora.corpus.pdf.paragraphs import Paragraph, make_paragraphs
@@ -335,3 +336,20 @@ def test_references_end_where_an_appendix_begins() -> None:
 def test_a_chapter_called_references_is_none() -> None:
     assert find_references(listed("References", "This chapter is on how letters refer.", "And so on.")) == range(0)
     assert find_references(listed("Text.", *ENTRIES)) == range(0)
+
+
+@pytest.mark.parametrize(("word", "share"), [("שלום", "40%"), ("سلام", "40%"), ("word", "")])
+def test_a_text_from_right_to_left_is_noted(word: str, share: str) -> None:
+    read = PdfText(
+        text=f"{word} {'abcdef'} 123",
+        title="",
+        num_pages=1,
+        pages_without_text=[],
+        pages_as_they_are=[],
+        paragraphs=[],
+        left_out={},
+    )
+    notes = pdf_notes(read)
+    assert notes == (
+        [f"{share} of the letters are written from right to left: words may be parted or out of order"] if share else []
+    )
