@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _WORDS = r"[A-Za-z][\w' -]*"  # up to a mark or the end of a line
+_MARK = r"[.,;:!?][\"']?"
 _MORE_WORDS = r"[\w' -]*"
 _NAME = r"(?:[Tt]he |(?:Mr|Mrs|Miss|Dr|Sir|Lord|Lady|Captain)\.? )?[A-Z][a-z]+(?: [A-Z][a-z]+)?"
 _TITLES = frozenset("Mr Mrs Miss Dr Sir Lord Lady Captain".split())
@@ -52,32 +53,32 @@ def names_of(text: str) -> frozenset[str]:
 
 
 def _quotations(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """How a sentence goes on: its first words are given; the answer ends at the next mark."""
-    for found in re.finditer(rf"(?<![\w'])({_WORDS})", text):
+    """How a sentence goes on: its first words are given; the answer ends with the next mark."""
+    for found in re.finditer(rf"(?<![\w'])({_WORDS})({_MARK})", text):
         words = found[1].split()
         given = rng.randint(4, 6)
         start = " ".join(words[:given])
         if given + 2 <= len(words) <= given + 6 and text.count(start) == 1:
-            passage = " ".join(words)
+            passage = " ".join(words) + found[2]
             yield Pair(form="quotation", question=f'How does "{start}" go on?', answer=passage, quote=passage)
 
 
 def _speakers(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
     """Who says something."""
-    for found in re.finditer(rf"([^\"\n]{{12,80}}?[,!?])\" ((?:{_SAYING}) ({_NAME}))(?![\w'])", text):
+    for found in re.finditer(rf"([^\"\n]{{12,80}}?[,!?])\" ((?:{_SAYING}) ({_NAME}))([.,;:])", text):
         words = " ".join(found[1].split()[-8:])
         if text.count(words) == 1 and found[3].split()[-1] in names:
-            passage = f'{words}" {found[2]}'
+            passage = f'{words}" {found[2]}{found[4]}'
             yield Pair(form="speaker", question=f'Who says "{words}"?', answer=passage, quote=passage)
 
 
 def _said_of(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
     """What is said of a name that the excerpt has once."""
-    for found in re.finditer(rf"(?<![\w'.])({_NAME}) ([a-z]{_MORE_WORDS})", text):
+    for found in re.finditer(rf"(?<![\w'.])({_NAME}) ([a-z]{_MORE_WORDS})({_MARK})", text):
         last = found[1].split()[-1]
         rest = found[2].split()
         if last in names and 2 <= len(rest) <= 8 and len(re.findall(rf"\b{last}\b", text)) == 1:
-            passage = f"{found[1]} {' '.join(rest)}"
+            passage = f"{found[1]} {' '.join(rest)}{found[3]}"
             yield Pair(form="name", question=f"What is said of {found[1]}?", answer=passage, quote=passage)
 
 
@@ -94,11 +95,11 @@ def _references(text: str, names: frozenset[str], rng: random.Random) -> Iterato
 
 
 def _orders(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """What comes next: the end of a sentence is given; the answer ends at the next one's first mark."""
-    for found in re.finditer(rf"((?:[\w']+[ ,]+){{4}}[\w']+[.!?]) +([A-Z]{_MORE_WORDS})", text):
+    """What comes next: the end of a sentence is given; the answer ends with the next one's first mark."""
+    for found in re.finditer(rf"((?:[\w']+[ ,]+){{4}}[\w']+[.!?]) +([A-Z]{_MORE_WORDS})({_MARK})", text):
         rest = found[2].split()
         if 2 <= len(rest) <= 8 and text.count(found[1]) == 1:
-            passage = f"{found[1]} {' '.join(rest)}"
+            passage = f"{found[1]} {' '.join(rest)}{found[3]}"
             yield Pair(form="order", question=f'What comes after "{found[1]}"?', answer=passage, quote=passage)
 
 

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ SEED = 0
 SHORT, LONG = 430, 1900  # characters of an excerpt: some 180 tokens of prose, which the base reads, and some 850
 PAPER_SCALE = 0.8  # formulas have more tokens
 SHORTEST = 400  # characters; fewer are no document for `corpus check`
-LONG_SHARE = 0.15  # of the training's excerpts
+LONG_SHARE = 0.3  # of the training's excerpts
 SHORT_QUESTIONS, LONG_QUESTIONS = 6, 2  # about one excerpt
+RARE = ("speaker", "reference")  # forms that few excerpts allow
 SPARE_TOKENS = 8  # that an answer may be longer than the right one
 
 ROWS = _report.RESULTS / "document-questions.jsonl"
@@ -66,45 +68,36 @@ Row = dict[str, Any]
 
 
 def make_pairs(folders: Sequence[Path], num_excerpts: int, characters: int, each: int, rng: random.Random) -> list[Row]:
-    """Make pairs in LongAlpaca's form, at most `each` about an excerpt, every form as often as it can be."""
-    pool = [
-        (path, f"{path.name}, excerpt {number} of {characters}", excerpt, names)
-        for path, text, names in _texts(folders)
-        for number, excerpt in enumerate(excerpts(text, round(characters * _scale(path))))
-        if SHORTEST <= len(excerpt) <= 1.1 * characters
-    ]
-    rng.shuffle(pool)
-    counts = Counter[str]()
+    """Make pairs in LongAlpaca's form, `each` about an excerpt or half as many, every form as often as it can be."""
+    pools: dict[str, list[tuple[Path, str, str, frozenset[str]]]] = {form: [] for form in ("", *RARE)}
+    for path, text, names in _texts(folders):
+        size = max(SHORT, round(PAPER_SCALE * characters)) if path.suffix == ".tex" else characters
+        for number, excerpt in enumerate(excerpts(text, size)):
+            if SHORTEST <= len(excerpt) <= 1.05 * characters:
+                rare = next((form for form in RARE if any(FORMS[form](excerpt, names, rng))), "")
+                pools[rare].append((path, f"{path.name}, excerpt {number} of {characters}", excerpt, names))
+    for pool in pools.values():
+        rng.shuffle(pool)
+    counts, taken = Counter[str](), 0
     rows: list[Row] = []
-    wanted = num_excerpts * each / len(FORMS)
-    for path, name, excerpt, names in pool:
-        open_forms = [form for form in FORMS if counts[form] < wanted]
-        found = [pair for form in open_forms for pair in FORMS[form](excerpt, names, rng)]
-        found = [pair for pair in found if _is_proven(excerpt, pair)]
-        for pair in _chosen(found, each, counts, rng):
-            counts[pair.form] += 1
-            rows.append(_row(path, name, excerpt, pair))
-        if len(rows) >= num_excerpts * each:
+    # One of each in turn.
+    for path, name, excerpt, names in (item for both in zip_longest(*pools.values()) for item in both if item):
+        open_forms = [form for form in FORMS if counts[form] < num_excerpts * each / len(FORMS)]
+        found = [pair for form in open_forms for pair in FORMS[form](excerpt, names, rng) if _is_proven(excerpt, pair)]
+        chosen = _chosen(found, each, counts, rng)
+        if len(chosen) < max(1, each // 2):
+            continue
+        counts.update(pair.form for pair in chosen)
+        rows += [_row(path, name, excerpt, pair) for pair in chosen]
+        taken += 1
+        if taken == num_excerpts:
             break
     return rows
-
-
-def _is_proven(excerpt: str, pair: Pair) -> bool:
-    """Tell whether `corpus check` will have nothing against a pair."""
-    quality = Quality()
-    quality.add(
-        CheckedRow(document=excerpt, question=pair.question, answer=pair.answer, provenance={"quotes": [pair.quote]})
-    )
-    return quality.num_proven == quality.num_unique == 1 and not quality.given_away.count
 
 
 def _texts(folders: Sequence[Path]) -> Iterator[tuple[Path, str, frozenset[str]]]:
     for name, text in read_documents([str(folder) for folder in folders]):
         yield Path(name), text, names_of(text)
-
-
-def _scale(path: Path) -> float:
-    return PAPER_SCALE if path.suffix == ".tex" else 1.0
 
 
 def _chosen(found: list[Pair], each: int, counts: Counter[str], rng: random.Random) -> list[Pair]:
@@ -118,6 +111,15 @@ def _chosen(found: list[Pair], each: int, counts: Counter[str], rng: random.Rand
         taken[pair.form] += 1
         chosen.append(pair)
     return chosen
+
+
+def _is_proven(excerpt: str, pair: Pair) -> bool:
+    """Tell whether `corpus check` will have nothing against a pair."""
+    quality = Quality()
+    quality.add(
+        CheckedRow(document=excerpt, question=pair.question, answer=pair.answer, provenance={"quotes": [pair.quote]})
+    )
+    return quality.num_proven == quality.num_unique == 1 and not quality.given_away.count
 
 
 def _row(path: Path, name: str, excerpt: str, pair: Pair) -> Row:
@@ -285,8 +287,8 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("build/document-questions"), help="Folder for pairs and model."
     )
-    parser.add_argument("--excerpts", type=int, default=300, help="Excerpts to train on.")
-    parser.add_argument("--steps", type=int, default=100, help="Steps of some 2,000 tokens.")
+    parser.add_argument("--excerpts", type=int, default=1000, help="Excerpts to train on.")
+    parser.add_argument("--steps", type=int, default=360, help="Steps of some 2,000 tokens.")
     parser.add_argument("--questions", type=int, default=15, help="Held-out questions of each form.")
     parser.add_argument("--dry", action="store_true", help="A few of each, and no results.")
     arguments = parser.parse_args()
