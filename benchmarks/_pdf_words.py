@@ -1,7 +1,8 @@
 """Which words of real PDFs come back, page by page, beside pdfium and poppler?
 
     python benchmarks/_pdf_words.py FOLDER …              # every PDF below, by longlora's reader; a second for 20 pages
-    python benchmarks/_pdf_words.py FOLDER … --name held  # into results/pdf-words-held.md
+    python benchmarks/_pdf_words.py FOLDER … --name held  # into results/pdf-words-held.jsonl and .md
+    python benchmarks/_pdf_words.py                       # the page anew from the rows that are there
 
 Three questions about each file. Words are runs of three letters or more, without case and accents: the single letters
 of formulas are put together differently by every reader.
@@ -14,6 +15,7 @@ of formulas are put together differently by every reader.
 """
 
 import argparse
+import json
 import re
 import shutil
 import statistics
@@ -21,7 +23,7 @@ import subprocess
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import _report
 import pypdfium2
 import torch
 
+from longlora.corpus.extract import pdf_notes
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf.document import read_pdf
 
@@ -87,6 +90,8 @@ class Measured:
     producer: str
     pages: int
     words: int = 0
+    of_poppler: int = 0
+    """Words that poppler has."""
     poor_pages: list[int] = field(default_factory=list)
     least_page: float = 1.0
     in_text: float = 0.0
@@ -122,7 +127,9 @@ def measure(path: Path) -> Measured:
         row.refused = str(error)
         return row
     row.left_out = {kind: len(words) for kind, words in read.left_out.items()}
-    row.has_note = bool(read.left_out or read.pages_as_they_are or read.pages_without_text)
+    row.has_note = bool(pdf_notes(read))
+    if not read.text.strip():
+        row.refused = "without text that training could use"
     aside = Counter(part for words in read.left_out.values() for _, word in words for part in bag(word).elements())
     ours = [Counter[str]() for _ in plain]
     for paragraph in read.paragraphs:
@@ -140,6 +147,7 @@ def measure(path: Path) -> Measured:
             if kept < LEAST and (there - found).total() > 2:
                 row.poor_pages.append(number)
     theirs, own = by_poppler(path), "\n".join(plain).replace("\ufffe", "")
+    row.of_poppler = bag(theirs).total()
     row.in_text = share(bag(read.text), bag(theirs))
     row.with_left_out = share(bag(read.text) + aside, bag(theirs))
     row.of_pdfium = share(bag(own), bag(theirs))
@@ -150,29 +158,46 @@ def measure(path: Path) -> Measured:
 def main() -> None:
     """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="Folders of PDFs.")
+    parser.add_argument("folders", type=Path, nargs="*", help="Folders of PDFs.")
     parser.add_argument("--name", default="", help="Of the report.")
-    parser.add_argument("--output", type=Path, default=_report.RESULTS, help="Folder for the report.")
+    parser.add_argument("--output", type=Path, default=_report.RESULTS, help="Folder for rows and report.")
     arguments = parser.parse_args()
-    if shutil.which("pdftotext") is None:
-        parser.error("pdftotext must be installed (poppler-utils)")
-    origin = _report.provenance(torch.device("cpu"), ("longlora", "pypdfium2"))
+    stem = arguments.output / (f"pdf-words-{arguments.name}" if arguments.name else "pdf-words")
+    rows_file = stem.with_suffix(".jsonl")
+    if arguments.folders:
+        if shutil.which("pdftotext") is None:
+            parser.error("pdftotext must be installed (poppler-utils)")
+        origin = _report.provenance(torch.device("cpu"), ("longlora", "pypdfium2"))
+        rows = measure_all(arguments.folders)
+        lines = [asdict(_report.finished(origin)), *map(asdict, rows)]
+        rows_file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    page = page_of(rows_file)
+    stem.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page.split("\n\n| file")[0])
+
+
+def measure_all(folders: Sequence[Path]) -> list[Measured]:
+    """Measure every PDF that is no longer than a manual."""
     rows = []
-    for path in sorted(path for folder in arguments.folders for path in folder.rglob("*.pdf")):
+    for path in sorted(path for folder in folders for path in folder.rglob("*.pdf")):
         with pypdfium2.PdfDocument(path) as document:
             num_pages = len(document)
         if num_pages <= MOST_PAGES:
             rows.append(measure(path))
             print(rows[-1].cells, flush=True)
-    name = f"pdf-words-{arguments.name}.md" if arguments.name else "pdf-words.md"
-    report = "\n".join(lines_of(rows, _report.finished(origin)))
-    (arguments.output / name).write_text(report + "\n", encoding="utf-8")
-    print(report.split("\n\n| file")[0])
+    return rows
+
+
+def page_of(rows_file: Path) -> str:
+    """Make the page out of the rows."""
+    origin, *rows = (json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines())
+    return "\n".join(lines_of([Measured(**row) for row in rows], _report.Provenance(**origin))) + "\n"
 
 
 def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
     """Write what was measured, and where."""
     read = [row for row in rows if not row.refused]
+    told = [row for row in read if row.of_poppler]
     kinds = Counter[str]()
     for row in read:
         kinds.update(row.left_out)
@@ -181,7 +206,8 @@ def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
         return f"{100 * statistics.median(values):.1f} % at the median, {100 * min(values):.1f} % at least"
 
     poor = sum(len(row.poor_pages) for row in read)
-    silent = [row.name for row in read if row.in_text < 0.9 * row.of_pdfium and not row.has_note]
+    low = [row for row in told if row.in_text < 0.9]
+    silent = [f"{row.name} (pdfium: {row.of_pdfium:.0%})" for row in low if not row.has_note]
     behind = [row.name for row in read if row.with_left_out < row.of_pdfium - 0.02]
     return [
         "# Words of real PDFs",
@@ -189,16 +215,18 @@ def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",
         f"{len(rows)} files of {len({row.producer for row in rows})} programs, {sum(row.pages for row in rows):,} "
-        f"pages, {sum(row.words for row in read):,} words; {len(rows) - len(read)} refused.",
+        f"pages, {sum(row.words for row in read):,} words; {len(rows) - len(read)} refused, "
+        f"{len(read) - len(told)} without a word of poppler's.",
         "",
         f"- Pages with fewer than 98 % of pdfium's words: {poor} of {sum(row.pages for row in read):,}.",
-        f"- Recall of poppler's words, with what is left out: {spread([row.with_left_out for row in read])}; in the "
-        f"text alone: {spread([row.in_text for row in read])}.",
-        f"- Recall of poppler's words by pdfium's plain text: {spread([row.of_pdfium for row in read])}.",
+        f"- Recall of poppler's words, with what is left out: {spread([row.with_left_out for row in told])}; in the "
+        f"text alone: {spread([row.in_text for row in told])}.",
+        f"- Recall of poppler's words by pdfium's plain text: {spread([row.of_pdfium for row in told])}.",
         f"- Runs of six words that poppler or pdfium has too: {spread([row.order for row in read])}.",
         f"- Left out on purpose: {', '.join(f'{count:,} words of {kind}' for kind, count in kinds.most_common())}.",
         f"- Files with fewer of poppler's words than pdfium has, by more than 2 points: {', '.join(behind) or 'none'}.",
-        f"- Files whose text has less than 90 % of that, and no note that says so: {', '.join(silent) or 'none'}.",
+        f"- Files whose text has less than 90 % of poppler's words: {len(low)}; those without a note in their record "
+        f"that says what is missing: {', '.join(silent) or 'none'}.",
         "",
         "| file | program | pages | words | poorest page, % | pages below 98 % | pdfium's recall, % | ours, text "
         "alone | ours | order | left out |",

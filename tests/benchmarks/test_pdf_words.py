@@ -28,6 +28,11 @@ def test_a_file(script: ModuleType, tmp_path: Path) -> None:
     assert row.cells in report and "1 files of 1 programs" in report and "Three questions" not in report.splitlines()[0]
 
 
+def test_the_page_says_what_the_rows_say(script: ModuleType) -> None:
+    rows, page = (script._report.RESULTS / f"pdf-words.{suffix}" for suffix in ("jsonl", "md"))
+    assert page.read_text(encoding="utf-8") == script.page_of(rows)
+
+
 def test_a_page_that_is_lost(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from reportlab.pdfgen.canvas import Canvas
 

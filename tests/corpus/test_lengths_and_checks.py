@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from longlora.cli.main import app
 from longlora.corpus.checking import check_file, percentiles
 from longlora.corpus.near_duplicates import RunIndex
+from longlora.data import read_conversations
 from longlora.errors import DataError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.tiny import tiny_model_directory
@@ -200,10 +201,17 @@ def test_a_page_to_look_at(tmp_path: Path) -> None:
 
 
 def test_whatever_training_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
-    Dataset.from_list([asked(prose(1), "Why?"), asked(prose(2), "Who?")]).save_to_disk(tmp_path / "saved")
-    assert check_file(str(tmp_path / "saved"), tokenizer, progress=False).num_rows == 2
+    rows = Dataset.from_list([asked(prose(1), "Why?"), asked(prose(2), "Who?")])
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict(train=rows).save_to_disk(tmp_path / "splits")
+    (tmp_path / "hub" / "data").mkdir(parents=True)  # a data set of the hub, downloaded as it is
+    rows.to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    (tmp_path / "hub" / "README.md").write_text("---\nlicense: mit\n---\n# A data set")
+    for name in ("saved", "splits", "hub"):
+        trained_on = list(read_conversations(str(tmp_path / name)))
+        assert check_file(str(tmp_path / name), tokenizer, progress=False).num_rows == len(trained_on) == 2
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in "ab":

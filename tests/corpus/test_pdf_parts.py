@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from longlora.corpus.extract import pdf_notes
 from longlora.corpus.pdf.asides import split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
-from longlora.corpus.pdf.document import find_references, read_paragraphs
+from longlora.corpus.pdf.document import PdfText, find_references, read_paragraphs
 from longlora.corpus.pdf.lines import joined, make_lines
 from longlora.corpus.pdf.margins import without_margins
 from longlora.corpus.pdf.paragraphs import Paragraph, make_paragraphs
@@ -260,6 +261,37 @@ def test_a_note_goes_on_at_the_foot_of_the_next_page() -> None:
     assert found[0].endswith("here it ends.") and "there was" not in found[0]
 
 
+@pytest.mark.parametrize("size", [8, 10])  # of type as large as the text's, and smaller
+@pytest.mark.parametrize("edge", ["foot", "head", "foot across"])
+def test_a_broken_word_is_joined_over_lines_that_stand_there_once(edge: str, size: float) -> None:
+    others = [row(line, 40, 0, size=size) for line in ("Submitted to a journal", "in the spring of that year")]
+
+    def placed(*baselines: float) -> list[list[Word]]:
+        rows = zip(others, baselines, strict=True)
+        return [[replace(word, baseline=y, top=y - 8, bottom=y + 2, row=int(y)) for word in words] for words, y in rows]
+
+    body = [row("A text that fills its line quite well, and", 40, 80 + 12 * index) for index in range(4)]
+    rest = [row("ple that goes on and on, and at last it", 40, 80), row("ends here.", 40, 92)]
+    if edge == "foot across":
+        right = [row("A text that fills its line quite well, and", 240, 80 + 12 * index) for index in range(4)]
+        pages = [page(1, *body, *right, row("of it an exam-", 240, 128), *placed(300, 312)), page(2, *rest)]
+    elif edge == "foot":
+        pages = [page(1, *body, row("of it an exam-", 40, 128), *placed(300, 312)), page(2, *rest)]
+    else:
+        pages = [page(1, *body, row("of it an exam-", 40, 128)), page(2, *placed(30, 42), *rest)]
+    found = [it.text for it in read_paragraphs(pages)[0]]
+    assert any(text.endswith("of it an example that goes on and on, and at last it ends here.") for text in found)
+    assert " ".join(found[1:]).endswith("Submitted to a journal in the spring of that year")
+
+
+def test_what_follows_a_word_with_a_hyphen_keeps_its_place() -> None:
+    lines = [
+        row(f"{word} text of its own goes on here.", 40, 220 + 12 * at) for at, word in enumerate(("A", "A", "A", "A"))
+    ]
+    found = paragraphs(row("This ends in a hyphen: pre-", 40, 80), row("A HEADING", 40, 200, size=12), *lines)
+    assert found[:2] == ["This ends in a hyphen: pre-", "A HEADING"]
+
+
 def test_the_number_of_a_note_is_not_that_of_the_page() -> None:
     pages = [
         page(
@@ -304,3 +336,20 @@ def test_references_end_where_an_appendix_begins() -> None:
 def test_a_chapter_called_references_is_none() -> None:
     assert find_references(listed("References", "This chapter is on how letters refer.", "And so on.")) == range(0)
     assert find_references(listed("Text.", *ENTRIES)) == range(0)
+
+
+@pytest.mark.parametrize(("word", "share"), [("שלום", "40%"), ("سلام", "40%"), ("word", "")])
+def test_a_text_from_right_to_left_is_noted(word: str, share: str) -> None:
+    read = PdfText(
+        text=f"{word} {'abcdef'} 123",
+        title="",
+        num_pages=1,
+        pages_without_text=[],
+        pages_as_they_are=[],
+        paragraphs=[],
+        left_out={},
+    )
+    notes = pdf_notes(read)
+    assert notes == (
+        [f"{share} of the letters are written from right to left: words may be parted or out of order"] if share else []
+    )

@@ -22,6 +22,20 @@ FORMS: dict[str, dict[str, Any]] = {
     "prompt of messages": {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
     "prompt of messages, completion of text": {"prompt": MESSAGES[:1], "completion": ANSWER},
     "prompt of text, completion of messages": {"prompt": QUESTION, "completion": MESSAGES[1:]},
+    "sharegpt with text": {"conversations": [{"from": "human", "text": QUESTION}, {"from": "gpt", "text": ANSWER}]},
+    "sharegpt with empty fields": {
+        "conversations": [
+            {"from": "human", "value": QUESTION, "text": None},
+            {"from": "gpt", "value": None, "text": ANSWER},
+        ]
+    },
+    "parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Who "}, {"type": "text", "text": "sails?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]},
+        ]
+    },
+    "a completion that is wanted": {"prompt": QUESTION, "completion": ANSWER, "label": True},
     "sharegpt": {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]},
 }
 
@@ -70,7 +84,22 @@ def test_input_stands_under_the_instruction_and_system_before_it(tmp_path: Path)
         ({"instruction": "a"}, "without the columns of a conversation"),
         ({"messages": []}, "without messages"),
         ({"messages": MESSAGES[:1]}, "without an answer"),
-        ({"messages": [{"role": "user"}]}, "with a message without content in text"),
+        ({"messages": [{"role": "user"}]}, "with a message without content, value or text (its fields: role)"),
+        (
+            {"conversations": [{"from": "human", "words": "4"}]},
+            "with a message without content, value or text (its fields: from, words)",
+        ),
+        ({"conversations": [{"value": "4"}]}, "with a message without role or from (its fields: value)"),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, "with dict instead of text in a message"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]},
+            "with a part of type 'image' in a message; parts of text are read",
+        ),
+        (
+            {"messages": MESSAGES, "chosen": "a", "rejected": "b"},
+            "with a column 'chosen', which is not supported (docs/conversations.md)",
+        ),
+        ({"prompt": "a", "completion": "b", "label": False}, "with the label false: its completion is one not to give"),
         ({"messages": [{"role": "critic", "content": "4"}]}, "with a message of the unknown role 'critic'"),
         ({"instruction": "a", "output": "\ud800"}, "not UTF-8 text"),
     ],
@@ -87,6 +116,12 @@ def test_bad_rows_are_counted_with_the_reason(
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", [{"text": "Call me Ishmael."}])
     with pytest.raises(DataError, match=r"no columns of a conversation \(columns: text\); each row needs messages"):
+        read(source)
+
+
+def test_preferences_are_refused_with_what_can_be_done(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    with pytest.raises(DataError, match=r"those of preferences, which are not trained on: keep chosen alone"):
         read(source)
 
 

@@ -2,18 +2,23 @@
 
 import hashlib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from longlora import __version__
 from longlora.corpus.markup import MarkedText, UnreadableFileError, read_epub, read_html, read_markdown, read_plain
 from longlora.errors import ConfigError, DataError
 from longlora.support.packages import require_package
+
+if TYPE_CHECKING:
+    from longlora.corpus.pdf.document import PdfText
 
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
@@ -44,6 +49,7 @@ _CITATION = re.compile(r"\[\d+(?:[,–-] ?\d+)*\]|\bet al\b|\([A-Z][^()\d]{1,60}
 _FEWEST_CITATIONS = 5
 _WORDS_BETWEEN_CITATIONS = 500
 _LONGEST_PAPER = 40_000  # words, without an abstract
+_FROM_RIGHT_TO_LEFT = 0.05  # of the letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +199,18 @@ def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str]:
     from longlora.corpus.pdf.document import read_pdf
 
     read = read_pdf(path, references=settings.references)
+    marked = MarkedText(
+        text=read.text,
+        title=read.title,
+        num_parts=read.num_pages,
+        notes=tuple(pdf_notes(read)),
+        has_references="references" in read.left_out,
+    )
+    return marked, f", pypdfium2 {version('pypdfium2')}"
+
+
+def pdf_notes(read: "PdfText") -> list[str]:
+    """Say what a reader of a PDF's text should know: what is missing, and what may be wrong."""
     notes = []
     if read.pages_without_text:
         numbers = _page_numbers(read.pages_without_text)
@@ -200,17 +218,18 @@ def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str]:
     if read.pages_as_they_are:
         numbers = _page_numbers(read.pages_as_they_are)
         notes.append(f"pages with pdfium's lines as they are, since ours would part its words: {numbers}")
+    if (share := _share_from_right_to_left(read.text)) > _FROM_RIGHT_TO_LEFT:
+        notes.append(f"{share:.0%} of the letters are written from right to left: words may be parted or out of order")
     if read.left_out:
         kinds = ", ".join(f"{len(words)} words of {kind}" for kind, words in read.left_out.items())
         notes.append(f"left out: {kinds}")
-    marked = MarkedText(
-        text=read.text,
-        title=read.title,
-        num_parts=read.num_pages,
-        notes=tuple(notes),
-        has_references="references" in read.left_out,
-    )
-    return marked, f", pypdfium2 {version('pypdfium2')}"
+    return notes
+
+
+def _share_from_right_to_left(text: str) -> float:
+    letters = {letter: count for letter, count in Counter(text).items() if letter.isalpha()}
+    turned = sum(count for letter, count in letters.items() if unicodedata.bidirectional(letter) in ("R", "AL"))
+    return turned / max(1, sum(letters.values()))
 
 
 def _page_numbers(numbers: Sequence[int]) -> str:

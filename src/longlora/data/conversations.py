@@ -25,6 +25,9 @@ _CALLING_ROLES = ("function_call", "tool_call")
 # Whether a message is learned, in the words of OpenAI and axolotl, of axolotl, and of ms-swift.
 _WEIGHTS = ("weight", "train", "loss")
 
+# What is said, in the words of chat templates, of ShareGPT, and of a variant of it.
+_CONTENTS = ("content", "value", "text")
+
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 # Columns and fields that would change what is learned, and are not followed here.
@@ -108,6 +111,8 @@ def _said(role: str, text: str) -> Message:
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     """Read a prompt, whose answers are not learned, and its completion; each a text or messages."""
+    if row.get("label") is False:  # KTO's word, which nothing else of such a row says
+        raise UnusableError("with the label false: its completion is one not to give")
     prompt, completion = row["prompt"], row["completion"]
     asked = (_said("user", prompt),) if isinstance(prompt, str) else _messages(prompt)
     asked = tuple({**message, "weight": 0} if message["role"] == "assistant" else message for message in asked)
@@ -136,33 +141,43 @@ def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise UnusableError("with a message that is no object")
     given = {key: field for key, field in value.items() if field is not None}
+    fields = ", ".join(map(str, given)) or "none"
     role_key = "role" if "role" in given else "from"
-    content_key = "content" if "content" in given or "value" not in given else "value"
-    speaker = str(given.pop(role_key, None))
+    if role_key not in given:
+        raise UnusableError(f"with a message without role or from (its fields: {fields})")
+    speaker = str(given.pop(role_key))
     role = _ROLES.get(speaker)
     if role is None:
         raise UnusableError(f"with a message of the unknown {role_key} {speaker!r}")
-    content = given.pop(content_key, "" if role == "assistant" and given.get("tool_calls") else None)
+    content_key = next((key for key in _CONTENTS if key in given), None)
+    if content_key is None and not (role == "assistant" and given.get("tool_calls")):
+        raise UnusableError(f"with a message without content, value or text (its fields: {fields})")
+    content = given.pop(content_key) if content_key else ""
     if speaker in _CALLING_ROLES:
         given["tool_calls"], content = _json(content, f"with a {speaker} that is not JSON"), ""
     for name in _UNSUPPORTED_FIELDS:
         if given.pop(name, None):
             raise UnusableError(f"with a message's {name}, which is not supported (docs/conversations.md)")
     said = {name: field for name, field in given.items() if not _is_empty(field)}
-    message = {"role": role, "content": _content(content, content_key), **said}
+    message = {"role": role, "content": _content(content), **said}
     return _with_reasoning(_with_calls(_with_weight(message)))
 
 
-def _content(content: Any, key: str) -> str:
+def _content(content: Any) -> str:
     """Take a text, or the texts of a list of parts."""
     if isinstance(content, str):
         return content
-    if isinstance(content, Sequence):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if texts and len(texts) == len(parts):
-            return "".join(texts)
-    raise UnusableError(f"with a message without {key} in text")
+    if not isinstance(content, Sequence):
+        raise UnusableError(f"with {type(content).__name__} instead of text in a message")
+    return "".join(_part(part) for part in content)
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        raise UnusableError(f"with a part of type {kind!r} in a message; parts of text are read")
+    return text
 
 
 def _with_weight(message: Message) -> Message:
@@ -253,6 +268,17 @@ def _no_conversation(text: str) -> Conversation:
     raise UnreadableError("no table of conversations (JSON, JSONL or Parquet)")
 
 
+def _missing(columns: set[str]) -> str:
+    if _form(columns):
+        return ""
+    if {"chosen", "rejected"} <= columns:
+        return (
+            "columns of a conversation but those of preferences, which are not trained on: keep chosen alone, as "
+            "completion beside prompt or, if it is a list, as messages"
+        )
+    return "columns of a conversation"
+
+
 _REMEDY = (
     "each row needs messages, instruction and output, prompt and completion, or conversations (docs/conversations.md)"
 )
@@ -260,7 +286,7 @@ CONVERSATIONS = ItemKind(
     name="conversation",
     remedy=_REMEDY,
     column_remedy=_REMEDY,
-    missing=lambda columns: "" if _form(columns) else "columns of a conversation",
+    missing=_missing,
     of_row=_conversation,
     of_text=_no_conversation,
 )

@@ -14,6 +14,7 @@ _INDENT = 0.7  # sizes of type
 _ROOM = 0.6  # sizes of type that must be left beside a word before it is said to have had room
 _OTHER_SIZE = 0.08
 _SAME_EDGE = 2.0  # points
+_MOST_LINES_OF_A_FOOT = 3
 _NEIGHBOURS = 6  # lines that tell the edges of a column at some place of it
 _ITEM = re.compile(r"[•‣◦▪■●–*]\s|\(?(\d{1,3}|[a-z]|[ivx]{1,5})[.)]\s|\[\w+\]\s")
 _KINDS = {"Fig": "Figure", "Tab": "Table"}
@@ -40,14 +41,20 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
     note: Paragraph | None = None
     for block in blocks:
         if block.kind == "body":
-            for number, piece in enumerate(_pieces(block.lines)):
-                # Within a block the ends of paragraphs are known; its first piece may belong to the one before.
-                if number == 0 and running is not None and _goes_on(running, piece):
+            pieces = list(_pieces(block.lines))
+            may_go_on = (
+                True  # within a block the ends of paragraphs are known; its first piece may belong to the one before
+            )
+            for number, piece in enumerate(pieces):
+                if running is not None and _parts_word(running, pieces, number):
+                    waiting.append(piece)
+                elif may_go_on and running is not None and _goes_on(running, piece):
                     running.lines.extend(piece.lines)
                     running.ends_short = piece.ends_short
-                    continue
-                paragraphs += [*waiting, piece]
-                waiting, running = [], piece
+                    may_go_on = False
+                else:
+                    paragraphs += [*waiting, piece]
+                    waiting, running, may_go_on = [], piece, False
         elif block.kind == "footnote":
             for lines in split(block.lines, lambda _, line: note_mark(line) is not None):
                 if note_mark(lines[0]) is None and note is not None:
@@ -165,6 +172,22 @@ def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
     if last.text[-1:] in "-\u00ad" or first.text[:1].islower():
         return True
     return not piece.is_indented and not running.ends_short
+
+
+def _parts_word(running: Paragraph, pieces: Sequence[Paragraph], number: int) -> bool:
+    """Tell a foot below the first part of a broken word, or a head above the second: those that come but once stay."""
+    last, first = running.lines[-1], pieces[number].lines[0]
+    if last.text[-1:] not in "-\u00ad" or _goes_on_in_word(last, first):
+        return False
+    if first.page == last.page:
+        is_below = first.baseline > last.baseline
+        return is_below and sum(len(piece.lines) for piece in pieces[number:]) <= _MOST_LINES_OF_A_FOOT
+    is_short = len(pieces[number].lines) <= _MOST_LINES_OF_A_FOOT
+    return number == 0 and is_short and len(pieces) > 1 and _goes_on_in_word(last, pieces[1].lines[0])
+
+
+def _goes_on_in_word(last: Line, first: Line) -> bool:
+    return first.text[:1].islower() and not _is_other_type(last, first)
 
 
 def _write_texts(paragraphs: Sequence[Paragraph], blocks: Sequence[Block]) -> None:
