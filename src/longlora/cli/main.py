@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -119,7 +119,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     logger = logging.getLogger("longlora")
     logger.setLevel(logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     logger.handlers = [handler]
     _quiet_libraries()
     try:
@@ -138,6 +138,14 @@ def main() -> None:
         raise
     finally:  # who calls this from Python may close the stream afterwards
         logger.removeHandler(handler)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at that moment: while a progress bar is drawn, to the lines above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
