@@ -67,8 +67,9 @@ docs: $(DEVELOPMENT) ## Build the documentation site in build/site
 	@$(PY) -m sphinx --fail-on-warning --keep-going -q docs build/site
 	@echo "build/site/index.html"
 
-pictures: $(RUNTIME) ## Draw the pictures of README and docs anew
+pictures: $(RUNTIME) ## Draw the pictures of README and docs, and record the terminal
 	@$(PY) scripts/pictures.py
+	@$(PY) scripts/recording.py
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the direction of imports
 	@$(PY) -m ruff check

@@ -46,7 +46,7 @@ def recipe_page() -> str:
     lines = [
         "# Recipe keys",
         "",
-        "Any of them can be changed on the command line: `longlora train recipe.yaml KEY=VALUE`.",
+        "Any key can be overridden on the command line: `longlora train recipe.yaml KEY=VALUE`.",
         "",
     ]
     for name, value in schema["properties"].items():
@@ -99,7 +99,7 @@ def commands_page() -> str:
             )
             shown = (
                 ""
-                if parameter.default in (None, ...) or callable(parameter.default)
+                if parameter.default in (None, ..., "", False) or callable(parameter.default)
                 else f" Default: `{parameter.default}`."
             )
             lines += [f"`{names}`", f": {' '.join(help_text.split())}{shown}", ""]
@@ -121,7 +121,7 @@ def python_page() -> str:
     lines = [
         "# Python",
         "",
-        "All of these are names of `longlora`. Importing the package registers the attention `s2` with transformers.",
+        "All of these are attributes of `longlora`. Importing it registers the attention `s2` with transformers.",
         "",
     ]
     for name in longlora.__all__:
@@ -140,10 +140,10 @@ def python_page() -> str:
 def known_models_page() -> str:
     """Every model that `longlora plan` knows without the hub."""
     lines = [
-        "# Models that are known offline",
+        "# Models known offline",
         "",
-        "`longlora plan`, `init` and `train --miniature` know their shapes without a network, by any of these names.",
-        "Parameters are compared with published totals by the tests. What was not read in a source is marked.",
+        "`longlora plan`, `init` and `train --miniature` know these shapes without a network, by any of the names.",
+        "The tests compare parameter counts with published totals. Values that were not found in a source are marked.",
         "",
         "| short name | parameters | context | hub names | not verified |",
         "|---|---:|---:|---|---|",

@@ -68,3 +68,26 @@ def test_trl_with_packed_documents(base_model, tmp_path, monkeypatch, cuts_of_tr
     assert {tuple(sorted(cuts.unshifted)) for cuts in cuts_of_training} == {(64,) * 4, (37, 41, 45, 64)}
     report = merge_adapter(output, tmp_path / "merged")
     assert report.largest_difference < 1e-4
+
+
+def test_cells_for_one_gpu(tmp_path, monkeypatch, capsys):
+    """The cells run in order, with fewer texts, steps and questions."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = (EXAMPLES / "one_gpu.py").read_text(encoding="utf-8")
+    smaller = {
+        'standard_library_files("train")': 'standard_library_files("train")[:4]',
+        "CONTEXT = 1024": "CONTEXT = 512",
+        "max_steps=30": "max_steps=1",
+        "gradient_accumulation_steps=8": "gradient_accumulation_steps=1",
+        "lengths=[CONTEXT // 4, CONTEXT // 2, CONTEXT]": "lengths=[CONTEXT], depths=[0.5]",
+        "num_trials=3": "num_trials=1",
+        "max_new_tokens=60": "max_new_tokens=2",
+    }
+    for shown, used in smaller.items():
+        assert shown in text
+        text = text.replace(shown, used)
+    exec(compile(text, "one_gpu.py", "exec"), {"__name__": "__main__"})
+    assert (tmp_path / "runs" / "tiny-512" / "merged" / "README.md").exists()
+    printed = capsys.readouterr().out
+    assert "longest context" in printed and "def read_lines(path):" in printed

@@ -18,6 +18,7 @@ import yaml
 
 import longlora
 from longlora.cli import main as cli
+from longlora.support.progress import progress_bar
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -52,6 +53,21 @@ def recipe(base_model: Path, text_folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def test_messages_go_above_the_progress_bar_of_a_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def train_with_a_bar(**named: object) -> None:
+        with progress_bar("training", total=2):
+            logging.getLogger("longlora").info("all layers train in groups")
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes a pipe for a terminal
+    monkeypatch.setattr(cli, "app", train_with_a_bar)
+    monkeypatch.setattr(sys, "argv", ["longlora"])
+    cli.main()
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if "all layers" in line]
+    assert said.rsplit("\x1b[2K")[-1].strip() == "all layers train in groups"
 
 
 def test_nothing_is_logged_to_a_stream_that_may_be_closed(run: Run) -> None:

@@ -4,6 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
+
+import longlora
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -26,3 +30,18 @@ def test_the_pictures_that_pages_show_are_there() -> None:
     shown = [(page, name) for page in pages for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text("utf-8"))]
     assert len(shown) >= 5
     assert [(page.name, name) for page, name in shown if not (page.parent / name).exists()] == []
+
+
+def test_what_a_package_index_shows_has_no_link_into_the_repository() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"\]\(docs/", text)
+    for change in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert re.findall(r"\]\((?!https://)[^)]*\)", text) == []
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == longlora.__version__
+    assert citation["license"] == "Apache-2.0"

@@ -29,29 +29,36 @@ class ChatOptions:
 
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest answer, kept free in the context; by default 512, at most a quarter of it."),
+        typer.Option(
+            min=1, help="Longest answer in tokens, reserved in the context; default: 512, at most a quarter of it."
+        ),
     ] = None
-    temperature: Annotated[float, typer.Option(help="0: the likeliest token each time. Above: tokens are drawn.")] = 0.0
+    temperature: Annotated[float, typer.Option(help="0: greedy decoding. Above 0: sampling.")] = 0.0
     top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
+        float, typer.Option(help="Nucleus sampling: sample from the most likely tokens up to this total probability.")
     ] = 1.0
-    system: Annotated[str, typer.Option(help="Message that opens every conversation.")] = ""
+    system: Annotated[str, typer.Option(help="System message of every conversation.")] = ""
     no_cut: Annotated[
-        bool, typer.Option("--no-cut", help="Refuse a document that does not fit, do not cut its middle.")
+        bool, typer.Option("--no-cut", help="Refuse a document that does not fit instead of cutting its middle.")
     ] = False
     cache_document: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep what was read of documents here, for the next time.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder to cache processed documents in, so that they need not be read again."
+        ),
     ] = None
     stream_window: Annotated[
         int | None,
-        typer.Option(help="See the first tokens and the latest, this many in all: endless talk, constant memory."),
+        typer.Option(
+            help="Attend only to the first and the latest tokens, this many in total: endless chat in constant memory."
+        ),
     ] = None
     dtype: Dtype = "auto"
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="Pack linear layers into 4 bits as they are loaded (bitsandbytes).")
-    ] = None
+    quantization: Annotated[Quantization | None, typer.Option(help="Load linear layers in 4 bits (bitsandbytes).")] = (
+        None
+    )
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+        bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the model.")
     ] = False
 
 
@@ -59,11 +66,11 @@ class ChatOptions:
 def chat(
     model: Model,
     options: ChatOptions,
-    document: Annotated[list[Path] | None, typer.Option(help="Talk about this; may be given several times.")] = None,
-    ask: Annotated[str, typer.Option(help="Answer this on stdout, and end.")] = "",
-    seed: Annotated[int | None, typer.Option(help="Draw the same tokens again.")] = None,
+    document: Annotated[list[Path] | None, typer.Option(help="Document to talk about; may be repeated.")] = None,
+    ask: Annotated[str, typer.Option(help="Answer this question on stdout and exit.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Random seed for sampling.")] = None,
 ) -> None:
-    """Talk with a model, about a document or not; Ctrl-C stops an answer, /help tells the rest."""
+    """Chat with a model, optionally about a document; Ctrl-C stops an answer, /help lists commands."""
     from longlora.inference.documents import join_documents
     from longlora.inference.terminal import Terminal
 
@@ -87,15 +94,15 @@ def chat(
 def web(
     model: Model,
     options: ChatOptions,
-    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can connect.")] = "",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     password: Annotated[
-        bool, typer.Option("--password", help="Ask visitors for it: $LONGLORA_WEB_PASSWORD, or what you type now.")
+        bool, typer.Option("--password", help="Require a password: $LONGLORA_WEB_PASSWORD, or typed at the prompt.")
     ] = False,
     allow_host: AllowHost = None,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest document that may be uploaded.")] = 20,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Maximum size of an uploaded document.")] = 20,
 ) -> None:
-    """Serve a page to talk with a model about an uploaded document."""
+    """Serve a web page for chatting with a model about an uploaded document."""
     from longlora.corpus.extract import SUFFIXES
     from longlora.inference.sessions import Session, SessionStore
     from longlora.inference.web import LOCALHOST, build_page, launch_page

@@ -29,20 +29,23 @@ NearDuplicates = Literal["drop", "mark", "keep"]
 @corpus.command("from-pdf")
 def from_pdf(
     files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for corpus.jsonl; the same again resumes.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for corpus.jsonl; the same command resumes.")],
     engine: Annotated[
-        Engine, typer.Option(help="What reads PDFs: pdfium; docling, if installed; auto: docling if it is installed.")
+        Engine,
+        typer.Option(help="PDF reader: pdfium, docling (if installed), or auto: docling if installed, else pdfium."),
     ] = "pdfium",
-    references: Annotated[References, typer.Option(help="The list of references at a paper's end.")] = "drop",
-    kind: Annotated[Kind, typer.Option(help="What all of them are; decides what `make-qa` asks.")] = "auto",
-    near_duplicates: Annotated[
-        NearDuplicates, typer.Option(help="Texts that nearly repeat an earlier one: leave out, mark, or keep.")
+    references: Annotated[
+        References, typer.Option(help="What to do with the references at the end of a paper.")
     ] = "drop",
-    processes: Annotated[int, typer.Option(min=1, help="Files read at the same time.")] = 1,
-    texts: Annotated[bool, typer.Option("--texts", help="Write a .txt for each text as well, to read.")] = False,
+    kind: Annotated[Kind, typer.Option(help="Kind of all documents; decides what `make-qa` asks.")] = "auto",
+    near_duplicates: Annotated[
+        NearDuplicates, typer.Option(help="Near duplicates of an earlier text: drop, mark, or keep.")
+    ] = "drop",
+    processes: Annotated[int, typer.Option(min=1, help="Files to read in parallel.")] = 1,
+    texts: Annotated[bool, typer.Option("--texts", help="Also write each text to a .txt file.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn documents into one JSONL to train on; status 1 if not one of them gave a text."""
+    """Convert documents to one JSONL file for training; exits with 1 if none of them gave a text."""
     from longlora.corpus.extract import check_installed
 
     check_installed()
@@ -79,12 +82,12 @@ def from_pdf(
 def mix_rows(
     long: Annotated[str, typer.Argument(help="Conversations about long documents: a file, folder or data set.")],
     short: Annotated[str, typer.Argument(help="Short conversations.")],
-    out: Annotated[Path, typer.Option("--out", help="File for the rows: .json, or .jsonl for one in a line.")],
-    ratio: Annotated[str, typer.Option(help="Long rows to short ones.")] = "9:3",
-    seed: Annotated[int, typer.Option(help="Decides the choice and the order of rows.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="File for the rows: .json, or .jsonl for one row per line.")],
+    ratio: Annotated[str, typer.Option(help="Ratio of long rows to short rows.")] = "9:3",
+    seed: Annotated[int, typer.Option(help="Random seed for the choice and order of rows.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Mix long and short conversations in a ratio, as many as there are."""
+    """Mix as many long and short conversations as a ratio allows."""
     from dataclasses import asdict
 
     from longlora.corpus.mixing import mix, parse_ratio
@@ -100,7 +103,7 @@ def mix_rows(
     typer.echo(f"{result.num_rows:,} rows written to {out}")
 
 
-Tokenizer = Annotated[str, typer.Option(help="Model directory or hub name whose tokenizer counts, or `tiny`.")]
+Tokenizer = Annotated[str, typer.Option(help="Tokenizer for counting: a model directory, a hub name, or `tiny`.")]
 
 
 File = Annotated[str, typer.Argument(help="Conversations or texts: whatever training reads.")]
@@ -110,11 +113,11 @@ File = Annotated[str, typer.Argument(help="Conversations or texts: whatever trai
 def stats(
     file: File,
     tokenizer: Tokenizer,
-    figure: Annotated[Path | None, typer.Option(help="Draw a histogram into this .png, .svg or .pdf.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a histogram to this .png, .svg or .pdf.")] = None,
     text_column: TextColumn = "text",
     as_json: AsJson = False,
 ) -> None:
-    """Lengths of a file's prompts and answers in tokens, and what kinds of rows it holds."""
+    """Show the lengths of a file's prompts and answers in tokens, and its kinds of rows."""
     from longlora.corpus.extract import check_installed
 
     check_installed()
@@ -138,15 +141,15 @@ def stats(
 def check(
     file: File,
     tokenizer: Tokenizer,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of a row in training (context_length).")],
+    context: Annotated[int, typer.Option(min=1, help="Row length in training, in tokens (context_length).")],
     against: Annotated[
-        list[str] | None, typer.Option(help="A file that must share no document or question; may be repeated.")
+        list[str] | None, typer.Option(help="File that must not share documents or questions; may be repeated.")
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="Write a page to look at, .html.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write an HTML page with the findings.")] = None,
     text_column: TextColumn = "text",
     as_json: AsJson = False,
 ) -> None:
-    """Say what training would cut or leave out, what repeats, leaks or proves nothing; status 1 if any does."""
+    """Report what training would cut or leave out, duplicates, leaks and missing evidence; exits with 1 if any."""
     from longlora.corpus.extract import check_installed
 
     check_installed()
@@ -189,26 +192,26 @@ def _print_report(report: "Report", tokenizer: "PreTrainedTokenizerBase") -> Non
 @corpus.command()
 def build(
     files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for all of it; the same again resumes.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for all files; the same command resumes.")],
     tokenizer: Tokenizer,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of a row in training; documents are cut to fit.")],
+    context: Annotated[int, typer.Option(min=1, help="Row length in training, in tokens; documents are cut to fit.")],
     model: make_qa.Model = "",
     base_url: make_qa.BaseUrl = None,
     local: make_qa.Local = "",
     window: make_qa.Window = None,
-    kind: Annotated[Kind, typer.Option(help="What all documents are.")] = "auto",
+    kind: Annotated[Kind, typer.Option(help="Kind of all documents.")] = "auto",
     questions: make_qa.Questions = 2,
     quotes: make_qa.QuoteRule = "exact",
     judge: make_qa.Judge = False,
     short: Annotated[str | None, typer.Option(help="Short conversations to mix in.")] = None,
-    ratio: Annotated[str, typer.Option(help="Long rows to short ones.")] = "9:3",
+    ratio: Annotated[str, typer.Option(help="Ratio of long rows to short rows.")] = "9:3",
     price_in: make_qa.PriceIn = None,
     price_out: make_qa.PriceOut = None,
     max_cost: make_qa.MaxCost = None,
-    processes: Annotated[int, typer.Option(min=1, help="Files read at the same time.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Files to read in parallel.")] = 1,
     yes: make_qa.Yes = False,
 ) -> None:
-    """From a shelf to a checked training file: from-pdf, make-qa, mix and check, one after the other."""
+    """Build a checked training file from documents: from-pdf, make-qa, mix and check in turn."""
     from longlora.corpus.qa import choose_model
     from longlora.corpus.shelf import RECORDS_FILE
 

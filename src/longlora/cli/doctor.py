@@ -46,9 +46,11 @@ class Finding:
 
 
 def doctor(
-    folder: Annotated[Path, typer.Option(help="Where runs would be written; 64 MiB are, and removed.")] = Path(),
+    folder: Annotated[
+        Path, typer.Option(help="Folder for runs; a write test puts 64 MiB there and deletes them.")
+    ] = Path(),
 ) -> None:
-    """Say what this machine has and what is missing for which use; status 1 if longlora cannot work as it is."""
+    """Report what this machine has and what is missing; exits with 1 if longlora cannot run."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -44,12 +44,12 @@ evaluate = typer.Typer(
 )
 
 AcrossDocuments = Annotated[bool, typer.Option("--across-documents", help="Join all documents into one stream first.")]
-Depths = Annotated[str, typer.Option(help="Places of the fact, 0 (beginning) to 1 (end), with commas between.")]
+Depths = Annotated[str, typer.Option(help="Comma-separated positions of the fact, from 0 (start) to 1 (end).")]
 Trials = Annotated[int, typer.Option(help="Questions at each length and depth.")]
-Beyond = Annotated[bool, typer.Option("--beyond", help="Read more tokens than the model has positions.")]
+Beyond = Annotated[bool, typer.Option("--beyond", help="Allow lengths beyond the model's context.")]
 Haystack = Annotated[
     list[str] | None,
-    typer.Option(help="Texts to hide facts in, as for --data; else made up.", callback=existing_texts),
+    typer.Option(help="Texts to hide facts in, as for --data; default: generated text.", callback=existing_texts),
 ]
 
 DEPTHS = "0,0.25,0.5,0.75,1"
@@ -59,11 +59,11 @@ DEPTHS = "0,0.25,0.5,0.75,1"
 class Asked:
     """What every retrieval test is asked for."""
 
-    out: Annotated[Path, typer.Option(help="Folder for trials, result and picture; the same again resumes.")]
-    lengths: Annotated[str, typer.Option(help="Lengths in tokens, prompt and answer, with commas between.")] = ""
+    out: Annotated[Path, typer.Option(help="Folder for trials, result and figure; the same command resumes.")]
+    lengths: Annotated[str, typer.Option(help="Comma-separated lengths in tokens, prompt and answer together.")] = ""
     seed: Seed = 0
     bar: Annotated[
-        float, typer.Option(help="What counts as reading: the lower end of the share's 95 % interval reaches it.")
+        float, typer.Option(help="A length counts as read if the lower end of the share's 95 % interval reaches this.")
     ] = 0.8
     beyond: Beyond = False
     chat: Chat = True
@@ -77,8 +77,10 @@ def perplexity(
     data: Data,
     columns: Columns,
     weights: Weights,
-    lengths: Annotated[str, typer.Option(help="Context lengths in tokens, with commas between.")] = "",
-    stride: Annotated[int | None, typer.Option(help="Tokens by which windows move; 256 if the lengths allow.")] = None,
+    lengths: Annotated[str, typer.Option(help="Comma-separated context lengths in tokens.")] = "",
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens between the starts of windows; default: 256 if the lengths allow.")
+    ] = None,
     protocol: Annotated[
         Literal["same-targets", "new", "all", "original"],
         typer.Option(
@@ -91,7 +93,7 @@ def perplexity(
     out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity by context length, on the same target tokens at every length unless told otherwise."""
+    """Perplexity by context length; by default on the same target tokens at every length."""
     from longlora.evaluation.measure import measure_perplexity
 
     result = measure_perplexity(
@@ -118,17 +120,17 @@ def perplexity(
 def positions(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for result and picture.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result and the figure.")],
     columns: Columns,
     weights: Weights,
-    length: Annotated[int | None, typer.Option(help="Tokens of a window; the model's context if not given.")] = None,
-    buckets: Annotated[int, typer.Option(help="Ranges of position to average in.")] = 32,
+    length: Annotated[int | None, typer.Option(help="Window length in tokens; default: the model's context.")] = None,
+    buckets: Annotated[int, typer.Option(help="Number of position ranges to average over.")] = 32,
     max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows.")] = None,
     across_documents: AcrossDocuments = False,
     beyond: Beyond = False,
     as_json: AsJson = False,
 ) -> None:
-    """Loss by position in the window: the curve that shows up to where a model reads."""
+    """Loss by position in the window: the curve shows how far a model reads."""
     from longlora.evaluation.drawing import result_table, write_result
     from longlora.evaluation.measure import measure_positions
 
@@ -150,21 +152,25 @@ def positions(
 def longppl(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for the choice of tokens and the result.")],
+    out: Annotated[Path, typer.Option(help="Folder for the chosen tokens and the result.")],
     columns: Columns,
     weights: Weights,
     evaluator: Annotated[
-        str | None, typer.Option(help="The model that chooses the tokens, in its own context; else an adapter's base.")
+        str | None,
+        typer.Option(help="Model that chooses the tokens within its own context; default: an adapter's base."),
     ] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens that MODEL reads; its context if not given.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens that MODEL reads; default: its context.")] = None,
     short: Annotated[
-        int | None, typer.Option(help="Tokens beyond which evidence is far; an eighth of the evaluator's context.")
+        int | None,
+        typer.Option(
+            help="Distance in tokens from which evidence is distant; default: an eighth of the evaluator's context."
+        ),
     ] = None,
-    max_targets: Annotated[int, typer.Option(help="Choose among so many tokens.")] = 16384,
+    max_targets: Annotated[int, typer.Option(help="Choose among this many tokens.")] = 16384,
     across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
-    """LongPPL: perplexity on the tokens that need far context, chosen once by an evaluator; and by their distance."""
+    """LongPPL: perplexity on tokens that need distant context, chosen once by an evaluator, and by distance."""
     from longlora.evaluation.measure import measure_long_perplexity
 
     result = measure_long_perplexity(
@@ -190,10 +196,10 @@ def longppl(
 def tokens(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="File to write, named .bin.")],
+    out: Annotated[Path, typer.Option(help="File to write; must end in .bin.")],
     columns: Columns,
 ) -> None:
-    """Write texts as a .bin of token ids, as the original's evaluation reads them, with a model's tokenizer."""
+    """Tokenize texts into a .bin of token ids, the format of the original's evaluation."""
     from longlora.evaluation.measure import write_tokens
 
     num_tokens = write_tokens(model, texts_of(data, columns), out)
@@ -210,10 +216,12 @@ def passkey(
     trials: Trials = 10,
     form: Annotated[
         Literal["measured", "original"],
-        typer.Option(help="measured: sized in the model's own tokens. original: the original script's prompts."),
+        typer.Option(
+            help="measured: prompt lengths counted in the model's tokens. original: the original script's prompts."
+        ),
     ] = "measured",
 ) -> None:
-    """Find a number in a long text of nothing, in the words of the original LongLoRA's test."""
+    """Find a number in long filler text, with the wording of the original LongLoRA's test."""
     from longlora.evaluation.retrieval_tests import passkey as make_test
 
     _retrieve(model, make_test(form=form, chat=asked.chat), asked, weights, depths, trials)
@@ -228,10 +236,10 @@ def needle(
     columns: Columns,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
-    needles: Annotated[int, typer.Option(help="Facts to hide and to ask for.")] = 1,
+    needles: Annotated[int, typer.Option(help="Number of facts to hide and ask for.")] = 1,
     haystack: Haystack = None,
 ) -> None:
-    """Find one or several facts in a text about other things; a heat map of length and depth."""
+    """Find one or several facts in a text about other things, and draw a heat map of length and depth."""
     from longlora.evaluation.retrieval_tests import needle as make_test
 
     test = make_test(num_needles=needles, haystack=_haystack(haystack, columns), chat=asked.chat)
@@ -246,7 +254,7 @@ def topics(
     weights: Weights,
     trials: Trials = 50,
     num_topics: Annotated[
-        int | None, typer.Option("--topics", help="Topics of a conversation; one for each 650 tokens if not given.")
+        int | None, typer.Option("--topics", help="Topics per conversation; default: one per 650 tokens.")
     ] = None,
 ) -> None:
     """Name the first topic of a long conversation, as in LongChat's LongEval."""
@@ -264,10 +272,10 @@ def recall(
     columns: Columns,
     depths: Depths = "0",
     trials: Trials = 50,
-    pairs: Annotated[int, typer.Option(help="Pairs in a prompt; chance is one in so many.")] = 8,
+    pairs: Annotated[int, typer.Option(help="Pairs per prompt; chance is one in this many.")] = 8,
     haystack: Haystack = None,
 ) -> None:
-    """Recall the value of a key from far back, by generation and by choice: a graded signal for small models too."""
+    """Recall the value of a key from far back, by generation and by choice; a graded signal even for small models."""
     from longlora.evaluation.retrieval_tests import recall as make_test
 
     test = make_test(num_pairs=pairs, haystack=_haystack(haystack, columns), chat=asked.chat)
@@ -283,10 +291,10 @@ def association(
     columns: Columns,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
-    people: Annotated[int, typer.Option(help="People in a text; chance is one in so many.")] = 6,
+    people: Annotated[int, typer.Option(help="People per text; chance is one in this many.")] = 6,
     haystack: Haystack = None,
 ) -> None:
-    """Name the person that is meant where question and fact share no word, in NoLiMa's manner."""
+    """Name the person in question when question and fact share no words, as in NoLiMa."""
     from longlora.evaluation.retrieval_tests import association as make_test
 
     test = make_test(num_people=people, haystack=_haystack(haystack, columns), chat=asked.chat)
@@ -302,11 +310,11 @@ def tracking(
     columns: Columns,
     depths: Depths = "0",
     trials: Trials = 50,
-    hops: Annotated[int, typer.Option(help="Times that a variable is set to another.")] = 2,
-    chains: Annotated[int, typer.Option(help="Chains of variables; chance is one in so many.")] = 4,
+    hops: Annotated[int, typer.Option(help="Assignments from one variable to the next.")] = 2,
+    chains: Annotated[int, typer.Option(help="Chains of variables; chance is one in this many.")] = 4,
     haystack: Haystack = None,
 ) -> None:
-    """Follow a variable through assignments that are spread over the text, in RULER's manner."""
+    """Follow a variable through assignments spread over the text, as in RULER."""
     from longlora.evaluation.retrieval_tests import tracking as make_test
 
     test = make_test(num_hops=hops, num_chains=chains, haystack=_haystack(haystack, columns), chat=asked.chat)
@@ -323,7 +331,7 @@ def counting(
     trials: Trials = 50,
     haystack: Haystack = None,
 ) -> None:
-    """Say what the whole text reports most often, where its end alone says something else."""
+    """Name what the whole text reports most often; the end of the text alone suggests another answer."""
     from longlora.evaluation.retrieval_tests import counting as make_test
 
     test = make_test(haystack=_haystack(haystack, columns), chat=asked.chat)

@@ -21,7 +21,7 @@ from longlora.cli.options import (
 )
 
 Base = Annotated[
-    str | None, typer.Option(help="The model that it was made of; an adapter says so itself, a merged model does not.")
+    str | None, typer.Option(help="Base model to compare with; an adapter records its base, a merged model does not.")
 ]
 
 
@@ -29,31 +29,35 @@ Base = Annotated[
 @unfolded
 def suite(
     models: Models,
-    out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same again resumes.")],
+    out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same command resumes.")],
     columns: Columns,
     weights: Weights,
-    suite: Annotated[Literal["smoke", "quick", "full"], typer.Option(help="How much is asked.")] = "quick",
+    suite: Annotated[Literal["smoke", "quick", "full"], typer.Option(help="How many questions to ask.")] = "quick",
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Held-out texts, as for the other commands; else Python's own library.", callback=existing_texts
+            help="Held-out texts, as for the other commands; default: Python's standard library.",
+            callback=existing_texts,
         ),
     ] = None,
     base: Base = None,
     evaluator: Annotated[
-        str | None, typer.Option(help="The model that chooses LongPPL's tokens; else the first base that is known.")
+        str | None, typer.Option(help="Model that chooses LongPPL's tokens; default: the first known base.")
     ] = None,
     lengths: Annotated[
-        str, typer.Option(help="Lengths in tokens, with commas between; else parts of the longest context.")
+        str, typer.Option(help="Comma-separated lengths in tokens; default: fractions of the longest context.")
     ] = "",
-    beyond: Annotated[bool, typer.Option("--beyond", help="Measure at twice the context, too.")] = False,
+    beyond: Annotated[bool, typer.Option("--beyond", help="Also measure at twice the context.")] = False,
     short_tasks: Annotated[
-        str, typer.Option(help="Benchmarks for models and base, as in `eval harness --tasks`; `short` is a usual few.")
+        str,
+        typer.Option(
+            help="Benchmarks for models and base, as in `eval harness --tasks`; `short` is a common selection."
+        ),
     ] = "",
-    task_file: Annotated[list[Path] | None, typer.Option(help="The same, as YAML files of lm-eval.")] = None,
+    task_file: Annotated[list[Path] | None, typer.Option(help="Benchmarks given as lm-eval YAML files.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure everything, at lengths up to the model's context, and lay the models side by side in a report.
+    """Run all measurements at lengths up to the model's context, and compare the models in a report.
 
     In short: longlora eval MODEL --suite quick --out DIR.
     """
@@ -104,7 +108,7 @@ def short(
     across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
-    """Was short context kept? The model against its base on the same tokens, at the base's own context."""
+    """Compare a model with its base on the same tokens, at the base's own context length."""
     from longlora.evaluation.measure import measure_short_context
 
     texts = texts_of(data, columns, across_documents=across_documents)
@@ -124,31 +128,33 @@ def short(
 @unfolded
 def harness(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same again resumes.")],
+    out: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same command resumes.")],
     weights: Weights,
     tasks: Annotated[
         str,
         typer.Option(
-            help="Tasks with commas between: ruler, longbench, longbench2, babilong, infinitebench, "
+            help="Comma-separated tasks: ruler, longbench, longbench2, babilong, infinitebench, "
             "longproc, scrolls, short, or any of lm-eval's."
         ),
     ] = "",
-    task_file: Annotated[list[Path] | None, typer.Option(help="A task of your own, as a YAML file of lm-eval.")] = None,
+    task_file: Annotated[list[Path] | None, typer.Option(help="Your own task, as an lm-eval YAML file.")] = None,
     lengths: Annotated[
-        str, typer.Option(help="Lengths in tokens for RULER and BABILong; else all of theirs up to the context.")
+        str, typer.Option(help="Lengths in tokens for RULER and BABILong; default: all of theirs up to the context.")
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task; all if not given.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before a question; else the task's.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of an answer; else the task's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once; long ones need the memory of each.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples per task; default: all.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Few-shot examples; default: the task's.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; default: the task's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch; each needs memory for its length.")] = 1,
     run_code: Annotated[
-        bool, typer.Option("--run-code", help="Allow tasks that run code which the model writes (longproc).")
+        bool, typer.Option("--run-code", help="Allow tasks that run code written by the model (longproc).")
     ] = False,
     chat: Chat = True,
-    seed: Annotated[int, typer.Option(help="For tasks that draw examples or samples.")] = 1234,
+    seed: Annotated[int, typer.Option(help="Random seed for few-shot examples and samples.")] = 1234,
     as_json: AsJson = False,
 ) -> None:
-    """Run published benchmarks, or tasks of your own, through lm-evaluation-harness.
+    """Run published benchmarks or your own tasks through lm-evaluation-harness.
 
     Most tasks fetch their data from the hub on first use (HF_HUB_OFFLINE=1 forbids it); a task file with local data
     needs no network.

@@ -15,14 +15,16 @@ KEY_VARIABLE = "LONGLORA_API_KEY"
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="Directory of an adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="Adapter directory.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the merged model to.")],
-    dtype: Annotated[DtypeName, typer.Option(help="Of the merged weights; auto: each as in the base.")] = "auto",
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Type of the merged weights; auto: as in the base, weight by weight.")
+    ] = "auto",
     v4_rope: Annotated[
         bool | None,
         typer.Option(
             "--v4-rope/--no-v4-rope",
-            help="Refuse positions that the keys of transformers 4 cannot say, or leave those keys out.",
+            help="Require positions that transformers 4 can read, or omit its keys from config.json.",
             show_default=False,
         ),
     ] = None,
@@ -30,10 +32,10 @@ def merge(
         bool,
         typer.Option("--check/--no-check", help="Compare logits with the adapter's; needs memory for one whole model."),
     ] = True,
-    push_to_hub: Annotated[str, typer.Option(metavar="REPO", help="Upload the result under this name.")] = "",
-    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    push_to_hub: Annotated[str, typer.Option(metavar="REPO", help="Upload the result to this repository.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
 ) -> None:
-    """Fold an adapter into its base model, file by file, and check the result against the adapter."""
+    """Merge an adapter into its base model, file by file, and check the result against the adapter."""
     from longlora.errors import ConfigError
     from longlora.models.checkpoint import check_adapter
     from longlora.support.files import check_absent
@@ -58,15 +60,17 @@ def merge(
 
 
 def import_weights(
-    source: Annotated[str, typer.Argument(help="Directory or hub name of weights that the paper's authors published.")],
+    source: Annotated[str, typer.Argument(help="Directory or hub name of weights published by the paper's authors.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the adapter or the model to.")],
-    base: Annotated[str, typer.Option(help="The model they belong to, if it lies elsewhere than they say.")] = "",
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens it reads, if nothing tells.")] = None,
+    base: Annotated[str, typer.Option(help="Their base model, if it is not where the weights say.")] = "",
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Context length in tokens, if nothing else states it.")
+    ] = None,
     lora_only: Annotated[
-        bool, typer.Option("--lora-only", help="Take LoRA weights without their embeddings and norms.")
+        bool, typer.Option("--lora-only", help="Accept LoRA weights without embeddings and norms.")
     ] = False,
 ) -> None:
-    """Turn published LongLoRA weights into an adapter or a model that other programs read."""
+    """Convert published LongLoRA weights to an adapter or a model that other programs can read."""
     from longlora.errors import CheckpointError
     from longlora.support.files import check_absent
 
@@ -88,14 +92,16 @@ def import_weights(
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="Where to listen; by default only this machine is let in.")] = "localhost",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; by default only this machine can connect.")
+    ] = "localhost",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    engine: Annotated[Engine, typer.Option(help="Which server; auto: vLLM if it is installed.")] = "auto",
-    name: Annotated[str, typer.Option(help="Name by which clients ask for the model; its folder's if not given.")] = "",
-    api_key: Annotated[str, typer.Option(envvar=KEY_VARIABLE, help="Key that clients must bring.")] = "",
+    engine: Annotated[Engine, typer.Option(help="Server to use; auto: vLLM if installed.")] = "auto",
+    name: Annotated[str, typer.Option(help="Model name for clients; default: the folder's name.")] = "",
+    api_key: Annotated[str, typer.Option(envvar=KEY_VARIABLE, help="API key that clients must send.")] = "",
     allow_host: AllowHost = None,
 ) -> None:
-    """Serve a model by OpenAI's protocol, with vLLM or transformers' server; an adapter is merged first."""
+    """Serve a model through an OpenAI-compatible API, with vLLM or transformers; adapters are merged first."""
     from longlora.serving import serve as run_server
 
     try:

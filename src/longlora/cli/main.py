@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -50,7 +50,7 @@ def demo(
         "longlora-demo"
     ),
 ) -> None:
-    """Extend the tiny model that ships with longlora from 256 to 1024 tokens, and show before and after."""
+    """Extend the bundled tiny model from 256 to 1024 tokens, and show results before and after."""
     from longlora.demo.walkthrough import run_demo
 
     run_demo(out)
@@ -60,12 +60,12 @@ def report(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of `longlora eval`, a suite, lm-eval or a training run; NAME=PATH names what stands below."
+            help="Folders of `longlora eval`, a suite, lm-eval or a training run; NAME=PATH sets the model's name."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")],
 ) -> None:
-    """Lay models side by side on one page: how far they read, by which test, at what cost."""
+    """Compare models on one page: how far each reads, by which test, at what cost."""
     from longlora.report.write import write_report
 
     typer.echo(f"written to {write_report(paths, out)}")
@@ -74,11 +74,13 @@ def report(
 def compare(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Finished evaluations: folders of ours, or lm-eval's results_….json; NAME=PATH names one."),
+        typer.Argument(
+            help="Finished evaluations: folders, or lm-eval's results_….json; NAME=PATH sets the model's name."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("comparison"),
 ) -> None:
-    """Lay two or more finished evaluations side by side, ours or lm-eval's own: the page of `longlora report`."""
+    """Compare two or more finished evaluations, ours or lm-eval's, on the page of `longlora report`."""
     from longlora.errors import ConfigError
     from longlora.report.collect import collect
     from longlora.report.verdict import lead
@@ -120,7 +122,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     logger = logging.getLogger("longlora")
     logger.setLevel(logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     logger.handlers = [handler]
     _quiet_libraries()
     try:
@@ -139,6 +141,14 @@ def main() -> None:
         raise
     finally:  # who calls this from Python may close the stream afterwards
         logger.removeHandler(handler)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at that moment: while a progress bar is drawn, to the lines above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")

@@ -47,8 +47,8 @@ def existing_texts(names: list[str] | None) -> list[str] | None:
     return names
 
 
-RecipeName = Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name out of `longlora recipes`.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Values to change, as section.key=value.")]
+RecipeName = Annotated[str, typer.Argument(help="Recipe: a YAML file, or a name from `longlora recipes`.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe values to override, as section.key=value.")]
 Model = Annotated[str, typer.Argument(help="Model or adapter directory, hub name, or `tiny`.", callback=existing_model)]
 Models = Annotated[
     list[str],
@@ -58,11 +58,9 @@ Models = Annotated[
 ]
 Dtype = Annotated[
     DtypeName,
-    typer.Option(help="Of the weights; auto: bfloat16 on a GPU that computes in it, else float32."),
+    typer.Option(help="Type of the weights; auto: bfloat16 on a GPU that supports it, else float32."),
 ]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="`auto` spreads a model larger than one GPU over all of them and the CPU's memory.")
-]
+DeviceMap = Annotated[str | None, typer.Option(help="`auto` spreads a model across all GPUs and CPU memory.")]
 Data = Annotated[
     list[str],
     typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.", callback=existing_texts),
@@ -70,12 +68,12 @@ Data = Annotated[
 TextColumn = Annotated[str, typer.Option(help="Column with the text, for tabular data.")]
 Split = Annotated[str, typer.Option(help="Split, for data that has splits.")]
 MaxDocuments = Annotated[int | None, typer.Option(min=1, help="Read at most this many documents.")]
-Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Another name by which browsers and clients may ask, as of a proxy before it."),
+    typer.Option(metavar="NAME", help="Additional host name that requests may use, such as a proxy's."),
 ]
 
 
@@ -92,19 +90,21 @@ class Machine:
     """What a run is planned for."""
 
     gpu_type: Annotated[
-        str, typer.Option(help="For memory and time: a100-80gb, h100-80gb, h200, b200, rtx-4090, …")
+        str, typer.Option(help="GPU to plan memory and time for: a100-80gb, h100-80gb, h200, b200, rtx-4090, …")
     ] = ""
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Number of GPUs; by default hardware.gpus of the recipe, or 1.")
+        int | None, typer.Option(min=1, help="Number of GPUs; default: the recipe's hardware.gpus, or 1.")
     ] = None
     memory: Annotated[
         float | None,
-        typer.Option(min=0.1, help="GiB of each; by default the GPU type's, or hardware.memory_gib of the recipe."),
+        typer.Option(min=0.1, help="Memory per GPU in GiB; default: the GPU type's, or hardware.memory_gib."),
     ] = None
-    host_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of the host; without, not checked.")] = None
+    host_memory: Annotated[
+        float | None, typer.Option(min=0.1, help="Host memory in GiB; not checked unless given.")
+    ] = None
     strategy: Annotated[
         Strategy | None,
-        typer.Option(help="By default `single` on one GPU, on several hardware.strategy of the recipe, or `ddp`."),
+        typer.Option(help="Default: `single` on one GPU; on several, the recipe's hardware.strategy, or `ddp`."),
     ] = None
 
 

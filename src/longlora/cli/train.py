@@ -20,9 +20,9 @@ class Launched(SystemExit):
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to read or to save as your own.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Recipe to print, to read it or save a copy.")] = None,
 ) -> None:
-    """List the recipes that ship with longlora, or print one."""
+    """List the bundled recipes, or print one."""
     from longlora.recipes import describe_recipe, find_recipe, recipe_names
 
     if name is not None:
@@ -39,17 +39,17 @@ def plan(
         str,
         typer.Argument(
             metavar="RECIPE|MODEL",
-            help="A recipe, or a model: a directory, a hub name, or a short one such as qwen3-8b.",
+            help="A recipe, or a model: a directory, a hub name, or a short name such as qwen3-8b.",
         ),
     ],
     machine: Machine,
     overrides: Overrides = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens that the model is to read.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Context length in tokens.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run needs in memory and time, without loading anything; status 1 if it does not fit.
+    """Estimate the memory and time of a run without loading anything; exits with 1 if it does not fit.
 
-    For a model it finds what to switch on so that the context fits, on the card you name and on four others.
+    For a model, it finds the settings that make the context fit, on your GPU and on four others.
     """
     from longlora.recipes import is_recipe
 
@@ -118,14 +118,14 @@ def _plan_model(model: str, context: int, overrides: list[str], machine: Machine
 
 @unfolded
 def init(
-    model: Annotated[str, typer.Argument(help="A directory, a hub name, or a short one such as qwen3-8b.")],
+    model: Annotated[str, typer.Argument(help="A directory, a hub name, or a short name such as qwen3-8b.")],
     machine: Machine,
-    context: Annotated[int, typer.Option(min=1, help="Tokens that the model is to read.")],
+    context: Annotated[int, typer.Option(min=1, help="Context length in tokens.")],
     data: Data,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a commented recipe for a model: the one that `longlora plan MODEL` finds for the card you name."""
+    """Write a commented recipe for a model, with the settings that `longlora plan MODEL` finds for your GPU."""
     from longlora.support.files import write_atomically
     from longlora.training.draft import draft_recipe, draft_to_yaml
 
@@ -184,26 +184,27 @@ def train(
     strategy: Annotated[
         Strategy | None,
         typer.Option(
-            help="What divides the work among processes (docs/engines.md compares them); by default hardware.strategy "
-            "of the recipe where hardware.gpus are visible."
+            help="How processes share the work (compared in docs/engines.md); default: the recipe's hardware.strategy "
+            "if hardware.gpus are visible."
         ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes on each node; by default one for each visible GPU.")
+        int | None, typer.Option(min=1, help="Processes per node; default: one per visible GPU.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines that share the run.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="Which of them this is, from 0.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines in the run.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Index of this machine, from 0.")] = 0,
     main_address: Annotated[str | None, typer.Option(help="Address of node 0.")] = None,
-    main_port: Annotated[int | None, typer.Option(min=1, help="Port on node 0; by default 29500.")] = None,
+    main_port: Annotated[int | None, typer.Option(min=1, help="Port on node 0; default: 29500.")] = None,
     sequence_parallel: Annotated[
         int | None,
         typer.Option(min=1, help="Processes that share each row (sequence_parallel_size of the recipe)."),
     ] = None,
     miniature: Annotated[
-        bool, typer.Option("--miniature", help="A dry run: a random miniature of the model, four short steps.")
+        bool,
+        typer.Option("--miniature", help="Dry run: four short steps of a small random model of the same architecture."),
     ] = False,
 ) -> None:
-    """Follow a recipe, in one process or several; started again after an interruption, resume where it stopped."""
+    """Train a recipe, in one process or several; after an interruption, the same command resumes."""
     from longlora.config import load_recipe
     from longlora.distributed import is_launched, is_main_process, shutdown
     from longlora.training.preflight import check_places

@@ -14,11 +14,12 @@ class Recipe(Section):
     """Everything a run depends on. Defaults are the paper's (section 4.1 and appendix B)."""
 
     model_name_or_path: str
-    """The pretrained model: a directory or a hub name; `tiny` is the model that ships with longlora."""
+    """The pretrained model: a directory or a hub name; `tiny` is the bundled model."""
     output_dir: str
-    """Folder of the run: checkpoints, metrics, the final adapter."""
+    """Folder for the run: checkpoints, metrics, the final adapter."""
     context_length: int = Field(gt=0)
-    """New context, in tokens; training rows of texts have exactly this length, those of conversations at most."""
+    """New context length in tokens. Rows of texts have exactly this length, rows of conversations at most this
+    length."""
 
     data: DataConfig
     """What to train on."""
@@ -33,7 +34,8 @@ class Recipe(Section):
     lora: LoraConfig = LoraConfig()
     """The low-rank adapter."""
     new_tokens: tuple[str, ...] = ()
-    """Tokens to add to the tokenizer; they take free rows of the embedding first. Without any, nothing is resized."""
+    """Tokens to add to the tokenizer; they use free rows of the embedding first. The embedding is resized only if
+    needed for them."""
 
     max_steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
@@ -44,21 +46,21 @@ class Recipe(Section):
     gradient_accumulation_steps: int = Field(default=8, ge=1)
     """Micro-steps per optimizer step."""
     sequence_parallel_size: int = Field(default=1, ge=1)
-    """Processes that share each row: a part of it lies on each, and a part of the heads in attention
+    """Processes that share each row: each holds a part of its tokens, and in attention a part of the heads
     (docs/engines.md)."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate (the paper: 2e-5 for 7B and 13B, 1e-5 for 70B)."""
     embedding_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the embeddings; by default `learning_rate`. They are most of what LoRA+ trains."""
+    """Peak learning rate of the embeddings, which are most of what LoRA+ trains; by default `learning_rate`."""
     lr_scheduler_type: Annotated[str, AfterValidator(check_schedule)] = "constant_with_warmup"
-    """Schedule, by its name in transformers."""
+    """Learning rate schedule, by its name in transformers."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
 
     optim: Annotated[str, AfterValidator(check_optimizer)] = DEFAULT
-    """Optimizer, by its name in transformers; `adamw_8bit` holds a quarter of AdamW's state, `paged_adamw_8bit` moves
-    it to the host when the GPU is full (both need bitsandbytes, and keep embeddings in 32 bits)."""
+    """Optimizer, by its name in transformers. `adamw_8bit` has a quarter of AdamW's state; `paged_adamw_8bit` also
+    moves it to the host when the GPU is full. Both need bitsandbytes and keep the state of embeddings in 32 bits."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -66,55 +68,56 @@ class Recipe(Section):
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's second moment decay."""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradient norm above which gradients are scaled down."""
+    """Maximum gradient norm; larger gradients are scaled down."""
 
     dtype: DtypeName = "auto"
-    """Weights and compute while training; `auto`: bfloat16 where the device computes in it, else float32."""
+    """Type of weights and computation in training; `auto`: bfloat16 if the device supports it, else float32."""
     quantization: Quantization | None = None
-    """`nf4`: the base's linear layers in 4 bits while training (QLoRA); what is trained and what is saved are not."""
+    """`nf4`: the base's linear layers in 4 bits during training (QLoRA). Trained and saved weights are not
+    quantized."""
 
     gradient_checkpointing: bool = True
     """Recompute each layer in the backward pass instead of keeping its activations."""
     activation_offloading: bool = False
-    """Keep what the backward pass needs, with `gradient_checkpointing` the layers' inputs, in the host's memory."""
+    """Keep what the backward pass needs in host memory; with `gradient_checkpointing`, these are the layers' inputs."""
     tiled_mlp: int | None = Field(default=None, ge=1)
-    """Tokens that go through a feed-forward layer at a time, each piece computed again in the backward pass; by default
-    all at once."""
+    """Tokens per tile of a feed-forward layer; each tile is recomputed in the backward pass. By default, one tile for
+    the whole row."""
     chunked_loss: bool = True
-    """Compute the loss in pieces, without the logits of the whole row (tokens × vocabulary)."""
+    """Compute the loss in chunks, without materializing the logits of the whole row (tokens × vocabulary)."""
 
     far_target_weight: float = Field(default=0.0, ge=0)
-    """Extra weight of the loss of targets with many tokens of their own document before them (EXACT, arXiv 2605.10544);
-    rarer lengths get more of it. 0: every target weighs the same. Validation is never weighted."""
+    """Extra loss weight for targets that follow many tokens of their own document (EXACT, arXiv 2605.10544); rarer
+    lengths get more of it. 0: all targets have the same weight. Validation is never weighted."""
     far_target_beyond: int | None = Field(default=None, ge=1)
-    """Tokens before a target from which on it is far, rounded up to a power of two; by default a quarter of
-    `context_length`."""
+    """Number of preceding tokens from which a target counts as far, rounded up to a power of two; by default a quarter
+    of `context_length`."""
 
     logging_steps: int = Field(default=1, ge=1)
-    """Steps between two lines of `metrics.jsonl`."""
+    """Steps between lines of `metrics.jsonl`."""
     eval_steps: int = Field(default=100, ge=1)
-    """Steps between two measurements on `data.validation_source`; there is one before the first step as well."""
+    """Steps between measurements on `data.validation_source`, which is also measured before the first step."""
     num_sampled_answers: int = Field(default=3, ge=0)
-    """Questions out of `data.validation_source` that the model answers at the end of fine-tuning, to be read."""
+    """Questions from `data.validation_source` that the model answers at the end of fine-tuning, for you to read."""
 
     save_steps: int = Field(default=100, ge=1)
-    """Steps between two checkpoints."""
+    """Steps between checkpoints."""
     save_total_limit: int = Field(default=2, ge=2)
-    """Checkpoints to keep; two, so that one is whole while the next is being written."""
+    """Checkpoints to keep; at least two, so that one is complete while the next is being written."""
 
     merge: bool = True
-    """Fold the adapter into its base at the end of `longlora train`: `merged/` in the run's folder is a plain model,
-    which tools read that refuse adapters with embeddings and norms."""
+    """Merge the adapter into its base at the end of `longlora train`. `merged/` in the run's folder is then an ordinary
+    model, also for tools that do not accept adapters with embeddings and norms."""
     hardware: HardwareConfig = HardwareConfig()
-    """The GPUs that the recipe is meant for."""
+    """The GPUs that the recipe is for."""
 
     seed: int = Field(default=42, ge=0, lt=2**32)
-    """Seed of the adapter's initial weights and of the order of the rows."""
+    """Random seed for the adapter's initial weights and the order of rows."""
 
     report_to: str | tuple[str, ...] = "none"
-    """Trackers to log to besides `metrics.jsonl`, by their names in transformers (`tensorboard`, `wandb`, …)."""
+    """Trackers to log to in addition to `metrics.jsonl`, by their names in transformers (`tensorboard`, `wandb`, …)."""
     trust_remote_code: bool = False
-    """Run modelling code that comes with the model; off unless you have read it."""
+    """Run Python code shipped with the model; enable it only after reading that code."""
 
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":

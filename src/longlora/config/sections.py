@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 class AttentionConfig(Section):
-    """Which attention the model trains with; evaluation and generation always use its ordinary attention."""
+    """Attention during training; evaluation and generation always use the model's ordinary attention."""
 
     pattern: Literal["s2", "full"] = "s2"
     """`s2`: shifted sparse attention (the paper, section 3.2); `full`: ordinary causal attention."""
@@ -45,47 +45,48 @@ class AttentionConfig(Section):
     """Group size in tokens; overrides `group_ratio`."""
 
     sink_tokens: int = Field(default=0, ge=0)
-    """How many tokens at the beginning of its document each group also sees (0: the paper). Pretrained models keep an
-    attention sink there, and lose much without it; 1 mends most of that (docs/sink.md)."""
+    """Number of tokens at the start of the document that each group also sees (0: the paper). Pretrained models keep an
+    attention sink there and lose much without it; 1 recovers most of that (docs/sink.md)."""
     dense_finish: float = Field(default=0.0, ge=0, le=1)
-    """Fraction of the steps, at the end of the run, trained with full attention (0: the paper)."""
+    """Fraction of the steps that are trained with full attention, at the end of the run (0: the paper)."""
 
 
 class RopeConfig(Section):
-    """How positions are rescaled to the new context; formulas and sources stand in `rope/methods.py`.
+    """How positions are rescaled to the new context; formulas and sources are in `rope/methods.py`.
 
-    Below `base_context` each key belongs to the types that its sentence names, and is refused with others.
+    The keys after `base_context` apply only to the types named in their descriptions, and are refused with others.
     """
 
     rope_type: RopeType = "linear"
-    """`linear`: position interpolation, as in the paper; `dynamic`: NTK by length; `yarn`; `llama3`; `longrope`;
-    `theta`: a larger base."""
+    """`linear`: position interpolation, as in the paper; `dynamic`: NTK scaling by text length; `yarn`; `llama3`;
+    `longrope`; `theta`: a larger base."""
     base_context: int | None = Field(default=None, ge=1)
-    """Tokens the model reads before the extension; by default what its configuration says. Set it for a checkpoint
-    whose configuration kept the number of an earlier base."""
+    """Context length before the extension; by default the one in the model's configuration. Set it for a checkpoint
+    whose configuration still has an earlier base's context."""
 
     factor: float | None = Field(default=None, ge=1)
-    """llama3: divisor of the slow frequencies; by default counted from the model's original context."""
+    """llama3: divisor of the slow frequencies; by default computed from the model's original context."""
     rope_theta: float | None = Field(default=None, gt=1)
     """theta: the new base; by default the NTK-aware one."""
 
     beta_fast: float | None = Field(default=None, gt=0)
-    """yarn: turns within the original context above which a frequency is left alone; by default 32."""
+    """yarn: frequencies with more rotations than this within the original context stay unchanged; by default 32."""
     beta_slow: float | None = Field(default=None, gt=0)
-    """yarn: turns within the original context below which a frequency is divided by the whole factor; by default 1."""
+    """yarn: frequencies with fewer rotations than this within the original context are divided by the full factor; by
+    default 1."""
     attention_factor: float | None = Field(default=None, gt=0)
-    """yarn, longrope: what cos and sin are multiplied by; by default computed from the factor."""
+    """yarn, longrope: multiplier of cos and sin; by default computed from the factor."""
     mscale: float | None = Field(default=None, gt=0)
-    """yarn: weight of ln(factor) in the numerator of the attention factor; goes with `mscale_all_dim`."""
+    """yarn: weight of ln(factor) in the numerator of the attention factor; requires `mscale_all_dim`."""
     mscale_all_dim: float | None = Field(default=None, gt=0)
-    """yarn: weight of ln(factor) in the denominator of the attention factor; goes with `mscale`."""
+    """yarn: weight of ln(factor) in the denominator of the attention factor; requires `mscale`."""
     truncate: bool | None = None
     """yarn: round the ends of the ramp to whole frequencies; by default true."""
 
     low_freq_factor: float | None = Field(default=None, gt=0)
-    """llama3: wavelengths above original context / this are divided by the whole factor; by default 1."""
+    """llama3: wavelengths above the original context divided by this are divided by the full factor; by default 1."""
     high_freq_factor: float | None = Field(default=None, gt=0)
-    """llama3: wavelengths below original context / this are left alone; by default 4."""
+    """llama3: wavelengths below the original context divided by this stay unchanged; by default 4."""
 
     short_factor: tuple[PositiveFloat, ...] | None = None
     """longrope: divisor of each frequency for texts within the original context; by default ones."""
@@ -114,27 +115,27 @@ class LoraConfig(Section):
     r: int = Field(default=8, ge=1)
     """Rank of the update matrices (the paper: 8)."""
     lora_alpha: float = Field(default=16, gt=0)
-    """Scale of the update: it is multiplied by `lora_alpha / r`."""
+    """Scale of the update, which is multiplied by `lora_alpha / r`."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout probability on the input of the update."""
+    """Dropout probability for the input of the update."""
 
     target_modules: Literal["attention", "all-linear"] | tuple[str, ...] = "attention"
     """`attention`: every linear layer inside attention (the paper); `all-linear`: also those of the feed-forward; or a
-    list of layers' names, such as `[q_proj, v_proj]`."""
+    list of layer names, such as `[q_proj, v_proj]`."""
     trainable: tuple[Literal["embed", "norm"], ...] | None = None
-    """What is trained whole beside the low-rank updates: `embed` (the input embedding), `norm` (every norm); by default
-    both with `tuning: lora+`, neither with `tuning: lora`."""
+    """Modules that are fully trained in addition to the low-rank updates: `embed` (the input embedding), `norm` (every
+    norm); by default both with `tuning: lora+`, neither with `tuning: lora`."""
 
 
 class HardwareConfig(Section):
-    """What the recipe is meant for. `longlora plan` plans for it; the model that comes out does not depend on it."""
+    """The hardware that `longlora plan` plans for. The trained model does not depend on it."""
 
     gpus: int = Field(default=1, ge=1)
-    """GPUs."""
+    """Number of GPUs."""
     memory_gib: float = Field(default=80.0, gt=0)
-    """Memory of each, in GiB."""
+    """Memory per GPU, in GiB."""
     strategy: Strategy | None = None
-    """What divides the work among several; `longlora train` takes it where just so many GPUs are visible."""
+    """How several GPUs share the work; `longlora train` uses it if exactly `gpus` GPUs are visible."""
 
     def strategy_on(self, num_gpus: int) -> Strategy:
         """What divides the work on so many GPUs, where the command line does not say."""
@@ -154,36 +155,37 @@ class DataConfig(Section):
     """What to train on."""
 
     kind: Literal["text", "sft"] = "text"
-    """`text`: documents, every token of them (context extension); `sft`: conversations, of which the answers are
-    learned (supervised fine-tuning; docs/finetuning.md)."""
+    """`text`: documents, with a loss on every token (context extension); `sft`: conversations, with a loss on the
+    answers (supervised fine-tuning; docs/finetuning.md)."""
     source: str | tuple[str, ...]
-    """Text files, a folder, a glob, JSONL or Parquet files, a saved `datasets` directory, or a hub name; or several.
-    Conversations stand in the last four kinds and in JSON."""
+    """Text files, a folder, a glob, JSONL or Parquet files, a saved `datasets` directory, or a hub name; or a list of
+    these. Conversations are read from the last four kinds and from JSON."""
 
     validation_source: str | tuple[str, ...] | None = None
-    """Held out, of the same kinds as `source`: its loss is measured on the way, under ordinary attention."""
+    """Held-out data, of the same kinds as `source`; its loss is measured during training, with ordinary attention."""
     validation_split: str = "validation"
-    """Split to read of `validation_source`, if that has splits."""
+    """Split of `validation_source` to read, if it has splits."""
     max_validation_rows: int = Field(default=64, ge=1)
-    """Read at most this many rows of `context_length` for validation."""
+    """Maximum number of validation rows of `context_length`."""
 
     packing: bool = True
-    """sft: put several conversations into one row, each by itself; false gives each its own row, as the original
-    implementation does."""
+    """sft: pack several conversations into one row, without attention between them; false gives each its own row, as in
+    the original implementation."""
     text_column: str = "text"
     """Column that holds the text, for tabular sources."""
     split: str = "train"
     """Split to read, for sources that have splits."""
     cross_document_attention: bool = False
-    """Let tokens see the documents packed before theirs in the row, as the original implementation does."""
+    """Let tokens attend to earlier documents in the same row, as in the original implementation."""
     max_documents: int | None = Field(default=None, ge=1)
-    """Read at most this many documents; needed for a streamed hub data set without end."""
+    """Maximum number of documents to read; required for an endless streamed hub data set."""
     long_document_repeats: int = Field(default=1, ge=1)
-    """text: times that long documents are read, and short ones once: up-sampling by length, short text kept."""
+    """text: number of times that long documents are read; short ones are read once. This up-samples by length and keeps
+    short text."""
     long_document_tokens: int | None = Field(default=None, ge=1)
-    """Tokens from which on a document is long; by default `context_length`."""
+    """Length in tokens from which a document counts as long; by default `context_length`."""
     cache_dir: str | None = None
-    """Folder for tokenised documents; by default `longlora` in the user's cache folder."""
+    """Folder for tokenized documents; by default `longlora` in the user's cache folder."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> "DataConfig":
