@@ -1,10 +1,10 @@
 """What a sink token costs: S²-Attn with one and without, forward and backward pass, in interleaved pairs.
 
     python benchmarks/sink/cost.py                          # 4k to 32k tokens, 20 pairs each
-    python benchmarks/sink/cost.py --lengths 4096 --threads 1
+    python benchmarks/sink/cost.py --lengths 32768 --threads 1 --heads 8
 
-One row, groups of a quarter, 16 heads of 64 and 4 key-value heads, float32 on a CPU (bfloat16 and 32 heads of 128 on
-CUDA). Each pair runs both; the report is the median of the ratios, and rows go to results/. One thread is timed by the
+One row, groups of a quarter, 16 heads of 64 and a key-value head for every four, float32 on a CPU (bfloat16 and heads
+of 128 on CUDA). Each pair runs both; the report is the median of the ratios, and rows go to results/. One thread is timed by the
 processor's clock, which other processes do not disturb, several by the wall's.
 """
 
@@ -33,17 +33,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768], metavar="T")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--heads", type=int, default=32 if DEVICE.type == "cuda" else 16)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cost.jsonl")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for length in arguments.lengths:
-        runs = {str(sinks): make_run(length, sinks) for sinks in (0, 1)}
+        runs = {str(sinks): make_run(length, arguments.heads, sinks) for sinks in (0, 1)}
         seconds = interleaved(runs, DEVICE, num_rounds=arguments.pairs, shortest=0.0)
         ratios = [with_sink / without for without, with_sink in zip(seconds["0"], seconds["1"], strict=True)]
         row = {
             "tokens": length,
+            "heads": arguments.heads,
             "pairs": len(ratios),
             "ratio": round(statistics.median(ratios), 4),
             "quartiles": [round(value, 4) for value in statistics.quantiles(ratios, n=4)],
@@ -60,9 +62,9 @@ def main() -> int:
     return 0
 
 
-def make_run(length: int, sink_tokens: int) -> Callable[[], None]:
+def make_run(length: int, heads: int, sink_tokens: int) -> Callable[[], None]:
     """Make inputs, and return a run of both passes."""
-    heads, kv_heads, dim = (32, 8, 128) if DEVICE.type == "cuda" else (16, 4, 64)
+    kv_heads, dim = heads // 4, 128 if DEVICE.type == "cuda" else 64
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     tensors = [
         torch.randn(1, length, number, dim, device=DEVICE, dtype=dtype).transpose(1, 2).requires_grad_()
