@@ -38,6 +38,15 @@ def short_documents(tmp_path: Path, seed: int) -> Path:
     return file
 
 
+def run(commands: list[list[Any]]) -> None:
+    """Run commands, each a count of processes, a file for what they say, and arguments."""
+    python = [sys.executable, "-m", "tests.distributed.commands", json.dumps(commands)]
+    options = {"cwd": REPOSITORY, "env": environment(), "timeout": TIMEOUT_SECONDS}
+    done = subprocess.run(python, capture_output=True, text=True, **options)
+    said = [Path(log).read_text() for _, log, *_ in commands]
+    assert json.loads(done.stdout) == [[0] * count for count, *_ in commands], (done.stderr, said)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_one_two_and_four_processes_agree(
     case: str, train_command: TrainCommand, base_model: Path, short_documents: Path, tmp_path: Path, seed: int
@@ -61,13 +70,33 @@ def test_one_two_and_four_processes_agree(
         name = str(processes)
         arguments = train_command(name, **changes, sequence_parallel_size=processes)[3:]
         commands.append([processes, str(tmp_path / f"{name}.log"), *arguments])
-    python = [sys.executable, "-m", "tests.distributed.commands", json.dumps(commands)]
-    options = {"cwd": REPOSITORY, "env": environment(), "timeout": TIMEOUT_SECONDS}
-    done = subprocess.run(python, capture_output=True, text=True, **options)
-    logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("1", "2", "4")}
-    assert json.loads(done.stdout) == [[0], [0] * 2, [0] * 4], (done.stderr, logs)
+    run(commands)
+    logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("2", "4")}
     for name in ("2", "4"):
         assert f"each row in {name} of {name} processes (ddp)" in logs[name]
         assert len(losses(tmp_path / name)) == 10
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "1"), abs=1e-4), f"seed {seed}"
         assert_same_result(tmp_path / "1" / "adapter", tmp_path / name / "adapter", tolerance=1e-4)
+
+
+def test_a_run_resumes_with_rows_in_other_numbers_of_processes(
+    train_command: TrainCommand, short_documents: Path, tmp_path: Path
+) -> None:
+    """Begun by four processes to a row, ended by two and by one."""
+    data = {"source": str(short_documents), "cache_dir": str(tmp_path / "cache")}
+    changes = {"context_length": 127, "attention": {"group_size": 50, "dense_finish": 0.3}, "data": data}
+
+    def command(name: str, processes: int) -> list[Any]:
+        arguments = train_command(name, **changes, sequence_parallel_size=processes)[3:]
+        return [processes, str(tmp_path / f"{name}.log"), *arguments]
+
+    run([command("one", 1), command("four", 4)])
+    for name in ("by two", "by one"):
+        shutil.copytree(tmp_path / "four", tmp_path / name)
+        shutil.rmtree(tmp_path / name / "adapter")
+        shutil.rmtree(tmp_path / name / "checkpoints" / "checkpoint-10")
+    run([command("by two", 2), command("by one", 1)])
+    for name in ("by two", "by one"):
+        assert f"resuming from {tmp_path / name}" in (tmp_path / f"{name}.log").read_text()
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+        assert_same_result(tmp_path / "one" / "adapter", tmp_path / name / "adapter", tolerance=1e-5)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 import longlora
+from longlora.models.compat import allow_fsdp_on_cpu
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 way, path, output = sys.argv[1:]
@@ -37,7 +38,7 @@ arguments = SFTConfig(
     parallelism_config=parallelism,
     packing=way != "cp",  # which TRL refuses under rings
     max_length=96,
-    pad_to_multiple_of=2,
+    pad_to_multiple_of=96,  # gloo gathers equal lengths alone
     max_steps=4,
     per_device_train_batch_size=1,
     gradient_accumulation_steps=1,
@@ -51,12 +52,17 @@ arguments = SFTConfig(
     ddp_backend="gloo" if way == "sp" else None,
     disable_tqdm=True,
 )
+allow_fsdp_on_cpu(arguments)
 trainer = SFTTrainer(
     model=model,
     args=arguments,
     train_dataset=Dataset.from_dict({"text": texts}),
     processing_class=AutoTokenizer.from_pretrained(path),
 )
+if way == "sp":  # DeepSpeed divides all tensors by tokens, and boundaries are none; attention goes by positions
+    collate = trainer.data_collator
+    kept = ("input_ids", "labels", "position_ids")
+    trainer.data_collator = lambda rows: {name: tensor for name, tensor in collate(rows).items() if name in kept}
 trainer.train()
 if trainer.accelerator.is_main_process:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
