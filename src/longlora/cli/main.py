@@ -140,7 +140,7 @@ def main() -> None:
         logger.removeHandler(handler)
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread")
 
 
 @contextmanager
