@@ -3,6 +3,7 @@
     python -m tests.faults.campaign inputs [--share 1.0] [--seed 0] [--kinds recipe,table] [--counts FILE]
     python -m tests.faults.campaign faults [--share 1.0] [--seed 0] [--kinds …]
 
+Counts are written as they come; a campaign that was cut short goes on where it stopped, given the same file and seed.
 Inputs are made and read in batches, each in a process of its own that is forked from one with the libraries loaded: a
 crash costs one input, and the memory of each batch is known. Everything that is not a message is kept, with what made
 it, in `build/faults/`. Ends with status 1 if there was any.
@@ -32,6 +33,8 @@ from typing import Any
 
 from tests.faults.world import World
 
+from longlora.support.files import write_atomically
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COUNTS = Path(__file__).with_name("counts.json")
 REPORT = REPOSITORY / "build" / "faults"
@@ -47,7 +50,7 @@ class Hang(BaseException):
 
 def attempt(action: Callable[[], str | None], *, seconds: int = HANG_SECONDS) -> tuple[str, str]:
     """Do one attack; what came of it, and the traceback if there was one."""
-    from tests.faults.injected import Lost
+    from tests.faults.forks import Lost
     from tests.faults.inputs import EXPECTED, SilentChange
 
     def ring(signum: int, frame: object) -> None:
@@ -57,6 +60,8 @@ def attempt(action: Callable[[], str | None], *, seconds: int = HANG_SECONDS) ->
     signal.alarm(seconds)
     try:
         return action() or "accepted", ""
+    except (Hang, TimeoutError):  # the latter is an OSError
+        return "hang", traceback.format_exc()
     except EXPECTED as error:
         message = str(error)
         return ("refused", "") if len(message) < 20_000 else ("traceback", f"a message of {len(message)} characters")
@@ -64,8 +69,6 @@ def attempt(action: Callable[[], str | None], *, seconds: int = HANG_SECONDS) ->
         return "silent", str(error)
     except Lost as error:
         return "lost", str(error)
-    except (Hang, TimeoutError):
-        return "hang", traceback.format_exc()
     except BaseException:
         return "traceback", traceback.format_exc()
     finally:
@@ -101,40 +104,62 @@ def forked(work: Callable[[Any], None], log: Path) -> tuple[list[Any], int, int]
 
 
 class Counts:
-    """Outcomes by kind, and what was not a message."""
+    """Outcomes by kind under one seed, kept in a file with those of other seeds; and what was not a message.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.by_kind: dict[str, Counter[str]] = {}
+    The attacks of a kind are made in the order of their numbers, so that the counts say where a campaign goes on.
+    """
+
+    def __init__(self, path: Path, section: str, seed: int) -> None:
+        self._path, self._section, self._seed = path, section, str(seed)
         self.most_memory_bytes = 0
+        self.by_kind: dict[str, Counter[str]] = {
+            kind: Counter(there) for kind, there in self._read().get("counts", {}).get(self._seed, {}).items()
+        }
         REPORT.mkdir(parents=True, exist_ok=True)
 
-    def add(self, kind: str, outcome: str, details: str, made_by: str) -> None:
+    def _read(self) -> dict[str, Any]:
+        sections = json.loads(self._path.read_text()) if self._path.exists() else {}
+        section: dict[str, Any] = sections.get(self._section, {})
+        return section
+
+    def done(self, kind: str) -> int:
+        """How many of a kind have been made before."""
+        return self.by_kind.get(kind, Counter()).total()
+
+    def add(self, kind: str, outcome: str, details: str, made_by: str, *, memory_bytes: int = 0) -> None:
         """Count one."""
+        self.most_memory_bytes = max(self.most_memory_bytes, memory_bytes)
         self.by_kind.setdefault(kind, Counter())[outcome] += 1
         if outcome in BAD or outcome == "crash":
             with (REPORT / "findings.txt").open("a", encoding="utf-8", errors="replace") as file:
                 file.write(f"=== {kind} ({made_by}): {outcome}\n{details}\n")
 
-    def write(self, section: str, seed: int) -> None:
-        """Put the section's counts into the file, those of kinds that were not attacked this time left as they are."""
-        there = json.loads(self._path.read_text()) if self._path.exists() else {}
+    def forget(self, kind: str) -> None:
+        """Take back one failure of a kind, whose attack is made again."""
+        outcomes = self.by_kind.get(kind, Counter())
+        for outcome in BAD:
+            if outcomes[outcome]:
+                outcomes[outcome] -= 1
+                break
+        self.by_kind[kind] = +outcomes
+
+    def write(self) -> None:
+        """Put the counts into the file."""
         from importlib.metadata import version
 
-        counts = there.get(section, {}).get("counts", {})
-        counts |= {kind: dict(sorted(counter.items())) for kind, counter in self.by_kind.items()}
-        most = max(self.most_memory_bytes / 2**30, there.get(section, {}).get("most_memory_gib", 0))
+        section = self._read()
+        counts = {kind: dict(sorted(counter.items())) for kind, counter in sorted(self.by_kind.items())}
         packages = ("torch", "transformers", "peft", "trl", "datasets", "pydantic")
-        there[section] = {
-            "seed": seed,
+        section = {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "python": sys.version.split()[0],
             "packages": {name: version(name) for name in packages},
-            "most_memory_gib": round(most, 2),
-            "counts": dict(sorted(counts.items())),
+            "most_memory_gib": round(max(self.most_memory_bytes / 2**30, section.get("most_memory_gib", 0)), 2),
+            "counts": section.get("counts", {}) | {self._seed: counts},
         }
+        there = json.loads(self._path.read_text()) if self._path.exists() else {}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(there, indent=2) + "\n")
+        write_atomically(self._path, json.dumps(there | {self._section: section}, indent=1) + "\n")
 
 
 def attack_with_inputs(world: World, counts: Counts, *, share: float, seed: int, kinds: list[str]) -> None:
@@ -145,7 +170,7 @@ def attack_with_inputs(world: World, counts: Counts, *, share: float, seed: int,
         kind = attack.__name__
         if kinds and kind not in kinds:
             continue
-        todo = list(range(max(1, round(usual * share))))
+        todo = list(range(counts.done(kind), max(1, round(usual * share))))
         while todo:
             batch = todo[:BATCH]
 
@@ -159,14 +184,13 @@ def attack_with_inputs(world: World, counts: Counts, *, share: float, seed: int,
                     send((number, *attempt(partial(attack, inputs))))
 
             values, status, memory = forked(work, REPORT / "inputs.log")
-            counts.most_memory_bytes = max(counts.most_memory_bytes, memory)
             for number, outcome, details in values:
-                counts.add(kind, outcome, details, f"seed {seed}, number {number}")
+                counts.add(kind, outcome, details, f"seed {seed}, number {number}", memory_bytes=memory)
             todo = todo[len(values) :]
             if status:  # the one after the last that answered ended its process
                 counts.add(kind, "crash", f"status {status}", f"seed {seed}, number {todo.pop(0)}")
-        counts.write("inputs", seed)
-        print(f"{kind}: {dict(counts.by_kind[kind])}", flush=True)
+            counts.write()
+        print(f"{kind}: {dict(counts.by_kind.get(kind, {}))}", flush=True)
 
 
 def main() -> None:
@@ -176,6 +200,9 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the usual number of attacks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=[])
+    parser.add_argument(
+        "--again", type=lambda text: text.split(","), default=[], help="kind:number of faults that failed, made again"
+    )
     parser.add_argument("--counts", type=Path, default=COUNTS, help="file that the counts go into")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no more faults after so long")
     arguments = parser.parse_args()
@@ -190,7 +217,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    counts = Counts(arguments.counts)
+    counts = Counts(arguments.counts, arguments.what, arguments.seed)
     with tempfile.TemporaryDirectory(prefix="longlora-faults-") as folder:
         os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = f"{folder}/home"
         world = World(Path(folder) / "world")
@@ -216,9 +243,14 @@ def main() -> None:
             attack_with_inputs(world, counts, **chosen)
         else:
             injected.attack_with_faults(
-                world, counts, **chosen, seconds=arguments.seconds, forked=forked, attempt=attempt
+                world,
+                counts,
+                **chosen,
+                again=arguments.again,
+                seconds=arguments.seconds,
+                forked=forked,
+                attempt=attempt,
             )
-    counts.write(arguments.what, arguments.seed)
     total = sum((counter for counter in counts.by_kind.values()), Counter())
     print(f"{total.total()} {arguments.what}: {dict(total)}; at most {counts.most_memory_bytes / 2**30:.2f} GiB")
     sys.exit(any(total[outcome] for outcome in BAD))

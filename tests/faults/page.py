@@ -85,13 +85,22 @@ LIMITS = """
 """
 
 
+def by_kind(section: dict[str, Any]) -> dict[str, Counter[str]]:
+    """The counts of all seeds together, by kind."""
+    together: dict[str, Counter[str]] = {}
+    for counts in section["counts"].values():
+        for kind, outcomes in counts.items():
+            together.setdefault(kind, Counter()).update(outcomes)
+    return dict(sorted(together.items()))
+
+
 def table(section: dict[str, Any], attacks: dict[Any, int]) -> str:
     """The counts of a campaign, a line for each kind."""
     describe = {attack.__name__: (attack.__doc__ or "").splitlines()[0].rstrip(".") for attack in attacks}
-    shown = [outcome for outcome in OUTCOMES if outcome in BAD or any(outcome in c for c in section["counts"].values())]
+    shown = [outcome for outcome in OUTCOMES if outcome in BAD or any(outcome in c for c in by_kind(section).values())]
     lines = [f"| kind | tried | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
     total: Counter[str] = Counter()
-    for kind, counts in section["counts"].items():
+    for kind, counts in by_kind(section).items():
         total.update(counts)
         numbers = " | ".join(str(counts.get(outcome, 0)) for outcome in shown)
         lines.append(f"| {describe[kind]} | {sum(counts.values())} | {numbers} |")
@@ -106,7 +115,7 @@ def page(counts: dict[str, Any]) -> str:
         section = counts[name]
         versions = ", ".join(f"{package} {version}" for package, version in section["packages"].items())
         text += f"\n## {title}\n\n{table(section, attacks)}\n"
-        text += f"Seed {section['seed']}, {section['date']}, Python {section['python']}, {versions}; "
+        text += f"Seeds {', '.join(section['counts'])}; {section['date']}, Python {section['python']}, {versions}; "
         text += f"the largest process took {section['most_memory_gib']} GiB. "
         text += f"A whole campaign makes {sum(attacks.values()):,}.\n"
     return text + LIMITS

@@ -1,8 +1,11 @@
 """Whatever byte of a checkpoint, a cache or an adapter is another, it is never used without a word."""
 
+import hashlib
 import json
 import logging
+import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from longlora.data.table_cache import content_digest
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.merge import merge_adapter
 from longlora.models.load import load_for_inference, load_tokenizer
-from longlora.support.digests import DIGESTS_FILE, check_whole, find_damage, seal
+from longlora.support import whole
+from longlora.support.digests import DIGESTS_FILE, find_damage, seal
+from longlora.support.whole import BY_HAND, check_whole
 from longlora.training.run import train
 from longlora.training.run_directory import open_run
 
@@ -140,26 +145,83 @@ def test_any_byte_of_a_cache(world: World, tmp_path: Path, chance: random.Random
         (packed,) = (path for path in table.iterdir() if path.is_dir())
 
 
-def test_any_byte_of_an_adapter(world: World, tmp_path: Path, chance: random.Random) -> None:
+def test_any_byte_of_an_adapter(world: World, tmp_path: Path, chance: random.Random, caplog: Any) -> None:
     source = world.root / "finished" / "adapter"
     for _ in range(25):
         adapter = fresh_copy(source, tmp_path / "adapter")
         file = flip_a_byte(adapter, chance)
         if file.name == DIGESTS_FILE and noted(adapter) == noted(source):
             continue
-        with pytest.raises(CheckpointError, match=r"is not as it was written: .*(copy it again|delete its digests)"):
+        caplog.clear()
+        try:
             check_whole(adapter)
+        except CheckpointError as error:
+            assert re.search(r"is not as it was written: .*(copy it again|delete its digests)", str(error))
+        else:
+            assert any(name in caplog.text for name in BY_HAND), file
+            assert "; what is there now is used" in caplog.text
+    fresh_copy(source, adapter)
+    flip_a_byte(adapter, chance, but=("README.md", DIGESTS_FILE, *BY_HAND))
     for use in (load_for_inference, lambda path: merge_adapter(path, tmp_path / "merged")):
         with pytest.raises(CheckpointError, match="is not as it was written"):
             use(adapter)
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_card_may_be_edited_and_files_may_be_added(world: World, tmp_path: Path) -> None:
+def test_what_people_write_in_may_be_edited(world: World, tmp_path: Path, caplog: Any) -> None:
     adapter = fresh_copy(world.root / "finished" / "adapter", tmp_path / "adapter")
     (adapter / "README.md").write_text("mine")
     (adapter / "notes.txt").write_text("mine")
     check_whole(adapter)
+    assert caplog.text == ""
+    settings = json.loads((adapter / "generation_config.json").read_text()) | {"max_new_tokens": 7}
+    (adapter / "generation_config.json").write_text(json.dumps(settings))
+    model, _ = load_for_inference(adapter)
+    assert model.generation_config.max_new_tokens == 7
+    assert re.search(r"adapter: generation_config\.json has \d+ bytes .* what is there now is used", caplog.text)
+
+
+def test_large_files_are_read_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "_LARGE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    adapter = fresh_copy(world.root / "finished" / "adapter", tmp_path / "adapter")
+    read: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+    check_whole(adapter)
+    assert len(read) == len(noted(adapter))
+    read.clear()
+    check_whole(adapter)
+    assert read == []
+    monkeypatch.setenv(whole.VERIFY_VARIABLE, "1")
+    check_whole(adapter)
+    assert len(read) == len(noted(adapter))
+    monkeypatch.delenv(whole.VERIFY_VARIABLE)
+    weights = adapter / "adapter_model.safetensors"
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy that keeps times
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"the content of adapter_model\.safetensors has changed"):
+            check_whole(adapter)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}x", '{"a": 1}'])
+def test_a_record_of_known_files_that_makes_no_sense(tmp_path: Path, content: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(whole, "_LARGE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    record = tmp_path / "cache" / "longlora" / "verified.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").write_text("a")
+    seal(tmp_path / "model")
+    check_whole(tmp_path / "model")
+    assert str(tmp_path / "model" / "a") in json.loads(record.read_text())
+    (tmp_path / "model" / "a").write_text("b")
+    with pytest.raises(CheckpointError):
+        check_whole(tmp_path / "model")
 
 
 def test_a_published_model_is_sealed_too(world: World, tmp_path: Path) -> None:

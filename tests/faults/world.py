@@ -1,6 +1,7 @@
 """Small models, texts and runs that the attacks of this folder start from; and how bytes are damaged."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -221,6 +222,21 @@ def fresh_copy(source: Path, target: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     return target
+
+
+def told_by(action: Callable[[], Any]) -> list[str]:
+    """What is said in warnings by something that is done, though a campaign keeps them from the screen."""
+    told: list[str] = []
+    handler, logger, disabled = logging.Handler(), logging.getLogger("longlora"), logging.root.manager.disable
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.disable(logging.NOTSET)
+    logger.addHandler(handler)
+    try:
+        action()
+    finally:
+        logger.removeHandler(handler)
+        logging.disable(disabled)
+    return told
 
 
 def quietly(action: Callable[[], Any]) -> Any:

@@ -151,7 +151,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread")
 
 
 @contextmanager

@@ -7,21 +7,22 @@ run that is killed while writing leaves a line without one, which the next run c
 
 import json
 import os
+import resource
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
-from threading import Thread
+from threading import Event
 from typing import Any, Literal
 
-from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
+from longlora.corpus.extract import Record, Settings, check_engine, extract, has_docling, sha256_of
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.errors import DataError, first_line
+from longlora.support.apart import call_apart
 from longlora.support.files import write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
 from longlora.support.progress import progress_bar
@@ -33,7 +34,11 @@ SETTINGS_FILE = "settings.json"
 SKIPPED_FILE = "skipped.json"
 TEXT_FOLDER = "texts"
 
-_FILES_AT_ONCE = 32  # for each process
+# Of one file. A thousand pages take some minutes.
+_MOST_SECONDS = 3600.0
+_MOST_MEMORY_BYTES = 8 << 30
+_LIBRARIES = ("pypdfium2", "bs4", "lxml.etree", "trafilatura")
+_DOCLING = ("docling.document_converter",)
 
 
 @dataclass
@@ -71,8 +76,11 @@ def read_shelf(
     shelf = _Shelf(folder, near_duplicates, write_texts=write_texts)
     waiting = [path for path in files if shelf.is_new(path)]
     done = len(files) - len(waiting)
-    with progress_bar("Reading", total=len(files), completed=done, progress=progress) as advance:
-        for path, found in _extracted(waiting, settings, processes):
+    with (
+        progress_bar("Reading", total=len(files), completed=done, progress=progress) as advance,
+        closing(_extracted(waiting, settings, processes)) as read,
+    ):
+        for path, found in read:
             shelf.put(path, found)
             advance(1, path.name)
     write_atomically(folder / SKIPPED_FILE, json.dumps(shelf.result.skipped, ensure_ascii=False, indent=2) + "\n")
@@ -146,7 +154,7 @@ _Found = tuple[Record, Any]  # with the record's sketch, which is made in its pr
 
 
 def _extract(path: Path, settings: Settings) -> _Found | str:
-    """Read a file in a process of its own."""
+    """Read a file, and sketch its text."""
     try:
         record = extract(path, settings)
     except UnreadableFileError as error:
@@ -156,42 +164,32 @@ def _extract(path: Path, settings: Settings) -> _Found | str:
     return record, signature(record.text)
 
 
-def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Iterator[tuple[Path, _Found | str]]:
-    """Yield files in their order with what they give; one that ends its process is read again alone, then given up."""
-    left = list(files)
-    count = usual = _FILES_AT_ONCE * processes
-    while left:
+def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Generator[tuple[Path, _Found | str]]:
+    """Yield files in their order with what they give, several read at once."""
+    stop = Event()
+    with ThreadPoolExecutor(processes) as pool:
         try:
-            # A process of its own even for one: a damaged file may end it, but not the run.
-            with ProcessPoolExecutor(processes, mp_context=_processes(), initializer=_end_with_parent) as pool:
-                for found in pool.map(partial(_extract, settings=settings), left[:count]):
-                    yield left.pop(0), found
-            count = usual
-        except BrokenProcessPool:
-            if count == 1:
-                yield left.pop(0), "it makes the reader crash; convert it by another program"
-            count = usual if count == 1 else 1
+            yield from zip(files, pool.map(partial(_extract_apart, settings=settings, stop=stop), files), strict=True)
+        finally:  # whoever takes no more, on Ctrl-C or a full disk, does not wait for what is left
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _processes() -> Any:
-    """Processes are forked from one that has the libraries loaded, and no threads; where there is no fork, started."""
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "pypdfium2", "bs4", "lxml.etree", "trafilatura"])
-    return context
-
-
-def _end_with_parent() -> None:
-    """A process that waits for work does not notice by itself that the run was killed."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
+def _extract_apart(path: Path, *, settings: Settings, stop: Event) -> _Found | str:
+    """Read a file in a process of its own: a damaged one may end it, or take all time and memory there are."""
+    docling = settings.engine == "docling" or (settings.engine == "auto" and has_docling())
+    try:
+        return call_apart(
+            _extract,
+            path,
+            settings,
+            stop=stop,
+            seconds=_MOST_SECONDS,
+            memory_bytes=resource.RLIM_INFINITY if docling else _MOST_MEMORY_BYTES,  # CUDA takes addresses by the TiB
+            preload=(__name__, *(_DOCLING if docling else _LIBRARIES)),
+        )
+    except DataError as error:
+        return str(error)
 
 
 def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -25,8 +25,8 @@ from longlora.models.generation import lasting_settings, saved_settings
 from longlora.models.load import apply_extension, load_adapter, load_config, load_tokenizer, model_source
 from longlora.models.positions import write_older_keys
 from longlora.models.shards import main_dtype, model_folder, opened, stored_weights
-from longlora.support.digests import check_whole
 from longlora.support.files import whole_directory
+from longlora.support.whole import check_whole
 
 logger = logging.getLogger("longlora")
 

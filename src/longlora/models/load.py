@@ -38,8 +38,8 @@ from longlora.models.shards import check_indexes, opened
 from longlora.models.vocabulary import check_rows, fit_vocabulary
 from longlora.rope import RopeExtension
 from longlora.support.choices import DtypeName, Quantization
-from longlora.support.digests import check_whole
 from longlora.support.packages import require_package
+from longlora.support.whole import check_whole
 
 logger = logging.getLogger("longlora")
 

@@ -21,8 +21,9 @@ from longlora.models.generation import lasting_settings, names_every_end, saved_
 from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import readable_context
 from longlora.models.shards import local_folder
-from longlora.support.digests import DIGESTS_FILE, check_whole, find_damage
+from longlora.support.digests import DIGESTS_FILE
 from longlora.support.user_cache import user_cache
+from longlora.support.whole import check_whole, damage_of
 
 logger = logging.getLogger("longlora")
 
@@ -87,7 +88,7 @@ def merged_adapter(adapter: Path) -> Path:
             "XDG_CACHE_HOME to a writable folder"
         ) from error
     with FileLock(cache / f".{target.name}.lock"):  # two servers that start at once merge once
-        if target.exists() and (damage := find_damage(target)):
+        if target.exists() and (damage := damage_of(target)):
             logger.warning("%s is damaged (%s) and is made anew", target, damage)
             shutil.rmtree(target)
         if not target.exists():

@@ -36,6 +36,13 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _INNER = "127.0.0.1"  # where transformers' server listens, behind the front
 # Seconds in which a server may end by itself: vLLM has processes and shared memory to clear away.
 _PATIENCE = {"vllm": 10.0, "transformers": 0.3}
+# Asks the kernel to end the process with its parent, which then may even be killed, and becomes the command.
+_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 _LAST_WORDS = 1  # seconds in which answers that are being written may end
 _TERMINATED = 143  # 128 + SIGTERM
 
@@ -175,6 +182,8 @@ def _running(
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if api_key:
         environment["VLLM_API_KEY"] = api_key  # not on the command line, which all users of the machine see
+    if sys.platform == "linux":
+        command = [sys.executable, "-c", _WITH_PARENT, str(os.getpid()), *command]
     # Its own session: Ctrl-C reaches this process, which then ends the server and all that it has started.
     server = subprocess.Popen(
         command, cwd=served.folder.parent, env=environment, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True

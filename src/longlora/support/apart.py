@@ -4,7 +4,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ def call_apart(
         arguments: its arguments.
         stop: ends the call once it is set.
         seconds: that it may take.
-        memory_bytes: address space that its process may have.
+        memory_bytes: address space that its process may have; `resource.RLIM_INFINITY` for any.
         preload: modules that a process of this kind has loaded already, from the second call on.
 
     Raises:
@@ -66,6 +66,7 @@ def call_apart(
 
 
 def _answer(sending: Connection, memory_bytes: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    _end_with_parent()
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, most))
     try:
@@ -79,3 +80,15 @@ def _answer(sending: Connection, memory_bytes: int, function: Callable[..., Any]
     sending.send(outcome)
     sending.close()
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """A process that reads does not notice by itself that whoever waits for it was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

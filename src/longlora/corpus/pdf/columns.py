@@ -38,7 +38,8 @@ class Column:
 
 def find_gutters(pages: Sequence[Page]) -> list[float]:
     """Return the places, in points from the left, at which several pages have a gutter."""
-    found = [(gutter.left + gutter.right) / 2 for page in pages if (gutter := _best_gutter(page.words, []))]
+    gutters = (_best_gutter(page.words, []) for page in pages if not page.is_scattered)
+    found = [(gutter.left + gutter.right) / 2 for gutter in gutters if gutter]
     return [x for x in found if sum(abs(x - other) <= _SAME_PLACE for other in found) >= 2]
 
 

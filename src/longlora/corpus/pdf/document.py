@@ -103,8 +103,9 @@ def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], LeftOut, li
     blocks: list[Block] = []
     as_they_are = []
     for page in pages:
-        columns = [make_lines(it.words, page=page.number, column=it.box) for it in reading_order(page.words, gutters)]
-        if parts_words([line for lines in columns for line in lines], page.words):
+        parts = [] if page.is_scattered else reading_order(page.words, gutters)
+        columns = [make_lines(it.words, page=page.number, column=it.box) for it in parts]
+        if page.is_scattered or parts_words([line for lines in columns for line in lines], page.words):
             as_they_are.append(page.number)
             columns = [pdfium_lines(page.words, page=page.number)]
         for lines in columns:

@@ -16,6 +16,7 @@ CAPTION = re.compile(
 _FEWEST_PATHS = 4  # a single frame or a shade behind text is no figure
 _WORDS_OF_PROSE = 6  # in a row without a gap
 _PROSE_SHARE = 0.4
+_MOST_CELLS = 2_000_000  # that a page's drawings may cover together; with more it is no page with figures, but one
 # In points.
 _CELL = 6  # drawings nearer than this belong together
 _SMALLEST_FIGURE = (40.0, 25.0)
@@ -24,12 +25,18 @@ _CAPTION_DISTANCE = 45.0
 
 def without_labels(page: Page) -> tuple[Page, list[Word]]:
     """Return the page without the labels of its figures, and these."""
+    if page.is_scattered or sum(map(_num_cells, page.drawings)) > _MOST_CELLS:
+        return page, []
     figures = [box for box in _figures(page.drawings) if _is_no_prose(_inside(page.words, box), page, box)]
     kept: list[Word] = []
     labels: list[Word] = []
     for word in page.words:
         (labels if any(box.holds(word) for box in figures) else kept).append(word)
     return replace(page, words=kept), labels
+
+
+def _num_cells(box: Box) -> float:
+    return (box.width / _CELL + 2) * (box.height / _CELL + 2)
 
 
 def _inside(words: Sequence[Word], box: Box) -> list[Word]:

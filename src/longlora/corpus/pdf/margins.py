@@ -87,7 +87,9 @@ def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, 
 
 
 def _edge_rows(index: int, page: Page) -> list[_Row]:
-    lines = make_lines(page.words, page=page.number, column=around(page.words)) if page.words else []
+    if not page.words or page.is_scattered:
+        return []
+    lines = make_lines(page.words, page=page.number, column=around(page.words))
     rows = []
     for order in (lines, lines[::-1]):
         for place, line in enumerate(order[:_NUM_EDGE_ROWS]):

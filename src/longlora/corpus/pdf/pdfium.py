@@ -4,11 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from longlora.corpus.markup import UnreadableFileError
-from longlora.corpus.pdf.words import Box, View, Word, read_words
+from longlora.corpus.pdf.words import Box, View, Word, around, read_words
 
 _BACKGROUND_SHARE = 0.8  # of the page: a drawing as large as this is its background, or a scan of it
 _MOST_UNMAPPED_SHARE = 0.2
@@ -20,6 +21,10 @@ _LATIN = re.compile(r"[A-Za-z\u00c0-\u00ff]{3,}")
 # Far above any document that people wrote, and some GiB of memory.
 _MOST_PAGES = 20_000
 _MOST_WORDS = 5_000_000
+# What columns and figures are looked for in. A map, a drawing or a damaged page has more, and time grows with its cube.
+_LARGEST_PAGE = 14_400  # points, as PDF has it
+_MOST_WORDS_OF_A_PAGE = 10_000
+_MOST_ROWS_OF_A_PAGE = 500
 _PERMISSION_ERRORS = {
     4: "encrypted, and it asks for a password: save a copy without one",
     5: "of an unknown encryption",
@@ -51,6 +56,19 @@ class Page:
     def is_scan(self) -> bool:
         """An image without text."""
         return self.has_scan and len(self.words) < _FEWEST_WORDS_OF_TEXT
+
+    @property
+    def is_scattered(self) -> bool:
+        """Words are so many, or stand in so many places or so far apart, that there are no columns to look for."""
+        if not self.words:
+            return False
+        box = around(self.words)
+        num_rows = 1 + sum(one.row != other.row for one, other in pairwise(self.words))
+        return (
+            max(box.width, box.height) > _LARGEST_PAGE
+            or len(self.words) > _MOST_WORDS_OF_A_PAGE
+            or num_rows > _MOST_ROWS_OF_A_PAGE
+        )
 
 
 def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
@@ -158,7 +176,9 @@ def _drawings(page: Any, view: View) -> Iterator[Drawing]:
     wanted = [kinds.FPDF_PAGEOBJ_PATH, kinds.FPDF_PAGEOBJ_IMAGE, kinds.FPDF_PAGEOBJ_SHADING, kinds.FPDF_PAGEOBJ_FORM]
     for item in page.get_objects(filter=wanted, max_depth=1):
         try:
-            box = view.box(*item.get_bounds())
+            left, top, right, bottom = view.box(*item.get_bounds())
         except pypdfium2.PdfiumError:
             continue  # an object without extent
-        yield Drawing(*box, is_path=item.type == kinds.FPDF_PAGEOBJ_PATH)
+        seen = (max(left, 0.0), max(top, 0.0), min(right, view.width), min(bottom, view.height))
+        if seen[0] <= seen[2] and seen[1] <= seen[3]:
+            yield Drawing(*seen, is_path=item.type == kinds.FPDF_PAGEOBJ_PATH)
