@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """The Rat sat by the river with Mole, and nobody came. "I like the quiet of this place," said the Otter. At
-noon they ate bread under the old willow tree. Then they slept.
+noon they ate bread under the old willow tree. Then they slept, both of them.
 
-The Otter had gone away with Toad long before that hour struck. \\section{On the sea} \\label{sec-sea} It is known
+Nobody saw that the Otter had gone; Toad went long before that hour struck, alone. \\section{On the sea} \\label{sec-sea} It is known
 from Lemma \\ref{lemma-tide} that water rises. """
 
 
@@ -30,12 +30,13 @@ def script(rules: ModuleType) -> ModuleType:
 @pytest.mark.parametrize(
     ("form", "question", "answer"),
     [
-        ("order", 'What comes after "with Mole, and nobody came."?', None),
-        ("name", "What is said of Toad?", "Toad long before that hour struck"),
+        ("order", 'What comes after "under the old willow tree."?', "under the old willow tree. Then they slept,"),
+        ("order", 'What comes after "with Mole, and nobody came."?', None),  # a quotation does
+        ("name", "What is said of Toad?", "Toad went long before that hour struck,"),
         (
             "speaker",
             'Who says "I like the quiet of this place,"?',
-            'I like the quiet of this place," said the Otter',
+            'I like the quiet of this place," said the Otter.',
         ),
         ("reference", 'Which label has "On the sea"?', "On the sea} \\label{sec-sea}"),
         (
@@ -51,7 +52,7 @@ def test_a_form(rules: ModuleType, form: str, question: str, answer: str | None)
     names = frozenset({"Rat", "Mole", "Otter", "Toad"})
     pairs = {pair.question: pair for pair in rules.FORMS[form](text, names, random.Random(0))}
     if answer is None:
-        assert question not in pairs  # what follows is a quotation
+        assert question not in pairs
     else:
         assert pairs[question].answer == answer and pairs[question].form == form
     assert all(pair.quote in text for pair in pairs.values())
@@ -60,7 +61,7 @@ def test_a_form(rules: ModuleType, form: str, question: str, answer: str | None)
 def test_a_quotation_begins_and_ends_where_the_clause_does(rules: ModuleType) -> None:
     text = " ".join(TEXT.split())
     pairs = list(rules.FORMS["quotation"](text, frozenset(), random.Random(0)))
-    assert "noon they ate bread under the old willow tree" in " | ".join(pair.answer for pair in pairs)
+    assert "noon they ate bread under the old willow tree." in " | ".join(pair.answer for pair in pairs)
     for pair in pairs:
         start = pair.question.split('"')[1]
         assert pair.answer.startswith(f"{start} ") and text.count(start) == 1
