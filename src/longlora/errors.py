@@ -12,11 +12,11 @@ The command line prints the message alone and exits with status 2. Anything else
 
 
 class LongLoRAError(Exception):
-    """A user's mistake; the message says what must hold, what was found, and the remedy."""
+    """Base class of user errors; the message states the requirement, what was found, and the remedy."""
 
 
 class ConfigError(LongLoRAError):
-    """A recipe or an argument cannot be followed as written."""
+    """A recipe or an argument is invalid as written."""
 
 
 class DataError(LongLoRAError):
@@ -32,7 +32,7 @@ class ResourceError(LongLoRAError):
 
 
 class DivergenceError(LongLoRAError):
-    """Training produced a loss that is not a finite number; the last checkpoint is still good."""
+    """The training loss became infinite or NaN; the last checkpoint is still good."""
 
 
 def first_line(error: BaseException) -> str:

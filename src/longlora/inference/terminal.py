@@ -28,7 +28,7 @@ HELP = """\
 /save FILE        write the conversation as text, or as JSON to a name that ends so
 /help             this
 /quit             leave (so does the end of input, Ctrl-D)
-Ctrl-C stops an answer or the reading of a document; at the prompt it leaves."""
+Ctrl-C stops an answer or the reading of a document; at the prompt it exits."""
 
 _METER_WIDTH = 24  # characters
 _HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # what steers terminals
@@ -81,7 +81,7 @@ class Terminal:
         if sys.stdin.isatty():
             import readline  # noqa: F401  # gives input() a history and a line to edit
 
-            self._say(f"{self._conversation.chat_model.name}: ask away; /help tells more", self._meter())
+            self._say(f"{self._conversation.chat_model.name}: ready; /help lists commands", self._meter())
         while True:
             try:
                 line = input("\n> " if sys.stdin.isatty() else "").strip()
