@@ -78,7 +78,7 @@ def test_a_context_that_is_read_already_is_planned_for_conversations(
 def test_a_model_whose_layers_all_have_windows_is_refused(tmp_path: Path) -> None:
     config = {**find_known_model("mistral-7b-v0.3").config, "sliding_window": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"has a window of its own \(4,096 tokens\)"):
+    with pytest.raises(ConfigError, match=r"has its own window \(4,096 tokens\)"):
         draft_recipe(str(tmp_path), 65536, on("h200"))
 
 

@@ -89,7 +89,7 @@ def merge_adapter(
     extension = read_extension(adapter)
     if extension and extension.quantization:
         logger.warning(
-            "%s was trained on a base packed to %s and is merged into the base itself: evaluate the merged model",
+            "%s was trained on a base quantized to %s and is merged into the original base: evaluate the merged model",
             *(adapter, extension.quantization),
         )
     try:

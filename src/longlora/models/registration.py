@@ -55,7 +55,7 @@ def _check_it_groups(model: torch.nn.Module) -> None:
     attention = loaded.config.get_text_config()._attn_implementation
     if attention != "s2":
         raise ConfigError(
-            f'{type(loaded).__name__} attends with "{attention}", which has no groups: load it with '
+            f'{type(loaded).__name__} uses the attention "{attention}", which has no groups: load it with '
             'attn_implementation="s2", or call model.set_attn_implementation("s2") before set_group_size'
         )
     if probe.knows_layers(loaded.config.get_text_config()):
