@@ -35,7 +35,7 @@ from longlora.tiny.stdlib import standard_library_files
 COMMANDS = (
     "longlora plan Qwen/Qwen3-8B --context 65536 --gpu-type rtx-4090",
     "longlora init tiny --context 1024 --gpu-type rtx-4090 --data books/ --out recipe.yaml",
-    "longlora train recipe.yaml max_steps=16 gradient_accumulation_steps=2",
+    "longlora train recipe.yaml max_steps=8 gradient_accumulation_steps=2",
 )
 NUM_COLUMNS, NUM_ROWS = 92, 32
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 8.0, 18.0, 16.0  # pixels

@@ -14,11 +14,11 @@ raised is a bug of ours.
 
 
 class LongLoRAError(Exception):
-    """A user's mistake; the message says what must hold, what was found, and the remedy."""
+    """Base class of user errors; the message states the requirement, what was found, and the remedy."""
 
 
 class ConfigError(LongLoRAError):
-    """A recipe or an argument cannot be followed as written."""
+    """A recipe or an argument is invalid as written."""
 
 
 class DataError(LongLoRAError):
@@ -34,7 +34,7 @@ class ResourceError(LongLoRAError):
 
 
 class DivergenceError(LongLoRAError):
-    """Training produced a loss that is not a finite number; the last checkpoint is still good."""
+    """The training loss became infinite or NaN; the last checkpoint is still good."""
 
 
 class LostProcessError(LongLoRAError):

@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     status, printed = report("--folder", str(tmp_path / "file"))
     assert status == 1
-    assert f"{tmp_path / 'file'} cannot be written" in printed and "name another with --folder" in printed
+    assert f"{tmp_path / 'file'} cannot be written" in printed and "choose another with --folder" in printed
 
 
 def test_a_driver_without_a_torch_that_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:

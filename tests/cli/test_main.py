@@ -120,7 +120,7 @@ def test_a_merge_that_failed_is_made_by_the_same_command(
     left_by_a_kill.mkdir()
     status, out, err = run("train", recipe, "max_steps=1")
     assert status == 0, err
-    assert "is trained already; what is missing beside it is made: merged" in err
+    assert "is already trained; creating what is missing: merged" in err
     assert f"merged into {tmp_path / 'run' / 'merged'}" in out
     assert (tmp_path / "run" / "merged" / "model.safetensors").exists() and not left_by_a_kill.exists()
     status, _, err = run("train", recipe, "max_steps=1")

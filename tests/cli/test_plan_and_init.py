@@ -78,7 +78,7 @@ def test_a_context_that_is_read_already_is_planned_for_conversations(
 def test_a_model_whose_layers_all_have_windows_is_refused(tmp_path: Path) -> None:
     config = {**find_known_model("mistral-7b-v0.3").config, "sliding_window": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"has a window of its own \(4,096 tokens\)"):
+    with pytest.raises(ConfigError, match=r"has its own window \(4,096 tokens\)"):
         draft_recipe(str(tmp_path), 65536, on("h200"))
 
 
@@ -132,8 +132,8 @@ def test_a_recipe_for_a_model_that_is_not_here_runs_as_a_miniature(
         (["plan", "qwen3-8b"], "how many tokens the model is to read: longlora plan qwen3-8b --context 65536"),
         (["plan", "./nowhere", "--context", 9999], "there is no model directory ./nowhere"),
         (["plan", "qwen3-8b", "--context", 65536, "context_lenght=1"], "did you mean 'context_length'?"),
-        (["plan", "qwen3-8b", "--context", 65536, "hardware.gpus=8"], "hardware.gpus is not for an override here"),
-        (["init", "qwen3-8b", "--context", 65536, "--data", "TEXTS"], "name the card: --gpu-type"),
+        (["plan", "qwen3-8b", "--context", 65536, "hardware.gpus=8"], "hardware.gpus cannot be overridden here"),
+        (["init", "qwen3-8b", "--context", 65536, "--data", "TEXTS"], "name the GPU: --gpu-type"),
         (["init", "llama-3-70b", "--context", 65536, "--data", "TEXTS", "--memory", 24], "65,536 tokens do not fit"),
         (["init", "qwen3-8b", "--context", 65536, "--data", "./nowhere", "--memory", 80], "./nowhere"),
         (["init", "tiny", "--context", 512, "--data", "TEXTS", "--memory", 4, "--out", "HERE"], "exists already"),

@@ -74,7 +74,7 @@ def test_rows_and_counts_are_found_again(
         again = tokenize(source, chat_tokenizer, cache_dir)
     assert again.to_dict() == first.to_dict()
     num_learned = sum(label != -100 for labels in first["labels"] for label in labels)
-    assert f"6 conversations of {sum(map(len, first['input_ids']))} tokens, {num_learned} of them" in caplog.text
+    assert f"6 conversations with {sum(map(len, first['input_ids'])):,} tokens, {num_learned:,} of them" in caplog.text
     assert "left out 1 conversations whose question and answers leave no room" in caplog.text
 
 

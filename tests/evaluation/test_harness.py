@@ -142,9 +142,9 @@ def test_tasks_that_are_not_there(base_model: Path, task_file: Path, tmp_path: P
     def call(*tasks: str, files: list[Path] | None = None) -> None:
         run_harness(str(base_model), tasks, output=tmp_path, task_files=files or [])
 
-    with pytest.raises(ConfigError, match="name tasks with --tasks, or a file of your own"):
+    with pytest.raises(ConfigError, match="name tasks with --tasks, or your own file"):
         call()
-    with pytest.raises(ConfigError, match="must be a YAML file as lm-eval reads them"):
+    with pytest.raises(ConfigError, match="must be an lm-eval YAML file"):
         call(files=[task_file.parent])
     missing = task_file.with_name("missing.yaml")
     task = yaml.safe_load(task_file.read_text()) | {"dataset_path": "nobody/has-this-one", "dataset_kwargs": {}}
@@ -274,7 +274,9 @@ def test_metrics_are_read_with_their_errors() -> None:
 
 
 def test_code_of_the_model_runs_only_where_it_is_allowed(base_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"longproc runs code that the model writes, on this machine: --run-code"):
+    with pytest.raises(
+        ConfigError, match=r"longproc runs model-written code on this machine: allow it with --run-code"
+    ):
         run_harness(str(base_model), ["short", "longproc"], output=tmp_path)
 
 

@@ -35,33 +35,33 @@ HEAD = """\
 
 <!-- Written by `make models-page`; the tests compare it with what the code does. -->
 
-Which architectures of transformers train with S²-Attn, and what LoRA+ trains in them. `check_s2_reaches(config)`
-answers the same question for one configuration; `longlora train` asks it before it loads any weights, and stops where
-the answer is no. [In a script of your own](scripts.md), `set_group_size` and the first training step give the answer.
-No model is ever trained with full attention in its place. What the paper's authors published, and the
-command that imports each of them, stands in [released.md](released.md).
+This page lists which transformers architectures train with S²-Attn, and what LoRA+ trains in them.
+`check_s2_reaches(config)` answers the same question for one configuration; `longlora train` checks it before it loads
+any weights, and stops if the answer is no. [In your own script](scripts.md), `set_group_size` and the first training
+step check it. No model is ever silently trained with full attention instead. The models published by the paper's
+authors, with a command that imports each of them, are in [released.md](released.md).
 
-- **S² layers** train with S²-Attn and evaluate with ordinary attention. **Windowed** layers have a sliding window or
-  chunks of their own and keep them, in training too.
-- **Softcap** (Gemma 2) and **sinks** (gpt-oss) are computed while training, by kernels that know them
-  (`longlora.attention.backends`). transformers' "sdpa" knows neither; such models evaluate with "eager" attention,
+- **S² layers** train with S²-Attn and evaluate with ordinary attention. **Windowed** layers have their own sliding
+  window or chunks and keep them, also in training.
+- **Softcap** (Gemma 2) and **sinks** (gpt-oss) are applied in training, by kernels that support them
+  (`longlora.attention.backends`). transformers' "sdpa" supports neither; such models evaluate with "eager" attention,
   whose memory grows with the square of the length, unless you load them with another.
 - Models that read **images** (Qwen2-VL and others) train their text in groups: load them with
-  `attn_implementation={"text_config": "s2"}`, which leaves the encoder of images its own attention.
-- **Falcon** and **GPT-J** look "s2" up in tables of their own, so transformers stops with `KeyError: 's2'` while it
-  makes the model, before any code of ours runs; `check_s2_reaches` says what that means.
-- Layers of **linear attention** (Qwen3-Next, Mamba hybrids) are outside of all this: they carry a state over the whole
-  row, also from one packed document to the next.
+  `attn_implementation={"text_config": "s2"}`, so that the image encoder keeps its own attention.
+- **Falcon** and **GPT-J** look up "s2" in their own tables, so transformers raises `KeyError: 's2'` while it builds the
+  model, before any of our code runs; `check_s2_reaches` explains this.
+- Layers of **linear attention** (Qwen3-Next, Mamba hybrids) are not affected: they carry a state over the whole row,
+  also from one packed document to the next.
 """
 
 FAMILIES_HEAD = """
 ## Families
 
-Each of these is tested, with a tiny random model, for: groups in training (by the calls, and by which token's output
-moves with which token's input), ordinary attention in evaluation, generation with a cache, packed and padded batches,
-gradients in all that LoRA+ trains, and a merged model equal to its adapter (`tests/families`).
+Each of these is tested with a tiny random model for: groups in training (by the calls, and by which inputs affect which
+outputs), ordinary attention in evaluation, generation with a cache, packed and padded batches, gradients in everything
+that LoRA+ trains, and a merged model equal to its adapter (`tests/families`).
 
-| model type | S² layers | windowed | softcap, sinks | LoRA on | trained whole |
+| model type | S² layers | windowed | softcap, sinks | LoRA on | fully trained |
 |---|---|---|---|---|---|
 """
 
@@ -69,7 +69,7 @@ OTHERS_HEAD = """
 ## Everything else
 
 The other architectures for causal language models in transformers {version} that have rotary positions, asked with
-their default configuration (where that is incomplete, with more: {completed}). They are not tested one by one. Models
+their default configuration (where that is incomplete, with more: {completed}). They are not tested individually. Models
 without rotary positions (GPT-2, OPT, BLOOM, MPT …) cannot be extended by rescaling them, and are not listed.
 
 | model type | S² layers | windowed | softcap, sinks; or why not |

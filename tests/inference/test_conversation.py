@@ -223,7 +223,7 @@ def test_settings_out_of_range_are_refused(chat_model: ChatModel) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -0.1}, "temperature must be 0"),
         ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"top_p": 0.5}, "no meaning without a temperature"),
+        ({"top_p": 0.5}, "no effect without a temperature"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             ChatSettings(**values)

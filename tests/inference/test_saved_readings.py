@@ -50,7 +50,7 @@ def test_what_another_model_read_is_read_again_and_replaced(chat_model: ChatMode
     with torch.no_grad():
         chat_model.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     _, _, notes, read = open_document(chat_model, tmp_path)
-    assert "was read by another model or version: reading the document again" in notes[0] and read == 1
+    assert "is from another model or version: reading the document again" in notes[0] and read == 1
     assert "fetched" in open_document(chat_model, tmp_path)[2][0]
 
 

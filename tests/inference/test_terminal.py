@@ -52,7 +52,7 @@ def test_one_answer_alone_goes_to_stdout(
     third = capsys.readouterr()
     assert first.out == second.out == third.out != "\n"
     assert first.out.endswith("\n") and "INST" not in first.out and "tokens" not in first.out
-    assert "sums.txt: 13 tokens" in first.err and "questions are written as in the paper" in first.err
+    assert "sums.txt: 13 tokens" in first.err and "using the paper's prompt" in first.err
     assert "kept in" in second.err and "fetched from" in third.err
 
 

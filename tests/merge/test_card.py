@@ -66,7 +66,7 @@ def test_nothing_is_said_that_is_not_known(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quantization", ["nf4", None])
 def test_a_base_of_fewer_bits_is_said(tmp_path: Path, quantization: str | None) -> None:
-    assert ("packed to nf4" in card(tmp_path, quantization=quantization)) is (quantization is not None)
+    assert ("quantized to nf4" in card(tmp_path, quantization=quantization)) is (quantization is not None)
 
 
 def test_an_adapter_s_card_shows_how_to_load_it_by_peft_alone(base_model: Path, tmp_path: Path, seed: int) -> None:
@@ -99,4 +99,4 @@ def test_an_adapter_s_card_names_a_base_of_the_hub(tmp_path: Path) -> None:
     front = yaml.safe_load(text.split("---\n")[1])
     assert (front["base_model"], front["library_name"]) == ("meta-llama/Llama-2-7b-hf", "peft")
     assert 'from_pretrained("meta-llama/Llama-2-7b-hf", config=config' in text
-    assert "resize_token_embeddings(32001" in text and "packed to nf4" in text
+    assert "resize_token_embeddings(32001" in text and "quantized to nf4" in text

@@ -108,7 +108,9 @@ def test_wrapped_models_take_a_group_size(model, seed):
 
 def test_refuses_a_model_that_attends_with_something_else(model):
     other = with_attention(model, "sdpa")
-    with pytest.raises(ConfigError, match=r'LlamaForCausalLM attends with "sdpa".*set_attn_implementation\("s2"\)'):
+    with pytest.raises(
+        ConfigError, match=r'LlamaForCausalLM uses the attention "sdpa".*set_attn_implementation\("s2"\)'
+    ):
         set_group_size(other, 3)
     set_group_size(other, None)
     with pytest.raises(ConfigError, match="takes a model of transformers, wrapped or not, got Linear"):

@@ -22,7 +22,7 @@ def mixed(num_layers: int = 4) -> Qwen2Config:
     return Qwen2Config(**sizes, use_sliding_window=True, sliding_window=4, layer_types=layers)
 
 
-REACHED = "reaches 2 of 4 layers of attention (1, 3); the others have a window of their own (sliding_window=4)"
+REACHED = "2 of 4 attention layers train with S²-Attn (1, 3); the others keep their own window (sliding_window=4)"
 
 
 def test_a_model_with_windows_in_every_layer_is_refused_in_its_first_training_step(seed):
@@ -53,14 +53,14 @@ def test_layers_are_told_in_the_second_step_where_the_last_is_of_another_kind(se
     model(random_tokens(seed))
     assert "reaches" not in caplog.text
     model(random_tokens(seed))
-    assert "reaches 1 of 3 layers of attention (1)" in caplog.text
+    assert "1 of 3 attention layers train with S²-Attn (1)" in caplog.text
 
 
 def test_a_model_that_trains_in_groups_everywhere_gets_no_warning(model, seed, caplog):
     set_group_size(model, 3)
     model.train()(random_tokens(seed))
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("INFO", "all 2 layers of attention train with S²-Attn")
+        ("INFO", "all 2 attention layers train with S²-Attn")
     ]
 
 

@@ -72,7 +72,7 @@ def test_what_failed_after_the_result_is_made_by_the_same_command(
 
     caplog.clear()
     assert train(recipe) == result
-    assert "is trained already; what is missing beside it is made: curves.png, samples.md" in caplog.text
+    assert "is already trained; creating what is missing: curves.png, samples.md" in caplog.text
     assert left_by(reference) == left_by(recipe)
     assert (Path(recipe.output_dir) / "summary.json").read_text() == summary
     samples = [(Path(run.output_dir) / "samples.md").read_text() for run in (recipe, reference)]
@@ -139,7 +139,7 @@ def test_questions_that_do_not_fit_are_passed_over_and_counted(
     sample: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert sample([(TOO_LONG, "yes"), ("Where?", "there")]).count("**The model:**") == 1
-    assert "held-out questions passed over: 1 conversations whose question and answers leave no room" in caplog.text
+    assert "held-out questions skipped: 1 conversations whose question and answers leave no room" in caplog.text
 
 
 def test_where_no_question_fits_it_is_said_why(sample: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:

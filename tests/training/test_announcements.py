@@ -44,7 +44,7 @@ def test_it_is_told_once_with_the_remedy_and_changes_no_loss(
     assert told() == [message]
     assert losses(tmp_path / "run") == losses(tmp_path / "silent")
     found = re.fullmatch(
-        r"before training, 128 tokens have a loss of (\S+) in groups and (\S+) with full attention, .* "
+        r"before training, the loss of 128 tokens is (\S+) in groups and (\S+) with full attention, .* "
         r"\(attention\.sink_tokens: 1; docs/sink\.md\)",
         message,
     )

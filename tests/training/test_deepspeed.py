@@ -36,5 +36,5 @@ def test_without_a_gpu_it_is_refused(make_recipe: MakeRecipe, monkeypatch: pytes
     monkeypatch.setattr(trainer_module, "current_strategy", lambda: "zero2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     recipe = make_recipe()
-    with pytest.raises(ConfigError, match="--strategy zero2 needs GPUs, and torch sees none here"):
+    with pytest.raises(ConfigError, match="--strategy zero2 needs GPUs, and torch sees none"):
         training_arguments(recipe)

@@ -95,7 +95,7 @@ def test_held_out_loss_is_not_weighted(make_recipe: MakeRecipe, tmp_path: Path) 
 def test_a_run_says_what_is_far(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="longlora"):
         train(make_recipe(far_target_weight=1, far_target_beyond=100, max_steps=1))
-    assert "far_target_weight changes nothing" in caplog.text  # 128 is the first bucket from 100 on
+    assert "far_target_weight has no effect" in caplog.text  # 128 is the first bucket from 100 on
 
 
 def test_a_run_tells_its_weights(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
@@ -125,4 +125,4 @@ def test_long_documents_come_again_and_short_ones_stay(caplog: pytest.LogCapture
     repeated = with_long_repeated(documents, tokens=8, times=3)
     assert [ids[0] for ids in repeated["input_ids"]] == [1, 2, 3, 4, 2, 4, 2, 4]
     assert len(with_long_repeated(documents, tokens=10, times=3)) == 4
-    assert "changes nothing: no document has 10 tokens" in caplog.text
+    assert "has no effect: no document has 10 tokens" in caplog.text

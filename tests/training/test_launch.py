@@ -66,7 +66,7 @@ def test_the_recipes_strategy_is_taken_where_its_gpus_are(caplog: pytest.LogCapt
     recipe = load_recipe("llama-2-7b-longlora-8k")
     with caplog.at_level(logging.INFO, "longlora"):
         assert strategy_of(recipe, nodes=1) == "zero2"
-    assert "--strategy zero2: the recipe is meant for the 8 GPUs that are visible" in caplog.text
+    assert "--strategy zero2: the recipe names the 8 GPUs that are visible" in caplog.text
     assert strategy_of(recipe, nodes=2) is None
     assert strategy_of(load_recipe("llama-2-7b-longlora-8k", ["hardware.gpus=4"]), nodes=1) is None
     assert strategy_of(load_recipe("tiny-1k"), nodes=1) is None
@@ -78,7 +78,7 @@ def test_the_recipes_strategy_is_taken_where_its_gpus_are(caplog: pytest.LogCapt
         ({"strategy": None, "per_node": 2}, "2 processes need --strategy ddp, fsdp2, zero2 or zero3$"),
         ({"strategy": "single", "per_node": 2}, "zero3, not single"),
         ({"strategy": "ddp", "per_node": None}, "without a visible GPU needs --processes"),
-        ({"strategy": "ddp", "per_node": 1}, "needs two processes or more, found one"),
+        ({"strategy": "ddp", "per_node": 1}, "needs at least two processes, found one"),
         ({"strategy": "ddp", "per_node": 1, "nodes": 2, "node_rank": 2}, "--node-rank 2 must lie below --nodes 2"),
         ({"strategy": "ddp", "per_node": 1, "nodes": 2}, "--nodes 2 needs --main-address"),
     ],

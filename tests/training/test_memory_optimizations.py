@@ -126,7 +126,7 @@ def test_a_loss_that_trl_does_not_know_is_the_models_own(
 
     monkeypatch.setattr(trainer_module.SFTTrainer, "compute_loss", fail)
     assert curve(max_steps=2, chunked_loss=True) == plain
-    assert "chunked_loss is not followed" in caplog.text and "it has a loss of its own" in caplog.text
+    assert "chunked_loss is not used" in caplog.text and "it has a loss of its own" in caplog.text
 
 
 def test_the_models_own_loss_returns_its_outputs_when_asked(
@@ -150,7 +150,7 @@ def test_offloading_without_a_gpu_is_not_followed_and_said(curve: Curve, caplog:
     plain = curve(max_steps=2)
     with caplog.at_level(logging.WARNING, logger="longlora"):
         assert curve(max_steps=2, activation_offloading=True) == plain
-    assert "activation_offloading is not followed: without a GPU" in caplog.text
+    assert "activation_offloading is not used: without a GPU" in caplog.text
 
 
 @pytest.mark.parametrize(("free", "level"), [(100, logging.INFO), (60, logging.WARNING)])
@@ -172,7 +172,7 @@ def test_what_offloading_takes_from_the_host_is_said(
     (record,) = caplog.records
     assert record.levelno == level
     assert f"take 64.0 GiB of the host's memory in 1 process, and {free}.0 of 125.0 GiB are free" in caplog.text
-    assert ("the run will end for want of memory" in caplog.text) == (level == logging.WARNING)
+    assert ("the run will run out of memory" in caplog.text) == (level == logging.WARNING)
 
 
 def test_what_leaves_without_checkpointing_is_not_guessed(
@@ -185,7 +185,7 @@ def test_what_leaves_without_checkpointing_is_not_guessed(
 
 @pytest.mark.cpu
 def test_float16_is_refused_without_a_gpu(make_recipe: MakeRecipe) -> None:
-    with pytest.raises(ConfigError, match=r"dtype=float16 is trained on a GPU only.*use bfloat16 or float32"):
+    with pytest.raises(ConfigError, match=r"dtype=float16 needs a GPU.*use bfloat16 or float32"):
         train(make_recipe(dtype="float16"))
 
 

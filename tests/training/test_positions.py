@@ -56,5 +56,5 @@ def test_positions_that_go_by_the_longest_document_are_warned_of(
 ) -> None:
     recipe = make_recipe(max_steps=1, rope={"rope_type": rope_type, **ROPES[rope_type]})
     train(recipe)
-    warned = f"rope.rope_type={rope_type} goes by the longest document in a row" in caplog.text
+    warned = f"rope.rope_type={rope_type} depends on the longest document in a row" in caplog.text
     assert warned is (rope_type != "linear")

@@ -73,7 +73,7 @@ def test_a_run_on_four_bits_learns_saves_and_merges(
     assert json.loads((adapter / "longlora.json").read_text())["quantization"] == "nf4"
     with caplog.at_level(logging.WARNING, logger="longlora"):
         report = merge_adapter(adapter, tmp_path / "merged")
-    assert "was trained on a base packed to nf4 and is merged into the base itself" in caplog.text
+    assert "was trained on a base quantized to nf4 and is merged into the original base" in caplog.text
     assert report.largest_difference < 1e-4 * report.largest_logit
     (file,) = (tmp_path / "merged").glob("*.safetensors")
     assert {weight.dtype for weight in load_file(file).values()} == {torch.float32}

@@ -26,7 +26,7 @@ def with_checkpoint(make_recipe: MakeRecipe, processes: int, **changes: Any) -> 
 
 
 def test_a_run_is_held_and_let_go(make_recipe: MakeRecipe) -> None:
-    message = "is in use by another process that trains there"
+    message = "is in use by another training process"
     with open_run(make_recipe()), pytest.raises(ConfigError, match=message), open_run(make_recipe()):
         pass
     with open_run(make_recipe()):

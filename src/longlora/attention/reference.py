@@ -25,22 +25,22 @@ def s2_attention_reference(
 
     Token t of a document (counted from the document's first token) belongs to group ⌊t / g⌋ in the first ⌈H/2⌉ heads
     and to group ⌊(t - ⌊g/2⌋) / g⌋ in the others; a token attends to itself and to earlier tokens of its own document
-    and group. This is the strictly causal form of section 3.2 (variant 2 of the paper's table 8): where the rolled form
-    of algorithm 1 joins the last half group to the first, here both stand alone.
+    and group. This is the strictly causal form of section 3.2 (variant 2 of the paper's table 8): the rolled form of
+    algorithm 1 joins the last half group to the first, while here both are separate.
 
-    With `sink_tokens` N above 0 (the paper has 0) a token also attends to those of the first N tokens of its document
-    that are not after it, whatever its group: pretrained models put an attention sink there (StreamingLLM, arXiv
-    2309.17453, section 3.1). With N at least the length of the document this is full causal attention.
+    With `sink_tokens` N above 0 (the paper has 0), a token in any group also attends to those of the first N tokens of
+    its document that are not after it: pretrained models have an attention sink there (StreamingLLM, arXiv 2309.17453,
+    section 3.1). If N is at least the length of the document, this is full causal attention.
 
-    `cu_seqlens` holds the boundaries of documents in the flattened batch, from 0 to B·T; rows are cut in any case.
-    Where `padding_mask` is False there is padding: a stretch of it is treated as a document of its own, so that its
-    outputs are finite and mean nothing.
+    `cu_seqlens` contains the document boundaries in the flattened batch, from 0 to B·T; rows are always cut. False in
+    `padding_mask` marks padding: a stretch of it is treated as a separate document, so that its outputs are finite but
+    meaningless.
 
     `softcap` c bounds the scores, after scaling and before the mask: s becomes c · tanh(s / c), as in Gemma 2 (arXiv
     2408.00118, "Logit soft-capping").
 
-    `sinks` holds one learned logit a_h for each query head h. It takes part in the denominator of the softmax and has
-    no value: the weight of key j is exp(s_j) / (exp(a_h) + Σ_i exp(s_i)), as in gpt-oss (arXiv 2508.10925; in
+    `sinks` contains one learned logit a_h for each query head h. It appears in the softmax's denominator and has no
+    value: the weight of key j is exp(s_j) / (exp(a_h) + Σ_i exp(s_i)), as in gpt-oss (arXiv 2508.10925; in
     transformers the parameter `sinks` of `GptOssAttention`). It is neither scaled nor capped.
 
     Memory: O(B·H·T²).

@@ -30,10 +30,10 @@ def s2_attention(
 ) -> Float[Tensor, "B H T D_v"]:
     """Attend causally within groups, the second half of the heads with groups shifted by half a group.
 
-    Defined by, and equal to, `longlora.attention.reference.s2_attention_reference`, which describes the arguments;
-    `backend` is described by `longlora.attention.backends`. Cost with g = T/4: 0.234 of the query-key pairs of full
-    causal attention; memory as the inputs (no mask, no scores). With `sink_tokens` above 0 a copy of keys and values is
-    made for each half of the heads, and with the backend `sdpa` one of queries and output.
+    Equal to `longlora.attention.reference.s2_attention_reference`, which defines it and describes the arguments;
+    `longlora.attention.backends` describes `backend`. Cost with g = T/4: 0.234 of the query-key pairs of full causal
+    attention; memory as for the inputs (no mask, no scores). With `sink_tokens` above 0, keys and values are copied for
+    each half of the heads, and with the backend `sdpa` also queries and output.
 
     Example:
         >>> import torch
@@ -43,7 +43,7 @@ def s2_attention(
         torch.Size([1, 8, 1024, 64])
 
     Raises:
-        ConfigError: a backend that cannot run these tensors here.
+        ConfigError: the backend cannot run these tensors here.
         ValueError: `group_size` below 1, `sink_tokens` below 0, `cu_seqlens` that do not run from 0 to N, a padding
             mask with holes, a softcap that is not above 0, another number of sinks than query heads, query heads that
             are not a multiple of the key-value heads.
@@ -76,7 +76,7 @@ def attend_in_segments(
     `window` limits how many tokens each sees besides: its own and the `window - 1` before it.
 
     Raises:
-        ConfigError: a backend that cannot run these tensors here.
+        ConfigError: the backend cannot run these tensors here.
         ValueError: a window below 1, or one together with sink tokens; and as `s2_attention`, of softcap, sinks and
             heads.
     """

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 EXTRAS = {
-    "corpus": "training data out of documents",
-    "docling": "PDFs read by models: slower, and better where columns and tables are involved",
+    "corpus": "training data from documents",
+    "docling": "PDF conversion by models: slower, but better with columns and tables",
     "eval": "LongBench and RULER",
     "gpu": "4-bit bases, 8-bit optimizers, DeepSpeed",
     "serve": "an OpenAI-compatible server",
@@ -77,7 +77,7 @@ def doctor(
             console.print(title, style="bold")
             console.print(table)
     if faults:
-        console.print(f"\n{faults} to mend before longlora can work here", style="bold red")
+        console.print(f"\n{faults} to fix before longlora can run here", style="bold red")
         raise typer.Exit(1)
 
 
@@ -85,7 +85,7 @@ def versions() -> Iterator[Finding]:
     """Python, and the packages that longlora needs: those that people ask for, and all that are too old."""
     yield Finding("longlora", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}")
     if not _needs():
-        yield Finding("packages", "not checked: longlora runs from a folder, without being installed", "pip install .")
+        yield Finding("packages", "not checked: longlora runs from a folder and is not installed", "pip install .")
     for name, needed, found in _requirements(""):
         if found is None or not needed.contains(found, prereleases=True):
             wanted = f"{name}{needed}"
@@ -146,18 +146,18 @@ def folders(folder: Path) -> Iterator[Finding]:
 
     from longlora.support.user_cache import user_cache
 
-    yield _room("hub cache", Path(HF_HUB_CACHE), "set HF_HOME to a folder that can be written")
+    yield _room("hub cache", Path(HF_HUB_CACHE), "set HF_HOME to a writable folder")
     try:
-        yield _room("token cache", user_cache(), "set XDG_CACHE_HOME to a folder that can be written")
+        yield _room("token cache", user_cache(), "set XDG_CACHE_HOME to a writable folder")
     except LongLoRAError as error:
         yield Finding("token cache", "none", str(error), is_fault=True)
-    runs = _room("runs", folder, "name another with --folder")
+    runs = _room("runs", folder, "choose another with --folder")
     if not runs.is_fault:
         try:
             runs = Finding("runs", f"{runs.state}, written at {_write_speed(folder):,.0f} MB/s")
         except OSError as error:
             runs = Finding(
-                "runs", f"{folder.absolute()}: {first_line(error)}", "name another with --folder", is_fault=True
+                "runs", f"{folder.absolute()}: {first_line(error)}", "choose another with --folder", is_fault=True
             )
     yield runs
 

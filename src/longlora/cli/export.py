@@ -41,7 +41,7 @@ def merge(
     from longlora.support.files import check_absent
 
     if private and not push_to_hub:
-        raise ConfigError("--private says how to upload; name the repository with --push-to-hub")
+        raise ConfigError("--private applies to uploads; name the repository with --push-to-hub")
     check_adapter(adapter)
     check_absent(output)
     from longlora.merge import check_login, merge_adapter
@@ -76,7 +76,7 @@ def import_weights(
 
     folder = Path(source).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or source.startswith((".", "~"))):
-        raise CheckpointError(f"there is no directory {source}, and it is no name on the hub")
+        raise CheckpointError(f"there is no directory {source}, and it is not a hub name")
     check_absent(output)
     from longlora.released import import_released
 

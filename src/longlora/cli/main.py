@@ -89,8 +89,8 @@ def compare(
     models = collect(paths).models
     if len(paths) < 2 or len(models) < 2:
         raise ConfigError(
-            f"{' and '.join(paths)} hold results of {len(models)} model{'s' * (len(models) != 1)}, and it takes two to "
-            "compare: name another folder, or tell two states of a model apart with NAME=PATH"
+            f"{' and '.join(paths)} hold results of {len(models)} model{'s' * (len(models) != 1)}, and comparing "
+            "takes two: name another folder, or distinguish two states of a model with NAME=PATH"
         )
     page = write_report(paths, out)
     for model in models:

@@ -131,20 +131,20 @@ def init(
 
     _check_model(model)
     if not (machine.gpu_type or machine.memory):
-        raise ConfigError("name the card: --gpu-type rtx-4090, or its memory in GiB: --memory 24")
+        raise ConfigError("name the GPU: --gpu-type rtx-4090, or its memory in GiB: --memory 24")
     if out.exists():
-        raise ConfigError(f"{out} exists already; choose another --out, or remove it")
+        raise ConfigError(f"{out} already exists; choose another --out, or remove it")
     draft = draft_recipe(model, context, _hardware(machine), data=data, overrides=overrides or [])
     if not draft.plan.fits:
         longest = draft.plan.longest_context
         most = f"{longest:,} tokens would" if longest else "no context would"
         raise ConfigError(
-            f"{context:,} tokens do not fit, whatever is switched on ({most}); take --gpus, or compare cards with "
+            f"{context:,} tokens do not fit with any settings ({most}); add --gpus, or compare GPUs with "
             f"`longlora plan {model} --context {context}`"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, draft_to_yaml(draft, str(out)))
-    typer.echo(f"written to {out}; what it takes: longlora plan {out}")
+    typer.echo(f"written to {out}; to see its plan: longlora plan {out}")
 
 
 def _hardware(machine: Machine, gpus: int = 1, memory_gib: float = 80) -> "Hardware":
@@ -174,7 +174,7 @@ def _check_model(name: str) -> None:
         return
     known = [*recipe_names(), *(model.name for model in known_models())]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "`longlora recipes` lists the recipes, and a hub name has a slash"
+    hint = f"did you mean {near[0]!r}?" if near else "`longlora recipes` lists the recipes; hub names contain a slash"
     raise ConfigError(f"there is no recipe {name!r} and no model of that name; {hint}")
 
 

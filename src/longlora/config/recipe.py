@@ -11,7 +11,7 @@ from longlora.support.choices import DtypeName, Quantization
 
 
 class Recipe(Section):
-    """Everything a run depends on. Defaults are the paper's (section 4.1 and appendix B)."""
+    """All settings of a run. Defaults are the paper's (section 4.1 and appendix B)."""
 
     model_name_or_path: str
     """The pretrained model: a directory or a hub name; `tiny` is the bundled model."""

@@ -51,9 +51,9 @@ _OTHER_NAMES = {
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, a file or the name of one that ships with longlora, and apply `key=value` overrides.
+    """Load a recipe from a file or by the name of a bundled one, and apply `key=value` overrides.
 
-    An override reads as `attention.dense_finish=0.2`; values are YAML.
+    An override has the form `attention.dense_finish=0.2`; values are YAML.
 
     Raises:
         ConfigError: no such recipe, not a YAML mapping, an unknown key, a wrong type, an impossible combination.
@@ -108,7 +108,7 @@ def _parse(text: str) -> Any:
 
 
 def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Check a mapping and turn it into a recipe.
+    """Validate a mapping and convert it to a recipe.
 
     Raises:
         ConfigError: an unknown key, a wrong type, an impossible combination; every problem is named.

@@ -105,7 +105,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
         _frame(tokenizer, ChatWriter(tokenizer).template)
     except UnusableConversationError as error:
         raise ConfigError(
-            f"the tokenizer's chat template does not write two plain questions and answers ({error}); mend it"
+            f"the tokenizer's chat template cannot render two plain questions and answers ({error}); fix it"
         ) from error
 
 

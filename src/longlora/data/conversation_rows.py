@@ -30,9 +30,9 @@ _COUNTS = (
 )
 _WARNINGS = {
     "num_thoughts_dropped": "%(num_thoughts_dropped)d thoughts of earlier answers are not learned: the chat template "
-    "leaves them out, as it does in use",
+    "omits them, as it does in use",
     "num_without_end": "the end of a turn is not learned in %(num_without_end)d conversations: the chat template "
-    "writes no token after an answer that ends it, and a model trained so does not stop by itself; use a template that "
+    "writes no token that ends an answer, so the model will not learn to stop; use a template that "
     "does",
     "num_shortened": "%(num_shortened)d conversations exceed context_length=%(context_length)d: %(num_cut)d tokens "
     "were cut out of the middle of their documents",
@@ -144,16 +144,17 @@ def _write_conversations(
 
 def _tell(summary: Summary, context_length: int) -> None:
     counts = {**summary, "context_length": context_length}
-    logger.info("%(num_rows)d conversations of %(num_tokens)d tokens, %(num_learned)d of them in answers", counts)
+    sizes = (f"{counts[name]:,}" for name in ("num_rows", "num_tokens", "num_learned"))
+    logger.info("%s conversations with %s tokens, %s of them in answers", *sizes)
     if not summary["num_searched"]:
-        found = "answers were found by the marks of the chat template, its own or those that TRL knows for it"
+        found = "answers were found by marks, in the chat template or in TRL's version of it"
     elif summary["num_searched"] < summary["num_rows"]:
         found = (
             "answers were found by TRL's marks for the chat template, in %(num_searched)d of %(num_rows)d "
-            "conversations by a search: TRL's template for training writes those otherwise than the model's own"
+            "conversations by a search: TRL's training template writes those differently from the model's own"
         )
     else:
-        found = "answers were found by a search: the chat template marks none, and TRL has no marks for it"
+        found = "answers were found by a search: neither the chat template nor TRL marks them"
     logger.info(found, counts)
     if summary["unread"]:
         logger.info("not read: %s", ", ".join(f"{what} ({count} rows)" for what, count in summary["unread"].items()))

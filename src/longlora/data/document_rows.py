@@ -56,7 +56,7 @@ def tokenize_documents(
         features=_DOCUMENT_FEATURES,
         cache_dir=cache_dir,
     )
-    logger.info("%(num_rows)d documents of %(num_tokens)d tokens", summary)
+    logger.info("%s documents with %s tokens", f"{summary['num_rows']:,}", f"{summary['num_tokens']:,}")
     return documents
 
 
@@ -97,7 +97,7 @@ def pack_rows(documents: Dataset, *, context_length: int, cross_document_attenti
 
     rows = rows_beside(documents, [FORMAT_VERSION, context_length, cross_document_attention], pack)
     counts = num_tokens, num_rows, context_length, num_left_out
-    logger.info("packed %d tokens into %d rows of %d; %d at the end are left out", *counts)
+    logger.info("packed %s tokens into %s rows of %s; %s at the end are left out", *(f"{n:,}" for n in counts))
     return rows.with_format(None)
 
 

@@ -143,7 +143,7 @@ def _open_cache(folder: Path) -> tuple[Dataset, Summary] | None:
     if not folder.exists():
         return None
     if damage := find_damage(folder):
-        logger.warning("%s is damaged (%s) and is made anew", folder, damage)
+        logger.warning("%s is damaged (%s) and is rebuilt", folder, damage)
         return None
     summary = json.loads((folder / _SUMMARY_FILE).read_text(encoding="utf-8"))
     return Dataset.from_file(str(folder / _TABLE_FILE)), summary

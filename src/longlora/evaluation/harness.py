@@ -67,7 +67,7 @@ def run_harness(
     options = options or HarnessOptions()
     check_ruler(tasks, options.lengths, named_context(model_name))
     if not options.run_code and (runs := [task for task in tasks if task.startswith("longproc")]):
-        raise ConfigError(f"{', '.join(runs)} runs code that the model writes, on this machine: --run-code allows it")
+        raise ConfigError(f"{', '.join(runs)} runs model-written code on this machine: allow it with --run-code")
     subject = load_subject(model_name, loading)
     if any(parameter.is_meta for parameter in subject.model.parameters()):
         raise ConfigError("lm-eval cannot use a model of which parts are kept outside of the devices: give more memory")
@@ -102,7 +102,7 @@ def _failure(call: Call, error: Exception) -> LongLoRAError:
     """Say which task failed, with its traceback unless the message tells all."""
     if isinstance(error, LongLoRAError):
         return error
-    logger.error("%s failed; the other tasks go on", call.name, exc_info=error)
+    logger.error("%s failed; continuing with the other tasks", call.name, exc_info=error)
     return DataError(
         f"{call.name} failed within lm-eval ({type(error).__name__}: {first_line(error)}) and has no result; those of "
         "the other tasks are written"

@@ -54,10 +54,10 @@ def plan_calls(
     calls = []
     for path in (Path(path).expanduser() for path in task_files):
         if not path.is_file() or path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"--task-file must be a YAML file as lm-eval reads them, and {path} is none")
+            raise ConfigError(f"--task-file must be an lm-eval YAML file, and {path} is not one")
         calls.append(Call(name=path.stem, spec=str(path), manager=_manager({}), single=False))
     if not tasks and not calls:
-        raise ConfigError("name tasks with --tasks, or a file of your own with --task-file")
+        raise ConfigError("name tasks with --tasks, or your own file with --task-file")
     if not tasks:
         return calls
     known = _manager({}, defaults=True)

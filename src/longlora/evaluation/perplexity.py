@@ -43,14 +43,14 @@ def perplexity(
     max_windows: int | None = None,
     progress: bool = True,
 ) -> Perplexity:
-    """Measure the perplexity of documents read through a window of `window` tokens that moves by `stride`.
+    """Measure the perplexity of documents with a sliding window of `window` tokens that moves by `stride`.
 
-    `score="new"` scores a token once, with `window - stride` to `window - 1` tokens before it (fewer at a document's
+    `score="new"` scores each token once, with `window - stride` to `window - 1` tokens before it (fewer at a document's
     start). `score="all"`, with `stride=256` and `across_documents=True` (one joined stream), is the original's
-    protocol: half a window before a token on average. But its eval.py takes the mean of batch means, however short the
-    last batch, and drops the last one or two windows that fit; here tokens weigh the same and all windows count.
+    protocol: half a window before a token on average. However, its eval.py takes the mean of batch means, even for a
+    short last batch, and drops the last one or two windows; here all tokens have equal weight and all windows count.
 
-    At most `max_windows` are read, spread evenly. Of logits 1,024 rows are in memory at a time.
+    At most `max_windows` windows are read, spread evenly. Only 1,024 rows of logits are in memory at a time.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -89,11 +89,11 @@ def perplexity_by_length(
     progress: bool = True,
     description: str = "",
 ) -> dict[int, Perplexity]:
-    """Measure the perplexity of the same targets at several context lengths, the shortest length first.
+    """Measure the perplexity of the same targets at several context lengths, shortest first.
 
-    At length L a target has L - stride to L - 1 tokens before it. Documents below `max(lengths)` tokens are left out.
-    `longest` takes that maximum's place where further lengths are measured by another call, on the same targets.
-    A forward pass reads `batch_size_tokens`, at least a window. `max_targets` is kept by taking windows evenly.
+    At length L, a target has L - stride to L - 1 tokens before it. Documents shorter than `max(lengths)` are left out.
+    `longest` replaces this maximum if another call measures further lengths on the same targets. A forward pass reads
+    `batch_size_tokens`, at least one window. If `max_targets` is set, windows are chosen evenly.
 
     Raises:
         ConfigError, DataError, CheckpointError: as `perplexity`; DataError if no document is long enough.
@@ -173,10 +173,10 @@ def original_perplexity(
 ) -> Perplexity:
     """Measure the perplexity of all documents joined into one stream, by the original's protocol.
 
-    Every window is read from scratch and all of its `window - 1` predictions count, those with hardly a token before
-    them too; the loss is the mean over batches of the batch's mean, so that a short last batch weighs as much as a full
-    one; the perplexity is `2.71828 ** loss`. What differs from `perplexity(score="all")` is that weight, the windows at
-    the end that are dropped, and the fifth digit of e. `standard_error` is NaN: windows overlap almost wholly.
+    Every window is read from scratch and all of its `window - 1` predictions count, including those with hardly any
+    context. The loss is the mean over batches of each batch's mean, so a short last batch has the weight of a full one.
+    The perplexity is `2.71828 ** loss`. Differences from `perplexity(score="all")` are this weighting, the dropped
+    windows at the end, and the fifth digit of e. `standard_error` is NaN, because windows overlap almost completely.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -222,12 +222,12 @@ def loss_by_position(
     progress: bool = True,
     description: str = "",
 ) -> list[PositionLoss]:
-    """Read windows of `length` tokens that do not overlap, and average the loss in ranges of position of equal size.
+    """Average the loss over position ranges of equal size, in non-overlapping windows of `length` tokens.
 
-    In each window position p is the number of tokens before the target, 1 to `length - 1`. All windows are full, so
-    every bucket averages over the same windows, and with m_i the mean of window i of k in a bucket its standard error
-    is `std(m_i, ddof=1) / sqrt(k)`. A model that uses what it reads gives a falling curve; where the curve turns up,
-    reading has stopped. In memory: the hidden states of a window and 1,024 rows of logits (see `logits_in_pieces`).
+    In each window, position p is the number of tokens before the target, 1 to `length - 1`. All windows are full, so
+    every bucket averages over the same windows. With m_i the mean of window i of k in a bucket, its standard error is
+    `std(m_i, ddof=1) / sqrt(k)`. The curve falls as long as the model uses its context; where it turns up, reading has
+    stopped. Memory: the hidden states of one window and 1,024 rows of logits (see `logits_in_pieces`).
 
     Raises:
         ConfigError: an argument is out of its range.

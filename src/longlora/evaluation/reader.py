@@ -109,7 +109,7 @@ def _refuse_nan(found: bool, question: Question) -> None:
     if found:
         raise CheckpointError(
             f"The model produced NaN after a prompt of {len(question.input_ids):,} tokens: load it in bfloat16 or "
-            "float32, or mend it. The trials finished before are kept, and the same command goes on after them."
+            "float32, or mend it. Finished trials are kept, and the same command resumes after them."
         )
 
 

@@ -54,11 +54,11 @@ def run_retrieval(
     processes: Processes | None = None,
     progress: bool = True,
 ) -> Retrieval:
-    """Ask `num_trials` questions at each length and depth, and return shares of right answers and the verdict.
+    """Ask `num_trials` questions at each length and depth, and return the shares of correct answers and the verdict.
 
-    Each finished trial is at once a line of `trials.jsonl` in `output`. Called again with the same model, test and seed
-    only the trials that are missing are asked, more lengths, depths or trials included; anything else that would change
-    a trial is refused. Several processes take every n-th trial each; all of them get the result.
+    Each finished trial is immediately written as a line of `trials.jsonl` in `output`. Called again with the same
+    model, test and seed, only missing trials are asked, also for added lengths, depths or trials; anything else that
+    would change a trial is refused. Several processes take every n-th trial each; all of them get the result.
 
     Raises:
         ConfigError: an argument is out of its range, a prompt exceeds the model's positions, or the folder holds trials

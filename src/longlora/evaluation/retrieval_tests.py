@@ -43,11 +43,11 @@ _GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. 
 
 
 def passkey(*, form: Literal["measured", "original"] = "measured", chat: bool = True) -> RetrievalTest:
-    """Hide a key at a depth of the filler, in a prompt sized in the model's own tokens.
+    """Test retrieval of a key at a given depth of filler text, in a prompt measured in the model's own tokens.
 
-    The `original` form makes the very prompts of the original's script: `int(3.75 * length // 1024 * 1024)` characters
-    of filler, place and key drawn from the trial's number, the same at every length; the prompt's real length is
-    whatever the tokenizer makes of it, and neither chat template nor seed matters.
+    The `original` form builds exactly the prompts of the original's script: `int(3.75 * length // 1024 * 1024)`
+    characters of filler, with place and key drawn from the trial's number, the same at every length. The prompt's
+    actual length depends on the tokenizer; chat template and seed have no effect.
     """
 
     def measured(tokenizer: PreTrainedTokenizerBase, trial: TrialId) -> Question:
@@ -89,10 +89,10 @@ def _passkey(tokenizer: PreTrainedTokenizerBase, key: str, depth: float, *, chat
 
 
 def needle(*, num_needles: int = 1, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
-    """Hide numbers of named things in a user's text or in made-up sentences.
+    """Test retrieval of numbers of named things hidden in a user's text or in generated sentences.
 
-    The first stands at the trial's depth, the others evenly from there to the end. All are asked for, in the order of
-    the text, and the trial counts as right if the answer holds all of them.
+    The first is at the trial's depth, the others are spread evenly from there to the end. The question asks for all of
+    them in the order of the text, and the trial counts as correct if the answer contains all of them.
 
     Raises:
         ConfigError: the number of needles is out of its range.
@@ -134,10 +134,10 @@ def _hide(facts: list[str], depths: list[float], words: Words, num_words: int) -
 
 
 def topics(*, num_topics: int | None = None, chat: bool = True) -> RetrievalTest:
-    """Ask which topic of a generated conversation came first: it must be named, and before any other.
+    """Test which topic of a generated conversation came first: the answer must name it before any other.
 
-    LongEval's own conversations are a data set. Without a number of topics there is one for each 650 tokens of the
-    length, and three at least: LongEval has 5 to 25 of them in 3,000 to 16,000 tokens.
+    LongEval's own conversations are a data set. The default number of topics is one per 650 tokens of the length, and
+    at least three: LongEval has 5 to 25 in 3,000 to 16,000 tokens.
 
     Raises:
         ConfigError: the number of topics is out of its range.
@@ -182,12 +182,12 @@ def _conversation(chosen: list[str], order: list[tuple[str, str]], num_turns: in
 
 
 def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
-    """Ask for the value of one of so many pairs, which stands `(1 - depth)` of the prompt before its end.
+    """Test recall of the value of one of `num_pairs` pairs, placed `(1 - depth)` of the prompt before its end.
 
-    Filler after the block of pairs is measured so that the asked pair begins at most that many tokens before the end;
-    filler before it makes up the rest. At depth 0 the block opens the prompt. Which pair is asked for is drawn. Chance
-    of the choice is one in `num_pairs`, whatever the model knows about numbers, because all values were drawn in the
-    same way and have the same number of tokens.
+    Filler after the block of pairs is measured so that the requested pair begins at most that many tokens before the
+    end; filler before it makes up the rest. At depth 0 the block opens the prompt. The requested pair is drawn at
+    random. The choice has a chance level of one in `num_pairs`, whatever the model knows about numbers, because all
+    values were drawn in the same way and have the same number of tokens.
 
     Raises:
         ConfigError: the number of pairs is out of its range.

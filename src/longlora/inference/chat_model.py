@@ -44,7 +44,7 @@ class ChatSettings:
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.top_p < 1 and self.temperature == 0:
-            raise ConfigError("top_p has no meaning without a temperature: set temperature, 0.7 for one")
+            raise ConfigError("top_p has no effect without a temperature: set temperature, for example to 0.7")
 
     def answer_length(self, context: int) -> int:
         """Longest answer of a model that reads so many tokens: as set, or 512, at most a quarter of the context.
@@ -135,5 +135,5 @@ def load_chat_model(
         name, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code
     )
     if ensure_chat_template(tokenizer):
-        logger.info("the tokenizer has no chat template: questions are written as in the paper, [INST]…[/INST]")
+        logger.info("the tokenizer has no chat template: using the paper's prompt, [INST]…[/INST]")
     return ChatModel(model=model, tokenizer=tokenizer, name=name)

@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): convert it") from error
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not text.strip():

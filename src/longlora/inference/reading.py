@@ -70,7 +70,7 @@ class Memory:
             return 0
         shared = min(shared_prefix(self.tokens, prompt), len(prompt) - 1)
         if shared < len(self.tokens) and not self._crop(len(self.tokens) - shared):
-            logger.warning("this model's cache cannot go back, so the whole conversation is read again")
+            logger.warning("this model's cache cannot be rewound, so the whole conversation is read again")
             self.forget()
         self.tokens = self.tokens[:shared]
         return len(self.tokens)
@@ -141,7 +141,7 @@ class SavedReadings:
         except (OSError, SafetensorError) as error:
             return None, [f"{path} is damaged ({error}): reading the document again"]
         if label.get("fingerprint") != fingerprint(model):
-            return None, [f"{path} was read by another model or version: reading the document again"]
+            return None, [f"{path} is from another model or version: reading the document again"]
         if label.get("checksum") != _checksum(tensors):
             return None, [f"{path} is damaged (its checksum differs): reading the document again"]
         cache = DynamicCache(config=model.config)

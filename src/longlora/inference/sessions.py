@@ -130,7 +130,7 @@ def _told(error: Exception, path: str = "") -> Exception:
     if isinstance(error, LongLoRAError):
         message = str(error).replace(path, Path(path).name) if path else str(error)
         return gradio.Error(html.escape(message), print_exception=False)
-    return gradio.Error("Something went wrong; the server's log tells what.", print_exception=True)
+    return gradio.Error("Something went wrong; see the server's log.", print_exception=True)
 
 
 def _note(notes: list[str]) -> str:

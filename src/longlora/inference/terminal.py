@@ -22,13 +22,13 @@ from longlora.support.files import write_atomically
 from longlora.support.progress import Advance, progress_bar
 
 HELP = """\
-/document FILE…   begin anew about one or several files
-/clear            forget what was said; the document stays
-/context          how full the context is
-/save FILE        write the conversation as text, or as JSON to a name that ends so
-/help             this
-/quit             leave (so does the end of input, Ctrl-D)
-Ctrl-C stops an answer or the reading of a document; at the prompt it leaves."""
+/document FILE…   start over with one or several files
+/clear            forget the conversation; the document stays
+/context          show how full the context is
+/save FILE        write the conversation as text, or as JSON to a name in .json
+/help             show this list
+/quit             exit (as does the end of input, Ctrl-D)
+Ctrl-C stops an answer or the reading of a document; at the prompt it exits."""
 
 _METER_WIDTH = 24  # characters
 _HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # what steers terminals
@@ -81,7 +81,7 @@ class Terminal:
         if sys.stdin.isatty():
             import readline  # noqa: F401  # gives input() a history and a line to edit
 
-            self._say(f"{self._conversation.chat_model.name}: ask away; /help tells more", self._meter())
+            self._say(f"{self._conversation.chat_model.name}: ready; /help lists commands", self._meter())
         while True:
             try:
                 line = input("\n> " if sys.stdin.isatty() else "").strip()

@@ -58,38 +58,38 @@ def merge_adapter(
     older_readers: bool | None = None,
     check: bool = True,
 ) -> MergeReport:
-    """Write the merged model to `output`, which appears when all of it is there and has been compared.
+    """Merge an adapter into its base and write the model to `output`, which appears only when complete and checked.
 
     The base's safetensors are read, changed and written one after another, each low-rank update computed in float32
-    and rounded once: whatever the model's size, the merge holds in memory one of the files and what it becomes. Where
-    an adapter or a base does not allow that, the whole model is merged in memory by PEFT, and a message says why.
+    and rounded once. Whatever the model's size, the merge holds one file and its result in memory. If an adapter or a
+    base does not allow this, PEFT merges the whole model in memory, and a message gives the reason.
 
-    The comparison loads the adapter on its base, and then the merged model with plain transformers: one model at a
-    time. The configuration carries the extended positions, also in the keys of transformers 4 (`rope_theta`,
-    `rope_scaling`), where other readers look for them. A warning names each reader that misreads them.
+    The check loads the adapter on its base, and then the merged model with plain transformers, one model at a time.
+    The configuration contains the extended positions, also in the keys of transformers 4 (`rope_theta`,
+    `rope_scaling`), where other readers look for them. A warning names each reader that would misread them.
 
-    An adapter that was trained on a base of 4 bits is merged into the base itself, since unpacked weights would make
-    the error of packing permanent. The result differs by that error from what was trained, and a warning says so.
+    An adapter trained on a 4-bit base is merged into the original base, because dequantized weights would make the
+    quantization error permanent. The result differs from the trained model by that error, and a warning says so.
 
     Args:
-        adapter: directory of an adapter, longlora's or any of PEFT's.
-        output: directory to be made.
-        dtype: of the merged weights; `auto` leaves each in the type that it has in the base.
-        older_readers: True refuses positions that the keys of transformers 4 cannot say, False leaves these keys out;
-            None writes them where they can be written.
+        adapter: adapter directory, from longlora or PEFT.
+        output: directory to create.
+        dtype: type of the merged weights; `auto` keeps each weight's type in the base.
+        older_readers: True refuses positions that the keys of transformers 4 cannot express, False omits these keys;
+            None writes them if possible.
         check: compare logits before `output` appears.
 
     Raises:
         CheckpointError: `adapter` is no adapter or damaged, `output` exists, the disk is full, or the merged model
             does not agree.
-        ConfigError: `older_readers` is True, and the keys of transformers 4 have no room for the model's positions.
+        ConfigError: `older_readers` is True, and the keys of transformers 4 cannot express the model's positions.
     """
     check_adapter(adapter)
     check_whole(adapter)
     extension = read_extension(adapter)
     if extension and extension.quantization:
         logger.warning(
-            "%s was trained on a base packed to %s and is merged into the base itself: evaluate the merged model",
+            "%s was trained on a base quantized to %s and is merged into the original base: evaluate the merged model",
             *(adapter, extension.quantization),
         )
     try:

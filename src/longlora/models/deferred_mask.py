@@ -67,8 +67,8 @@ class DeferredMask:
     def __getattr__(self, name: str) -> NoReturn:
         """Refuse what a tensor would have; `hasattr` says no."""
         raise OwnAttentionError(
-            f"{self._arguments['config'].model_type} computes attention, or a part of it, by itself (it takes the mask "
-            f"for a tensor: {name}), where S²-Attn cannot reach; {USE_FULL_ATTENTION}"
+            f"{self._arguments['config'].model_type} computes some or all of its attention itself (it uses the mask "
+            f"as a tensor: {name}), so S²-Attn cannot be applied; {USE_FULL_ATTENTION}"
         )
 
     def __getitem__(self, key: Any) -> NoReturn:
@@ -130,7 +130,7 @@ class DeferredMask:
         if grouping not in self._cuts:
             if not self.is_cut:
                 raise ConfigError(
-                    "this model hides tokens from one another by a mask of its own, which S²-Attn cannot follow; "
+                    "this model masks tokens from one another with its own mask, which S²-Attn cannot follow; "
                     + USE_FULL_ATTENTION
                 )
             boundaries, batch_size = self._boundaries(position_ids, cu_seqlens), self._arguments["batch_size"]

@@ -84,7 +84,7 @@ def lasting_settings(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase) 
     settings.do_sample = True
     if _fault(settings) is None:
         logger.warning(
-            "the model's generation_config.json names settings of sampling without do_sample, which cannot be saved: "
+            "the model's generation_config.json has sampling settings without do_sample, which cannot be saved: "
             "do_sample is set to true"
         )
         return settings

@@ -113,17 +113,17 @@ def load_for_inference(
     quantization: Quantization | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """Load a model, merged or not, or an adapter with its base, to read or generate with its ordinary attention.
+    """Load a model, or an adapter with its base, for evaluation or generation with its ordinary attention.
 
-    An adapter made by longlora brings its positions along; any other PEFT adapter is put on its base as it is. With
-    `device_map`, as transformers takes it ("auto", or a device for each part), the model is spread over several GPUs
-    and the CPU's memory instead of being put on one `device`. With `quantization` the linear layers are packed into 4
-    bits as they are loaded, on the first GPU if there is one.
+    A longlora adapter includes its positions; any other PEFT adapter is applied to its base unchanged. With
+    `device_map`, as in transformers ("auto", or a device for each part), the model is spread over several GPUs and
+    CPU memory instead of one `device`. With `quantization`, linear layers are loaded in 4 bits, on the first GPU if
+    there is one.
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
         ConfigError: two of `device`, `device_map` and `quantization` are given, the base of an adapter does not fit
-            onto the devices, or the package that packs weights is not installed.
+            onto the devices, or the package for quantization is not installed.
     """
     places = {"device": device, "device_map": device_map, "quantization": quantization}
     given = {name: value for name, value in places.items() if value is not None}

@@ -35,13 +35,13 @@ def extend_positions(
     base_context: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> RopeExtension:
-    """Give a configuration positions for `context_length` tokens, in place, and tell what changed.
+    """Extend a configuration's positions to `context_length` tokens, in place, and return what changed.
 
-    Arguments are those of `extend_rope`. Layers without positions (NoPE) stay without; of a model whose positions
-    differ by kind of layer, those of full attention are extended.
+    The arguments are those of `extend_rope`. Layers without positions (NoPE) stay without; if positions differ by kind
+    of layer, those of full attention are extended.
 
     Raises:
-        ConfigError: the model has no rotary positions, already reads that far, or cannot be scaled so.
+        ConfigError: the model has no rotary positions, already has this context, or cannot be scaled in this way.
     """
     text_config = config.get_text_config()
     extension = extend_rope(

@@ -58,11 +58,11 @@ class S2Layers:
 
 
 def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
-    """Prove, on a weightless copy of the model, that S²-Attn is active in it when it trains, and tell in which layers.
+    """Verify, on a copy of the model without weights, that it trains with S²-Attn, and return in which layers.
 
     Raises:
-        ConfigError: the architecture computes attention by itself, or in windows of its own, so that "s2" would train
-            something else in silence; or it needs what S²-Attn does not implement.
+        ConfigError: the architecture computes its own attention, or has its own windows in every layer, so that "s2"
+            would silently train something else; or it needs a feature that S²-Attn does not implement.
     """
     # Here, because "s2" is registered while transformers is still loading.
     from transformers import (
@@ -182,11 +182,11 @@ def tell_layers(config: PreTrainedConfig, grouped: Sequence[str], windowed: Sequ
         raise ConfigError(_why_none_is_grouped(config))
     _model(config).said.add("layers")
     if not windowed:
-        logger.info("all %s layers of attention train with S²-Attn", len(grouped))
+        logger.info("all %s attention layers train with S²-Attn", len(grouped))
         return
     numbers = [number.group() if (number := re.search(r"\d+", name)) else name for name in grouped]
     logger.warning(
-        "S²-Attn reaches %s of %s layers of attention (%s); the others have a window of their own (%s) and keep it",
+        "%s of %s attention layers train with S²-Attn (%s); the others keep their own window (%s)",
         len(grouped),
         len(grouped) + len(windowed),
         ", ".join(numbers),

@@ -28,19 +28,19 @@ _KINDS_OF_LAYERS_WITHOUT_A_MASK = {"full_attention", "sliding_attention"}
 
 
 def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_tokens: int = 0) -> None:
-    """Fix the group size of a model that trains with "s2", in tokens; None trains with full causal attention.
+    """Set the group size, in tokens, of a model that trains with "s2"; None trains with full causal attention.
 
-    Until this is called the group has `LONGLORA_GROUP_SIZE` tokens, a variable of the environment, or a quarter of the
-    model's context (`max_position_embeddings`). It is not saved with the model. Layers that keep a window of their own
-    are named in a warning. Full attention under "s2" keeps to documents without a mask in memory, which ordinary "sdpa"
-    attention over packed rows needs.
+    Without this call, the group size is the environment variable `LONGLORA_GROUP_SIZE`, or a quarter of the model's
+    context (`max_position_embeddings`). It is not saved with the model. A warning names layers that keep their own
+    window. Full attention under "s2" separates documents without a mask in memory, which ordinary "sdpa" attention over
+    packed rows needs.
 
     The model may be wrapped (PEFT, DDP). Each group also sees the first `sink_tokens` tokens of its document, where
-    pretrained models keep an attention sink; 0 is the paper, and `LONGLORA_SINK_TOKENS` is its variable.
+    pretrained models keep an attention sink; the paper has 0. The environment variable is `LONGLORA_SINK_TOKENS`.
 
     Raises:
-        ConfigError: a group without tokens, fewer sink tokens than none, a model that attends with something else than
-            "s2", or one in which no layer would train in groups.
+        ConfigError: the group size is below 1, the number of sink tokens below 0, the model uses an attention other
+            than "s2", or no layer would train in groups.
     """
     grouping = Grouping(group_size=group_size, sink_tokens=sink_tokens)
     if group_size is not None:
@@ -55,7 +55,7 @@ def _check_it_groups(model: torch.nn.Module) -> None:
     attention = loaded.config.get_text_config()._attn_implementation
     if attention != "s2":
         raise ConfigError(
-            f'{type(loaded).__name__} attends with "{attention}", which has no groups: load it with '
+            f'{type(loaded).__name__} uses the attention "{attention}", which has no groups: load it with '
             'attn_implementation="s2", or call model.set_attn_implementation("s2") before set_group_size'
         )
     if probe.knows_layers(loaded.config.get_text_config()):

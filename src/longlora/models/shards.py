@@ -48,7 +48,7 @@ def local_folder(name: str, *, patterns: Sequence[str] | None = None) -> Path:
         return Path(snapshot_download(name, allow_patterns=None if patterns is None else list(patterns)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name} is no directory and cannot be had from the hub: {reason}") from error
+        raise CheckpointError(f"{name} is no directory and cannot be downloaded from the hub: {reason}") from error
 
 
 def model_folder(name: str) -> Path | None:

@@ -148,7 +148,7 @@ def _verdict(plan: Plan) -> Text:
 def _host(plan: Plan) -> str:
     needed = f"The host needs {_gib(plan.memory.host_total)} GiB of memory"
     if plan.host_memory_bytes is None:
-        return f"{needed}; --host-memory says whether it has them."
+        return f"{needed}; give --host-memory to check."
     there = f"{plan.host_memory_bytes / GIB:,.0f} GiB"
     if plan.fits_host:
         return f"{needed} and has {there}."
@@ -164,7 +164,7 @@ def _advice(plan: Plan) -> list[RenderableType]:
     if plan.fits_gpus:
         return []
     if not plan.advice:
-        return ["Nothing that could be switched on helps; take more or larger GPUs, or a shorter context."]
+        return ["No setting makes it fit; use more or larger GPUs, or a shorter context."]
     table = _columns()
     table.add_column("what would help, in this order", ratio=1)
     table.add_column("GiB then", justify="right", no_wrap=True)
@@ -174,25 +174,25 @@ def _advice(plan: Plan) -> list[RenderableType]:
         table.add_row(f"{number}. {advice.change}", _gib(advice.total_bytes), time)
     if plan.advice_suffices:
         return ["", table]
-    return ["", table, "Even so it does not fit; take more or larger GPUs, or a shorter context."]
+    return ["", table, "Even so it does not fit; use more or larger GPUs, or a shorter context."]
 
 
 def _facts(plan: Plan) -> Table:
     table, run, memory, duration = _columns(show_header=False), plan.run, plan.memory, plan.duration
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    longest = f"{plan.longest_context:,} tokens, all else as it is" if plan.longest_context else "none fits"
+    longest = f"{plan.longest_context:,} tokens, all else unchanged" if plan.longest_context else "none fits"
     table.add_row("longest context", longest)
     if plan.fits_gpus:
         most = _gib(min(memory.reserved_with_room, plan.memory_bytes))
-        table.add_row("reserved", f"up to {most} GiB where there is room; torch gives back what it does not need")
+        table.add_row("reserved", f"up to {most} GiB if there is room; torch releases what it does not need")
     processes, loading, *training = (f"{item.name} {_gib(item.bytes)}" for item in memory.host_items)
     host = f"{processes}; {loading}" + (f", later {', '.join(training)}" if training else "")
     table.add_row("host memory", f"{_gib(memory.host_total)} GiB ({host})")
     if run.sequence_parallel_size > 1:
         each = {name: exchange_seconds(run, speed) for name, speed in LINKS.items()}
         times = ", ".join(f"{_time(seconds)} over {name}" for name, seconds in each.items())
-        table.add_row("exchanges", f"{_gib(ulysses_bytes(run))} GiB into each GPU a layer; in all, for a row {times}")
+        table.add_row("exchanges", f"{_gib(ulysses_bytes(run))} GiB into each GPU per layer; per row, {times}")
     if duration is None:
         table.add_row("time", "unknown; name the GPU with --gpu-type")
         return table

@@ -34,7 +34,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
         if not path.exists() and not path.suffix:
             near = difflib.get_close_matches(str(name_or_path), recipe_names(), n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "`longlora recipes` lists those that ship with longlora"
-            raise ConfigError(f"there is no recipe {str(name_or_path)!r}, neither as a file nor by name; {hint}")
+            raise ConfigError(f"there is no recipe {str(name_or_path)!r}, neither a file nor a bundled one; {hint}")
         return path
     return shipped
 

@@ -39,18 +39,18 @@ class ImportReport:
 def import_released(
     source: str, output: Path, *, base: str = "", context_length: int | None = None, lora_only: bool = False
 ) -> ImportReport:
-    """Turn published weights of the original into an adapter or a model of the usual kind, in `output`.
+    """Convert the original's published weights to an ordinary adapter or model in `output`.
 
-    LoRA weights become a PEFT adapter with embeddings and norms in it and `longlora.json` beside it; of the base only
-    configuration and tokenizer are read. A full model becomes safetensors with the positions it was trained with.
-    Pickles are read as tables of tensors and nothing else.
+    LoRA weights become a PEFT adapter that includes embeddings and norms, with `longlora.json` beside it; of the base,
+    only configuration and tokenizer are read. A full model becomes safetensors with the positions it was trained with.
+    Pickles are read only as tables of tensors.
 
     Args:
-        source: directory, or name on the hub.
-        output: directory to be made.
-        base: model that the weights belong to, where it is not the one they name, or lies elsewhere.
-        context_length: tokens that it reads, where nothing tells.
-        lora_only: take LoRA weights without embeddings and norms.
+        source: directory or hub name.
+        output: directory to create.
+        base: the weights' base model, if it is not the one they name, or is stored elsewhere.
+        context_length: context in tokens, if nothing else states it.
+        lora_only: accept LoRA weights without embeddings and norms.
 
     Raises:
         CheckpointError: a part is missing, damaged or belongs to another base; or `output` exists.
@@ -66,9 +66,7 @@ def import_released(
         base = base or _named_base(folder, known)
         config = base_config = load_config(model_source(base))
         if rotary_parameters(config).get("rope_type", "default") != "default":
-            raise CheckpointError(
-                f"{base} has scaled positions already; the original begins with a model that has none"
-            )
+            raise CheckpointError(f"{base} already has scaled positions; the original starts from a model without them")
     else:
         config = load_config(str(folder))
         # The original never changed the number of positions that a configuration says.
@@ -107,8 +105,8 @@ def _named_base(folder: Path, known: ReleasedModel | None) -> str:
         return known.base
     if not written or (Path(written).is_absolute() and not Path(written).is_dir()):
         raise ConfigError(
-            f"{folder.name} belongs to {written or 'a model it does not name'}, which is not here; say with --base "
-            "which model that is, as a directory or a name on the hub"
+            f"{folder.name} belongs to {written or 'a model it does not name'}, which was not found; give it with "
+            "--base, as a directory or a hub name"
         )
     return str(written)
 

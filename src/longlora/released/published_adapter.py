@@ -101,8 +101,8 @@ def _config(folder: Path, base: str) -> LoraConfig:
     unknown = [name for name in _UNKNOWN_SETTINGS if values.get(name)]
     if unknown or values.get("bias", "none") != "none" or values.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(
-            f"{path} describes another kind of adapter than the original's ({', '.join(unknown) or 'type or bias'}); "
-            "if it is PEFT's, it needs no import: use it as it is"
+            f"{path} is a different kind of adapter from the original's ({', '.join(unknown) or 'type or bias'}); "
+            "an ordinary PEFT adapter needs no import; use it directly"
         )
     try:
         # The original's supervised fine-tuning writes a list in a list.

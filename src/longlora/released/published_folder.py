@@ -57,7 +57,7 @@ def find_folder(source: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise CheckpointError(f"there is no directory {source}, and it is no name on the hub")
+        raise CheckpointError(f"there is no directory {source}, and it is not a hub name")
     return local_folder(source, patterns=_PATTERNS)
 
 
@@ -135,7 +135,7 @@ def infer_context(folder: Path, name: str, *, asked: int | None, base_context: i
     known_from, length = next(((source, found) for source, found in sources if found), ("", None))
     if length is None:
         raise ConfigError(
-            f"nothing tells how many tokens {name} reads: neither its configuration nor its name; say --context"
+            f"the context of {name} is unknown: neither its configuration nor its name states it; give --context"
         )
     factor = float(math.ceil(length / base_context))
     if scaled and scaled != factor:

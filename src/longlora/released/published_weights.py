@@ -37,7 +37,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # safetensors, pickle and torch each have exceptions of their own for a bad file
         raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
     if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise CheckpointError(f"{file} holds something else than a table of weights")
+        raise CheckpointError(f"{file} is not a table of weights")
     return {name: weight for name, weight in weights.items() if not name.endswith(_TRANSIENT)}
 
 

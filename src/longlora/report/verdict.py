@@ -35,7 +35,7 @@ def _collapse(model: ModelResults) -> str:
     if by_length is not None and (length := by_length.collapses_at):
         best = min((n for n in by_length.perplexity if n < length), key=lambda n: by_length.perplexity[n].perplexity)
         values = (f"{by_length.perplexity[n].perplexity:.1f} at {n:,} tokens" for n in (best, length))
-        return f"does not bear {length:,} tokens: perplexity {' and '.join(values)}, on the same targets."
+        return f"breaks down at {length:,} tokens: perplexity {' and '.join(values)}, on the same targets."
     return ""
 
 
@@ -63,7 +63,7 @@ def _retrieval(model: ModelResults) -> list[str]:
         enough = questions_needed(bar)
         sentences.append(
             f"was asked too few questions to say how far it reads by {shares}: to be sure of {bar:.0%} takes {enough} "
-            f"right answers of {enough}, or more questions."
+            f"correct answers of {enough}, or more questions."
         )
     return sentences
 

@@ -61,14 +61,14 @@ def serve(
     """Serve a model until the process is interrupted.
 
     Args:
-        model: directory of a model or an adapter, hub name, or `tiny`.
-        host: where to listen; others than this machine are let in only if it is changed.
-        port: of `host`.
-        engine: which server; "auto" is vLLM where it is installed.
-        name: by which clients ask for the model; its folder's if not given.
-        api_key: that clients must bring; empty for none.
-        allowed_hosts: names by which the server may be asked for, besides the machine's own.
-        ready: called once with a line that says where and how, when the server answers.
+        model: model or adapter directory, hub name, or `tiny`.
+        host: address to listen on; by default only this machine can connect.
+        port: port of `host`.
+        engine: server to use; "auto" is vLLM if it is installed.
+        name: model name for clients; by default the folder's name.
+        api_key: key that clients must send; empty for none.
+        allowed_hosts: host names that requests may use, in addition to the machine's own.
+        ready: called once with a line that says where and how, when the server is ready.
 
     Raises:
         ConfigError: the port is taken, no server is installed, or the server ends.

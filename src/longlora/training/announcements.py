@@ -34,8 +34,8 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     logger.info("%s: %s tokens (rope %s)", extension.base_model, contexts, describe_rope(extension.rope_parameters))
     if recipe.rope.rope_type in ("dynamic", "longrope") and not recipe.data.cross_document_attention:
         logger.warning(
-            "rope.rope_type=%s goes by the longest document in a row: short ones do not train the positions that "
-            "long texts are read with; use long documents, or data.cross_document_attention: true",
+            "rope.rope_type=%s depends on the longest document in a row: short ones do not train the positions that "
+            "long texts use; use long documents, or data.cross_document_attention: true",
             recipe.rope.rope_type,
         )
     counts = trainable_parameters(prepared.model)
@@ -45,7 +45,7 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     if recipe.attention.pattern == "s2":
         attention = f"S² with groups of {recipe.group_size:,} tokens"
         if sinks := recipe.attention.sink_tokens:
-            attention += f", each seeing the first {sinks} of its document"
+            attention += f" and {sinks} sink token{'s' * (sinks > 1)}"
         if dense_steps := recipe.max_steps - recipe.first_dense_step:
             attention += f", full attention in the last {dense_steps} of {recipe.max_steps} steps"
     logger.info("attention: %s", attention)
@@ -62,7 +62,7 @@ def tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
         logger.info("%s%s processes (%s), %s", shared, num_processes(), current_strategy(), step)
     if (needed := recipe.max_steps * rows_in_step) > num_rows:
         logger.warning(
-            "the run takes %s: each is seen %.1f times; lower max_steps or add texts",
+            "the run needs %s: each is seen %.1f times; lower max_steps or add texts",
             f"{needed:,} rows and the data has {num_rows:,}",
             needed / num_rows,
         )
@@ -73,8 +73,8 @@ def tell_far_targets(counts: Sequence[int], weights: Sequence[float], beyond: in
     far = [(2**bucket, count) for bucket, count in enumerate(counts) if 2**bucket >= beyond and count]
     if not far:
         logger.warning(
-            "far_target_weight changes nothing: no document of the rows has a target with %s tokens before it; take "
-            "longer documents, or lower far_target_beyond",
+            "far_target_weight has no effect: no document has a target with %s tokens before it; use longer "
+            "documents, or lower far_target_beyond",
             f"{beyond:,}",
         )
         return
@@ -107,7 +107,7 @@ def tell_offloading(recipe: Recipe, config: PreTrainedConfig) -> None:
         f"process{'es' * (processes > 1)}, and {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB are free"
     )
     if needed > memory.available:
-        logger.warning("%s: the run will end for want of memory; take a shorter context or a host with more", told)
+        logger.warning("%s: the run will run out of memory; use a shorter context or a host with more memory", told)
     else:
         logger.info(told)
 
@@ -138,8 +138,8 @@ def tell_cost_of_groups(trainer: "ExtensionTrainer", model: Any, inputs: dict[st
     if grouped - full > TOLD_FROM:
         remedy = "let every group see the first token of its document (attention.sink_tokens: 1; docs/sink.md)"
         logger.warning(
-            "before training, %s tokens have a loss of %.2f in groups and %.2f with full attention, and the run begins "
-            "by mending that; %s",
+            "before training, the loss of %s tokens is %.2f in groups and %.2f with full attention, and the first "
+            "steps only repair this; %s",
             f"{min(num_tokens, MOST_TOKENS):,}",
             grouped,
             full,

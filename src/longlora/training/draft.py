@@ -75,14 +75,12 @@ def draft_recipe(
     settled = {override.partition("=")[0] for override in overrides}
     for key in settled:
         if key in ("model_name_or_path", "context_length") or key.startswith("hardware."):
-            raise ConfigError(
-                f"{key} is not for an override here; use MODEL, --context, --gpus, --memory or --strategy"
-            )
+            raise ConfigError(f"{key} cannot be overridden here; use MODEL, --context, --gpus, --memory or --strategy")
     architecture = find_architecture(model)
     if architecture.num_sliding_layers == architecture.num_layers:
         raise ConfigError(
-            f"each layer of {model} has a window of its own ({architecture.sliding_window:,} tokens), so S²-Attn "
-            "would reach none, nor would the model read further; set sliding_window to null in its config.json"
+            f"each layer of {model} has its own window ({architecture.sliding_window:,} tokens), so S²-Attn cannot "
+            "train it and the model would not read further; set sliding_window to null in its config.json"
         )
     values, why = _first_values(architecture, context_length, hardware, data)
     apply_overrides(values, overrides)
@@ -141,14 +139,14 @@ def _first_values(
     if gpus > 1:
         values["hardware"]["strategy"] = hardware.strategy or "ddp"
     why |= {
-        "data.source": "documents longer than the old context teach the new: books, papers, code"
+        "data.source": "documents longer than the old context: books, papers, code"
         if texts
-        else "conversations (docs/finetuning.md); the model reads so many tokens already",
-        "attention.sink_tokens": "groups see their document's first token (docs/sink.md); 0 is the paper",
-        "attention.dense_finish": "the last fifth of the steps with full attention; 0 is the paper",
+        else "conversations (docs/finetuning.md); the model already has this context",
+        "attention.sink_tokens": "every group sees its document's first token (docs/sink.md); the paper has 0",
+        "attention.dense_finish": "full attention in the last fifth of the steps; the paper has 0",
         "max_steps": f"× {accumulation * gpus} rows: {tokens / 1e6:.0f} million tokens; the paper's run at 8k has 524",
-        "learning_rate": f"the paper, for {'70B' if large else '7B and 13B'}",
-        "hardware.gpus": "what `longlora plan` plans for",
+        "learning_rate": f"the paper's, for {'70B' if large else '7B and 13B'}",
+        "hardware.gpus": "the hardware that `longlora plan` plans for",
     }
     return {key: value for key, value in values.items() if value != {}}, why
 
@@ -166,12 +164,12 @@ def _positions(architecture: Architecture, context_length: int) -> tuple[dict[st
         # Models of type phi3 take no other from transformers.
         rope_type, reason = ("theta", "a larger base") if architecture.model_type == "phi3" else ("yarn", "")
     else:
-        reason = "the model's own, which goes on"
+        reason = "the model's own, continued"
     values: dict[str, Any] = {"rope_type": rope_type}
-    why = {"rope.rope_type": reason or "keeps the fast frequencies; `linear` is the paper (docs/positions.md)"}
+    why = {"rope.rope_type": reason or "keeps the fast frequencies; the paper has `linear` (docs/positions.md)"}
     if base_context:
         values["base_context"] = base_context
-        why["rope.base_context"] = f"pretrained so; its configuration says {reach:,}"
+        why["rope.base_context"] = f"context in pretraining; its configuration says {reach:,}"
     if rope_type == "yarn" and "attention_factor" in parameters:
         factor = context_length / parameters["original_max_position_embeddings"]
         values["attention_factor"] = round(0.1 * math.log(factor) + 1, 6)
@@ -194,7 +192,7 @@ def draft_to_yaml(draft: Draft, path: str) -> str:
         f"# {recipe.model_name_or_path} at {recipe.context_length:,} tokens: LoRA+ with S²-Attn on {gpus}.",
         "#",
         f"# Launch  longlora train {path}{several}",
-        f"# Try     longlora train {path} --miniature   (a minute, with a random miniature of the model)",
+        f"# Try     longlora train {path} --miniature   (a minute, with a small random model)",
         f"# Plan    longlora plan {path} [KEY=VALUE …]   ({plan.memory.total / GIB:.1f} GiB on each GPU, "
         f"{plan.memory.host_total / GIB:.0f} GiB on the host)",
         *_values({key: draft.values[key] for key in Recipe.model_fields if key in draft.values}, draft.why),

@@ -65,7 +65,7 @@ def strategy_of(recipe: Recipe, *, nodes: int) -> Strategy | None:
     hardware = recipe.hardware
     if hardware.strategy is None or hardware.gpus == 1 or nodes > 1 or hardware.gpus != torch.cuda.device_count():
         return None
-    logger.info("--strategy %s: the recipe is meant for the %d GPUs that are visible", hardware.strategy, hardware.gpus)
+    logger.info("--strategy %s: the recipe names the %d GPUs that are visible", hardware.strategy, hardware.gpus)
     return hardware.strategy
 
 
@@ -103,7 +103,7 @@ def plan_launch(
     if num_gpus and per_node > num_gpus:
         raise ConfigError(f"--processes {per_node} must not exceed the {num_gpus} GPUs that are visible")
     if per_node * nodes < 2:
-        raise ConfigError(f"--strategy {strategy} needs two processes or more, found one; use --strategy single")
+        raise ConfigError(f"--strategy {strategy} needs at least two processes, found one; use --strategy single")
     if not 0 <= node_rank < nodes:
         raise ConfigError(f"--node-rank {node_rank} must lie below --nodes {nodes}; the first node is 0")
     if nodes > 1 and main_address is None:

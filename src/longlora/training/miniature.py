@@ -93,7 +93,7 @@ def _data(recipe: Recipe, folder: Path) -> dict[str, Any]:
     data = recipe.data
     values: dict[str, Any] = {"max_documents": min(data.max_documents or _NUM_DOCUMENTS, _NUM_DOCUMENTS)}
     if not _is_here(data.source):
-        logger.info("%s is not here: the miniature reads Python's standard library", data.source)
+        logger.info("%s does not exist: the miniature uses Python's standard library", data.source)
         files = standard_library_files("train")[:_NUM_DOCUMENTS]
         source = str(_conversations(files, folder)) if data.kind == "sft" else [str(file) for file in files]
         values = {"source": source, "max_documents": None}

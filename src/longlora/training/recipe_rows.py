@@ -52,7 +52,7 @@ def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progre
     data, context_length = recipe.data, recipe.context_length
     common: dict[str, Any] = {"cache_dir": data.cache_dir, "show_progress": show_progress}
     if data.kind == "sft" and ensure_chat_template(tokenizer):
-        logger.info("the model has no chat template: questions and answers are written by the paper's prompt")
+        logger.info("the model has no chat template: conversations use the paper's prompt")
 
     def read(source: str | Sequence[str], split: str) -> Dataset:
         if data.kind == "text":
@@ -84,7 +84,7 @@ def with_long_repeated(documents: Dataset, *, tokens: int, times: int) -> Datase
     long = np.flatnonzero(lengths >= tokens)
     before, added = int(lengths.sum()), int(lengths[long].sum()) * (times - 1)
     if not len(long):
-        logger.warning("data.long_document_repeats changes nothing: no document has %s tokens", f"{tokens:,}")
+        logger.warning("data.long_document_repeats has no effect: no document has %s tokens", f"{tokens:,}")
     logger.info(
         "%s of %s documents have %s tokens or more, and are read %d times: %s tokens become %s",
         f"{len(long):,}", f"{len(lengths):,}", f"{tokens:,}", times, f"{before:,}", f"{before + added:,}",

@@ -36,23 +36,23 @@ logger = logging.getLogger("longlora")
 
 
 def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
-    """Follow a recipe to its end and return the directory of what was trained, an adapter or a full model.
+    """Train a recipe and return the directory of the result, an adapter or a full model.
 
-    Started again with the same recipe after an interruption, it resumes from the last whole checkpoint and arrives at
-    the same losses. The result is saved before the run's summary is written, which may fail with a warning: started
-    once more, it makes what is missing beside the result. As one of several processes it does its part of the run; the
-    main process decides and writes.
+    Called again with the same recipe after an interruption, it resumes from the last complete checkpoint and arrives at
+    the same losses. The result is saved before the run's summary, which may fail with a warning; called once more, it
+    creates what is missing. As one of several processes it does its part of the run; the main process decides and
+    writes.
 
     Args:
-        recipe: the run.
-        merge_follows: whether the result is to be merged into `merged/` beside it: a run that lacks only that is then
-            returned as it is, and not refused as finished.
+        recipe: the run's settings.
+        merge_follows: whether the result will be merged into `merged/` beside it: a run that lacks only that is then
+            returned, and not refused as finished.
 
     Raises:
-        ConfigError, DataError, CheckpointError: the recipe, the texts or the model cannot be used as they are.
-        DivergenceError: the loss stopped being a number.
+        ConfigError, DataError, CheckpointError: the recipe, the texts or the model cannot be used.
+        DivergenceError: the loss became infinite or NaN.
         LostProcessError: another process is gone.
-        Terminated: SIGTERM has come, and what was trained is in a checkpoint.
+        Terminated: SIGTERM was received, and the trained state is in a checkpoint.
     """
     with noticing_sigterm() as sigterm, ExitStack() as stack:
         end_with_launcher()

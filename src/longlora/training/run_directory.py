@@ -113,12 +113,11 @@ def open_run(
         lock = FileLock(run.root / "lock", timeout=0).acquire()
     except Timeout:
         raise ConfigError(
-            f"{run.root} is in use by another process that trains there; wait for it or end it, or choose another "
-            "output_dir"
+            f"{run.root} is in use by another training process; wait for it or end it, or choose another output_dir"
         ) from None
     with lock:
         if missing:
-            logger.info("%s is trained already; what is missing beside it is made: %s", run.result, ", ".join(missing))
+            logger.info("%s is already trained; creating what is missing: %s", run.result, ", ".join(missing))
         else:
             _note_start(recipe, run, num_processes, strategy)
         yield run

@@ -110,7 +110,7 @@ def write_summary(recipe: Recipe, run: RunDirectory, start: ProgressBar | None) 
     if start and start.steps:
         planned = f" (planned {plan['seconds_per_step']:.3g})" if plan.get("seconds_per_step") else ""
         speed = f"{start.tokens_per_second:,.0f}"
-        logger.info("%.3g seconds a step%s, %s tokens/s", start.seconds / start.steps, planned, speed)
+        logger.info("%.3g seconds per step%s, %s tokens/s", start.seconds / start.steps, planned, speed)
     planned = f" (planned {plan['memory_bytes'] / GIB:.1f})" if plan else ""
     logger.info("at most %.1f GiB of memory, %s%s", memory, measured["peak_memory_of"], planned)
 
@@ -173,7 +173,7 @@ def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) 
         if model.device.type == "cpu" and torch.cuda.is_available():  # read from a checkpoint
             model.to("cuda")
     else:
-        logger.info("no sampled answers: no process holds the whole model; the same command, once more, loads it whole")
+        logger.info("no sampled answers: no process holds the whole model; run the same command again to load it whole")
         return
     data, count = recipe.data, recipe.num_sampled_answers
     held_out = read_conversations(data.validation_source or (), split=data.validation_split)
@@ -236,7 +236,7 @@ def write_samples(
         logger.info("asked: %s\n  answered: %s", _shortened(asked), _shortened(answer))
     reasons = "; ".join(f"{number} conversations {reason}" for reason, number in passed_over.items())
     if sections and reasons:
-        logger.info("held-out questions passed over: %s", reasons)
+        logger.info("held-out questions skipped: %s", reasons)
     if not sections:
         reasons = reasons or "none ends with a question and an answer"
         logger.warning("no held-out question was answered: %s", reasons)

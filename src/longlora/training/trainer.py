@@ -213,8 +213,8 @@ def give_own_rate(
     members = {id(parameter) for parameter in parameters}
     if not members <= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
         raise ConfigError(
-            f"embedding_learning_rate={learning_rate:g} cannot be followed: the optimizer does not hold the embeddings "
-            "by themselves; leave it out"
+            f"embedding_learning_rate={learning_rate:g} cannot be applied: the optimizer does not hold the embeddings "
+            "separately; leave it out"
         )
     for group in list(optimizer.param_groups):
         moved = [parameter for parameter in group["params"] if id(parameter) in members]
@@ -239,7 +239,7 @@ def build_trainer(
     if isinstance(prepared.model.get_output_embeddings(), BaseTunerLayer):
         raise ConfigError(
             f"lora.target_modules={recipe.lora.target_modules}: the loss is computed from the output layer's weights "
-            "and would pass over a low-rank update of it; leave that layer out"
+            "and would ignore a low-rank update of it; leave that layer out"
         )
     if arguments.activation_offloading:
         tell_offloading(recipe, prepared.model.config)
@@ -281,8 +281,8 @@ def build_trainer(
         tell_far_targets(counts.tolist(), trainer.target_weights.tolist(), beyond)
     if recipe.chunked_loss and (reason := why_not_in_pieces(prepared.model.config)):
         logger.warning(
-            "chunked_loss is not followed, the logits of whole rows will take memory: %s; chunked_loss: false says so "
-            "beforehand",
+            "chunked_loss is not used, so the logits of whole rows take memory: %s; set chunked_loss: false to accept "
+            "this",
             reason,
         )
         trainer.chunked_loss = False
@@ -295,7 +295,7 @@ def build_trainer(
 
 def _activation_offloading(recipe: Recipe) -> bool:
     if recipe.activation_offloading and not torch.cuda.is_available():
-        logger.warning("activation_offloading is not followed: without a GPU everything is in the host's memory anyhow")
+        logger.warning("activation_offloading is not used: without a GPU, everything is in host memory anyway")
         return False
     return recipe.activation_offloading
 
@@ -309,11 +309,11 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     """
     if current_strategy() in ("zero2", "zero3") and not torch.cuda.is_available():
         raise ConfigError(
-            f"--strategy {current_strategy()} needs GPUs, and torch sees none here; without, use ddp or fsdp2"
+            f"--strategy {current_strategy()} needs GPUs, and torch sees none; without GPUs, use ddp or fsdp2"
         )
     dtype = compute_dtype(recipe.dtype)
     if dtype == torch.float16 and not torch.cuda.is_available():
-        raise ConfigError("dtype=float16 is trained on a GPU only, and torch sees none; use bfloat16 or float32")
+        raise ConfigError("dtype=float16 needs a GPU, and torch sees none; use bfloat16 or float32")
     passed_on = (
         "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
         "warmup_steps optim weight_decay adam_beta1 adam_beta2 max_grad_norm logging_steps save_steps "
