@@ -3,9 +3,9 @@
     python benchmarks/sink/cost.py                          # 4k to 32k tokens, 20 pairs each
     python benchmarks/sink/cost.py --lengths 32768 --threads 1 --heads 8
 
-One row, groups of a quarter, 16 heads of 64 and a key-value head for every four, float32 on a CPU (bfloat16 and heads
-of 128 on CUDA). Each pair runs both; the report is the median of the ratios, and rows go to results/. One thread is timed by the
-processor's clock, which other processes do not disturb, several by the wall's.
+One row, groups of a quarter, 16 heads of 64 and a key-value head for every four, float32 on a CPU (bfloat16 and
+heads of 128 on CUDA). Each pair runs both; the report is the median of the ratios, and rows go to results/. One thread
+is timed by the processor's clock, which other processes do not disturb, several by the wall's.
 """
 
 import argparse
