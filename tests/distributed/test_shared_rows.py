@@ -62,6 +62,7 @@ def test_one_two_and_four_processes_agree(
         "context_length": 127,
         "attention": {"group_size": 50, "sink_tokens": 1, "dense_finish": 0.3},
         "dtype": "float32",
+        "merge": False,
         "data": {"source": str(short_documents), "cache_dir": str(tmp_path / "cache")},
         **CASES[case],
     }
@@ -84,7 +85,8 @@ def test_a_run_resumes_with_rows_in_other_numbers_of_processes(
 ) -> None:
     """Begun by four processes to a row, ended by two and by one."""
     data = {"source": str(short_documents), "cache_dir": str(tmp_path / "cache")}
-    changes = {"context_length": 127, "attention": {"group_size": 50, "dense_finish": 0.3}, "data": data}
+    attention = {"group_size": 50, "dense_finish": 0.3}
+    changes = {"context_length": 127, "attention": attention, "data": data, "merge": False}
 
     def command(name: str, processes: int) -> list[Any]:
         arguments = train_command(name, **changes, sequence_parallel_size=processes)[3:]

@@ -174,5 +174,9 @@ def test_the_failure_that_explains_the_others_is_told(tmp_path: Path, capsys: py
     first = failure(tmp_path, 1, message="ZeroDivisionError: by zero", seconds=4)
     status, text = told(r0=lost, r1=first, r2=ended)
     assert (status, "Traceback of ZeroDivisionError" in text, "Connection" in text) == (1, True, False)
+    gone = failure(tmp_path, 1, message="LostProcessError: process 7 is gone", seconds=3)
+    assert told(r0=gone, r1=ended) == (1, "longlora: process 7 is gone\n")
+    assert told(r0=gone, r1=first)[1] == text
+    assert told(r0=gone, r1=killed)[0] == 137
     assert told(r0=ended, r1=failure(tmp_path, 143)) == (143, "")
     assert told(r0=failure(tmp_path, 130)) == (130, "")
