@@ -7,11 +7,15 @@ VENV ?= .venv
 # Where `make test-oldest` puts the oldest versions that pyproject.toml allows; OLDEST_TORCH=2.13.0 tries another torch.
 OLDEST ?= .venv-oldest
 OLDEST_TORCH ?=
+# Which of oldest, newest, 3.11, 3.12 and 3.13 `make versions` tries, all if none is named, and where.
+SETS ?=
+VERSIONS ?= build/versions
 # Under how many seeds `make test-seeds` runs each test; TESTS=tests/attention takes a part of them.
 SEEDS ?= 100
 TESTS ?= tests
-# How many of their attacks `make fuzz` and `make faults` do.
+# How many of their attacks `make fuzz` and `make faults` do, and with which seed. What was cut short goes on.
 SHARE ?= 1.0
+SEED ?= 0
 # Processes that share the tests, one more than two cores, for some wait; torch gets one thread in each.
 WORKERS ?= 3
 # Where `make base-model` puts the model, and how many processes train it.
@@ -35,8 +39,8 @@ FAILURES := build/gpu/tests.jsonl
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz faults test-slow test-oldest test-seeds docs pictures lint format bench gpu models-page \
-  base-model clean
+.PHONY: help demo test fuzz faults test-slow test-oldest versions test-seeds docs pictures lint format bench gpu \
+  models-page base-model clean
 
 help: ## List these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -53,14 +57,17 @@ test-slow: $(DEVELOPMENT) ## Run the tests that `make test` leaves out for time
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that pyproject.toml allows
 	@HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS)
 
+versions: $(DEVELOPMENT) ## Install wheel and sdist with the oldest, newest and pinned versions on Python 3.11 to 3.13 (SETS=oldest)
+	@$(PY) tests/versions.py $(VERSIONS) $(SETS)
+
 test-seeds: $(DEVELOPMENT) ## Run the tests that take a seed, slow ones too, each under 100 (SEEDS=…, TESTS=…)
 	@$(PYTEST) -n $(WORKERS) -m "slow or not slow" --seeds $(SEEDS) $(TESTS)
 
 fuzz: $(DEVELOPMENT) ## Give 10,170 bad inputs to what reads them (half an hour; SHARE=0.1 a tenth of them)
-	@$(PY) -m tests.faults.campaign inputs --share $(SHARE) --counts build/faults-counts.json
+	@$(PY) -m tests.faults.campaign inputs --share $(SHARE) --seed $(SEED) --counts build/faults-counts.json
 
-faults: $(DEVELOPMENT) ## Disturb commands by 570 faults and start them again (an hour; SHARE=0.1), then the slow tests of it
-	@$(PY) -m tests.faults.campaign faults --share $(SHARE) --counts build/faults-counts.json
+faults: $(DEVELOPMENT) ## Disturb commands by 670 faults and start them again (two hours; SHARE=0.1, SEED=2), then the slow tests
+	@$(PY) -m tests.faults.campaign faults --share $(SHARE) --seed $(SEED) --counts build/faults-counts.json
 	@$(PYTEST) -m slow tests/faults
 
 docs: $(DEVELOPMENT) ## Build the documentation site in build/site

@@ -25,8 +25,9 @@ What longlora promises when something breaks, and how often that was tried.
 - **Damage is noticed.** `digests.json` in every checkpoint, adapter, merged or imported model and token cache holds
   the size and SHA-256 of its files. It is written last: a folder without it was cut short. Loading, merging, serving
   and resuming compare; a difference in one byte is refused, or said and healed. The model card (`README.md`) may be
-  edited, and files may be added. Whoever changes another file on purpose deletes `digests.json`, and nothing is
-  compared then.
+  edited, and files may be added. `generation_config.json`, `chat_template.jinja`, `tokenizer_config.json` and
+  `special_tokens_map.json` of an adapter or a model may be edited too: a warning says so, and they are followed.
+  Whoever changes another file on purpose deletes `digests.json`, and nothing is compared then.
 - **A run resumes from its newest whole checkpoint.** A damaged one is set aside as `damaged-checkpoint-N` with a
   warning, and the one before is taken; where none is whole the run ends with status 2 and touches nothing.
 - **A run keeps to its data.** `data.json` holds a digest of the rows that it trains on. Texts that were moved or
@@ -37,16 +38,21 @@ What longlora promises when something breaks, and how often that was tried.
 - **A full, read-only or closed disk ends in one line** with the path and the remedy, status 2; the same command
   resumes.
 - **What comes from strangers is bounded.** A page of HTML may have 16 MiB, an e-book 64 MiB unpacked, a plain text
-  256 MiB, a PDF 20,000 pages and 5 million words, a line of JSON 256 MiB. `longlora web` reads uploads in a process
-  of their own that ends after 120 s, at 4 GiB, or when the visitor leaves. A chat template that does not end within
+  256 MiB, a PDF 20,000 pages and 5 million words, a line of JSON 256 MiB. Columns and figures are looked for on pages
+  of up to 10,000 words in 500 lines that lie within 14,400 points; others are read in the file's order, and the record
+  says so. Each file is read in a process of its own, which `longlora web` ends after 120 s, at 4 GiB, or when the
+  visitor leaves, and `longlora corpus from-pdf` after an hour or at 8 GiB. A chat template that does not end within
   10 s is refused.
+- **Nothing is left running.** What `longlora serve` starts ends with it, even when it is killed (on Linux).
 - **Nothing is executed.** Pickles are read as tables of tensors alone, templates run in jinja's sandbox, a model's
   own code only with `trust_remote_code`; an index that names a file outside of its folder is not followed.
 - **Messages are bounded**, and what a server says is kept without the credentials that it repeats.
 
-Comparing costs a reading: one core took 2.5 s for a file of 1 GiB (AMD EPYC, Python 3.11, file in memory), so an
-adapter of 1 GB costs as much at each load, a merged model's files are read by up to 8 threads. Writing costs the same
-once more.
+Comparing costs a reading of all bytes, once: files of 256 MiB and more that had their digest are noted in
+`longlora/verified.json` in the user's cache, by size, times and place on the disk, and are not read again while these
+are the same; `LONGLORA_VERIFY=1` reads them all the same. Checkpoints and token caches are always read. Up to 8 files
+are read at once. `python benchmarks/digests.py` measured on one core, the file being in memory: 1 GiB is sealed in
+1.32 s, compared in 0.87 s, and known in 0.002 s (AMD EPYC, Python 3.11.7, 2026-11-27).
 
 ## How it is tested
 
@@ -59,20 +65,37 @@ make fuzz    # bad inputs: each is refused by a message, or read as what it now 
 make faults  # a command in a process of its own, disturbed, and then started again without the fault
 ```
 
+Counts are written as they come. A campaign that was cut short goes on where it stopped; `SEED=2` makes other attacks.
+
 An attack counts as *refused* where it ended in a message, *accepted* where what was left of the input was good,
 *healed* where the second start arrived at the bytes that an undisturbed run leaves. *Traceback*, *silent* (another
-result without a word), *lost* and *hang* (over 60 s) are failures. *Crash* is a library's that ends its process, as
+result without a word), *lost* and *hang* (over 60 s; for a disturbed command longer in proportion where the machine has
+more work than cores) are failures. *Crash* is a library's that ends its process, as
 PDFium may: the shelf and the page read each file in a process of its own and go on.
 """
 
 LIMITS = """
-## What was found and is open
+## What was found
 
-- PDF number 128 of seed 0 kept the search for columns busy for more than 60 s, twice, on a machine with ten times as
-  much work as cores. `longlora web` ends such a reading after 120 s; `longlora corpus` waits for it.
+- PDF number 128 of seed 0, with a word 700,000 points off its page, kept the search for columns busy for 47 s and
+  longer. Such pages are read in the file's order since; that file takes half a second, and tests hold it.
+- `longlora serve` that was killed left transformers' server running. The kernel ends it now.
+- Threads that cannot be started, for want of memory, ended import, merge and corpus in a traceback. They end in a
+  message.
 - Five tracebacks that the campaigns met were mended, and tests hold them: Parquet texts that are no UTF-8, request
   bodies nested deeply, half a surrogate pair in a run's record, weights for a tied base, a command without stdout.
   Their kinds were attacked again since, and those counts stand above.
+
+## What is open
+
+- The injected faults of seed 2 met a machine with four to eight times as much work as cores, where a command of some
+  seconds took minutes, and patience did not yet grow with the load; the hangs may be that alone. The tracebacks are
+  those of the threads, before they were mended. `--again` of the campaign makes both again, by their numbers; it has
+  not been done.
+- A whole campaign takes hours, and this one was cut short. It attacks `web`, `serve` and `make-qa` too, which are not
+  among these counts yet.
+- The soak (`pytest -m slow tests/faults/test_soak.py -s`) and `make versions` print their numbers, and have none here
+  yet.
 
 ## What is not promised
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reportlab.pdfgen.canvas import Canvas
 from safetensors.torch import save_file
 from tests.faults.world import World, epub, fresh_copy
 
@@ -26,6 +27,7 @@ from longlora.config import load_recipe
 from longlora.corpus import markup
 from longlora.corpus.extract import Settings, extract
 from longlora.corpus.markup import UnreadableFileError
+from longlora.corpus.pdf import columns, drawings, pdfium
 from longlora.data import read_conversations, read_documents, row_readers
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.models import chat_template
@@ -156,6 +158,39 @@ def test_an_e_book_of_many_parts_that_unpack_to_too_much(tmp_path: Path, monkeyp
         extract(path, Settings())
 
 
+@pytest.mark.parametrize("kind", ["far apart", "everywhere", "too many"])
+def test_a_page_on_which_no_columns_are_looked_for(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas = Canvas(str(tmp_path / "a.pdf"))
+    if kind == "far apart":
+        canvas.drawString(72, 700, "the sea was calm")
+        canvas.drawString(700_000, 700, "ship")
+    elif kind == "everywhere":
+        monkeypatch.setattr(pdfium, "_MOST_ROWS_OF_A_PAGE", 50)
+        for index in range(100):
+            canvas.drawString(index * 37 % 500, index * 101 % 800, f"ship{index}")
+    else:
+        monkeypatch.setattr(pdfium, "_MOST_WORDS_OF_A_PAGE", 3)
+        canvas.drawString(72, 700, "the sea was calm")
+    canvas.save()
+    monkeypatch.setattr(columns, "_best_gutter", lambda words, known: pytest.fail("a gutter is looked for"))
+    record = extract(tmp_path / "a.pdf", Settings())
+    assert "ship" in record.text or "the sea was calm" in record.text
+    assert "pages with pdfium's lines as they are, since ours would part its words: 1" in record.notes
+
+
+def test_drawings_are_looked_at_where_they_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas = Canvas(str(tmp_path / "a.pdf"), pagesize=(600, 800))
+    canvas.drawString(72, 700, "the sea was calm and a ship lay still")
+    canvas.rect(-1e6, 100, 2e6, 50)
+    canvas.rect(5000, 5000, 10, 10)
+    canvas.save()
+    (page,), _ = pdfium.read_pages(tmp_path / "a.pdf")
+    assert [(box.left, box.right) for box in page.drawings] == [(0.0, 600.0)]
+    monkeypatch.setattr(drawings, "_MOST_CELLS", 100)
+    monkeypatch.setattr(drawings, "_groups", lambda boxes: pytest.fail("figures are looked for"))
+    assert drawings.without_labels(page) == (page, [])
+
+
 def test_a_call_apart_is_bounded_and_ends_when_told() -> None:
     def call(function: Callable[..., object], *arguments: object, seconds: float = 60) -> object:
         return call_apart(function, *arguments, stop=stop, seconds=seconds, memory_bytes=1 << 30)
@@ -275,6 +310,7 @@ def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "longlora: a/b: No space left on device; make room"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "longlora: a/b: Permission denied; choose a place"),
         (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` says"),
+        (RuntimeError("can't start new thread"), "longlora: memory ran out (can't start new thread); `longlora plan"),
     ],
 )
 def test_what_the_machine_refuses_is_said_in_one_line(

@@ -218,3 +218,25 @@ def test_a_server_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(run, "find_spec", lambda name: None if name == "uvicorn" else object())
     with pytest.raises(ConfigError, match=r"needs uvicorn: .*longlora\[serve\]"):
         choose_engine("auto")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked in Linux's way")
+def test_what_it_started_ends_with_it_even_when_it_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    served = ServedModel(folder=tmp_path / "model", context_length=8)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        with run._running(command, served, patience=0.1) as server:
+            os.write(writing, str(server.pid).encode())
+            time.sleep(60)
+        os._exit(1)
+    number = int(os.read(reading, 100))
+    time.sleep(0.5)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    deadline = time.monotonic() + 20
+    while is_running(number) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(number)

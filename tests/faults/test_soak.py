@@ -1,0 +1,110 @@
+"""Servers that are asked for long take no more memory and no more files; a line of a gigabyte is refused soon."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from tests.faults.servers import answers, ask, free_port
+from tests.faults.world import World
+
+from longlora.data import read_conversations, read_documents
+from longlora.errors import DataError
+
+pytestmark = pytest.mark.slow
+
+NUM_REQUESTS = 500
+WARM = 100  # requests until caches and pools are full
+MOST_GROWTH_BYTES = 64 << 20
+MOST_NEW_DESCRIPTORS = 8
+GIGABYTE = 10**9
+
+
+def taken(process: psutil.Process) -> tuple[int, int]:
+    """Memory in bytes, and open files, of a process and of those that it started."""
+    family = [process, *process.children(recursive=True)]
+    return sum(each.memory_info().rss for each in family), sum(each.num_fds() for each in family)
+
+
+@contextmanager
+def running(arguments: list[str], url: str, cache: Path) -> Iterator[psutil.Process]:
+    """A server in a process of its own, once it answers."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen([sys.executable, "-m", "longlora.cli", *arguments], env=environment)
+    try:
+        deadline = time.monotonic() + 600
+        while not answers(url):
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        yield psutil.Process(server.pid)
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+
+
+def soak(process: psutil.Process, request: Callable[[int], None], name: str) -> None:
+    """Ask again and again, and see that memory and files stay as they are after the first requests."""
+    began = time.monotonic()
+    for number in range(NUM_REQUESTS):
+        if number == WARM:
+            warm = taken(process)
+        request(number)
+    grown, opened = (after - before for after, before in zip(taken(process), warm, strict=True))
+    print(
+        f"{name}: {NUM_REQUESTS} requests in {time.monotonic() - began:.0f} s; {warm[0] / 2**20:.0f} MiB and {warm[1]} "
+        f"files after {WARM}, then {grown / 2**20:+.1f} MiB and {opened:+} files"
+    )
+    assert grown < MOST_GROWTH_BYTES and opened <= MOST_NEW_DESCRIPTORS
+
+
+def test_web_takes_no_more_and_more(world: World, tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+
+    def visit(number: int) -> None:
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as visitor:  # another visitor each time
+            assert visitor.get("/" if number % 2 else "/config").status_code == 200
+
+    with running(["web", str(world.root / "finished" / "adapter"), "--port", str(port)], url, tmp_path) as process:
+        soak(process, visit, "web")
+
+
+def test_serve_takes_no_more_and_more(world: World, tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://localhost:{port}/v1"
+    arguments = ["serve", str(world.root / "finished" / "adapter"), "--engine", "transformers", "--port", str(port)]
+
+    def question(number: int) -> None:
+        messages = [{"role": "user", "content": f"why {number}"}]
+        answer = ask(f"{url}/chat/completions", {"model": "finished", "messages": messages, "max_tokens": 2})
+        assert answer["choices"]
+
+    with running(arguments, f"{url}/models", tmp_path) as process:
+        soak(process, question, "serve")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_a_line_of_a_gigabyte(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.write(b'{"text": "' if name != "a.txt" else b"")
+        for _ in range(GIGABYTE // 10**7):
+            file.write(b"the sea   " * 10**6)
+        file.write(b'"}\n')
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (read_documents, read_conversations):
+        with pytest.raises(DataError) as refused:
+            next(iter(read(str(path))))
+        assert len(str(refused.value)) < 1000
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    print(f"{name}: refused in {time.monotonic() - began:.1f} s with {grown:.0f} MiB: {refused.value}")
+    assert time.monotonic() - began < 60
+    assert grown < 1024
