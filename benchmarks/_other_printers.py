@@ -4,7 +4,6 @@ import html
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from _articles import Article, Paragraph
@@ -205,16 +204,3 @@ def _run(command: list[str], folder: str) -> None:
 def installed(*programs: str) -> bool:
     """Tell whether one of several programs is on this machine."""
     return any(shutil.which(program) for program in programs)
-
-
-PRINTERS: dict[str, Callable[[Path, Article], None]] = {}
-if installed("pdflatex"):
-    PRINTERS["LaTeX, two columns"] = print_by_latex
-    PRINTERS["LaTeX, one column"] = lambda path, article: print_by_latex(path, article, options="11pt,a4paper")
-if installed(*CHROMIUM):
-    PRINTERS["Chromium, one column"] = print_by_chromium
-    PRINTERS["Chromium, two columns"] = lambda path, article: print_by_chromium(path, article, columns=2)
-if installed("soffice"):
-    PRINTERS["LibreOffice, one column"] = print_by_libreoffice
-    PRINTERS["LibreOffice, two columns"] = lambda path, article: print_by_libreoffice(path, article, columns=2)
-PRINTERS["matplotlib, pages of lines"] = print_by_matplotlib

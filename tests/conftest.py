@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Distributions that files of tests, or single tests, need beyond what longlora always needs. `dev` installs all of them
 # (tests/structure/test_requirements.py sees to it); on a machine that lacks some, these tests are skipped.
 NEEDED_PACKAGES = {
-    "tests/benchmarks/test_pdf_agreement.py": ("pypdfium2", "reportlab"),
+    "tests/benchmarks/test_document_questions.py": ("datasketch",),
     "tests/benchmarks/test_pdf_words.py": ("pypdfium2", "reportlab"),
     "tests/corpus/qa/test_budget.py": ("openai",),
     "tests/corpus/qa/test_commands.py": ("openai",),
