@@ -95,7 +95,7 @@ def test_costs_are_the_planners_and_of_the_layout(load) -> None:
 def test_costs_of_a_step_are_the_planners(load) -> None:
     cost = load("cost")
     rows = [json.loads(line) for line in (PAPER / "results" / "cost.jsonl").read_text().splitlines()]
-    assert {row["shape"] for row in rows} == set(cost.LENGTHS)
+    assert rows and {row["shape"] for row in rows} <= set(cost.LENGTHS)
     for row in rows:
         counted = {name: cost.operations(cost.shape(row["shape"]), row["tokens"], name) for name in cost.PATTERNS}
         assert row["operations"] == counted
