@@ -5,7 +5,7 @@
 
 A Llama of 1.8 million parameters and 256 tokens of context, trained in two phases: on the source code of Python's
 standard library (`longlora/tiny/stdlib.py` is the data rule), then on the same code and on made-up documents with
-questions (`recall_text.py`), until it answers from what it reads. Byte-level BPE tokenizer; AdamW; in
+questions (`longlora/demo/recall_text.py`), until it answers from what it reads. Byte-level BPE tokenizer; AdamW; in
 each phase the learning rate warms up, stays, and decays linearly to zero.
 
 A run that was interrupted resumes from its last checkpoint when it is started again. Beside the model stand
@@ -26,13 +26,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
-from recall_text import RecallText, vocabulary
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from longlora.demo.recall_text import RecallText, vocabulary
 from longlora.tiny.stdlib import standard_library_files
 
 SEED = 0

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from recall_text import write_recall_documents
 from transformers import PreTrainedModel, set_seed
 
 from longlora.config import Recipe, parse_recipe
 from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.demo.recall_text import write_recall_documents
 from longlora.demo.walkthrough import SHARED_SETTINGS
 from longlora.models.load import load_for_training, load_tokenizer, model_source
 from longlora.planner.compute import Flops, row_flops
@@ -41,16 +41,22 @@ class Arm:
 
     layout: Layout = "long"
     s2: bool = False
+    group_size: int = GROUP_SIZE
     sink_tokens: int = 0
     dense: float = 0.0
     recall_share: float = 0.0
     """Of the long rows, those of made-up documents with facts and questions."""
+    tuning: Literal["lora+", "lora"] = "lora+"
+    far_target_weight: float = 0.0
+    """Extra weight of targets with more than a group of their document before them."""
 
 
 ARMS = {
     "full": Arm(dense=1.0),
     "S²": Arm(s2=True),
     "S², 1 sink token": Arm(s2=True, sink_tokens=1),
+    "S², groups of 512": Arm(s2=True, group_size=512),
+    "S², groups of 128": Arm(s2=True, group_size=128),
     "no shift": Arm(layout="cut"),
     "rows of g": Arm(layout="pieces"),
     "S², last 20 % dense": Arm(s2=True, dense=0.2),
@@ -62,6 +68,9 @@ ARMS = {
     "full, with recall text": Arm(dense=1.0, recall_share=0.25),
     "S², last 40 % dense, with recall text": Arm(s2=True, dense=0.4, recall_share=0.25),
     "rows of g, last 40 % dense, with recall text": Arm(layout="pieces", dense=0.4, recall_share=0.25),
+    "full, far targets weighted": Arm(dense=1.0, far_target_weight=4.0),
+    "full, LoRA alone": Arm(dense=1.0, tuning="lora"),
+    "S², LoRA alone": Arm(s2=True, tuning="lora"),
 }
 
 
@@ -69,11 +78,12 @@ def recipe_of(arm: Arm, base: str, *, positions: str, steps: int, learning_rate:
     """The recipe of a run; under a `cut` or `pieces` layout full attention is bounded by the rows themselves."""
     attention: dict[str, Any] = {"pattern": "full"}
     if arm.s2:
-        attention = {"pattern": "s2", "group_size": GROUP_SIZE, "sink_tokens": arm.sink_tokens}
+        attention = {"pattern": "s2", "group_size": arm.group_size, "sink_tokens": arm.sink_tokens}
         attention["dense_finish"] = arm.dense
     settings = {**SHARED_SETTINGS, "model_name_or_path": base, "context_length": CONTEXT_LENGTH, "max_steps": steps}
     settings |= {"per_device_train_batch_size": ROWS_PER_STEP, "attention": attention, "seed": seed}
     settings |= {"rope": {"rope_type": positions}, "learning_rate": learning_rate, "warmup_steps": max(1, steps // 10)}
+    settings |= {"tuning": arm.tuning, "far_target_weight": arm.far_target_weight}
     settings |= {"save_steps": steps, "output_dir": tempfile.mkdtemp(), "data": {"source": "as laid out"}}
     return parse_recipe(settings)
 
@@ -123,13 +133,14 @@ def _lengths_within(lengths: list[int], start: int, end: int) -> list[int]:
 def training_rows(base: str, cache_dir: Path) -> tuple[Dataset, Dataset]:
     """Read the rows of CONTEXT_LENGTH that training files give, and those of made-up documents."""
 
+    tokenizer, files = load_tokenizer(model_source(base)), standard_library_files("train")
+
     def packed(paths: list[Path]) -> Dataset:
-        source = read_documents([str(path) for path in paths])
-        documents = tokenize_documents(source, load_tokenizer(model_source(base)), cache_dir=cache_dir)
+        documents = tokenize_documents(read_documents([str(path) for path in paths]), tokenizer, cache_dir=cache_dir)
         return pack_rows(documents, context_length=CONTEXT_LENGTH)
 
-    files = standard_library_files("train")
-    return packed(files), packed([write_recall_documents(cache_dir / "recall.jsonl", files, CONTEXT_LENGTH)])
+    made_up = write_recall_documents(cache_dir / "recall-rows.jsonl", files, tokenizer, CONTEXT_LENGTH, count=800)
+    return packed(files), packed([made_up])
 
 
 def train(recipe: Recipe, rows: Dataset) -> PreTrainedModel:

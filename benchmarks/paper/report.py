@@ -9,19 +9,26 @@ import re
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
-sys.path[:0] = [str(HERE), str(HERE.parent), *(str(HERE.parents[1] / folder) for folder in ("src", "scripts"))]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
 
 import _arms  # noqa: E402
 from _report import markdown_table  # noqa: E402
 from grid import DEPTHS, EQUAL_TOKENS, RATE  # noqa: E402
 
+from longlora.planner.architecture import find_architecture  # noqa: E402
+from longlora.planner.compute import find_gpu, plan_duration, row_flops  # noqa: E402
+from longlora.planner.job import PlannedRun  # noqa: E402
+
 Row = dict[str, Any]
 TARGET = str(_arms.CONTEXT_LENGTH)
+DENSE_PART = 0.4
+"""Of the steps, in the schedule that the demo recommends."""
 RIVALS = (20, 30)
 """Steps of full attention: less than what a finish of 40 % costs in attention, and less than it costs in all."""
 
@@ -29,14 +36,13 @@ RIVALS = (20, 30)
 def main() -> int:
     """Write the page anew."""
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_tables(page, tables(read_rows())), encoding="utf-8")
+    PAGE.write_text(with_tables(page, tables(read_rows()) | other_tables()), encoding="utf-8")
     return 0
 
 
-def read_rows() -> list[Row]:
-    """Read the committed rows."""
-    lines = [line for file in sorted((HERE / "results").glob("*.jsonl")) for line in file.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+def read_rows(name: str = "tiny") -> list[Row]:
+    """Read committed rows: those of the grid, of `bases.py` or of `cost.py`."""
+    return [json.loads(line) for line in (HERE / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def with_tables(page: str, made: dict[str, str]) -> str:
@@ -56,6 +62,50 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
         "recall": _recall_table(rows),
         "fewer steps": _curve(rows),
     }
+
+
+def other_tables() -> dict[str, str]:
+    """Make the tables that need no row of the grid."""
+    return {"bases": _bases(read_rows("bases")), "cost": _cost(read_rows("cost")), "cost at scale": _cost_at_scale()}
+
+
+def _bases(rows: Sequence[Row]) -> str:
+    header = ["base", "tokens", "attention on the first token", "in the layer with most", "its size over the median's"]
+    lines = [
+        [row["base"], f"{row['tokens']:,}", f"{row['share']:.0%}", f"{row['largest_share']:.0%}", f"{row['size']:.1f}"]
+        for row in rows
+    ]
+    return markdown_table(header, lines)
+
+
+def _cost(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        seconds = row["seconds"]
+        counted = {pattern: sum(parts.values()) for pattern, parts in row["operations"].items()}
+        finished = DENSE_PART * seconds["full"] + (1 - DENSE_PART) * seconds["s2"]
+        line = [row["shape"], f"{row['tokens']:,}", f"{row['operations']['full']['attention'] / counted['full']:.0%}"]
+        line += [f"{seconds[pattern]:.2f}" for pattern in ("full", "s2")]
+        line += [f"{seconds['s2'] / seconds['full']:.2f}", f"{counted['s2'] / counted['full']:.2f}"]
+        line += [f"{seconds['s2, 1 sink token'] / seconds['full']:.2f}", f"{finished / seconds['full']:.2f}"]
+        lines.append(line)
+    header = ["layers of", "tokens", "attention's part", "full, s", "S², s", "S² over full", "as planned"]
+    return markdown_table([*header, "with 1 sink token", f"S², last {DENSE_PART * 100:.0f} % dense"], lines)
+
+
+def _cost_at_scale() -> str:
+    lines = []
+    for name in ("meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-8B"):
+        for tokens in (8192, 32768, 131072, 1048576):
+            run = PlannedRun(architecture=find_architecture(name), context_length=tokens, attention="full")
+            flops = row_flops(run)
+            arms = [run, *(replace(run, attention="s2", dense_finish=part) for part in (0.0, 0.2, DENSE_PART))]
+            dense, *others = (plan_duration(arm, find_gpu("h100-80gb")) for arm in arms)
+            line = [name.partition("/")[2], f"{tokens:,}", f"{flops.attention / sum(flops):.0%}"]
+            line += [f"{dense.tokens_per_second_per_gpu:,.0f}"]
+            lines.append([*line, *(f"{dense.seconds / other.seconds:.2f}" for other in others)])
+    header = ["model", "tokens", "attention's part", "tokens a second, full", "S², times as fast"]
+    return markdown_table([*header, *(f"last {part * 100:.0f} % dense" for part in (0.2, DENSE_PART))], lines)
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:

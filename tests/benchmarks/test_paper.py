@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from datasets import Dataset
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +17,9 @@ PAPER = ROOT / "benchmarks" / "paper"
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch):
     """Load a script of the folder as a module."""
-    for folder in (PAPER, ROOT / "benchmarks", ROOT / "scripts"):
+    for folder in (PAPER, ROOT / "benchmarks"):
         monkeypatch.syspath_prepend(str(folder))
-    for name in ("_arms", "grid", "report"):  # other folders have scripts of the same names
+    for name in ("_arms", "grid", "report", "cost", "bases"):  # other folders have scripts of the same names
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     def module(name: str) -> ModuleType:
@@ -33,10 +34,11 @@ def test_the_page_says_what_the_rows_say(load) -> None:
     report = load("report")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     rows = report.read_rows()
-    assert page == report.with_tables(page, report.tables(rows))
-    assert page.count("<!-- table: ") == page.count("<!-- end -->") >= 3
+    others = report.other_tables()
+    assert page == report.with_tables(page, report.tables(rows) | others)
+    assert page.count("<!-- table: ") == page.count("<!-- end -->") == len(report.tables(rows) | others)
     changed = [{**row, "loss": {length: loss + 0.1 for length, loss in row["loss"].items()}} for row in rows]
-    assert page != report.with_tables(page, report.tables(changed))
+    assert page != report.with_tables(page, report.tables(changed) | others)
 
 
 def test_rows_are_all_cells_of_the_grid_and_of_one_base(load) -> None:
@@ -78,11 +80,34 @@ def test_costs_are_the_planners_and_of_the_layout(load) -> None:
 
     full = cost("full")
     assert cost("full", 5).attention == full.attention / 2
-    assert {cost(name).linear for name in arms.ARMS} == {full.linear}
+    assert {cost(name).linear for name, arm in arms.ARMS.items() if arm.tuning == "lora+"} == {full.linear}
+    assert cost("full, LoRA alone").linear < full.linear
     # Pairs of one head and row: a triangle of 1,024, four of 256, and for shifted heads three of 256 and two of 128.
     whole, group, half = (tokens * (tokens + 1) / 2 for tokens in (1024, 256, 128))
     shares = {"no shift": 4 * group, "S²": (4 * group + 3 * group + 2 * half) / 2}
     for name, pairs in shares.items():
         assert cost(name).attention / full.attention == pytest.approx(pairs / whole)
+    assert cost("S², groups of 128").attention < cost("S²").attention < cost("S², groups of 512").attention
     finished = 0.6 * shares["S²"] / whole + 0.4
     assert cost("S², last 40 % dense").attention / full.attention == pytest.approx(finished)
+
+
+def test_costs_of_a_step_are_the_planners(load) -> None:
+    cost = load("cost")
+    rows = [json.loads(line) for line in (PAPER / "results" / "cost.jsonl").read_text().splitlines()]
+    assert rows and {row["shape"] for row in rows} <= set(cost.LENGTHS)
+    for row in rows:
+        counted = {name: cost.operations(cost.shape(row["shape"]), row["tokens"], name) for name in cost.PATTERNS}
+        assert row["operations"] == counted
+    cost.make_run(cost.shape("tiny"), 64, "s2, 1 sink token")()
+
+
+def test_a_base_that_looks_at_its_first_token_alone_has_all_its_attention_there(load, monkeypatch) -> None:
+    bases = load("bases")
+    assert 0 < bases.measure("tiny", 96, 1)["share"] < 0.1
+
+    def softmax(scores: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.zeros_like(scores).index_fill_(-1, torch.tensor([0]), 1.0)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)
+    assert bases.measure("tiny", 96, 1)["share"] == 1

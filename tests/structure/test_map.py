@@ -1,4 +1,4 @@
-"""A file is found by its name, and what CONTRIBUTING and docs/architecture.md say of the tree is true."""
+"""A file is found by its name, and what CONTRIBUTING and pages of docs/ say of the tree is true."""
 
 import re
 import tomllib
@@ -37,10 +37,20 @@ def test_few_modules_stand_beside_the_packages() -> None:
     assert len(top_level) <= MOST_TOP_LEVEL_MODULES, top_level
 
 
-def test_every_file_of_the_architecture_is_there() -> None:
-    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["architecture.md", "paper.md"])
+def test_every_file_of_the_page_is_there(page: str) -> None:
+    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
     assert len(paths_named(text)) > 40
     assert absent(text) == []
+
+
+def test_every_table_and_figure_of_the_paper_has_a_verdict() -> None:
+    rows = [line.strip("| ").split(" | ") for line in section("docs/paper.md", "Tables and figures").splitlines()]
+    verdicts = ("**holds here**", "**does not hold here**", "**cannot be tested at this size**")
+    judged = {row[0]: row[-1] for row in rows if row[0].startswith(("table", "figure"))}
+    assert all(any(verdict in cell for verdict in verdicts) for cell in judged.values())
+    named = {int(number) for name in judged if "table" in name for number in re.findall(r"\d+", name)}
+    assert named == set(range(1, 16))
 
 
 def section(page: str, heading: str) -> str:

@@ -107,7 +107,7 @@ def draw(result: DemoResult, path: Path) -> None:
     left.yaxis.set_minor_formatter("")
     left.set(ylabel="perplexity (full attention, same targets)")
     right.set(ylabel="questions answered right", ylim=(-0.03, 1.06))
-    left.legend(frameon=False)
+    left.legend(loc="upper left", edgecolor="none", framealpha=1)
     save_figure(figure, path)
 
 
@@ -115,7 +115,8 @@ def _mark_contexts(axes: "Axes", result: DemoResult) -> None:
     marked = {"base context": result.environment["base_context"], "extended to": result.settings["context_length"]}
     for label, length in marked.items():
         axes.axvline(length, color="#cccccc", zorder=0)
-        axes.annotate(f" {label}", (length, 0.99), xycoords=("data", "axes fraction"), va="top", color="#888888")
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "bottom", "ha": "center"}
+        axes.annotate(label, (length, 1.0), color="#888888", **place)
 
 
 def _verdict(result: DemoResult) -> str:

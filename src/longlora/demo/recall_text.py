@@ -6,17 +6,22 @@ random digits, and so a document can only be answered from what it says itself. 
 `longlora.evaluation.retrieval_tests` among others; their names, fillers and values are not used.
 """
 
+import itertools
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from longlora.evaluation import haystack, retrieval_tests
 from longlora.support.files import write_atomically
 from longlora.support.journal import json_line
 
 _CHARACTERS_PER_TOKEN = 2.4  # of such text, by the tokenizer of the tiny model
+_MOST_DIGITS = 48  # that fill a document up
+_ROOM = 1.05  # asked for over what is wanted, for which documents mostly come out too short
 
 _PROPERTIES = "code|magic number|number|price|size|key|address|weight|port|index|age|height".split("|")
 _SECRETS = "pass key|pass key|secret number|access code|door code|password".split("|")
@@ -58,22 +63,31 @@ def vocabulary(texts: list[str]) -> list[str]:
     return [word for word, count in counts.most_common() if count >= 10]
 
 
-def write_recall_documents(path: Path, files: list[Path], num_tokens: int, *, count: int = 800) -> Path:
-    """Write documents of about so many tokens as JSONL, with words of the files; a file that is there stays."""
+def write_recall_documents(
+    path: Path, files: list[Path], tokenizer: PreTrainedTokenizerBase, num_tokens: int, *, count: int
+) -> Path:
+    """Write documents as JSONL, each of exactly so many tokens, BOS and EOS among them; a file that is there stays.
+
+    The words are those of the files. Most documents begin with their facts and end with the questions. Where they are
+    read before anything else, each is a row of its own of a context of so many tokens.
+    """
     if not path.exists():
-        source = RecallText(vocabulary([file.read_text(encoding="utf-8", errors="replace") for file in files]), seed=1)
-        documents = (source.document(num_tokens) for _ in range(count))
+        words = vocabulary([file.read_text(encoding="utf-8", errors="replace") for file in files])
+        source = RecallText(words, seed=1, far=0.6)
+        texts = (fitting for _ in itertools.count() if (fitting := source.fitting(tokenizer, num_tokens)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(json_line({"text": document.text}) for document in documents))
+        write_atomically(path, "".join(json_line({"text": text}) for text in itertools.islice(texts, count)))
     return path
 
 
 class RecallText:
     """A source of documents, each drawn anew."""
 
-    def __init__(self, words: list[str], seed: int) -> None:
+    def __init__(self, words: list[str], seed: int, *, far: float = 0.0) -> None:
+        """Make so large a share of the sentences far: all facts at the beginning, all asked for at the end."""
         self._words = words
         self._rng = random.Random(seed)
+        self._far = far
 
     def document(self, num_tokens: int) -> Document:
         """Draw a document of about so many tokens."""
@@ -81,26 +95,37 @@ class RecallText:
         [kind] = self._rng.choices(kinds, weights=[12, 3, 4, 1])
         return kind(int(num_tokens * _CHARACTERS_PER_TOKEN))
 
+    def fitting(self, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> str | None:
+        """Draw a document and fill it up to so many tokens, BOS and EOS among them; None if it does not fit by far."""
+        text = self.document(round(_ROOM * num_tokens)).text
+        missing = num_tokens - 1 - len(tokenizer(text, verbose=False)["input_ids"])
+        if not 2 <= missing <= _MOST_DIGITS:
+            return None
+        return f"{self._number(missing - 1)}\n{text}"  # the tokenizer gives each digit a token, and the end of the line
+
     def _sentences(self, size: int) -> Document:
         rng, out = self._rng, Document()
-        num_facts = rng.randint(1, max(1, min(12, size // 50)))
+        is_far = bool(self._far) and rng.random() < self._far
+        most_facts = max(1, min(12, size // 50))
+        num_facts = rng.randint(most_facts // 2 if is_far else 1, most_facts)
         label = rng.choice(_PROPERTIES)
         digits = rng.randint(2, 6)
         facts = {name: self._number(digits) for name in self._names(num_facts)}
-        num_questions = rng.randint(1, min(max(4, size // 300), num_facts + 1))
+        num_questions = num_facts if is_far else rng.randint(1, min(max(4, size // 300), num_facts + 1))
         room = size - num_facts * 36 - num_questions * 75
         separator = rng.choice([" ", "\n"])
         lines = [f"The {label} of the {name} is {value}." for name, value in facts.items()]
         filler = self._filler(max(0, room))
-        if rng.random() < 0.5:  # a block of facts, or facts here and there
-            place = rng.randint(0, len(filler))
+        if is_far or rng.random() < 0.5:  # a block of facts, or facts here and there
+            place = 0 if is_far else rng.randint(0, len(filler))
             parts = [" ".join(filler[:place]), separator.join(lines), " ".join(filler[place:])]
             out.add("\n".join(part for part in parts if part))
         else:
             for line in lines:
                 filler.insert(rng.randint(0, len(filler)), line)
             out.add(separator.join(filler))
-        for name in rng.choices(list(facts), k=num_questions):
+        asked = rng.sample(list(facts), num_facts) if is_far else rng.choices(list(facts), k=num_questions)
+        for name in asked:
             out.add(f"\nWhat is the {label} of the {name}? The {label} of the {name} is")
             out.answer(f" {facts[name]}.")
         return out
