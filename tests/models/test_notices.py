@@ -43,7 +43,7 @@ def test_the_layers_are_told_once(seed, caplog, is_set):
     model(random_tokens(seed))
     set_group_size(model, 5)
     assert caplog.text.count(REACHED) == 1
-    assert [record.levelname for record in caplog.records if "reaches" in record.message] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if "attention layers train" in record.message] == ["WARNING"]
 
 
 def test_layers_are_told_in_the_second_step_where_the_last_is_of_another_kind(seed, caplog):
@@ -51,7 +51,7 @@ def test_layers_are_told_in_the_second_step_where_the_last_is_of_another_kind(se
     model = tiny_model(seed, mixed()).train()
     del model.model.layers[3]
     model(random_tokens(seed))
-    assert "reaches" not in caplog.text
+    assert "attention layers train" not in caplog.text
     model(random_tokens(seed))
     assert "1 of 3 attention layers train with S²-Attn (1)" in caplog.text
 

@@ -88,7 +88,7 @@ def test_the_verdict_comes_first_and_is_by_the_hardest_test(page: str) -> None:
         "targets. It reads to 1,024 of its 8,192 tokens in the hardest of 3 tests, passkey: surely at least 80% right."
     )
     near += " The longest tested is 8,192; at 2,048, 40% of 50 (95 % interval 28% to 54%) were right."
-    assert text.index("How far do they read?") < text.index(far) < text.index(near) < text.index("Right answers by")
+    assert text.index("How far do they read?") < text.index(far) < text.index(near) < text.index("Correct answers by")
     assert "cannot do any of the 3 tests reliably even at 1,024 tokens, the shortest tested, which does not say" in text
 
 

@@ -88,5 +88,5 @@ def test_a_name_of_the_users_own() -> None:
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no model"), servable(str(tmp_path / "nowhere")):
         pass
-    with pytest.raises(CheckpointError, match="cannot be had from the hub"), servable("nobody/no-such-model"):
+    with pytest.raises(CheckpointError, match="cannot be downloaded from the hub"), servable("nobody/no-such-model"):
         pass

@@ -103,5 +103,5 @@ def test_only_the_beginning_of_a_row_is_looked_at(
     hooks: list[Any] = []
     monkeypatch.setattr(announcements, "set_grouping", noted)
     train(make_recipe(max_steps=1))
-    assert told()[0].startswith("before training, 48 tokens")
+    assert told()[0].startswith("before training, the loss of 48 tokens")
     assert lengths[0] == 48

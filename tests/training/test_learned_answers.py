@@ -22,7 +22,7 @@ LLAMA2 = (
 @pytest.mark.parametrize(
     ("template", "build", "method", "ends"),
     [
-        (TEMPLATES["phi3"], "bytes", "by the marks of the chat template", ("<|end|>\n", "<|end|>\n</s>")),
+        (TEMPLATES["phi3"], "bytes", "by marks, in the chat template", ("<|end|>\n", "<|end|>\n</s>")),
         (LLAMA2, "sentence pieces", "by a search", (" </s>", " </s>")),
     ],
     ids=["marks", "search"],

@@ -247,7 +247,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(
 
 def test_too_few_rows_are_said_before_training(make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
     train(make_recipe(max_steps=1, gradient_accumulation_steps=500))
-    assert "the run takes 500 rows and the data has" in caplog.text
+    assert "the run needs 500 rows and the data has" in caplog.text
 
 
 def test_a_mended_recipe_starts_in_the_same_folder(make_recipe: MakeRecipe, tmp_path: Path, text_folder: Path) -> None:
