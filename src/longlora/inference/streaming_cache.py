@@ -162,6 +162,7 @@ class _StreamingLayer(DynamicLayer):
         self.reset()
 
     def reset(self) -> None:
+        self.is_initialized = False  # transformers 5.17 would keep as many keys, of zeros
         super().reset()
         self._padding = self._given_padding  # of each row before anything was dropped, (B,)
         self._num_dropped = 0  # in each row: its padding first, then what follows the sinks
