@@ -171,11 +171,11 @@ def _consequence(failure: ProcessFailure) -> int:
     """How likely a failure only follows from another's: those who lose a partner fail too, or are told to end."""
     if failure.exitcode == _MISTAKE:
         return 0
-    if _follows(failure):
+    if failure.exitcode == -signal.SIGTERM:
         return 4
-    if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+    if failure.exitcode < 0:
         return 1
-    return 3 if failure.exitcode in (-signal.SIGTERM, _TERMINATED, _INTERRUPTED) else 2
+    return 3 if failure.exitcode in (_TERMINATED, _INTERRUPTED) or _follows(failure) else 2
 
 
 def _follows(failure: ProcessFailure) -> bool:
