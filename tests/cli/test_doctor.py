@@ -47,7 +47,7 @@ def test_a_package_that_is_too_old_or_missing_ends_with_status_1(monkeypatch: py
     assert status == 1
     assert "0.5, needs >=" in printed and "pip install 'peft>=" in printed
     assert "not installed, needs >=" in printed and "pip install 'trl>=" in printed
-    assert "2 to mend" in printed
+    assert "2 to fix" in printed
 
 
 def test_an_extra_that_is_incomplete_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:

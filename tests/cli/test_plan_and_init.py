@@ -136,7 +136,7 @@ def test_a_recipe_for_a_model_that_is_not_here_runs_as_a_miniature(
         (["init", "qwen3-8b", "--context", 65536, "--data", "TEXTS"], "name the GPU: --gpu-type"),
         (["init", "llama-3-70b", "--context", 65536, "--data", "TEXTS", "--memory", 24], "65,536 tokens do not fit"),
         (["init", "qwen3-8b", "--context", 65536, "--data", "./nowhere", "--memory", 80], "./nowhere"),
-        (["init", "tiny", "--context", 512, "--data", "TEXTS", "--memory", 4, "--out", "HERE"], "exists already"),
+        (["init", "tiny", "--context", 512, "--data", "TEXTS", "--memory", 4, "--out", "HERE"], "already exists"),
     ],
 )
 def test_a_mistake_ends_with_status_2(

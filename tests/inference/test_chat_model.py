@@ -85,5 +85,5 @@ def test_layers_that_fit_the_kernel_use_it(
 def test_a_model_without_a_template_is_given_the_papers_prompt(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="longlora"):
         chat_model = load_chat_model("tiny")
-    assert "as in the paper" in caplog.text
+    assert "using the paper's prompt" in caplog.text
     assert chat_model.text([{"role": "user", "content": "Where?"}]).endswith("[INST]Where?[/INST]")

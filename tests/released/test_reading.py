@@ -145,7 +145,7 @@ def test_the_tokenizer_tells_last(tmp_path: Path) -> None:
     assert context(tmp_path, "mine") == (16384, 4.0, "its tokenizer's model_max_length")
     assert context(tmp_path, "mine-8k") == (8192, 2.0, "its name")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))
-    with pytest.raises(ConfigError, match="nothing tells"):
+    with pytest.raises(ConfigError, match="the context of mine is unknown"):
         context(tmp_path, "mine")
 
 

@@ -40,7 +40,7 @@ def test_parameters_move_to_a_group_that_differs_in_the_rate_alone(seed: int) ->
 
 def test_parameters_that_the_optimizer_does_not_hold() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    with pytest.raises(ConfigError, match=r"embedding_learning_rate=0\.5 cannot be followed"):
+    with pytest.raises(ConfigError, match=r"embedding_learning_rate=0\.5 cannot be applied"):
         give_own_rate(optimizer, [torch.nn.Parameter(torch.ones(1))], 0.5)
 
 
