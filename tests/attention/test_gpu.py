@@ -47,9 +47,10 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(autouse=True)
-def more_variants_than_a_model_has(monkeypatch):
+def more_variants_than_a_model_has():
     """All cases run in one process, each a shape of its own to the compiler."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1000)
+    with torch._dynamo.config.patch(recompile_limit=1000):  # undone by monkeypatch, the setting would be gone
+        yield
 
 
 @pytest.mark.parametrize("dtype", HALF)
