@@ -12,6 +12,7 @@ from longlora.data.row_readers import (
     MissingColumnError,
     Skipped,
     UnreadableError,
+    is_table,
     read_dataset,
     read_file,
     text_kind,
@@ -61,9 +62,11 @@ def read_rows(source: str | Path, *, text_column: str = "text") -> tuple[Iterato
         DataError: it is neither, or cannot be read; while reading, that it holds nothing usable.
     """
     parts = locate(str(source))
-    for kind in (_ROWS, _texts(text_column)):
+    # A README beside tables, as in a data set of the hub, is no row.
+    tables = [part for part in parts if part.kind != "file" or is_table(Path(part.location))]
+    for kind, chosen in ((_ROWS, tables or parts), (_texts(text_column), parts)):
         skipped = Skipped()
-        rows = _read(parts, kind, skipped)
+        rows = _read(chosen, kind, skipped)
         try:
             first = next(rows, None)
         except UnreadableError as error:
