@@ -217,7 +217,7 @@ try:
     main()
 finally:
     assert not {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started < 1.0
 """
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
