@@ -217,9 +217,12 @@ try:
     main()
 finally:
     assert not {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
-    assert time.process_time() - started < 1.0
+    print(time.process_time() - started, file=sys.stderr)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", program]
+    # Of three: a core that is shared takes longer over the same work.
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(3)]
+    assert min(float(run.stderr) for run in runs) < 0.5
 
 
 def test_every_command_has_help(run: Run) -> None:

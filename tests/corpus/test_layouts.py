@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from longlora.corpus.extract import Settings, extract
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf.document import PdfText, read_pdf
 from longlora.corpus.pdf.pdfium import read_pages
@@ -43,18 +42,6 @@ def test_an_article(printing: SimpleNamespace, tmp_path: Path, seed: int, column
     assert "loss by tokens" not in read.text and article.table_rows[0][1] not in read.text
     assert read.title == article.title
     assert read.num_pages >= 2
-
-
-def test_twelve_articles_are_papers(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
-    for number in range(12):
-        article = printing.make_article(seed + number, num_sections=1)
-        printing.print_article(tmp_path / "article.pdf", article, columns=1 + number % 2)
-        assert extract(tmp_path / "article.pdf", Settings()).document_kind == "paper"
-
-
-def test_every_novel_is_a_book(shared_data: Path) -> None:
-    kinds = {path.name: extract(path, Settings()).document_kind for path in shared_data.glob("pg19/*/*.txt")}
-    assert len(kinds) >= 12 and set(kinds.values()) == {"book"}, kinds
 
 
 def test_reading_across_columns_would_be_noticed(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
