@@ -68,7 +68,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of what is trained")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of most cells")
+    parser.add_argument("--patterns", nargs="+", metavar="PATTERN", help="only these")
     parser.add_argument("--only", choices=["before", "train"])
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -81,6 +82,8 @@ def main() -> int:
     texts = Texts(arguments.texts, load_tokenizer(str(arguments.model)))
     began = time.monotonic()
     for cell in cells(arguments):
+        if cell.pattern not in (arguments.patterns or [cell.pattern]):
+            continue
         values = {"model": arguments.model.name, **asdict(cell)}
         if any(row.items() >= values.items() for row in done):
             continue
@@ -102,8 +105,8 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     sizes = {"tokens": arguments.tokens, "group_size": arguments.tokens // 4}
     if arguments.only != "train":
         for pattern in BEFORE:
-            yield Cell(kind="before", **sizes, pattern=pattern)
-        for pattern in ("full", "s2", "s2 sink1"):
+            yield Cell(kind="before", **sizes, pattern=pattern, dtype=arguments.dtype)
+        for pattern in ("full", "s2", "s2 sink1") if arguments.dtype == "bfloat16" else ():
             yield Cell(kind="before", **sizes, pattern=pattern, dtype="float32")
     if arguments.only != "before":
         run = {"steps": arguments.steps, "learning_rate": arguments.learning_rate, "dtype": arguments.dtype}
@@ -137,7 +140,7 @@ class Texts:
 def before(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
     """Measure the loss under a pattern, and the norm of the gradient of what LoRA+ trains for the first text."""
     model = _patterns.load(path, getattr(torch, cell.dtype), DEVICE, tuning="lora+")
-    rows = texts.rows(4 if cell.tokens <= 1024 else 2, cell.tokens, "validation", seed=0)
+    rows = texts.rows(4, cell.tokens, "validation", seed=0)
     losses = judge(model, rows, cell, cell.pattern)
     _patterns.follow(cell.pattern, cell.tokens, cell.group_size)
     _patterns.token_losses(model, rows[:1], _autocast(cell)).mean().backward()
