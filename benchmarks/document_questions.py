@@ -56,7 +56,7 @@ SEED = 0
 SHORT, LONG = 430, 1900  # characters of an excerpt: some 180 tokens of prose, which the base reads, and some 850
 PAPER_SCALE = 0.8  # formulas have more tokens
 SHORTEST = 400  # characters; fewer are no document for `corpus check`
-LONG_SHARE = 0.3  # of the training's excerpts
+LONG_SHARE = 0.4  # of the training's excerpts
 SHORT_QUESTIONS, LONG_QUESTIONS = 6, 2  # about one excerpt
 RARE = ("speaker", "reference")  # forms that few excerpts allow
 SPARE_TOKENS = 8  # that an answer may be longer than the right one
@@ -192,7 +192,7 @@ def recipe_of(source: Path, output: Path, steps: int) -> Recipe:
     )
 
 
-DENSE_FINISH = 0.9
+DENSE_FINISH = 0.95
 
 
 def with_positions_alone(recipe: Recipe) -> PreTrainedModel:
@@ -287,8 +287,8 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("build/document-questions"), help="Folder for pairs and model."
     )
-    parser.add_argument("--excerpts", type=int, default=1000, help="Excerpts to train on.")
-    parser.add_argument("--steps", type=int, default=360, help="Steps of some 2,000 tokens.")
+    parser.add_argument("--excerpts", type=int, default=1600, help="Excerpts to train on.")
+    parser.add_argument("--steps", type=int, default=900, help="Steps of some 2,000 tokens.")
     parser.add_argument("--questions", type=int, default=15, help="Held-out questions of each form.")
     parser.add_argument("--dry", action="store_true", help="A few of each, and no results.")
     arguments = parser.parse_args()
