@@ -49,13 +49,13 @@ demo: $(RUNTIME) ## Install if need be, then extend a tiny model's context in fr
 	@$(PY) -m longlora.cli demo
 
 test: lint ## Lint, then run the tests, offline
-	@$(PYTEST) -n $(WORKERS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile
 
 test-slow: $(DEVELOPMENT) ## Run the tests that `make test` leaves out for time
-	@$(PYTEST) -n $(WORKERS) -m slow
+	@$(PYTEST) -n $(WORKERS) --dist loadfile -m slow
 
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that pyproject.toml allows
-	@HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS)
+	@HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 versions: $(DEVELOPMENT) ## Install wheel and sdist with the oldest, newest and pinned versions on Python 3.11 to 3.13 (SETS=oldest)
 	@$(PY) tests/versions.py $(VERSIONS) $(SETS)
