@@ -19,6 +19,7 @@ import torch  # noqa: E402
 from _report import markdown_table  # noqa: E402
 
 Row = dict[str, Any]
+TYPES = ("bfloat16", "float32")
 NAMES = {
     "full": "full attention",
     "rows": "rows of g (all heads cut alike)",
@@ -64,19 +65,18 @@ def tables(rows: Iterable[Row]) -> dict[str, str]:
 
 def before_table(rows: Sequence[Row]) -> str:
     """Loss by pattern, and the gradient's norm in both types."""
-    exact = {row["pattern"]: row["gradient_norm"] for row in rows if row["dtype"] == "float32"}
+    by_type = {dtype: {row["pattern"]: row for row in rows if row["dtype"] == dtype} for dtype in TYPES}
+    types = [dtype for dtype in TYPES if by_type[dtype]]
     lines = [
         [
-            NAMES[row["pattern"]],
+            NAMES[pattern],
             f"{row['loss']:.3f}",
             f"{row['loss_after_first_group']:.3f}",
-            f"{row['gradient_norm']:.1f}",
-            f"{exact[row['pattern']]:.1f}" if row["pattern"] in exact else "",
+            *(f"{by_type[t][pattern]['gradient_norm']:.1f}" if pattern in by_type[t] else "" for t in types),
         ]
-        for row in rows
-        if row["dtype"] == "bfloat16"
+        for pattern, row in by_type[types[0]].items()
     ]
-    return markdown_table(["attention", "loss", "after the first group", "gradient, bfloat16", "float32"], lines)
+    return markdown_table(["attention", "loss", "after the first group", *(f"gradient, {t}" for t in types)], lines)
 
 
 def trained_table(rows: Sequence[Row]) -> str:
@@ -137,9 +137,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes[1].plot([], [], "s", color="#4c72b0", label="S², groups of 4")
     axes[1].plot([], [], "s", color="#dd8452", label="with sink_tokens=1 also")
     axes[1].legend(loc="upper right", fontsize=7)
-    shown = [row for row in rows if row["kind"] == "before" and row["dtype"] == "bfloat16"]
-    longest = max(row["tokens"] for row in shown)
-    shown = [row for row in shown if row["tokens"] == longest and row["pattern"] in NAMES]
+    before = [row for row in rows if row["kind"] == "before"]
+    longest = max(row["tokens"] for row in before)
+    shown = list({row["pattern"]: row for row in before if row["tokens"] == longest}.values())
     order = sorted(shown, key=lambda row: -row["loss"])
     colors = {"s2": "#c44e52", "s2 sink1": "#dd8452", "full": "#55a868"}
     axes[2].barh(

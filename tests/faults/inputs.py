@@ -272,7 +272,7 @@ class Inputs:
         return "healed"
 
     def adapter_byte(self) -> None:
-        """One byte of an adapter is another."""
+        """One byte of an adapter is another: refused, or, in a file that people may edit, followed with a warning."""
         adapter = fresh_copy(self.world.root / "finished" / "adapter", self.folder / "adapter")
         file = flip_a_byte(adapter, self.chance)
         if told_by(lambda: check_whole(adapter)):

@@ -4,16 +4,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from tests.models.small_models import SIZES, tiny_model
 from tests.training.conftest import MakeRecipe
 from tests.training.ranks_of_a_row import WRONG
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import LlamaConfig
 
 from longlora.errors import ConfigError
-from longlora.training.sequence_parallel import check_divisible
+from longlora.training.sequence_parallel import SequenceParallel, check_divisible
 from longlora.training.trainer import training_arguments
 
 TOLERANCE = 1e-10
@@ -54,6 +58,21 @@ def test_deepspeed_divides_the_heads_of_s2_as_well(seed: int) -> None:
     found = differences(seed, "--deepspeed")
     assert len(found) == 9
     assert {case: difference for case, difference in found.items() if difference > TOLERANCE} == {}, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("processes", "read"),
+    [(2, [[[0, 1], [2, 3], [4]]] * 2), (4, [[[0, 1], [4, 0]]] * 2 + [[[2, 3], [1, 2]]] * 2)],
+)
+def test_processes_that_share_rows_read_the_same_ones(processes: int, read: list[list[list[int]]]) -> None:
+    """A short last batch stays as one process has it; several groups fill it up, as data parallelism does."""
+    pair: Any = SimpleNamespace(size=2)
+    loaders = []
+    for rank in range(processes):
+        batches = BatchSampler(SequentialSampler(range(5)), batch_size=2, drop_last=False)
+        shard: Any = BatchSamplerShard(batches, num_processes=processes, process_index=rank)
+        loaders.append(SequenceParallel.share_rows(pair, DataLoader(range(5), batch_sampler=shard)))  # type: ignore[arg-type]
+    assert [[batch.tolist() for batch in loader] for loader in loaders] == read
 
 
 @pytest.mark.parametrize(("size", "divides"), [(2, True), (4, True), (8, True), (3, False), (6, False), (12, False)])

@@ -103,6 +103,7 @@ class SequenceParallel:
         assert isinstance(sampler, BatchSamplerShard)
         count = sampler.num_processes if everywhere else self.size
         sampler.num_processes, sampler.process_index = sampler.num_processes // count, sampler.process_index // count
+        sampler.even_batches = sampler.num_processes > 1  # else a short last batch would repeat rows
         return loader
 
     def total(self, number: Tensor) -> Tensor:
