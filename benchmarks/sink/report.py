@@ -67,16 +67,17 @@ def before_table(rows: Sequence[Row]) -> str:
     """Loss by pattern, and the gradient's norm in both types."""
     by_type = {dtype: {row["pattern"]: row for row in rows if row["dtype"] == dtype} for dtype in TYPES}
     types = [dtype for dtype in TYPES if by_type[dtype]]
+    norms = [dtype for dtype in TYPES if any("gradient_norm" in row for row in by_type[dtype].values())]
     lines = [
         [
             NAMES[pattern],
             f"{row['loss']:.3f}",
             f"{row['loss_after_first_group']:.3f}",
-            *(f"{by_type[t][pattern]['gradient_norm']:.1f}" if pattern in by_type[t] else "" for t in types),
+            *(f"{by_type[t][pattern]['gradient_norm']:.1f}" if pattern in by_type[t] else "" for t in norms),
         ]
         for pattern, row in by_type[types[0]].items()
     ]
-    return markdown_table(["attention", "loss", "after the first group", *(f"gradient, {t}" for t in types)], lines)
+    return markdown_table(["attention", "loss", "after the first group", *(f"gradient, {t}" for t in norms)], lines)
 
 
 def trained_table(rows: Sequence[Row]) -> str:
