@@ -26,7 +26,6 @@ from typing import Any
 import _report
 import torch
 from _rule_questions import FORMS, Pair, excerpts, names_of
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.config import Recipe, parse_recipe
@@ -167,7 +166,7 @@ def _prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def recipe_of(source: Path, output: Path, steps: int) -> Recipe:
-    """The demo's recommended recipe, but for conversations, and with less of the run under S²-Attn."""
+    """The demo's recommended recipe, but for conversations, all weights trained, and less of the run under S²-Attn."""
     return parse_recipe(
         {
             "model_name_or_path": TINY_MODEL,
@@ -177,12 +176,11 @@ def recipe_of(source: Path, output: Path, steps: int) -> Recipe:
             # Groups part a question from its evidence: what S²-Attn teaches here is the form of an answer.
             "attention": {"pattern": "s2", "dense_finish": DENSE_FINISH},
             "rope": {"rope_type": "yarn"},
-            "tuning": "lora+",
-            "lora": {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"},
+            "tuning": "full",
             "max_steps": steps,
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 1,
-            "learning_rate": 2e-3,
+            "learning_rate": 1e-3,
             "lr_scheduler_type": "linear",
             "warmup_steps": max(1, steps // 20),
             "save_steps": steps,
@@ -203,9 +201,7 @@ def with_positions_alone(recipe: Recipe) -> PreTrainedModel:
     return load_weights(name, config, dtype=torch.float32, attention="sdpa").eval()
 
 
-def ask(
-    name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-) -> list[Row]:
+def ask(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Row]:
     """Ask a model every question, greedily."""
     answers = []
     for row in shown(rows, f"Asking {name}", total=len(rows)):
@@ -328,13 +324,13 @@ def run(arguments: argparse.Namespace) -> tuple[Row, list[Row]]:
 
     recipe = recipe_of(out / "train.jsonl", out, arguments.steps)
     started = time.monotonic()
-    train(recipe)
+    trained = train(recipe)
     header: Row = {"pairs": len(pairs), "excerpts": num_excerpts, "steps": arguments.steps}
     header["seconds"] = time.monotonic() - started
     models = {
         "base": load_for_inference(TINY_MODEL)[0],
         "positions only": with_positions_alone(recipe),
-        "trained": load_for_inference(out / "run" / "adapter")[0],
+        "trained": load_for_inference(trained)[0],
     }
     answers: list[Row] = []
     for name in reversed(MODELS):
