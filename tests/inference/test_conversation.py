@@ -179,7 +179,7 @@ def test_messages_leave_the_document_out(chat_model: ChatModel) -> None:
 
 def test_what_a_template_refuses_is_told(chat_model: ChatModel) -> None:
     chat_model.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
-    with pytest.raises(ConfigError, match=r"chat template of random does not take this .*no system here"):
+    with pytest.raises(ConfigError, match=r"chat template of random refuses this .*no system here"):
         start(chat_model).ask("Where?")
 
 
