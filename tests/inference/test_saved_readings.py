@@ -51,7 +51,7 @@ def test_what_another_model_read_is_read_again_and_replaced(chat_model: ChatMode
         chat_model.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     _, _, notes, read = open_document(chat_model, tmp_path)
     assert "is from another model or version: reading the document again" in notes[0] and read == 1
-    assert "fetched" in open_document(chat_model, tmp_path)[2][0]
+    assert "loaded from" in open_document(chat_model, tmp_path)[2][0]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit", "not safetensors"])
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_read_again_and_replaced(chat_model: ChatModel, tmp_pa
     path.write_bytes(content)
     _, _, notes, read = open_document(chat_model, tmp_path)
     assert "is damaged" in notes[0] and "reading the document again" in notes[0] and read == 1
-    assert "fetched" in open_document(chat_model, tmp_path)[2][0]
+    assert "loaded from" in open_document(chat_model, tmp_path)[2][0]
 
 
 def test_a_model_with_windows_of_its_own_is_not_kept(chat_model: ChatModel, seed: int, tmp_path: Path) -> None:
