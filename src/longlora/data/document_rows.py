@@ -123,7 +123,7 @@ def _write_documents(
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    # verbose=False: no warning about documents longer than the old context; they are what this is for.
+    # verbose=False: no warning about documents longer than the old context, which are the point here.
     batch_ids = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
     eos = tokenizer.eos_token_id
     return [ids if eos is None or ids[-1:] == [eos] else [*ids, eos] for ids in batch_ids]

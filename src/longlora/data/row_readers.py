@@ -29,7 +29,7 @@ _MOST_LIST_BYTES = 1 << 31
 # Rows of a Parquet file in memory at once: a row may be a whole book.
 _PARQUET_ROWS = 64
 _NAMES_SHOWN = 5
-_TOO_LONG = object()  # in the place of a line's value
+_TOO_LONG = object()  # stands in for a line's value
 
 
 class UnreadableError(Exception):

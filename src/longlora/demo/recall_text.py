@@ -116,7 +116,7 @@ class RecallText:
         separator = rng.choice([" ", "\n"])
         lines = [f"The {label} of the {name} is {value}." for name, value in facts.items()]
         filler = self._filler(max(0, room))
-        if is_far or rng.random() < 0.5:  # a block of facts, or facts here and there
+        if is_far or rng.random() < 0.5:  # facts in one block, or scattered
             place = 0 if is_far else rng.randint(0, len(filler))
             parts = [" ".join(filler[:place]), separator.join(lines), " ".join(filler[place:])]
             out.add("\n".join(part for part in parts if part))

@@ -53,7 +53,7 @@ class Names:
 
 
 class OnlyByName:
-    """ASGI middleware that refuses requests under other names, and from pages of other sites, with status 403."""
+    """ASGI middleware that refuses requests to other host names, and from pages of other sites, with status 403."""
 
     def __init__(self, app: "ASGIApp", *, names: Names) -> None:
         self._app, self._names = app, names

@@ -56,7 +56,7 @@ class Memory:
 
     def forget(self) -> None:
         """Drop everything read so far."""
-        self.tokens: list[int] = []  # whose keys and values are there; unused with a window
+        self.tokens: list[int] = []  # whose keys and values are cached; unused with a window
         self.cache: Cache = (
             DynamicCache(config=self._model.config)
             if self._window is None

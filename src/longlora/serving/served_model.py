@@ -87,7 +87,7 @@ def merged_adapter(adapter: Path) -> Path:
             f"the merged model cannot be stored in {cache} ({error.strerror}); set the environment variable "
             "XDG_CACHE_HOME to a writable folder"
         ) from error
-    with FileLock(cache / f".{target.name}.lock"):  # two servers that start at once merge once
+    with FileLock(cache / f".{target.name}.lock"):  # servers that start concurrently merge only once
         if target.exists() and (damage := damage_of(target)):
             logger.warning("%s is damaged (%s) and will be rebuilt", target, damage)
             shutil.rmtree(target)

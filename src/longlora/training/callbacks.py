@@ -145,7 +145,7 @@ class ProgressBar(TrainerCallback):
         self._advance(0, self._status)
 
     def close(self) -> None:
-        """Stop drawing; safe to call at any time, needed when training ends by an exception."""
+        """Stop drawing; safe to call at any time, and needed when an exception ends training."""
         self._drawing.close()
 
 

@@ -103,7 +103,7 @@ def open_run(
     that includes a merged model. The lock is released when this process ends, however it ends.
 
     Raises:
-        ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
+        ConfigError: the folder holds a finished run, a run of another recipe or something else, or is in use.
         CheckpointError: none of its checkpoints is intact.
     """
     run = RunDirectory(recipe)

@@ -160,7 +160,7 @@ class ExtensionTrainer(SFTTrainer):
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
             if self.is_fsdp_enabled:
                 weights = self.gathered_weights()
-                if self.args.should_save:  # transformers below 5.23 leaves it to the caller
+                if self.args.should_save:  # transformers below 5.23 leaves this check to the caller
                     self._save(output_dir, state_dict=weights)
             else:
                 super().save_model(output_dir, _internal_call=_internal_call)
