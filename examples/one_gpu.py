@@ -3,9 +3,9 @@
 # %% [markdown]
 # # Extend a model on one GPU
 #
-# From a model's name to a longer model and what it can retrieve. VS Code, PyCharm and Spyder run the cells one by one;
-# `jupytext --to notebook one_gpu.py` makes a notebook of them; `python one_gpu.py` runs them all. As it stands, it
-# extends longlora's tiny model in a few minutes, without a GPU.
+# From a model's name to an extended model, and a test of what it can retrieve. VS Code, PyCharm and Spyder run the
+# cells one by one; `jupytext --to notebook one_gpu.py` converts them to a notebook; `python one_gpu.py` runs them all.
+# Unchanged, it extends longlora's tiny model in a few minutes, without a GPU.
 
 # %% Settings
 import torch
@@ -21,7 +21,7 @@ GPU = "rtx-4090"  # what to plan for; `longlora plan MODEL --context N` compares
 DATA = [str(path) for path in standard_library_files("train")]  # files, folders or hub data sets: ["books/"]
 OVERRIDES = ["max_steps=30", "gradient_accumulation_steps=8", "learning_rate=1e-3"]  # []: the planned recipe unchanged
 
-# %% What fits: the settings that a run on this GPU needs, before any weight is loaded
+# %% What fits: the settings that a run on this GPU needs, before any weights are loaded
 gpu = find_gpu(GPU)
 draft = draft_recipe(
     MODEL, CONTEXT, Hardware(gpus=1, memory_gib=gpu.memory_gib, gpu=gpu), data=DATA, overrides=OVERRIDES
@@ -33,7 +33,7 @@ for change in draft.changes:
 if not plan.fits:
     raise SystemExit(f"{MODEL} at {CONTEXT:,} tokens does not fit on {GPU}; choose a shorter context or another GPU")
 
-# %% Train: S²-Attn in groups, the last steps with full attention; running this cell again resumes an interrupted run
+# %% Train: S²-Attn in groups, then full attention in the last steps; running this cell again resumes an interrupted run
 adapter = longlora.train(draft.recipe)
 
 # %% Merge: an ordinary model directory for transformers, vLLM and others
@@ -41,7 +41,7 @@ merged = adapter.parent / "merged"
 if not merged.exists():
     longlora.merge_adapter(adapter, merged)
 
-# %% How far does it read? Facts hidden in long texts, by length and depth
+# %% Test how far it reads: facts hidden in long texts, by length and depth
 model, tokenizer = longlora.load_for_inference(merged)
 retrieval = longlora.run_retrieval(
     model,

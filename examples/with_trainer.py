@@ -1,6 +1,6 @@
-"""Your own script with transformers' Trainer: `import longlora`, and the model trains with S²-Attn.
+"""Your own script with transformers' Trainer: after `import longlora`, the model can train with S²-Attn.
 
-Extends a model by fine-tuning all of it on one text, and measures it with its ordinary attention on the way.
+Extends a model by full fine-tuning on one text, and evaluates it with its ordinary attention.
 
     python examples/with_trainer.py book.txt --model path/to/Llama-2-7b-hf --context-length 16384
 """
@@ -18,7 +18,7 @@ from transformers import (
     default_data_collator,
 )
 
-import longlora  # makes attn_implementation="s2" known
+import longlora  # registers attn_implementation="s2"
 from longlora.tiny import tiny_model_directory
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     """Train, evaluate, save."""
     options = parse_options()
 
-    # Positions first: they are a matter of the configuration.
+    # Positions first: they are part of the configuration.
     config = AutoConfig.from_pretrained(options.model)
     longlora.extend_positions(config, context_length=options.context_length)
 
@@ -46,7 +46,7 @@ def main() -> None:
             learning_rate=2e-5,
             lr_scheduler_type="constant",
             logging_steps=1,
-            eval_strategy="steps",  # with full attention: that is what `model.eval()` means
+            eval_strategy="steps",  # with full attention, which `model.eval()` implies
             eval_steps=options.max_steps,
             save_strategy="no",
             report_to="none",
@@ -74,7 +74,7 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, help="a text file")
-    parser.add_argument("--model", default=str(tiny_model_directory()), help="by default the tiny model of longlora")
+    parser.add_argument("--model", default=str(tiny_model_directory()), help="default: longlora's tiny model")
     parser.add_argument("--context-length", type=int, default=1024)
     parser.add_argument("--max-steps", type=int, default=20)
     parser.add_argument("--output-dir", default="runs/with-trainer")

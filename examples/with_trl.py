@@ -1,7 +1,7 @@
-"""Your own script with TRL and PEFT: `import longlora`, and packed documents train with S²-Attn.
+"""Your own script with TRL and PEFT: after `import longlora`, packed documents can train with S²-Attn.
 
-Extends a model by LoRA+ (LoRA with trainable embeddings and norms) on a folder of texts. TRL packs the documents into
-full rows; S²-Attn counts its groups from each document's first token and never looks across a boundary.
+Extends a model with LoRA+ (LoRA with trainable embeddings and norms) on a folder of texts. TRL packs the documents into
+full rows; S²-Attn counts groups from each document's first token and never attends across a boundary.
 
     python examples/with_trl.py books/ --model path/to/Llama-2-7b-hf --context-length 16384
 """
@@ -26,7 +26,7 @@ def main() -> None:
     config = AutoConfig.from_pretrained(options.model)
     longlora.extend_positions(config, context_length=options.context_length)
 
-    # A model that is loaded already can be switched as well.
+    # A model that is already loaded can be switched too.
     model = AutoModelForCausalLM.from_pretrained(options.model, config=config)
     model.set_attn_implementation("s2")
     longlora.set_group_size(model, options.context_length // 4)
@@ -67,7 +67,7 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a folder of text files, one document each")
-    parser.add_argument("--model", default=str(tiny_model_directory()), help="by default the tiny model of longlora")
+    parser.add_argument("--model", default=str(tiny_model_directory()), help="default: longlora's tiny model")
     parser.add_argument("--context-length", type=int, default=1024)
     parser.add_argument("--max-steps", type=int, default=20)
     parser.add_argument("--output-dir", default="runs/with-trl")

@@ -1,9 +1,9 @@
-"""The pictures of README and docs, drawn from the code that they are about.
+"""Draw the pictures of README and docs from the code they describe.
 
     python scripts/pictures.py [FOLDER]     # docs/pictures/
 
-The pattern of attention is the mask by which S²-Attn is defined (`longlora.attention.reference`), the memory is that of
-the planner. Each picture brings its own background, and so reads on a dark page too.
+Attention patterns are the mask that defines S²-Attn (`longlora.attention.reference`); memory is the planner's. Each
+picture has its own background, so it is readable on a dark page too.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NUM_TOKENS, GROUP_SIZE = 16, 4
 
 
 def main() -> int:
-    """Draw all of them."""
+    """Draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1] / "docs" / "pictures")
     folder = parser.parse_args().folder
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def attention() -> Any:
-    """Who sees whom: full attention, both halves of the heads in S²-Attn, two packed documents with a sink token."""
+    """Draw which tokens see which: full attention, both halves of S²-Attn, packed documents, a sink token."""
     figure, axes = new_figure(10, 7.4, nrows=2, ncols=3)
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     one, two = [NUM_TOKENS], [10, 6]
@@ -64,9 +64,9 @@ def _draw_mask(
     shifted: bool = False,
     sink_tokens: int = 0,
 ) -> None:
-    """Draw which keys (columns) each query (a row) sees in one half of the heads, as the definition says."""
+    """Draw which keys (columns) each query (row) sees in one half of the heads, by the reference mask."""
     boundaries = torch.tensor([0, *accumulate(documents)])
-    query = torch.empty(1, 2, sum(documents), 1)  # (B, H, T, D): a head of each half
+    query = torch.empty(1, 2, sum(documents), 1)  # (B, H, T, D): one head of each half
     mask, without = (
         s2_mask(query, group_size=group_size, sink_tokens=sinks, cu_seqlens=boundaries)[0, int(shifted)]
         for sinks in (sink_tokens, 0)
@@ -92,7 +92,7 @@ def _rectangle(corner: tuple[float, float], width: float, height: float, **style
 
 
 def pipeline() -> Any:
-    """From a model and texts to a longer model, with the command for each step."""
+    """Draw the way from a model and texts to an extended model, with the command for each step."""
     figure, axes = new_figure(10, 3.3)
     axes.set(xlim=(0, 100), ylim=(0, 33), xticks=[], yticks=[], facecolor=PAPER)
     axes.axis("off")
@@ -126,7 +126,7 @@ def _draw_box(axes: Any, corner: tuple[float, float], title: str, below: str, co
 
 
 def context() -> Any:
-    """What a run takes on one GPU by context, with more and more switched on, against the memory of four cards."""
+    """Draw a run's memory on one GPU by context, with more and more optimizations, and the memory of four cards."""
     figure, axes = new_figure(10, 4.4, ncols=3, sharey=True)
     lengths = [2 ** (power / 4) * 1024 for power in range(12, 37)]  # 8k to 512k
     for panel, model in zip(axes, ("llama-3.2-3b", "qwen3-8b", "mistral-small-24b"), strict=True):
@@ -151,7 +151,7 @@ def context() -> Any:
 
 
 def _settings(model: str) -> dict[str, tuple[dict[str, Any], str]]:
-    """What is switched on, and the colour of its line."""
+    """Return the optimizations of each line, and its color."""
     optimized = {"tiled_mlp": find_architecture(model).hidden_size, "offload_checkpoints": True}
     packed = {**optimized, "four_bit": True, "train_embeddings": False}
     return {

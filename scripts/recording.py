@@ -1,10 +1,10 @@
-"""Record commands in a pseudo-terminal, and draw what they printed as an animated SVG.
+"""Record commands in a pseudo-terminal, and render their output as an animated SVG.
 
     python scripts/recording.py [FILE]     # docs/pictures/terminal.svg
 
-It plans a published model, writes a recipe for the tiny model and trains it, on source files of Python's standard
-library. Long pauses are shortened. The SVG needs neither scripts nor fonts from elsewhere; where nothing moves
-(printing, `prefers-reduced-motion`) it shows the last screen.
+The commands plan a published model, write a recipe for the tiny model and train it on source files of Python's standard
+library. Long pauses are shortened. The SVG needs no scripts and no external fonts; without animation (in print, or
+under `prefers-reduced-motion`) it shows the last screen.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TYPING, READING, LONGEST_PAUSE, HOLD = 0.8, 4.0, 0.6, 6.0  # seconds
 
 @dataclass
 class Row:
-    """A row of the terminal: what stood in it, with the second at which each text came."""
+    """A row of the terminal: its successive texts, each with the second at which it appeared."""
 
     versions: list[tuple[float, Text]] = field(default_factory=list)
 
@@ -65,12 +65,12 @@ def main() -> int:
 
 
 def default_file() -> Path:
-    """Where the pages expect the recording."""
+    """Return the path at which the docs expect the recording."""
     return Path(__file__).parents[1] / "docs" / "pictures" / "terminal.svg"
 
 
 def record(commands: Sequence[str], folder: Path) -> list[Row]:
-    """Run commands of longlora in a folder, and return the rows that a terminal would have shown.
+    """Run longlora commands in a folder, and return the rows that a terminal would have shown.
 
     Raises:
         RuntimeError: a command failed.
@@ -97,7 +97,7 @@ def record(commands: Sequence[str], folder: Path) -> list[Row]:
 
 
 def _output(command: str, folder: Path) -> Iterator[tuple[Text, bool]]:
-    """Yield each text of a row as it comes, and whether the row is then complete."""
+    """Yield each text of a row as it arrives, and whether it completes the row."""
     program, *words = shlex.split(command)
     assert program == "longlora", command
     environment = os.environ | {
@@ -134,19 +134,19 @@ def _output(command: str, folder: Path) -> Iterator[tuple[Text, bool]]:
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # Linux's end of a terminal whose other side was closed
+    except OSError:  # on Linux, the end of a terminal whose other side was closed
         return b""
 
 
 def _shown(line: bytes) -> Text:
-    """What is left of a line: what came after its last return, without movements of the cursor."""
+    """Return what remains visible of a line: the text after its last carriage return, without cursor movements."""
     text = line.decode("utf-8", errors="ignore")
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-ln-z]", "", text)  # all but colours, which end in m
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-ln-z]", "", text)  # all but colors, which end in m
     return Text.from_ansi(text.rstrip("\r").rsplit("\r", 1)[-1])
 
 
 def render(rows: Sequence[Row]) -> str:
-    """Draw the rows as an SVG that plays them in a loop."""
+    """Render the rows as an SVG that plays them in a loop."""
     end = max(row.versions[-1][0] for row in rows if row.versions) + HOLD
     width, height = NUM_COLUMNS * CELL_WIDTH + 2 * MARGIN, NUM_ROWS * CELL_HEIGHT + 2 * MARGIN
     last_scroll = -max(0, len(rows) - NUM_ROWS) * CELL_HEIGHT
@@ -181,7 +181,7 @@ text{{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",mo
 
 
 def _visible(name: str, start: float, stop: float, end: float) -> str:
-    """The rule that shows a text from one second to another, and hides it before and after."""
+    """Return the CSS rule that shows a text from `start` to `stop` and hides it before and after."""
     frames = "" if start == 0 else "0%{visibility:hidden}"
     frames += f"{_percent(start, end)}{{visibility:visible}}"
     frames += "" if stop == end else f"{_percent(stop, end)}{{visibility:hidden}}"
@@ -193,7 +193,7 @@ def _percent(at: float, end: float) -> str:
 
 
 def _draw(text: Text, y: float) -> str:
-    """Draw a row: each stretch of one style with exactly the width of its cells, whatever the font."""
+    """Draw a row: each stretch of one style exactly as wide as its cells, whatever the font."""
     drawn, column = [], 0
     for segment in Console(width=10_000, color_system="truecolor").render(text):
         length = Segment.get_line_length([segment])

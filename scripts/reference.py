@@ -1,8 +1,8 @@
-"""The site's reference pages, made from the code: every recipe key, every command and option, every public name.
+"""Generate the site's reference pages from the code: every recipe key, command, option and public name.
 
     python scripts/reference.py FOLDER
 
-`docs/conf.py` calls it before the site is built, so the pages cannot say anything else than the code.
+`docs/conf.py` runs this before each build of the site, so the pages always match the code.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def write_pages(folder: Path) -> None:
 
 
 def recipe_page() -> str:
-    """Every key of a recipe: its type, its default, what it does."""
+    """Return the page of recipe keys, with type, default and description of each."""
     schema = Recipe.model_json_schema()
     sections: list[tuple[str, dict[str, Any]]] = []
     lines = [
@@ -83,7 +83,7 @@ def _type(value: dict[str, Any]) -> str:
 
 
 def commands_page() -> str:
-    """Every command with its arguments and options."""
+    """Return the page of commands, with their arguments and options."""
     lines = ["# Commands", ""]
     for path, command in _commands("longlora", typer.main.get_command(app)):
         lines += [f"## {path}", "", command.help or "", ""]
@@ -117,7 +117,7 @@ def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def python_page() -> str:
-    """Every public name, by autodoc."""
+    """Return the page of public names, for autodoc."""
     lines = [
         "# Python",
         "",
@@ -138,7 +138,7 @@ def python_page() -> str:
 
 
 def known_models_page() -> str:
-    """Every model that `longlora plan` knows without the hub."""
+    """Return the page of models that `longlora plan` knows without the hub."""
     lines = [
         "# Models known offline",
         "",

@@ -1,15 +1,15 @@
-"""Make the tiny base model that ships with the package.
+"""Pretrain the tiny base model that ships with the package.
 
     torchrun --nproc-per-node 2 scripts/tiny_base_model.py OUTPUT_DIRECTORY
     torchrun --nproc-per-node 1 scripts/tiny_base_model.py OUTPUT_DIRECTORY --code-model MODEL   # the second phase only
 
 A Llama of 1.8 million parameters and 256 tokens of context, trained in two phases: on the source code of Python's
-standard library (`longlora/tiny/stdlib.py` is the data rule), then on the same code and on made-up documents with
+standard library (`longlora/tiny/stdlib.py` defines the data set), then on the same code and on synthetic documents with
 questions (`longlora/demo/recall_text.py`), until it answers from what it reads. Byte-level BPE tokenizer; AdamW; in
-each phase the learning rate warms up, stays, and decays linearly to zero.
+each phase the learning rate warms up, stays constant, and decays linearly to zero.
 
-A run that was interrupted resumes from its last checkpoint when it is started again. Beside the model stand
-`pretraining.json` (settings, versions, losses) and `loss.png`.
+An interrupted run resumes from its last checkpoint when started again. `pretraining.json` (settings, versions, losses)
+and `loss.png` are written beside the model.
 """
 
 import argparse
@@ -41,38 +41,36 @@ VOCABULARY_SIZE = 2048
 TOKENS_PER_STEP = 4096
 WEIGHT_DECAY = 0.1  # on matrices; norms have none
 RECALL_SHARE = 0.6  # of the rows of the second phase, and of its loss
-OTHER_TEXT_WEIGHT = 0.1  # of what is no answer in made-up documents, against the answers
-SHORT_ROWS_UNTIL = (
-    0.5  # of the second phase: rows of half the context first, for pairs that are near are learned sooner
-)
+OTHER_TEXT_WEIGHT = 0.1  # of text other than answers in synthetic documents, relative to answers
+SHORT_ROWS_UNTIL = 0.5  # of the second phase: rows of half the context first, because nearby pairs are learned sooner
 STEPS_PER_REPORT = 25
 STEPS_PER_CHECKPOINT = 100
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the pretraining, with an optimizer of its own."""
+    """A phase of pretraining, with its own optimizer."""
 
     name: str
     steps: int
     learning_rate: float
     warmup_steps: int
     decay_share: float
-    """Of the steps, at the end, over which the rate goes to zero."""
+    """Share of the steps, at the end, over which the rate decays to zero."""
 
     def rate_factor(self, step: int) -> float:
-        """Share of the rate at a step."""
+        """Return the factor of the learning rate at a step."""
         return min(1.0, (step + 1) / self.warmup_steps, (self.steps - step) / (self.decay_share * self.steps))
 
 
 PHASES = [Phase("code", 3000, 3e-3, 100, 0.2), Phase("recall", 1200, 2e-3, 20, 0.5)]
 
 Batch = tuple[Tensor, Tensor]
-"""Token ids (rows, tokens), and the weights of their losses, of the same shape; they add up to one."""
+"""Token ids (rows, tokens), and loss weights of the same shape, which sum to one."""
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer: any text can be written, digits stand alone, BOS opens a document."""
+    """Train a byte-level BPE tokenizer: it can encode any text, splits digits, and starts documents with BOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -121,13 +119,13 @@ def build_model() -> LlamaForCausalLM:
 
 
 def token_stream(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """Tokenise documents and join them, each between BOS and EOS, to one row of token ids, shape (tokens,)."""
+    """Tokenize documents, and join them, each between BOS and EOS, into one tensor of ids, shape (tokens,)."""
     ids = [[*document, tokenizer.eos_token_id] for document in tokenizer(texts)["input_ids"]]
     return torch.tensor([token for document in ids for token in document])
 
 
 class Texts:
-    """The batches of both phases, each drawn from its step and this process alone."""
+    """The batches of both phases; each depends only on its step and this process."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str], rank: int, world_size: int) -> None:
         self._tokenizer = tokenizer
@@ -137,11 +135,11 @@ class Texts:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of code there are."""
+        """Number of tokens of code."""
         return len(self._stream)
 
     def code(self, step: int) -> Batch:
-        """Rows of code: each pass cuts the stream at a new offset and shuffles."""
+        """Return rows of code: each pass cuts the stream at a new offset and shuffles the rows."""
         batch_size = TOKENS_PER_STEP // CONTEXT_LENGTH
         steps_per_pass = (len(self._stream) - CONTEXT_LENGTH) // CONTEXT_LENGTH // batch_size
         epoch, place = divmod(step, steps_per_pass)
@@ -153,7 +151,7 @@ class Texts:
         return ids, torch.full(ids.shape, 1 / ids[:, 1:].numel())
 
     def recall(self, step: int) -> Batch:
-        """Rows of made-up documents, and rows of code so that it is not forgotten."""
+        """Return rows of synthetic documents, plus rows of code to prevent forgetting."""
         short = step < SHORT_ROWS_UNTIL * PHASES[1].steps
         tokens = CONTEXT_LENGTH // 2 if short else CONTEXT_LENGTH
         num_rows = TOKENS_PER_STEP // tokens // self._world_size
@@ -169,7 +167,7 @@ class Texts:
         return torch.cat([made_up, code]), torch.cat(weights)
 
     def _made_up_rows(self, count: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of two documents, and for each token 1 (part of an answer), 0 (other text) or -1 (padding)."""
+        """Return rows of two documents, and for each token 1 (part of an answer), 0 (other text) or -1 (padding)."""
         source, tokenizer = RecallText(self._words, seed), self._tokenizer
         documents = [source.document(tokens) for _ in range(2 * count)]
         encoded = tokenizer(
@@ -193,7 +191,7 @@ class Texts:
 
 
 def _mean_weights(chosen: Tensor) -> Tensor:
-    """Weights that make a mean of the chosen targets; a row's first token is no target."""
+    """Return weights that average over the chosen targets; a row's first token is not a target."""
     chosen = chosen.clone()
     chosen[:, 0] = False
     return chosen / chosen.sum().clamp(min=1)
@@ -201,7 +199,7 @@ def _mean_weights(chosen: Tensor) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, stream: Tensor) -> float:
-    """Mean loss in nats per token over the stream in rows of the context length."""
+    """Return the mean loss in nats per token over the stream, in rows of the context length."""
     rows = stream.unfold(0, CONTEXT_LENGTH, CONTEXT_LENGTH)  # (rows, CONTEXT_LENGTH)
     losses = [model(input_ids=batch, labels=batch).loss * len(batch) for batch in rows.split(32)]
     return float(torch.stack(losses).sum()) / len(rows)
@@ -240,7 +238,7 @@ def pretrain(output: Path, code_model: Path | None) -> None:
 
 
 class _State:
-    """Where the training stands, on the disk and here."""
+    """The state of training, in memory and on disk."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -262,7 +260,7 @@ class _State:
 def train_phase(
     phase: Phase, model: LlamaForCausalLM, batch_of: Callable[[int], Batch], validation: Tensor, state: _State
 ) -> None:
-    """Train the steps of a phase that are not done yet."""
+    """Train the remaining steps of a phase."""
     first_step = state.done.get(phase.name, 0)
     if first_step == phase.steps:
         return
@@ -306,7 +304,7 @@ def train_phase(
 
 
 def write_record(output: Path, history: list[dict[str, Any]], num_train_tokens: int, num_parameters: int) -> None:
-    """Write what was trained and how beside the model, and draw its loss curve."""
+    """Write the training record beside the model, and plot its loss curve."""
     record = {
         "seed": SEED,
         "phases": [asdict(phase) for phase in PHASES],
@@ -342,7 +340,7 @@ def write_record(output: Path, history: list[dict[str, Any]], num_train_tokens: 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the tiny base model that ships with longlora.")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--code-model", type=Path, help="begin with the second phase, from this model of the first")
+    parser.add_argument("--code-model", type=Path, help="start with the second phase, from this model of the first")
     arguments = parser.parse_args()
     dist.init_process_group("gloo")
     pretrain(arguments.output, arguments.code_model)

@@ -1,4 +1,4 @@
-"""What every test gets: no network, one thread, no display, a seed that comes back, real texts if there are any."""
+"""Shared test setup: no network, one thread, no display, a reproducible seed, real texts if there are any."""
 
 import atexit
 import os
@@ -16,8 +16,8 @@ from hypothesis import settings
 SEED_VARIABLE = "LONGLORA_TEST_SEED"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Distributions that files of tests, or single tests, need beyond what longlora always needs. `dev` installs all of them
-# (tests/structure/test_requirements.py sees to it); on a machine that lacks some, these tests are skipped.
+# Distributions that test files or single tests need beyond the runtime packages. `dev` installs all of them
+# (tests/structure/test_requirements.py checks this); without them, these tests are skipped.
 NEEDED_PACKAGES = {
     "tests/benchmarks/test_document_questions.py": ("datasketch",),
     "tests/benchmarks/test_pdf_words.py": ("pypdfium2", "reportlab"),
@@ -43,21 +43,21 @@ NEEDED_PACKAGES = {
     "tests/training/test_miniature.py::test_a_recipe_trains_in_miniature[llama-2-7b-qlora-32k]": ("bitsandbytes",),
 }
 
-# Before anything imports torch, transformers or matplotlib. Processes that a test starts inherit all of it.
+# Set before anything imports torch, transformers or matplotlib. Processes that tests start inherit it.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
     "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # else tokenizers complains in every process that is forked
+    "TOKENIZERS_PARALLELISM": "false",  # otherwise tokenizers warns in every forked process
 }
-# Under xdist the workers inherit both from the process that started them.
+# xdist workers inherit both from the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(2**32)))
-    # A cache of its own: what datasets remembers from an older version of the code must not decide a test.
+    # A separate cache: what datasets cached under older code must not affect tests.
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="longlora-tests-")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
-# The first call of a torch function takes long enough to break hypothesis' default deadline.
+# The first call of a torch function takes longer than hypothesis' default deadline.
 settings.register_profile("longlora", deadline=None, print_blob=True)
 settings.load_profile("longlora")
 
@@ -67,7 +67,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seeds", type=int, help="run only the tests that take the seed, each under so many")
+    parser.addoption("--seeds", type=int, help="run only the tests that take the seed, each with this many seeds")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -76,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def missing_packages(place: str) -> list[str]:
-    """Name what a file or a test needs and this environment lacks."""
+    """List the packages that a file or test needs and this environment lacks."""
     missing = []
     for package in NEEDED_PACKAGES.get(place, ()):
         try:
@@ -87,7 +87,7 @@ def missing_packages(place: str) -> list[str]:
 
 
 class SkippedModule(pytest.Module):
-    """A file of tests that is not even imported, since it needs packages that are not there."""
+    """A test file that is not even imported, because it needs missing packages."""
 
     def collect(self) -> list[pytest.Item]:
         packages = ", ".join(missing_packages(_place(self.path)))
@@ -123,13 +123,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Hide CUDA from a test that is about the CPU, from its fixtures and from the processes that it starts."""
+    """Hide CUDA from a test marked `cpu`, its fixtures and the processes that it starts."""
     if not item.get_closest_marker("cpu"):
         return (yield)
     import torch
     from transformers.utils import is_torch_cuda_available
 
-    is_torch_cuda_available()  # it remembers its answer, and so does CUDA how many devices the environment lets it see
+    is_torch_cuda_available()  # caches its answer, as CUDA caches the number of visible devices
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -139,7 +139,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """A seed that differs from run to run and from test to test, and comes back with LONGLORA_TEST_SEED."""
+    """A seed that differs between runs and between tests; LONGLORA_TEST_SEED reproduces it."""
     return random.Random(f"{os.environ[SEED_VARIABLE]} {request.node.nodeid}").randrange(2**32)
 
 
@@ -154,7 +154,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three documents of English words, drawn at random once, some 4,000 bytes each."""
+    """Three documents of random English words, about 4,000 bytes each, always the same."""
     folder = tmp_path_factory.mktemp("texts")
     words = random.Random(0)
     for name in ("one", "two", "three"):
@@ -165,7 +165,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a random Llama of 64 tokens of context, tied embeddings, and a tokenizer of bytes."""
+    """A directory with a random Llama with a context of 64 tokens, tied embeddings, and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -246,7 +246,7 @@ def test_the_version_is_that_of_the_package(run: Run) -> None:
         (["train", "RECIPE", "data.source=./no/texts"], "source './no/texts' does not exist"),
         (["train", "RECIPE", "data.validation_source=./no/texts.txt"], "source './no/texts.txt' does not exist"),
         (["train", "RECIPE", "model_name_or_path=./nowhere"], "there is no model directory ./nowhere"),
-        (["train", "RECIPE", "output_dir=TEXTS"], "exists and is not a run of longlora"),
+        (["train", "RECIPE", "output_dir=TEXTS"], "exists and is not a longlora run"),
         (["merge", "nowhere", "out"], "holds no adapter"),
         (["eval", "needle", "./nowhere", "--out", "x"], "there is no model directory ./nowhere"),
         (["eval", "./nowhere", "--suite", "quick", "--out", "x"], "there is no model directory ./nowhere"),

@@ -93,13 +93,13 @@ def test_input_stands_under_the_instruction_and_system_before_it(tmp_path: Path)
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "with dict instead of text in a message"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]},
-            "with a part of type 'image' in a message; parts of text are read",
+            "with a part of type 'image' in a message; only text parts are read",
         ),
         (
             {"messages": MESSAGES, "chosen": "a", "rejected": "b"},
             "with a column 'chosen', which is not supported (docs/conversations.md)",
         ),
-        ({"prompt": "a", "completion": "b", "label": False}, "with the label false: its completion is one not to give"),
+        ({"prompt": "a", "completion": "b", "label": False}, "with label false: its completion is undesirable"),
         ({"messages": [{"role": "critic", "content": "4"}]}, "with a message of the unknown role 'critic'"),
         ({"instruction": "a", "output": "\ud800"}, "not UTF-8 text"),
     ],
@@ -121,11 +121,11 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_preferences_are_refused_with_what_can_be_done(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    with pytest.raises(DataError, match=r"those of preferences, which are not trained on: keep chosen alone"):
+    with pytest.raises(DataError, match=r"those of preferences, which are not trained on: keep only chosen"):
         read(source)
 
 
 def test_a_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Call me Ishmael.")
-    with pytest.raises(DataError, match=r"no readable conversation in .*1 no table of conversations"):
+    with pytest.raises(DataError, match=r"no readable conversation in .*1 not a table of conversations"):
         read(str(tmp_path / "a.txt"))

@@ -219,5 +219,5 @@ def test_a_template_without_answers_is_refused(make: Make) -> None:
 def test_a_tokenizer_that_does_not_tell_characters_is_refused(tmp_path: Path) -> None:
     tokenizer = ByT5Tokenizer()
     ensure_chat_template(tokenizer)
-    with pytest.raises(ConfigError, match="ByT5Tokenizer does not tell which characters"):
+    with pytest.raises(ConfigError, match="ByT5Tokenizer cannot map its tokens to characters"):
         check_tokenizer(tokenizer)

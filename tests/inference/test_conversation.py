@@ -125,7 +125,7 @@ def test_the_oldest_questions_are_forgotten_to_make_room(chat_model: ChatModel) 
 
 def test_a_question_that_does_not_fit_is_refused_and_a_long_one_gets_a_short_answer(chat_model: ChatModel) -> None:
     conversation = start(chat_model, max_new_tokens=100)
-    with pytest.raises(DataError, match=r"makes 613 tokens .* context of 512"):
+    with pytest.raises(DataError, match=r"have 613 tokens, and the context of 512"):
         conversation.ask("x" * 600)
     answer, notes = conversation.ask("x" * 480)
     assert notes == ["19 tokens of context are left for the answer"]
@@ -179,7 +179,7 @@ def test_messages_leave_the_document_out(chat_model: ChatModel) -> None:
 
 def test_what_a_template_refuses_is_told(chat_model: ChatModel) -> None:
     chat_model.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
-    with pytest.raises(ConfigError, match=r"chat template of random does not take this .*no system here"):
+    with pytest.raises(ConfigError, match=r"chat template of random refuses this .*no system here"):
         start(chat_model).ask("Where?")
 
 

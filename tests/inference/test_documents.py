@@ -16,7 +16,7 @@ def test_texts_are_read_and_joined_with_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"\xff\xfe\x00", "is not UTF-8 text"), (b" \n", "holds no text"), (None, "cannot be read")],
+    [(b"\xff\xfe\x00", "is not UTF-8 text"), (b" \n", "contains no text"), (None, "cannot be read")],
 )
 def test_files_that_are_no_texts_are_refused(tmp_path: Path, content: bytes | None, complaint: str) -> None:
     path = tmp_path / "file.txt"

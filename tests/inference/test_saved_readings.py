@@ -25,9 +25,9 @@ def test_a_reading_is_kept_and_fetched_bit_for_bit(chat_model: ChatModel, tmp_pa
     _, first, (note,), read = open_document(chat_model, tmp_path / "new" / "folder")
     (path,) = (tmp_path / "new" / "folder").iterdir()  # nothing half-written beside it
     assert path.name.startswith("random-model-float32-")
-    assert f"kept in {path}" in note and read == 1
+    assert f"saved to {path}" in note and read == 1
     conversation, second, (note,), read = open_document(chat_model, tmp_path / "new" / "folder")
-    assert "tokens fetched from" in note and read == 0
+    assert "tokens loaded from" in note and read == 0
     assert second.tokens == first.tokens
     for fetched, made in zip(second.cache.layers, first.cache.layers, strict=True):
         assert torch.equal(fetched.keys, made.keys) and torch.equal(fetched.values, made.values)
@@ -51,7 +51,7 @@ def test_what_another_model_read_is_read_again_and_replaced(chat_model: ChatMode
         chat_model.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     _, _, notes, read = open_document(chat_model, tmp_path)
     assert "is from another model or version: reading the document again" in notes[0] and read == 1
-    assert "fetched" in open_document(chat_model, tmp_path)[2][0]
+    assert "loaded from" in open_document(chat_model, tmp_path)[2][0]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit", "not safetensors"])
@@ -68,14 +68,14 @@ def test_a_damaged_file_is_read_again_and_replaced(chat_model: ChatModel, tmp_pa
     path.write_bytes(content)
     _, _, notes, read = open_document(chat_model, tmp_path)
     assert "is damaged" in notes[0] and "reading the document again" in notes[0] and read == 1
-    assert "fetched" in open_document(chat_model, tmp_path)[2][0]
+    assert "loaded from" in open_document(chat_model, tmp_path)[2][0]
 
 
 def test_a_model_with_windows_of_its_own_is_not_kept(chat_model: ChatModel, seed: int, tmp_path: Path) -> None:
     torch.manual_seed(seed)
     config = MistralConfig(**chat_model.model.config.to_dict() | {"model_type": "mistral", "sliding_window": 16})
     chat_model.model = MistralForCausalLM(config).eval()
-    assert "cannot be kept on disk" in open_document(chat_model, tmp_path)[2][0]
+    assert "cannot be saved to disk" in open_document(chat_model, tmp_path)[2][0]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -53,7 +53,7 @@ def test_one_answer_alone_goes_to_stdout(
     assert first.out == second.out == third.out != "\n"
     assert first.out.endswith("\n") and "INST" not in first.out and "tokens" not in first.out
     assert "sums.txt: 13 tokens" in first.err and "using the paper's prompt" in first.err
-    assert "kept in" in second.err and "fetched from" in third.err
+    assert "saved to" in second.err and "loaded from" in third.err
 
 
 def test_mistakes_end_with_2_and_a_line(

@@ -132,7 +132,7 @@ def test_arguments_of_tool_calls_become_objects(arguments: object) -> None:
         (CHAT | {"temprature": 1}, "unknown argument: temprature"),
         (CHAT | {"messages": [{"role": "user", "content": "why " * 80}]}, "context is 64 tokens, and the request has"),
         (CHAT | {"max_tokens": 60}, "and 60 for the answer"),
-        ("no JSON", "the body is no JSON"),
+        ("no JSON", "the body is not JSON"),
         ([1], "the body must be a JSON object"),
     ],
 )
@@ -252,4 +252,4 @@ def test_failures_of_transformers_server(ask: Ask, inner: Inner, monkeypatch: py
 
 def test_a_body_that_is_nested_deeply_is_no_json(ask: Ask) -> None:
     answer = ask("/v1/chat/completions", "[" * 100_000)
-    assert answer.status_code == 400 and "the body is no JSON" in answer.text
+    assert answer.status_code == 400 and "the body is not JSON" in answer.text

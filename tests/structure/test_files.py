@@ -1,4 +1,4 @@
-"""What must not stand in the repository's files, and what must not be left out of them."""
+"""What must not occur in the repository's files, and what must not be missing."""
 
 import re
 import shutil
@@ -10,14 +10,14 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Folders at the root of a machine are true on one machine only. Spelled so that this file does not match itself.
+# Absolute paths are valid on one machine only. The pattern is written so it does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~/$}-])/(?:work|root|home|Users)/\w")
-# pip, apt and npm know where their registries are; a host's name here would overrule the user's choice.
+# pip, apt and npm know where their registries are; a host name here would override the user's choice.
 REGISTRY = re.compile(r"\b(?:py[p]i\.org|python[h]osted\.org|download\.py[t]orch\.org|np[m]js\.org|anacond[a]\.)")
 
 
 def git(*arguments: str) -> list[str]:
-    """Ask git about the repository and return its lines."""
+    """Run git in the repository, and return its output lines."""
     if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
         pytest.skip("this is not a git repository")
     done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -26,7 +26,7 @@ def git(*arguments: str) -> list[str]:
 
 
 def text_files() -> Iterator[tuple[str, str]]:
-    """Give name and text of every file that is, or could be, under version control and is text."""
+    """Yield the name and text of every text file that is, or could be, under version control."""
     for name in git("ls-files", "--cached", "--others", "--exclude-standard"):
         path = REPOSITORY / name
         if path.is_file():
@@ -37,7 +37,7 @@ def text_files() -> Iterator[tuple[str, str]]:
 
 
 def lines_matching(pattern: re.Pattern[str], text: str) -> list[int]:
-    """Number the lines in which a pattern occurs."""
+    """Return the numbers of the lines in which a pattern occurs."""
     return [number for number, line in enumerate(text.splitlines(), start=1) if pattern.search(line)]
 
 
@@ -54,6 +54,6 @@ def test_a_machine_path_or_a_registry_would_be_noticed() -> None:
 
 
 def test_nothing_of_the_package_is_ignored() -> None:
-    # What git ignores is missing from a clone, and from the wheel too.
+    # Files that git ignores are missing from a clone, and from the wheel too.
     kept_out = git("ls-files", "--others", "--ignored", "--exclude-standard", "src")
     assert [name for name in kept_out if "__pycache__" not in name and "_cache/" not in name] == []

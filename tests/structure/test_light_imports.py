@@ -1,4 +1,4 @@
-"""The lowest floor and the command line's help load neither torch nor the Hugging Face libraries."""
+"""The lowest floors and the command line's help load neither torch nor the Hugging Face libraries."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ for command in '''
 
 
 def heavy_modules_after(statements: str) -> list[str]:
-    """Run statements in a fresh Python and tell which heavy modules that loaded."""
+    """Run statements in a fresh Python, and return the heavy modules they loaded."""
     program = "import sys\n" + statements + REPORT
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

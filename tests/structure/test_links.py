@@ -1,4 +1,4 @@
-"""Links between the pages of the repository lead to a page, and to a heading that is there."""
+"""Links between the repository's pages lead to existing pages and headings."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-_MADE_BY_THE_SITE = "reference/"  # out of the code: `make docs`
+_MADE_BY_THE_SITE = "reference/"  # generated from the code by `make docs`
 
 
 def anchors(page: Path) -> set[str]:
-    """Name the headings as a repository's host does."""
+    """Return the anchors of a page's headings, as repository hosts form them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""A file is found by its name, and what CONTRIBUTING and pages of docs/ say of the tree is true."""
+"""File names are unique, and what CONTRIBUTING and docs/ say about the source tree is true."""
 
 import re
 import tomllib
@@ -17,12 +17,12 @@ _PATH = re.compile(r"[\w./-]+(?:\.(?:py|md|yaml)|/)")
 
 
 def paths_named(text: str) -> list[str]:
-    """Every path in backquotes: a folder with its slash at the end, or a file with its suffix."""
+    """Return every path in backquotes: a folder with a trailing slash, or a file with its suffix."""
     return [code for code in _CODE.findall(text) if _PATH.fullmatch(code)]
 
 
 def absent(text: str) -> list[str]:
-    """Those that are neither in the repository nor in the package."""
+    """Return the paths that are neither in the repository nor in the package."""
     roots = (REPOSITORY, PACKAGE)
     return [name for name in paths_named(text) if not any((root / name).exists() for root in roots)]
 
@@ -54,7 +54,7 @@ def test_every_table_and_figure_of_the_paper_has_a_verdict() -> None:
 
 
 def section(page: str, heading: str) -> str:
-    """The text of a section of a page, up to the next heading."""
+    """Return the text of a page's section, up to the next heading."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 

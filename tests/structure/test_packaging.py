@@ -1,4 +1,4 @@
-"""What an image and a package are made of is there."""
+"""The files that images and packages are built from exist."""
 
 import re
 import tomllib

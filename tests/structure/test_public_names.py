@@ -1,4 +1,4 @@
-"""What the package says it offers is there."""
+"""Every name in `__all__` exists."""
 
 import longlora
 

@@ -1,4 +1,4 @@
-"""constraints.txt pins what pyproject.toml asks for, within the ranges it promises, and all that comes along."""
+"""constraints.txt pins pyproject.toml's requirements, within the allowed ranges, and all their dependencies."""
 
 import ast
 import importlib.metadata
@@ -16,21 +16,21 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-# Whoever makes the environment brings the installers; torch's CUDA builds pin the libraries they were built with.
-ITSELF = {"longlora"}  # `dev` asks for the extras by its name
+# The environment brings its own installers; torch's CUDA builds pin the libraries they were built with.
+ITSELF = {"longlora"}  # `dev` requires the extras by this name
 INSTALLERS = {"pip", "setuptools", "wheel"}
 FROM_TORCH = ("nvidia-", "cuda-", "triton")
 
 
 def pins() -> dict[str, Version]:
-    """Read constraints.txt: every line that is no comment is NAME==VERSION."""
+    """Read constraints.txt: every line that is not a comment is NAME==VERSION."""
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if not line.startswith("#")]
     return {name: Version(version) for name, version in pairs}
 
 
 def installed_closure(requirements: list[str]) -> set[str]:
-    """Name every installed distribution that the requirements bring along, directly or through others."""
+    """Return every installed distribution that the requirements need, directly or indirectly."""
     found: set[str] = set()
     waiting = [(Requirement(text), "") for text in requirements]
     seen: set[tuple[str, str]] = set()
@@ -53,7 +53,7 @@ def installed_closure(requirements: list[str]) -> set[str]:
 
 
 def imported_packages() -> set[str]:
-    """Name the packages that the source imports anywhere, its own and Python's left out."""
+    """Return the third-party packages that the source imports anywhere."""
     names: set[str] = set()
     for path in (REPOSITORY / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -103,7 +103,7 @@ def test_pins_lie_in_the_promised_ranges() -> None:
 
 
 def test_dev_installs_what_single_tests_need() -> None:
-    """Where all of `dev` is installed, as `make` does it, no test is skipped for want of a package."""
+    """With all of `dev` installed, as by `make`, no test is skipped for lack of a package."""
     installed = installed_closure(EXTRAS["dev"])
     direct = {canonicalize_name(Requirement(text).name) for text in EXTRAS["dev"]} - ITSELF
     if absent := direct - installed:
@@ -117,6 +117,6 @@ def test_everything_installed_along_is_pinned() -> None:
     if Version(importlib.metadata.version("transformers")) != pins()["transformers"]:
         pytest.skip("other versions than the pinned ones are installed, and may need others in turn")
     installed = installed_closure(PROJECT["dependencies"] + EXTRAS["dev"])
-    assert {"torch", "sympy", "pluggy"} <= installed  # the walk goes through others
+    assert {"torch", "sympy", "pluggy"} <= installed  # indirect dependencies are included
     unpinned = installed - pins().keys() - INSTALLERS - ITSELF
     assert {name for name in unpinned if not name.startswith(FROM_TORCH)} == set()

@@ -1,4 +1,4 @@
-"""Rules about the source that no linter checks: short files and functions, everything documented and annotated."""
+"""Source rules that no linter checks: short files and functions, everything documented and annotated."""
 
 import ast
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def violations(source: str) -> Iterator[str]:
-    """Name every rule that the text of a module breaks, with the line."""
+    """Yield every rule that a module's text breaks, with the line number."""
     num_lines = len(source.splitlines())
     if num_lines > MOST_LINES_OF_A_FILE:
         yield f"1: {num_lines} lines in one file, {MOST_LINES_OF_A_FILE} at most"
@@ -33,7 +33,7 @@ def violations(source: str) -> Iterator[str]:
 
 
 def _undocumented(parent: ast.Module | ast.ClassDef) -> Iterator[str]:
-    """Go through public classes, functions and methods; what stands inside a function is its own affair."""
+    """Check public classes, functions and methods, but nothing nested in functions."""
     for node in parent.body:
         if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
             if not ast.get_docstring(node):

@@ -44,5 +44,5 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "file").write_text("")
     (tmp_path / "adapter").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match=r"cannot be kept in .*; set the environment variable XDG_CACHE_HOME"):
+    with pytest.raises(ConfigError, match=r"cannot be stored in .*; set the environment variable XDG_CACHE_HOME"):
         merged_adapter(tmp_path / "adapter")

@@ -27,7 +27,7 @@ def test_only_the_library_s_own_code() -> None:
 
 def test_a_package_without_its_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tiny, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(CheckpointError, match="make it with `make base-model`"):
+    with pytest.raises(CheckpointError, match="create it with `make base-model`"):
         tiny.tiny_model_directory()
 
 

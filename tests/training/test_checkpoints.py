@@ -22,7 +22,7 @@ def checkpoint(tmp_path: Path) -> Path:
     [
         ("optimizer.pt", ("single", "ddp"), ("fsdp2", "zero2", "zero3"), "single or ddp"),
         ("optimizer.bin", ("fsdp2",), ("zero2",), "fsdp2, ddp or single"),
-        ("latest", ("zero2", "zero3"), ("single", "fsdp2"), "the same of zero2 and zero3"),
+        ("latest", ("zero2", "zero3"), ("single", "fsdp2"), "the one of zero2 and zero3 that wrote it"),
     ],
 )
 def test_who_can_go_on(checkpoint: Path, file: str, own: tuple, other: tuple, remedy: str) -> None:

@@ -170,7 +170,7 @@ def test_the_failure_that_explains_the_others_is_told(tmp_path: Path, capsys: py
 
     assert told(r0=lost, r1=mistake) == (2, "longlora: no text: it is empty\n")
     status, text = told(r0=lost, r1=killed)
-    assert (status, "process 1 was ended by SIGKILL, as the system does where memory runs out" in text) == (137, True)
+    assert (status, "process 1 was ended by SIGKILL, as the system does when memory runs out" in text) == (137, True)
     first = failure(tmp_path, 1, message="ZeroDivisionError: by zero", seconds=4)
     status, text = told(r0=lost, r1=first, r2=ended)
     assert (status, "Traceback of ZeroDivisionError" in text, "Connection" in text) == (1, True, False)

@@ -205,7 +205,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_too(
         return loss
 
     monkeypatch.setattr(trainer_module.SFTTrainer, "training_step", poisoned)
-    with pytest.raises(DivergenceError, match="gradients stopped being numbers at step 5"):
+    with pytest.raises(DivergenceError, match="gradients became NaN or infinite at step 5"):
         train(recipe)
 
 
@@ -259,7 +259,7 @@ def test_a_mended_recipe_starts_in_the_same_folder(make_recipe: MakeRecipe, tmp_
 def test_a_folder_that_is_something_else_is_left_alone(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match="is not a run of longlora"):
+    with pytest.raises(ConfigError, match="is not a longlora run"):
         train(make_recipe())
 
 

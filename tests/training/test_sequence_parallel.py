@@ -88,12 +88,12 @@ def test_a_size_must_divide_the_heads(size: int, divides: bool) -> None:
 def test_what_mixes_tokens_elsewhere_is_refused() -> None:
     model = tiny_model(0)
     model.model.short = torch.nn.Conv1d(2, 2, 3)
-    with pytest.raises(ConfigError, match=r"model\.short of llama mixes tokens beside attention"):
+    with pytest.raises(ConfigError, match=r"model\.short of llama mixes tokens outside attention"):
         check_divisible(model, 2)
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    with pytest.raises(ConfigError, match="rope_type=dynamic goes by the longest document here"):
+    with pytest.raises(ConfigError, match="rope_type=dynamic depends on the longest document"):
         check_divisible(tiny_model(0, LlamaConfig(**SIZES, rope_parameters=rope)), 2)
-    with pytest.raises(ConfigError, match="llama computes attention where nothing can divide it"):
+    with pytest.raises(ConfigError, match="the attention of llama cannot be divided"):
         check_divisible(tiny_model(0, attention="sdpa"), 2)
 
 

@@ -1,4 +1,4 @@
-"""From texts or conversations, wherever they are kept, to rows of one context length."""
+"""Turn texts or conversations, wherever they are stored, into rows of one context length."""
 
 from longlora.data.conversation_rows import pack_conversations, tokenize_conversations
 from longlora.data.conversations import Conversation

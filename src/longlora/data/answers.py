@@ -1,8 +1,8 @@
-"""Where the answers stand in what a chat template writes: by marks of the template, or by a search.
+"""Locate answers in the output of a chat template, by the template's marks or by a search.
 
-The marks are `{% generation %}` in the model's own template, or in the one that TRL keeps for training where it writes
-the same text. All others are searched: a message is written anew with another content, and where the text changes, the
-message stands; what the template writes to ask for an answer precedes it, and what it writes between an answer and
+The marks are `{% generation %}` in the model's own template, or in TRL's training template if that writes the same
+text. Otherwise answers are searched for: a message is rendered again with different content, and the text that changes
+is the message. What the template writes to ask for an answer precedes it, and what it writes between an answer and
 whatever follows ends it.
 """
 
@@ -21,13 +21,13 @@ from longlora.errors import ConfigError
 
 Method = Literal["marks", "search"]
 
-# Words that no template writes.
+# Words that occur in no template.
 _QUESTION, _ANSWER = "0QUESTION0", "0ANSWER0"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The text to train on, and where in it answers stand, from their first character to the end of their turn."""
+    """The text to train on, and the spans of its answers, from their first character to the end of their turn."""
 
     text: str
     spans: list[Span]
@@ -38,10 +38,10 @@ class Answers:
 def find_answers(
     writer: ChatWriter, messages: Sequence[Message], text: str, *, method: Method | None = None
 ) -> Answers:
-    """Find the answers to be learned in `text`, as the writer gave it, by marks where they are to be had.
+    """Find the answers to be learned in `text`, the writer's output, by marks if there are any.
 
-    Where the template writes nothing after a last answer, though another role's token ends it elsewhere (GLM), that
-    token is put at the end of the text.
+    If the template writes nothing after the last answer, but elsewhere ends answers with another role's token (GLM),
+    that token is appended to the text.
 
     Raises:
         UnusableConversationError: the messages cannot be told apart in the text.
@@ -53,17 +53,17 @@ def find_answers(
         if longer == text or (longer.startswith(text) and spans and spans[-1][0] < len(text) < spans[-1][1]):
             if not all(is_learned(m) for m in messages if m["role"] == "assistant"):
                 starts = [start for start, _ in places_of(writer, messages, text)]
-                # A message may have several spans: each is of the last one that begins before it ends.
+                # A message may have several spans: a span belongs to the last message that begins before its end.
                 spans = [span for span in spans if is_learned(messages[max(bisect_left(starts, span[1]) - 1, 0)])]
             return Answers(longer, spans, "marks", are_ended=True)
     return _search(writer, messages, text)
 
 
 def places_of(writer: ChatWriter, messages: Sequence[Message], text: str) -> list[Span]:
-    """Find where in the text each message stands: the part that changes with its content.
+    """Return the span of each message in the text: the part that changes with its content.
 
     Raises:
-        UnusableConversationError: they do not stand apart, in their order.
+        UnusableConversationError: the spans overlap or are out of order.
     """
     if at_once := _places_at_once(writer, messages, text):
         return at_once
@@ -76,10 +76,10 @@ def places_of(writer: ChatWriter, messages: Sequence[Message], text: str) -> lis
 def place_of(
     writer: ChatWriter, messages: Sequence[Message], text: str, index: int, *, before: int | None = None
 ) -> Span:
-    """Find where in the text one message stands, which ends before the next one begins.
+    """Return the span of one message in the text, which must end by `before`, where the next one begins.
 
     Raises:
-        UnusableConversationError: it does not stand apart.
+        UnusableConversationError: the message cannot be told apart from others.
     """
     other = _unused_character(text)
     for changed in _changed(messages[index], other):
@@ -92,11 +92,11 @@ def place_of(
         end = len(text) - min(most, _common_length(text[::-1], rewritten[::-1]))
         if other in rewritten and (before is None or end <= before):
             return start, end
-    raise UnusableConversationError("whose messages cannot be told apart in what the model's chat template writes")
+    raise UnusableConversationError("whose messages cannot be told apart in the output of the model's chat template")
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that the tokenizer's template writes answers.
+    """Check that the tokenizer's template writes answers.
 
     Raises:
         ConfigError: it does not.
@@ -136,13 +136,13 @@ def _search(writer: ChatWriter, messages: Sequence[Message], text: str) -> Answe
 class _Frame:
     """What a template writes around answers."""
 
-    opening: str  # before an answer, when it asks for one; the beginning of a thought is the answer's
-    closing: str  # after every answer; empty where it differs with what follows
-    stop: str  # the token that ends an answer where none is written after the last; empty where one is
+    opening: str  # before an answer that it asks for; the opening of a thought belongs to the answer
+    closing: str  # after every answer; empty if it depends on what follows
+    stop: str  # the token that ends other answers, if the template writes none after the last; otherwise empty
     tokens: re.Pattern[str]  # the tokenizer's added tokens
 
     def end_of(self, gap: str, next_role: str) -> tuple[int, bool]:
-        """How much of the text up to the next message is the answer's, and whether it ends the turn."""
+        """Return how many characters before the next message belong to the answer, and whether they end the turn."""
         if self.closing and (found := gap.find(self.closing)) >= 0:
             return found + len(self.closing), True
         first = self.tokens.search(gap)
@@ -151,7 +151,7 @@ class _Frame:
         return first.end(), True
 
     def end_of_last(self, gap: str) -> tuple[int, bool]:
-        """Likewise of the text after the last answer, which has all of it but a question for another one."""
+        """Return the same for the text after the last answer, all of which is its own except a prompt for another."""
         if self.opening and self.opening in gap:
             gap = gap[: gap.index(self.opening)]
         if self.stop and not gap.strip():
@@ -159,18 +159,18 @@ class _Frame:
         return len(gap), bool(self.tokens.search(gap)) or bool(self.closing.strip() and self.closing in gap)
 
     def ends_within(self, text: str, begin: int, end: int) -> bool:
-        """Whether the part that changes with the answer ends with a token, as calls do in some templates."""
+        """Return whether the part that changes with the answer ends with a token, as calls do in some templates."""
         return any(match.end() >= end for match in self.tokens.finditer(text, begin, min(len(text), end + 40)))
 
 
 @lru_cache(maxsize=4)
 def _frame(tokenizer: PreTrainedTokenizerBase, template: str) -> _Frame:
-    del template  # the tokenizer's; another one is another frame
+    del template  # the tokenizer's own; only part of the cache key
     writer, tokens = ChatWriter(tokenizer), _added_tokens(tokenizer)
     question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
     parts = writer.write([question, answer, question, answer]).split(_ANSWER)
     if len(parts) != 3:
-        raise ConfigError("the tokenizer's chat template does not write the assistant's messages; give it another")
+        raise ConfigError("the tokenizer's chat template does not write the assistant's messages; use another")
     between, last = parts[1].partition(_QUESTION)[0], parts[2]
     asking = writer.write([question], ask=True).rpartition(_QUESTION)[2]
     asked = writer.write([question]).rpartition(_QUESTION)[2]
@@ -185,13 +185,13 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: str) -> _Frame:
 
 
 def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Match any token of the added vocabulary, those for white space excepted."""
+    """Match any token of the added vocabulary, except those for white space."""
     words = {word for word in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens) if word.strip()}
     return re.compile("(" + ("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)") + ")")
 
 
 def _common(one: str, other: str, tokens: re.Pattern[str]) -> str:
-    """What two texts begin with in common, in whole tokens of the added vocabulary and whole texts between them."""
+    """Return the common prefix of two texts, in whole tokens of the added vocabulary and whole texts between them."""
     if one.startswith(other):
         return other
     common = ""
@@ -203,10 +203,11 @@ def _common(one: str, other: str, tokens: re.Pattern[str]) -> str:
 
 
 def _places_at_once(writer: ChatWriter, messages: Sequence[Message], text: str) -> list[Span] | None:
-    """Find all places by writing every message anew together: at a cost that grows with the text alone.
+    """Find all spans in one rendering, at a cost that grows only with the length of the text.
 
-    That shows what stands between contents. None unless the text is this and the contents, as they are or stripped: a
-    template may look into a content, and calls and thoughts are written apart from it.
+    Rendering placeholders for all contents shows what the template writes between them. None unless the text is exactly
+    that and the contents, unchanged or stripped: a template may look into contents, and writes calls and thoughts
+    apart from them.
     """
     if any("tool_calls" in message or "reasoning_content" in message for message in messages):
         return None
@@ -235,7 +236,7 @@ def _unused_character(text: str) -> str:
 
 
 def _changed(message: Message, other: str) -> list[Message]:
-    """The message with another content alone, or where that is not taken, with other arguments in its calls."""
+    """Return the message with other content only and, in case that is refused, with other arguments in its calls."""
     bare = {"role": message["role"], "content": other}
     bare |= {field: message[field] for field in ("name", "tool_call_id") if field in message}
     if not message.get("tool_calls"):
@@ -245,7 +246,7 @@ def _changed(message: Message, other: str) -> list[Message]:
 
 
 def _common_length(one: str, other: str) -> int:
-    """How many characters two texts begin with in common, by halving: a text may be a book."""
+    """Return the length of the common prefix of two texts, by bisection: a text may be a book."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

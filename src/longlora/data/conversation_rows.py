@@ -1,4 +1,4 @@
-"""From conversations to rows: token ids, labels on the answers, and where each conversation begins."""
+"""Turn conversations into rows: token ids, labels on the answers, and the length of each conversation."""
 
 import logging
 from collections import Counter
@@ -18,7 +18,7 @@ from longlora.support.progress import progress_bar
 
 logger = logging.getLogger("longlora")
 
-# Raise it when the same source, tokenizer and context come to give other rows.
+# Increment when the same source, tokenizer and context produce different rows.
 FORMAT_VERSION = 2
 
 _TOKENS = {"input_ids": List(Value("int32")), "labels": List(Value("int32"))}
@@ -47,17 +47,17 @@ def tokenize_conversations(
     cache_dir: str | Path | None = None,
     show_progress: bool = True,
 ) -> Dataset:
-    """Encode every conversation by the tokenizer's chat template, as `encode_conversation` does it.
+    """Encode every conversation with the tokenizer's chat template (`encode_conversation`).
 
-    What had to be cut, and what could not be used and why, is counted and told, also when the result is found in
-    `cache_dir` again: it is `longlora` in the user's cache folder unless given, and grows by eight bytes per token.
+    What was cut, and what could not be used and why, is counted and logged, even if the result comes from `cache_dir`
+    (default: `longlora` in the user's cache folder), which grows by eight bytes per token.
 
     Returns:
         Columns `name` (string), `input_ids` and `labels` (lists of int32), one row per conversation.
 
     Raises:
         DataError: the source cannot be read, none of it can be used, or the cache cannot be written.
-        ConfigError: the tokenizer does not serve for this.
+        ConfigError: the tokenizer cannot be used for this.
     """
     check_tokenizer(tokenizer)
     identity = ["sft", FORMAT_VERSION, source.identity, context_length]
@@ -69,26 +69,24 @@ def tokenize_conversations(
     )
     _tell(summary, context_length)
     if not len(rows):
-        raise DataError(
-            f"no conversation can be trained on: {_reasons(summary)}; raise context_length or mend the data"
-        )
+        raise DataError(f"no conversation can be trained on: {_reasons(summary)}; raise context_length or fix the data")
     return rows
 
 
 def pack_conversations(conversations: Dataset, *, context_length: int, packing: bool = True) -> Dataset:
-    """Put whole conversations together into rows of up to `context_length` tokens, the longest first (best fit).
+    """Pack whole conversations into rows of up to `context_length` tokens, longest first (best fit).
 
-    Without `packing` each conversation is a row, as in the original implementation. The rows are written beside the
-    conversations' own file and found there again.
+    Without `packing`, each conversation is a row, as in the original implementation. The rows are cached beside the
+    conversations' own file.
 
     Returns:
-        Columns `input_ids`, `labels` and `seq_lengths`, the lengths of the conversations in the row: what TRL's
+        Columns `input_ids`, `labels` and `seq_lengths`, the lengths of the conversations in the row, which TRL's
         collator turns into positions and cut points.
 
     Raises:
         DataError: the rows cannot be written.
     """
-    from trl import pack_dataset  # its trainers come along, which only training needs
+    from trl import pack_dataset  # slow: it also imports trainers, which only training needs
 
     columns = conversations.select_columns(["input_ids", "labels"])
 

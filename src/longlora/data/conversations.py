@@ -1,4 +1,4 @@
-"""Conversations to fine-tune on, in the forms that data sets keep them in."""
+"""Read conversations to fine-tune on, in the formats that data sets use."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any
 from longlora.data.row_readers import ItemKind, UnreadableError, UnusableError, check_unicode, text_of
 
 Message = dict[str, Any]
-"""`role` (system, developer, user, assistant or tool), `content` as text, and what else the row says of it:
+"""`role` (system, developer, user, assistant or tool), `content` as text, and the message's other fields:
 `reasoning_content`, `tool_calls`, `name`, `weight`, and whatever the chat template may read."""
 
-# Who speaks, in the words of chat templates and in ShareGPT's.
+# Names of the roles in chat templates and in ShareGPT.
 _SPEAKERS = {
     "system": "system",
     "developer": "developer",
@@ -22,15 +22,15 @@ _SPEAKERS = {
 _ROLES = {speaker: role for role, speakers in _SPEAKERS.items() for speaker in speakers.split()}
 _CALLING_ROLES = ("function_call", "tool_call")
 
-# Whether a message is learned, in the words of OpenAI and axolotl, of axolotl, and of ms-swift.
+# Names for whether a message is learned: OpenAI's and axolotl's, axolotl's, ms-swift's.
 _WEIGHTS = ("weight", "train", "loss")
 
-# What is said, in the words of chat templates, of ShareGPT, and of a variant of it.
+# Names of the content in chat templates, in ShareGPT, and in a variant of it.
 _CONTENTS = ("content", "value", "text")
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
-# Columns and fields that would change what is learned, and are not followed here.
+# Columns and fields that would change what is learned, and are not supported here.
 _UNSUPPORTED_COLUMNS = (
     *("image", "images", "video", "videos", "audio", "audios", "documents", "functions", "history"),
     *("chat_template_kwargs", "weight", "train", "loss", "chosen", "rejected"),
@@ -40,20 +40,20 @@ _UNSUPPORTED_FIELDS = ("function_call", "train_detail", "training_detail", "pref
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in their order, with at least one answer.
+    """Messages in order, with at least one answer.
 
-    Read from rows of any of these forms: `messages` (a list of `role` and `content`), `instruction`, `output` and
-    optionally `input` and `history` (Alpaca, LongAlpaca), `prompt` and `completion` (texts, or lists of messages),
-    `conversations` (ShareGPT: `from` and `value`); each with `system` and `tools` beside it.
+    Read from rows in any of these forms: `messages` (a list of `role` and `content`); `instruction`, `output` and
+    optionally `input` and `history` (Alpaca, LongAlpaca); `prompt` and `completion` (texts, or lists of messages);
+    `conversations` (ShareGPT: `from` and `value`); each optionally with `system` and `tools`.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()  # functions that the assistant may call, as JSON schemas
-    unread: tuple[str, ...] = ()  # columns of the row that nothing was taken from
+    unread: tuple[str, ...] = ()  # columns of the row that were not used
 
 
 def is_learned(message: Message) -> bool:
-    """Tell whether a message is an answer that is to be learned: the assistant's, and not of weight 0."""
+    """Return whether a message is an answer to be learned: the assistant's, with a weight other than 0."""
     return message["role"] == "assistant" and bool(message.get("weight", 1))
 
 
@@ -83,7 +83,7 @@ def _check_answers(messages: Sequence[Message]) -> None:
         raise UnusableError("without an answer")
     learned = [message for message in messages if is_learned(message)]
     if not learned:
-        raise UnusableError("whose answers all have the weight 0")
+        raise UnusableError("whose answers all have weight 0")
     if not all(message["content"].strip() or message.get("tool_calls") for message in learned):
         raise UnusableError("with an empty answer")
 
@@ -94,7 +94,7 @@ def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
         question = f"{question}\n{context}"
     history = row.get("history") or []
     if not isinstance(history, list) or not all(_is_pair(said) for said in history):
-        raise UnusableError("with a history that is no list of pairs of texts")
+        raise UnusableError("with a history that is not a list of pairs of texts")
     turns = [*history, (question, text_of(row, "output"))]
     return tuple(
         message for asked, answered in turns for message in (_said("user", asked), _said("assistant", answered))
@@ -110,9 +110,9 @@ def _said(role: str, text: str) -> Message:
 
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Read a prompt, whose answers are not learned, and its completion; each a text or messages."""
-    if row.get("label") is False:  # KTO's word, which nothing else of such a row says
-        raise UnusableError("with the label false: its completion is one not to give")
+    """Read a prompt, whose answers are not learned, and its completion; each is a text or messages."""
+    if row.get("label") is False:  # KTO's mark; nothing else tells such rows apart
+        raise UnusableError("with label false: its completion is undesirable")
     prompt, completion = row["prompt"], row["completion"]
     asked = (_said("user", prompt),) if isinstance(prompt, str) else _messages(prompt)
     asked = tuple({**message, "weight": 0} if message["role"] == "assistant" else message for message in asked)
@@ -125,7 +125,7 @@ _FORMS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Message, ...]]
     ("prompt", "completion"): _from_prompt,
     ("conversations",): lambda row: _messages(row["conversations"]),
 }
-_BESIDE = {"instruction": ("input", "history")}  # read where they are there
+_BESIDE = {"instruction": ("input", "history")}  # optional
 
 
 def _messages(values: Any) -> tuple[Message, ...]:
@@ -137,9 +137,9 @@ def _messages(values: Any) -> tuple[Message, ...]:
 
 
 def _message(value: Any) -> Message:
-    """Read one message, in a chat template's words or in ShareGPT's."""
+    """Read one message, with a chat template's field names or ShareGPT's."""
     if not isinstance(value, Mapping):
-        raise UnusableError("with a message that is no object")
+        raise UnusableError("with a message that is not an object")
     given = {key: field for key, field in value.items() if field is not None}
     fields = ", ".join(map(str, given)) or "none"
     role_key = "role" if "role" in given else "from"
@@ -164,7 +164,7 @@ def _message(value: Any) -> Message:
 
 
 def _content(content: Any) -> str:
-    """Take a text, or the texts of a list of parts."""
+    """Return a text, or the joined texts of a list of parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
@@ -176,7 +176,7 @@ def _part(part: Any) -> str:
     text = part.get("text") if isinstance(part, Mapping) else part
     if not isinstance(text, str):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        raise UnusableError(f"with a part of type {kind!r} in a message; parts of text are read")
+        raise UnusableError(f"with a part of type {kind!r} in a message; only text parts are read")
     return text
 
 
@@ -184,8 +184,8 @@ def _with_weight(message: Message) -> Message:
     weights = {name: message.pop(name) for name in _WEIGHTS if name in message}
     for name, weight in weights.items():
         if weight not in (0, 1):
-            raise UnusableError(f"with a message of {name} {weight!r}; 0 and 1 are known")
-    # In axolotl's word that message would be learned. The others concern answers alone; many rows give them to all.
+            raise UnusableError(f"with a message of {name} {weight!r}; use 0 or 1")
+    # axolotl would learn that message. The other two concern answers only, but many rows give them to all messages.
     if (asked := weights.get("train")) and message["role"] != "assistant":
         raise UnusableError(f"with train {asked!r} on a message of the {message['role']}; only answers are learned")
     if message["role"] == "assistant" and not all(weights.values()):
@@ -194,7 +194,7 @@ def _with_weight(message: Message) -> Message:
 
 
 def _with_reasoning(message: Message) -> Message:
-    """Keep a thought under the name that chat templates read (transformers fills the older names from it)."""
+    """Store a thought under the name that chat templates read (transformers fills in the older names from it)."""
     thoughts = {name: message.pop(name) for name in _REASONING if name in message}
     thought = next((thought for thought in thoughts.values() if thought), "")
     if not isinstance(thought, str):
@@ -203,7 +203,7 @@ def _with_reasoning(message: Message) -> Message:
 
 
 def _with_calls(message: Message) -> Message:
-    """Write calls as chat templates read them: a list, arguments as an object."""
+    """Convert calls to the form that chat templates read: a list, with arguments as an object."""
     calls = message.pop("tool_calls", None)
     if not calls:
         return message
@@ -240,12 +240,12 @@ def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
     if isinstance(tools, list):
         tools = [_json(tool, "with tools that are not JSON") if isinstance(tool, str) else tool for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UnusableError("with tools that are no list of objects")
+        raise UnusableError("with tools that are not a list of objects")
     return tuple(_without_none(tool if "function" in tool or "name" not in tool else _function(tool)) for tool in tools)
 
 
 def _without_none(value: Any) -> Any:
-    """Drop the empty fields that Parquet fills in where rows have unlike objects."""
+    """Drop the empty fields that Parquet adds if rows have objects with different fields."""
     if isinstance(value, Mapping):
         return {key: _without_none(field) for key, field in value.items() if field is not None}
     if isinstance(value, list):
@@ -265,7 +265,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _no_conversation(text: str) -> Conversation:
-    raise UnreadableError("no table of conversations (JSON, JSONL or Parquet)")
+    raise UnreadableError("not a table of conversations (JSON, JSONL or Parquet)")
 
 
 def _missing(columns: set[str]) -> str:
@@ -273,7 +273,7 @@ def _missing(columns: set[str]) -> str:
         return ""
     if {"chosen", "rejected"} <= columns:
         return (
-            "columns of a conversation but those of preferences, which are not trained on: keep chosen alone, as "
+            "columns of a conversation but those of preferences, which are not trained on: keep only chosen, as "
             "completion beside prompt or, if it is a list, as messages"
         )
     return "columns of a conversation"
@@ -290,4 +290,4 @@ CONVERSATIONS = ItemKind(
     of_row=_conversation,
     of_text=_no_conversation,
 )
-"""Rows of a table that are conversations, in the forms of `Conversation`."""
+"""Conversations as rows of a table, in the forms of `Conversation`."""

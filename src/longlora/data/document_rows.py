@@ -1,4 +1,4 @@
-"""From documents to rows of exactly one context length: tokenised once, then cut as one stream."""
+"""Turn documents into rows of exactly one context length: tokenized once, then cut as one stream."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ from longlora.support.progress import progress_bar
 
 logger = logging.getLogger("longlora")
 
-# Raise it when the same source and tokenizer come to give other ids or columns.
+# Increment when the same source and tokenizer produce different ids or columns.
 FORMAT_VERSION = 1
 
 _DOCUMENT_FEATURES = Features({"name": Value("string"), "input_ids": List(Value("int32"))})
 _ROW_FEATURES = Features({"input_ids": List(Value("int32")), "seq_lengths": List(Value("int32"))})
-# Given to the tokenizer at once: several books, so that it can use several cores.
+# Given to the tokenizer at once: several books, so it can use several cores.
 _BATCH_CHARACTERS = 4_000_000
 _BATCH_DOCUMENTS = 1000
 # Cut at once: a document may be a book of a million tokens.
@@ -40,9 +40,9 @@ def tokenize_documents(
 ) -> Dataset:
     """Tokenize every document, with the tokenizer's own special tokens and its EOS at the end.
 
-    The result is memory-mapped from `cache_dir` (default: `longlora` in the user's cache folder) and found there again
-    while source and tokenizer are the same. Processes that ask for the same at once wait for the first of them.
-    Documents may be longer than the tokenizer's `model_max_length`. The cache grows by four bytes per token.
+    The result is memory-mapped from `cache_dir` (default: `longlora` in the user's cache folder), and reused as long as
+    source and tokenizer stay the same. Concurrent processes wait for the first of them. Documents may be longer than
+    the tokenizer's `model_max_length`. The cache grows by four bytes per token.
 
     Returns:
         Columns `name` (string) and `input_ids` (list of int32), one row per document.
@@ -61,16 +61,16 @@ def tokenize_documents(
 
 
 def pack_rows(documents: Dataset, *, context_length: int, cross_document_attention: bool = False) -> Dataset:
-    """Join documents in their order and cut them every `context_length` tokens, so that no row is padded.
+    """Join documents in order and cut them every `context_length` tokens, without padding.
 
-    A document may continue in the next row. Tokens at the end that fill no row are left out; their number is logged.
-    The rows are written beside the documents' own file and found there again; rows of documents in memory stay there.
-    Processes that ask for the same at once wait for the first of them.
+    A document may continue in the next row. Tokens at the end that do not fill a row are left out; their number is
+    logged. The rows are cached beside the documents' own file; rows of documents in memory stay in memory. Concurrent
+    processes wait for the first of them.
 
-    With `cross_document_attention` a row counts as one piece, whatever documents it holds.
+    With `cross_document_attention`, a row counts as one piece, whatever documents it contains.
 
     Returns:
-        Columns `input_ids` and `seq_lengths`, the lengths of the pieces of documents in the row: what TRL's collator
+        Columns `input_ids` and `seq_lengths`, the lengths of the pieces of documents in the row, which TRL's collator
         turns into positions and cut points.
 
     Raises:
@@ -123,7 +123,7 @@ def _write_documents(
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    # verbose=False: no warning about documents longer than the old context; they are what this is for.
+    # verbose=False: no warning about documents longer than the old context, which are the point here.
     batch_ids = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
     eos = tokenizer.eos_token_id
     return [ids if eos is None or ids[-1:] == [eos] else [*ids, eos] for ids in batch_ids]
@@ -145,10 +145,10 @@ def _batches(source: DocumentSource) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _row_cutter(context_length: int, cross_document_attention: bool) -> Callable[[pyarrow.Table], pyarrow.Table]:
-    """Make a function that takes documents, batch after batch, and returns the rows they complete.
+    """Return a function that takes batches of documents and returns the rows they complete.
 
-    It carries the tokens of the unfinished row, and where documents begin in it, from one batch to the next; so the
-    batches must come in order and through one process.
+    It carries the tokens of the unfinished row, and where documents begin in it, from one batch to the next, so batches
+    must come in order and in one process.
     """
     carried_tokens = np.empty(0, dtype=np.int32)
     carried_starts = np.empty(0, dtype=np.int64)
@@ -159,7 +159,7 @@ def _row_cutter(context_length: int, cross_document_attention: bool) -> Callable
         lengths = pyarrow.compute.list_value_length(column).to_numpy()
         starts = len(carried_tokens) + np.cumsum(lengths, dtype=np.int64) - lengths
         starts = np.concatenate([carried_starts, starts])
-        # Views of the memory-mapped file until this one copy of the batch.
+        # The only copy of the batch; until here, all are views of the memory-mapped file.
         tokens = np.concatenate([carried_tokens, *(chunk.flatten().to_numpy() for chunk in column.chunks)])
 
         row_starts = np.arange(0, len(tokens) + 1, context_length)

@@ -1,9 +1,9 @@
-"""Writes a conversation out as token ids, with a label on every token of its answers and on no other.
+"""Encode a conversation as token ids, with labels on the tokens of its answers and on no others.
 
-The text is the chat template's, tokenised once and whole, so that the ids are those that the model will read in use;
-which of them belong to answers follows from the characters they stand for. A conversation longer than the context is
-cut in the middle of the longest message that a user or a tool wrote, which holds the document; the lines around it,
-where the question stands, and the answers are never cut.
+The chat template's text is tokenized as a whole, so the ids are those that the model will read in use; the characters
+that a token stands for show whether it belongs to an answer. A conversation longer than the context is cut in the
+middle of the longest message from a user or a tool, which contains the document. The lines around it, where the
+question is, and the answers are never cut.
 """
 
 import re
@@ -24,20 +24,20 @@ from longlora.errors import ConfigError
 IGNORED = -100
 """Label of a token that is not learned (torch's `ignore_index`)."""
 
-# Of a document that is read, this much of its beginning and of its end is shown.
+# How much of the start and of the end of a text that is not learned is shown.
 _SHOWN_TOKENS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedConversation:
-    """Token ids, and the ids again as labels where an answer stands, `IGNORED` elsewhere."""
+    """Token ids, and labels: the same ids within answers, `IGNORED` elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
     num_cut: int  # tokens taken out of the middle of the longest message
     method: Method  # how the answers were found
     are_ended: bool  # every answer is learned to the end of its turn
-    num_thoughts_dropped: int  # of earlier answers, which the template leaves out, as it does in use
+    num_thoughts_dropped: int  # of earlier answers, which the template omits, as it does in use
     unread: tuple[str, ...]  # fields of messages that the template does not read
 
 
@@ -49,19 +49,19 @@ def encode_conversation(
     tools: Tools = (),
     method: Method | None = None,
 ) -> EncodedConversation:
-    """Tokenise messages by the tokenizer's chat template.
+    """Tokenize messages with the tokenizer's chat template.
 
-    An answer's labels run from its first token to the token that ends the turn, that one included, and the white space
-    that the template writes after it. What the template writes to ask for an answer is not learned, unless TRL marks
-    it. A token that holds characters of an answer and of what stands beside it is learned.
+    An answer's labels run from its first token through the token that ends the turn and the white space that the
+    template writes after it. What the template writes to ask for an answer is not learned, unless TRL marks it. A token
+    with characters both inside and outside an answer is learned.
 
-    Messages and tools are as `Conversation` holds them; the tokenizer has a chat template (`ensure_chat_template`).
-    `method="search"` finds answers without marks; otherwise marks are used where there are any.
+    Messages and tools are those of a `Conversation`; the tokenizer has a chat template (`ensure_chat_template`).
+    `method="search"` ignores marks; otherwise marks are used if there are any.
 
     Raises:
-        UnusableConversationError: the template does not take the messages or leaves out what they say, the answers and
+        UnusableConversationError: the template refuses the messages or omits something in them, the answers and
             questions alone exceed the context, or no token of an answer is left.
-        ConfigError: the tokenizer cannot tell which characters a token stands for, or its template hides answers.
+        ConfigError: the tokenizer cannot map tokens to characters, or its template omits answers.
     """
     writer = ChatWriter(tokenizer, tools)
     written = writer.write(messages)
@@ -94,24 +94,24 @@ def encode_conversation(
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that a tokenizer's answers can be found again among its tokens.
+    """Check that answers can be located among a tokenizer's tokens.
 
     Raises:
-        ConfigError: it does not tell characters, or its chat template does not write answers.
+        ConfigError: it cannot map tokens to characters, or its chat template does not write answers.
     """
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"{type(tokenizer).__name__} does not tell which characters its tokens stand for, which fine-tuning on "
-            "answers needs; use the model's fast tokenizer (tokenizer.json)"
+            f"{type(tokenizer).__name__} cannot map its tokens to characters, which fine-tuning on answers needs; use "
+            "the model's fast tokenizer (tokenizer.json)"
         )
     check_template(tokenizer)
 
 
 def _characters(offsets: Sequence[Span]) -> tuple[list[int], list[int]]:
-    """Where each token's characters begin and end.
+    """Return where each token's characters begin and end.
 
-    Some tokenizers leave the white space that a token begins with out of its offsets: it begins where the one before
-    ended. Tokens that share a character, as the bytes of one do, all begin with it.
+    Some tokenizers omit a token's leading white space from its offsets, so a token begins where the previous one ends.
+    Tokens that share a character, such as its bytes, all begin with it.
     """
     ends = list(accumulate((end for _, end in offsets), max))
     starts = [min(start, before) for (start, _), before in zip(offsets, [0, *ends], strict=False)]
@@ -119,7 +119,7 @@ def _characters(offsets: Sequence[Span]) -> tuple[list[int], list[int]]:
 
 
 def _cut(starts: Sequence[int], cuttable: Span, excess: int) -> range:
-    """Choose `excess` tokens from the middle, or a few more where a character is made of several."""
+    """Choose `excess` tokens from the middle, or a few more to keep characters of several tokens whole."""
     first, last = bisect_left(starts, cuttable[0]), bisect_left(starts, cuttable[1])
     begin = _whole_character(starts, first + max(0, last - first - excess) // 2)
     end = _whole_character(starts, begin + excess)
@@ -135,9 +135,9 @@ def _whole_character(starts: Sequence[int], index: int) -> int:
 
 
 def _cuttable(writer: ChatWriter, messages: Sequence[Message], text: str) -> Span:
-    """The part of the longest message that may be cut: all between its first and its last line, where questions stand.
+    """Return the part of the longest message that may be cut: all but its first and last line, where questions are.
 
-    A message that is mostly one of these lines is cut anywhere but in its first and last hundred characters.
+    If these two lines are most of the message, all but its first and last hundred characters may be cut.
     """
     asked = [index for index, message in enumerate(messages) if message["role"] in ("user", "tool")]
     if not asked:
@@ -157,9 +157,9 @@ def show_example(
     *,
     console: Console | None = None,
 ) -> None:
-    """Print a conversation as the model is given it, what is learned in green, or between ⟦ and ⟧ without colours.
+    """Print a conversation as the model sees it, with what is learned in green, or between ⟦ and ⟧ without colors.
 
-    The console is by default on stderr.
+    The default console is stderr.
     """
     console = console or Console(stderr=True)
     left, right, how = ("", "", "in green") if console.color_system else ("⟦", "⟧", "in ⟦ ⟧")

@@ -1,6 +1,6 @@
-"""Reads items out of one file, saved data set or hub data set, and keeps count of what could not be read.
+"""Read items from one file, saved data set or hub data set, and count what could not be read.
 
-Files are read here and not by `load_dataset`, which ends at the first bad row and copies what it reads into a cache.
+Files are not read with `load_dataset`, which stops at the first bad row and copies what it reads into a cache.
 """
 
 import gzip
@@ -21,27 +21,27 @@ from longlora.errors import DataError, first_line
 _PARQUET = ".parquet"
 _TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", _PARQUET)
 
-# Enough to tell a text from a model or an archive of many gigabytes without reading it whole.
+# Enough to tell a text from a model or archive of many gigabytes without reading all of it.
 _HEAD_BYTES = 1 << 20
-# A line of a compressed file may unpack to more than memory holds; so may a list, which has to be read whole.
+# A line of a compressed file may unpack to more than fits in memory; so may a list, which must be read as a whole.
 _MOST_LINE_BYTES = 1 << 28
 _MOST_LIST_BYTES = 1 << 31
-# Rows of a Parquet file held at once: a row may be a whole book.
+# Rows of a Parquet file in memory at once: a row may be a whole book.
 _PARQUET_ROWS = 64
 _NAMES_SHOWN = 5
-_TOO_LONG = object()  # in the place of a line's value
+_TOO_LONG = object()  # stands in for a line's value
 
 
 class UnreadableError(Exception):
-    """A file cannot be read for the reason given; whether that ends the run is for the caller to say."""
+    """A file cannot be read, for the reason given; the caller decides whether that ends the run."""
 
 
 class MissingColumnError(UnreadableError):
-    """A table lacks the columns that are asked for."""
+    """A table lacks the requested columns."""
 
 
 class UnusableError(Exception):
-    """A row holds nothing usable, for the reason given; other rows may."""
+    """A row contains nothing usable, for the reason given; other rows may."""
 
 
 Item = TypeVar("Item")
@@ -49,21 +49,21 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class ItemKind(Generic[Item]):
-    """What is read: how a row of a table, or a whole file, becomes an item."""
+    """A kind of item: how to read it from a row of a table, or from a whole file."""
 
     name: str
-    remedy: str  # where nothing usable is found
-    column_remedy: str  # where a table lacks the columns
+    remedy: str  # if nothing usable is found
+    column_remedy: str  # if a table lacks the columns
     missing: Callable[[set[str]], str]  # what a table with these columns lacks; empty if nothing
     of_row: Callable[[Mapping[str, Any]], Item]  # raises `UnusableError`
-    of_text: Callable[[str], Item]  # of a file that is no table; raises `UnusableError` or `UnreadableError`
-    columns: list[str] | None = None  # to read where a format lets one choose; None for all
+    of_text: Callable[[str], Item]  # for a file that is not a table; raises `UnusableError` or `UnreadableError`
+    columns: list[str] | None = None  # to read, in formats that allow a choice; None for all
 
     def check(self, columns: Iterable[str]) -> None:
-        """See that a table has the columns.
+        """Check that a table has the columns.
 
         Raises:
-            MissingColumnError: it has not.
+            MissingColumnError: it does not.
         """
         names = list(columns)
         if missing := self.missing(set(names)):
@@ -71,7 +71,7 @@ class ItemKind(Generic[Item]):
 
 
 def text_kind(column: str = "text") -> ItemKind[str]:
-    """Texts: a column of a table, or a whole file."""
+    """Return the kind of items that are texts: a column of a table, or a whole file."""
     return ItemKind(
         name="text",
         remedy="data.source needs at least one text in UTF-8; data.text_column names a table's column of texts",
@@ -84,10 +84,10 @@ def text_kind(column: str = "text") -> ItemKind[str]:
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
-    """The text in a column; empty where there is none.
+    """Return the text in a column; empty if there is none.
 
     Raises:
-        UnusableError: it is no text.
+        UnusableError: the value is not text.
     """
     text = row.get(column)
     if text is not None and not isinstance(text, str):
@@ -103,7 +103,7 @@ def _usable(text: str) -> str:
 
 
 def check_unicode(text: str) -> None:
-    """See that a string can be written as UTF-8; half a surrogate pair passes as JSON, but no tokenizer takes it.
+    """Check that a string can be encoded as UTF-8; half a surrogate pair is valid JSON, but no tokenizer accepts it.
 
     Raises:
         UnusableError: it cannot.
@@ -115,7 +115,7 @@ def check_unicode(text: str) -> None:
 
 
 class Skipped:
-    """What was left out: the first few names for each reason, and how many there were."""
+    """What was skipped: for each reason, the first few names and the count."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -128,7 +128,7 @@ class Skipped:
             self.names[reason].append(name)
 
     def summary(self) -> str:
-        """Say each reason with its count and up to five names, the most frequent first."""
+        """Return each reason with its count and up to five names, most frequent first."""
         return "; ".join(
             f"{count} {reason}: {', '.join(self.names[reason])}{', …' if count > _NAMES_SHOWN else ''}"
             for reason, count in self.counts.most_common()
@@ -136,7 +136,7 @@ class Skipped:
 
 
 def is_table(path: Path) -> bool:
-    """Tell whether a file holds rows with columns, by its suffix; any other file is taken for one text."""
+    """Return whether a file contains rows with columns, judging by its suffix; any other file counts as one text."""
     return path.name.lower().endswith(_TABLES)
 
 
@@ -144,7 +144,7 @@ def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tu
     """Yield `(name, item)` for each item of a file; rows are named `path:number`, counted from 1.
 
     Raises:
-        UnreadableError: the file as a whole is of no use. Single bad rows are added to `skipped` instead.
+        UnreadableError: the whole file is unusable. Single bad rows are added to `skipped` instead.
     """
     try:
         if not path.is_file():
@@ -166,11 +166,11 @@ def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tu
 def read_dataset(
     name: str, place: Literal["saved", "hub"], kind: ItemKind[Item], split: str, skipped: Skipped
 ) -> Iterator[tuple[str, Item]]:
-    """Yield `(name, item)` for each row of a directory of `save_to_disk`, or of a data set streamed from the hub.
+    """Yield `(name, item)` for each row of a directory from `save_to_disk`, or of a data set streamed from the hub.
 
     Raises:
         UnreadableError: the directory is damaged, or the columns are missing.
-        DataError: no such data set or split, or the hub cannot be reached; also when the connection is lost halfway.
+        DataError: no such data set or split, or the hub cannot be reached or the connection is lost halfway.
     """
     rows = _saved_rows(name, split, kind) if place == "saved" else _hub_rows(name, split)
     yield from _items(enumerate(rows, start=1), name, kind, skipped)
@@ -192,7 +192,7 @@ def _saved_rows(path: str, split: str, kind: ItemKind[Any]) -> Iterable[dict[str
 def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     try:
         yield from load_dataset(name, split=split, streaming=True)
-    # Streaming raises whatever its file system, decompressor or table reader does; nothing of ours runs in here.
+    # Streaming raises whatever its file system, decompressor or table reader raises; none of our code runs here.
     except Exception as error:
         said = f"it cannot be read as a hub data set with split={split!r}: {first_line(error)}"
         if isinstance(error, ConnectionError):
@@ -207,7 +207,7 @@ def _items(
     rows: Iterable[tuple[int, dict[str, Any]]], name: str, kind: ItemKind[Item], skipped: Skipped
 ) -> Iterator[tuple[str, Item]]:
     for position, (number, row) in enumerate(rows):
-        # The first row speaks for the table; a later one without the columns is a row without an item.
+        # The first row stands for the table; a later one without the columns is just unusable.
         if position == 0:
             kind.check(row)
         try:
@@ -229,7 +229,7 @@ def _read_text(path: Path) -> str:
         raise UnreadableError("not UTF-8 text") from error
     if "\0" in text:
         raise UnreadableError("not UTF-8 text")
-    return text.replace("\r\n", "\n")  # the same tokens whatever system the file was written on
+    return text.replace("\r\n", "\n")  # the same tokens, whichever system wrote the file
 
 
 def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -244,7 +244,7 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
 
 
 def _holds_json_lines(stream: IO[bytes], path: Path) -> bool:
-    """Look at the first line rather than the suffix: much that is called .json holds one object per line."""
+    """Look at the first line rather than the suffix: many .json files contain one object per line."""
     try:
         return isinstance(json.loads(stream.readline(_MOST_LINE_BYTES)), dict)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Turns what a user calls a data source into a stream of documents, or conversations, with an identity."""
+"""Turn a user's data sources into a stream of documents or conversations, with an identity."""
 
 import hashlib
 import json
@@ -31,18 +31,18 @@ logger = logging.getLogger("longlora")
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Generic[Item]):
-    """Items in a fixed order as `(name, item)`, read anew by every iteration.
+    """Items in a fixed order as `(name, item)`, read again by every iteration.
 
-    Files are looked at only then: an iteration skips what it cannot read, says so in one warning at its end, and raises
-    `DataError` if nothing was left.
+    Files are opened only then: an iteration skips what it cannot read, reports it in one warning at the end, and raises
+    `DataError` if nothing is left.
     """
 
-    identity: str  # digest of what decides the items: paths, sizes, times, hub name, split, column, limit
-    num_documents: int | None  # most items there can be, where that is known before reading
+    identity: str  # digest of what determines the items: paths, sizes, times, hub name, split, column, limit
+    num_documents: int | None  # maximum number of items, if known before reading
     read: Callable[[], Iterator[tuple[str, Item]]]
 
     def __iter__(self) -> Iterator[tuple[str, Item]]:
-        """Read the items from the first one on."""
+        """Read the items from the start."""
         return self.read()
 
 
@@ -57,15 +57,15 @@ def read_documents(
     split: str = "train",
     max_documents: int | None = None,
 ) -> DocumentSource:
-    """Find the documents of one or several sources, in the order given; folders and globs in the order of their paths.
+    """Find the documents of one or more sources, in the order given; folders and globs are sorted by path.
 
-    A source is a text file (whatever decodes as UTF-8 and holds no NUL), a folder (with its subfolders, without hidden
-    files), a glob, a JSON, JSON-lines or Parquet file, a directory written by `datasets.save_to_disk`, or else the name
-    of a hub data set, which is streamed. `split` concerns the last two. A hub data set that changes under its name
-    keeps its identity.
+    A source is a text file (anything that decodes as UTF-8 and contains no NUL), a folder (with subfolders, without
+    hidden files), a glob, a JSON, JSON-lines or Parquet file, a directory written by `datasets.save_to_disk`, or
+    otherwise the name of a hub data set, which is streamed. `split` applies to the last two. A hub data set that
+    changes under the same name keeps its identity.
 
     Raises:
-        DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
+        DataError: a source does not exist, or contains no file. Errors inside files are raised while reading.
     """
     return find_items(source, text_kind(text_column), split, max_documents, identity=[text_column])
 
@@ -73,10 +73,10 @@ def read_documents(
 def read_conversations(
     source: str | Sequence[str], *, split: str = "train", max_documents: int | None = None
 ) -> ConversationSource:
-    """Find the conversations of one or several sources: tables as for `read_documents`, in the forms of `Conversation`.
+    """Find the conversations of one or more sources: tables as for `read_documents`, in the forms of `Conversation`.
 
     Raises:
-        DataError: a source does not exist, or holds no file. What is wrong inside of files is raised while reading.
+        DataError: a source does not exist, or contains no file. Errors inside files are raised while reading.
     """
     return find_items(source, CONVERSATIONS, split, max_documents, identity=["conversations"])
 
@@ -84,10 +84,10 @@ def read_conversations(
 def find_items(
     source: str | Sequence[str], kind: ItemKind[Item], split: str, max_items: int | None, identity: list[Any]
 ) -> Source[Item]:
-    """Find items of any kind; `identity` names what decides them beside their sources.
+    """Find items of any kind; `identity` is what determines them besides their sources.
 
     Raises:
-        DataError: a source does not exist, or holds no file.
+        DataError: a source does not exist, or contains no file.
     """
     names = [source] if isinstance(source, str) else list(source)
     parts = [part for name in names for part in locate(name)]
@@ -134,7 +134,7 @@ def _read_parts(
 
 
 def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield the items of a file or a data set; what cannot be read is added to `skipped`.
+    """Yield the items of a file or data set; what cannot be read is added to `skipped`.
 
     Raises:
         DataError: a table that the user named lacks the columns.
@@ -145,7 +145,7 @@ def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) ->
         else:
             yield from read_dataset(part.location, part.kind, kind, split, skipped)
     except MissingColumnError as error:
-        # A folder of texts may well hold a settings.json; a table that the user named must be what was meant.
+        # A folder of texts may well contain a settings.json, but a table that the user named must be the intended one.
         if part.is_named:
             raise DataError(f"{part.location} has {error}; {kind.column_remedy}") from error
         skipped.add(f"with {error}", part.location)

@@ -1,6 +1,6 @@
-"""Keeps what was computed from a source on disk, whole or not at all, for all who ask for the same.
+"""Cache what was computed from a source on disk, atomically, for all processes that need it.
 
-datasets' own `from_generator` keeps tables too, but neither sees a damaged one nor keeps what was counted on the way.
+datasets' own `from_generator` caches tables too, but does not detect damage or keep counts made while writing.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Summary = dict[str, Any]  # counts of what was written, `num_rows` among them
 
 _TABLE_FILE = "documents.arrow"
 _SUMMARY_FILE = "summary.json"
-# Written at once: a row may hold a book.
+# Written at once: a row may be a book.
 _BATCH_ROWS = 100
 
 
@@ -43,11 +43,11 @@ def cached_dataset(
     features: Features,
     cache_dir: str | Path | None,
 ) -> tuple[Dataset, Summary]:
-    """Memory-map a table from `cache_dir`, after writing it there if it is not yet, or if it is damaged.
+    """Memory-map a table from `cache_dir`, after writing it there if it is missing or damaged.
 
-    Processes that ask for the same at once wait for the first of them. `identity` is all that decides the table, as
-    JSON; `fill` writes the rows. The folder is `longlora` in the user's cache folder unless given. The table is read
-    once to compare its digest: about 2.5 seconds for a GiB.
+    Concurrent processes wait for the first of them. `identity` is everything that determines the table, as JSON; `fill`
+    writes the rows. The default folder is `longlora` in the user's cache folder. The table is read once to check its
+    digest, at about 2.5 seconds per GiB.
 
     Raises:
         ConfigError: there is no folder for a cache.
@@ -65,10 +65,10 @@ def cached_dataset(
 
 
 def rows_beside(tokenized: Dataset, identity: list[object], pack: Callable[..., Dataset]) -> Dataset:
-    """Memory-map the rows made of a table, after writing them beside its file if they are not there, or are damaged.
+    """Memory-map the rows made from a table, after writing them beside its file if they are missing or damaged.
 
-    `identity` is all that decides the rows besides the table, as JSON; `pack` makes them, and hands its arguments to
-    `Dataset.map`. The rows of a table in memory stay there.
+    `identity` is everything that determines the rows besides the table, as JSON; `pack` makes them, and passes its
+    arguments to `Dataset.map`. The rows of a table in memory stay in memory.
 
     Raises:
         DataError: they cannot be written.
@@ -90,7 +90,7 @@ def _kept(folder: Path, write: Callable[[Path], Summary], what: str) -> tuple[Da
     with _writing(what, f"to {folder.parent}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if is_sealed(folder) and (present := _open_cache(folder)):  # whoever held the lock before us did the work
+            if is_sealed(folder) and (present := _open_cache(folder)):  # another process did the work
                 return present
             remove_partial(folder)
             shutil.rmtree(folder, ignore_errors=True)  # damaged
@@ -111,12 +111,12 @@ def _writing(what: str, where: str) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"{what} cannot be written {where} ({error.strerror or error}); "
-            "set data.cache_dir to a writable folder with room"
+            "set data.cache_dir to a writable folder with enough space"
         ) from error
 
 
 def content_digest(rows: Dataset) -> str:
-    """SHA-256 of the numbers in a table's lists, column by column, however they lie in memory or in files."""
+    """Return the SHA-256 of the numbers in a table's lists, column by column, independent of their memory layout."""
     digest = hashlib.sha256()
     for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         for name in sorted(table.column_names):
@@ -129,12 +129,12 @@ def content_digest(rows: Dataset) -> str:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[object]:
-    """All that decides which ids a tokenizer gives."""
+    """Return everything that determines a tokenizer's ids."""
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens]
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return [Hasher.hash(tokenizer), *special]
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # These two are left over from the last call of the tokenizer, and ours sets its own.
+    # These two are left over from the tokenizer's last call; ours sets its own.
     del backend["truncation"], backend["padding"]
     return [type(tokenizer).__name__, backend, *special]
 
@@ -143,7 +143,7 @@ def _open_cache(folder: Path) -> tuple[Dataset, Summary] | None:
     if not folder.exists():
         return None
     if damage := find_damage(folder):
-        logger.warning("%s is damaged (%s) and is rebuilt", folder, damage)
+        logger.warning("%s is damaged (%s) and will be rebuilt", folder, damage)
         return None
     summary = json.loads((folder / _SUMMARY_FILE).read_text(encoding="utf-8"))
     return Dataset.from_file(str(folder / _TABLE_FILE)), summary

@@ -1,4 +1,4 @@
-"""What a chat template writes of a conversation, where it marks the answers, and what it does not write."""
+"""Render conversations with a chat template, find its marks of answers, and detect what it omits."""
 
 import copy
 import json
@@ -16,11 +16,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from longlora.data.conversations import Message
 
 Span = tuple[int, int]
-"""First character, and the one after the last."""
+"""Index of the first character, and of the one after the last."""
 
 Tools = Sequence[dict[str, Any]]
 
-# A template is code: what it does not expect in a message may raise anything of these.
+# A template is code: unexpected messages may raise any of these.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError)
 
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -33,33 +33,33 @@ class UnusableConversationError(Exception):
 
 @dataclass(frozen=True)
 class ChatWriter:
-    """Writes messages by a tokenizer's chat template, with the tools that an assistant may call."""
+    """Writes messages with a tokenizer's chat template, and the tools that an assistant may call."""
 
     tokenizer: PreTrainedTokenizerBase
     tools: Tools = ()
 
     @property
     def template(self) -> str:
-        """The template that `apply_chat_template` takes; there may be one for tools beside the default."""
+        """The template that `apply_chat_template` uses; besides the default, there may be one for tools."""
         return self.tokenizer.get_chat_template(tools=list(self.tools) or None)
 
     def write(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """Write messages, up to where an answer begins if `ask`.
 
         Raises:
-            UnusableConversationError: the template does not take them.
+            UnusableConversationError: the template refuses them.
         """
         try:
             return self._apply(messages, ask)
         except _TEMPLATE_ERRORS as error:
-            # DeepSeek's template joins arguments to text, and takes them as JSON only.
+            # DeepSeek's template concatenates arguments with text, so they must be JSON text.
             if isinstance(error, TypeError) and any("tool_calls" in message for message in messages):
                 with suppress(*_TEMPLATE_ERRORS):
                     return self._apply([_with_json_arguments(message) for message in messages], ask)
             raise UnusableConversationError(f"that the model's chat template refuses ({error})") from error
 
     def write_marked(self, messages: Sequence[Message], marked: str) -> tuple[str, list[Span]] | None:
-        """Write by a template with `{% generation %}`, and tell what it marks; None if it does not take them."""
+        """Write with a template that has `{% generation %}`, and return the text and its marks; None if it refuses."""
         try:
             texts, spans = render_jinja_template(
                 [_unweighted(messages)],
@@ -80,9 +80,9 @@ class ChatWriter:
 
 @lru_cache(maxsize=4)
 def marked_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
-    """The template with marks around answers: itself, or TRL's training template for it; None if there is none.
+    """Return a template with marks around answers: the given one, or TRL's training template for it, or None.
 
-    Marks that leave out the token that ends the turn do not count.
+    Marks that exclude the token that ends the turn do not count.
     """
     from trl.chat_template_utils import (
         get_training_chat_template,
@@ -97,22 +97,22 @@ def marked_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str | 
         plain.chat_template = template
         try:
             marked = get_training_chat_template(plain)
-        except _TEMPLATE_ERRORS:  # a ValueError where TRL does not know the template
+        except _TEMPLATE_ERRORS:  # a ValueError if TRL does not know the template
             return None
     return marked if is_chat_template_stop_token_trained(tokenizer, chat_template=marked) else None
 
 
 def check_written(writer: ChatWriter, messages: Sequence[Message], text: str) -> tuple[int, list[str]]:
-    """See that a text has all that its messages say; contents, thoughts, calls and tools are written or refused.
+    """Check that a text contains everything in its messages: a missing content, thought, call or tool is an error.
 
-    Names that the template does not write are told. So are thoughts of earlier answers: templates of models that think
-    leave them out, in use as in training.
+    Missing names are only reported, and so are missing thoughts of earlier answers: templates of reasoning models omit
+    those, in use as in training.
 
     Returns:
-        How many thoughts are left out, and the fields of messages that are.
+        The number of omitted thoughts, and the omitted fields of messages.
 
     Raises:
-        UnusableConversationError: the template does not write something, which is named.
+        UnusableConversationError: the template omits something, which is named.
     """
     marked = [_mark(index, message) for index, message in enumerate(messages)]
     written = ChatWriter(writer.tokenizer, [_mark_tool(tool) for tool in writer.tools]).write(marked).lower()
@@ -126,7 +126,7 @@ def check_written(writer: ChatWriter, messages: Sequence[Message], text: str) ->
         if content.strip() and f"mark{index}content" not in written:
             beside = " beside tool_calls" if message.get("tool_calls") else ""
             raise UnusableConversationError(f"whose {role} message{beside} the model's chat template does not write")
-        # What tools return may be written as JSON, and a thought within an answer in another place.
+        # Tool results may be written as JSON, and a thought within an answer may be moved.
         answer = _THOUGHT.sub("", content).rpartition("</think>")[2] if role == "assistant" else content
         if role != "tool" and answer.strip() not in text:
             raise UnusableConversationError("that the model's chat template does not write as they are")
@@ -142,14 +142,14 @@ def check_written(writer: ChatWriter, messages: Sequence[Message], text: str) ->
 
 
 def with_functions(message: Message, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Message:
-    """The message with other fields in the functions that it calls."""
+    """Return the message with changed fields in the functions that it calls."""
     calls = [{**call, "function": {**call["function"], **change(call["function"])}} for call in message["tool_calls"]]
     return {**message, "tool_calls": calls}
 
 
 @lru_cache(maxsize=4)
 def _writes_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    del template  # the tokenizer's; another one may write otherwise
+    del template  # the tokenizer's own; only part of the cache key
     asked = {"role": "user", "content": "Why?"}
     answer = {"role": "assistant", "content": "So.", "reasoning_content": "Mark0Thought"}
     with suppress(UnusableConversationError):
@@ -158,9 +158,9 @@ def _writes_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 def _mark(index: int, message: Message) -> Message:
-    """Put words into a message's fields that are found again in the text."""
+    """Fill a message's fields with words that can be recognized in the text."""
     words = {"content": "Content", "reasoning_content": "Thought", "name": "Name"}
-    # An empty content stays empty, and a field that is not there away.
+    # Empty content stays empty, and missing fields stay missing.
     given = [field for field in words if field in message and (message[field] or field != "content")]
     marked = message | {field: f"Mark{index}{words[field]}" for field in given}
     return with_functions(marked, lambda _: {"name": f"Mark{index}Call"}) if message.get("tool_calls") else marked

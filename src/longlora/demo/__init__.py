@@ -1,1 +1,1 @@
-"""The whole job on one small example: `walkthrough.py` does it, `handout.py` writes what it leaves."""
+"""An end-to-end demo on a small model: `walkthrough.py` runs it, `handout.py` writes its report."""

@@ -1,4 +1,4 @@
-"""What the demo hands over: a table and a picture to look at, `report.json` to compute with, and what to try next."""
+"""The demo's report: a table, a picture, `report.json` for further computation, and commands to try next."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class DemoResult:
-    """What the demo measured; `report.json` is this."""
+    """What the demo measured, and the contents of `report.json`."""
 
     settings: dict[str, Any]
     environment: dict[str, Any]
     perplexity: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Model by name, then context length in tokens."""
+    """By model name, then by context length in tokens."""
     standard_error: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Of the mean loss in nats per token, as in `perplexity`."""
+    """Standard error of the mean loss in nats per token, keyed like `perplexity`."""
     recall: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Share of questions answered right, as in `perplexity`: the value of one of eight keys, from far back."""
+    """Share of correct answers, keyed like `perplexity`: the value of one of eight keys, from far back."""
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Wall time of `training` and `evaluation` for each model."""
     answers: dict[str, Any] = field(default_factory=dict)
-    """A question at the target length that the recommended model answers and the base does not, if there is one."""
+    """A question at the target length that the recommended model answers and the base does not, if any."""
     merge: dict[str, float] = field(default_factory=dict)
     """Agreement of the merged model with its adapter."""
 
 
 def write_report(result: DemoResult, output: Path) -> None:
-    """Write report, picture and a starter recipe into `output`, and print the table and the next steps.
+    """Write the report, the picture and a starter recipe into `output`, and print the table and the next steps.
 
-    `report.json` comes last: it stands for a finished demo.
+    `report.json` is written last: it marks a finished demo.
     """
     header = [
         "model",
@@ -69,7 +69,7 @@ def write_report(result: DemoResult, output: Path) -> None:
     write_atomically(output / "report.json", json.dumps(asdict(result), indent=2) + "\n")
 
     console = Console(highlight=False)
-    middle = 1 + len(result.perplexity["base"])  # two tables, for 80 columns do not hold one
+    middle = 1 + len(result.perplexity["base"])  # two tables, because one does not fit into 80 columns
     for title, columns in (("Perplexity", range(1, middle)), ("Recall", range(middle, len(header)))):
         table = Table("model", title=f"{title} by context length (tokens)")
         for column in columns:
@@ -79,13 +79,13 @@ def write_report(result: DemoResult, output: Path) -> None:
         console.print(table)
     console.print(verdict, markup=False)
     console.print(f"\nreport: {output / 'report.md'}   picture: {output / 'perplexity.png'}\n")
-    console.print("Next, on a model of your own:")
+    console.print("Next, on your own model:")
     for command in commands:
         console.print(f"  {command}", soft_wrap=True)
 
 
 def draw(result: DemoResult, path: Path) -> None:
-    """Draw perplexity and recall over context length, one line a model."""
+    """Draw perplexity and recall over context length, with one line per model."""
     figure, (left, right) = new_figure(11, 4.6, ncols=2)
     styles = {"base": ("#888888", "-"), "positions only": ("#888888", "--"), "recommended": ("#c44e52", "-")}
     for axes, measured in ((left, result.perplexity), (right, result.recall)):
@@ -123,7 +123,7 @@ def _verdict(result: DemoResult) -> str:
     base_context, target = result.environment["base_context"], result.settings["context_length"]
     base, untrained, extended = (result.perplexity[name] for name in ("base", "positions only", "recommended"))
     text = (
-        f"At {target} tokens the recommended model stands at {extended[target]:.2f}: "
+        f"At {target} tokens the recommended model's perplexity is {extended[target]:.2f}: "
         f"{extended[target] / base[base_context]:.2f} x the base at its own {base_context} ({base[base_context]:.2f}), "
         f"{extended[target] / untrained[target]:.2f} x new positions without training ({untrained[target]:.2f}). "
         f"It recalls {result.recall['recommended'][target]:.0%} of the values asked for, the base "

@@ -1,9 +1,9 @@
-"""Made-up documents in which something must be found again: the base learned from them to retrieve.
+"""Synthetic documents that teach retrieval; the tiny base model was pretrained on them.
 
-Facts (a value of a named thing) stand among filler; questions about them follow. Four kinds: sentences, Python tables,
-a repeated passage with one fact in it, and plain copies. Names are words of the given texts or made up, values are
-random digits, and so a document can only be answered from what it says itself. The wording is that of the tests in
-`longlora.evaluation.retrieval_tests` among others; their names, fillers and values are not used.
+Facts (the value of a named thing) are placed among filler; questions about them follow. There are four kinds:
+sentences, Python tables, a repeated passage with one fact in it, and plain copies. Names are made up or words of the
+given texts, and values are random digits, so only the document itself has the answers. Some of the wording is that of
+the tests in `longlora.evaluation.retrieval_tests`; their names, fillers and values are not used.
 """
 
 import itertools
@@ -19,9 +19,9 @@ from longlora.evaluation import haystack, retrieval_tests
 from longlora.support.files import write_atomically
 from longlora.support.journal import json_line
 
-_CHARACTERS_PER_TOKEN = 2.4  # of such text, by the tokenizer of the tiny model
-_MOST_DIGITS = 48  # that fill a document up
-_ROOM = 1.05  # asked for over what is wanted, for which documents mostly come out too short
+_CHARACTERS_PER_TOKEN = 2.4  # for such text, with the tiny model's tokenizer
+_MOST_DIGITS = 48  # of padding per document
+_ROOM = 1.05  # requested over wanted length, because most documents come out too short
 
 _PROPERTIES = "code|magic number|number|price|size|key|address|weight|port|index|age|height".split("|")
 _SECRETS = "pass key|pass key|secret number|access code|door code|password".split("|")
@@ -33,24 +33,24 @@ _STATES = "open closed large small old new empty full blue red green warm cold q
 
 @dataclass
 class Document:
-    """Text, and which parts of it are answers: they can be known from the text before them."""
+    """Text, and the parts of it that are answers, which follow from the text before them."""
 
     text: str = ""
     answers: list[tuple[int, int]] = field(default_factory=list)
-    """Places of characters, [begin, end)."""
+    """Character spans, [begin, end)."""
 
     def add(self, text: str) -> None:
         """Append text."""
         self.text += text
 
     def answer(self, text: str) -> None:
-        """Append text that can be known."""
+        """Append text that follows from what precedes it."""
         self.answers.append((len(self.text), len(self.text) + len(text)))
         self.text += text
 
 
 def vocabulary(texts: list[str]) -> list[str]:
-    """List the common lower-case words of the texts, without those that the product's tests use."""
+    """List the common lower-case words of the texts, without those in longlora's retrieval tests."""
     tested = " ".join(
         str(value)
         for module in (haystack, retrieval_tests)
@@ -66,10 +66,10 @@ def vocabulary(texts: list[str]) -> list[str]:
 def write_recall_documents(
     path: Path, files: list[Path], tokenizer: PreTrainedTokenizerBase, num_tokens: int, *, count: int
 ) -> Path:
-    """Write documents as JSONL, each of exactly so many tokens, BOS and EOS among them; a file that is there stays.
+    """Write documents as JSONL, each of exactly `num_tokens` tokens with BOS and EOS; an existing file is kept.
 
-    The words are those of the files. Most documents begin with their facts and end with the questions. Where they are
-    read before anything else, each is a row of its own of a context of so many tokens.
+    Words come from the files. Most documents begin with their facts and end with the questions. If they are packed
+    before anything else, each is one row of a context of `num_tokens`.
     """
     if not path.exists():
         words = vocabulary([file.read_text(encoding="utf-8", errors="replace") for file in files])
@@ -81,27 +81,27 @@ def write_recall_documents(
 
 
 class RecallText:
-    """A source of documents, each drawn anew."""
+    """A source of random documents."""
 
     def __init__(self, words: list[str], seed: int, *, far: float = 0.0) -> None:
-        """Make so large a share of the sentences far: all facts at the beginning, all asked for at the end."""
+        """Make the share `far` of the sentence documents far: all facts at the start, all questions at the end."""
         self._words = words
         self._rng = random.Random(seed)
         self._far = far
 
     def document(self, num_tokens: int) -> Document:
-        """Draw a document of about so many tokens."""
+        """Draw a document of about `num_tokens` tokens."""
         kinds = [self._sentences, self._table, self._passage, self._copy]
         [kind] = self._rng.choices(kinds, weights=[12, 3, 4, 1])
         return kind(int(num_tokens * _CHARACTERS_PER_TOKEN))
 
     def fitting(self, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> str | None:
-        """Draw a document and fill it up to so many tokens, BOS and EOS among them; None if it does not fit by far."""
+        """Draw a document and pad it to exactly `num_tokens` tokens with BOS and EOS; None if it is too far off."""
         text = self.document(round(_ROOM * num_tokens)).text
         missing = num_tokens - 1 - len(tokenizer(text, verbose=False)["input_ids"])
         if not 2 <= missing <= _MOST_DIGITS:
             return None
-        return f"{self._number(missing - 1)}\n{text}"  # the tokenizer gives each digit a token, and the end of the line
+        return f"{self._number(missing - 1)}\n{text}"  # each digit is one token, and so is the line end
 
     def _sentences(self, size: int) -> Document:
         rng, out = self._rng, Document()
@@ -116,7 +116,7 @@ class RecallText:
         separator = rng.choice([" ", "\n"])
         lines = [f"The {label} of the {name} is {value}." for name, value in facts.items()]
         filler = self._filler(max(0, room))
-        if is_far or rng.random() < 0.5:  # a block of facts, or facts here and there
+        if is_far or rng.random() < 0.5:  # facts in one block, or scattered
             place = 0 if is_far else rng.randint(0, len(filler))
             parts = [" ".join(filler[:place]), separator.join(lines), " ".join(filler[place:])]
             out.add("\n".join(part for part in parts if part))
@@ -178,7 +178,7 @@ class RecallText:
         return self._rng.sample(sorted(names), count)
 
     def _word(self) -> str:
-        """Draw a word, or make one up: names of several tokens are to be told apart too."""
+        """Draw a word, or make one up, so names of several tokens must be distinguished too."""
         if self._rng.random() < 0.6:
             return self._rng.choice(self._words)
         return "".join(self._rng.choices(_SYLLABLES, k=self._rng.randint(2, 3)))

@@ -1,6 +1,6 @@
-"""The whole job on one small example: extend the tiny model, and compare five ways of doing it before and after.
+"""The demo: extend the tiny model with three methods, and compare them with the base and with new positions alone.
 
-Everything is measured in the run: nothing in the report comes from elsewhere.
+Every number in the report is measured in the run.
 """
 
 import logging
@@ -49,14 +49,14 @@ LENGTHS = (128, 256, 512, 1024)
 EVALUATION_STRIDE = 64
 EVALUATION_TARGETS = 4096
 RECALL = Sweep(lengths=(256, 512, 1024), depths=(0.0, 0.5), num_trials=10, beyond=True)
-RECALL_DOCUMENTS = 400  # of the length of a row; with them a sixth of the rows is recall text
+RECALL_DOCUMENTS = 400  # each as long as a row; they make up a sixth of the rows
 MAX_STEPS = 100
 SHARED_SETTINGS: dict[str, Any] = {
     "model_name_or_path": TINY_MODEL,
     "context_length": CONTEXT_LENGTH,
     "tuning": "lora+",
-    # All linear layers and a rank that is large for its width: so small a model has little to spare, and a short run
-    # has to move it far. Positions, rate and the length of the dense finish were chosen on evidence (docs/results.md).
+    # All linear layers, and a large rank for the width: such a small model has little spare capacity, and a short run
+    # must change it a lot. Positions, rate and dense finish were chosen by experiment (docs/results.md).
     "lora": {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"},
     "max_steps": MAX_STEPS,
     "gradient_accumulation_steps": 1,
@@ -69,19 +69,19 @@ SHARED_SETTINGS: dict[str, Any] = {
     "dtype": "float32",
 }
 YARN = {"rope_type": "yarn", "base_context": 224}
-"""In the base's rows hardly any question was more than 230 tokens from its answer: counted as 256 they are stretched
-to 920 tokens, and what lies farther back is not found (docs/log.md)."""
+"""In the base's rows hardly any question was more than 230 tokens from its answer. With a base context of 256, these
+are stretched to 920 tokens, and anything farther back is not found (docs/log.md)."""
 METHODS: dict[str, dict[str, Any]] = {
     "longlora": {"attention": {"pattern": "s2"}, "rope": {"rope_type": "linear"}},
     "recommended": {"attention": {"pattern": "s2", "dense_finish": 0.4}, "rope": YARN},
     "full attention": {"attention": {"pattern": "full"}, "rope": YARN},
 }
-"""Positions and attention of the trained models: the paper's, ours, and the yardstick."""
+"""Positions and attention of the trained models: the paper's, ours, and the reference."""
 RECOMMENDED = "recommended"
 
 
 def run_demo(output: Path) -> DemoResult:
-    """Train, evaluate, merge and report into `output`; started again after an interruption, go on where it stopped.
+    """Train, evaluate, merge and report into `output`; after an interruption, another call continues there.
 
     Raises:
         ConfigError: `output` holds a finished demo.
@@ -120,7 +120,7 @@ def run_demo(output: Path) -> DemoResult:
 
 
 def method_recipe(name: str, output: Path) -> Recipe:
-    """The recipe of one method; all that differs between methods is positions and the attention they train with."""
+    """Return the recipe of one method; methods differ only in positions and training attention."""
     return parse_recipe(
         {
             **SHARED_SETTINGS,
@@ -132,9 +132,9 @@ def method_recipe(name: str, output: Path) -> Recipe:
 
 
 def training_texts(output: Path) -> list[str]:
-    """What all methods train on: code, and made-up documents with facts and questions, as the base was pretrained.
+    """Return the texts that all methods train on: code, and synthetic documents with questions, as in pretraining.
 
-    The documents are as long as the new context. They are written into `output`, and come first, so that each is a row.
+    The documents are as long as the new context. They are written into `output`, and come first, so each is one row.
     """
     files, tokenizer = standard_library_files("train"), load_tokenizer(model_source(TINY_MODEL))
     made_up = output / "recall.jsonl"
@@ -143,7 +143,7 @@ def training_texts(output: Path) -> list[str]:
 
 
 def _train(result: DemoResult, name: str, output: Path) -> Path:
-    """Train one method, unless an earlier start of the demo has; the seconds are those of its last start."""
+    """Train one method, unless an earlier start of the demo already has; time only the last start."""
     recipe = method_recipe(name, output)
     directory = Path(recipe.output_dir)
     seconds_file = directory / "seconds.txt"
@@ -172,7 +172,7 @@ def _measure_perplexity(
 
 
 def _measure_recall(result: DemoResult, subject: Subject, folder: Path) -> None:
-    """Ask for one of eight pairs, which stands at the beginning or in the middle of the text."""
+    """Ask for one of eight key-value pairs, at the start or in the middle of the text."""
     asked = retrieve(subject, recall(chat=False), RECALL, folder, Processes())
     result.recall[subject.name] = {row.length: row.shares["generated"].share for row in asked.lengths}
 
@@ -191,7 +191,7 @@ def _an_answer(output: Path) -> dict[str, Any]:
 
 
 def base_with_positions(output: Path) -> PreTrainedModel:
-    """The base with the positions of the recommended model and none of its training."""
+    """Return the base with the positions of the recommended model, but none of its training."""
     name = model_source(TINY_MODEL)
     config = load_config(name)
     extended_config(config, method_recipe(RECOMMENDED, output))

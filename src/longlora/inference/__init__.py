@@ -1,1 +1,1 @@
-"""Talk with a model about a document: in the terminal, in a script, on a web page."""
+"""Chat with a model about a document: in the terminal, in a script, on a web page."""

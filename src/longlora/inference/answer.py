@@ -1,4 +1,4 @@
-"""One answer: written piece by piece while the model generates it, and stopped at any token."""
+"""Stream one answer while the model generates it, with a stop at any token."""
 
 import queue
 import threading
@@ -15,28 +15,28 @@ from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.reading import Memory, Progress
 from longlora.models.generation import plain_generation, plain_settings
 
-_BEFORE = 6  # tokens of the prompt that are decoded along
+_BEFORE = 6  # tokens of the prompt that are decoded with the answer
 
 
 def text_pieces(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: Iterable[int]) -> Iterator[str]:
-    """Turn the tokens of an answer, as they come, into pieces of text, none of them empty.
+    """Decode an answer's tokens, as they arrive, into non-empty pieces of text.
 
-    Each piece is the difference of two texts that begin some tokens earlier, as in vLLM: what a decoder does at the
-    beginning of a text, Llama 2's takes a space away, happens to both. (transformers' streamer begins a new text after
-    each newline, and so loses the first space of every line; tokenizers' raises on some tokens of single bytes.) An
-    answer begins in the prompt likewise, and keeps the space that stands between the two.
+    Each piece is the difference of two texts that start some tokens earlier, as in vLLM: whatever a decoder does at the
+    start of a text (Llama 2's removes a space) happens to both. (transformers' streamer starts a new text after each
+    newline, and so loses the first space of every line; tokenizers' raises on some single-byte tokens.) The first piece
+    starts within the prompt for the same reason, which keeps the space between prompt and answer.
     """
 
     def decode(part: Sequence[int]) -> str:
         return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     tokens = list(prompt[-_BEFORE:])
-    begin, given = 0, len(tokens)  # of the text that is compared, and of what is not given out
+    begin, given = 0, len(tokens)  # where the compared text starts, and the part not yielded yet
     new = ""
     for token in answer:
         tokens.append(token)
         new = decode(tokens[begin:])[len(decode(tokens[begin:given])) :]
-        if new and not new.endswith("�"):  # a character of several tokens is not there yet
+        if new and not new.endswith("�"):  # a character of several tokens is still incomplete
             yield new
             begin, given, new = given, len(tokens), ""
     if new:
@@ -44,20 +44,20 @@ def text_pieces(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answe
 
 
 class _Tokens(BaseStreamer):
-    """Takes tokens from `generate` in one thread and gives them out in another."""
+    """Passes tokens from `generate` in one thread to an iterator in another."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
         self._is_prompt = True
 
     def put(self, value: Tensor) -> None:
-        """Take the next token, (1,); what comes first is the prompt, (1, T), which is left out."""
+        """Queue the next token, (1,); the first call brings the prompt, (1, T), which is skipped."""
         if not self._is_prompt:
             self._queue.put(value.flatten().tolist())
         self._is_prompt = False
 
     def end(self) -> None:
-        """There is no more."""
+        """Mark the end of the tokens."""
         self._queue.put(None)
 
     def __iter__(self) -> Iterator[int]:
@@ -66,10 +66,10 @@ class _Tokens(BaseStreamer):
 
 
 class Answer:
-    """An answer in the making; iterate over it for its text, and look at the numbers afterwards.
+    """An answer in progress: iterate over it for the text, and read its numbers afterwards.
 
-    `generate` runs in a thread of its own. `stop()` ends it after the token that it is at, with the memory in order;
-    so does giving up the iteration.
+    `generate` runs in its own thread. `stop()` ends it after the current token, with the memory in a consistent state;
+    so does abandoning the iteration.
     """
 
     def __init__(
@@ -83,27 +83,27 @@ class Answer:
         progress: Progress | None = None,
     ) -> None:
         self.text = ""
-        self.num_reused = self.num_read = 0  # tokens of the prompt that had been read before, and that were read now
+        self.num_reused = self.num_read = 0  # prompt tokens already in memory, and read now
         self.num_written = 0  # tokens of the answer
         self.seconds_to_first_token: float | None = None
         self.seconds = 0.0  # from the question to the end of the answer
-        self.finished = False  # whether the model ended the answer by itself
+        self.finished = False  # whether the model ended the answer itself
         self._model, self._tokenizer = chat_model.model, chat_model.tokenizer
         self._prompt, self._memory, self._settings = list(prompt), memory, settings
         self._max_new_tokens, self._progress = max_new_tokens, progress
-        self.stopping = threading.Event()  # set to end at the next token, from anywhere
+        self.stopping = threading.Event()  # set it, from any thread, to end at the next token
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to end."""
+        """Whether the answer was stopped."""
         return self.stopping.is_set()
 
     def stop(self) -> None:
-        """End at the next token; may be called from anywhere."""
+        """End at the next token; may be called from any thread."""
         self.stopping.set()
 
     def summary(self) -> str:
-        """What an answer took."""
+        """Summarize the tokens and the time that the answer took."""
         parts = [f"read {self.num_read:,} tokens"]
         if self.num_reused:
             parts.append(f"had {self.num_reused:,} in memory")
@@ -115,11 +115,11 @@ class Answer:
         if self.stopped:
             parts.append("stopped")
         elif not self.finished:
-            parts.append("cut off at the longest length allowed")
+            parts.append("cut off at the maximum length")
         return " · ".join(parts)
 
     def __iter__(self) -> Iterator[str]:
-        """Generate, and give out the text as it comes."""
+        """Generate the answer, and yield its text as it arrives."""
         began = time.perf_counter()
         tokens = _Tokens()
 
@@ -136,11 +136,11 @@ class Answer:
                 for piece in text_pieces(self._tokenizer, self._prompt, timed()):
                     self.text += piece
                     yield piece
-            except BaseException:  # given up: an interrupt, a page that was closed
+            except BaseException:  # abandoned: an interrupt, a closed page
                 self.stop()
                 raise
         self.seconds = time.perf_counter() - began
-        generation.result()  # raises what went wrong
+        generation.result()  # raises the error of the thread, if any
 
     def _generate(self, tokens: _Tokens) -> None:
         memory = self._memory
@@ -159,7 +159,7 @@ class Answer:
         device = self._model.device
         try:
             with plain_generation(self._model):
-                # The last token is left for generate, with a mask that tells how much has been read before it.
+                # generate gets the last token, and a mask that covers everything read before it.
                 output = self._model.generate(
                     input_ids=torch.tensor([self._prompt[-1:]], device=device),
                     attention_mask=torch.ones(1, memory.cache.get_seq_length() + 1, dtype=torch.long, device=device),
@@ -174,6 +174,6 @@ class Answer:
         self.num_read += 1
         self.num_written = len(output) - 1
         self.finished = output[-1] in (settings.eos_token_id or ())
-        if not self.finished:  # the last word has been said, but not read
+        if not self.finished:  # the last token was generated, but not read
             memory.read(output[-1:])
         memory.note([*self._prompt, *output[1:]])

@@ -1,4 +1,4 @@
-"""A model to talk with, how messages become the tokens that it reads, and how it is to answer."""
+"""A chat model: loading, rendering messages to tokens, and the settings for its answers."""
 
 import logging
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ _ANSWER_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """What the user may choose.
+    """The user's settings.
 
     Raises:
-        ConfigError: a value is out of its range.
+        ConfigError: a value is out of range.
     """
 
-    max_new_tokens: int | None = None  # of the longest answer, kept free in the context; None: see `answer_length`
-    temperature: float = 0.0  # 0 takes the likeliest token each time; above that tokens are drawn
-    top_p: float = 1.0  # draw only from the likeliest tokens that together have this probability
-    system: str = ""  # message that opens every conversation; empty for none
-    cut: bool = True  # whether a document that does not fit loses its middle; it is refused otherwise
-    stream_window: int | None = None  # tokens seen at a time, by attention sinks and a recent window; None for all
+    max_new_tokens: int | None = None  # maximum length of an answer, kept free; None: see `answer_length`
+    temperature: float = 0.0  # 0 always takes the likeliest token; above 0, tokens are sampled
+    top_p: float = 1.0  # sample only from the likeliest tokens that together have this probability
+    system: str = ""  # message that starts every conversation; empty for none
+    cut: bool = True  # whether to cut the middle of a document that does not fit, instead of refusing it
+    stream_window: int | None = None  # tokens visible at a time: attention sinks and a recent window; None for all
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -47,10 +47,10 @@ class ChatSettings:
             raise ConfigError("top_p has no effect without a temperature: set temperature, for example to 0.7")
 
     def answer_length(self, context: int) -> int:
-        """Longest answer of a model that reads so many tokens: as set, or 512, at most a quarter of the context.
+        """Return the maximum length of an answer in a context of that many tokens: as set, or min(512, context / 4).
 
         Raises:
-            ConfigError: as set, it leaves no room for a question.
+            ConfigError: the length that was set leaves no room for a question.
         """
         if self.max_new_tokens is None:
             return max(1, min(_ANSWER_TOKENS, context // 4))
@@ -80,40 +80,40 @@ class ChatModel:
 
     @cached_property
     def key_rotations(self) -> list[KeyRotation]:
-        """What a streaming memory needs; for all conversations."""
+        """Key rotations for streaming memories, shared by all conversations."""
         return key_rotations(self.model)
 
     def text(self, messages: Sequence[Message]) -> str:
-        """Write messages out; after a question, up to where the answer begins.
+        """Render messages; after a question, up to where the answer begins.
 
         Raises:
-            ConfigError: the template does not take them.
+            ConfigError: the template refuses them.
         """
         is_question = bool(messages) and messages[-1]["role"] == "user"
         try:
             return str(
                 self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_question)
             )
-        except Exception as error:  # jinja's, and whatever a template raises by itself
-            raise ConfigError(f"the chat template of {self.name} does not take this conversation: {error}") from error
+        except Exception as error:  # jinja's, and whatever a template raises itself
+            raise ConfigError(f"the chat template of {self.name} refuses this conversation: {error}") from error
 
     def tokens(self, text: str) -> list[int]:
-        """Tokens of a text that the template wrote, its special tokens included, or of a part of it."""
+        """Tokenize text from the template, including its special tokens, or a part of it."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of messages."""
+        """Render and tokenize messages."""
         return self.tokens(self.text(messages))
 
     def continuation(self, system: Sequence[Message], answer: str, question: str) -> list[int]:
-        """What follows an answer up to the next one: the end of its turn, and the question.
+        """Return the tokens between an answer and the next one: the end of its turn, and the question.
 
-        The conversation before it need not be known: a template shows from two turns how one follows the other.
+        The conversation before it is not needed: two turns show how the template continues.
         """
         asked = [*system, {"role": "user", "content": "?"}]
         so_far = self.text(asked) + answer
         whole = self.text([*asked, {"role": "assistant", "content": answer}, {"role": "user", "content": question}])
-        if not whole.startswith(so_far):  # a template that rewrites what was said
+        if not whole.startswith(so_far):  # the template rewrites earlier turns
             whole, so_far = self.text([{"role": "user", "content": question}]), ""
         return self.tokens(whole[len(so_far) :])
 
@@ -125,11 +125,11 @@ def load_chat_model(
     quantization: Quantization | None = None,
     trust_remote_code: bool = False,
 ) -> ChatModel:
-    """Load a model to talk with, merged or an adapter.
+    """Load a model to chat with, merged or an adapter.
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
-        ConfigError: what packs weights into 4 bits is not installed.
+        ConfigError: the package for 4-bit weights is not installed.
     """
     model, tokenizer = load_for_inference(
         name, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code

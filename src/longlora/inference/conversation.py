@@ -1,4 +1,4 @@
-"""A conversation: what has been said, what of it fits into the context, and what the model is to read next."""
+"""A conversation: its turns, what fits into the context, and what the model reads next."""
 
 import sys
 import threading
@@ -11,12 +11,12 @@ from longlora.inference.chat_model import ChatModel, ChatSettings, Message
 from longlora.inference.documents import Document, cut_middle
 from longlora.inference.reading import Memory, Progress, SavedReadings, shared_prefix
 
-_QUESTION_SHARE, _QUESTION_TOKENS = 8, 512  # an eighth of the context, at most so many tokens, stays free for questions
+_QUESTION_SHARE, _QUESTION_TOKENS = 8, 512  # an eighth of the context, at most 512 tokens, stays free for questions
 
 
 @dataclass(kw_only=True)
 class Turn:
-    """A question and what was answered, as the model wrote it."""
+    """A question and its answer, as the model wrote it."""
 
     question: str
     answer: str
@@ -32,7 +32,7 @@ class Usage:
 
     @property
     def share(self) -> float:
-        """Of the context that is in use, 0 to 1."""
+        """Share of the context in use, 0 to 1."""
         return min(1.0, self.used / self.context)
 
     def __str__(self) -> str:
@@ -41,18 +41,18 @@ class Usage:
 
 
 class Conversation:
-    """One conversation with a model, about a document or not.
+    """One conversation with a model, with or without a document.
 
-    The document stands before the first question, within the user's turn, as in LongAlpaca. Everything that has been
-    read stays in memory as keys and values, so each question costs its own tokens and no more.
+    The document precedes the first question, within the user's turn, as in LongAlpaca. Everything read stays in memory
+    as keys and values, so each question costs only its own tokens.
 
     Args:
         chat_model: the model.
         settings: how to answer.
-        saved: where what was read of a document is kept on disk, if anywhere.
+        saved: where keys and values of documents are saved on disk, if anywhere.
 
     Raises:
-        ConfigError: answers as long as they may get leave no room for a question, or the streaming window cannot be.
+        ConfigError: answers of the maximum length leave no room for a question, or the streaming window is impossible.
     """
 
     def __init__(self, chat_model: ChatModel, settings: ChatSettings, saved: SavedReadings | None = None) -> None:
@@ -61,12 +61,12 @@ class Conversation:
         self.document: Document | None = None
         self.memory = Memory(chat_model, settings.stream_window)
         self.is_streaming = settings.stream_window is not None
-        self._context = sys.maxsize if self.is_streaming else chat_model.context  # what streams has no end
+        self._context = sys.maxsize if self.is_streaming else chat_model.context  # streams are endless
         self._answer_length = settings.answer_length(self._context)
         self._system: list[Message] = [{"role": "system", "content": settings.system}] if settings.system else []
 
     def clear(self) -> None:
-        """Forget what was said; the document stays, and what has been read of it."""
+        """Forget the turns; the document stays, and so does what was read of it."""
         self.turns = []
         if self.is_streaming:
             self.memory.forget()
@@ -74,28 +74,28 @@ class Conversation:
             self.memory.begin([*self._document_prefix(), 0])
 
     def release(self) -> None:
-        """Give up keys and values; the next question reads the conversation again. A streaming memory is small."""
+        """Free keys and values, which the next question computes again; a streaming memory is small, and stays."""
         if not self.is_streaming:
             self.memory.forget()
 
     def forget_document(self) -> None:
-        """Begin anew without a document."""
+        """Start over without a document."""
         self.document = None
         self.clear()
 
     def set_document(self, name: str, text: str) -> list[str]:
-        """Begin anew about a document, and return what there is to tell about that.
+        """Start over with a document, and return notes for the user.
 
         Raises:
-            DataError: it is longer than what fits, and is not to be cut.
+            DataError: it does not fit, and cutting is off.
         """
         document = Document(name=name, text=text, num_tokens=len(self.chat_model.tokens(text)))
         notes = [f"{name}: {document.num_tokens:,} tokens"]
         limit = self._room_for_document()
         if document.num_tokens > limit:
             beyond = (
-                f"{name} has {document.num_tokens:,} tokens, and {limit:,} fit beside a question and an answer into "
-                f"the context of {self._context:,}"
+                f"{name} has {document.num_tokens:,} tokens, and {limit:,} fit into the context of {self._context:,} "
+                "along with a question and an answer"
             )
             if not self.settings.cut:
                 raise DataError(f"{beyond}; shorten it, or let its middle be cut")
@@ -107,9 +107,9 @@ class Conversation:
         return notes
 
     def read_document(self, progress: Progress | None = None, stop: threading.Event | None = None) -> list[str]:
-        """Read the document before any question, or fetch what was read of it earlier; return what there is to tell.
+        """Read the document before any question, or load what was read of it earlier; return notes for the user.
 
-        A streaming memory reads it with the first question; so does any memory what is left once `stop` is set.
+        A streaming memory reads it with the first question, which also reads what is left when `stop` is set.
         """
         if self.document is None or self.is_streaming:
             return []
@@ -130,14 +130,14 @@ class Conversation:
         return notes
 
     def ask(self, question: str, progress: Progress | None = None) -> tuple[Answer, list[str]]:
-        """Prepare an answer, and what there is to tell before it; `finish` takes it into the conversation.
+        """Prepare an answer, and notes for the user; `finish` then adds it to the conversation.
 
         Raises:
             DataError: the question alone does not fit.
         """
         notes: list[str] = []
         if self.is_streaming and not self.turns:
-            self.memory.forget()  # what an answer that was given up has left
+            self.memory.forget()  # leftovers of an abandoned answer
         if self.is_streaming and self.memory.cache.get_seq_length():
             prompt = self.chat_model.continuation(self._system, self.turns[-1].answer, question)
         else:
@@ -149,11 +149,11 @@ class Conversation:
         return answer, notes
 
     def finish(self, question: str, answer: Answer) -> None:
-        """Take a question and its answer, whole or stopped, into the conversation."""
+        """Add a question and its answer, complete or stopped, to the conversation."""
         self.turns.append(Turn(question=question, answer=answer.text))
 
     def usage(self) -> Usage:
-        """How full the context is."""
+        """Return how full the context is."""
         context = self.settings.stream_window or self.chat_model.context
         return Usage(
             used=min(self.memory.cache.get_seq_length(), context),
@@ -162,13 +162,13 @@ class Conversation:
         )
 
     def messages(self) -> list[Message]:
-        """What has been said, without the document."""
+        """Return the messages so far, without the document."""
         return self._messages(self.turns, document="")
 
     def _messages(
         self, turns: Sequence[Turn], question: str | None = None, *, document: str | None = None
     ) -> list[Message]:
-        """The messages as the model reads them, a new question last."""
+        """Return the messages as the model reads them, with a new question last."""
         if document is None:
             document = "" if self.document is None else f"{self.document.text}\n\n"
         messages = list(self._system)
@@ -186,12 +186,12 @@ class Conversation:
         return self._context - self._answer_length - around - questions
 
     def _document_prefix(self) -> list[int]:
-        """What every first question begins with: two unlike ones are compared."""
+        """Return the tokens that every first question starts with, by comparing two different ones."""
         one, other = (self.chat_model.prompt(self._messages([], question)) for question in ("What?", "1"))
         return one[: shared_prefix(one, other)]
 
     def _fitting_prompt(self, question: str) -> tuple[list[int], list[str]]:
-        """The whole conversation and a question, less the oldest turns if it is too long."""
+        """Return the tokens of the conversation and a question, without the oldest turns if it is too long."""
         turns = list(self.turns)
         prompt = self.chat_model.prompt(self._messages(turns, question))
         while turns and len(prompt) + self._answer_length > self._context:
@@ -199,8 +199,8 @@ class Conversation:
             prompt = self.chat_model.prompt(self._messages(turns, question))
         if len(prompt) >= self._context:
             raise DataError(
-                f"the question makes {len(prompt):,} tokens with what stands before it, and the context of "
-                f"{self._context:,} has no room for an answer; ask in fewer words"
+                f"the question and what precedes it have {len(prompt):,} tokens, and the context of {self._context:,} "
+                "has no room for an answer; ask in fewer words"
             )
         forgotten = len(self.turns) - len(turns)
         self.turns = turns

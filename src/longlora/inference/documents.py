@@ -1,4 +1,4 @@
-"""A document to talk about: read from a file, and cut in its middle where it is longer than what fits."""
+"""Documents to chat about: read from files, and cut in the middle if they do not fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,24 +10,24 @@ TEXT_SUFFIXES = (".txt", ".md")
 ReadDocument = Callable[[Path], str]
 
 _CUT_MARK = "\n\n[…]\n\n"
-_STEP = 0.98  # of the length at a time, where the first estimate was too long
+_STEP = 0.98  # factor by which the length shrinks while it is still too long
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Its text, and how much of it is there."""
+    """A document's text, and how much of it was cut."""
 
     name: str
     text: str
     num_tokens: int  # of the whole document
-    num_cut: int = 0  # tokens that were left out of its middle
+    num_cut: int = 0  # tokens cut out of the middle
 
 
 def read_text(path: Path) -> str:
     """Read a text file, in UTF-8.
 
     Raises:
-        DataError: it is not there, not text, or empty.
+        DataError: it is missing, not text, or empty.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -36,12 +36,12 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not text.strip():
-        raise DataError(f"{path} holds no text")
+        raise DataError(f"{path} contains no text")
     return text
 
 
 def join_documents(paths: list[Path], read_document: ReadDocument) -> tuple[str, str]:
-    """Read files, and join them: their names, and their texts; several are told apart by their names above them.
+    """Read files, and return their joined names and texts; each of several texts is headed by its name.
 
     Raises:
         DataError: one cannot be read.
@@ -53,9 +53,9 @@ def join_documents(paths: list[Path], read_document: ReadDocument) -> tuple[str,
 
 
 def cut_middle(document: Document, count: Callable[[str], int], *, limit: int) -> Document:
-    """Leave out as much of a document's middle as is needed to bring it down to `limit` tokens.
+    """Cut as much from the middle of a document as it takes to fit into `limit` tokens, and mark the cut.
 
-    The beginning says what a document is about and the end what came of it; a mark stands for what is missing.
+    The beginning of a document says what it is about, and the end what came of it.
 
     Raises:
         DataError: nothing would be left.

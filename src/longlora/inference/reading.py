@@ -1,4 +1,4 @@
-"""What a model has read of a conversation: its tokens, and their keys and values, in memory and on disk."""
+"""What a model has read of a conversation: tokens, keys and values, in memory and on disk."""
 
 import hashlib
 import json
@@ -26,19 +26,19 @@ from longlora.support.files import replaced_file
 
 logger = logging.getLogger("longlora")
 
-PIECE_TOKENS = 2048  # of a forward pass while reading: bounds the memory of activations
-_SAMPLES = 16  # values of each weight that enter a model's fingerprint, evenly spread
+PIECE_TOKENS = 2048  # per forward pass while reading: bounds the memory of activations
+_SAMPLES = 16  # evenly spread values of each weight in a model's fingerprint
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
 
 
 class Memory:
     """Keys and values of what has been read.
 
-    A prompt that begins like the one before is read only from where it differs. With a `window` the first tokens and
-    the latest ones are remembered, so many in all, and a prompt is what comes new.
+    A prompt that starts like the previous one is read only from where it differs. With a `window`, only the first
+    tokens and the latest ones are kept, `window` in all, and a prompt is only what is new.
 
     Raises:
-        ConfigError: the window is larger than what the model reads, or too small, or the model cannot stream.
+        ConfigError: the window is larger than the model's context or too small, or the model cannot stream.
     """
 
     def __init__(self, chat_model: ChatModel, window: int | None = None) -> None:
@@ -55,8 +55,8 @@ class Memory:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
-        self.tokens: list[int] = []  # whose keys and values are there; unused with a window
+        """Drop everything read so far."""
+        self.tokens: list[int] = []  # whose keys and values are cached; unused with a window
         self.cache: Cache = (
             DynamicCache(config=self._model.config)
             if self._window is None
@@ -64,7 +64,7 @@ class Memory:
         )
 
     def begin(self, prompt: Sequence[int]) -> int:
-        """Make ready for a prompt, and tell how many of its tokens have been read already; one is always left."""
+        """Prepare for a prompt, and return how many of its tokens are already read; at least one is always left."""
         if isinstance(self.cache, StreamingCache):
             self.cache.rebase()
             return 0
@@ -76,12 +76,12 @@ class Memory:
         return len(self.tokens)
 
     def _crop(self, surplus: int) -> bool:
-        """Forget the last tokens; layers with a window or a state of their own may be unable to."""
+        """Drop the last tokens; layers with their own window or state may be unable to."""
         if not self.cache.is_croppable:
             return False
         try:
             self.cache.crop(-surplus)
-        except RuntimeError:  # a sliding window that has let go of what would come back
+        except RuntimeError:  # a sliding window has dropped what would be needed again
             return False
         return True
 
@@ -89,7 +89,7 @@ class Memory:
     def read(
         self, tokens: Sequence[int], *, stop: threading.Event | None = None, progress: Progress | None = None
     ) -> int:
-        """Read tokens in pieces, and return how many were read: all, unless `stop` was set between two."""
+        """Read tokens in pieces, and return how many were read: all, unless `stop` was set between two pieces."""
         decoder = transformers_model(self._model).get_decoder()  # needs no logits
         for begin in range(0, len(tokens), self._piece):
             if stop is not None and stop.is_set():
@@ -105,31 +105,31 @@ class Memory:
         return len(tokens)
 
     def note(self, tokens: Sequence[int]) -> None:
-        """Take note of all tokens of prompt and answer, the last ones of which may not have been read yet."""
+        """Record the tokens of prompt and answer, of which the last ones may not have been read yet."""
         if self._window is None:
             self.tokens = list(tokens[: self.cache.get_seq_length()])
 
 
 def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return the length of the common prefix of two token sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (first, second) in pairs if first != second), min(len(one), len(other)))
 
 
 class SavedReadings:
-    """A folder with a file for each document, model and dtype.
+    """A folder with one file per document, model and dtype.
 
-    A file is used if it was made by the very same model (`fingerprint`) from the same tokens; if not, or if it is
-    damaged, the document is read again and the file replaced.
+    A file is used only if the same model (`fingerprint`) made it from the same tokens; otherwise, or if it is damaged,
+    the document is read again and the file replaced.
     """
 
     def __init__(self, folder: Path, model_name: str) -> None:
         self._folder = folder
-        # Resolved, so that `.` and `runs/mine/adapter/` name the same file as the path written out.
+        # Resolved, so `.` and `runs/mine/adapter/` give the same file as the full path.
         self._model_name = re.sub(r"[^\w.-]+", "-", Path(model_name).expanduser().resolve().name) or "model"
 
     def load(self, tokens: Sequence[int], model: PreTrainedModel | PeftModel) -> tuple[DynamicCache | None, list[str]]:
-        """Fetch what was read of these tokens, if it is there and good; and what there is to tell."""
+        """Load what was read of these tokens, if it is there and intact; also return notes for the user."""
         path = self._path(tokens, model)
         if not path.exists():
             return None, []
@@ -147,12 +147,12 @@ class SavedReadings:
         cache = DynamicCache(config=model.config)
         for index in range(num_layers):
             cache.update(tensors[f"keys.{index}"].to(model.device), tensors[f"values.{index}"].to(model.device), index)
-        return cache, [f"{len(tokens):,} tokens fetched from {path}"]
+        return cache, [f"{len(tokens):,} tokens loaded from {path}"]
 
     def save(self, tokens: Sequence[int], cache: Cache, model: PreTrainedModel | PeftModel) -> list[str]:
-        """Keep what was read of these tokens; and what there is to tell."""
+        """Save what was read of these tokens, and return notes for the user."""
         if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return ["this model keeps more than keys and values of all tokens: its reading cannot be kept on disk"]
+            return ["this model caches more than keys and values of all tokens, which cannot be saved to disk"]
         tensors = {}
         for index, layer in enumerate(cache.layers):
             tensors[f"keys.{index}"] = layer.keys.to("cpu").contiguous()
@@ -167,7 +167,7 @@ class SavedReadings:
         self._folder.mkdir(parents=True, exist_ok=True)
         with replaced_file(path) as temporary:
             save_file(tensors, temporary, metadata=label)
-        return [f"kept in {path} ({path.stat().st_size / 2**20:,.1f} MiB)"]
+        return [f"saved to {path} ({path.stat().st_size / 2**20:,.1f} MiB)"]
 
     def _path(self, tokens: Sequence[int], model: PreTrainedModel | PeftModel) -> Path:
         text = hashlib.sha256(json.dumps(list(tokens)).encode()).hexdigest()[:16]
@@ -175,7 +175,7 @@ class SavedReadings:
 
 
 def fingerprint(model: PreTrainedModel | PeftModel) -> str:
-    """What a model is, wherever it is stored: its configuration and a sample of each of its weights."""
+    """Return a digest of a model's configuration and a sample of each weight, independent of where it is stored."""
     digest = hashlib.sha256(json.dumps(_without_paths(model.config.to_dict()), sort_keys=True, default=str).encode())
     digest.update(f"transformers {version('transformers')}".encode())
     for name, weight in model.state_dict().items():
@@ -187,7 +187,7 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out how the model's path was written, which transformers notes in a configuration and those within it."""
+    """Remove the model's path, which transformers records in a configuration and in nested ones."""
     return {
         name: _without_paths(value) if isinstance(value, dict) else value
         for name, value in config.items()

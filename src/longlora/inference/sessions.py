@@ -1,4 +1,4 @@
-"""The visitors of the web page: what each of them does there, and how their conversations share one model's memory."""
+"""Sessions of the web page's visitors, whose conversations share one model's memory."""
 
 import html
 import threading
@@ -12,9 +12,9 @@ from longlora.inference.conversation import Conversation, Usage
 from longlora.inference.documents import join_documents
 
 NUM_REMEMBERED = 4
-Message = dict[str, Any]  # as gradio's chatbot has them
+Message = dict[str, Any]  # as in gradio's chatbot
 ReadUpload = Callable[[Path, threading.Event], str]  # until the event is set
-Shown = tuple[Any, Any, Any, Any]  # what changes of the chat, the question's box, the meter and the note below
+Shown = tuple[Any, Any, Any, Any]  # updates of the chat, the question box, the meter and the note below
 
 
 class Session:
@@ -22,10 +22,10 @@ class Session:
 
     def __init__(self, conversation: Conversation, read_upload: ReadUpload) -> None:
         self.conversation, self._read_upload = conversation, read_upload
-        self.stopping = threading.Event()  # set to end what is being written or read
+        self.stopping = threading.Event()  # set it to stop the current answer or reading
 
     def ask(self, question: str, said: list[Message]) -> Iterator[Shown]:
-        """Write an answer, piece by piece."""
+        """Stream an answer."""
         import gradio
 
         same = gradio.skip()
@@ -48,7 +48,7 @@ class Session:
         yield self._shown([*asked, {"role": "assistant", "content": text}], [*notes, answer.summary()])
 
     def open(self, path: str | None) -> Iterator[Shown]:
-        """Begin anew about an uploaded document."""
+        """Start over with an uploaded document."""
         import gradio
 
         same = gradio.skip()
@@ -66,25 +66,25 @@ class Session:
         yield self._shown([], notes)
 
     def close(self) -> Iterator[Shown]:
-        """Begin anew without a document."""
+        """Start over without a document."""
         self.conversation.forget_document()
         yield self._shown([])
 
     def clear(self) -> Iterator[Shown]:
-        """Begin anew about the same document."""
+        """Start over with the same document."""
         self.conversation.clear()
         yield self._shown([])
 
     def _shown(self, said: list[Message], notes: list[str] | None = None) -> Shown:
-        """The page when it is the visitor's turn."""
+        """Return the state of the page when it is the visitor's turn."""
         return said, _question_box(), usage_html(self.conversation.usage()), _note(notes or [])
 
 
 class SessionStore:
-    """A session for each visitor, by a key of theirs.
+    """One session per visitor, by the visitor's key.
 
-    Keys and values of a long document are large, so only the `num_remembered` conversations that spoke last keep
-    theirs; another one reads its text again when it resumes.
+    Keys and values of a long document are large, so only the `num_remembered` most recent conversations keep theirs;
+    the others read their text again when they continue.
     """
 
     def __init__(self, begin: Callable[[], Session], num_remembered: int = NUM_REMEMBERED) -> None:
@@ -92,7 +92,7 @@ class SessionStore:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
     def enter(self, key: str) -> Session:
-        """Find a visitor's session, or begin one, before the model is used there."""
+        """Return a visitor's session, new if necessary, before it uses the model."""
         if key not in self._sessions:
             self._sessions[key] = self.begin()
         self._sessions.move_to_end(key)
@@ -101,7 +101,7 @@ class SessionStore:
         return self._sessions[key]
 
     def stop(self, key: str) -> None:
-        """End what is being written or read in a session, while the model is used there."""
+        """Stop a session's current answer or reading, while it uses the model."""
         if key in self._sessions:
             self._sessions[key].stopping.set()
 
@@ -115,7 +115,7 @@ class SessionStore:
 
 
 def usage_html(usage: Usage) -> str:
-    """A bar, and the numbers behind it."""
+    """Return a bar and the numbers behind it, as HTML."""
     colour = "fill full" if usage.share > 0.9 else "fill"
     return (
         f'<div class="track" role="progressbar" aria-label="context in use" aria-valuenow="{usage.share * 100:.0f}">'
@@ -124,7 +124,7 @@ def usage_html(usage: Usage) -> str:
 
 
 def _told(error: Exception, path: str = "") -> Exception:
-    """What a visitor is told: their mistakes, without the server's folders; of all else only that it happened."""
+    """Convert an error for the visitor: user errors without the server's folders, and no details of any others."""
     import gradio
 
     if isinstance(error, LongLoRAError):
@@ -138,7 +138,7 @@ def _note(notes: list[str]) -> str:
 
 
 def _question_box(question: str = "", *, is_answering: bool = False) -> Any:
-    """The box with a button that sends the question or, while an answer is being written, one that stops it."""
+    """Return the question box, with a button to send the question or, during an answer, one to stop it."""
     import gradio
 
     return gradio.Textbox(value=question, submit_btn=not is_answering, stop_btn=is_answering)

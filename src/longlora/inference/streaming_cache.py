@@ -1,13 +1,13 @@
-"""Endless text in constant memory: a key-value cache that keeps the first tokens and the latest ones.
+"""Endless text in constant memory: a key-value cache of the first tokens and the latest ones.
 
 Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (StreamingLLM, arXiv 2309.17453), section 3.2:
-the first few tokens, which heads attend to whenever nothing else matters (the sinks), stay beside a window of recent
-tokens, and positions are those *within the cache*, so that none is larger than the window.
+the first few tokens, which heads attend to when nothing else matters (the sinks), stay beside a window of recent
+tokens, and positions are those *within the cache*, so none is larger than the window.
 
-Rotary positions enter attention as differences alone. It is therefore the same whether the recent keys move down next
-to the sinks, as in the paper, or the few sinks move up next to the recent keys: the sinks' keys are rotated on by as
-many positions as tokens have been dropped behind them. That is what is done here. Recent keys are never touched, no
-rounding adds up, positions go on counting as `generate` counts them, and no model is patched:
+Rotary positions enter attention only as differences. So the recent keys may move down next to the sinks, as in the
+paper, or the few sinks may move up next to the recent keys: their keys are rotated by as many positions as tokens were
+dropped after them. This file does the latter. Recent keys are never touched, rounding errors do not add up, positions
+continue as `generate` counts them, and no model is patched:
 
     cache = StreamingCache(key_rotations(model), window=1024)
     model.generate(**tokenizer(text, return_tensors="pt"), past_key_values=cache, prefill_chunk_size=256)
@@ -26,31 +26,31 @@ from transformers.cache_utils import DynamicLayer
 
 from longlora.errors import ConfigError
 
-NUM_SINKS = 4  # section 3.2 and table 2 of the paper: more gain nothing, one or two are too few
-# Past this many positions the angles in float32, position × frequency, are coarser than bfloat16's 8 bits.
+NUM_SINKS = 4  # section 3.2 and table 2 of the paper: more do not help, one or two are too few
+# Beyond this position, angles in float32 (position × frequency) are coarser than bfloat16's 8 bits.
 REBASE_AFTER = 2**16
 
-_PROBE_TOKENS, _PROBE_SHIFT = 3, 100_003  # so far that the slowest frequencies turn, and position-dependent scales show
-_FITS = 0.1  # relative; low precision leaves some hundredths, another way to rotate at least some tenths
+_PROBE_TOKENS, _PROBE_SHIFT = 3, 100_003  # far enough for the slowest frequencies and position-dependent scales to show
+_FITS = 0.1  # relative error; low precision gives a few hundredths, a different rotation at least a few tenths
 _CHANGING_ROPE = {"dynamic", "longrope"}
 
 
 class KeyRotation:
-    """How a layer's keys turn from one position to another.
+    """How a layer's keys rotate from one position to another.
 
     Args:
-        inverse_frequencies: angle for each position, in radians, (R / 2,); none for a layer without positions.
-        interleaved: whether neighbouring dimensions turn together, not those of the two halves. The first R turn.
+        inverse_frequencies: angle per position, in radians, (R / 2,); empty for a layer without positions.
+        interleaved: whether neighbouring dimensions form pairs, not those of the two halves. The first R rotate.
     """
 
     def __init__(self, inverse_frequencies: Tensor, *, interleaved: bool = False) -> None:
         self._inverse_frequencies = inverse_frequencies.detach().to("cpu", torch.float64)
-        # Where the two dimensions that turn together stand in (…, R).
+        # How to split (…, R) into pairs, and the axis of a pair.
         self._shape, self._pair = ((-1, 2), -1) if interleaved else ((2, -1), -2)
         self.num_turning = 2 * len(inverse_frequencies)  # R
 
     def __call__(self, keys: Tensor, shifts: Tensor) -> Tensor:
-        """Turn keys (B, H_kv, L, D) on by so many positions in each row, (B,); the result is new, in the same dtype."""
+        """Rotate keys (B, H_kv, L, D) by `shifts` positions per row, (B,); returns a new tensor of the same dtype."""
         if self.num_turning == 0 or not shifts.any():
             return keys
         dtype = torch.promote_types(keys.dtype, torch.float32)
@@ -65,29 +65,29 @@ class KeyRotation:
 def _cosine_and_sine(
     inverse_frequencies: Tensor, shifts: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """Each (B, 1, 1, R / 2)."""
+    """Return cosine and sine, each (B, 1, 1, R / 2)."""
     angles = torch.tensor(shifts, dtype=torch.float64)[:, None, None, None] * inverse_frequencies
     return [angles.cos().to(device, dtype), angles.sin().to(device, dtype)]
 
 
 def key_rotations(model: PreTrainedModel) -> list[KeyRotation]:
-    """Find out how each layer's keys turn with the position, by asking the model: two passes over three tokens.
+    """Measure how each layer's keys rotate with the position, in two passes of the model over three tokens.
 
-    The same tokens are read near position 0 and far from it. If nothing but differences of positions counts, each
-    layer's keys must be the same but for a rotation by the model's own frequencies (those of its context extension
-    included), of all dimensions or of some.
+    The same tokens are read near position 0 and far from it. If only differences of positions matter, each layer's keys
+    must differ by a rotation with the model's own frequencies (including those of a context extension), of all
+    dimensions or some.
 
     Args:
-        model: in eval mode; an adapter around it is welcome.
+        model: in eval mode, with or without an adapter.
 
     Raises:
-        ConfigError: the model has no rotary positions, or such as change with the length; it has layers with windows
-            or states of their own; or its keys do not turn as they should.
+        ConfigError: the model has no rotary positions, or they change with the length; it has layers with their own
+            windows or states; or its keys do not rotate as expected.
     """
     config = model.config.get_text_config()
     _check_layers(config)
     no_rotary_positions = ConfigError(
-        f"{config.model_type} has no rotary positions that a streaming window could count anew; use it without"
+        f"{config.model_type} has no rotary positions, which a streaming window needs; use it without one"
     )
     named = {name: buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq") and buffer.ndim == 1}
     if not named:
@@ -110,9 +110,9 @@ def _check_layers(config: PreTrainedConfig) -> None:
     kinds = {type(layer) for layer in DynamicCache(config=config).layers} - {DynamicLayer}
     if kinds:
         raise ConfigError(
-            f"{config.model_type} has layers that keep something else than the keys of all tokens "
-            f"({', '.join(sorted(kind.__name__ for kind in kinds))}), where attention sinks have no place; use it "
-            "without a streaming window"
+            f"{config.model_type} has layers that cache something other than the keys of all tokens "
+            f"({', '.join(sorted(kind.__name__ for kind in kinds))}), which leaves no place for attention sinks; use "
+            "it without a streaming window"
         )
     parameters = config.to_dict().get("rope_parameters") or {}
     by_kind_of_layer = [each for each in parameters.values() if isinstance(each, dict)]
@@ -126,7 +126,7 @@ def _check_layers(config: PreTrainedConfig) -> None:
 
 @torch.no_grad()
 def _cache_at(model: PreTrainedModel, start: int) -> DynamicCache:
-    """Each layer's keys and values (1, H_kv, 3, D) of three tokens that begin at a position."""
+    """Return each layer's keys and values (1, H_kv, 3, D) for three tokens from a position on."""
     tokens = torch.arange(_PROBE_TOKENS, device=model.device)[None]
     cache = DynamicCache()
     model(input_ids=tokens, position_ids=tokens + start, past_key_values=cache, use_cache=True)
@@ -137,7 +137,7 @@ def _fitting(candidates: Sequence[KeyRotation], states: Tensor, moved: Tensor, c
     def error(rotate: KeyRotation) -> float:
         return float((rotate(states, torch.tensor([_PROBE_SHIFT])).float() - moved.float()).norm())
 
-    # One that turns more dimensions than there are is that of an encoder.
+    # A rotation of more dimensions than there are belongs to an encoder.
     best = min((rotate for rotate in candidates if rotate.num_turning <= states.shape[-1]), key=error)
     relative = error(best) / float(moved.float().norm().clamp_min(1e-30))
     if not relative < _FITS:  # a NaN does not fit either
@@ -149,9 +149,9 @@ def _fitting(candidates: Sequence[KeyRotation], states: Tensor, moved: Tensor, c
 
 
 class _StreamingLayer(DynamicLayer):
-    """One layer's keys and values: the sinks, and the latest tokens beside them."""
+    """One layer's keys and values: the sinks, followed by the latest tokens."""
 
-    keys: Tensor  # (B, H_kv, L, D), each turned to the position at which it came in
+    keys: Tensor  # (B, H_kv, L, D), each rotated to the position at which it arrived
     values: Tensor
     is_croppable = False
 
@@ -162,10 +162,10 @@ class _StreamingLayer(DynamicLayer):
         self.reset()
 
     def reset(self) -> None:
-        self.is_initialized = False  # transformers 5.17 would keep as many keys, of zeros
+        self.is_initialized = False  # transformers 5.17 would keep equally many keys, all zeros
         super().reset()
-        self._padding = self._given_padding  # of each row before anything was dropped, (B,)
-        self._num_dropped = 0  # in each row: its padding first, then what follows the sinks
+        self._padding = self._given_padding  # per row, before anything was dropped, (B,)
+        self._num_dropped = 0  # per row: first its padding, then what follows the sinks
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         num_rows = key_states.shape[0]
@@ -173,14 +173,14 @@ class _StreamingLayer(DynamicLayer):
             self._padding = torch.zeros(num_rows, dtype=torch.long)
         if len(self._padding) != num_rows:
             raise ConfigError(
-                f"left_padding names {len(self._padding)} rows, and the batch has {num_rows}: one for each"
+                f"left_padding names {len(self._padding)} rows, and the batch has {num_rows}; give one for each"
             )
         super().lazy_initialization(key_states, value_states)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Drop what no longer fits, add (B, H_kv, T, D), and return the keys and values to attend to."""
+        """Drop what no longer fits, append (B, H_kv, T, D), and return the keys and values to attend to."""
         if surplus := self._num_kept - self._num_staying(key_states.shape[2]):
             self.keys, self.values = self._without(self.keys, surplus), self._without(self.values, surplus)
             self._num_dropped += surplus
@@ -193,7 +193,7 @@ class _StreamingLayer(DynamicLayer):
         return keys, values
 
     def rebase(self) -> None:
-        """Count positions anew, from the first token in the cache: the recent keys move down to the sinks instead."""
+        """Restart positions at the first token in the cache: here, the recent keys move down to the sinks."""
         if not self._num_kept:
             return
         sinks, recent = self.keys[:, :, : self._num_sinks], self.keys[:, :, self._num_sinks :]
@@ -201,11 +201,11 @@ class _StreamingLayer(DynamicLayer):
         self._padding, self._num_dropped = (self._padding - self._num_dropped).clamp_min(0), 0
 
     def get_seq_length(self) -> int:
-        """Positions counted so far, padding and what was dropped included: the next token's."""
+        """Return the next token's position, which counts padding and dropped tokens."""
         return self._num_dropped + self._num_kept
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many keys the next `query_length` tokens will see, and the position that the first of them counts as."""
+        """Return how many keys the next `query_length` tokens will see, and the position of the first of these keys."""
         num_staying = self._num_staying(query_length)
         return num_staying + query_length, self.get_seq_length() - num_staying
 
@@ -220,11 +220,11 @@ class _StreamingLayer(DynamicLayer):
 
     @property
     def _shifts(self) -> Tensor:
-        """Positions that each row's sinks have to move up, (B,)."""
+        """Positions by which each row's sinks must move up, (B,)."""
         return (self._num_dropped - self._padding).clamp_min(0)
 
     def _num_staying(self, num_tokens: int) -> int:
-        """How many of the kept tokens find room beside `num_tokens` new ones."""
+        """Return how many of the kept tokens fit beside `num_tokens` new ones."""
         room = self._window - num_tokens
         if self._num_kept > room and room <= self._num_sinks:
             raise ConfigError(
@@ -235,8 +235,8 @@ class _StreamingLayer(DynamicLayer):
         return min(self._num_kept, room)
 
     def _without(self, states: Tensor, surplus: int) -> Tensor:
-        """Drop `surplus` of (B, H_kv, L, D): in each row padding first, then what follows the sinks."""
-        padding = (self._padding - self._num_dropped).clamp(0, surplus)  # that goes now, (B,)
+        """Drop `surplus` of (B, H_kv, L, D): in each row, first its padding, then what follows the sinks."""
+        padding = (self._padding - self._num_dropped).clamp(0, surplus)  # to drop now, (B,)
         if not padding.any():
             return torch.cat([states[:, :, : self._num_sinks], states[:, :, self._num_sinks + surplus :]], dim=2)
         columns = torch.arange(states.shape[2] - surplus)  # (L',)
@@ -246,19 +246,19 @@ class _StreamingLayer(DynamicLayer):
 
 
 class StreamingCache(Cache):
-    """Attention sinks and a recent window for every layer, to be given to a model or to `generate`.
+    """A cache with attention sinks and a recent window in every layer, for a model's forward pass or `generate`.
 
-    As long as the text fits into the window it is transformers' ordinary cache. Several tokens at once push out as many
-    as they need, so that none ever sees more than `window`: the first of a piece of T tokens sees T - 1 fewer.
+    While the text fits into the window, it works like transformers' ordinary cache. A piece of several tokens pushes
+    out as many as it needs, so no token ever sees more than `window`: the first of T tokens sees T - 1 fewer.
 
     Args:
-        rotations: what `key_rotations` found out about the model.
-        window: tokens that a query sees at most, sinks and itself included; at most what the model reads.
+        rotations: the model's `key_rotations`.
+        window: maximum number of tokens that a query sees, including sinks and itself; at most the model's context.
         num_sinks: how many of the first tokens stay.
-        left_padding: padding tokens before each row's first, where there are any.
+        left_padding: number of padding tokens in front of each row, if any.
 
     Raises:
-        ConfigError: the window does not leave room for a token beside the sinks.
+        ConfigError: the window does not leave room for two tokens beside the sinks.
     """
 
     def __init__(
@@ -282,10 +282,10 @@ class StreamingCache(Cache):
         self._streaming_layers = layers
 
     def rebase(self) -> None:
-        """Count positions anew from the first token in the cache, if they have grown large; else do nothing.
+        """Restart positions at the first token in the cache if they have grown large.
 
-        Call it between two texts, never within a `generate`, which counts by itself. A key is rounded once more each
-        time, which is why it is not done at every token.
+        Call it between two texts, never within `generate`, which counts by itself. Each call rounds keys once more,
+        which is why it is not done at every token.
         """
         if self.get_seq_length() > REBASE_AFTER:
             for layer in self._streaming_layers:

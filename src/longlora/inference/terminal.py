@@ -1,4 +1,4 @@
-"""The conversation in a terminal: questions in, answers out as they are written, and a few commands."""
+"""Chat in a terminal: questions in, streamed answers out, and a few commands."""
 
 import json
 import shlex
@@ -31,7 +31,7 @@ HELP = """\
 Ctrl-C stops an answer or the reading of a document; at the prompt it exits."""
 
 _METER_WIDTH = 24  # characters
-_HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # what steers terminals
+_HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # control characters
 
 
 class Terminal:
@@ -43,10 +43,10 @@ class Terminal:
         self._aside = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def open_document(self, name: str, text: str) -> None:
-        """Begin a conversation about a document.
+        """Start a conversation about a document.
 
         Raises:
-            DataError: it is too long and not to be cut.
+            DataError: it is too long, and cutting is off.
         """
         self._say(*self._conversation.set_document(name, text))
         stop = threading.Event()
@@ -55,7 +55,7 @@ class Terminal:
         self._say(*notes)
 
     def ask(self, question: str, *, tell: bool = True) -> Answer:
-        """Write the answer to a question to stdout as it comes; Ctrl-C ends it.
+        """Stream the answer to a question to stdout; Ctrl-C stops it.
 
         Raises:
             DataError: the question does not fit.
@@ -67,7 +67,7 @@ class Terminal:
                 is_first = True
                 for piece in answer:
                     report.close()
-                    # Words of SentencePiece begin with a space, the answer's first one too.
+                    # SentencePiece words begin with a space, and so does the answer's first one.
                     write(piece.lstrip(" ") if is_first else piece)
                     is_first = False
         print(flush=True)
@@ -77,9 +77,9 @@ class Terminal:
         return answer
 
     def run(self) -> None:
-        """Hold the conversation until the input ends or the user leaves."""
+        """Run the conversation until the input ends or the user quits."""
         if sys.stdin.isatty():
-            import readline  # noqa: F401  # gives input() a history and a line to edit
+            import readline  # noqa: F401  # gives input() history and line editing
 
             self._say(f"{self._conversation.chat_model.name}: ready; /help lists commands", self._meter())
         while True:
@@ -100,7 +100,7 @@ class Terminal:
     def _command(self, line: str) -> None:
         try:
             words = shlex.split(line)
-        except ValueError as error:  # a quotation that does not end
+        except ValueError as error:  # an unclosed quotation
             raise DataError(f"{line}: {error}") from error
         match words:
             case ["/document"]:
@@ -140,7 +140,7 @@ class Terminal:
         self._say(f"written to {path}")
 
     def _meter(self) -> str:
-        """A bar, and the numbers behind it."""
+        """Return a bar and the numbers behind it."""
         usage = self._conversation.usage()
         filled = round(usage.share * _METER_WIDTH)
         return f"{'█' * filled}{'░' * (_METER_WIDTH - filled)} {usage}"
@@ -151,7 +151,7 @@ class Terminal:
 
 
 class _ReadingBar(ExitStack):
-    """A bar on stderr for what takes several pieces to read; closed before the answer begins, and then gone."""
+    """A bar on stderr for reading in several pieces; it disappears when closed, before the answer begins."""
 
     _advance: Advance | None = None
     _done = 0
@@ -170,7 +170,7 @@ class _ReadingBar(ExitStack):
 
 @contextmanager
 def _written() -> Iterator[Callable[[str], None]]:
-    """What writes an answer to stdout: for a reader without what steers terminals and in whole words, else as it is."""
+    """Yield a writer to stdout: for a terminal, in whole words without control characters; otherwise unchanged."""
     if not sys.stdout.isatty():
         yield lambda piece: print(piece, end="", flush=True)
         return
@@ -188,7 +188,7 @@ def _written() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _interrupt(stopping: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C stop what is going on, and only a second one the program."""
+    """Let Ctrl-C stop the current action, and only a second one the program."""
 
     def stop_or_leave(signal_number: int, frame: FrameType | None) -> None:
         if stopping.is_set():
@@ -203,10 +203,10 @@ def _interrupt(stopping: threading.Event) -> Iterator[None]:
 
 
 class Wrapping:
-    """Writes text so that no word is broken at the terminal's edge; lines that fit are left as they are.
+    """Writes text without breaking words at the terminal's edge; lines that fit are left unchanged.
 
-    The last word is held back until it is known to be whole; `finish` writes it. A script without spaces between words
-    may end its lines anywhere, and is written at once.
+    The last word is held back until it is complete; `finish` writes it. Scripts without spaces between words may break
+    anywhere, and are written at once.
     """
 
     def __init__(self, write: Callable[[str], object], num_columns: Callable[[], int]) -> None:
@@ -215,7 +215,7 @@ class Wrapping:
         self._space = self._word = ""
 
     def feed(self, text: str) -> None:
-        """Take the next piece."""
+        """Add the next piece."""
         for character in text:
             if character in " \t\n":
                 self._end_word()
@@ -244,5 +244,5 @@ class Wrapping:
         self._space = self._word = ""
 
     def _after_space(self) -> int:
-        """Column behind the blanks that were held back."""
+        """Return the column after the white space that was held back."""
         return len((" " * self._column + self._space).expandtabs().rpartition("\n")[2])

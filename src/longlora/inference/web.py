@@ -1,11 +1,11 @@
-"""The conversation on a web page: upload a paper or a book, ask, and watch the answer being written.
+"""Chat on a web page: upload a paper or a book, ask, and watch the answer being written.
 
-One model serves all visitors, one question at a time; each page that is open holds a conversation of its own. The page
-loads nothing from anywhere but this server, and nobody but this machine can reach it unless a host is given.
+One model serves all visitors, one question at a time; each open page has its own conversation. The page loads nothing
+from other servers, and only this machine can reach it unless a host is given.
 
-gradio's `ChatInterface` does not carry this page: it has no `concurrency_id`, by which questions and uploads take turns
-at the model; its stop button cancels the event, so that nothing is shown of what was stopped; it keeps no question that
-is refused; and its helper events stay open to gradio's API clients.
+gradio's `ChatInterface` is not enough: it has no `concurrency_id`, by which questions and uploads take turns at the
+model; its stop button cancels the event, so a stopped answer is not shown; it drops a refused question; and its helper
+events stay open to gradio's API clients.
 """
 
 import hmac
@@ -30,7 +30,7 @@ EXAMPLES = [
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _FILE = re.compile(r"(?:/gradio_api)?/file[=/]")
-# Whoever has a keyboard may write at once; gradio's own focus would scroll a small page down to the question.
+# With a keyboard, focus the question; gradio's own autofocus would scroll a small page down to it.
 _FOCUS = """() => {
   if (matchMedia("(pointer: fine)").matches)
     document.querySelector("#question textarea")?.focus({ preventScroll: true })
@@ -51,11 +51,11 @@ _STYLE = """
 
 
 def build_page(chat_model: ChatModel, store: SessionStore, *, suffixes: list[str], max_megabytes: int) -> Any:
-    """Lay out the page and tie its parts to the visitors' sessions; a gradio `Blocks`."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as gradio is imported, and by every part of it
+    """Lay out the page, and connect its parts to the visitors' sessions; returns a gradio `Blocks`."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and by every part of it
     import gradio
 
-    # By the type of the first argument gradio knows that it is to give the request, whose hash is the visitor's key.
+    # The type of the first argument makes gradio pass the request, whose session hash is the visitor's key.
     def visitors(action: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
         def run(request: gradio.Request, *values: Any) -> Iterator[tuple]:
             yield from action(store.enter(str(request.session_hash)), *values)
@@ -106,7 +106,7 @@ def build_page(chat_model: ChatModel, store: SessionStore, *, suffixes: list[str
 
 
 class _WithoutFiles:
-    """ASGI middleware that hands out no uploaded file: it is for the model to read, and its link would open for all."""
+    """ASGI middleware that serves no uploaded files: they are for the model, and their links would open for anyone."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
@@ -122,9 +122,9 @@ class _WithoutFiles:
 def launch_page(
     page: Any, *, host: str, port: int, password: str, max_megabytes: int, allowed_hosts: Collection[str] = ()
 ) -> str:
-    """Serve the page, in threads of its own, and return its address.
+    """Serve the page in its own threads, and return its address.
 
-    It answers to the names of the machine and to `allowed_hosts` alone, and to no page of another site.
+    It answers only to the machine's names and to `allowed_hosts`, and to no page of another site.
 
     Raises:
         ConfigError: the port is taken.

@@ -1,7 +1,7 @@
-"""Serve a model, or an adapter on its base, to every program that speaks OpenAI's protocol, by a server that exists.
+"""Serve a model or an adapter through an OpenAI-compatible API, with vLLM's or transformers' server.
 
-`served_model.py` lays out what is served; `server.py` chooses a server, starts it and ends it. Before transformers'
-server stands `front.py`, which lets through what `openai_requests.py` has checked.
+`served_model.py` lays out the model directory; `server.py` chooses, starts and stops the server. `front.py` is a proxy
+in front of transformers' server, and passes on the requests that `openai_requests.py` has checked.
 """
 
 from longlora.serving.server import EngineName, serve

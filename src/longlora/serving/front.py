@@ -1,8 +1,8 @@
-"""The server that clients see: four paths of OpenAI's protocol, before transformers' server, which offers more.
+"""The server that clients see: a proxy with four paths of OpenAI's API, in front of transformers' server.
 
-transformers' server loads any directory for whoever asks, does not list the model it serves, and answers mistakes with
-plain text or status 500. It listens on this machine alone, on a port of its own; this front before it asks for the key,
-checks and translates requests (`openai_requests.py`), and gives answers and errors the protocol's form.
+transformers' server loads any directory for anyone, does not list the model it serves, and answers invalid requests
+with plain text or status 500. It listens only on this machine, on its own port. This proxy checks the key, checks and
+translates requests (`openai_requests.py`), and gives answers and errors the API's format.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ _FAILED = "the model's server failed; its own messages say why"
 
 
 def build_front(translator: Translator, inner: httpx.AsyncClient, *, api_key: str, names: Names) -> Starlette:
-    """Make the server, as an ASGI application.
+    """Return the server, as an ASGI application.
 
     Args:
-        translator: for the model that is served.
-        inner: sends requests to transformers' server.
-        api_key: that requests must bring as `Authorization: Bearer …`; empty for none. `/health` needs none.
-        names: that the server answers to.
+        translator: for the served model.
+        inner: client for transformers' server.
+        api_key: key that requests must send as `Authorization: Bearer …`; empty for none. `/health` needs none.
+        names: host names that the server answers to.
     """
     entry = {
         "id": translator.name,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "longlora",
-        "max_model_len": translator.context_length,  # as vLLM has it
+        "max_model_len": translator.context_length,  # as in vLLM
     }
 
     async def health(request: Request) -> Response:
@@ -91,7 +91,7 @@ def _authorize(request: Request, api_key: str) -> None:
 
 
 async def _generated(inner: httpx.AsyncClient, path: str, asked: dict[str, Any], *, with_usage: bool) -> Response:
-    """Have transformers' server answer a request, in one piece or as a stream."""
+    """Let transformers' server answer a request, in one piece or as a stream."""
     message = inner.build_request("POST", path, json=asked, timeout=None)  # a long prompt takes minutes to read
     answer = await inner.send(message, stream=True)
     if answer.status_code == 200 and asked.get("stream"):
@@ -103,7 +103,7 @@ async def _generated(inner: httpx.AsyncClient, path: str, asked: dict[str, Any],
         await answer.aclose()
     if answer.status_code == 200:
         return Response(content, media_type="application/json")
-    if answer.status_code >= 500:  # of its failures only that they happened
+    if answer.status_code >= 500:  # without details of the failure
         raise RequestError(_FAILED, status=502)
     try:
         refusal = str(json.loads(content)["detail"])
@@ -121,11 +121,11 @@ async def _json(request: Request) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is no JSON: {error}") from error
+        raise RequestError(f"the body is not JSON: {error}") from error
 
 
 async def _events(answer: httpx.Response, *, with_usage: bool) -> AsyncIterator[str]:
-    """Events of a stream, its usage in one of its own where it was asked for, and the mark of its end."""
+    """Yield the events of a stream, its usage in a separate one if requested, and the end mark."""
     try:
         async for line in answer.aiter_lines():
             if not line.startswith("data:"):
@@ -143,9 +143,9 @@ async def _events(answer: httpx.Response, *, with_usage: bool) -> AsyncIterator[
             if usage and with_usage:
                 yield _event(chunk | {"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
-    except httpx.HTTPError:  # which whoever started it tells
-        yield _event(_error("the server has ended", kind="server_error"))
-    finally:  # a client that is gone stops the generation
+    except httpx.HTTPError:  # `server.py` reports it
+        yield _event(_error("the server stopped", kind="server_error"))
+    finally:  # a client that disconnects stops the generation
         await answer.aclose()
 
 
@@ -158,7 +158,7 @@ def _error(message: str, *, kind: str, param: str | None = None, code: str | Non
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    """A request that is refused, or a path or a method that is not there."""
+    """Answer a refused request, or one with an unknown path or method."""
     assert isinstance(error, HTTPException)
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     if isinstance(error, RequestError):

@@ -1,7 +1,7 @@
-"""What a client asks, in OpenAI's protocol: checked, and put so that transformers' server does just that.
+"""Check clients' requests in OpenAI's format, and translate them for transformers' server.
 
-transformers' server ignores what it does not know, and answers what it cannot do with status 500. Here a wish that is
-not followed is refused, and one that asks for nothing (`n=1`, `logprobs=false`) is let through.
+transformers' server ignores unknown parameters, and answers with status 500 to what it cannot do. Here an unsupported
+parameter is refused, unless its value is the default (`n=1`, `logprobs=false`).
 """
 
 import json
@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
-DEFAULT_ANSWER = 1024  # tokens, where the client does not say and the context has room
+DEFAULT_ANSWER = 1024  # tokens, if the client sets no maximum and the context has room
 
-# Not offered, each with the values (as JSON) that ask for nothing.
+# Not supported, each with the values (as JSON) that have no effect.
 _NOT_OFFERED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("audio", "function_call", "prediction", "reasoning_effort", "top_logprobs", "verbosity"), ()),
     "web_search_options": (),
@@ -29,14 +29,14 @@ _NOT_OFFERED: dict[str, tuple[str, ...]] = {
     "suffix": ('""',),
     "tool_choice": ('"auto"',),
 }
-# Labels for the provider's own books.
+# Labels for the provider's own records.
 _WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 
 Stop = Annotated[str, Field(min_length=1)]
 
 
 class RequestError(HTTPException):
-    """A request that is not answered; becomes an error in OpenAI's form."""
+    """A refused request; becomes an error in OpenAI's format."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(status, message)
@@ -53,7 +53,7 @@ class _StreamOptions(_Checked):
 
 
 class _Request(_Checked):
-    """What both kinds of request have."""
+    """The fields of both kinds of request."""
 
     model: str
     temperature: float | None = Field(None, ge=0, le=2)
@@ -76,7 +76,7 @@ def _object(arguments: Any) -> Any:
 
 class _Function(BaseModel, extra="allow", strict=True):
     name: str
-    arguments: Annotated[dict[str, Any], BeforeValidator(_object)]  # which templates take; clients send JSON
+    arguments: Annotated[dict[str, Any], BeforeValidator(_object)]  # templates take an object; clients send JSON
 
 
 class _ToolCall(BaseModel, extra="allow", strict=True):
@@ -84,7 +84,7 @@ class _ToolCall(BaseModel, extra="allow", strict=True):
 
 
 class _Message(BaseModel, extra="ignore", strict=True):
-    # What is ignored: clients send answers back with all that came with them, None for the most part.
+    # Other fields are ignored: clients send answers back with everything that came with them, mostly None.
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
     name: str | None = None
@@ -92,7 +92,7 @@ class _Message(BaseModel, extra="ignore", strict=True):
     tool_call_id: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it: text in one piece."""
+        """Return the message as chat templates take it, with its text in one piece."""
         parts = self.content or ""
         content = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
@@ -116,13 +116,13 @@ Kind = TypeVar("Kind", bound=_Request)
 
 
 class Translator:
-    """Turns requests for one model into those of transformers' server.
+    """Translates requests for one model into those of transformers' server.
 
     Args:
-        name: by which clients ask for the model.
-        context_length: tokens that it reads and writes together.
+        name: the model's name for clients.
+        context_length: tokens of prompt and answer together.
         tokenizer: the model's, with its chat template.
-        generation: the model's own generation settings, as in its generation_config.json.
+        generation: the model's generation settings, as in its generation_config.json.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Translator:
         """Check and translate a request for the next message of a conversation.
 
         Raises:
-            RequestError: it is malformed, asks for what is not offered, or does not fit into the context.
+            RequestError: it is malformed, asks for something unsupported, or does not fit into the context.
         """
         request = _checked(_Chat, body)
         messages = [message.plain() for message in request.messages]
@@ -144,7 +144,7 @@ class Translator:
             tokens = self._tokenizer.apply_chat_template(
                 messages, tools=request.tools, add_generation_prompt=True, tokenize=True, return_dict=True, **template
             )
-        except Exception as error:  # jinja's, and whatever a template raises by itself
+        except Exception as error:  # jinja's, and whatever a template raises itself
             raise RequestError(f"the model's chat template refuses: {error}", param="messages") from error
         asked = self._asked(request, request.max_completion_tokens or request.max_tokens, len(tokens["input_ids"]))
         more = {"tools": request.tools, "chat_template_kwargs": request.chat_template_kwargs}
@@ -154,7 +154,7 @@ class Translator:
         """Check and translate a request for the continuation of a text.
 
         Raises:
-            RequestError: it is malformed, asks for what is not offered, or does not fit into the context.
+            RequestError: it is malformed, asks for something unsupported, or does not fit into the context.
         """
         request = _checked(_Completion, body)
         prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
@@ -164,7 +164,7 @@ class Translator:
         return self._asked(request, request.max_tokens, num_tokens) | {"prompt": prompt}
 
     def _asked(self, request: _Request, max_tokens: int | None, num_tokens: int) -> dict[str, Any]:
-        """What transformers' server needs to hear, besides the text of `num_tokens` tokens."""
+        """Return the request for transformers' server, except for the text of `num_tokens` tokens."""
         if request.model != self.name:
             raise RequestError(
                 f"the model `{request.model}` is not served here; `{self.name}` is",
@@ -180,8 +180,8 @@ class Translator:
                 param="messages" if isinstance(request, _Chat) else "prompt",
                 code="context_length_exceeded",
             )
-        # Where the model's own settings draw no tokens a temperature would be ignored; to draw from the 50 likeliest
-        # tokens alone is transformers' custom, not the protocol's.
+        # If the model's own settings do not sample, a temperature would be ignored. Sampling only from the 50 likeliest
+        # tokens is transformers' default, not the API's.
         drawn = request.temperature != 0 and (request.temperature is not None or request.top_p is not None)
         settings = {"generation_config": json.dumps({"top_k": 0} | self._generation | {"do_sample": True})}
         return {

@@ -1,4 +1,4 @@
-"""A directory that a server can take as it is: merged, with a chat template, under the name that clients will use."""
+"""A model directory ready for a server: merged, with a chat template, under the name that clients use."""
 
 import hashlib
 import logging
@@ -27,7 +27,7 @@ from longlora.support.whole import check_whole, damage_of
 
 logger = logging.getLogger("longlora")
 
-# Folders that are named after what they hold; the folder around them is the one with a name.
+# Generic folder names; the parent folder's name says which model it is.
 _UNTOLD = ("adapter", "merged", "model")
 _TOKENIZER = re.compile(
     r"tokenizer.*|.*chat_template.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt"
@@ -36,28 +36,28 @@ _TOKENIZER = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What is served: a directory whose name is that by which clients ask for the model."""
+    """A directory to serve; its name is the model's name for clients."""
 
     folder: Path
     context_length: int  # tokens it reads
 
     @property
     def name(self) -> str:
-        """By which clients ask for it."""
+        """The model's name for clients."""
         return self.folder.name
 
 
 @contextmanager
 def servable(model: str, *, name: str = "") -> Iterator[ServedModel]:
-    """Lay out a model for a server, for as long as the block lasts.
+    """Lay out a model for a server, within a block.
 
-    An adapter is merged first, once: the merged model stays in the user's cache folder (`longlora/merged`) and is
-    found there again as long as the adapter is the same. Nothing of a model is copied; a tokenizer without a chat
-    template gets the paper's prompt as its template, in the temporary folder only.
+    An adapter is first merged, once: the merged model stays in the user's cache folder (`longlora/merged`), and is
+    reused while the adapter is unchanged. Model files are linked, not copied; a tokenizer without a chat template gets
+    the paper's prompt as its template, only in the temporary folder.
 
     Raises:
         CheckpointError: the model is missing, incomplete or damaged.
-        ConfigError: an adapter's merged model cannot be kept.
+        ConfigError: an adapter's merged model cannot be stored.
     """
     source = model_source(model)
     folder = local_folder(source).resolve()
@@ -72,7 +72,7 @@ def servable(model: str, *, name: str = "") -> Iterator[ServedModel]:
 
 
 def merged_adapter(adapter: Path) -> Path:
-    """Directory of the adapter's merged model, made if it is not in the cache.
+    """Return the directory of an adapter's merged model, created if it is not in the cache.
 
     Raises:
         ConfigError: there is no cache, or it cannot be written.
@@ -84,28 +84,28 @@ def merged_adapter(adapter: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"the merged model cannot be kept in {cache} ({error.strerror}); set the environment variable "
+            f"the merged model cannot be stored in {cache} ({error.strerror}); set the environment variable "
             "XDG_CACHE_HOME to a writable folder"
         ) from error
-    with FileLock(cache / f".{target.name}.lock"):  # two servers that start at once merge once
+    with FileLock(cache / f".{target.name}.lock"):  # servers that start concurrently merge only once
         if target.exists() and (damage := damage_of(target)):
-            logger.warning("%s is damaged (%s) and is made anew", target, damage)
+            logger.warning("%s is damaged (%s) and will be rebuilt", target, damage)
             shutil.rmtree(target)
         if not target.exists():
-            logger.info("merging %s into %s; delete it when you do not serve it any more", adapter, target)
+            logger.info("merging %s into %s; delete it when you no longer serve it", adapter, target)
             merge_adapter(adapter, target)
     return target
 
 
 def _digest(adapter: Path) -> str:
-    """Changes with an adapter's files; their content is judged by size and time."""
+    """Return a digest of the sizes and times of an adapter's files."""
     stats = [(path.name, path.stat()) for path in sorted(adapter.iterdir()) if path.is_file()]
     facts = [str(adapter), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
 def _name(source: str) -> str:
-    """A name without the signs to which servers give a meaning of their own (`org/model@revision`, `repo:file`)."""
+    """Return a name without characters that are special to servers (`org/model@revision`, `repo:file`)."""
     path = Path(source)
     while path.name in _UNTOLD and path.parent.name:
         path = path.resolve().parent
@@ -115,7 +115,7 @@ def _name(source: str) -> str:
 
 
 def _link(folder: Path, target: Path) -> None:
-    """Make a directory of links to a model's files; what lacks a chat template or an end of turns is written anew."""
+    """Make a directory of links to a model's files, except files rewritten to add a chat template or an end of turn."""
     tokenizer = load_tokenizer(str(folder))
     was_added = ensure_chat_template(tokenizer)
     settings = saved_settings(folder, load_config(str(folder)))

@@ -1,4 +1,4 @@
-"""Choose a server that speaks OpenAI's protocol, start it, say when it answers, and end it with this process."""
+"""Choose an OpenAI-compatible server, start it, report when it is ready, and stop it with this process."""
 
 import errno
 import json
@@ -34,16 +34,16 @@ logger = logging.getLogger("longlora")
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _INNER = "127.0.0.1"  # where transformers' server listens, behind the front
-# Seconds in which a server may end by itself: vLLM has processes and shared memory to clear away.
+# Seconds for a server to shut down by itself: vLLM has processes and shared memory to clean up.
 _PATIENCE = {"vllm": 10.0, "transformers": 0.3}
-# Asks the kernel to end the process with its parent, which then may even be killed, and becomes the command.
+# Asks the kernel to end this process with its parent, even if that is killed, and then becomes the command.
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-_LAST_WORDS = 1  # seconds in which answers that are being written may end
+_LAST_WORDS = 1  # seconds for unfinished answers to complete at shutdown
 _TERMINATED = 143  # 128 + SIGTERM
 
 
@@ -68,22 +68,22 @@ def serve(
         name: model name for clients; by default the folder's name.
         api_key: key that clients must send; empty for none.
         allowed_hosts: host names that requests may use, in addition to the machine's own.
-        ready: called once with a line that says where and how, when the server is ready.
+        ready: called once, when the server is ready, with a line that describes it.
 
     Raises:
-        ConfigError: the port is taken, no server is installed, or the server ends.
+        ConfigError: the port is taken, no server is installed, or the server exits.
         CheckpointError: the model is missing, incomplete or damaged.
     """
     chosen = choose_engine(engine)
     if host not in LOCAL and not api_key:
-        logger.warning("listening on %s: whoever reaches port %s can use the model; think of --api-key", host, port)
+        logger.warning("listening on %s: whoever reaches port %s can use the model; consider --api-key", host, port)
     reached = _EVERYWHERE.get(host, host)
     url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as served:
         what = f"model {served.name}, {served.context_length:,} tokens"
         line = f"serving {url}/v1 by {chosen}: {what}; Ctrl-C ends it"
         if chosen == "vllm":
-            for taken in sockets:  # it takes the port itself
+            for taken in sockets:  # vLLM binds the port itself
                 taken.close()
             command = command_line("vllm", served, host=host, port=port)
             with _running(command, served, patience=_PATIENCE[chosen], api_key=api_key) as server:
@@ -101,14 +101,14 @@ def serve(
                     taken.listen()
                 ready(line)
                 _answer(front, sockets, until_ends=server, patience=_PATIENCE[chosen])
-        raise ConfigError(f"the server ended with status {server.returncode}; its own messages stand above")
+        raise ConfigError(f"the server ended with status {server.returncode}; its own messages are above")
 
 
 def choose_engine(wanted: EngineName) -> Literal["vllm", "transformers"]:
-    """vLLM where it is installed, else transformers' own server, unless told.
+    """Return the requested server; "auto" is vLLM if it is installed, otherwise transformers' own server.
 
     Raises:
-        ConfigError: the wanted one, or both, are not installed.
+        ConfigError: the requested server, or both, are not installed.
     """
     if wanted != "transformers" and _vllm():
         return "vllm"
@@ -121,23 +121,23 @@ def choose_engine(wanted: EngineName) -> Literal["vllm", "transformers"]:
 
 
 def command_line(engine: Literal["vllm", "transformers"], model: ServedModel, *, host: str, port: int) -> list[str]:
-    """The command that serves `model`, to be run in its `parent` folder."""
+    """Return the command that serves `model`, to be run in the folder around the model's."""
     address = ["--host", host, "--port", str(port)]
     if engine == "vllm":
         length = ["--max-model-len", str(model.context_length), "--served-model-name", model.name]
         return [_vllm(), "serve", str(model.folder), *length, *address]
-    # It takes a model's path for its name: a relative one, found because the server runs in the folder around it. -P
-    # keeps that folder from being searched for Python modules.
+    # transformers' server uses a model's path as its name: here a relative one, found because the server runs in the
+    # folder around it. -P keeps that folder from being searched for Python modules.
     return [sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", model.name, *address]
 
 
 def _vllm() -> str:
-    """Path of vLLM's command, beside this Python or on the path; empty if there is none."""
+    """Return the path of vLLM's command, beside this Python or on PATH; empty if there is none."""
     return shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm") or ""
 
 
 def _front(inner: str, served: ServedModel, api_key: str, names: Names) -> "Starlette":
-    """Make what clients see of transformers' server at `inner`."""
+    """Build the proxy that clients see in front of transformers' server at `inner`."""
     import httpx
 
     from longlora.serving.front import build_front
@@ -150,14 +150,14 @@ def _front(inner: str, served: ServedModel, api_key: str, names: Names) -> "Star
         tokenizer=load_tokenizer(str(served.folder)),
         generation=json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {},
     )
-    client = httpx.AsyncClient(base_url=inner, trust_env=False)  # this machine is asked without a proxy
+    client = httpx.AsyncClient(base_url=inner, trust_env=False)  # no proxy for requests to this machine
     return build_front(translator, client, api_key=api_key, names=names)
 
 
 def _answer(
     front: "Starlette", sockets: list[socket.socket], *, until_ends: subprocess.Popen[bytes], patience: float
 ) -> None:
-    """Answer until a server ends, or until a signal comes: it ends the server, and is raised again."""
+    """Answer requests until a server ends or a signal arrives, which also ends the server and is raised again."""
     import uvicorn
 
     settings = uvicorn.Config(front, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_WORDS)
@@ -167,7 +167,7 @@ def _answer(
         while until_ends.poll() is None and not outer.should_exit:
             time.sleep(0.05)
         outer.should_exit = True
-        _end(until_ends, patience)  # which ends the answers that are being written
+        _end(until_ends, patience)  # also ends unfinished answers
 
     threading.Thread(target=end_together, name="end together", daemon=True).start()
     outer.run(sockets)
@@ -177,14 +177,14 @@ def _answer(
 def _running(
     command: list[str], served: ServedModel, *, patience: float, api_key: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server for as long as the block lasts."""
-    # The name of the model must not be looked up, and nothing else either.
+    """Run a server within a block."""
+    # The server must not look up the model's name on the hub, nor anything else.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if api_key:
-        environment["VLLM_API_KEY"] = api_key  # not on the command line, which all users of the machine see
+        environment["VLLM_API_KEY"] = api_key  # not on the command line, which all users of the machine can see
     if sys.platform == "linux":
         command = [sys.executable, "-c", _WITH_PARENT, str(os.getpid()), *command]
-    # Its own session: Ctrl-C reaches this process, which then ends the server and all that it has started.
+    # Its own session: Ctrl-C reaches only this process, which then ends the server and everything it started.
     server = subprocess.Popen(
         command, cwd=served.folder.parent, env=environment, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True
     )
@@ -196,10 +196,10 @@ def _running(
 
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[list[socket.socket]]:
-    """Take the port, of every address that the host's name has here.
+    """Bind the port on every address of the host's name on this machine.
 
     Raises:
-        ConfigError: it is taken, or the host is not this machine's.
+        ConfigError: the port is taken, or the host is not this machine's.
     """
     with ExitStack() as stack:
         sockets: list[socket.socket] = []
@@ -214,7 +214,7 @@ def _bound(host: str, port: int) -> Iterator[list[socket.socket]]:
                     taken.bind(address)
                     sockets.append(taken)
                 except OSError as error:
-                    # A machine may give `localhost` an address of IPv6 and have none.
+                    # `localhost` may resolve to an IPv6 address on a machine without IPv6.
                     if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                         raise
                     failure = error
@@ -233,33 +233,33 @@ def _free_port() -> int:
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
-    import httpx  # which huggingface_hub needs too
+    import httpx  # always there: huggingface_hub needs it
 
     while server.poll() is None:
         with suppress(httpx.HTTPError):
-            # Requests to this machine go to this machine, whatever proxy the environment names.
+            # Requests to this machine bypass any proxy in the environment.
             httpx.get(f"{url}/health", timeout=5, trust_env=False).raise_for_status()
             return
         time.sleep(0.2)
     raise ConfigError(
-        f"the server ended with status {server.returncode} before it answered; its own messages stand above"
+        f"the server ended with status {server.returncode} before it answered; its own messages are above"
     )
 
 
 def _end(server: subprocess.Popen[bytes], patience: float) -> None:
-    """End a server: by a word, then by force; and what it leaves behind."""
+    """Stop a server, first gracefully, then by force, along with any processes it leaves behind."""
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             server.wait(patience)
-    with suppress(ProcessLookupError):  # there is nobody left
+    with suppress(ProcessLookupError):  # nothing is left
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
 
 
 @contextmanager
 def _terminating() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that the server is ended with it."""
+    """Let SIGTERM end the block as Ctrl-C does, so the server is stopped too."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(_TERMINATED)

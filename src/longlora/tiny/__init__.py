@@ -5,16 +5,16 @@ from pathlib import Path
 from longlora.errors import CheckpointError
 
 TINY_MODEL = "tiny"
-"""The name by which recipes and commands call the model that ships with the package."""
+"""The name in recipes and commands for the model that ships with the package."""
 
 
 def tiny_model_directory() -> Path:
-    """Directory of the tiny model's weights and tokenizer.
+    """Return the directory of the tiny model's weights and tokenizer.
 
     Raises:
         CheckpointError: the package was installed without them.
     """
     directory = Path(__file__).parent / "model"
     if not (directory / "model.safetensors").exists():
-        raise CheckpointError(f"the tiny model is missing in {directory}; make it with `make base-model`")
+        raise CheckpointError(f"the tiny model is missing from {directory}; create it with `make base-model`")
     return directory

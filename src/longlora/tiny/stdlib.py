@@ -1,8 +1,7 @@
-"""The text that every machine with Python has: the source code of its standard library.
+"""A data set that every machine with Python has: the source code of its standard library.
 
-The tiny model is trained on it, and the demo extends and evaluates on it. The rule below is all there is to the data
-set: it names files by their path under the library's folder, so the same file is on the same side of the split
-whatever the Python version.
+The tiny model is trained on it, and the demo extends and evaluates on it. The rule below defines the data set: the
+split depends only on a file's path below the library's folder, so it is the same in every Python version.
 """
 
 import sysconfig
@@ -14,7 +13,7 @@ from longlora.errors import DataError
 
 Split = Literal["train", "validation"]
 
-# Not everywhere installed (Debian splits some off), not the library's own code, or tables rather than text.
+# Not installed everywhere (Debian splits some off), not the library's own code, or tables rather than text.
 _EXCLUDED_FOLDERS = frozenset(
     "__pycache__ site-packages dist-packages test tests idlelib lib2to3 tkinter turtledemo distutils encodings "
     "pydoc_data ensurepip".split()
@@ -23,12 +22,12 @@ _HELD_OUT_ONE_IN = 16
 
 
 def standard_library_files(split: Split) -> list[Path]:
-    """List the standard library's source files of one split, in the order of their names.
+    """List the standard library's source files of one split, sorted by path.
 
     One file in 16 is held out, chosen by the CRC-32 of its relative path.
 
     Raises:
-        DataError: this Python carries no source files of its standard library.
+        DataError: this Python has no source files of its standard library.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     chosen = [
@@ -41,7 +40,7 @@ def standard_library_files(split: Split) -> list[Path]:
     if not chosen:
         raise DataError(
             f"no source files of the standard library under {root}: this Python was installed without them; "
-            "use one that has them, or train on texts of your own"
+            "use one that has them, or train on your own texts"
         )
     return chosen
 

@@ -1,1 +1,1 @@
-"""From a recipe to an extended model: `run.py` tells the story."""
+"""Train a recipe into an extended model; start reading at `run.py`."""

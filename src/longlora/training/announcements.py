@@ -1,4 +1,4 @@
-"""What a run says before its first step: what is trained on what, what it takes from the host, what grouping costs."""
+"""What a run logs before its first step: the model, the rows, host memory for offloading, the cost of grouping."""
 
 import logging
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("longlora")
 
 MOST_TOKENS = 8192
-TOLD_FROM = 0.5  # nats a token
+TOLD_FROM = 0.5  # nats per token
 
 
 def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
-    """Say how far the model is extended, what of it is trained, and with which attention."""
+    """Log how far the context is extended, which parameters are trained, and with which attention."""
     extension = prepared.extension
     contexts = f"{extension.base_context:,} -> {extension.context_length:,}"
     logger.info("%s: %s tokens (rope %s)", extension.base_model, contexts, describe_rope(extension.rope_parameters))
@@ -52,7 +52,7 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
 
 
 def tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
-    """Say how many rows there are, who shares them, and whether they are seen more than once."""
+    """Log the number of rows, how processes share them, and whether rows repeat."""
     most = "up to " if recipe.data.kind == "sft" else ""
     logger.info("%s tokens", f"{num_rows:,} rows of {most}{recipe.context_length:,}")
     if num_processes() > 1:
@@ -69,7 +69,7 @@ def tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:
 
 
 def tell_far_targets(counts: Sequence[int], weights: Sequence[float], beyond: int) -> None:
-    """Say how many targets are far, and what each kind weighs; warn where there is none."""
+    """Log the share of far targets and their weights; warn if there are none."""
     far = [(2**bucket, count) for bucket, count in enumerate(counts) if 2**bucket >= beyond and count]
     if not far:
         logger.warning(
@@ -87,13 +87,13 @@ def tell_far_targets(counts: Sequence[int], weights: Sequence[float], beyond: in
 
 
 def tell_offloading(recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Say how much of the host's memory offloaded layer inputs take, and warn where it is not there.
+    """Log how much host memory offloaded layer inputs take, and warn if that much is not free.
 
-    TRL offloads whatever there is, and only logs that more than `virtual_memory_safe_pct=60` per cent of the host's
-    memory is in use (trl 1.16): nothing is kept on the GPU instead, and a host without room ends the run.
+    TRL offloads everything regardless, and only logs when more than `virtual_memory_safe_pct=60` percent of the host's
+    memory is in use (trl 1.16): nothing stays on the GPU instead, and a host that runs out of memory kills the run.
     """
     if not recipe.gradient_checkpointing:
-        return  # then it is not layers' inputs that leave, and how much depends on the model
+        return  # other tensors are offloaded then, in amounts that depend on the model
     text_config = config.get_text_config()
     tokens = recipe.per_device_train_batch_size * recipe.context_length
     processes = local_world_size()
@@ -114,20 +114,20 @@ def tell_offloading(recipe: Recipe, config: PreTrainedConfig) -> None:
 
 @torch.no_grad()
 def tell_cost_of_groups(trainer: "ExtensionTrainer", model: Any, inputs: dict[str, Any], grouping: Grouping) -> None:
-    """Compare the loss of a batch's beginning in groups with that under full attention, and say a large difference.
+    """Compare the loss on the start of a batch in groups with that under full attention, and warn if it is much higher.
 
     A pretrained model keeps an attention sink on the first token it sees. Groups that do not see that token cost some
-    models more than a nat a token (docs/sink.md), and the first steps go into mending it. All processes compare
-    together, each with its own batch. The random state is left as it was.
+    models more than a nat per token (docs/sink.md), and the first steps only repair this. All processes compare
+    together, each with its own batch. The random state is preserved.
     """
     num_tokens = inputs["input_ids"].shape[1]
-    # Whatever has a value for each token of the flattened row: tokens, positions, labels.
+    # Everything with one value per token of the flattened row: tokens, positions, labels.
     batch = {
         name: value[:, :MOST_TOKENS]
         for name, value in inputs.items()
         if isinstance(value, torch.Tensor) and value.shape[1:2] == (num_tokens,)
     }
-    model.train()  # in evaluation nothing is grouped
+    model.train()  # evaluation does not group
     excuse_no_gradients(trainer.model.config.get_text_config())
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), trainer.compute_loss_context_manager():

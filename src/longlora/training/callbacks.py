@@ -1,4 +1,4 @@
-"""What happens beside the training loop: the dense finish, checks, the log, the bar, SIGTERM."""
+"""Trainer callbacks: the dense finish, gradient checks, the metrics log, the progress bar, SIGTERM."""
 
 import math
 import resource
@@ -27,7 +27,7 @@ from longlora.training.run_directory import read_metrics
 
 
 class DenseFinish(TrainerCallback):
-    """Trains with groups until `first_dense_step` steps are done, and with full attention from there on."""
+    """Trains in groups until `first_dense_step` steps are done, and with full attention after that."""
 
     def __init__(self, *, grouping: Grouping, first_dense_step: int) -> None:
         self._grouping = grouping
@@ -36,13 +36,13 @@ class DenseFinish(TrainerCallback):
     def on_step_begin(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs: Any
     ) -> None:
-        """Choose the attention of the coming step by the number of steps done, so that a resumed run agrees."""
+        """Choose the attention of the next step by the number of steps done, so a resumed run agrees."""
         is_grouped = state.global_step < self._first_dense_step
         set_grouping(model, self._grouping if is_grouped else Grouping(group_size=None))
 
 
 def diverged(what: str, state: TrainerState, args: SFTConfig) -> DivergenceError:
-    """The error that says what stopped being a number in the step under way."""
+    """Return the error that says what became NaN or infinite in the current step."""
     return DivergenceError(
         f"{what} at step {state.global_step + 1}; lower learning_rate (it is {args.learning_rate:g}) and start again: "
         "the last good checkpoint is kept"
@@ -50,28 +50,28 @@ def diverged(what: str, state: TrainerState, args: SFTConfig) -> DivergenceError
 
 
 class FiniteGradients(TrainerCallback):
-    """Stops before the optimizer takes up a gradient that is not a number, though the loss still was one."""
+    """Stops before the optimizer uses a NaN or infinite gradient, which can occur while the loss is still finite."""
 
     def on_pre_optimizer_step(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs: Any
     ) -> None:
-        """Look at every gradient.
+        """Check every gradient.
 
         Raises:
             DivergenceError: one of them is NaN or infinite.
         """
-        if args.fp16:  # there the gradient scaler meets infinities on purpose, and leaves out the step
+        if args.fp16:  # the gradient scaler expects infinities, and skips the step
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         shards = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
-        # The largest magnitude is infinite or NaN where any number is; unlike a mask it takes no memory.
+        # The largest magnitude is infinite or NaN if any value is; unlike a mask, it takes no memory.
         largest = [torch.linalg.vector_norm(shard, math.inf) for shard in shards if shard.numel()]
         if largest and not torch.stack(largest).isfinite().all():
-            raise diverged("gradients stopped being numbers", state, args)
+            raise diverged("gradients became NaN or infinite", state, args)
 
 
 def peak_memory_bytes() -> int:
-    """Most memory held so far: reserved on the GPU, or by the process where there is none."""
+    """Return the peak memory so far: reserved on the GPU, or resident in the process if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,13 +79,13 @@ def peak_memory_bytes() -> int:
 
 
 class MetricsLog(TrainerCallback):
-    """Writes every logged step as a line of JSON, and drops lines past the checkpoint that a run resumes from."""
+    """Writes a line of JSON for every logged step, and drops lines past the checkpoint that a run resumes from."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep only what the resumed run has not yet to do again."""
+        """Drop the lines of steps that the resumed run will repeat."""
         if state.is_world_process_zero and self._path.exists():
             kept = [line for line in read_metrics(self._path) if line["step"] <= state.global_step]
             write_atomically(self._path, "".join(map(json_line, kept)))
@@ -93,14 +93,14 @@ class MetricsLog(TrainerCallback):
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """Add a line; the summary at the end of the run, which has no loss of a step, is left out."""
+        """Append a line; skip the summary at the end of the run, which has no step loss."""
         if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json_line({"step": state.global_step, **logs}))
 
 
 class ProgressBar(TrainerCallback):
-    """Measures this start of a run, its steps and the seconds they took without validation, and shows how it stands."""
+    """Counts and times the steps of this start, without validation, and shows the run's progress."""
 
     def __init__(self, *, tokens_per_step: float) -> None:
         self._tokens_per_step = tokens_per_step
@@ -110,11 +110,11 @@ class ProgressBar(TrainerCallback):
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all processes; 0 before the first step has ended."""
+        """Tokens per second over all processes; 0 before the first step has ended."""
         return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Forget what loading the model took, and start the bar at the step that the run resumes from."""
+        """Reset peak memory, which loading the model raised, and start the bar at the step the run resumes from."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         total, done = state.max_steps, state.global_step
@@ -134,7 +134,7 @@ class ProgressBar(TrainerCallback):
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """Show the latest losses, the speed and the peak of memory."""
+        """Show the latest losses, the speed and the peak memory."""
         if "eval_loss" in logs:
             self._status = f"validation {float(logs['eval_loss']):.3f}"
             self._validation = f"  {self._status}"
@@ -145,12 +145,12 @@ class ProgressBar(TrainerCallback):
         self._advance(0, self._status)
 
     def close(self) -> None:
-        """Stop drawing; safe to call at any time, needed when training ends by an exception."""
+        """Stop drawing; safe to call at any time, and needed when an exception ends training."""
         self._drawing.close()
 
 
 class Terminated(SystemExit):
-    """The process was told to end by SIGTERM; `message` says what is kept."""
+    """SIGTERM ended the process; `message` says what was saved."""
 
     def __init__(self, message: str) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -158,11 +158,11 @@ class Terminated(SystemExit):
 
 
 class Sigterm(TrainerCallback):
-    """Ends training after the running micro-step once any process got SIGTERM, and saves the last whole step.
+    """Ends training after the current micro-step once any process gets SIGTERM, and saves the last complete step.
 
-    Gradients of the step under way are dropped: a resumed run does that step again from its first row. transformers'
-    `enable_jit_checkpoint` does not serve: a rank that got the signal saves alone while the others wait for it in the
-    next step, it begins three seconds late, and the process ends with the status of a finished run.
+    Gradients of the unfinished step are dropped: a resumed run repeats that step from its first row. transformers'
+    `enable_jit_checkpoint` does not work here: a rank that gets the signal saves alone while the others wait for it in
+    the next step, it starts three seconds late, and the process exits with the status of a finished run.
     """
 
     def __init__(self) -> None:
@@ -172,27 +172,27 @@ class Sigterm(TrainerCallback):
         self._saved_step = 0
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Note the signal; end at once where there is nothing to save."""
+        """Record the signal; exit at once if there is nothing to save."""
         self.has_come = True
         if not self._waits_for_checkpoint:
             raise Terminated(self._kept)
 
     def result_is_saved(self) -> None:
-        """Let the signal end the process at once from now on."""
+        """From now on, let the signal end the process at once."""
         self._waits_for_checkpoint = False
         self._kept = "what was trained is saved"
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the signal for the end of a micro-step from now on."""
+        """From now on, act on the signal at the end of a micro-step."""
         self._saved_step = state.global_step
         self._waits_for_checkpoint = True
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember what need not be saved again, nor could be without spoiling it for a moment."""
+        """Record the saved step: saving it again is needless, and would leave its checkpoint broken for a moment."""
         self._saved_step = state.global_step
 
     def on_substep_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop between two micro-steps, but under DeepSpeed, which counts them in its checkpoints."""
+        """Stop between two micro-steps, except under DeepSpeed, which counts them in its checkpoints."""
         if args.deepspeed_plugin is None:
             self._stop_if_told(state, control)
 
@@ -209,7 +209,7 @@ class Sigterm(TrainerCallback):
 
 @contextmanager
 def noticing_sigterm() -> Iterator[Sigterm]:
-    """Turn SIGTERM into a note for the length of a block; outside the main thread Python offers no handlers."""
+    """Turn SIGTERM into a flag within a block; outside the main thread Python allows no signal handlers."""
     sigterm = Sigterm()
     if threading.current_thread() is not threading.main_thread():
         yield sigterm

@@ -1,8 +1,9 @@
-"""Checkpoints of a run: how one is written to its end, which can be trusted, and what a strategy resumes from.
+"""Checkpoints of a run: how they are sealed, and what a strategy can resume from.
 
-transformers' `Trainer` writes the files of `checkpoint-N`: weights by our `save_model` (`trainer.py`), then optimizer,
-schedule and random states. `SealCheckpoints` is called after that and seals the folder (`support/digests.py`). A folder
-without its seal was cut short, one that differs from it is damaged; neither is ever resumed from.
+transformers' `Trainer` writes the files of `checkpoint-N`: weights through our `save_model` (`trainer.py`), then
+optimizer, schedule and random states. `SealCheckpoints` is called after that and seals the folder
+(`support/digests.py`). A folder without a seal was cut short, and one that differs from its seal is damaged; a run
+resumes from neither.
 """
 
 import shutil
@@ -31,7 +32,7 @@ _DEEPSPEED_TAG = "latest"
 class SealCheckpoints(TrainerCallback):
     """Seals a checkpoint once every process has written its part.
 
-    The one that ends a run is left without the optimizer's state, most of it: no step follows that would need that.
+    The last one of a run omits most of the optimizer's state, because no step follows that would need it.
     """
 
     def __init__(self, folder: Path, extension: Extension) -> None:
@@ -39,24 +40,24 @@ class SealCheckpoints(TrainerCallback):
         self._extension = extension
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tell the trainer, which saves after this, what to leave out."""
+        """Tell the trainer, which saves after this, whether to omit the optimizer's state."""
         args.save_only_model = state.global_step >= state.max_steps
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Make the checkpoint of this step readable as an adapter or model, and seal it."""
+        """Make this step's checkpoint loadable as an adapter or model, and seal it."""
         wait_for_everyone()
         if state.is_world_process_zero:
             finish_checkpoint(self._folder / f"checkpoint-{state.global_step}", self._extension)
 
 
 def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
-    """Write what makes a checkpoint an adapter or model of its own, and seal it."""
+    """Write what makes a checkpoint an adapter or model in its own right, and seal it."""
     write_extension(checkpoint, extension)
     seal(checkpoint)
 
 
 def load_trained(prepared: TrainingModel, checkpoint: Path) -> PreTrainedModel | PeftModel:
-    """Put a checkpoint's weights on a freshly prepared model."""
+    """Load a checkpoint's weights into a freshly prepared model."""
     if isinstance(prepared.model, PeftModel):
         prepared.model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return prepared.model
@@ -66,16 +67,16 @@ def load_trained(prepared: TrainingModel, checkpoint: Path) -> PreTrainedModel |
 
 
 def resumable(checkpoint: Path, strategy: Strategy) -> Path:
-    """Give a checkpoint that a strategy can resume from: itself, or what FSDP2 wrote in the form of the unsharded ones.
+    """Return a checkpoint that a strategy can resume from: the given one, or an FSDP2 one converted to unsharded form.
 
-    The converted one stands in the run's folder as `converted/checkpoint-N`, with the weights, the optimizer's state
-    and the schedule; states of random generators are taken up where the number of processes is the same.
+    The converted one is written to `converted/checkpoint-N` in the run's folder, with the weights, the optimizer's
+    state and the schedule; random states are restored if the number of processes is the same.
 
     Raises:
         CheckpointError: it was written under a strategy from which this one cannot resume.
     """
     if (checkpoint / _DEEPSPEED_TAG).exists():
-        resumes, remedy = strategy in ("zero2", "zero3"), "the same of zero2 and zero3"
+        resumes, remedy = strategy in ("zero2", "zero3"), "the one of zero2 and zero3 that wrote it"
     elif (checkpoint / _FSDP_OPTIMIZER).exists():
         if strategy in ("single", "ddp"):
             return _unsharded(checkpoint)
@@ -91,7 +92,7 @@ def resumable(checkpoint: Path, strategy: Strategy) -> Path:
 
 
 def _unsharded(checkpoint: Path) -> Path:
-    """Convert an optimizer's state by parameters' names into one by their numbers, which count through the groups."""
+    """Convert an optimizer state keyed by parameter names to one keyed by numbers, which run through the groups."""
     target = checkpoint.parent.parent / "converted" / checkpoint.name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A recipe for a model and GPUs that have none: the paper's settings, and those memory optimizations that it takes."""
+"""Draft a recipe for a model on given GPUs: the paper's settings, plus the memory optimizations that make it fit."""
 
 import copy
 import math
@@ -26,31 +26,31 @@ from longlora.support.choices import Strategy
 from longlora.training.preflight import planned_run
 
 TOKENS_PER_STEP = 2**19  # the paper's 64 rows of 8,192
-MOST_ROWS = 64  # of a step
+MOST_ROWS = 64  # per step
 NUM_STEPS = 250  # of 2^19 tokens: a quarter of the paper's run at 8k
-LARGE_MODEL = 40e9  # parameters, from which on the paper halves the learning rate
-CARDS = ("rtx-4090", "l40s", "h100-80gb", "h200")  # of 24, 48, 80 and 141 GB, as they are sold
+LARGE_MODEL = 40e9  # parameters; above this the paper halves the learning rate
+CARDS = ("rtx-4090", "l40s", "h100-80gb", "h200")  # with 24, 48, 80 and 141 GB
 _COMMENT_COLUMN = 42
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a recipe is drafted for."""
+    """The machine that a recipe is drafted for."""
 
     gpus: int
-    memory_gib: float  # of each
-    gpu: Gpu | None = None  # None: the time is not told
+    memory_gib: float  # per GPU
+    gpu: Gpu | None = None  # None: no time estimate
     host_memory_gib: float | None = None  # None: not checked
-    strategy: Strategy | None = None  # None: the one that the plan finds
+    strategy: Strategy | None = None  # None: the plan chooses
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A recipe that was found for a model, and what it takes."""
+    """A recipe found for a model, and its plan."""
 
-    values: Mapping[str, Any]  # those keys of the recipe that were decided
-    why: Mapping[str, str]  # a sentence's part about some of them, by `section.key`
-    changes: tuple[Change, ...]  # what was switched on so that it fits, the cheapest first
+    values: Mapping[str, Any]  # the recipe keys that were decided
+    why: Mapping[str, str]  # a phrase explaining some of them, by `section.key`
+    changes: tuple[Change, ...]  # memory optimizations switched on to fit, cheapest first
     recipe: Recipe
     plan: Plan
 
@@ -63,14 +63,14 @@ def draft_recipe(
     data: Sequence[str] = ("data/long-texts/",),
     overrides: Sequence[str] = (),
 ) -> Draft:
-    """Find a recipe that takes `model` to `context_length` tokens; `overrides` are settled before anything is found.
+    """Find a recipe that extends `model` to `context_length` tokens; `overrides` are fixed before the search.
 
-    Where the model reads as many tokens already, it is one for conversations (`data.kind: sft`). Where nothing makes it
-    fit, the draft has all that helps.
+    If the model already reads that many tokens, the recipe is for conversations (`data.kind: sft`). If nothing makes it
+    fit, the draft has every memory optimization that helps.
 
     Raises:
-        CheckpointError: the model's configuration cannot be had.
-        ConfigError: its shapes are not known, its positions cannot be extended, or an override is wrong.
+        CheckpointError: the model's configuration cannot be loaded.
+        ConfigError: its architecture is unknown, its positions cannot be extended, or an override is invalid.
     """
     settled = {override.partition("=")[0] for override in overrides}
     for key in settled:
@@ -86,7 +86,7 @@ def draft_recipe(
     apply_overrides(values, overrides)
     settled |= {"hardware.strategy"} if hardware.strategy else set()
     first, memory_bytes = plan_recipe(parse_recipe(values), hardware), int(hardware.memory_gib * GIB)
-    for with_margin in (True, False):  # better to fit only just than to give up more, if nothing keeps the margin
+    for with_margin in (True, False):  # if nothing keeps the margin, a tight fit beats giving up more
         changes = needed_changes(first.run, memory_bytes, with_margin=with_margin, settled=settled)
         found = copy.deepcopy(values)
         for key, value in (setting for change in changes for setting in change.recipe.items()):
@@ -99,7 +99,7 @@ def draft_recipe(
 
 
 def plan_recipe(recipe: Recipe, hardware: Hardware) -> Plan:
-    """Plan a recipe on GPUs, which need not be those that it names."""
+    """Plan a recipe on the given GPUs, which may differ from those that it names."""
     host = hardware.host_memory_gib
     return make_plan(
         planned_run(
@@ -116,7 +116,7 @@ def plan_recipe(recipe: Recipe, hardware: Hardware) -> Plan:
 def _first_values(
     architecture: Architecture, context_length: int, hardware: Hardware, data: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The recipe before any memory optimization, and why its values are such."""
+    """Return the recipe before any memory optimization, and the reasons for its values."""
     gpus, model = hardware.gpus, architecture.name
     accumulation = max(1, round(min(MOST_ROWS, TOKENS_PER_STEP / context_length) / gpus))
     tokens = NUM_STEPS * accumulation * gpus * context_length
@@ -152,7 +152,7 @@ def _first_values(
 
 
 def _positions(architecture: Architecture, context_length: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """The section `rope`, empty where the model reads so many tokens as it is; docs/positions.md says how to choose."""
+    """Return the `rope` section, empty if the model already reads that far; docs/positions.md explains the choice."""
     known = find_known_model(architecture.name)
     present, reach = architecture.rope_parameters, architecture.max_position_embeddings
     base_context = known.base_context if known else None
@@ -161,7 +161,7 @@ def _positions(architecture: Architecture, context_length: int) -> tuple[dict[st
     parameters = extended_parameters(present)
     rope_type = parameters.get("rope_type", "default")
     if rope_type == "default":
-        # Models of type phi3 take no other from transformers.
+        # For models of type phi3, transformers supports no other method.
         rope_type, reason = ("theta", "a larger base") if architecture.model_type == "phi3" else ("yarn", "")
     else:
         reason = "the model's own, continued"
@@ -183,7 +183,7 @@ def _in_thousands(tokens: int) -> str:
 
 
 def draft_to_yaml(draft: Draft, path: str) -> str:
-    """Write a draft as the text of a recipe, with a comment behind each value that needs one; `path` names its file."""
+    """Return a draft as YAML, with a comment after each value that needs one; `path` is the file it is meant for."""
     plan, recipe = draft.plan, draft.recipe
     hardware = recipe.hardware
     gpus = f"{hardware.gpus} GPU{'s' * (hardware.gpus > 1)} of {hardware.memory_gib:g} GiB"

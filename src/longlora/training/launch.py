@@ -1,4 +1,4 @@
-"""Starts the processes of a run under accelerate, and gives back one status and one message for all of them."""
+"""Start the processes of a run under accelerate, and return one status and one message for all of them."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.run  # with all of its loggers
+import torch.distributed.run  # creates the loggers that `launch` silences
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -23,18 +23,18 @@ from longlora.support.choices import Strategy
 logger = logging.getLogger("longlora")
 
 _MISTAKE, _INTERRUPTED, _TERMINATED = 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
-# Seconds that processes have between SIGTERM and SIGKILL: to end the running micro-step and write a checkpoint.
+# Seconds between SIGTERM and SIGKILL, for processes to finish the current micro-step and write a checkpoint.
 _GRACE_VARIABLE, _GRACE_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120"
 _DEFAULT_PORT = 29500
 
 
 def strategy_file(strategy: Strategy) -> Path:
-    """The configuration of accelerate for a strategy; a single process needs none."""
+    """Return accelerate's configuration file for a strategy; a single process needs none."""
     return Path(__file__).parent / "strategies" / f"{strategy}.yaml"
 
 
 def check_installed(strategy: Strategy) -> None:
-    """See that a strategy's library is there.
+    """Check that a strategy's library is installed.
 
     Raises:
         ConfigError: DeepSpeed is needed and not installed.
@@ -44,16 +44,16 @@ def check_installed(strategy: Strategy) -> None:
 
 
 def check_started(wanted: Strategy | None, processes: int | None) -> None:
-    """See that what the command line asks for is what this process was started as.
+    """Check that this process was started the way the command line asks for.
 
     Raises:
-        ConfigError: another launcher has started it otherwise.
+        ConfigError: another launcher started it differently.
     """
     there = current_strategy()
     if wanted not in (None, there):
         raise ConfigError(
-            f"--strategy {wanted}: these processes were started for {there}; start them by `longlora train` itself, or "
-            f"by `accelerate launch --config_file {strategy_file(wanted)}`"
+            f"--strategy {wanted}: these processes were started for {there}; start them with `longlora train` itself, "
+            f"or with `accelerate launch --config_file {strategy_file(wanted)}`"
         )
     if processes not in (None, local_world_size()):
         raise ConfigError(f"--processes {processes}: {local_world_size()} were started on this node; leave it out")
@@ -61,7 +61,7 @@ def check_started(wanted: Strategy | None, processes: int | None) -> None:
 
 
 def strategy_of(recipe: Recipe, *, nodes: int) -> Strategy | None:
-    """The strategy that a recipe names, where this machine alone has just the GPUs that it is meant for."""
+    """Return the strategy that a recipe names, if this machine alone has exactly the GPUs that it is meant for."""
     hardware = recipe.hardware
     if hardware.strategy is None or hardware.gpus == 1 or nodes > 1 or hardware.gpus != torch.cuda.device_count():
         return None
@@ -78,10 +78,10 @@ def plan_launch(
     main_address: str | None = None,
     main_port: int | None = None,
 ) -> dict[str, Any] | None:
-    """Decide from the command line and the visible GPUs on options of `accelerate launch`; None is this process alone.
+    """Derive the options of `accelerate launch` from the command line and the visible GPUs; None: this process alone.
 
     Raises:
-        ConfigError: the wishes contradict one another, or there are not so many GPUs.
+        ConfigError: the options contradict one another, or there are too few GPUs.
     """
     num_gpus = torch.cuda.device_count()
     if strategy in (None, "single"):
@@ -91,7 +91,7 @@ def plan_launch(
         if strategy is None and num_gpus > 1:
             logger.warning(
                 "%d GPUs are visible and one is used; --strategy ddp, fsdp2, zero2 or zero3 uses all, --strategy "
-                "single says that one is meant",
+                "single silences this warning",
                 num_gpus,
             )
         return None
@@ -113,7 +113,7 @@ def plan_launch(
         "num_processes": per_node * nodes,
         "num_machines": nodes,
         "machine_rank": node_rank,
-        # 0 is any free one, which only processes of one node can agree on
+        # 0 picks a free port, which only works within one node
         "main_process_port": main_port or (0 if nodes == 1 else _DEFAULT_PORT),
         "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // per_node),
     }
@@ -121,14 +121,15 @@ def plan_launch(
 
 
 def launch(options: dict[str, Any], command: list[str]) -> int:
-    """Run `longlora COMMAND` in every process, wait, and return the status of the whole.
+    """Run `longlora COMMAND` in every process, wait, and return one status for all.
 
-    0, or 2 with the message of a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 128 + N where signal N ended a
-    process, else what the first process that failed returned, with its traceback. Where one fails the others are ended.
+    0 on success; 2 after a user's mistake, with its message; 130 after Ctrl-C; 143 after SIGTERM; 128 + N if signal N
+    killed a process; otherwise the status of the first process that failed, with its traceback. When one process fails,
+    the others are stopped.
     """
     os.environ.setdefault(_GRACE_VARIABLE, _GRACE_SECONDS)
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
-    for name in logging.root.manager.loggerDict:  # their levels are set one by one, and their news is in our message
+    for name in logging.root.manager.loggerDict:  # each has its own level, and our message covers what they would say
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -143,20 +144,20 @@ def launch(options: dict[str, Any], command: list[str]) -> int:
 
 
 def launcher_arguments(options: dict[str, Any], command: list[str]) -> Namespace:
-    """The arguments of `accelerate launch`, as it parses them."""
+    """Return the arguments of `accelerate launch`, parsed by its own parser."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return launch_command_parser().parse_args([*words, "--module", "longlora.cli", *command])
 
 
 def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
-    """Print the failure that explains the others, and return its status."""
+    """Print the failure that caused the others, and return its status."""
     rank, failure = min(failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp, item[0]))
     status = 128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode
     if status in (_INTERRUPTED, _TERMINATED):
         return status
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        hint = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+        hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
         ending = f"process {rank} was ended by {name}{hint}"
         print(f"longlora: {ending}; the same command resumes from the last checkpoint", file=sys.stderr)
     elif isinstance(failure.message, dict):
@@ -168,7 +169,7 @@ def _tell_failure(failures: dict[int, ProcessFailure]) -> int:
 
 
 def _consequence(failure: ProcessFailure) -> int:
-    """How likely a failure only follows from another's: those who lose a partner fail too, or are told to end."""
+    """Rank how likely a failure only follows from another: processes that lose a partner fail too, or are stopped."""
     if failure.exitcode == _MISTAKE:
         return 0
     if failure.exitcode == -signal.SIGTERM:
@@ -179,5 +180,5 @@ def _consequence(failure: ProcessFailure) -> int:
 
 
 def _follows(failure: ProcessFailure) -> bool:
-    """Whether a process ended because another was gone."""
+    """Return whether a process ended because another was gone."""
     return isinstance(failure.message, dict) and failure.message["message"].startswith(LostProcessError.__name__)

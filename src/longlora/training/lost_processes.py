@@ -1,8 +1,8 @@
-"""A run ends soon, and says why, when one of its processes is gone.
+"""End a run promptly, with a reason, when one of its processes is gone.
 
-Ranks wait for one another in exchanges. gloo notices that a partner is gone, NCCL often by its timeout alone, half an
-hour, and the launcher of a node sees the processes of that node. So every process keeps a connection to the main one;
-the system closes it when either ends, whatever ends it, and the main process tells the others.
+Ranks wait for one another in collectives. gloo notices that a partner is gone; NCCL often does only at its timeout of
+half an hour, and the launcher of a node sees only that node's processes. So every process keeps a connection to the
+main one. The system closes it when either end dies, for whatever reason, and the main process tells the others.
 """
 
 import os
@@ -16,20 +16,20 @@ from longlora.distributed import from_main_process, is_main_process, local_world
 from longlora.errors import ConfigError, LostProcessError
 
 LOST = 1
-"""The status of a process that ends because another is gone."""
+"""The exit status of a process that ends because another is gone."""
 
-_SECONDS_TO_END = 10.0  # for the main thread, whose own words may say more
-_SECONDS_TO_NOTICE = 2.0  # after an exchange has failed
+_SECONDS_TO_END = 10.0  # for the main thread, whose own message may say more
+_SECONDS_TO_NOTICE = 2.0  # after a collective has failed
 _SECONDS_TO_MEET = 60.0
 _RANK_BYTES = 4
 
 
 @contextmanager
 def noticing_lost_processes() -> Iterator[None]:
-    """End this process when another of the run is gone, for the length of a block.
+    """End this process when another one of the run is gone, within a block.
 
-    An exchange that fails then raises the loss instead. Where the main thread raises nothing for ten seconds, as within
-    NCCL, the process is ended all the same.
+    A collective that fails because of that raises the loss instead. If the main thread raises nothing for ten seconds,
+    as inside NCCL, the process exits anyway.
 
     Raises:
         ConfigError: the processes cannot connect.
@@ -56,7 +56,7 @@ def noticing_lost_processes() -> Iterator[None]:
 
 
 class _Watch:
-    """Reads from connections by rank, on which nothing comes but the rank of one that is gone."""
+    """Reads from connections by rank, which carry nothing but the rank of a lost process."""
 
     def __init__(self, connections: dict[int, socket.socket]) -> None:
         self.has_lost = threading.Event()
@@ -67,25 +67,25 @@ class _Watch:
             threading.Thread(target=self._read, args=(rank,), daemon=True).start()
 
     def error(self) -> LostProcessError:
-        """What to tell the user."""
+        """Return the error for the user."""
         return LostProcessError(
-            f"process {self._lost_rank} is gone, and the others cannot go on without it (its launcher says what ended "
-            "it); the same command resumes from the last checkpoint"
+            f"process {self._lost_rank} is gone, and the others cannot continue without it (its launcher says what "
+            "ended it); the same command resumes from the last checkpoint"
         )
 
     def close(self) -> None:
-        """Let the processes end as they like from now on."""
+        """Stop watching: from now on processes may end at any time."""
         self._is_over.set()
         with ExitStack() as stack:
             for connection in self._connections.values():
                 stack.enter_context(connection)
-                with suppress(OSError):  # closed from the other side
+                with suppress(OSError):  # closed by the other side
                     connection.shutdown(socket.SHUT_RDWR)
 
     def _read(self, rank: int) -> None:
         try:
             told = self._connections[rank].recv(_RANK_BYTES)
-        except OSError:  # the node is gone, without a word
+        except OSError:  # the node is gone without closing the connection
             told = b""
         if self._is_over.is_set() or self.has_lost.is_set():
             return
@@ -101,9 +101,9 @@ class _Watch:
 
 
 def _connect() -> dict[int, socket.socket]:
-    """Connect the main process with each other one; by rank, as each of the two sees it.
+    """Connect the main process with every other one, and return this side's connections by rank.
 
-    On one node nothing listens to others, on several the port is closed once all have come.
+    On a single node the port is local; across nodes it is closed once all have connected.
     """
     others = num_processes() - 1
     is_one_node = local_world_size() == num_processes()
@@ -120,7 +120,7 @@ def _connect() -> dict[int, socket.socket]:
 
 
 def _lasting(connection: socket.socket) -> socket.socket:
-    """Let a connection wait without end, and let Linux see every few seconds that the other side's machine is there."""
+    """Remove a connection's timeout, and let Linux probe every few seconds whether the other machine is still there."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":

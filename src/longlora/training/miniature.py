@@ -1,4 +1,4 @@
-"""A dry run: the recipe as it is, but for a random miniature of its model, short rows and few steps."""
+"""A dry run: the recipe unchanged except for a random miniature of its model, short rows and few steps."""
 
 import ast
 import copy
@@ -25,7 +25,7 @@ from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")
 
-CONTEXT_LENGTH = 512  # tokens that a miniature is extended to, whatever the model is
+CONTEXT_LENGTH = 512  # tokens that every miniature is extended to
 NUM_STEPS = 4
 _HEAD_DIM = 16
 _NUM_LAYERS = 2
@@ -34,16 +34,16 @@ _NUM_DOCUMENTS = 40
 
 
 def miniature_recipe(recipe: Recipe) -> Recipe:
-    """Write a miniature of the recipe's model into its folder, and return the recipe that trains it.
+    """Write a miniature of the recipe's model beside the output directory, and return the recipe that trains it.
 
-    The miniature has the architecture, the ratio of query heads to key-value heads and the kind of positions of its
-    model, two layers, at most eight experts, the tiny model's tokenizer and random weights. Every number of tokens
-    is divided by the same number, so that the extension has the same factor; what is trained, how and under which
-    strategy stays. No more processes share a row than there are. Where the recipe's data is not there, the source
-    files of Python's standard library take its place, as texts or as documents that are asked about.
+    The miniature has its model's architecture, ratio of query heads to key-value heads and kind of positions, with two
+    layers, at most eight experts, the tiny model's tokenizer and random weights. All token counts are divided by the
+    same number, which keeps the extension factor; what is trained, how, and the strategy stay the same. A row is shared
+    by no more processes than there are. If the recipe's data does not exist, source files of Python's standard library
+    replace it, as texts or as documents with questions.
 
     Raises:
-        CheckpointError: the model's configuration cannot be had.
+        CheckpointError: the model's configuration cannot be loaded.
     """
     if known := find_known_model(recipe.model_name_or_path):
         original = AutoConfig.for_model(**copy.deepcopy(known.config))
@@ -56,7 +56,7 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
     output_dir = Path(f"{recipe.output_dir}-miniature")
     model_directory = output_dir / "model"
     output_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(output_dir / "model.lock"):  # several processes may come here at once
+    with FileLock(output_dir / "model.lock"):  # several processes may get here at once
         if not model_directory.exists():
             with whole_directory(model_directory) as unfinished:
                 config = _shrunk(original, shrink)
@@ -89,7 +89,7 @@ def _divided(count: int, shrink: float) -> int:
 
 
 def _data(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Some of the recipe's own data, if it is on this machine."""
+    """Return some of the recipe's own data if it is on this machine, otherwise files of the standard library."""
     data = recipe.data
     values: dict[str, Any] = {"max_documents": min(data.max_documents or _NUM_DOCUMENTS, _NUM_DOCUMENTS)}
     if not _is_here(data.source):
@@ -107,7 +107,7 @@ def _is_here(source: str | tuple[str, ...]) -> bool:
 
 
 def _conversations(files: list[Path], folder: Path) -> Path:
-    """Write questions about modules of Python's standard library, answered by the modules' own first words."""
+    """Write questions about modules of the standard library, answered by the first paragraph of their docstrings."""
     rows = []
     for file in files:
         text = file.read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def _conversations(files: list[Path], folder: Path) -> Path:
 
 
 def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
-    text = copy.deepcopy(original.get_text_config())  # without the part that reads images, where there is one
+    text = copy.deepcopy(original.get_text_config())  # without the vision part, if there is one
     queries_per_kv = text.num_attention_heads // (text.num_key_value_heads or text.num_attention_heads)
     text.num_key_value_heads = 1 if queries_per_kv > 4 else 2
     text.num_attention_heads = queries_per_kv * text.num_key_value_heads
@@ -138,10 +138,10 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
     if values.get("head_dim"):
         text.head_dim = _HEAD_DIM
     if values.get("layer_types"):
-        text.layer_types = values["layer_types"][-_NUM_LAYERS:]  # where windows alternate, both kinds
+        text.layer_types = values["layer_types"][-_NUM_LAYERS:]  # both kinds if windows alternate
     text.max_position_embeddings = _divided(text.max_position_embeddings, shrink)
     rope_parameters = copy.deepcopy(text.rope_parameters)
-    for parameters in (rope_parameters, *rope_parameters.values()):  # of all layers, or by kind of layer
+    for parameters in (rope_parameters, *rope_parameters.values()):  # for all layers, or by layer type
         if isinstance(parameters, dict) and "original_max_position_embeddings" in parameters:
             original_context = parameters["original_max_position_embeddings"]
             parameters["original_max_position_embeddings"] = _divided(original_context, shrink)
@@ -150,9 +150,9 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
 
 
 def _write_tokenizer(config: PreTrainedConfig, directory: Path) -> None:
-    """Write the tiny model's tokenizer, and fit the configuration to it as it will be read beside this one.
+    """Write the tiny model's tokenizer, and fit the configuration to the tokenizer that loads beside it.
 
-    Some types (Qwen 2) have a class of tokenizers of their own, which adds tokens of its own.
+    Some model types (Qwen 2) have their own tokenizer class, which adds tokens.
     """
     AutoTokenizer.from_pretrained(tiny_model_directory()).save_pretrained(directory)
     config.save_pretrained(directory)

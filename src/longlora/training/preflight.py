@@ -1,4 +1,4 @@
-"""What can be asked of a recipe before torch is loaded: whether its places can be used, and what a plan needs."""
+"""What can be checked of a recipe before torch is loaded: its paths, and the values that a plan needs."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from longlora.support.choices import Strategy
 from longlora.support.locate import locate
 from longlora.training.run_directory import check_output
 
-# How planner and recipe call the optimizers whose memory the planner knows.
+# The planner's names for the optimizers of a recipe whose memory it knows.
 _PLANNED_OPTIMIZERS: dict[str, Any] = {
     "adamw_torch_fused": "adamw",
     "adamw_torch": "adamw_foreach",
@@ -22,12 +22,12 @@ _PLANNED_OPTIMIZERS: dict[str, Any] = {
 
 
 def check_places(recipe: Recipe, *, merge_follows: bool) -> None:
-    """Look at the places that a recipe names: the output directory (`check_output`), the model, the data.
+    """Check the paths that a recipe names: the output directory (`check_output`), the model, the data.
 
     Raises:
         ConfigError: the output directory cannot be used.
-        CheckpointError: there is no model where the recipe says.
-        DataError: there are no texts where it says.
+        CheckpointError: there is no model at the given path.
+        DataError: there are no texts at the given path.
     """
     check_output(recipe, merge_follows=merge_follows)
     model_source(recipe.model_name_or_path)
@@ -37,13 +37,13 @@ def check_places(recipe: Recipe, *, merge_follows: bool) -> None:
 
 
 def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "single") -> PlannedRun:
-    """Turn a recipe into the plain values that a plan needs.
+    """Convert a recipe into the plain values that a plan needs.
 
-    Where the steps follow from the data (`num_train_epochs`), the plan is that of one step.
+    If the number of steps depends on the data (`num_train_epochs`), the plan is for one step.
 
     Raises:
-        ConfigError: the model's architecture or the optimizer's memory is not known, or its positions cannot be
-            extended as the recipe says.
+        ConfigError: the model's architecture or the optimizer's memory is unknown, or the model's positions cannot be
+            extended as the recipe asks.
     """
     if recipe.optim not in _PLANNED_OPTIMIZERS:
         raise ConfigError(
@@ -52,7 +52,7 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
     targets = recipe.lora.target_modules
     architecture = find_architecture(recipe.model_name_or_path)
     positions, reach = architecture.rope_parameters, architecture.max_position_embeddings
-    if not recipe.keeps_positions(present_context(positions, reach)):  # then it must be possible to extend them
+    if not recipe.keeps_positions(present_context(positions, reach)):  # fails now if they cannot be extended
         extend_rope(
             positions,
             max_position_embeddings=reach,
@@ -67,7 +67,7 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         context_length=recipe.context_length,
         tuning=recipe.tuning,
         lora_rank=recipe.lora.r,
-        # A list of names weighs no more than all linear layers.
+        # A list of names takes no more memory than all linear layers.
         lora_targets=targets if isinstance(targets, str) else "all-linear",
         train_embeddings="embed" in recipe.trainable,
         train_norms="norm" in recipe.trainable,

@@ -1,4 +1,4 @@
-"""The rows that a recipe trains on, and those held out: of texts, or of conversations."""
+"""A recipe's training rows and held-out rows, from texts or conversations."""
 
 import logging
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ logger = logging.getLogger("longlora")
 
 
 class Rows(NamedTuple):
-    """Columns `input_ids`, `seq_lengths` and, where not every token is learned, `labels`."""
+    """Data sets with columns `input_ids`, `seq_lengths` and, if not every token is learned, `labels`."""
 
     training: Dataset
     validation: Dataset | None
 
     def identity(self) -> dict[str, Any]:
-        """What they are, as JSON: the same rows in the same order, wherever their texts lie, give the same."""
+        """Identify the rows, as JSON: equal for the same rows in the same order, wherever their texts are stored."""
         named = {"training rows": self.training, "validation rows": self.validation}
         return {
             name: f"{len(rows)} of sha256 {content_digest(rows)}" if rows is not None else None
@@ -41,13 +41,13 @@ class Rows(NamedTuple):
 
 
 def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool) -> Rows:
-    """Read, tokenise and pack what the recipe names; found in its cache when read before.
+    """Read, tokenize and pack a recipe's data, or take it from the cache.
 
-    For conversations a tokenizer without a chat template is given the paper's prompt, in place.
+    For conversations, a tokenizer without a chat template is given the paper's prompt, in place.
 
     Raises:
         DataError: the data cannot be read or used.
-        ConfigError: the tokenizer does not serve for conversations.
+        ConfigError: the tokenizer cannot be used for conversations.
     """
     data, context_length = recipe.data, recipe.context_length
     common: dict[str, Any] = {"cache_dir": data.cache_dir, "show_progress": show_progress}
@@ -78,7 +78,7 @@ def read_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, show_progre
 
 
 def with_long_repeated(documents: Dataset, *, tokens: int, times: int) -> Dataset:
-    """All documents once, and then those of at least `tokens` tokens again, until they were there so many times."""
+    """Return all documents once, then those of at least `tokens` tokens repeatedly, until each occurs `times` times."""
     tables = documents.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
     lengths = np.concatenate([pyarrow.compute.list_value_length(table["input_ids"]).to_numpy() for table in tables])
     long = np.flatnonzero(lengths >= tokens)

@@ -1,4 +1,4 @@
-"""The story of a run, from a recipe to an extended model. Read it top to bottom."""
+"""All steps of a run, from a recipe to an extended model. Read it top to bottom."""
 
 import logging
 from contextlib import ExitStack, closing
@@ -38,15 +38,14 @@ logger = logging.getLogger("longlora")
 def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
     """Train a recipe and return the directory of the result, an adapter or a full model.
 
-    Called again with the same recipe after an interruption, it resumes from the last complete checkpoint and arrives at
-    the same losses. The result is saved before the run's summary, which may fail with a warning; called once more, it
-    creates what is missing. As one of several processes it does its part of the run; the main process decides and
-    writes.
+    Called again with the same recipe after an interruption, it resumes from the last complete checkpoint and reaches
+    the same losses. The result is saved before the run's summary, which may fail with a warning; another call creates
+    what is missing. With several processes, each one calls it; the main process decides and writes.
 
     Args:
         recipe: the run's settings.
         merge_follows: whether the result will be merged into `merged/` beside it: a run that lacks only that is then
-            returned, and not refused as finished.
+            returned instead of being refused as finished.
 
     Raises:
         ConfigError, DataError, CheckpointError: the recipe, the texts or the model cannot be used.
@@ -76,7 +75,7 @@ def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:
 
 
 def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sigterm: Sigterm) -> Trained:
-    """Train from the beginning or from the last checkpoint, and save what came out."""
+    """Train from the beginning or from the last checkpoint, and save the result."""
     checkpoint = run.resumes_from
     set_seed(recipe.seed)
     prepared = load_for_training(recipe)
@@ -88,7 +87,7 @@ def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sig
     tell_model(recipe, prepared)
     tell_rows(recipe, len(rows.training), rows_per_step(recipe, arguments))
 
-    if checkpoint and step_of(checkpoint) == recipe.max_steps:  # it ended between the last step and the result
+    if checkpoint and step_of(checkpoint) == recipe.max_steps:  # interrupted between the last step and the result
         model = load_trained(prepared, checkpoint) if is_main_process() else prepared.model
         trained = Trained(model=model, tokenizer=prepared.tokenizer)
     else:
@@ -101,7 +100,7 @@ def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sig
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if sigterm.has_stopped:
             done = trainer.state.global_step
-            raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step was done")
+            raise Terminated(f"the first {done} of {recipe.max_steps} steps are saved" if done else "no step finished")
         trained = Trained(
             model=trainer.accelerator.unwrap_model(trainer.model),
             tokenizer=prepared.tokenizer,

@@ -1,18 +1,18 @@
-"""The folder of a run: what it holds, whether it can be resumed, and how it is never overwritten.
+"""The folder of a run: what it contains, whether it can be resumed, and what protects it from being overwritten.
 
 recipe.yaml        the recipe with every value spelled out
 environment.json   versions, device, processes, command line of every start
-data.json          digests of the rows that it trains on and of those held out
-metrics.jsonl      a line per logged step and per measurement on the validation data
-checkpoints/       checkpoint-N, the last ones, each sealed by its digests.json (`checkpoints.py` writes them)
-lock               held while a process is at work here
-adapter/ or model/ what was trained; its presence means that the training has finished, and the rest is made from it
-summary.json       losses, speed and memory, beside what was planned
+data.json          digests of the training rows and of the held-out rows
+metrics.jsonl      one line per logged step and per validation
+checkpoints/       the last checkpoint-N, each sealed by its digests.json (`checkpoints.py` writes them)
+lock               held while a process works here
+adapter/ or model/ what was trained; if it exists, training has finished, and the rest is made from it
+summary.json       losses, speed and memory, compared with the plan
 curves.png         loss, validation loss and learning rate over the steps
 samples.md         held-out questions with the model's answers (fine-tuning)
-merged/            the adapter folded into its base, where `longlora train` did the run
+merged/            the adapter merged into its base, if `longlora train` did the run
 
-What is damaged of it is set aside as `damaged-…` with a warning, or ends the start with a message.
+Damaged parts are set aside as `damaged-…` with a warning, or stop the start with a message.
 """
 
 import json
@@ -42,15 +42,15 @@ from longlora.support.packages import package_versions
 logger = logging.getLogger("longlora")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# Their product with the number of processes is what matters: the rows of an optimizer step.
+# Only their product with the number of processes matters: the rows per optimizer step.
 _BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class RunDirectory:
-    """Paths of a recipe's run, and its state on disk; `result` is where what was trained goes at the end."""
+    """Paths of a recipe's run, and its state on disk; `result` is where the trained adapter or model goes."""
 
     resumes_from: Path | None = None
-    """The checkpoint that this start goes on from, found whole when the run was opened."""
+    """The checkpoint that this start resumes from, found intact when the run was opened."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.root = root = Path(recipe.output_dir).expanduser()
@@ -60,18 +60,18 @@ class RunDirectory:
         self.summary, self.curves, self.samples = root / "summary.json", root / "curves.png", root / "samples.md"
 
     def remove_former(self) -> None:
-        """Delete what was made from a former result, which is not there any more."""
+        """Delete what was made from an earlier result that no longer exists."""
         for path in (self.summary, self.curves, self.samples):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.merged, ignore_errors=True)
 
     def finished_checkpoints(self) -> list[Path]:
-        """The checkpoints that were written to their end, by their steps; whether they are still whole is not asked."""
+        """Return the completely written checkpoints in order of steps, without checking them for damage."""
         return [path for path in _numbered(self.checkpoints) if is_sealed(path)]
 
 
 def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
-    """Make sure that a run may begin, or be resumed, in its output directory; name what a finished one still lacks.
+    """Check that a run can start or resume in its output directory, and return what a finished one still lacks.
 
     Raises:
         ConfigError: it holds a finished run that lacks nothing, a finished run of another recipe, or something else.
@@ -80,7 +80,7 @@ def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
     if not run.result.exists():
         there = set(run.root.iterdir()) if run.root.is_dir() else {run.root} if run.root.exists() else set()
         if not run.recipe.exists() and there - {run.checkpoints, run.root / "lock"}:
-            raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a run of longlora; choose another")
+            raise ConfigError(f"output_dir={recipe.output_dir} exists and is not a longlora run; choose another")
         return []
     wanted = [run.curves, *[run.merged] * merge_follows, *[run.samples] * recipe.samples_answers, run.summary]
     missing = [path.name for path in wanted if not path.exists()]
@@ -97,14 +97,14 @@ def check_output(recipe: Recipe, *, merge_follows: bool) -> list[str]:
 def open_run(
     recipe: Recipe, *, num_processes: int = 1, strategy: str = "single", merge_follows: bool = False
 ) -> Iterator[RunDirectory]:
-    """Make the folder of a run, or find the one that an interrupted start of the same recipe left; hold it meanwhile.
+    """Create the folder of a run, or reopen that of an interrupted run of the same recipe, and lock it meanwhile.
 
-    A run whose training has finished is opened as long as something is missing beside the result: with `merge_follows`
-    a merged model, too. The system lets go of the folder when this process ends, however it ends.
+    A run whose training has finished is opened as long as something beside the result is missing: with `merge_follows`,
+    that includes a merged model. The lock is released when this process ends, however it ends.
 
     Raises:
-        ConfigError: the folder holds a finished run, a run of another recipe, something else, or is in use.
-        CheckpointError: none of its checkpoints is whole.
+        ConfigError: the folder holds a finished run, a run of another recipe or something else, or is in use.
+        CheckpointError: none of its checkpoints is intact.
     """
     run = RunDirectory(recipe)
     missing = check_output(recipe, merge_follows=merge_follows)
@@ -126,7 +126,7 @@ def open_run(
 def _note_start(recipe: Recipe, run: RunDirectory, num_processes: int, strategy: str) -> None:
     starts = _read_starts(run.starts)
     run.resumes_from = _newest_whole(run.checkpoints)
-    if run.resumes_from:  # else nothing was trained yet, and the recipe may have been mended
+    if run.resumes_from:  # otherwise nothing was trained yet, and the recipe may have been corrected
         _check_same_recipe(recipe, num_processes, run.recipe, starts[-1]["processes"] if starts else num_processes)
     remove_partial(run.result)
     write_atomically(run.recipe, dump_recipe(recipe))
@@ -135,11 +135,11 @@ def _note_start(recipe: Recipe, run: RunDirectory, num_processes: int, strategy:
 
 
 def keep_to_data(run: RunDirectory, rows: Mapping[str, Any]) -> None:
-    """Note what the run trains on, as JSON; where it goes on from a checkpoint, see that this is what it trained on.
+    """Record what the run trains on, as JSON; if it resumes from a checkpoint, check that the data is still the same.
 
     Raises:
-        DataError: it is not.
-        CheckpointError: the note cannot be read.
+        DataError: the data has changed.
+        CheckpointError: the record cannot be read.
     """
     if run.resumes_from is not None:
         there = read_json(run.data)
@@ -153,10 +153,10 @@ def keep_to_data(run: RunDirectory, rows: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of `metrics.jsonl`; where some cannot be used the file is set aside, and the others are kept."""
+    """Read the lines of `metrics.jsonl`; if some cannot be used, set the file aside and keep the others."""
     if not path.exists():
         return []
-    *lines, _ = path.read_bytes().split(b"\n")  # what follows the last newline was torn by an interruption
+    *lines, _ = path.read_bytes().split(b"\n")  # an interruption may leave a partial line at the end
     read = [_metrics_line(line) for line in lines]
     kept = [line for line in read if line is not None]
     if len(kept) < len(lines):
@@ -166,7 +166,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps done when a checkpoint was written."""
+    """Return the number of optimizer steps done when a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -176,10 +176,10 @@ def _numbered(checkpoints: Path) -> list[Path]:
 
 
 def _newest_whole(checkpoints: Path) -> Path | None:
-    """Find the newest checkpoint that is as it was written; delete what was cut short, set aside what is damaged.
+    """Return the newest intact checkpoint; delete incomplete ones, and set damaged ones aside.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are damaged; they stay as they are.
+        CheckpointError: there are checkpoints, and all of them are damaged; they are left as they are.
     """
     damaged: dict[Path, str] = {}
     for path in reversed(_numbered(checkpoints)):
@@ -189,19 +189,19 @@ def _newest_whole(checkpoints: Path) -> Path | None:
             damaged[path] = reason
         else:
             for other, reason in damaged.items():
-                _set_aside(other, f"{reason}; {path.name} is whole")
+                _set_aside(other, f"{reason}; {path.name} is intact")
             return path
     if damaged:
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
         raise CheckpointError(
-            f"no checkpoint in {checkpoints} is whole ({reasons}): put a copy of one back, or delete the folder to "
+            f"no checkpoint in {checkpoints} is intact ({reasons}): restore one from a copy, or delete the folder to "
             "train again from the beginning"
         )
     return None
 
 
 def _set_aside(path: Path, reason: str) -> None:
-    """Give what is damaged a name under which nothing looks for it."""
+    """Rename what is damaged, so nothing reads it again."""
     aside = path.with_name(f"damaged-{path.name}")
     if aside.is_dir():
         shutil.rmtree(aside)
@@ -210,7 +210,7 @@ def _set_aside(path: Path, reason: str) -> None:
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:
-    """What earlier starts noted, each with its `processes`; nothing where that is damaged."""
+    """Return the records of earlier starts, each with its `processes`; none if they are damaged."""
     if not path.exists():
         return []
     try:
@@ -219,7 +219,7 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
             return list(starts)
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    _set_aside(path, "the record of earlier starts begins anew")
+    _set_aside(path, "a new record of starts begins")
     return []
 
 
@@ -228,7 +228,7 @@ def _metrics_line(line: bytes) -> dict[str, Any] | None:
         values = json.loads(line)
         numbers = [values["step"], *(values[name] for name in ("loss", "eval_loss", "learning_rate") if name in values)]
         is_usable = all(isinstance(number, (int, float)) for number in numbers)
-        json_line(values).encode()  # half a surrogate pair passes as JSON, but no file takes it
+        json_line(values).encode()  # half a surrogate pair is valid JSON, but cannot be written
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return values if is_usable else None
@@ -244,7 +244,7 @@ def _read_recipe(recipe_file: Path) -> dict[str, Any]:
 
 
 def _changes(recipe: Recipe, present: Mapping[str, Any]) -> list[str]:
-    """What differs from a recipe in a file, but for the folder and how a step's rows are divided."""
+    """List the differences from a recipe file, apart from the folder and how a step's rows are divided."""
     wanted = yaml.safe_load(dump_recipe(recipe))
     passed_over = ("output_dir", "hardware", "sequence_parallel_size", *_BATCH_KEYS)
     return [
@@ -272,8 +272,8 @@ def _check_same_recipe(recipe: Recipe, num_processes: int, recipe_file: Path, pr
 
 
 def _environment() -> dict[str, Any]:
-    """What a start of a run notes of the machine and of the software."""
-    import torch  # everything else here is looked at before torch is loaded
+    """Describe the machine and the software, for the record of a start."""
+    import torch  # the rest of this file is used before torch is loaded
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

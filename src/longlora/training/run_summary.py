@@ -1,6 +1,6 @@
-"""What a run came to, beside what was planned: `summary.json`, a few lines for the terminal, the curves, samples.
+"""The outcome of a run, compared with the plan: `summary.json`, a few lines in the terminal, curves, sampled answers.
 
-All of it comes after the result is saved, may fail without harm, and is made up for by the same command.
+All of it is made after the result is saved. It may fail without harm, and the same command makes up for it.
 """
 
 import json
@@ -35,7 +35,7 @@ from longlora.training.saved_result import Trained
 
 logger = logging.getLogger("longlora")
 
-# The losses at the two ends of a run are means over this part of its steps.
+# The first and the last loss of a run are means over this fraction of its logged steps.
 _END_FRACTION = 0.05
 _SMOOTHED_STEPS = 20
 _LOSS, _VALIDATION, _RATE = "#1f5fa8", "#c2571a", "#666666"
@@ -44,9 +44,9 @@ _SHOWN_CHARACTERS = 400
 
 
 def write_run_summary(recipe: Recipe, run: RunDirectory, trained: Trained | None) -> None:
-    """Make what is missing of `summary.json`, `curves.png` and, after fine-tuning, `samples.md`; tell their gist.
+    """Create what is missing of `summary.json`, `curves.png` and, after fine-tuning, `samples.md`; log the highlights.
 
-    `trained` is what this start trained; None where an earlier one did, whose result is loaded if it is to answer.
+    `trained` is what this start trained; None if an earlier one did, whose result is then loaded for the samples.
     """
     if not run.summary.exists():
         with attempted("the summary"):
@@ -62,10 +62,10 @@ def write_run_summary(recipe: Recipe, run: RunDirectory, trained: Trained | None
 
 @contextmanager
 def attempted(what: str) -> Iterator[None]:
-    """Turn a failure into a warning, for what comes after the result is saved."""
+    """Turn a failure into a warning, for work after the result is saved."""
     try:
         yield
-    except Exception as error:  # whatever it is, what was trained is there
+    except Exception as error:  # whatever it is, what was trained is saved
         logger.warning(
             "%s failed (%s: %s); what was trained is saved, and the same command tries this again",
             what,
@@ -76,7 +76,7 @@ def attempted(what: str) -> Iterator[None]:
 
 
 def write_summary(recipe: Recipe, run: RunDirectory, start: ProgressBar | None) -> None:
-    """Write `summary.json` into the run's folder and tell the gist of it."""
+    """Write `summary.json` into the run's folder, and log its highlights."""
     metrics = read_metrics(run.metrics)
     losses = [line["loss"] for line in metrics if "loss" in line]
     validation = [math.exp(line["eval_loss"]) for line in metrics if "eval_loss" in line]
@@ -116,7 +116,7 @@ def write_summary(recipe: Recipe, run: RunDirectory, start: ProgressBar | None) 
 
 
 def _plan(recipe: Recipe) -> dict[str, Any] | None:
-    """What `longlora plan` says of this run on these GPUs; None without a GPU, which is what it is about."""
+    """Return what `longlora plan` predicts for this run on these GPUs; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     try:
@@ -131,9 +131,9 @@ def _plan(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw loss, validation loss and learning rate of the lines of `metrics.jsonl` over the steps, into a PNG file.
+    """Plot loss, validation loss and learning rate from the lines of `metrics.jsonl` over the steps, as a PNG file.
 
-    A heavy line is the mean of the last twenty logged losses, a light one each of them.
+    The heavy line is the mean of the last twenty logged losses, the light one the losses themselves.
     """
     training = [(line["step"], line["loss"], line.get("learning_rate", math.nan)) for line in metrics if "loss" in line]
     validation = [(line["step"], line["eval_loss"]) for line in metrics if "eval_loss" in line]
@@ -160,7 +160,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) -> None:
-    """Let the model answer held-out questions: a person sees in the answers what a loss does not tell."""
+    """Let the model answer held-out questions: the answers show a reader what a loss cannot."""
     if trained is None:
         model, tokenizer = load_for_inference(
             run.result,
@@ -170,7 +170,7 @@ def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) 
         )
     elif trained.weights is None:
         model, tokenizer = trained.model, trained.tokenizer
-        if model.device.type == "cpu" and torch.cuda.is_available():  # read from a checkpoint
+        if model.device.type == "cpu" and torch.cuda.is_available():  # loaded from a checkpoint
             model.to("cuda")
     else:
         logger.info("no sampled answers: no process holds the whole model; run the same command again to load it whole")
@@ -198,18 +198,18 @@ def write_samples(
     context_length: int,
     dtype: torch.dtype,
 ) -> None:
-    """Let the model answer the last question of some conversations, greedily; write answers beside the known ones.
+    """Let the model answer the last question of some conversations, greedily; write its answers beside the known ones.
 
-    Why a conversation was passed over is told, and written where none was left.
+    The reasons for skipping conversations are logged, and written to the file if none is left.
 
     Args:
-        model: as it was trained; its ordinary attention answers.
+        model: as trained; it answers with its ordinary attention.
         tokenizer: with the chat template it was trained with.
-        conversations: held out; those whose question does not fit are passed over.
+        conversations: held out; those whose question does not fit are skipped.
         path: Markdown file to write.
-        count: questions to answer.
-        context_length: tokens of question and answer; documents are cut in their middle to fit.
-        dtype: to compute in, as the training did; trained weights are float32 beside others of this type.
+        count: number of questions to answer.
+        context_length: tokens of question and answer; documents are cut in the middle to fit.
+        dtype: to compute in, as in training; trained weights are float32, and the others of this type.
     """
     passed_over: Counter[str] = Counter()
     sections: list[str] = []
@@ -245,8 +245,8 @@ def write_samples(
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, context_length: int) -> list[int]:
-    """The tokens before a conversation's last answer, shortened as in training."""
-    # The known answer may be long and is not to be read; a word in its place shows where an answer begins.
+    """Return the tokens before a conversation's last answer, shortened as in training."""
+    # The known answer may be long and must not be read; one word in its place shows where an answer begins.
     messages = (*conversation.messages[:-1], {"role": "assistant", "content": "Yes"})
     encoded = encode_conversation(tokenizer, messages, context_length=context_length, tools=conversation.tools)
     labels = encoded.labels

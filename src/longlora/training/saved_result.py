@@ -1,4 +1,4 @@
-"""What a run leaves at its end, the same under every strategy."""
+"""Save the result of a run, in the same form under every strategy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +17,25 @@ from longlora.training.callbacks import ProgressBar
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What the steps of a run have made."""
+    """What the steps of a run produced."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     """With its chat template after fine-tuning."""
 
     weights: dict[str, torch.Tensor] | None = None
-    """What to save, on the main process, where the strategy divides the model; None where the model holds it all."""
+    """What to save, on the main process, if the strategy divides the model; None if the model holds it all."""
 
     measured: ProgressBar | None = None
-    """Steps and speed of this start; None if it only finished what an earlier one trained."""
+    """Steps and speed of this start; None if it only finished what an earlier start trained."""
 
 
 def save_result(trained: Trained, extension: Extension, target: Path) -> None:
-    """Write the adapter, or the whole model, with its tokenizer and the positions it was trained with."""
+    """Write the adapter or the whole model, with its tokenizer and the positions it was trained with."""
     model, tokenizer = trained.model, trained.tokenizer
     with whole_directory(target) as directory:
         if isinstance(model, PeftModel):
-            # Embeddings that were trained are in it anyhow; PEFT would add the base's as well where they were resized.
+            # Trained embeddings are in it anyway; PEFT would add the base's as well if they were resized.
             model.save_pretrained(directory, save_embedding_layers=False, state_dict=trained.weights)
             if (generation := transformers_model(model).generation_config) is not None:
                 generation.save_pretrained(directory)

@@ -1,11 +1,11 @@
-"""Sequence parallelism by Ulysses: a part of each row in every process, and whole rows of some heads in attention.
+"""Ulysses sequence parallelism: a part of each row in every process and, in attention, whole rows of some heads.
 
-Jacobs et al., arXiv 2309.14509. Around each call of attention one exchange gathers the row and divides the heads, and a
-second takes that back. All else in a model looks at one token at a time. To what divides the model (DDP, FSDP2, ZeRO)
-each process has a batch of its own, so gradients add up over all tokens of all processes as ever.
+Jacobs et al., arXiv 2309.14509. Around each attention call, one exchange gathers the row and divides the heads, and a
+second undoes this. Everything else in a model sees one token at a time. To whatever divides the model (DDP, FSDP2,
+ZeRO), each process has a batch of its own, so gradients add up over the tokens of all processes as usual.
 
-accelerate's development version does the same (`sp_backend="torch"`), by a wrapper around the attention registered.
-This file ends when the oldest supported version has it.
+accelerate's development version does the same (`sp_backend="torch"`), by wrapping the registered attention. Remove this
+file when the oldest supported version has it.
 
 B batch rows, T tokens of a row, H query heads, H_kv key-value heads, D head dimension, N processes that share a row.
 """
@@ -28,19 +28,19 @@ _FOLLOWS_THE_LONGEST_DOCUMENT = ("dynamic", "longrope")
 
 
 class SequenceParallel:
-    """The processes that share their rows with this one, neighbouring ranks; each must make one of the same size."""
+    """The processes that share rows with this one: neighbouring ranks; every process must create one, of equal size."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._group, _ = dist.new_subgroups(size)
         self._index = dist.get_rank(self._group)
-        self._positions: Tensor | None = None  # (B, T), of the row that is in the model: where documents begin
+        self._positions: Tensor | None = None  # (B, T), of the row in the model; shows where documents begin
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Divide the heads of a model that attends with "s2" among the processes, in place.
+        """Divide the heads of a model with "s2" attention among the processes, in place.
 
         Raises:
-            ConfigError: its heads cannot be divided so, or something other than attention looks at several tokens.
+            ConfigError: its heads cannot be divided evenly, or something other than attention mixes tokens.
         """
         check_divisible(model, self.size)
         modules, attention = set(model.modules()), ALL_ATTENTION_FUNCTIONS["s2"]
@@ -70,7 +70,7 @@ class SequenceParallel:
         s_aux: Float[Tensor, " H"] | None = None,
         **named: Any,
     ) -> tuple[Float[Tensor, "B part H D_v"], None]:
-        """Attend from the tokens here to the whole row; a mask was made for a part of it, and is dropped."""
+        """Attend from the local tokens to the whole row; the mask was made for a part of it, and is dropped."""
         if key.shape[1] < self.size:  # several processes need the same head
             key, value = (tensor.repeat_interleave(self.size // key.shape[1], dim=1) for tensor in (key, value))
         query, key, value = (self._gather_row(tensor) for tensor in (query, key, value))
@@ -88,9 +88,9 @@ class SequenceParallel:
         return _Exchange.apply(parts, self._group).movedim(0, 2).flatten(2, 3).transpose(0, 1)  # (B, T/N, H, D)
 
     def part_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Take what is this process's of a batch of whole rows; the labels are those of the next token already.
+        """Return this process's part of a batch of whole rows, with labels already shifted to the next token.
 
-        Boundaries of documents within the whole row are left out, for attention goes by positions.
+        Document boundaries of the whole row are left out, because attention takes them from the positions.
         """
         labels = nn.functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # (B, T)
         whole = {name: batch[name] for name in ("input_ids", "position_ids")}
@@ -98,7 +98,7 @@ class SequenceParallel:
         return {name: tensor.chunk(self.size, dim=1)[self._index].contiguous() for name, tensor in whole.items()}
 
     def share_rows(self, loader: DataLoader, *, everywhere: bool = False) -> DataLoader:
-        """Have a loader that accelerate has prepared read the same rows in all that share them, or in all there are."""
+        """Let a loader prepared by accelerate read the same rows in the processes that share them, or `everywhere`."""
         sampler = loader.batch_sampler
         assert isinstance(sampler, BatchSamplerShard)
         count = sampler.num_processes if everywhere else self.size
@@ -107,13 +107,13 @@ class SequenceParallel:
         return loader
 
     def total(self, number: Tensor) -> Tensor:
-        """Add a number up over the processes that share a row, in place."""
+        """Sum a number over the processes that share a row, in place."""
         dist.all_reduce(number, group=self._group)
         return number
 
 
 class _Exchange(torch.autograd.Function):
-    """Send the nth part to the nth process, and have what each sent here; gradients go back the same way."""
+    """Send the nth part to the nth process, and receive a part from each; gradients go back the same way."""
 
     @staticmethod
     def forward(ctx: Any, parts: Float[Tensor, "N ..."], group: Any) -> Float[Tensor, "N ..."]:
@@ -128,19 +128,19 @@ class _Exchange(torch.autograd.Function):
 
 
 def check_divisible(model: PreTrainedModel, size: int) -> None:
-    """See that a row of this model can be divided among so many processes.
+    """Check that the rows of a model can be divided among `size` processes.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: they cannot.
     """
     config = model.config.get_text_config()
     asked, remedy = f"sequence_parallel_size={size}", "train it with each row in one process"
     if config._attn_implementation != "s2":
-        raise ConfigError(f"{asked}: {config.model_type} computes attention where nothing can divide it; {remedy}")
+        raise ConfigError(f"{asked}: the attention of {config.model_type} cannot be divided; {remedy}")
     if mixing := next((name for name, module in model.named_modules() if isinstance(module, nn.Conv1d)), None):
-        raise ConfigError(f"{asked}: {mixing} of {config.model_type} mixes tokens beside attention; {remedy}")
+        raise ConfigError(f"{asked}: {mixing} of {config.model_type} mixes tokens outside attention; {remedy}")
     if (kind := config.rope_parameters.get("rope_type")) in _FOLLOWS_THE_LONGEST_DOCUMENT:
-        raise ConfigError(f"{asked}: rope_type={kind} goes by the longest document here; use yarn, or {remedy}")
+        raise ConfigError(f"{asked}: rope_type={kind} depends on the longest document; use yarn, or {remedy}")
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     if heads % size or (kv_heads % size and size % kv_heads):

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer`, set up from a recipe; the only place that knows its arguments."""
+"""Set up TRL's `SFTTrainer` from a recipe; no other file knows its arguments."""
 
 import logging
 import warnings
@@ -44,33 +44,33 @@ logger = logging.getLogger("longlora")
 
 
 class ExtensionTrainer(SFTTrainer):
-    """Stops before the optimizer steps on a loss that is not a number, so that no checkpoint ever holds one.
+    """Stops before the optimizer steps on a NaN or infinite loss, so none ever reaches a checkpoint.
 
-    Embeddings may learn at a rate of their own, and the loss may be the model's own instead of TRL's.
+    Embeddings may have their own learning rate, and the loss may be the model's own instead of TRL's.
     """
 
     progress_bar: ProgressBar
     embedding_learning_rate: float | None = None
     chunked_loss: bool = True
     target_weights: torch.Tensor | None = None
-    """Weights of the loss by the targets' effective context, while training (`longlora.training.far_targets`)."""
+    """Loss weights by the targets' effective context, in training (`longlora.training.far_targets`)."""
     first_grouping: Grouping | None = None
-    """Of the first steps, where they group tokens and what that costs is still to be told."""
+    """Grouping of the first steps, until its cost has been checked; None if they do not group."""
     sequence_parallel: SequenceParallel | None = None
     """The processes that share each row, if there are several."""
 
     def get_train_dataloader(self) -> DataLoader:
-        """Read the training rows, the same in all processes that share them."""
+        """Load the training rows, the same ones in processes that share them."""
         loader = super().get_train_dataloader()
         return self.sequence_parallel.share_rows(loader) if self.sequence_parallel else loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Read the validation rows: each by all processes, where some share rows."""
+        """Load the validation rows, each in all processes if rows are shared."""
         loader = super().get_eval_dataloader(eval_dataset)
         return self.sequence_parallel.share_rows(loader, everywhere=True) if self.sequence_parallel else loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Set up the optimizer, with the embeddings in groups of their own if they have a rate of their own."""
+        """Create the optimizer, with embeddings in groups of their own if they have their own learning rate."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.embedding_learning_rate is not None:
@@ -80,14 +80,14 @@ class ExtensionTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the loss of one micro-step; while training far targets may weigh more than others."""
+        """Compute the loss of one micro-step; in training, far targets may weigh more than others."""
         if self.sequence_parallel and num_items_in_batch is None:
-            # The tokens of a row over those that share it, since the loss is averaged over all processes.
+            # Learned tokens per process that shares the row, times all processes: the loss is averaged over these.
             learned = self.sequence_parallel.total((inputs["shift_labels"] != IGNORED).sum())
             num_items_in_batch = learned * self.accelerator.num_processes / self.sequence_parallel.size
         if self.target_weights is None or not model.training:
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
-        seen: list[Any] = []  # TRL, asked for outputs, would read all once more for their logits
+        seen: list[Any] = []  # asked for outputs, TRL would run the model again for the logits
         hook = model.register_forward_hook(lambda _, __, outputs: seen.append(outputs))
         try:
             loss = self._plain_loss(model, inputs, False, num_items_in_batch)
@@ -105,36 +105,36 @@ class ExtensionTrainer(SFTTrainer):
         extra = extra_loss(log_probs, inputs["position_ids"][:, before], self.target_weights)
         if num_items_in_batch is None:
             return loss + extra / (labels != IGNORED).sum().clamp(min=1)
-        # The tokens are those of all processes, whose gradients are averaged.
+        # The count is over all processes, whose gradients are averaged.
         times = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss + times * extra / num_items_in_batch
 
     def _plain_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any) -> Any:
-        """Compute the loss in pieces by TRL, or from all logits by the model itself."""
+        """Compute TRL's chunked loss, or the model's own from all logits."""
         if self.chunked_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["use_cache"] = False
-        # What SFTTrainer stands on: transformers' Trainer, which takes the loss that the model computes.
+        # SFTTrainer's parent, transformers' Trainer, takes the loss that the model computes.
         loss, outputs = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
         if self.aux_loss_enabled and num_items_in_batch is not None:
-            # The tokens' loss is a share of the whole batch's, the experts' balance a mean over this micro-step, whose
-            # loss transformers multiplies, since data parallelism averages over processes.
+            # The token loss is a share of the whole batch's, the experts' balance loss a mean over this micro-step.
+            # transformers multiplies their sum, because data parallelism averages over processes.
             times = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             share = 1 / self.current_gradient_accumulation_steps - times
             loss = loss + share * self.router_aux_loss_coef * outputs.aux_loss
         return (loss, outputs) if return_outputs else loss
 
     def mean_loss(self, model: Any, batch: dict[str, Any]) -> float:
-        """Mean loss of the learned tokens of a batch, in nats, outside of all bookkeeping."""
+        """Return the mean loss of a batch's learned tokens, in nats, without the trainer's bookkeeping."""
         if not self.chunked_loss:
             return model(**batch, use_cache=False).loss.item()
         outputs = model(**batch, use_cache=False, fused_lm_head=True)
         return -(outputs.log_probs.sum() / outputs.label_mask.sum().clamp(min=1)).item()
 
     def gathered_weights(self) -> dict[str, torch.Tensor] | None:
-        """Collect what was trained on the main process, where the strategy divides it; every process must call.
+        """Collect the trained weights on the main process if the strategy divides them; every process must call this.
 
-        None where the model holds it all.
+        Returns None if the model holds them all.
         """
         if self.is_deepspeed_enabled:
             return self.accelerator.get_state_dict(self.deepspeed)
@@ -143,7 +143,7 @@ class ExtensionTrainer(SFTTrainer):
         is_adapter = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter)
         weights: dict[str, Any] = get_model_state_dict(self.model, options=options)
-        if not is_adapter:  # PEFT sorts out tied weights by their names; gathered, they no longer share memory
+        if not is_adapter:  # gathered, tied weights no longer share memory; in adapters, PEFT goes by their names
             first_names = {name for name, _ in self.model.named_parameters()}
             for name, _ in self.model.named_parameters(remove_duplicate=False):
                 if name not in first_names:
@@ -151,22 +151,22 @@ class ExtensionTrainer(SFTTrainer):
         return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint's weights, when transformers asks (`checkpoints.py` tells the rest).
+        """Write a checkpoint's weights when transformers asks (`checkpoints.py` explains the rest).
 
-        Under FSDP2 what is trained alone is gathered, not the frozen base.
+        Under FSDP2 only the trained weights are gathered, not the frozen base.
         """
         with warnings.catch_warnings():
-            # PEFT tells that it adds resized embeddings to what it saves; they are in it already.
+            # PEFT warns that it adds resized embeddings to what it saves; they are already included.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
             if self.is_fsdp_enabled:
                 weights = self.gathered_weights()
-                if self.args.should_save:  # transformers below 5.23 leaves it to the caller
+                if self.args.should_save:  # transformers below 5.23 leaves this check to the caller
                     self._save(output_dir, state_dict=weights)
             else:
                 super().save_model(output_dir, _internal_call=_internal_call)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Do one micro-step.
+        """Run one micro-step.
 
         Raises:
             DivergenceError: the loss is NaN or infinite.
@@ -181,19 +181,19 @@ class ExtensionTrainer(SFTTrainer):
 
 
 def share_rows(trainer: ExtensionTrainer, sequence_parallel: SequenceParallel) -> None:
-    """Have several processes train on each row.
+    """Let several processes train on each row.
 
     Raises:
-        ConfigError: the model does not let itself be divided so, or its loss is no sum over tokens.
+        ConfigError: the model cannot be divided this way, or its loss is not a sum over tokens.
     """
     model = transformers_model(trainer.model)
     if not (trainer.chunked_loss or trainer.model_accepts_loss_kwargs):
         raise ConfigError(
-            f"sequence_parallel_size={sequence_parallel.size}: {model.config.model_type} computes the mean loss of a "
-            "part of a row, and the mean of those is not the row's; train it with each row in one process"
+            f"sequence_parallel_size={sequence_parallel.size}: {model.config.model_type} computes a mean loss for each "
+            "part of a row, and the mean of these is not the row's; train it with each row in one process"
         )
     if trainer.aux_loss_enabled:
-        logger.warning("sequence parallelism: the balance of experts is that of each part of a row")
+        logger.warning("sequence parallelism: the experts' balance loss is computed for each part of a row")
     sequence_parallel.attach(model)
     whole: Any = trainer.data_collator
     trainer.data_collator = lambda rows: sequence_parallel.part_of(whole(rows))
@@ -203,12 +203,12 @@ def share_rows(trainer: ExtensionTrainer, sequence_parallel: SequenceParallel) -
 def give_own_rate(
     optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], learning_rate: float
 ) -> None:
-    """Move parameters to groups that differ from their old ones in the learning rate alone.
+    """Move parameters to groups that differ from their old ones only in the learning rate.
 
-    Before the first step and before a schedule is made: a schedule multiplies the rate that it finds in each group.
+    Call this before the first step and before creating a schedule, which multiplies the rate it finds in each group.
 
     Raises:
-        ConfigError: the optimizer holds others in their place, as where a model was wrapped in pieces.
+        ConfigError: the optimizer holds others in their place, as when a model is wrapped in pieces.
     """
     members = {id(parameter) for parameter in parameters}
     if not members <= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
@@ -231,10 +231,10 @@ def build_trainer(
     arguments: SFTConfig,
     sigterm: Sigterm,
 ) -> ExtensionTrainer:
-    """Set up the loop: rows go in as they are, one flattened batch with its document boundaries.
+    """Set up the trainer: rows go in unchanged, as one flattened batch with its document boundaries.
 
     Raises:
-        ConfigError: the recipe asks for an update of the output layer.
+        ConfigError: the recipe asks for a low-rank update of the output layer.
     """
     if isinstance(prepared.model.get_output_embeddings(), BaseTunerLayer):
         raise ConfigError(
@@ -246,7 +246,7 @@ def build_trainer(
     tokens_per_row = count_tokens(rows.training) / len(rows.training)
     bar = ProgressBar(tokens_per_step=tokens_per_row * rows_per_step(recipe, arguments))
     grouping = training_grouping(recipe)
-    # It advises against padding-free batches of one row, which here is what keeps documents apart.
+    # TRL advises against padding-free batches of one row, but here they keep documents apart.
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
     trained = [(parameter, parameter.data) for parameter in prepared.model.parameters() if parameter.requires_grad]
     trainer = ExtensionTrainer(
@@ -264,8 +264,8 @@ def build_trainer(
             sigterm,
         ],
     )
-    # Where the base is quantised SFTTrainer has rounded all that is trained to bfloat16, for LoRA's sake, as the QLoRA
-    # paper did; embeddings and norms would hardly learn at a rate of 2e-5.
+    # With a quantized base, SFTTrainer has rounded everything trainable to bfloat16, for LoRA, as the QLoRA paper did;
+    # embeddings and norms would hardly learn at a rate of 2e-5.
     for parameter, data in trained:
         if parameter.dtype != data.dtype:
             parameter.data = data.to(parameter.device)
@@ -301,11 +301,11 @@ def _activation_offloading(recipe: Recipe) -> bool:
 
 
 def training_arguments(recipe: Recipe) -> SFTConfig:
-    """Translate a recipe; in one of several processes this joins the others.
+    """Translate a recipe into TRL's arguments; with several processes, this joins the others.
 
     Raises:
-        ConfigError: without a GPU DeepSpeed is to run, where accelerate takes each process for the only one, or the
-            run is to be in float16; or there are not so many processes as share a row.
+        ConfigError: the recipe needs a GPU that is missing, for float16 or for DeepSpeed (under which accelerate then
+            takes each process for the only one); or the number of processes is no multiple of those that share a row.
     """
     if current_strategy() in ("zero2", "zero3") and not torch.cuda.is_available():
         raise ConfigError(
@@ -335,7 +335,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         eval_steps=recipe.eval_steps,
         per_device_eval_batch_size=1,
         save_strategy="steps",
-        # Rows are already tokenised, full, and marked with the documents in them.
+        # Rows are already tokenized and packed, and carry their document boundaries.
         dataset_kwargs={"skip_prepare_dataset": True},
         padding_free=True,
         pad_to_multiple_of=recipe.sequence_parallel_size if recipe.sequence_parallel_size > 1 else None,
@@ -344,7 +344,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     if arguments.world_size % recipe.sequence_parallel_size:
         raise ConfigError(
             f"sequence_parallel_size={recipe.sequence_parallel_size} must divide the number of processes, found "
-            f"{arguments.world_size}; start as many by --strategy ddp or fsdp2 and --processes"
+            f"{arguments.world_size}; start that many with --strategy ddp or fsdp2 and --processes"
         )
     use_one_gpu(arguments)
     allow_fsdp_on_cpu(arguments)
@@ -352,6 +352,6 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
 
 
 def rows_per_step(recipe: Recipe, arguments: SFTConfig) -> int:
-    """Rows that go into one optimizer step, over all processes."""
+    """Return the number of rows in one optimizer step, over all processes."""
     groups = arguments.world_size // recipe.sequence_parallel_size
     return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * groups
