@@ -1,4 +1,4 @@
-"""S²-Attn by an explicit mask: slow, and the definition that every fast path must equal.
+"""The definition of S²-Attn, with an explicit mask: slow, and what every fast path must equal.
 
 B batch rows, H query heads, H_kv key-value heads, T tokens of a row, D head dimension, g group size.
 """
@@ -72,7 +72,7 @@ def s2_mask(
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
 ) -> Bool[Tensor, "B H T T"]:
-    """Tell which query (third axis) sees which key (fourth axis)."""
+    """Return which query (third axis) sees which key (fourth axis)."""
     batch_size, num_heads, num_tokens, _ = query.shape
     device = query.device
     is_first = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=device)  # (B, T)
