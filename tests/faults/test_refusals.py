@@ -237,7 +237,7 @@ def test_an_import_reads_no_file_outside_its_folder(world: World, tmp_path: Path
     (model / "model.safetensors").rename(tmp_path / "model-elsewhere.safetensors")
     index = {"weight_map": {"model.norm.weight": "../model-elsewhere.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="which is no file of its folder"):
+    with pytest.raises(CheckpointError, match="which is not a file of its folder"):
         import_released(str(model), tmp_path / "out", context_length=128)
 
 
