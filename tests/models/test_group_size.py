@@ -78,9 +78,7 @@ def test_refuses_an_environment_without_a_number_of_tokens(model, value, seed, m
 
 
 def test_a_model_that_does_not_say_its_context_has_no_default():
-    with pytest.raises(
-        ConfigError, match=r"bloom has no max_position_embeddings, .* call longlora\.set_group_size"
-    ):
+    with pytest.raises(ConfigError, match=r"bloom has no max_position_embeddings, .* call longlora\.set_group_size"):
         default_grouping(BloomConfig())
 
 

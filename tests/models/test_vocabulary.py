@@ -91,7 +91,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused_unless_asked_for(make_base
     tokenizer.add_tokens(["<a>", "<b>"])
     with pytest.raises(ConfigError, match=r"ids up to 260, but the model has only 259 rows for them; '<a>' has none"):
         fit_vocabulary(model, tokenizer)
-    with pytest.raises(ConfigError, match=r"'<b>' has none\. Use the model's own tokenizer, or list all 1 such tokens in"):
+    with pytest.raises(
+        ConfigError, match=r"'<b>' has none\. Use the model's own tokenizer, or list all 1 such tokens in"
+    ):
         fit_vocabulary(model, tokenizer, new_tokens=["<a>"])
     assert fit_vocabulary(model, tokenizer, new_tokens=["<a>", "<b>"]) == [USED, USED + 1]
     assert model.config.vocab_size == USED + 2
