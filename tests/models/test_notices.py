@@ -105,7 +105,7 @@ def test_a_batch_that_is_cut_for_half_of_the_heads_gets_no_warning(model, group_
 
 
 def test_generating_in_training_mode_with_a_cache_names_the_remedy(model, seed):
-    with pytest.raises(ConfigError, match=r"to generate or evaluate, call model\.eval\(\) before"):
+    with pytest.raises(ConfigError, match=r"to generate or evaluate, call model\.eval\(\) first"):
         model.train().generate(random_tokens(seed), max_new_tokens=3, min_new_tokens=3)
 
 
