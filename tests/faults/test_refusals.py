@@ -308,7 +308,10 @@ def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "longlora: a/b: No space left on device; make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "longlora: a/b: Permission denied; choose a location"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a/b"),
+            "longlora: a/b: Permission denied; choose a location",
+        ),
         (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` says"),
         (RuntimeError("can't start new thread"), "longlora: memory ran out (can't start new thread); `longlora plan"),
     ],
