@@ -148,7 +148,7 @@ def test_norms_of_another_base(original: Original, tmp_path: Path) -> None:
 def test_weights_that_the_original_does_not_train(original: Original, tmp_path: Path) -> None:
     original.whole["model.layers.0.self_attn.q_norm.weight"] = torch.ones(6)
     with pytest.raises(
-        CheckpointError, match=r"q_norm\.weight was published, which is none of the embeddings and norms"
+        CheckpointError, match=r"q_norm\.weight was published, but is not among the embeddings and norms"
     ):
         import_released(str(publish(original, tmp_path / "x-1k")), tmp_path / "out", base=str(original.base))
 
