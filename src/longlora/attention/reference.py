@@ -33,7 +33,7 @@ def s2_attention_reference(
     section 3.1). If N is at least the length of the document, this is full causal attention.
 
     `cu_seqlens` contains the document boundaries in the flattened batch, from 0 to B·T; rows are always cut. False in
-    `padding_mask` marks padding: a stretch of it is treated as a separate document, so that its outputs are finite but
+    `padding_mask` marks padding: a stretch of it is treated as a separate document, so its outputs are finite but
     meaningless.
 
     `softcap` c bounds the scores, after scaling and before the mask: s becomes c · tanh(s / c), as in Gemma 2 (arXiv

@@ -103,7 +103,7 @@ class Recipe(Section):
     save_steps: int = Field(default=100, ge=1)
     """Steps between checkpoints."""
     save_total_limit: int = Field(default=2, ge=2)
-    """Checkpoints to keep; at least two, so that one is complete while the next is being written."""
+    """Checkpoints to keep; at least two, so one is complete while the next is being written."""
 
     merge: bool = True
     """Merge the adapter into its base at the end of `longlora train`. `merged/` in the run's folder is then an ordinary

@@ -26,7 +26,7 @@ _OTHER_UPDATES = (
 
 
 class OtherWay(Exception):
-    """The reason why an adapter cannot be merged weight by weight; PEFT then merges it in memory."""
+    """Raised with the reason why an adapter cannot be merged weight by weight; PEFT then merges it in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

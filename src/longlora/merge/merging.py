@@ -69,7 +69,7 @@ def merge_adapter(
     other readers. A warning lists each reader that would misread them.
 
     An adapter trained on a 4-bit base is merged into the original base, because dequantized weights would make the
-    quantization error permanent. The result differs from the trained model by that error, and a warning says so.
+    quantization error permanent. The result differs from the trained model by that error; a warning is logged.
 
     Args:
         adapter: adapter directory, from longlora or PEFT.

@@ -177,8 +177,7 @@ def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -
     if read != wanted:
         write_atomically(path, before)
         raise ConfigError(
-            f"with the keys of transformers 4 beside its own, {model_type} would be read with positions {read} instead "
-            f"of {wanted}"
+            f"with transformers 4's keys added, {model_type} would be read with positions {read} instead of {wanted}"
         )
 
 

@@ -229,7 +229,7 @@ def _own(positions: Positions, rope_type: str) -> dict[str, Any]:
 def _settle_attention_factor(
     positions: Positions, chosen: dict[str, Any], options: Mapping[str, Any], usual: float
 ) -> None:
-    """Remove the model's attention factor, which belongs to its present factor, so that transformers recomputes it."""
+    """Set the given attention factor, or remove the model's own, so that transformers recomputes it."""
     if "attention_factor" in options:
         chosen["attention_factor"] = float(options["attention_factor"])
         chosen.pop("mscale", None)
