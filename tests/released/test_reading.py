@@ -83,7 +83,7 @@ def test_a_part_of_a_larger_weight_is_copied() -> None:
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:
-    for content, reason in (("{", "cannot be read"), ("[]", "no JSON object")):
+    for content, reason in (("{", "cannot be read"), ("[]", "must contain a JSON object")):
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(CheckpointError, match=reason):
             read_json(tmp_path / "x.json")

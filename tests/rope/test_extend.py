@@ -217,6 +217,6 @@ def test_only_full_attention_is_extended() -> None:
     with pytest.raises(ConfigError, match="truncate has no effect"):
         extended(gemma, 4096, 8192, "yarn", truncate=False)
     for without in ({"sliding_attention": DEFAULT}, {**gemma, "full_attention": None}):
-        with pytest.raises(ConfigError, match="none for full_attention"):
+        with pytest.raises(ConfigError, match="not for full_attention"):
             extended(without, 4096, 8192, "linear")
         assert present_context(without, 4096) == 4096
