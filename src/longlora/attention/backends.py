@@ -69,7 +69,7 @@ class AttentionRequest:
         sinks: Float[Tensor, " H"] | None,
         window: int | None,
     ) -> "AttentionRequest":
-        """Describe a call by its tensors and cuts."""
+        """Create the request for a call's tensors and cuts."""
         tensors = (query, key, value, sinks)
         return AttentionRequest(
             device=query.device.type,

@@ -99,7 +99,7 @@ def _weigh(
     num_kv_heads, num_seen = key.shape[1:3]
     grouped = query.unflatten(1, (num_kv_heads, -1))  # (count, h_kv, h / h_kv, rows, D)
     scores = (grouped * scale) @ key.unsqueeze(2).transpose(-1, -2)  # (count, h_kv, h / h_kv, rows, seen)
-    # Like the fused kernels, for every input type: float16 products may overflow, and float16 sums do.
+    # In float32 like the fused kernels, for every input type: float16 products may need it, and their sums do.
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()

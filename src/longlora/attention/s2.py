@@ -73,7 +73,7 @@ def attend_in_segments(
 ) -> Float[Tensor, "B H T D_v"]:
     """Run causal attention inside every segment, each half of the heads with its own cuts.
 
-    With a `window`, each token also sees only itself and the `window - 1` tokens before it.
+    With a `window`, each token sees at most itself and the `window - 1` tokens before it.
 
     Raises:
         ConfigError: the backend cannot run these tensors here.

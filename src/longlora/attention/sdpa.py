@@ -29,7 +29,7 @@ def attend(
 
 
 def run_by_run(cuts: CutPoints, heads: HeadRange) -> list[Piece[Run]]:
-    """Make each run of equal segments a piece."""
+    """Return one piece for each run of equal segments."""
     return [piece_of(run, [run]) for run in cuts.runs(shifted=heads.shifted)]
 
 
