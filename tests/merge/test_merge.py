@@ -100,7 +100,7 @@ def test_each_reader_that_misreads_the_positions_is_named(
         base_model=str(base_model), base_context=64, context_length=128, rope_parameters=yarn | {"truncate": False}
     )
     write_extension(tmp_path / "adapter", extension)
-    with pytest.raises(ConfigError, match=r"truncate: false .* merge without --v4-rope"):
+    with pytest.raises(ConfigError, match=r"truncate: false, .* merge without --v4-rope"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged", older_readers=True)
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     said = [record.getMessage() for record in caplog.records if "misread" in record.getMessage()]

@@ -99,7 +99,7 @@ def import_released(
 
 
 def _named_base(folder: Path, known: ReleasedModel | None) -> str:
-    """Return the base that LoRA weights state, or the listed one: theirs may be a local path of the authors."""
+    """Return the listed base, or else the one that LoRA weights state, which may be a local path of the authors."""
     written = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
     if known and known.base:
         return known.base

@@ -51,7 +51,7 @@ class Positions:
 
     @property
     def original_context(self) -> int:
-        """L, in tokens: the context before the present scaling, if its parameters record it."""
+        """L, in tokens: the context before the present scaling if its parameters record it, else the present one."""
         if self.rope_type in ("yarn", "llama3", "longrope"):
             return int(self.parameters["original_max_position_embeddings"])
         if self.rope_type == "dynamic":  # transformers scales from it, so a longer context must not change it
