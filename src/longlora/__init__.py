@@ -1,8 +1,8 @@
 """Extend a language model's context with LongLoRA (Chen et al., arXiv 2309.12307).
 
-After `import longlora`, `AutoModelForCausalLM.from_pretrained(path, attn_implementation="s2")` gives a model that
-trains with shifted sparse attention and reads with its ordinary one. Importing the package loads neither torch nor
-transformers: the names below are looked up when they are first used.
+After `import longlora`, `AutoModelForCausalLM.from_pretrained(path, attn_implementation="s2")` returns a model that
+trains with shifted sparse attention and evaluates with its ordinary attention. Importing the package loads neither
+torch nor transformers: the names below are imported on first use.
 """
 
 import importlib
@@ -49,7 +49,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home when it is first used."""
+    """Import a public name from its module on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'longlora' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
@@ -61,14 +61,14 @@ def __dir__() -> list[str]:
 
 
 class _RegisterWithTransformers(MetaPathFinder):
-    """Makes "s2" known as soon as transformers has loaded the table of attentions, whoever imports it and when."""
+    """Registers "s2" as soon as transformers has loaded its table of attentions, whoever imports it."""
 
     table = "transformers.modeling_utils"
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Let the ordinary finders load the table, and add ours at the end of its loading."""
+        """Let the ordinary finders load the table, and register "s2" afterwards."""
         if fullname != self.table:
             return None
         sys.meta_path.remove(self)

@@ -1,9 +1,9 @@
-"""What the processes of one command know of each other and do together; with one process, each does simply its work.
+"""Coordinate the processes of one command; with a single process, every function does its work directly.
 
-Training joins its processes through accelerate, which `accelerate launch` tells of the strategy by environment
-variables; an evaluation joins them here. Importing this module loads no torch: the command line asks it before that.
-accelerate's own waits and broadcasts go through the default group, whose timeout a rank may outlast that waits for
-another to read all texts; those here have a group that waits for days.
+Training joins its processes through accelerate, which gets the strategy from environment variables set by `accelerate
+launch`; evaluation joins them here. Importing this module does not load torch, since the command line uses it earlier.
+accelerate's own barriers and broadcasts use the default group, whose timeout can expire while one rank reads all texts;
+those here use a group that waits for days.
 """
 
 import logging
@@ -25,29 +25,29 @@ from longlora.support.choices import Strategy
 Result = TypeVar("Result")
 
 LAUNCHER_VARIABLE = "LONGLORA_LAUNCHER"
-"""Process id of the launcher, for the processes that it starts."""
+"""Environment variable with the launcher's process id, for the processes that it starts."""
 
 _PATIENCE = timedelta(days=7)
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def is_launched() -> bool:
-    """Whether torchrun, accelerate or longlora itself has started this process as a rank of several."""
+    """Return whether torchrun, accelerate or longlora itself started this process as one of several ranks."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def world_size() -> int:
-    """The number of processes that this one was started among, on all nodes."""
+    """Return the number of processes started together with this one, including it, on all nodes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_world_size() -> int:
-    """The number of those on this node."""
+    """Return the number of these processes on this node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def current_strategy() -> Strategy:
-    """The strategy that this process was started under."""
+    """Return the strategy that this process was started with."""
     if _is_on("ACCELERATE_USE_DEEPSPEED"):
         return "zero3" if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else "zero2"
     if world_size() == 1:
@@ -60,24 +60,24 @@ def _is_on(variable: str) -> bool:
 
 
 def num_processes() -> int:
-    """Count the processes that have joined, on all nodes."""
+    """Return the number of processes that have joined, on all nodes."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that decides, writes and talks."""
+    """Return whether this process is the main one, which decides, writes and logs."""
     import torch.distributed as dist
 
     return num_processes() == 1 or dist.get_rank() == 0
 
 
 def from_main_process(action: Callable[[], Result]) -> Result:
-    """Do something on the main process alone and give its result, pickled, to all; they wait as long as it takes.
+    """Run an action on the main process only, and return its pickled result on all, which wait as long as it takes.
 
     Raises:
-        LongLoRAError: a user's mistake that the action raised, on every process.
+        LongLoRAError: raised by the action; it is raised on every process.
     """
     import torch.distributed as dist
 
@@ -97,7 +97,7 @@ def from_main_process(action: Callable[[], Result]) -> Result:
 
 
 def main_process_first(action: Callable[[], Result]) -> Result:
-    """Do something on the main process and then on the others, which find in a cache what it has written."""
+    """Run an action on the main process first, then on the others, which find its results in a cache."""
     if num_processes() == 1:
         return action()
     done: list[Result] = []
@@ -106,7 +106,7 @@ def main_process_first(action: Callable[[], Result]) -> Result:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process; every process must ask."""
+    """Return whether the flag is set on any process; every process must call this."""
     if num_processes() == 1:
         return flag
     import torch
@@ -118,20 +118,20 @@ def any_process(flag: bool) -> bool:
 
 
 def wait_for_everyone() -> None:
-    """Return once every process has come here."""
+    """Return once every process has called this."""
     any_process(False)
 
 
 @cache
 def _patient_group() -> Any:
-    """All processes over gloo, for values on the CPU."""
+    """Return a gloo group of all processes, for values on the CPU."""
     import torch.distributed as dist
 
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def silence_other_ranks() -> None:
-    """Let the main process alone log, warn and draw bars."""
+    """Disable logs, warnings and progress bars on all processes except the main one."""
     if is_main_process():
         return
     import datasets
@@ -145,9 +145,9 @@ def silence_other_ranks() -> None:
 
 
 def end_with_launcher() -> None:
-    """End this process by SIGTERM when the launcher that started it is gone, so that nothing trains on unseen."""
+    """Send this process SIGTERM when the launcher that started it is gone, so that no training continues unnoticed."""
     launcher = os.environ.get(LAUNCHER_VARIABLE)
-    if launcher is None or os.getppid() != int(launcher):  # started by something else in between
+    if launcher is None or os.getppid() != int(launcher):  # not started directly by the launcher
         return
 
     def watch() -> None:
@@ -159,7 +159,7 @@ def end_with_launcher() -> None:
 
 
 def tell_launcher(error: BaseException) -> bool:
-    """Leave an exception where the launcher of this process looks for it; False where it will tell the user nothing."""
+    """Record an exception for the launcher; return False if there is no launcher to report it to the user."""
     if LAUNCHER_VARIABLE not in os.environ:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -169,7 +169,7 @@ def tell_launcher(error: BaseException) -> bool:
 
 
 def shutdown() -> None:
-    """Leave the other processes, if there are any; nothing here works afterwards."""
+    """Leave the process group, if there is one; nothing in this module works afterwards."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -178,7 +178,7 @@ def shutdown() -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes of an evaluation this is, the device that is its own, and how to wait for others."""
+    """This process among those of an evaluation: its index, their number, its device, and a barrier."""
 
     index: int = 0
     count: int = 1
@@ -187,16 +187,16 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes the results."""
+        """Whether this process writes the results."""
         return self.index == 0
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes of an evaluation, as `WORLD_SIZE` counts them, for the block's time.
+    """Join the `WORLD_SIZE` processes of an evaluation within the block.
 
-    They only ever wait for one another, so gloo serves on every device. Each reads with a model of its own, on the GPU
-    that `LOCAL_RANK` counts.
+    They only wait for one another, so gloo is sufficient on every device. Each has its own model, on the GPU with index
+    `LOCAL_RANK`.
     """
     if world_size() == 1:
         yield Processes()

@@ -1,15 +1,14 @@
-"""What can go wrong for a user, one class per remedy.
+"""The errors that a user can cause or fix, one class per kind of remedy.
 
     LongLoRAError
-    ├── ConfigError       the recipe or a command-line argument is wrong
-    ├── DataError         a text, a folder or a data set is wrong
-    ├── CheckpointError   a model or adapter directory is wrong
-    ├── ResourceError     a disk takes no more, a place cannot be written, memory ran out
-    ├── DivergenceError   the loss stopped being a number
+    ├── ConfigError       the recipe or a command-line argument is invalid
+    ├── DataError         a text, folder or data set is invalid
+    ├── CheckpointError   a model or adapter directory is invalid
+    ├── ResourceError     a disk is full, a location is not writable, memory ran out
+    ├── DivergenceError   the loss became infinite or NaN
     └── LostProcessError  another process of the run is gone
 
-The command line prints the message alone and exits with status 2, or 1 where a process was lost. Anything else that is
-raised is a bug of ours.
+The command line prints only the message and exits with status 2, or 1 for a lost process. Any other exception is a bug.
 """
 
 
@@ -30,7 +29,7 @@ class CheckpointError(LongLoRAError):
 
 
 class ResourceError(LongLoRAError):
-    """The machine does not give what is needed: room on a disk, permission to write, memory."""
+    """The machine lacks a resource: disk space, write permission or memory."""
 
 
 class DivergenceError(LongLoRAError):
@@ -42,5 +41,5 @@ class LostProcessError(LongLoRAError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's class where it has none."""
+    """Return the first line of an error's message, or the error's class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -105,21 +105,21 @@ def test_auto_does_without_flex_where_nothing_compiles_it(monkeypatch):
 @pytest.mark.parametrize(
     ("backend", "asked", "reason"),
     [
-        ("by_length", request(**ON_CUDA, has_window=True), "knows no window"),
+        ("by_length", request(**ON_CUDA, has_window=True), "does not support a window"),
         ("by_length", request(), "runs on CUDA only, not on cpu"),
-        ("sdpa", request(has_softcap=True), "knows no softcap"),
-        ("sdpa", request(has_sinks=True), "knows no sinks"),
+        ("sdpa", request(has_softcap=True), "does not support softcap"),
+        ("sdpa", request(has_sinks=True), "does not support sinks"),
         ("varlen", request(), "runs on CUDA only, not on cpu"),
-        ("varlen", request(device="cuda", dtype=BF16, has_sinks=True), "knows no sinks"),
-        ("varlen", request(device="cuda", dtype=BF16, has_softcap=True), "knows no softcap"),
+        ("varlen", request(device="cuda", dtype=BF16, has_sinks=True), "does not support sinks"),
+        ("varlen", request(device="cuda", dtype=BF16, has_softcap=True), "does not support softcap"),
         ("varlen", request(device="cuda"), "runs in bfloat16 or float16, not in torch.float32"),
         ("varlen", request(device="cuda", dtype=BF16, head_dim=12), ".* a multiple of 8 up to 256, got 12 and 12"),
         ("flash", request(), "runs on CUDA only, not on cpu"),
         ("flash", request(device="cuda", dtype=BF16), r"needs the package flash-attn \(2 or 3\)"),
-        ("flash", request(device="cuda", dtype=BF16, has_sinks=True), "knows no sinks"),
+        ("flash", request(device="cuda", dtype=BF16, has_sinks=True), "does not support sinks"),
         ("flex", request(needs_gradients=True), "has no backward pass on the CPU"),
-        ("flex", request(device="mps"), "runs on CUDA, and for checking on the CPU, not on mps"),
-        ("flex", request(device="cuda", head_dim=8), "needs head dimensions from 16"),
+        ("flex", request(device="mps"), "runs on CUDA, or for testing on the CPU, not on mps"),
+        ("flex", request(device="cuda", head_dim=8), "needs head dimensions of at least 16"),
     ],
 )
 def test_a_backend_that_cannot_is_refused_with_its_reason(backend, asked, reason, triton):
@@ -134,7 +134,7 @@ def test_flex_without_triton_is_refused(monkeypatch):
 
 def test_a_name_that_is_no_backend_is_refused():
     attend = getattr(choose_backend, "__wrapped__", choose_backend)  # past the check of types in tests
-    with pytest.raises(ConfigError, match=r"no attention backend 'triton'; there are auto, varlen"):
+    with pytest.raises(ConfigError, match=r"no attention backend 'triton'; choose one of auto, varlen"):
         attend("triton", request())
 
 

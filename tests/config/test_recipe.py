@@ -98,8 +98,8 @@ def test_only_rope_options_that_are_set_are_passed_on() -> None:
         ({"hardware": {"gpus": 0}}, "hardware.gpus=0"),
         ({"hardware": {"memory_gib": 0}}, "hardware.memory_gib=0"),
         ({"hardware": {"strategy": "zero4"}}, "hardware.strategy='zero4'"),
-        ({"hardware": {"strategy": "zero2"}}, "hardware.strategy=zero2 does not go with hardware.gpus=1"),
-        ({"hardware": {"strategy": "single", "gpus": 2}}, "hardware.strategy=single does not go with hardware.gpus=2"),
+        ({"hardware": {"strategy": "zero2"}}, "hardware.strategy=zero2 does not fit hardware.gpus=1"),
+        ({"hardware": {"strategy": "single", "gpus": 2}}, "hardware.strategy=single does not fit hardware.gpus=2"),
     ],
 )
 def test_a_wrong_recipe_is_explained(change: dict[str, object], expected: str) -> None:
@@ -115,7 +115,8 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("a: [", "not valid YAML"), ("- a", "must hold a mapping"), (None, "cannot read the recipe")]
+    ("text", "expected"),
+    [("a: [", "not valid YAML"), ("- a", "must contain a mapping"), (None, "cannot read the recipe")],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str | None, expected: str) -> None:
     path = tmp_path / "r.yaml"
@@ -171,11 +172,11 @@ def test_every_schedule_runs_without_further_settings(name: str) -> None:
 
 
 def test_a_directory_is_no_recipe_and_where_to_put_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a directory, and a recipe is a YAML file or one of the names"):
+    with pytest.raises(ConfigError, match="is a directory, but a recipe is a YAML file or one of the names"):
         load_recipe(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=rf"`longlora init {tmp_path}` writes a recipe"):
         load_recipe(tmp_path)
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(ConfigError, match=rf"it holds one: {tmp_path}/recipe.yaml"):
+    with pytest.raises(ConfigError, match=rf"it contains one: {tmp_path}/recipe.yaml"):
         load_recipe(tmp_path)

@@ -99,5 +99,5 @@ def test_what_is_passed_on(base_model: Path, adapter: Path, monkeypatch: pytest.
 
 
 def test_one_device_and_several_at_once(base_model: Path) -> None:
-    with pytest.raises(ConfigError, match="device=cpu and device_map=auto each say where"):
+    with pytest.raises(ConfigError, match="device=cpu and device_map=auto each determine where"):
         load_for_inference(base_model, device="cpu", device_map="auto")

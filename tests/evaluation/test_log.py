@@ -98,8 +98,8 @@ def test_other_settings_are_refused_and_nothing_is_touched(tmp_path: Path) -> No
     [
         (lambda lines: [lines[0], "{}}", lines[1]], "cannot be read in line 2"),
         (lambda lines: [lines[0], '{"a": 1}', lines[1]], "cannot be read in line 2"),
-        (lambda lines: [lines[1]] * 2, "is no journal"),
-        (lambda lines: ["[]", lines[1]], "is no journal"),
+        (lambda lines: [lines[1]] * 2, "is not a journal"),
+        (lambda lines: ["[]", lines[1]], "is not a journal"),
     ],
 )
 def test_a_file_that_was_changed(tmp_path: Path, spoil: object, message: str) -> None:

@@ -83,7 +83,7 @@ def test_the_loss_in_pieces_is_the_models_own(family: Family, tied: bool, seed: 
 def test_tiles_change_nothing(family: Family, seed: int) -> None:
     model = make(family, seed)
     if family.model_type in WITH_EXPERTS:
-        with pytest.raises(ConfigError, match=r"tiled_mlp=5 cannot be followed: .* routes tokens among experts"):
+        with pytest.raises(ConfigError, match=r"tiled_mlp=5 cannot be applied: .* routes tokens among experts"):
             tile_feed_forward(model, num_tokens=5)
         return
     tokens = random_tokens(seed, batch_size=2)
@@ -99,9 +99,9 @@ def test_tiles_change_nothing(family: Family, seed: int) -> None:
 @pytest.mark.parametrize(
     ("model_type", "settings", "reason"),
     [
-        ("recurrent_gemma", {}, "recurrent_gemma has a loss of its own"),  # its cap has another name
-        ("bamba", {"z_loss_coefficient": 0.1}, "bamba has a loss of its own"),
-        ("xlstm", {}, "xlstm does not let itself be asked"),
+        ("recurrent_gemma", {}, "recurrent_gemma computes its loss differently"),  # its cap has another name
+        ("bamba", {"z_loss_coefficient": 0.1}, "bamba computes its loss differently"),
+        ("xlstm", {}, "xlstm cannot be checked"),
         ("gemma2", {"final_logit_softcapping": 3.0}, None),
         ("granite", {"logits_scaling": 7.0}, None),
         ("cohere", {"logit_scale": 0.3}, None),
@@ -133,4 +133,4 @@ def test_a_scale_that_is_passed_over_would_be_noticed(monkeypatch: pytest.Monkey
     config = AutoConfig.for_model("cohere")
     assert why_not_in_pieces(config) is None
     monkeypatch.setattr(CohereForCausalLM, "forward", scaling_twice)
-    assert "has a loss of its own" in (why_not_in_pieces(config) or "")
+    assert "computes its loss differently" in (why_not_in_pieces(config) or "")

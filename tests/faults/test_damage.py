@@ -160,7 +160,7 @@ def test_any_byte_of_an_adapter(world: World, tmp_path: Path, chance: random.Ran
             assert re.search(r"is not as it was written: .*(copy it again|delete its digests)", str(error))
         else:
             assert any(name in caplog.text for name in BY_HAND), file
-            assert "; what is there now is used" in caplog.text
+            assert "; the present content is used" in caplog.text
     fresh_copy(source, adapter)
     flip_a_byte(adapter, chance, but=("README.md", DIGESTS_FILE, *BY_HAND))
     for use in (load_for_inference, lambda path: merge_adapter(path, tmp_path / "merged")):
@@ -179,7 +179,7 @@ def test_what_people_write_in_may_be_edited(world: World, tmp_path: Path, caplog
     (adapter / "generation_config.json").write_text(json.dumps(settings))
     load_for_inference(adapter)
     assert saved_settings(adapter, load_config(str(world.base))).max_new_tokens == 7
-    assert re.search(r"adapter: generation_config\.json has \d+ bytes .* what is there now is used", caplog.text)
+    assert re.search(r"adapter: generation_config\.json has \d+ bytes, but .* the present content is used", caplog.text)
 
 
 def test_large_files_are_read_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

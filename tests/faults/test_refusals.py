@@ -237,7 +237,7 @@ def test_an_import_reads_no_file_outside_its_folder(world: World, tmp_path: Path
     (model / "model.safetensors").rename(tmp_path / "model-elsewhere.safetensors")
     index = {"weight_map": {"model.norm.weight": "../model-elsewhere.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="which is no file of its folder"):
+    with pytest.raises(CheckpointError, match="which is not a file of its folder"):
         import_released(str(model), tmp_path / "out", context_length=128)
 
 
@@ -308,7 +308,10 @@ def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "longlora: a/b: No space left on device; make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "longlora: a/b: Permission denied; choose a place"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a/b"),
+            "longlora: a/b: Permission denied; choose a location",
+        ),
         (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` says"),
         (RuntimeError("can't start new thread"), "longlora: memory ran out (can't start new thread); `longlora plan"),
     ],

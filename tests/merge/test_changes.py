@@ -60,7 +60,7 @@ def test_another_kind_of_adapter() -> None:
 
 
 def test_an_adapter_of_another_model() -> None:
-    with pytest.raises(OtherWay, match="without weights cannot be made"):
+    with pytest.raises(OtherWay, match="cannot be applied to a model without weights"):
         find_changes(llama(), lora(target_modules=["query_key_value"]), [])
 
 

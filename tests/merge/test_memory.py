@@ -101,5 +101,5 @@ def test_a_disk_that_is_too_small_is_noticed_at_once(
     save_adapter(base, tmp_path / "adapter")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(streaming.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match="make room or name another place"):
+    with pytest.raises(CheckpointError, match="make room or choose another location"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")

@@ -133,7 +133,7 @@ def test_named_layers_get_an_update() -> None:
     [
         ("query", False, r"'query' names no linear layer of LlamaForCausalLM; its linear layers are down_proj, "),
         ("embed_tokens", False, "'embed_tokens' names no linear layer"),
-        ("lm_head", True, r"'lm_head' is the input embedding as well.*lora\.trainable: \[embed\]"),
+        ("lm_head", True, r"'lm_head' is tied to the input embedding.*lora\.trainable: \[embed\]"),
     ],
 )
 def test_layers_that_cannot_get_one(name: str, tied: bool, expected: str) -> None:

@@ -43,10 +43,10 @@ class ResidualMLP(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "reason"), [(ConvolutionalMLP(), "mixes tokens"), (ResidualMLP(), "takes more than a row")]
+    ("module", "reason"), [(ConvolutionalMLP(), "mixes tokens"), (ResidualMLP(), "has more inputs than a row")]
 )
 def test_layers_that_do_not_take_one_token_at_a_time(module: nn.Module, reason: str) -> None:
-    with pytest.raises(ConfigError, match=f"tiled_mlp=8 cannot be followed: 0.mlp .* {reason}; leave tiled_mlp out"):
+    with pytest.raises(ConfigError, match=f"tiled_mlp=8 cannot be applied: 0.mlp .* {reason}; leave tiled_mlp out"):
         tile_feed_forward(nn.ModuleList([Layer(module)]), num_tokens=8)
 
 

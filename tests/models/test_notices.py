@@ -105,7 +105,7 @@ def test_a_batch_that_is_cut_for_half_of_the_heads_gets_no_warning(model, group_
 
 
 def test_generating_in_training_mode_with_a_cache_names_the_remedy(model, seed):
-    with pytest.raises(ConfigError, match=r"to generate or evaluate, call model\.eval\(\) before"):
+    with pytest.raises(ConfigError, match=r"to generate or evaluate, call model\.eval\(\) first"):
         model.train().generate(random_tokens(seed), max_new_tokens=3, min_new_tokens=3)
 
 
@@ -113,9 +113,9 @@ def test_generating_in_training_mode_with_a_cache_names_the_remedy(model, seed):
 def test_generating_in_training_mode_without_a_cache_names_the_remedy(model, seed, caplog):
     model.train().gradient_checkpointing_enable()
     model(random_tokens(seed), use_cache=False).logits.sum().backward()
-    assert "call model.eval() before" not in caplog.text
+    assert "call model.eval() first" not in caplog.text
     model.generate(random_tokens(seed), max_new_tokens=3, min_new_tokens=3)
-    assert caplog.text.count("call model.eval() before") == 1
+    assert caplog.text.count("call model.eval() first") == 1
 
 
 def test_equal_configurations_are_two_models(seed, caplog):

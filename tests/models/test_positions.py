@@ -229,7 +229,7 @@ def test_models_with_rotary_positions_are_not() -> None:
 
 
 def test_a_configuration_that_does_not_say_how_far_it_reads() -> None:
-    with pytest.raises(ConfigError, match="configuration of mamba does not say its max_position_embeddings"):
+    with pytest.raises(ConfigError, match="configuration of mamba has no max_position_embeddings"):
         readable_context(MambaConfig())
 
 

@@ -145,7 +145,9 @@ def test_images_are_read_where_the_text_alone_has_s2():
     }
     model = qwen2_vl("s2").train()
     model(tokens[:, :2])
-    with pytest.raises(ConfigError, match=r"VisionAttention attends both ways, .* attn_implementation=\{.text_config"):
+    with pytest.raises(
+        ConfigError, match=r"VisionAttention attends in both directions, .* attn_implementation=\{.text_config"
+    ):
         model(tokens, **image)
     model = qwen2_vl({"text_config": "s2"}).train()
     whole = model(tokens, **image).logits

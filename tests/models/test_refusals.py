@@ -29,7 +29,7 @@ def test_training_refuses_a_part_of_a_row(model):
     """As rings leave it: all heads, and no mask."""
     query, keys = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 6, 8)
     layer = model.model.layers[0].self_attn.train()
-    with pytest.raises(ConfigError, match=r"nor a part of a row \(context parallelism by rings; Ulysses serves"):
+    with pytest.raises(ConfigError, match=r"nor a part of a row \(ring context parallelism; Ulysses is supported"):
         s2_attention_forward(layer, query, keys, keys, None, position_ids=torch.arange(6, 12)[None])
 
 

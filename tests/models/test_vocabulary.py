@@ -89,9 +89,11 @@ def test_a_token_that_was_added_before_keeps_its_row(make_base: MakeBase) -> Non
 def test_a_tokenizer_larger_than_the_model_is_refused_unless_asked_for(make_base: MakeBase) -> None:
     model, tokenizer = loaded(make_base())
     tokenizer.add_tokens(["<a>", "<b>"])
-    with pytest.raises(ConfigError, match=r"up to number 260 and the model has 259 rows for them; '<a>' has none"):
+    with pytest.raises(ConfigError, match=r"ids up to 260, but the model has only 259 rows for them; '<a>' has none"):
         fit_vocabulary(model, tokenizer)
-    with pytest.raises(ConfigError, match=r"'<b>' has none\. Use the tokenizer .* or name all 1 of them in new_tokens"):
+    with pytest.raises(
+        ConfigError, match=r"'<b>' has none\. Use the model's own tokenizer, or list all 1 such tokens in"
+    ):
         fit_vocabulary(model, tokenizer, new_tokens=["<a>"])
     assert fit_vocabulary(model, tokenizer, new_tokens=["<a>", "<b>"]) == [USED, USED + 1]
     assert model.config.vocab_size == USED + 2

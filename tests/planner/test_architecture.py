@@ -204,7 +204,7 @@ def test_a_directory_without_a_usable_configuration(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         find_architecture(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="holds no JSON object"):
+    with pytest.raises(CheckpointError, match="must contain a JSON object"):
         find_architecture(str(tmp_path))
 
 

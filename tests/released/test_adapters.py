@@ -126,7 +126,7 @@ def test_a_base_of_another_size(original: Original, base_model: Path, tmp_path: 
     with pytest.raises(CheckpointError, match=r"has shape .* and .* in .*wider: they belong to another base"):
         import_released(str(folder), tmp_path / "out", base=str(wider))
     shorter = save_base(tmp_path / "shorter", "llama", seed, base_model, num_hidden_layers=2)
-    with pytest.raises(CheckpointError, match=r"none of the LoRA weights of .*shorter: they belong to another base"):
+    with pytest.raises(CheckpointError, match=r"not among the LoRA weights of .*shorter: they belong to another base"):
         import_released(str(folder), tmp_path / "out", base=str(shorter))
     deeper = save_base(tmp_path / "deeper", "llama", seed, base_model, num_hidden_layers=4)
     with pytest.raises(CheckpointError, match="8 of 32 LoRA weights"):
@@ -148,7 +148,7 @@ def test_norms_of_another_base(original: Original, tmp_path: Path) -> None:
 def test_weights_that_the_original_does_not_train(original: Original, tmp_path: Path) -> None:
     original.whole["model.layers.0.self_attn.q_norm.weight"] = torch.ones(6)
     with pytest.raises(
-        CheckpointError, match=r"q_norm\.weight was published, which is none of the embeddings and norms"
+        CheckpointError, match=r"q_norm\.weight was published, but is not among the embeddings and norms"
     ):
         import_released(str(publish(original, tmp_path / "x-1k")), tmp_path / "out", base=str(original.base))
 

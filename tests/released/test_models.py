@@ -81,13 +81,13 @@ def test_a_configuration_that_forgot_the_pad_row(
     folder = publish_model(original, tmp_path / "mine-1k", rows=259)
     caplog.set_level(logging.WARNING, logger="longlora")
     import_released(str(folder), tmp_path / "out")
-    assert "vocab_size now says so" in caplog.text
+    assert "vocab_size was updated" in caplog.text
     assert LlamaForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 260
 
 
 def test_the_base_tells_where_a_context_was_overwritten(original: Original, tmp_path: Path, seed: int) -> None:
     folder = publish_model(original, tmp_path / "mine-1k", max_position_embeddings=1024)
-    with pytest.raises(ConfigError, match="not longer than the 1,024 of the base; say with --base"):
+    with pytest.raises(ConfigError, match="not longer than the 1,024 of the base; give the right base"):
         import_released(str(folder), tmp_path / "out")
     report = import_released(str(folder), tmp_path / "out", base=str(original.base))
     assert report.context.factor == 16.0
@@ -121,7 +121,7 @@ def test_lora_weights_in_a_models_clothes(original: Original, tmp_path: Path) ->
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     lora = {f"base_model.model.{name}.default.weight": weight for name, weight in original.low_rank.items()}
     torch.save({**weights, **lora}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="not merged, and no adapter_config"):
+    with pytest.raises(CheckpointError, match="unmerged LoRA weights, but no adapter_config"):
         import_released(str(folder), tmp_path / "out")
 
 

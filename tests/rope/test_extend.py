@@ -162,9 +162,9 @@ def test_longrope_keeps_the_short_factors_and_the_original_context() -> None:
 @pytest.mark.parametrize(
     ("present", "length", "rope_type", "expected"),
     [
-        (LLAMA_31, 131072, "linear", "by 'llama3', and 'linear' cannot be laid over that; use rope.rope_type: llama3"),
-        (LLAMA_31, 131072, "theta", "which counts from the 8192 tokens before that"),
-        (QWEN_YARN, 32768, "linear", "use rope.rope_type: yarn, which counts from the 32768"),
+        (LLAMA_31, 131072, "linear", "by 'llama3', which cannot be combined with 'linear'; use rope.rope_type: llama3"),
+        (LLAMA_31, 131072, "theta", "which scales from the original 8192 tokens"),
+        (QWEN_YARN, 32768, "linear", "use rope.rope_type: yarn, which scales from the original 32768"),
         (PHI_3, 131072, "theta", "use rope.rope_type: longrope"),
         ({**DEFAULT, "rope_type": "dynamic", "factor": 2.0}, 4096, "yarn", "use rope.rope_type: dynamic"),
         ({**DEFAULT, "rope_type": "linear", "factor": 2.0}, 8192, "yarn", "use linear or theta"),
@@ -217,6 +217,6 @@ def test_only_full_attention_is_extended() -> None:
     with pytest.raises(ConfigError, match="truncate has no effect"):
         extended(gemma, 4096, 8192, "yarn", truncate=False)
     for without in ({"sliding_attention": DEFAULT}, {**gemma, "full_attention": None}):
-        with pytest.raises(ConfigError, match="none for full_attention"):
+        with pytest.raises(ConfigError, match="not for full_attention"):
             extended(without, 4096, 8192, "linear")
         assert present_context(without, 4096) == 4096

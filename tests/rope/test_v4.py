@@ -119,12 +119,16 @@ def test_olmo3_scales_full_attention_and_shares_theta() -> None:
 @pytest.mark.parametrize(
     ("parameters", "model_type", "expected"),
     [
-        ({**THETA, "rope_type": "proportional"}, "gemma4_text", "does not know positions of rope_type 'proportional'"),
+        (
+            {**THETA, "rope_type": "proportional"},
+            "gemma4_text",
+            "does not support positions of rope_type 'proportional'",
+        ),
         (
             {**THETA, "rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "attention_factor": 1.1}
             | {"original_max_position_embeddings": ORIGINAL},
             "phi3",
-            "no room for an attention_factor",
+            "does not accept an attention_factor",
         ),
         ({"full_attention": THETA, "sliding_attention": {**THETA, "rope_theta": 1.0}}, "olmo3", "no keys for these"),
         ({"full_attention": THETA, "sliding_attention": THETA}, "modernbert-decoder", "no keys for these"),

@@ -39,7 +39,7 @@ def test_a_line_that_was_torn_is_cut_off(path: Path) -> None:
 def test_other_settings_are_refused_by_name(path: Path) -> None:
     with Journal(path, {"length": 8, "seed": 0}) as journal:
         journal.append({})
-    with pytest.raises(ConfigError, match=r"length 8 there and 16 now.*choose another place"):
+    with pytest.raises(ConfigError, match=r"length 8 there and 16 now.*choose another path"):
         Journal(path, {"length": 16, "seed": 0})
     with Journal(path, {"length": 8, "seed": 0}) as journal:  # the failure has left no lock
         assert journal.entries == [{}]
@@ -54,7 +54,7 @@ def test_a_header_alone_binds_nobody(path: Path) -> None:
 
 
 def test_one_process_at_a_time(path: Path) -> None:
-    with Journal(path, {}), pytest.raises(ConfigError, match="another process is at work"):
+    with Journal(path, {}), pytest.raises(ConfigError, match="another process is using"):
         Journal(path, {})
 
 
@@ -79,7 +79,7 @@ def test_a_file_without_a_header_is_no_journal(path: Path) -> None:
     path.parent.mkdir()
     for text in ('{"n": 1}\n', '{"n": 1}\n{"n": 2}\n'):
         path.write_text(text)
-        with pytest.raises(DataError, match="is no journal"):
+        with pytest.raises(DataError, match="is not a journal"):
             Journal(path, {})
         assert path.read_text() == text
     assert read_json_lines(path, lambda value: value["n"]) == [1, 2]

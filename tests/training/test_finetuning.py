@@ -127,7 +127,7 @@ def test_epochs_and_steps_exclude_each_other(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"cross_document_attention": True}, "conversations .* never see one another"),
+        ({"cross_document_attention": True}, "conversations .* never attend to each other"),
         ({"kind": "text", "packing": False}, "data.packing=false belongs to data.kind=sft"),
     ],
 )

@@ -119,14 +119,14 @@ def test_a_loss_that_trl_does_not_know_is_the_models_own(
     curve: Curve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = curve(max_steps=2)
-    monkeypatch.setattr(trainer_module, "why_not_in_pieces", lambda config: "it has a loss of its own")
+    monkeypatch.setattr(trainer_module, "why_not_in_pieces", lambda config: "it computes its loss differently")
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("TRL's loss was asked for")
 
     monkeypatch.setattr(trainer_module.SFTTrainer, "compute_loss", fail)
     assert curve(max_steps=2, chunked_loss=True) == plain
-    assert "chunked_loss is not used" in caplog.text and "it has a loss of its own" in caplog.text
+    assert "chunked_loss is not used" in caplog.text and "it computes its loss differently" in caplog.text
 
 
 def test_the_models_own_loss_returns_its_outputs_when_asked(

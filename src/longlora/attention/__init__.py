@@ -1,4 +1,4 @@
-"""Shifted sparse attention: the definition (`reference.py`), the fast paths (`s2.py`) and their kernels."""
+"""Shifted sparse attention: the reference definition (`reference.py`), the fast paths (`s2.py`) and their kernels."""
 
 from longlora.attention.backends import Backend
 from longlora.attention.cuts import CutPoints, HeadShard, cut_points

@@ -1,8 +1,8 @@
-"""Each segment by the kernel that is fastest at its length: long ones by SDPA on views, the rest by `varlen_attn`.
+"""Run each segment with the fastest kernel for its length: long ones with SDPA on views, the rest with `varlen_attn`.
 
-On some cards SDPA takes a kernel (cuDNN's) that is far faster than FlashAttention 2 under `varlen_attn`, but needs a
-call for each length and prepares itself for each new shape. So it gets the segments whose length comes again in every
-batch: whole groups, half groups, whole rows. What documents leave over has any length, and goes to `varlen_attn`.
+On some cards SDPA uses a kernel (cuDNN's) that is far faster than the FlashAttention 2 behind `varlen_attn`, but needs
+one call per length and a setup for each new shape. So it gets the segments whose lengths recur in every batch: whole
+groups, half groups, whole rows. Remainders of documents have arbitrary lengths, and go to `varlen_attn`.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
@@ -27,7 +27,7 @@ def attend(
     scale: float | None = None,
     shortest: int,
 ) -> Float[Tensor, "N H D"]:
-    """Run causal attention inside every segment; regular ones of `shortest` tokens and more by SDPA."""
+    """Run causal attention inside every segment, with SDPA for regular segments of at least `shortest` tokens."""
 
     def attend_piece(query: Tensor, key: Tensor, value: Tensor, call: Run | Segments, _: HeadRange) -> Tensor:
         if isinstance(call, Run):
@@ -59,6 +59,6 @@ def _pieces(cuts: CutPoints, shortest: int, device: torch.device, *, shifted: bo
 
 
 def is_regular(run: Run, cuts: CutPoints) -> bool:
-    """Whether segments of this length come again in every batch: groups, half groups, or rows as they are."""
+    """Return whether segments of this length recur in every batch: groups, half groups, or whole rows."""
     whole_rows = run.num_segments * run.length == cuts.num_tokens
     return whole_rows or (cuts.group_size is not None and run.length in (cuts.group_size, cuts.group_size // 2))

@@ -1,4 +1,4 @@
-"""Where rows are cut into segments, which heads take which cuts, and what kernels derive from that once a forward pass.
+"""Cut points: where rows are cut into segments, for which heads, and what kernels derive from them per forward pass.
 
 B batch rows, H query heads, H_kv key-value heads, T tokens of a row, N = B·T tokens of the batch.
 """
@@ -16,10 +16,7 @@ Made = TypeVar("Made")
 
 
 class Run(NamedTuple):
-    """Neighbouring segments alike: their length, how many there are, and how many sink tokens each sees before itself.
-
-    All three are counts; lengths are in tokens.
-    """
+    """Consecutive segments of the same length (in tokens), each preceded by the same number of sink tokens."""
 
     length: int
     num_segments: int
@@ -28,17 +25,17 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadShard:
-    """Which part of a layer's heads is here: all, or one of `count` equal parts that as many processes hold.
+    """The heads of a layer that this process holds: all, or one of `count` equal shards.
 
-    Under Ulysses sequence parallelism each process has whole rows of some heads (arXiv 2309.14509). Which half of the
-    heads one belongs to goes by its place among all of them, so that any number of processes computes the same.
+    Under Ulysses sequence parallelism each process has whole rows of some heads (arXiv 2309.14509). A head's position
+    among all heads decides which half it belongs to, so the result does not depend on the number of processes.
     """
 
     index: int = 0
     count: int = 1
 
     def num_unshifted(self, num_heads: int) -> int:
-        """Of the `num_heads` query heads here, how many are among the first ⌈H/2⌉ of all."""
+        """Return how many of the `num_heads` local query heads are among the first ⌈H/2⌉ of the layer."""
         return min(max((num_heads * self.count + 1) // 2 - num_heads * self.index, 0), num_heads)
 
 
@@ -47,58 +44,58 @@ ALL_HEADS = HeadShard()
 
 @dataclass(frozen=True)
 class CutPoints:
-    """Where the flattened batch of N tokens is cut, for each half of the heads, as lengths of segments that sum to N.
+    """Where the flattened batch of N tokens is cut for each half of the heads, as segment lengths that sum to N.
 
     `shifted` is None when all heads share the cuts of `unshifted`: full causal attention within documents.
 
-    Each segment also sees the first `sink_tokens` tokens of its document, as far as they lie before it. For that the
-    lengths of the documents must be known; without sink tokens they are not kept.
+    Each segment also sees those of the first `sink_tokens` tokens of its document that precede it. This requires the
+    document lengths, which are not kept without sink tokens.
 
-    One object serves all layers of a forward pass, so it keeps what the kernels make of it (`once`).
+    One object serves all layers of a forward pass, so it caches what kernels derive from it (`once`).
     """
 
     unshifted: tuple[int, ...]
     shifted: tuple[int, ...] | None
     sink_tokens: int = 0
     documents: tuple[int, ...] = ()
-    group_size: int | None = field(default=None, compare=False)  # the segments say what is computed
+    group_size: int | None = field(default=None, compare=False)  # the segments alone determine the result
     heads: HeadShard = ALL_HEADS
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:
-        """N, the tokens of the flattened batch."""
+        """N, the number of tokens in the flattened batch."""
         return self.once("tokens", lambda: sum(self.unshifted))
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what `make` returned when it was first called for this key."""
+        """Call `make` on the first request for a key, and return its cached result from then on."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
     def num_unshifted(self, num_heads: int) -> int:
-        """How many of the query heads here have the cuts of `unshifted`; they come first."""
+        """Return how many of the local query heads use the cuts of `unshifted`; they come first."""
         return num_heads if self.shifted is None else self.heads.num_unshifted(num_heads)
 
     @property
     def halves(self) -> tuple[bool, ...]:
-        """Of which halves of the heads there are cuts, as values of `shifted`."""
+        """The halves of the heads that have cuts, as values of `shifted`."""
         return (False,) if self.shifted is None else (False, True)
 
     def lengths(self, *, shifted: bool) -> tuple[int, ...]:
-        """Lengths of the segments of one half of the heads, in tokens."""
+        """Return the segment lengths of one half of the heads, in tokens."""
         lengths = self.shifted if shifted else self.unshifted
-        assert lengths is not None  # `head_ranges` names no shifted heads then
+        assert lengths is not None  # without `shifted`, `head_ranges` has no shifted heads
         return lengths
 
     def longest(self, *, shifted: bool) -> int:
-        """Length of the longest segment of one half of the heads, in tokens."""
+        """Return the length of the longest segment of one half of the heads, in tokens."""
         return self.once(("longest", shifted), lambda: max(self.lengths(shifted=shifted)))
 
     def starts(self, *, shifted: bool) -> tuple[int, ...]:
-        """First tokens of the documents of the segments of one half of the heads, in the flattened batch.
+        """Return for each segment of one half of the heads where its document starts in the flattened batch.
 
-        Without sink tokens nobody needs them, and every segment stands for a document of its own.
+        Without sink tokens documents are unknown and not needed: each segment counts as its own document.
         """
 
         def make() -> tuple[int, ...]:
@@ -117,7 +114,7 @@ class CutPoints:
         return self.once(("starts", shifted), make)
 
     def sinks(self, *, shifted: bool) -> tuple[int, ...]:
-        """How many sink tokens each segment of one half of the heads sees before its own tokens."""
+        """Return how many sink tokens precede each segment of one half of the heads."""
 
         def make() -> tuple[int, ...]:
             firsts = [0, *accumulate(self.lengths(shifted=shifted))][:-1]
@@ -127,7 +124,7 @@ class CutPoints:
         return self.once(("sinks", shifted), make)
 
     def runs(self, *, shifted: bool) -> tuple[Run, ...]:
-        """Runs of neighbouring segments that are alike in their length and in the sink tokens before them."""
+        """Return the runs of consecutive segments with the same length and number of sink tokens."""
 
         def make() -> tuple[Run, ...]:
             segments = zip(self.lengths(shifted=shifted), self.sinks(shifted=shifted), strict=True)
@@ -136,7 +133,7 @@ class CutPoints:
         return self.once(("runs", shifted), make)
 
     def segments(self, device: torch.device, *, shifted: bool) -> "Segments":
-        """The segments of one half of the heads on a device, as kernels for variable lengths take them."""
+        """Return the segments of one half of the heads, in the form that variable-length kernels take."""
 
         def make() -> Segments:
             return Segments.of(self.lengths(shifted=shifted), self.sinks(shifted=shifted), device)
@@ -146,17 +143,17 @@ class CutPoints:
 
 @dataclass(frozen=True)
 class Segments:
-    """Neighbouring segments, each with the keys of its sink tokens before its own, as int32 boundaries from 0."""
+    """Consecutive segments as int32 boundaries from 0; a segment's keys begin with those of its sink tokens."""
 
     boundaries: Int[Tensor, " segments_plus_1"]
     key_boundaries: Int[Tensor, " segments_plus_1"]
-    """The same tensor as `boundaries` where there are no sink tokens."""
+    """The same tensor as `boundaries` if there are no sink tokens."""
     longest: int
     longest_keys: int
 
     @staticmethod
     def of(lengths: Sequence[int], sinks: Sequence[int], device: torch.device) -> "Segments":
-        """Add the lengths up and send the boundaries to a device."""
+        """Accumulate lengths into boundaries on a device."""
         num_keys = [length + before for length, before in zip(lengths, sinks, strict=True)]
         boundaries = _boundaries(lengths, device)
         key_boundaries = _boundaries(num_keys, device) if any(sinks) else boundaries
@@ -183,7 +180,7 @@ def cut_points(
     shifted ones. Each group also sees the first `sink_tokens` tokens of its document.
 
     Raises:
-        ValueError: as `s2_attention`.
+        ValueError: as for `s2_attention`.
     """
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1 token, got {group_size}")
@@ -228,7 +225,7 @@ def _document_lengths(
 
 
 def _cut(length: int, group_size: int, *, first: int) -> list[int]:
-    """Cut `length` tokens into a first segment, whole groups, and the rest; empty segments are left out."""
+    """Cut `length` tokens into a first segment, whole groups, and the remainder, without empty segments."""
     head = min(first, length)
     num_groups, rest = divmod(length - head, group_size)
     return [part for part in (head, *[group_size] * num_groups, rest) if part > 0]
@@ -236,10 +233,10 @@ def _cut(length: int, group_size: int, *, first: int) -> list[int]:
 
 @dataclass(frozen=True)
 class HeadRange:
-    """Neighbouring query heads with the same cuts, and the key-value heads that they read.
+    """Consecutive query heads with the same cuts, and the key-value heads that they read.
 
-    Either the key-value heads serve these query heads alone, each the same number of them, or it is one head that the
-    range shares with its neighbour. In both cases kernels for grouped queries take the two slices as they are.
+    Either the key-value heads serve only these query heads, each the same number of them, or there is one key-value
+    head, shared with the adjacent range. In both cases grouped-query kernels accept the two slices unchanged.
     """
 
     query: slice
@@ -248,9 +245,9 @@ class HeadRange:
 
 
 def head_ranges(num_heads: int, num_kv_heads: int, cuts: CutPoints) -> tuple[HeadRange, ...]:
-    """Divide the heads where the cuts change, and where a key-value head serves both halves, so that none is copied.
+    """Divide the heads where the cuts change, and around a key-value head that serves both halves, to avoid copying it.
 
-    The first ⌈H/2⌉ query heads of a layer are unshifted. A single head, or cuts without a second half, is one range.
+    The first ⌈H/2⌉ query heads of a layer are unshifted. A single head, or cuts without a second half, form one range.
 
     Raises:
         ValueError: the query heads are not a multiple of the key-value heads.
@@ -261,7 +258,7 @@ def head_ranges(num_heads: int, num_kv_heads: int, cuts: CutPoints) -> tuple[Hea
         )
     queries_per_kv = num_heads // num_kv_heads
     middle = cuts.num_unshifted(num_heads)
-    shared = middle // queries_per_kv * queries_per_kv  # the first query head of the key-value head at the middle
+    shared = middle // queries_per_kv * queries_per_kv  # first query head of the key-value head in the middle
     boundaries = {0, middle, num_heads}
     if shared != middle:
         boundaries |= {shared, shared + queries_per_kv}

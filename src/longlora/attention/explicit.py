@@ -1,4 +1,4 @@
-"""Segments by plain torch mathematics: any device, with what the fused kernels lack (softcap, sinks).
+"""Attention in plain torch operations: any device, with what the fused kernels lack (softcap, sinks).
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from longlora.attention.cuts import CutPoints, HeadRange, Run
 from longlora.attention.pieces import Piece, attend_in_pieces, piece_of
 
-_MOST_SCORES = 2**24  # that exist at a time; some four tensors of them in the backward pass, 256 MiB in float32
-_MOST_ROWS = 512  # queries of a segment that are scored at a time, against the keys up to the last of them
+_MOST_SCORES = 2**24  # in memory at a time; the backward pass holds about four such tensors, 256 MiB in float32
+_MOST_ROWS = 512  # queries of a segment scored at a time, against the keys up to the last of them
 
 
 def attend(
@@ -28,10 +28,10 @@ def attend(
     sinks: Float[Tensor, " H"] | None = None,
     window: int | None = None,
 ) -> Float[Tensor, "N H D_v"]:
-    """Run causal attention inside every segment, some queries of some segments at a time.
+    """Run causal attention inside every segment, one block of queries at a time.
 
-    The backward pass computes the scores of each block once more, so that no more than one block of them exists.
-    Differentiable as often as one likes.
+    The backward pass recomputes the scores of each block, so at most one block of scores is in memory.
+    Differentiable any number of times.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
@@ -56,7 +56,7 @@ def _pieces(cuts: CutPoints, heads: HeadRange) -> list[Piece[Run]]:
 
 
 def _parts(runs: tuple[Run, ...], *, num_heads: int) -> Iterator[Run]:
-    """Divide runs of equal segments so that the scores of each part fit, unless those of one segment do not."""
+    """Split runs into parts whose scores stay within the limit; a part is at least one segment."""
     for length, count, sinks in runs:
         most = max(1, _MOST_SCORES // (num_heads * length * min(length, _MOST_ROWS)))
         for first in range(0, count, most):
@@ -64,7 +64,7 @@ def _parts(runs: tuple[Run, ...], *, num_heads: int) -> Iterator[Run]:
 
 
 def _blocks(length: int, num_rows: int) -> Iterator[tuple[int, int]]:
-    """Divide the queries of a segment of which there are `num_rows` (segments × heads) at a time."""
+    """Split the queries of a segment, where `num_rows` (segments × heads) are computed together."""
     size = max(1, min(_MOST_ROWS, _MOST_SCORES // (num_rows * length)))
     for start in range(0, length, size):
         yield start, min(start + size, length)
@@ -79,7 +79,7 @@ def _attend_block(
     sinks: Float[Tensor, " h"] | None,
     window: int | None,
 ) -> Float[Tensor, "count h rows D_v"]:
-    """Attend from the last queries of the `seen` tokens, keeping nothing but the inputs for the backward pass."""
+    """Attend from the last queries of the `seen` tokens, saving only the inputs for the backward pass."""
     if not torch.is_grad_enabled():
         return _weigh(query, key, value, scale, softcap, sinks, window)
     return checkpoint(
@@ -99,12 +99,12 @@ def _weigh(
     num_kv_heads, num_seen = key.shape[1:3]
     grouped = query.unflatten(1, (num_kv_heads, -1))  # (count, h_kv, h / h_kv, rows, D)
     scores = (grouped * scale) @ key.unsqueeze(2).transpose(-1, -2)  # (count, h_kv, h / h_kv, rows, seen)
-    # As the fused kernels do, whatever the inputs' type. Products of float16 may need it, sums of it do.
+    # In float32 like the fused kernels, for every input type: float16 products may need it, and their sums do.
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
     num_rows = query.shape[2]
-    diagonal = num_seen - num_rows  # where a query finds its own key
+    diagonal = num_seen - num_rows  # of each query's own key
     visible = torch.ones(num_rows, num_seen, dtype=torch.bool, device=query.device).tril(diagonal)
     if window is not None:
         visible = visible.triu(diagonal - window + 1)

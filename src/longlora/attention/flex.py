@@ -1,8 +1,8 @@
-"""All heads at once by FlexAttention, with softcap and sinks: one call whose mask depends on the head.
+"""All heads in one FlexAttention call, with softcap and sinks; the mask depends on the head.
 
-The batch is one row of N tokens; the cut points of both halves become a sparse mask of blocks. On CUDA the kernel is
-compiled when it is first used. On the CPU torch has no backward pass for it, and uncompiled it is ordinary operations
-with all N² scores in memory: that is for checking, not for use.
+The batch is one row of N tokens; the cut points of both halves become a sparse block mask. On CUDA the kernel is
+compiled on first use. On the CPU torch has no backward pass for it, and uncompiled it is ordinary operations with all
+N² scores in memory: for testing only.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension, b blocks of `BLOCK_SIZE` tokens.
 """
@@ -34,14 +34,14 @@ def attend(
 ) -> Float[Tensor, "N H D_v"]:
     """Run causal attention inside every segment.
 
-    Memory beside the inputs and the output: the mask, 16·H·(N/128)² bytes, made once a forward pass.
+    Memory beyond inputs and output: the mask, 16·H·(N/128)² bytes, built once per forward pass.
     """
     num_heads = query.shape[1]
     mask = cuts.once(
         ("flex", num_heads, window, query.device),
         lambda: block_mask(cuts, num_heads=num_heads, window=window, device=query.device),
     )
-    if not torch.is_grad_enabled():  # on the CPU a tensor that could ask for gradients is refused all the same
+    if not torch.is_grad_enabled():  # even then, the CPU kernel refuses tensors that require gradients
         query, key, value = query.detach(), key.detach(), value.detach()
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))  # (1, H or H_kv, N, D)
     kernel: Any = _compiled() if query.is_cuda else flex_attention
@@ -64,17 +64,17 @@ def attend(
 
 @cache
 def _compiled() -> Callable:
-    # Past its limit of variants the compiler would go on uncompiled, with all N² scores: an error is better.
+    # Beyond its recompilation limit, the compiler would fall back to eager, with all N² scores: an error is better.
     return torch.compile(flex_attention, fullgraph=True)
 
 
-@cache  # the compiler knows a function again by its identity
+@cache  # the compiler recognizes functions by identity
 def _capped_at(softcap: float) -> Callable:
     return lambda score, batch, head, query, key: softcap * torch.tanh(score / softcap)
 
 
 def block_mask(cuts: CutPoints, *, num_heads: int, device: torch.device, window: int | None = None) -> BlockMask:
-    """Make the sparse mask of the segments, for each head by its half, without the N × N mask in between."""
+    """Build the sparse mask of the segments, per head according to its half, without an intermediate N × N mask."""
     starts = torch.stack([_starts(cuts.lengths(shifted=shifted), device) for shifted in cuts.halves])  # (halves, N)
     if window is not None:
         starts = starts.maximum(torch.arange(cuts.num_tokens, device=device) - window + 1)
@@ -112,7 +112,7 @@ def _sees_group_or_sinks(sees_group: Callable, first_sinks: Int[Tensor, " N"], n
 
 
 def _starts(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " N"]:
-    """Give each token the first token of its segment or document."""
+    """Return for each token the first token of its segment or document."""
     sizes = torch.tensor(lengths)
     return (sizes.cumsum(0) - sizes).repeat_interleave(sizes).to(device, non_blocking=True)
 
@@ -120,12 +120,12 @@ def _starts(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " N"]:
 def _blocks_of_half(
     starts: Int[Tensor, " N"], first_sinks: Int[Tensor, " N"] | None, num_sinks: int
 ) -> tuple[Int[Tensor, " b"], Int[Tensor, "b b"], Int[Tensor, " b"], Int[Tensor, "b b"]]:
-    """Name the blocks of keys that a block of queries sees in part, and those that it sees whole: numbers and indices.
+    """Return counts and indices of the key blocks that each query block sees partially, and of those it sees fully.
 
-    What a query sees is a stretch that begins no earlier than that of the query before, so a block of queries sees the
-    blocks from the one with its first token's first key up to itself. All its queries see all keys of a block that lies
-    before it and not before the last token's first key. Sink tokens outside the block of queries itself are those of
-    its first token's document, for other documents begin within it.
+    Each query sees a contiguous stretch of keys that starts no earlier than the previous query's. So a query block sees
+    the blocks from the one that contains its first query's first key up to itself, and fully those of them that precede
+    it and do not start before its last query's first key. Sink tokens outside the query block belong to the document of
+    its first token, since other documents start within it.
     """
     num_tokens, device = starts.shape[0], starts.device
     num_blocks = -(-num_tokens // BLOCK_SIZE)
@@ -148,5 +148,5 @@ def _blocks_of_half(
 
 
 def _named(blocks: Bool[Tensor, "b b"]) -> tuple[Int[Tensor, " b"], Int[Tensor, "b b"]]:
-    """Count the blocks of each row that are marked, and name them first."""
+    """Return for each row the number of marked blocks, and the indices of all blocks, marked ones first."""
     return blocks.sum(dim=1, dtype=torch.int32), blocks.int().argsort(dim=1, descending=True, stable=True).int()

@@ -1,7 +1,7 @@
-"""Attention piece by piece: each range of heads divided into stretches of segments that go to one call of a kernel.
+"""Attention in pieces: each range of heads is divided into stretches of segments, one kernel call for each.
 
-Kernels get views. Autograd's own splitting and joining, first by heads and then by tokens, would copy outputs and
-gradients twice; here each is written once, where it belongs.
+Kernels get views. Autograd's own split and cat, first by heads and then by tokens, would copy outputs and gradients
+twice; here each is written once, directly in its place.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
@@ -24,17 +24,17 @@ Place = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Piece(Generic[Call]):
-    """Neighbouring segments of one range of heads that go to one call."""
+    """Consecutive segments of one range of heads that one kernel call processes."""
 
     call: Call
-    """What tells the kernel where they are cut."""
+    """Describes to the kernel where the segments are cut."""
     num_queries: int
     num_keys: int
-    """The copies of sink tokens among them."""
+    """Copies of sink tokens included."""
 
 
 def piece_of(call: Call, runs: Sequence[Run]) -> Piece[Call]:
-    """Make a piece of neighbouring runs of segments."""
+    """Make a piece from consecutive runs of segments."""
     return Piece(
         call,
         num_queries=sum(run.num_segments * run.length for run in runs),
@@ -50,10 +50,10 @@ def attend_in_pieces(
     value: Float[Tensor, "N H_kv D_v"],
     cuts: CutPoints,
 ) -> Float[Tensor, "N H D_v"]:
-    """Call `attend` with views of each piece, (queries, h, D) and (keys, h_kv, D), and join what it returns.
+    """Call `attend` with views of each piece, (queries, h, D) and (keys, h_kv, D), and join its outputs.
 
-    That is (queries, h, D_v), or (segments, length, h, D_v).
-    Where segments see sink tokens, keys and values are copies: those of each segment with its sink tokens before them.
+    Each output is (queries, h, D_v) or (segments, length, h, D_v). With sink tokens, keys and values are copies in
+    which each segment follows its sink tokens.
     """
     ranges = head_ranges(query.shape[1], key.shape[1], cuts)
     pieces_of_ranges = [pieces(heads) for heads in ranges]
@@ -63,7 +63,7 @@ def attend_in_pieces(
         for tokens in _stretches([piece.num_queries for piece in of_range])
     ]
     queries = iter(_views(query, places))  # (queries, h, D) each
-    # Two ranges of query heads may share one key-value head; their gradients are added up by autograd.
+    # Two ranges of query heads may share one key-value head; autograd sums their gradients.
     heads_of_keys = sorted({(heads.key_value.start, heads.key_value.stop) for heads in ranges})
     everything = slice(0, len(query))
     keys, values = (
@@ -109,7 +109,7 @@ def _join(pieces: Sequence[Tensor], places: Sequence[Place], shape: Sequence[int
 
 
 class _Split(torch.autograd.Function):
-    """Views of disjoint places that cover a tensor; their gradients are written into one tensor."""
+    """Views of disjoint places that cover a tensor; the backward pass writes their gradients into one tensor."""
 
     @staticmethod
     def forward(tensor: Tensor, places: Sequence[Place]) -> tuple[Tensor, ...]:
@@ -126,7 +126,7 @@ class _Split(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
-    """One tensor of pieces, each in its place; together they cover it."""
+    """Join pieces into the tensor that their places cover; the gradients of the pieces are views."""
 
     @staticmethod
     def forward(places: Sequence[Place], shape: Sequence[int], *pieces: Tensor) -> Tensor:

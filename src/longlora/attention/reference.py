@@ -1,4 +1,4 @@
-"""S²-Attn by an explicit mask: slow, and the definition that every fast path must equal.
+"""The definition of S²-Attn, with an explicit mask: slow, and what every fast path must equal.
 
 B batch rows, H query heads, H_kv key-value heads, T tokens of a row, D head dimension, g group size.
 """
@@ -33,7 +33,7 @@ def s2_attention_reference(
     section 3.1). If N is at least the length of the document, this is full causal attention.
 
     `cu_seqlens` contains the document boundaries in the flattened batch, from 0 to B·T; rows are always cut. False in
-    `padding_mask` marks padding: a stretch of it is treated as a separate document, so that its outputs are finite but
+    `padding_mask` marks padding: a stretch of it is treated as a separate document, so its outputs are finite but
     meaningless.
 
     `softcap` c bounds the scores, after scaling and before the mask: s becomes c · tanh(s / c), as in Gemma 2 (arXiv
@@ -72,7 +72,7 @@ def s2_mask(
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
 ) -> Bool[Tensor, "B H T T"]:
-    """Tell which query (third axis) sees which key (fourth axis)."""
+    """Return which query (third axis) sees which key (fourth axis)."""
     batch_size, num_heads, num_tokens, _ = query.shape
     device = query.device
     is_first = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=device)  # (B, T)

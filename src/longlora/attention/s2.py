@@ -1,7 +1,7 @@
 """S²-Attn as variable-length causal attention whose cut points differ between the two halves of the heads.
 
-Packed documents are more cut points, and so are padding and the rows of a batch. Nothing is rolled, wrapped or
-repeated. Which kernel runs the segments is the backend's affair; all of them equal the definition in `reference.py`.
+Packed documents, padding and the rows of a batch only add cut points. Nothing is rolled, wrapped or repeated. The
+backend decides which kernel runs the segments; all of them equal the definition in `reference.py`.
 
 B batch rows, H query heads, H_kv key-value heads, T tokens of a row, N = B·T tokens of the batch, D head dimension.
 """
@@ -73,12 +73,12 @@ def attend_in_segments(
 ) -> Float[Tensor, "B H T D_v"]:
     """Run causal attention inside every segment, each half of the heads with its own cuts.
 
-    `window` limits how many tokens each sees besides: its own and the `window - 1` before it.
+    With a `window`, each token sees at most itself and the `window - 1` tokens before it.
 
     Raises:
         ConfigError: the backend cannot run these tensors here.
-        ValueError: a window below 1, or one together with sink tokens; and as `s2_attention`, of softcap, sinks and
-            heads.
+        ValueError: a window below 1 or together with sink tokens; invalid softcap, sinks or heads, as for
+            `s2_attention`.
     """
     num_heads, num_tokens = query.shape[1:3]
     if softcap is not None and not softcap > 0:
@@ -90,9 +90,9 @@ def attend_in_segments(
     if window is not None and cuts.sink_tokens:
         raise ValueError(f"a window of {window} tokens and {cuts.sink_tokens} sink tokens cannot be combined")
     if window is not None and window >= max(cuts.longest(shifted=shifted) for shifted in cuts.halves):
-        window = None  # no segment is longer, and more kernels can do without
+        window = None  # no segment is longer, and more kernels run without a window
     query, key, value = in_autocast_dtype(query, key, value)
-    # The memory of projections is (B, T, H, D), so tokens first is a view.
+    # Projections are (B, T, H, D) in memory, so putting tokens first needs no copy.
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (N, H or H_kv, D)
     request = AttentionRequest.of(query, key, value, cuts, softcap=softcap, sinks=sinks, window=window)
     chosen = choose_backend(backend, request)

@@ -1,4 +1,4 @@
-"""Segments by torch's public scaled dot-product attention: any device, one call for each run of equal segments.
+"""Attention with torch's `scaled_dot_product_attention`: any device, one call for each run of equal segments.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
@@ -29,7 +29,7 @@ def attend(
 
 
 def run_by_run(cuts: CutPoints, heads: HeadRange) -> list[Piece[Run]]:
-    """Make a piece of each run of equal segments."""
+    """Return one piece for each run of equal segments."""
     return [piece_of(run, [run]) for run in cuts.runs(shifted=heads.shifted)]
 
 
@@ -45,10 +45,10 @@ def attend_run(
     q, k, v = (tensor.unflatten(0, (run.num_segments, -1)) for tensor in (query, key, value))
     # (count, length, h, D) and (count, sinks + length, h_kv, D)
     if run.sinks:
-        # The kernels' causal mask is aligned at the first key, so queries that mean nothing stand beside the sinks.
+        # The kernels align the causal mask at the first key, so the sinks need dummy queries.
         q = torch.cat([q.new_zeros(run.num_segments, run.sinks, *q.shape[2:]), q], dim=1)
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     output = output.transpose(1, 2)  # (count, sinks + length, h, D_v)
-    # Split, not sliced: the gradient is then joined of its parts, without a tensor of zeros in between.
+    # Split rather than slice: the gradient is then a concatenation, without an intermediate tensor of zeros.
     return output.split([run.sinks, run.length], dim=1)[1] if run.sinks else output

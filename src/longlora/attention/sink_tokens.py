@@ -1,7 +1,7 @@
-"""Keys and values with the first tokens of the document before each segment, for kernels that go by segments.
+"""Keys and values with copies of the sink tokens before each segment, for kernels that work on segments.
 
-A segment that begins s tokens into its document gets copies of the first min(N, s) tokens before its own. They are
-gathered once for each range of heads; what the gathering goes by is made once a forward pass.
+A segment that begins s tokens into its document is preceded by copies of the document's first min(sink_tokens, s)
+tokens. They are gathered once for each range of heads; the indices are computed once per forward pass.
 
 N tokens of the batch, R rows with the copies, C copies, h_kv key-value heads of a range, D head dimension.
 """
@@ -18,25 +18,24 @@ from longlora.attention.cuts import CutPoints
 
 @dataclass(frozen=True)
 class _Rows:
-    """Which token stands in which row, and back."""
+    """The mapping between tokens and rows."""
 
     token: Int[Tensor, " R"]
     """The token of each row."""
     own: Int[Tensor, " N"]
     """The row of each token in its own segment."""
     copies: Int[Tensor, " C"]
-    """The rows of copies, those of the same token together."""
+    """The rows of copies, grouped by token."""
     copied: Int[Tensor, " sinks"]
-    """The tokens that have copies, rising."""
+    """The tokens that have copies, ascending."""
     num_copies: Int[Tensor, " sinks"]
-    """How many copies each of these has."""
+    """How many copies each of them has."""
 
 
 def with_sink_tokens(tensor: Float[Tensor, "N h_kv D"], cuts: CutPoints, *, shifted: bool) -> Float[Tensor, "R h_kv D"]:
-    """Put copies of its sink tokens before each segment; without any, return the tensor itself.
+    """Insert copies of its sink tokens before each segment; if there are none, return the tensor itself.
 
-    The gradient of a token is the sum over its copies, added up in float32 (float64 for float64), in an order that
-    does not change from run to run.
+    A token's gradient is the sum over its copies, accumulated in float32 (float64 for float64) and deterministically.
     """
     if not any(cuts.sinks(shifted=shifted)):
         return tensor
@@ -45,7 +44,7 @@ def with_sink_tokens(tensor: Float[Tensor, "N h_kv D"], cuts: CutPoints, *, shif
 
 
 class _Gather(torch.autograd.Function):
-    """Gather rows; indexing by itself would add up gradients by atomic additions in the tensor's own type."""
+    """Gather rows; the backward pass of indexing would sum gradients by atomic additions in the tensor's own type."""
 
     @staticmethod
     def forward(tensor: Tensor, rows: _Rows) -> Tensor:
@@ -67,7 +66,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _rows(cuts: CutPoints, device: torch.device, *, shifted: bool) -> _Rows:
-    """Work the rows out on the CPU, where the cuts are, and send them to the device."""
+    """Compute the rows on the CPU, where the cuts are, and move them to the device."""
     segments = cuts.segments(torch.device("cpu"), shifted=shifted)
     first_token, boundaries = (
         segments.boundaries[:-1].long(),
@@ -79,8 +78,8 @@ def _rows(cuts: CutPoints, device: torch.device, *, shifted: bool) -> _Rows:
     is_copy = place < sinks[segment]  # (R,)
     token = place + torch.where(is_copy, starts[segment], (first_token - sinks)[segment])  # (R,)
 
-    copies = is_copy.nonzero().flatten()  # (C,), segment by segment
-    copies = copies[token[copies].argsort(stable=True)]  # token by token
+    copies = is_copy.nonzero().flatten()  # (C,), by segment
+    copies = copies[token[copies].argsort(stable=True)]  # by token
     copied, num_copies = token[copies].unique_consecutive(return_counts=True)  # (sinks,) each
-    own = (~is_copy).nonzero().flatten()  # (N,): segments follow one another as their tokens do
+    own = (~is_copy).nonzero().flatten()  # (N,): segments are in the order of their tokens
     return _Rows(*(tensor.to(device, non_blocking=True) for tensor in (token, own, copies, copied, num_copies)))

@@ -1,7 +1,7 @@
-"""Segments by kernels for variable lengths on CUDA: torch's `varlen_attn`, or the flash-attn that the user installed.
+"""Attention with variable-length kernels on CUDA: torch's `varlen_attn`, or an installed flash-attn.
 
-Both take the tokens where they lie and the boundaries of the segments; each range of heads is one call. Where a segment
-has more keys than queries, for sink tokens stand before it, both align the causal mask at the end, as is wanted.
+Both take the tokens in place and the boundaries of the segments; each range of heads is one call. If a segment has more
+keys than queries, because of sink tokens before it, both align the causal mask at the end, as required.
 
 N tokens of the batch, H query heads, H_kv key-value heads, D head dimension; h and h_kv heads of one range.
 """
@@ -30,7 +30,7 @@ def attend(
     scale: float | None = None,
     window: int | None = None,
 ) -> Float[Tensor, "N H D"]:
-    """Run causal attention inside every segment by `torch.nn.attention.varlen.varlen_attn`."""
+    """Run causal attention inside every segment with `torch.nn.attention.varlen.varlen_attn`."""
 
     def attend_piece(query: Tensor, key: Tensor, value: Tensor, segments: Segments, _: HeadRange) -> Tensor:
         return attend_segments(query, key, value, segments, scale, window)
@@ -64,20 +64,20 @@ def attend_segments(
         window_size=_before_and_after(window),
         **_grouped(query.shape[1] != key.shape[1]),
     )
-    assert isinstance(output, Tensor)  # a pair only where `return_aux` asks for it
+    assert isinstance(output, Tensor)  # a pair only with `return_aux`
     return output
 
 
 def _before_and_after(window: int | None) -> tuple[int, int]:
-    """Say how many tokens before and after its own a query sees; -1 is their word for all."""
+    """Return how many tokens before and after its own a query sees, where -1 means all."""
     return (-1 if window is None else window - 1, 0)
 
 
 def _grouped(is_grouped: bool) -> dict[str, Any]:
-    """Ask for grouped queries where torch wants to be asked.
+    """Return the argument that enables grouped queries, if torch has it.
 
-    torch 2.12 and 2.13 demand `enable_gqa`; earlier forms of the function know no such argument and let the kernel find
-    out from the shapes. Ends when torch below 2.12 is no longer supported.
+    torch 2.12 and 2.13 require `enable_gqa`; earlier versions lack the argument, and the kernel infers it from the
+    shapes. Remove when torch below 2.12 is no longer supported.
     """
     return {"enable_gqa": is_grouped} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
 
@@ -92,12 +92,12 @@ def attend_flash(
     softcap: float | None = None,
     window: int | None = None,
 ) -> Float[Tensor, "N H D"]:
-    """Run causal attention inside every segment by flash-attn 3 or 2, whichever is installed.
+    """Run causal attention inside every segment with flash-attn 3 or 2, whichever is installed.
 
-    Both return log-sum-exps through which no gradient flows, so sinks are beyond them.
+    No gradient flows through the log-sum-exps that either returns, so sinks are not supported.
     """
     flash_attention = flash_function()
-    assert flash_attention is not None  # the choice of the backend has looked
+    assert flash_attention is not None  # checked when the backend was chosen
 
     def attend_piece(query: Tensor, key: Tensor, value: Tensor, segments: Segments, _: HeadRange) -> Tensor:
         output = flash_attention(
@@ -111,20 +111,20 @@ def attend_flash(
             softmax_scale=scale,
             causal=True,
             window_size=_before_and_after(window),
-            softcap=softcap or 0.0,  # 0 is their word for none
+            softcap=softcap or 0.0,  # 0 means none
         )
-        return output[0] if isinstance(output, tuple) else output  # early versions of 3 add the log-sum-exps
+        return output[0] if isinstance(output, tuple) else output  # early versions of 3 also return log-sum-exps
 
     return attend_in_pieces(attend_piece, lambda heads: _all_at_once(cuts, heads, query), query, key, value, cuts)
 
 
 def flash_function() -> Callable | None:
-    """Return the user's `flash_attn_varlen_func`, of flash-attn 3 or else 2, or None."""
+    """Return `flash_attn_varlen_func` of the installed flash-attn 3, else of 2, else None."""
     return _function_of("flash_attn_interface") or _function_of("flash_attn")
 
 
 def has_flash_3() -> bool:
-    """Whether the user has installed FlashAttention 3."""
+    """Return whether FlashAttention 3 is installed."""
     return _function_of("flash_attn_interface") is not None
 
 
@@ -132,14 +132,14 @@ def has_flash_3() -> bool:
 def _function_of(module: str) -> Callable | None:
     try:
         return importlib.import_module(module).flash_attn_varlen_func
-    except (ImportError, AttributeError):  # not there, or built for another CUDA or torch
+    except (ImportError, AttributeError):  # not installed, or built for another CUDA or torch
         return None
 
 
 def newer_flash_is_active() -> bool:
-    """Whether the user has told torch to run FlashAttention 3 or 4 in place of 2 (`activate_flash_attention_impl`).
+    """Return whether torch is set to run FlashAttention 3 or 4 instead of 2 (`activate_flash_attention_impl`).
 
-    torch before 2.12 knows no such choice. Ends when that is no longer supported.
+    torch before 2.12 has no such setting. Remove the check when it is no longer supported.
     """
     current = getattr(torch.nn.attention, "current_flash_attention_impl", None)
     return current is not None and current() is not None

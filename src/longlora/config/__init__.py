@@ -1,8 +1,8 @@
-"""A recipe: one YAML file that says what a run does, checked before anything heavy is imported.
+"""Recipes: one YAML file that configures a run, validated before anything heavy is imported.
 
-Keys carry the names of transformers and TRL where those have one. Every field has a sentence and a unit; an unknown key
-is an error that names the nearest known one. `load_recipe` is the only way in, for files and for `key=value` overrides
-alike.
+Keys have the names of transformers and TRL where those exist. Every field has a description with its unit; an unknown
+key is an error that suggests the nearest known one. `load_recipe` is the only entry point, for files and for
+`key=value` overrides alike.
 """
 
 from longlora.config.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The optimizers and learning-rate schedules that a recipe may name, by their names in transformers."""
+"""The optimizers and learning-rate schedules available in recipes, by their names in transformers."""
 
 import difflib
 from collections.abc import Collection
@@ -16,21 +16,21 @@ PACKAGES: dict[str, str | None] = {
     **dict.fromkeys(_OF_BITSANDBYTES, "bitsandbytes"),
     **dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao"),
 }
-"""Optimizers and the package that each needs; None is torch itself. Left out of transformers' list are those that need
-settings which no recipe has (GaLore, APOLLO, schedule-free), that take over the backward pass (LOMO), or that are for
-other hardware."""
+"""Optimizers and the package that each needs; None is torch itself. Not included from transformers' list are those that
+need settings not in recipes (GaLore, APOLLO, schedule-free), replace the backward pass (LOMO), or need other
+hardware."""
 
 SCHEDULES = "constant_with_warmup constant linear cosine cosine_with_restarts polynomial inverse_sqrt".split()
-"""Schedules. Left out of transformers' list are those that need a metric, or settings which no recipe has."""
+"""Schedules. Not included from transformers' list are those that need a metric, or settings not in recipes."""
 
 
 def check_optimizer(name: str) -> str:
-    """Return the name of an optimizer that runs can use; a ValueError has the nearest ones."""
+    """Return the name if it is a supported optimizer; otherwise raise a ValueError that suggests similar ones."""
     return _check("optim", name, PACKAGES, "optimizer")
 
 
 def check_schedule(name: str) -> str:
-    """Return the name of a learning-rate schedule that runs can use; a ValueError has the nearest ones."""
+    """Return the name if it is a supported schedule; otherwise raise a ValueError that suggests similar ones."""
     return _check("lr_scheduler_type", name, SCHEDULES, "schedule")
 
 

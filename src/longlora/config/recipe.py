@@ -1,4 +1,4 @@
-"""A recipe: everything a run depends on. Every field has a sentence and a unit."""
+"""The recipe: all settings of a run, each with a description and a unit."""
 
 import math
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from longlora.support.choices import DtypeName, Quantization
 
 
 class Recipe(Section):
-    """All settings of a run. Defaults are the paper's (section 4.1 and appendix B)."""
+    """All settings of a run. The defaults are those of the paper (section 4.1 and appendix B)."""
 
     model_name_or_path: str
     """The pretrained model: a directory or a hub name; `tiny` is the bundled model."""
@@ -103,7 +103,7 @@ class Recipe(Section):
     save_steps: int = Field(default=100, ge=1)
     """Steps between checkpoints."""
     save_total_limit: int = Field(default=2, ge=2)
-    """Checkpoints to keep; at least two, so that one is complete while the next is being written."""
+    """Checkpoints to keep; at least two, so one is complete while the next is being written."""
 
     merge: bool = True
     """Merge the adapter into its base at the end of `longlora train`. `merged/` in the run's folder is then an ordinary
@@ -160,9 +160,9 @@ class Recipe(Section):
             raise ValueError(f"new_tokens={list(self.new_tokens)} must be different and not blank")
 
     def with_steps_for(self, num_rows: int, rows_per_step: int) -> "Recipe":
-        """The same recipe with its number of steps settled: as many as make `num_train_epochs`, where that is given.
+        """Return the recipe with `num_train_epochs`, if set, converted to `max_steps`.
 
-        The last step of a pass may have fewer rows; none sees rows of two passes.
+        The last step of an epoch may have fewer rows; no step has rows from two epochs.
         """
         if self.num_train_epochs is None:
             return self
@@ -170,12 +170,12 @@ class Recipe(Section):
         return self.model_copy(update={"max_steps": steps, "num_train_epochs": None})
 
     def keeps_positions(self, readable_context: int) -> bool:
-        """Whether a model that reads so many tokens keeps its positions: for conversations that are no longer."""
+        """Return whether a model with this context keeps its positions: for conversations that fit into it."""
         return self.data.kind == "sft" and self.context_length <= (self.rope.base_context or readable_context)
 
     @property
     def trainable(self) -> tuple[Literal["embed", "norm"], ...]:
-        """What is trained whole beside the low-rank updates."""
+        """The fully trained modules besides the low-rank updates."""
         if self.lora.trainable is not None:
             return self.lora.trainable
         return ("embed", "norm") if self.tuning == "lora+" else ()
@@ -187,7 +187,7 @@ class Recipe(Section):
 
     @property
     def far_target_context(self) -> int:
-        """Tokens before a target from which on it is far."""
+        """Number of preceding tokens from which a target counts as far."""
         return self.far_target_beyond or max(1, self.context_length // 4)
 
     @property
@@ -197,5 +197,5 @@ class Recipe(Section):
 
     @property
     def first_dense_step(self) -> int:
-        """Number of steps done when the dense finish begins; `max_steps` if there is none."""
+        """Number of steps completed before the dense finish begins; `max_steps` if there is none."""
         return self.max_steps - round(self.max_steps * self.attention.dense_finish)

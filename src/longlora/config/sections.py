@@ -1,4 +1,4 @@
-"""The sections of a recipe, each about one thing."""
+"""The sections of a recipe: attention, rope, lora, hardware and data."""
 
 from typing import Any, Literal
 
@@ -7,16 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validato
 from longlora.rope import OPTIONS, RopeType
 from longlora.support.choices import Strategy
 
-_LARGEST = 1e15  # a float holds every whole number below
+_LARGEST = 1e15  # a float represents every smaller integer exactly
 _UNWRITABLE = frozenset(map(chr, [0, *range(0xD800, 0xE000)]))
 
 
 class UnusableValueError(ValueError):
-    """What is wrong with a single value; whoever tells it names the key."""
+    """An invalid single value; the message does not name the key, which is added when the error is reported."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values are fixed."""
+    """Base class of a recipe and its sections: immutable, without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -25,12 +25,12 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_value(cls, value: Any) -> Any:
-        """Refuse what no computer and no file name takes: it would fail later, and less clearly."""
+        """Reject extreme numbers and unencodable text, which would fail later and less clearly."""
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, (int, float)) and abs(item) > _LARGEST:
                 raise UnusableValueError(f"the number must not exceed {_LARGEST:g}")
             if isinstance(item, str) and not _UNWRITABLE.isdisjoint(item):
-                raise UnusableValueError("the text must not hold NUL or half of a surrogate pair")
+                raise UnusableValueError("the text must not contain NUL or half of a surrogate pair")
         return value
 
 
@@ -59,7 +59,7 @@ class RopeConfig(Section):
 
     rope_type: RopeType = "linear"
     """`linear`: position interpolation, as in the paper; `dynamic`: NTK scaling by text length; `yarn`; `llama3`;
-    `longrope`; `theta`: a larger base."""
+    `longrope`; `theta`: a larger rotary base."""
     base_context: int | None = Field(default=None, ge=1)
     """Context length before the extension; by default the one in the model's configuration. Set it for a checkpoint
     whose configuration still has an earlier base's context."""
@@ -67,7 +67,7 @@ class RopeConfig(Section):
     factor: float | None = Field(default=None, ge=1)
     """llama3: divisor of the slow frequencies; by default computed from the model's original context."""
     rope_theta: float | None = Field(default=None, gt=1)
-    """theta: the new base; by default the NTK-aware one."""
+    """theta: the new rotary base; by default the NTK-aware one."""
 
     beta_fast: float | None = Field(default=None, gt=0)
     """yarn: frequencies with more rotations than this within the original context stay unchanged; by default 32."""
@@ -95,7 +95,7 @@ class RopeConfig(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The parameters that are set, without `rope_type` and `base_context`."""
+        """The parameters that are set, except `rope_type` and `base_context`."""
         return self.model_dump(exclude={"rope_type", "base_context"}, exclude_none=True)
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class RopeConfig(Section):
                 owners = " or ".join(owner for owner, names in OPTIONS.items() if name in names)
                 raise ValueError(f"rope.{name} belongs to rope_type {owners}, not to rope.rope_type={self.rope_type}")
         if self.rope_type == "longrope" and self.long_factor is None:
-            raise ValueError("rope.rope_type=longrope needs rope.long_factor, a number for each frequency")
+            raise ValueError("rope.rope_type=longrope needs rope.long_factor, one number per frequency")
         return self
 
 
@@ -138,14 +138,14 @@ class HardwareConfig(Section):
     """How several GPUs share the work; `longlora train` uses it if exactly `gpus` GPUs are visible."""
 
     def strategy_on(self, num_gpus: int) -> Strategy:
-        """What divides the work on so many GPUs, where the command line does not say."""
+        """Return the strategy for this number of GPUs, if the command line does not give one."""
         return "single" if num_gpus == 1 else self.strategy or "ddp"
 
     @model_validator(mode="after")
     def _check_strategy(self) -> "HardwareConfig":
         if self.strategy is not None and (self.strategy == "single") != (self.gpus == 1):
             raise ValueError(
-                f"hardware.strategy={self.strategy} does not go with hardware.gpus={self.gpus}: single is for one GPU, "
+                f"hardware.strategy={self.strategy} does not fit hardware.gpus={self.gpus}: single is for one GPU, "
                 "ddp, fsdp2, zero2 and zero3 for several"
             )
         return self
@@ -190,7 +190,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check_kind(self) -> "DataConfig":
         if self.kind == "sft" and self.cross_document_attention:
-            raise ValueError("data.cross_document_attention=true: conversations (data.kind=sft) never see one another")
+            raise ValueError(
+                "data.cross_document_attention=true: conversations (data.kind=sft) never attend to each other"
+            )
         if self.kind == "text" and not self.packing:
             raise ValueError("data.packing=false belongs to data.kind=sft: documents always fill their rows")
         if self.long_document_repeats > 1 and self.kind == "sft":

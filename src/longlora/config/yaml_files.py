@@ -1,4 +1,4 @@
-"""Recipes as YAML files, with `key=value` overrides, and what is wrong with one: the key and the remedy, in a line."""
+"""Read recipes from YAML files and `key=value` overrides, and report each problem in a line with key and remedy."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from longlora.errors import ConfigError
 from longlora.recipes import find_recipe
 from longlora.support.wording import short_repr, shortened
 
-_LONGEST_PROBLEM = 600  # characters of a message about one
+_LONGEST_PROBLEM = 600  # characters in the message about one problem
 _MOST_PROBLEMS = 20
-# Far above any recipe; the time that a parser takes grows with the square of its open brackets.
+# Far above any recipe; parsing time is quadratic in the number of open brackets.
 _MOST_CHARACTERS, _MOST_BRACKETS = 1_000_000, 1_000
 
-# What other tools call the same thing; used only for the hint.
+# The names of these keys in other tools; used only for hints.
 _OTHER_NAMES = {
     "model_name_or_path": "base_model model",
     "context_length": "sequence_len max_seq_length model_max_length max_length cutoff_len",
@@ -56,17 +56,18 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     An override has the form `attention.dense_finish=0.2`; values are YAML.
 
     Raises:
-        ConfigError: no such recipe, not a YAML mapping, an unknown key, a wrong type, an impossible combination.
+        ConfigError: the recipe does not exist or is not a YAML mapping; an unknown key, wrong type or impossible
+            combination.
     """
     path = find_recipe(path)
     if path.is_dir():
         hint = ""
         if (path / "recipe.yaml").is_file():
-            hint = f"; it holds one: {path / 'recipe.yaml'}"
+            hint = f"; it contains one: {path / 'recipe.yaml'}"
         elif (path / "config.json").is_file():
             hint = f"; this one is a model: `longlora init {path}` writes a recipe for it"
         raise ConfigError(
-            f"{path} is a directory, and a recipe is a YAML file or one of the names that `longlora recipes` "
+            f"{path} is a directory, but a recipe is a YAML file or one of the names that `longlora recipes` "
             f"lists{hint}"
         )
     values = read_yaml(path)
@@ -75,10 +76,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+    """Read a YAML file that contains a mapping.
 
     Raises:
-        ConfigError: it cannot be read, is not valid YAML, or holds something else.
+        ConfigError: it cannot be read, is not valid YAML, or contains something else.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -91,12 +92,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, found {type(values).__name__}")
+        raise ConfigError(f"{path} must contain a mapping of keys to values, found {type(values).__name__}")
     return values
 
 
 def _parse(text: str) -> Any:
-    """Parse YAML; its constructors raise whatever Python's do, of a date that is none or a number of 5,000 digits."""
+    """Parse YAML and convert every error: constructors raise various ones, as for invalid dates or huge numbers."""
     if len(text) > _MOST_CHARACTERS or text.count("[") + text.count("{") > _MOST_BRACKETS:
         raise ConfigError(f"it has more than {_MOST_CHARACTERS:,} characters, or {_MOST_BRACKETS} brackets")
     try:
@@ -111,7 +112,7 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate a mapping and convert it to a recipe.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, an impossible combination; every problem is named.
+        ConfigError: unknown keys, wrong types or impossible combinations; the message lists every problem.
     """
     try:
         return Recipe.model_validate(values)
@@ -124,15 +125,15 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Change a mapping of a recipe's keys by `section.key=value`; values are YAML.
+    """Apply `section.key=value` overrides to a mapping of recipe keys, in place; values are YAML.
 
     Raises:
-        ConfigError: an override reads otherwise, or its value is not valid YAML.
+        ConfigError: an override has another form, or its value is not valid YAML.
     """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"an override must read key=value, found {short_repr(override)}")
+            raise ConfigError(f"an override must have the form key=value, found {short_repr(override)}")
         try:
             value = _parse(text)
         except ConfigError as error:
@@ -141,7 +142,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `section.key` of a mapping of a recipe's keys.
+    """Set `section.key` in a mapping of recipe keys.
 
     Raises:
         ConfigError: the section is a value.
@@ -155,14 +156,14 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Write a recipe with every value spelled out, as YAML that `load_recipe` reads back to the same recipe."""
+    """Return a recipe as YAML with every value explicit, which `load_recipe` reads back to the same recipe."""
     unused = {"max_steps"} if recipe.num_train_epochs is not None else None
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude=unused), sort_keys=False, allow_unicode=True)
 
 
 def _explain(problem: Any) -> str:
-    """Turn one of pydantic's error records into a line with key and remedy."""
-    # pydantic names the kinds of value that it tried among the keys
+    """Convert one of pydantic's error records to a line with key and remedy."""
+    # pydantic includes the types that it tried among the keys.
     parts = [str(part) for part in problem["loc"]]
     location = [part for part in parts if part != "str" and not part.startswith(("tuple[", "function-"))]
     key = ".".join(location)

@@ -1,8 +1,8 @@
-"""Fold an adapter into its base: an ordinary model directory that needs neither PEFT nor longlora.
+"""Merge an adapter into its base, as an ordinary model directory that needs neither PEFT nor longlora.
 
-`changes.py` says what an adapter makes of each weight of its base; `streaming.py` writes the result file by file;
-`merging.py` tells the story, checks the result against the adapter and uploads it; `card.py` describes it, or an
-adapter, in a `README.md`.
+`merging.py` has all steps, including the comparison with the adapter and the upload; `changes.py` determines how the
+adapter changes each weight; `streaming.py` writes the result file by file; `card.py` writes the model card of a merged
+model or an adapter.
 """
 
 from longlora.merge.card import write_adapter_card

@@ -1,4 +1,4 @@
-"""Model cards, `README.md`: what a merged model, or an adapter, was made of, how, and what was measured of it."""
+"""Model cards (`README.md`) of merged models and adapters: base, recipe and measurements."""
 
 import json
 import re
@@ -14,23 +14,23 @@ from longlora.support.files import write_atomically
 from longlora.support.wording import templates
 
 _RECIPE = "recipe.yaml"
-_OWN_PLACES = ("output_dir", "report_to", "run_name")  # where a run, and not a model, is described
+_OWN_PLACES = ("output_dir", "report_to", "run_name")  # describe the run, not the model
 
 
 def write_card(directory: Path, *, adapter: Path, base: str, extension: Extension | None) -> None:
-    """Describe the merged model in `directory`.
+    """Write the card of the merged model in `directory`.
 
-    The recipe is the one of the run that `adapter` lies in. What was measured are results of this adapter that
-    `longlora eval` left in folders of that run, two deep at most.
+    The recipe is that of the run that contains `adapter`. The measurements are results of `longlora eval` for this
+    adapter in the run's folder, at most two levels deep.
     """
     run, measured, recipe = adapter.resolve().parent, list[str](), ""
-    if (run / _RECIPE).is_file():  # elsewhere the neighbours say nothing about the adapter
+    if (run / _RECIPE).is_file():  # otherwise the files next to the adapter may belong to anything
         measured, recipe = _measured(run, adapter.resolve()), _recipe(run / _RECIPE)
     _write(directory, "merged", base, extension, measured=measured, recipe=recipe)
 
 
 def write_adapter_card(directory: Path, extension: Extension) -> None:
-    """Describe the adapter in `directory` in the place of PEFT's blank card, which names the base by its path."""
+    """Write the card of the adapter in `directory`, replacing PEFT's blank one, which shows the base's local path."""
     _write(directory, "adapter", extension.base_model, extension)
 
 
@@ -61,11 +61,11 @@ def _measured(run: Path, adapter: Path) -> list[str]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             model = Path(result.get("settings", result)["model"])
-            # As the user wrote it, perhaps from elsewhere: then the run's name has to do.
+            # The path is as the user wrote it, perhaps relative to another folder: then compare the last two parts.
             if model.resolve() == adapter or model.parts[-2:] == adapter.parts[-2:]:
                 name = result.get("test", "loss by position")
                 lines.append(f"{name} ({result['provenance']['date'][:10]}): {result['verdict']}".replace("\n", "; "))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of that name that is not ours
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not a file of ours
             continue
     return lines
 

@@ -1,7 +1,8 @@
-"""What an adapter makes of each weight of its base, as a table that is small whatever the size of the model.
+"""Determine how an adapter changes each weight of its base, as a table that is small for any model size.
 
-PEFT itself says where an adapter's parts go and how they are scaled (patterns of ranks and alphas, rsLoRA, transposed
-layers, copies of whole modules): the adapter's configuration is put on a model without weights, and its modules read.
+PEFT itself determines where an adapter's parts belong and how they are scaled (rank and alpha patterns, rsLoRA,
+transposed layers, fully trained modules): its configuration is applied to a model without weights, whose modules are
+then inspected.
 """
 
 from collections.abc import Collection
@@ -17,7 +18,7 @@ from transformers import PreTrainedConfig
 from longlora.models.skeleton import Skeleton, make_skeleton
 
 _PREFIX = "base_model.model."
-# Settings with which the update is more than a product of two matrices, or reaches other weights.
+# Settings for which the update is not just a product of two matrices, or affects other weights.
 _OTHER_UPDATES = (
     "use_dora lora_bias target_parameters trainable_token_indices layer_replication alora_invocation_tokens use_qalora "
     "use_bdlora arrow_config kasa_config velora_config monteclora_config"
@@ -25,55 +26,55 @@ _OTHER_UPDATES = (
 
 
 class OtherWay(Exception):
-    """Why an adapter cannot be merged weight by weight; PEFT's own merging, in memory, is asked then."""
+    """Raised with the reason why an adapter cannot be merged weight by weight; PEFT then merges it in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Of the adapter's tensors A and B: W + s·B·A. Of a single one: that in the weight's place."""
+    """The change of one weight W: with two tensors A and B of the adapter, W + s·B·A; with one, that tensor."""
 
     tensors: tuple[str, ...]
-    scaling: float = 1.0  # `alpha / r`, or `alpha / √r`
-    transposed: bool = False  # the layer keeps its weight as (in, out)
+    scaling: float = 1.0  # s: `alpha / r`, or `alpha / √r`
+    transposed: bool = False  # whether the layer's weight is (in, out)
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether it adds to the weight."""
+        """Whether it is a low-rank update, rather than a replacement."""
         return len(self.tensors) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """An adapter's changes by the names that the model gives its weights."""
+    """An adapter's changes, by the names of the model's weights."""
 
     by_weight: dict[str, Change]
     shapes: dict[str, tuple[int, ...]]  # of every weight of the merged model
     architecture: str  # the model's class
     input_embedding: str
-    output_embedding: str | None  # where the base ties it to the input's
+    output_embedding: str | None  # only if the base ties it to the input embedding
 
     @property
     def unties(self) -> bool:
-        """Whether the adapter makes two weights of a tied one."""
+        """Whether the adapter unties the base's tied embeddings."""
         change = self.by_weight.get
         return self.output_embedding is not None and change(self.output_embedding) != change(self.input_embedding)
 
 
 def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collection[str]) -> Changes:
-    """Tell what an adapter with these tensors changes in a model of this configuration.
+    """Determine what an adapter with these tensors changes in a model with this configuration.
 
     Raises:
-        OtherWay: it does something else than low-rank updates and whole modules.
+        OtherWay: the adapter contains more than low-rank updates and fully trained modules.
     """
     _check_kind(adapter)
     try:
         base = make_skeleton(config)
         with torch.device("meta"):
-            # Matrices to be read from a file need no beginning, and the base may have moved since.
+            # The matrices are read from a file, so they need no initialization; the base may have moved.
             read = replace(adapter, init_lora_weights=False, base_model_name_or_path=None)
             wrapped = get_peft_model(base.model, read)
-    except Exception as error:  # architectures that look at values while they are built, and adapters of other models
-        raise OtherWay(f"a model without weights cannot be made of it: {error}") from error
+    except Exception as error:  # an architecture that needs values during construction, or an adapter of another model
+        raise OtherWay(f"it cannot be applied to a model without weights: {error}") from error
     by_weight = _read_modules(wrapped, base)
     if base.is_tied and adapter.ensure_weight_tying:
         _join(by_weight, base, tensors)
@@ -81,7 +82,7 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
     if missing := sorted(used - set(tensors)):
         raise OtherWay(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
     if spare := sorted(set(tensors) - used - ({_PREFIX + base.output_embedding} if base.is_tied else set())):
-        raise OtherWay(f"its file holds more than low-rank updates and whole modules, such as {spare[0]}")
+        raise OtherWay(f"its file has more than low-rank updates and fully trained modules, such as {spare[0]}")
     return Changes(
         by_weight=by_weight,
         shapes=base.shapes,
@@ -95,11 +96,11 @@ def _check_kind(adapter: PeftConfig) -> None:
     if not isinstance(adapter, LoraConfig):
         raise OtherWay(f"an adapter of the type {adapter.peft_type}")
     for name in _OTHER_UPDATES:
-        if getattr(adapter, name, None):  # newer ones are unknown to older PEFT
+        if getattr(adapter, name, None):  # older PEFT lacks newer settings
             raise OtherWay(f"an adapter with {name}")
     if adapter.bias != "none":
         raise OtherWay(f"an adapter with bias={adapter.bias}")
-    if adapter.init_lora_weights not in (True, False, "gaussian"):  # some begin by changing the base
+    if adapter.init_lora_weights not in (True, False, "gaussian"):  # some initializations change the base
         raise OtherWay(f"an adapter with init_lora_weights={adapter.init_lora_weights}")
 
 
@@ -112,7 +113,7 @@ def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
             changes |= {key: Change(tensors=(_PREFIX + key,)) for key in own}
         elif isinstance(module, LoraLinear | LoraEmbedding):
             if module.lora_variant:
-                raise OtherWay(f"an update of its own kind in {path}")
+                raise OtherWay(f"a LoRA variant in {path}")
             is_embedding = isinstance(module, LoraEmbedding)
             parts = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
             changes[f"{name}.weight"] = Change(
@@ -126,7 +127,7 @@ def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
 
 
 def _join(by_weight: dict[str, Change], base: Skeleton, tensors: Collection[str]) -> None:
-    """Let both embeddings take the one tensor of theirs that PEFT trained; its file may hold it twice."""
+    """Give both tied embeddings the single tensor that PEFT trained for them; the file may contain it twice."""
     embeddings = base.input_embedding, base.output_embedding
     changes = [by_weight[name] for name in embeddings if name in by_weight]
     if any(change.is_low_rank for change in changes):

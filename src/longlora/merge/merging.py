@@ -1,4 +1,4 @@
-"""The story of a merge: find what changes, write it file by file, compare it with the adapter, upload it if asked."""
+"""All steps of a merge: find the changes, write the files, compare the result with the adapter, upload it."""
 
 import gc
 import logging
@@ -33,20 +33,20 @@ logger = logging.getLogger("longlora")
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _PROBE_TOKENS = 512
-# Root mean square of the differences, relative to that of the logits, that rounding of the merged weights explains. The
-# largest of a million differences says little of them: in 16 bits there is always one far out.
+# Root mean square of the differences, relative to that of the logits, that rounding the merged weights can cause. The
+# maximum of a million differences is not informative: in 16 bits there is always an outlier.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What a merge did, and how far the logits of the result, read back from the disk, are from the adapter's."""
+    """How a merge was done, and how much the logits of the result, loaded from disk, differ from the adapter's."""
 
-    dtype: torch.dtype  # of the merged weights, or of most of them
-    shard_by_shard: bool  # whether little memory was needed; otherwise PEFT merged the whole model in memory
-    probe_tokens: int = 0  # drawn at random from the vocabulary; 0 and NaN where nothing was compared
+    dtype: torch.dtype  # of most of the merged weights
+    shard_by_shard: bool  # in little memory; otherwise PEFT merged the whole model in memory
+    probe_tokens: int = 0  # random tokens of the vocabulary; 0 and NaN if nothing was compared
     largest_difference: float = math.nan  # absolute, of any logit
-    largest_logit: float = math.nan  # absolute, of the adapter: the scale of the difference
+    largest_logit: float = math.nan  # absolute, of the adapter, for comparison
     relative_difference: float = math.nan  # root mean square of the differences over that of the adapter's logits
 
 
@@ -60,16 +60,16 @@ def merge_adapter(
 ) -> MergeReport:
     """Merge an adapter into its base and write the model to `output`, which appears only when complete and checked.
 
-    The base's safetensors are read, changed and written one after another, each low-rank update computed in float32
-    and rounded once. Whatever the model's size, the merge holds one file and its result in memory. If an adapter or a
-    base does not allow this, PEFT merges the whole model in memory, and a message gives the reason.
+    The base's safetensors files are read, changed and written one after another, each low-rank update computed in
+    float32 and rounded once. Memory is one file and its result, for any model size. If an adapter or a base does not
+    allow this, PEFT merges the whole model in memory, and a message gives the reason.
 
-    The check loads the adapter on its base, and then the merged model with plain transformers, one model at a time.
-    The configuration contains the extended positions, also in the keys of transformers 4 (`rope_theta`,
-    `rope_scaling`), where other readers look for them. A warning names each reader that would misread them.
+    The check loads the adapter with its base, then the merged model with plain transformers, one model at a time. The
+    configuration contains the extended positions, also in the keys of transformers 4 (`rope_theta`, `rope_scaling`) for
+    other readers. A warning lists each reader that would misread them.
 
     An adapter trained on a 4-bit base is merged into the original base, because dequantized weights would make the
-    quantization error permanent. The result differs from the trained model by that error, and a warning says so.
+    quantization error permanent. The result differs from the trained model by that error; a warning is logged.
 
     Args:
         adapter: adapter directory, from longlora or PEFT.
@@ -80,8 +80,8 @@ def merge_adapter(
         check: compare logits before `output` appears.
 
     Raises:
-        CheckpointError: `adapter` is no adapter or damaged, `output` exists, the disk is full, or the merged model
-            does not agree.
+        CheckpointError: `adapter` is not an adapter or is damaged, `output` exists, the disk is full, or the merged
+            model does not match the adapter.
         ConfigError: `older_readers` is True, and the keys of transformers 4 cannot express the model's positions.
     """
     check_adapter(adapter)
@@ -120,12 +120,12 @@ def merge_adapter(
 def _merge_by_shard(
     adapter: Path, peft_config: PeftConfig, base: str, config: PreTrainedConfig, directory: Path, dtype: MergedDtype
 ) -> torch.dtype:
-    """Write configuration and weights; return the type of the weights."""
+    """Write configuration and weights, and return the weights' type."""
     folder = model_folder(base)
     if folder is None:
         raise OtherWay(f"{base} has no safetensors")
     if getattr(config, "quantization_config", None):
-        raise OtherWay(f"{base} is stored in fewer bits")
+        raise OtherWay(f"{base} is quantized")
     if not (adapter / ADAPTER_WEIGHTS).exists():
         raise OtherWay(f"{adapter} has no {ADAPTER_WEIGHTS}")
     with opened(adapter / ADAPTER_WEIGHTS) as tensors:
@@ -143,7 +143,7 @@ def _merge_by_shard(
 
 
 def _merge_in_memory(adapter: Path, config: PreTrainedConfig, directory: Path, dtype: MergedDtype) -> torch.dtype:
-    """Write configuration and weights; return the type of the weights."""
+    """Write configuration and weights, and return the weights' type."""
     declared = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     resolved = declared if dtype == "auto" else getattr(torch, dtype)
     load_adapter(adapter, dtype=resolved).merge_and_unload().save_pretrained(directory)
@@ -151,7 +151,7 @@ def _merge_in_memory(adapter: Path, config: PreTrainedConfig, directory: Path, d
 
 
 def _write_rest(adapter: Path, base: str, config: PreTrainedConfig, directory: Path) -> None:
-    """Tokenizer and settings of generation: the adapter's, or else the base's."""
+    """Write tokenizer and generation config: those of the adapter, or else of the base."""
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(adapter) if has_tokenizer else base)
     save_tokenizer(tokenizer, directory)
@@ -160,30 +160,30 @@ def _write_rest(adapter: Path, base: str, config: PreTrainedConfig, directory: P
 
 
 def _compare(adapter: Path, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Load the adapter on its base, then the merged model with plain transformers; return how far their logits are.
+    """Compare the logits of the adapter on its base with those of the merged model in plain transformers.
 
     Raises:
-        CheckpointError: they differ by more than rounding explains.
+        CheckpointError: they differ by more than rounding can explain.
     """
     config = AutoConfig.from_pretrained(directory)
     text_config = config.get_text_config()
     shape = 1, min(_PROBE_TOKENS, text_config.max_position_embeddings)
     tokens = torch.randint(text_config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     expected = _logits(load_adapter(adapter, dtype=dtype), tokens)
-    gc.collect()  # models hold cycles
+    gc.collect()  # models contain reference cycles
     AutoTokenizer.from_pretrained(directory)
     attention = ordinary_attention(config)
     found = _logits(AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention), tokens)
     if found.shape != expected.shape:
         raise CheckpointError(
-            f"the merged model has {found.shape[-1]} logits and the adapter {expected.shape[-1]}; nothing was written"
+            f"the merged model has {found.shape[-1]} logits, the adapter {expected.shape[-1]}; nothing was written"
         )
     difference = found - expected
     relative = float(difference.norm() / expected.norm().clamp_min(1e-6))
     if not relative <= _TOLERANCE[dtype]:
         raise CheckpointError(
-            f"the merged model does not agree with the adapter: logits differ by {relative:.2%} of their size, at most "
-            f"{_TOLERANCE[dtype]:.2%} is rounding; nothing was written"
+            f"the merged model does not agree with the adapter: logits differ by {relative:.2%} of their size, but "
+            f"rounding explains at most {_TOLERANCE[dtype]:.2%}; nothing was written"
         )
     return {
         "probe_tokens": tokens.numel(),
@@ -199,33 +199,33 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def check_login(repo: str) -> None:
-    """See that uploading can begin, before hours are spent on what is to be uploaded.
+    """Check the repository name and login before hours of work on the model to upload.
 
     Raises:
-        ConfigError: the name cannot be one of the hub, or nobody is logged in.
+        ConfigError: the name is not a valid hub name, or the user is not logged in.
     """
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ConfigError(f"--push-to-hub {repo}: no such name is possible; write it as YOUR_NAME/MODEL") from error
+        raise ConfigError(f"--push-to-hub {repo}: this is not a valid name; write it as YOUR_NAME/MODEL") from error
     if get_token() is None:
-        raise ConfigError("uploading needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
+        raise ConfigError("uploading needs a hub token: run `hf auth login`, or set HF_TOKEN")
 
 
 def push_to_hub(directory: Path, repo: str, *, private: bool = False) -> str:
-    """Upload a directory to a repository of the hub, made if need be, and return its address.
+    """Upload a directory to a hub repository, created if necessary, and return its URL.
 
     Raises:
-        ConfigError: the hub refuses; the directory is as it was.
+        ConfigError: the upload fails; the directory is unchanged.
     """
     api = HfApi()
     try:
         created = api.create_repo(repo, private=private, exist_ok=True)
-        # The hub's answer names the owner where the user left it out.
+        # The hub's response includes the owner, which the user may have omitted.
         api.upload_folder(repo_id=created.repo_id, folder_path=directory, commit_message="Upload merged model")
     except (HfHubHTTPError, OSError) as error:
         raise ConfigError(
-            f"{repo} could not be uploaded ({first_line(error)}); the model lies in {directory}, so `hf upload {repo} "
-            f"{directory}` can be tried again"
+            f"{repo} could not be uploaded ({first_line(error)}); the model is in {directory}: retry with `hf upload "
+            f"{repo} {directory}`"
         ) from error
     return str(created)

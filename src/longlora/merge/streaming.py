@@ -1,4 +1,4 @@
-"""Merge one file of the base after another: what is in memory is never more than what one of them becomes."""
+"""Merge the base file by file; memory is at most one merged file."""
 
 import shutil
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ class ShardMerge:
     """An adapter, and the files of the base that it is merged into."""
 
     base: Path  # folder with the base's files
-    stored: dict[str, StoredWeight]  # what they hold
-    changes: Changes  # what the adapter makes of it
-    adapter: Any  # the adapter's opened file
-    dtype: torch.dtype | None  # of the merged floating-point weights; None: each as in the base
+    stored: dict[str, StoredWeight]  # their contents
+    changes: Changes  # the adapter's changes to them
+    adapter: Any  # the adapter's open file
+    dtype: torch.dtype | None  # of the merged floating-point weights; None keeps the types of the base
 
     def check(self, adapter: Path, base: str) -> None:
-        """See that what the adapter changes has the same names and shapes in the files of the base and in the model.
+        """Check that the weights that the adapter changes have the same names and shapes in the files and in the model.
 
-        All others are copied under the names they have, whatever transformers makes of them when it loads them.
+        All others are copied under their names in the files, however transformers converts them on loading.
 
         Raises:
-            OtherWay: they do not, as where experts are stored one by one and kept together in the model.
+            OtherWay: they do not, for example because experts are stored separately but combined in the model.
             CheckpointError: the adapter belongs to another base, or to one with another vocabulary.
         """
         shapes, by_weight, output = self.changes.shapes, self.changes.by_weight, self.changes.output_embedding
@@ -44,8 +44,8 @@ class ShardMerge:
             wanted = shapes.get(name, weight.shape)
             if name not in by_weight and name != output and wanted != weight.shape:
                 raise CheckpointError(
-                    f"{name} has shape {weight.shape} in the base and {wanted} in the model that was trained, and the "
-                    "adapter does not hold it: it was saved without its output embedding"
+                    f"{name} has shape {weight.shape} in the base and {wanted} in the trained model, but is not in the "
+                    "adapter: it was saved without its output embedding"
                 )
         for name, change in by_weight.items():
             found, wanted = self._shape(change), shapes[name]
@@ -53,15 +53,15 @@ class ShardMerge:
                 check_rows(adapter, found=found[0], rows=wanted[0], base=base)
             elif found != wanted:
                 raise CheckpointError(
-                    f"the adapter in {adapter} changes {name} of shape {found} and its base {base} has it in shape "
+                    f"the adapter in {adapter} changes {name} of shape {found}, but its base {base} has it in shape "
                     f"{wanted}: it belongs to another base"
                 )
 
     def write(self, directory: Path) -> None:
-        """Write the merged weights in files that are cut as the base's are.
+        """Write the merged weights to files with the same division as the base's.
 
         Raises:
-            CheckpointError: a file cannot be read, or the disk is too small.
+            CheckpointError: a file cannot be read, or there is not enough disk space.
         """
         needed = sum(
             torch.Size(weight.shape).numel() * (self._target(weight) or torch.int64).itemsize
@@ -70,8 +70,8 @@ class ShardMerge:
         free = shutil.disk_usage(directory).free
         if free < needed:
             raise CheckpointError(
-                f"the merged model takes up to {needed / 2**30:,.1f} GiB and {directory.parent} has "
-                f"{free / 2**30:,.1f} GiB left; make room or name another place"
+                f"the merged model takes up to {needed / 2**30:,.1f} GiB, but {directory.parent} has only "
+                f"{free / 2**30:,.1f} GiB left; make room or choose another location"
             )
         files = sorted({weight.file for weight in self.stored.values()})
         writer = ShardWriter(directory)
@@ -82,7 +82,7 @@ class ShardMerge:
 
     def _merged(self, reader: Any, file: str) -> dict[str, Tensor]:
         changes, result = self.changes, dict[str, Tensor]()
-        # A file may hold tied weights twice. What the adapter makes of the second follows from the first.
+        # Files may contain tied weights twice. The second is then derived from the first.
         second = changes.output_embedding if changes.input_embedding in self.stored else None
         for name, place in self.stored.items():
             if place.file != file or name == second:
@@ -106,7 +106,7 @@ class ShardMerge:
 
 
 def changed(weight: Tensor, change: Change | None, adapter: Any, dtype: torch.dtype | None) -> Tensor:
-    """Apply a change in float32 and round once; without one the weight is only cast."""
+    """Apply a change in float32 and round once; without a change, only cast the weight."""
     if change:
         tensors = [adapter.get_tensor(tensor) for tensor in change.tensors]
         if change.is_low_rank:

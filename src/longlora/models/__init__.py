@@ -1,1 +1,1 @@
-"""From checkpoints to models and back: loading, "s2" for transformers, LoRA+, positions, vocabulary, memory."""
+"""Models: loading checkpoints, "s2" attention for transformers, LoRA+, positions, vocabulary, memory optimizations."""

@@ -1,8 +1,8 @@
-"""How a conversation is written out for a model: by its own chat template, or by the paper's prompt where it has none.
+"""Chat templates: the paper's prompt for tokenizers without a template, and a time limit for those that have one.
 
-The paper fine-tunes base models of Llama 2, which have no template, with `[INST]question[/INST]answer` (its supervised
-fine-tuning code). That prompt is a template too: given to the tokenizer, and saved with it, training, chat and every
-server that reads tokenizers write the same prompt.
+The paper fine-tunes Llama 2 base models, which have no template, with `[INST]question[/INST]answer` (its supervised
+fine-tuning code). Set as the tokenizer's template and saved with it, this prompt is the same in training, chat and
+every server that reads the tokenizer.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import CheckpointError
 
-_TEMPLATE_SECONDS = 10.0  # for three short messages, where the largest template takes some milliseconds
+_TEMPLATE_SECONDS = 10.0  # for three short messages; the largest known template takes a few milliseconds
 
 _TURNS = """\
 {%- set opening = namespace(system='') -%}
@@ -32,10 +32,10 @@ _TURNS = """\
 
 
 def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Give a tokenizer without a chat template the paper's prompt, in place; whether that was needed.
+    """Set the paper's prompt on a tokenizer that has no chat template, in place; return whether it had none.
 
-    A system message goes into the first question as Llama 2 has it. The text begins with BOS where the tokenizer
-    itself begins texts so, and each answer ends with EOS.
+    A system message becomes part of the first question, as in Llama 2. The text begins with BOS if the tokenizer adds
+    it to texts, and each answer ends with EOS.
     """
     if tokenizer.chat_template:
         return False
@@ -45,12 +45,12 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def check_template_ends(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Write three messages by a tokenizer's chat template; what else may be wrong with it is said where it is used.
+    """Check that a tokenizer's chat template terminates, on three messages; its other errors are reported on use.
 
-    A template is a program, which jinja keeps from all but the messages; how long it takes is for us to bound.
+    A template is a program. jinja's sandbox restricts what it can access, but not how long it runs.
 
     Raises:
-        CheckpointError: it takes too long.
+        CheckpointError: the template takes too long.
     """
     if not tokenizer.chat_template:
         return
@@ -60,18 +60,18 @@ def check_template_ends(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except _TooLong:
         raise CheckpointError(
-            f"the chat template of {name} does not end within {_TEMPLATE_SECONDS:g} s on three short messages: mend "
+            f"the chat template of {name} does not end within {_TEMPLATE_SECONDS:g} s on three short messages: fix "
             "it, or remove it (chat_template in tokenizer_config.json, chat_template.jinja)"
         ) from None
 
 
 class _TooLong(BaseException):
-    """Raised in the midst of a template that takes too long; no `except Exception` of the template's stops it."""
+    """Interrupts a template that takes too long; not an `Exception`, so that no handler in jinja catches it."""
 
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """End the block by `_TooLong` after some time, in whatever thread; jinja runs in Python, which looks for it."""
+    """Raise `_TooLong` in the block after a time limit, on any thread; works because jinja runs Python code."""
     thread, lock, ended = threading.get_ident(), threading.Lock(), False
 
     def stop() -> None:

@@ -1,4 +1,4 @@
-"""What a directory with a model or an adapter holds."""
+"""Model and adapter directories: recognizing them, `longlora.json`, and saved tokenizers."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,39 +19,39 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Extension:
-    """What `longlora.json` says beside an adapter: the model it belongs to and the positions it was trained with."""
+    """The contents of an adapter's `longlora.json`: its base model and the positions it was trained with."""
 
     base_model: str  # directory or hub name of the model that was extended
-    base_context: int  # tokens that model reads by itself
-    context_length: int  # tokens it reads with the adapter
-    rope_parameters: dict[str, Any]  # transformers' own, that go with the adapter
-    max_position_embeddings: int | None = None  # tokens; where not `context_length`: dynamic NTK counts from it
-    # Rows of the embedding where it was resized for new tokens. Who loads the adapter with PEFT alone resizes the base
-    # to as many first (`resize_token_embeddings`).
+    base_context: int  # tokens that the base reads
+    context_length: int  # tokens that it reads with the adapter
+    rope_parameters: dict[str, Any]  # those of transformers, for the adapter
+    max_position_embeddings: int | None = None  # tokens, if not `context_length`: dynamic NTK scales from it
+    # Rows of the embedding, if it was resized for new tokens. To load the adapter with PEFT alone, resize the base to
+    # this number first (`resize_token_embeddings`).
     vocabulary_rows: int | None = None
-    quantization: str | None = None  # of the base while the adapter was trained; nothing that is saved is packed
+    quantization: str | None = None  # of the base during training; saved weights are not quantized
 
 
 def is_adapter(directory: Path) -> bool:
-    """Tell an adapter's directory from a model's."""
+    """Return whether a directory contains an adapter rather than a model."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
 def check_adapter(directory: Path) -> None:
-    """Make sure that a directory is an adapter's.
+    """Check that a directory contains an adapter.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it does not.
     """
     if not is_adapter(directory):
         raise CheckpointError(f"{directory} holds no adapter: {ADAPTER_CONFIG} is missing")
 
 
 def model_source(name_or_path: str) -> str:
-    """Turn what a user writes for a model into what transformers loads.
+    """Resolve a model as the user names it to a name or path that transformers can load.
 
     Raises:
-        CheckpointError: it looks like a path, and there is no model there.
+        CheckpointError: it looks like a path, but contains no model.
     """
     if name_or_path == TINY_MODEL:
         return str(tiny_model_directory())
@@ -61,7 +61,7 @@ def model_source(name_or_path: str) -> str:
             raise CheckpointError(f"{path} holds no model: it has neither config.json nor adapter_config.json")
         return str(path)
     if path.exists():
-        raise CheckpointError(f"{path} is a file; name the directory of a model")
+        raise CheckpointError(f"{path} is a file; give a model's directory")
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise CheckpointError(f"there is no model directory {name_or_path}")
     return name_or_path
@@ -76,7 +76,7 @@ def read_extension(directory: Path) -> Extension | None:
     """Read `longlora.json`; None if the adapter was not made by longlora.
 
     Raises:
-        CheckpointError: the file is there and cannot be used.
+        CheckpointError: the file exists but is invalid.
     """
     path = directory / EXTENSION_FILE
     if not path.exists():
@@ -88,10 +88,10 @@ def read_extension(directory: Path) -> Extension | None:
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
-    """Write a tokenizer so that transformers 4 reads it as well as transformers 5.
+    """Save a tokenizer in a form that both transformers 4 and 5 can load.
 
-    transformers 5 names its general class, and the list of special tokens beyond BOS and the like, otherwise than 4:
-    with its names 4 fails. It reads the names of 4 as its own. Both find the tokens themselves in `tokenizer.json`.
+    transformers 5 renamed the generic tokenizer class and the list of additional special tokens. Version 4 fails on the
+    new names, while 5 accepts the old ones. Both read the tokens themselves from `tokenizer.json`.
     """
     tokenizer.save_pretrained(directory)
     path = directory / _TOKENIZER_CONFIG

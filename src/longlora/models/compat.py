@@ -1,4 +1,4 @@
-"""Differences between supported versions of other libraries, each with the condition that ends it."""
+"""Workarounds for differences between supported library versions, each with the condition for its removal."""
 
 import os
 from dataclasses import fields
@@ -10,37 +10,37 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 
 def checkpointing_arguments(enabled: bool) -> dict[str, Any]:
-    """Name the training argument that recomputes activations; transformers 5.23 warns about the older name.
+    """Return the training argument for activation checkpointing; transformers 5.23 warns about the older name.
 
-    Ends when transformers below 5.23 is no longer supported.
+    Remove when transformers below 5.23 is no longer supported.
     """
     names = {field.name for field in fields(TrainingArguments)}
     return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": enabled}
 
 
 def ordinary_attention(config: PreTrainedConfig) -> str | None:
-    """Name the attention that a model evaluates with where transformers' own choice may drop its softcap.
+    """Return the attention to evaluate a model with if transformers' own choice may drop its softcap, else None.
 
-    transformers 5.17 chooses "sdpa" for Gemma 2, which computes no softcap; 5.23 chooses "eager". None leaves it to
-    transformers. Ends when no supported version makes the first choice.
+    For Gemma 2, transformers 5.17 selects "sdpa", which has no softcap; 5.23 selects "eager". None leaves the choice to
+    transformers. Remove when every supported version selects "eager".
     """
     return None if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None else "eager"
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:
-    """Keep transformers from spreading a single process over all visible GPUs by `nn.DataParallel`.
+    """Keep transformers from using `nn.DataParallel` over all visible GPUs in a single process.
 
-    Packed rows cannot be cut along their first axis as that does. Ends when `TrainingArguments` takes the number of
-    GPUs, or DataParallel is gone.
+    It splits inputs along their first axis, which packed rows do not allow. Remove when `TrainingArguments` accepts the
+    number of GPUs, or no longer uses DataParallel.
     """
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
 
 
 def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
-    """Let accelerate shard a model whose processes have no GPU; it asks for one, and torch does not.
+    """Let accelerate use FSDP without GPUs: it requires them, although torch does not.
 
-    Ends when accelerate's state takes FSDP for `MULTI_CPU` too (it does not in 1.15).
+    Remove when accelerate's state supports FSDP for `MULTI_CPU` (1.15 does not).
     """
     state = arguments.distributed_state
     wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -49,11 +49,11 @@ def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
 
 
 def keep_to_fitting_kernels(model: nn.Module, *, trains: bool) -> None:
-    """Keep bitsandbytes' 4-bit layers from its AVX512-BF16 kernel where that cannot compute them.
+    """Disable the AVX512-BF16 kernel of bitsandbytes for 4-bit layers that it cannot compute.
 
-    On a processor that has it bitsandbytes packs a layer anew at its first use: only for whole blocks of inputs and
-    groups of 32 outputs, and with no way back to training. Layers that do not fit are unpacked as on other processors.
-    Ends when bitsandbytes looks at the shape and at gradients by itself (it does not in 0.50).
+    On processors with that instruction set, bitsandbytes repacks a layer on first use, which works only for whole
+    blocks of inputs and multiples of 32 outputs, and breaks training. Other layers are dequantized as on other
+    processors. Remove when bitsandbytes itself checks shapes and gradients (0.50 does not).
     """
     layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "support_avx512bf16_for_cpu", False)]
     for layer in layers:

@@ -1,8 +1,8 @@
-"""What a batch's attention mask is made of, kept until it is known which kind of attention asks for it.
+"""A deferred attention mask: the arguments for a batch's mask, until a layer asks for cut points or a dense mask.
 
-transformers makes the mask once, before the first layer, when it is not known yet whether the layers train. S²-Attn
-needs only the places to cut; ordinary attention needs the (B, 1, T, T) mask. Each is computed at most once a forward
-pass, and only if asked for.
+transformers creates the mask once, before the first layer, when it is still unknown whether the layers train. S²-Attn
+needs only cut points; ordinary attention needs the (B, 1, T, T) mask. Each is computed at most once per forward pass,
+and only on demand.
 
 B batch rows, T tokens of a row.
 """
@@ -21,33 +21,33 @@ from longlora.models.grouping import USE_FULL_ATTENTION, Grouping, default_group
 
 
 class OwnAttentionError(ConfigError, AttributeError):
-    """A model takes the mask for a tensor, since its attention does not go through transformers' interface."""
+    """A model used the mask as a tensor, because its attention bypasses transformers' interface."""
 
 
 class DeferredMask:
-    """The arguments of a mask that transformers would make, and what attention needs of it.
+    """The arguments of a mask that transformers would create, and what attention derives from them.
 
     Raises:
-        OwnAttentionError: it is used as the tensor that it is not.
+        OwnAttentionError: it is used as a tensor.
     """
 
     ndim = 4
-    """Of the dense mask: transformers below 5.18 asks for it where `generate` made the mask (see `_s2_mask`)."""
+    """Dimensions of the dense mask; transformers below 5.18 reads them in `generate` (see `_s2_mask`)."""
 
     def __init__(self, arguments: dict[str, Any], heads: HeadShard | None = None) -> None:
         self._arguments = arguments
         self._heads = heads
         self._cuts: dict[Grouping, CutPoints] = {}
         self.has_gradients = torch.is_grad_enabled()
-        """Whether gradients were on where the mask was made: checkpointing turns them off within layers."""
+        """Whether gradients were enabled when the mask was created: checkpointing disables them within layers."""
 
     @classmethod
     def of_gathered_row(
         cls, config: PreTrainedConfig, query: Tensor, *, heads: HeadShard, window: int | None
     ) -> "DeferredMask":
-        """Stand in for the mask that sequence parallelism drops, as it was made for a part of the row that is here.
+        """Replace the mask that sequence parallelism drops because it covers only this process's part of the row.
 
-        Documents begin where the positions of the whole row say so; `query` is (B, H, T, D), of some heads.
+        Document boundaries follow from the positions of the whole row; `query` is (B, H, T, D), with some of the heads.
         """
         mask = cls(
             {
@@ -65,7 +65,7 @@ class DeferredMask:
         return mask
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Refuse what a tensor would have; `hasattr` says no."""
+        """Refuse every tensor attribute; as an `AttributeError`, so that `hasattr` is False."""
         raise OwnAttentionError(
             f"{self._arguments['config'].model_type} computes some or all of its attention itself (it uses the mask "
             f"as a tensor: {name}), so S²-Attn cannot be applied; {USE_FULL_ATTENTION}"
@@ -81,30 +81,30 @@ class DeferredMask:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> NoReturn:
-        """Refuse as `__getattr__` does, whichever function of torch gets the mask beside tensors."""
+        """Refuse as `__getattr__` does, for every torch function that gets the mask as an argument."""
         mask = next(argument for argument in (*arguments, *(named or {}).values()) if isinstance(argument, cls))
         mask.__getattr__(function.__name__)
 
     @cached_property
     def dense(self) -> Tensor | None:
-        """The mask that "sdpa" would get: (B, 1, T, T) booleans, or None for plain causal attention."""
+        """The mask for "sdpa": (B, 1, T, T) booleans, or None for plain causal attention."""
         return sdpa_mask(**self._arguments)
 
     def contiguous(self) -> Tensor | None:
-        """Return the dense mask: `generate` makes masks by itself for a static cache, and asks this of each."""
+        """Return the dense mask: with a static cache, `generate` creates masks itself and calls this on each."""
         return self.dense
 
     @property
     def window(self) -> int | None:
-        """How many tokens the layer sees at most, its own included, where it has a limit (sliding window, chunks)."""
+        """The layer's own limit (sliding window, chunks) on how many tokens each token sees, itself included."""
         return self._arguments.get("local_size")
 
     @cached_property
     def is_cut(self) -> bool:
-        """Whether causal attention between cuts, and within the window, sees all that this mask lets it see.
+        """Whether this mask is equivalent to causal attention between cuts, and within the window.
 
-        So it is for packed documents and for chunks; not where tokens see later ones, as they do within an image, nor
-        where the model combines the mask with a function of its own.
+        True for packed documents and chunks; False if tokens see later ones, as within an image, or if the model adds
+        a mask function of its own.
         """
         mask_function = self._arguments["mask_function"]
         if mask_function is causal_mask_function:
@@ -113,19 +113,19 @@ class DeferredMask:
 
     @cached_property
     def default_grouping(self) -> Grouping:
-        """The settings of S²-Attn for layers that got none."""
+        """The S²-Attn settings for layers without their own."""
         return default_grouping(self._arguments["config"])
 
     def cuts(
         self, num_tokens: int, *, grouping: Grouping, position_ids: Tensor | None, cu_seqlens: Tensor | None
     ) -> CutPoints:
-        """The cut points of S²-Attn, or of documents alone for a group size of None.
+        """Return the cut points of S²-Attn, or of documents alone if the group size is None.
 
-        Documents begin where a token does not see the one before it, where `position_ids` do not go on by one, or at
-        `cu_seqlens`. Not every architecture tells its mask of packed documents, nor every one its layers.
+        A document begins where a token does not see the previous one, where `position_ids` do not increase by one, or
+        at `cu_seqlens`: some architectures do not pass packed documents to the mask, others not to the layers.
 
         Raises:
-            ConfigError: the mask hides tokens otherwise.
+            ConfigError: the mask cannot be expressed by cuts.
         """
         if grouping not in self._cuts:
             if not self.is_cut:
@@ -149,15 +149,15 @@ class DeferredMask:
                     cu_seqlens=boundaries,
                     padding_mask=self._padding_mask,
                 )
-            except ValueError as error:  # padding with a hole: boundaries are ours, and the settings are checked
+            except ValueError as error:  # padding with a hole: boundaries and settings are valid here
                 raise ConfigError(
-                    f"S²-Attn cannot follow this attention_mask: {error}; pad rows at one end, and keep tokens out of "
-                    "the loss by labels of -100"
+                    f"S²-Attn cannot follow this attention_mask: {error}; pad rows at one end only, and exclude "
+                    "tokens from the loss with labels of -100"
                 ) from error
         return self._cuts[grouping]
 
     def longest_document(self, cuts: CutPoints) -> int:
-        """Length of the longest unshifted segment that is no padding: of a document, or of a group of one."""
+        """Return the length of the longest unshifted segment that is not padding: a document, or a group of one."""
         if self._padding_mask is None:
             return cuts.longest(shifted=False)
         lengths = torch.tensor(cuts.lengths(shifted=False))  # (segments,)
@@ -166,7 +166,7 @@ class DeferredMask:
 
     @property
     def is_meta(self) -> bool:
-        """Whether there are no values to look at, but shapes alone."""
+        """Whether there are only shapes and no values."""
         return torch.device(self._arguments["device"]).type == "meta"
 
     @cached_property
@@ -175,7 +175,7 @@ class DeferredMask:
         return None if mask is None or mask.all() else mask
 
     def _sees(self, later: int) -> Tensor:
-        """Which tokens see the next one (`later` = 1), or the one before them (-1): (B, T - 1) booleans."""
+        """Return which tokens see the next one (`later` = 1), or the previous one (-1): (B, T - 1) booleans."""
         device = self._arguments["device"]
         rows = torch.arange(self._arguments["batch_size"], device=device)[:, None]  # (B, 1)
         time = torch.arange(self._arguments["q_length"] - 1, device=device)  # (T - 1,)
@@ -183,7 +183,7 @@ class DeferredMask:
         return self._arguments["mask_function"](rows, 0, first, second).expand(len(rows), -1)
 
     def _boundaries(self, position_ids: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
-        """Boundaries of documents in the flattened batch, from 0 to B·T; positions within padding mean nothing."""
+        """Return document boundaries in the flattened batch, from 0 to B·T, ignoring positions within padding."""
         batch_size, num_tokens = self._arguments["batch_size"], self._arguments["q_length"]
         device = self._arguments["device"]
         if self.is_meta:
@@ -202,7 +202,7 @@ class DeferredMask:
         return torch.cat([starts, starts.new_tensor([is_first.numel()])])
 
 
-@lru_cache(maxsize=4)  # each layer gathers the row's positions anew, and one forward pass is to be cut once
+@lru_cache(maxsize=4)  # each layer gathers the row's positions again; compute the cuts once per forward pass
 def _cuts_of_gathered_row(
     batch_size: int, num_tokens: int, grouping: Grouping, boundaries: tuple[int, ...], heads: HeadShard
 ) -> CutPoints:

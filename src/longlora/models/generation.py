@@ -1,8 +1,7 @@
-"""How a model writes: where it stops, and what it is asked for and nothing else.
+"""Generation settings: the tokens at which a model stops, settings that can be saved, and plain decoding.
 
-The end of a turn is what the chat template writes after an answer, and so what fine-tuning on answers teaches; a base
-model's own settings often name another token. Everything that generates, and everything that is saved, goes by the
-ends that are found here.
+The end of a turn is the token that the chat template writes after an answer, which fine-tuning on answers teaches; a
+base model's generation config often has another. All generation and all saved models use the end tokens found here.
 """
 
 import copy
@@ -16,15 +15,15 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 logger = logging.getLogger("longlora")
 
-# Words that no template writes.
+# Words that occur in no template.
 _QUESTION, _ANSWER, _NEXT = "0QUESTION0", "0ANSWER0", "0NEXT0"
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token by which the tokenizer's chat template ends an answer; None without a template or such a token.
+    """Return the token with which the tokenizer's chat template ends an answer; None if there is no such token.
 
-    It is the first special or added token after the last answer of a conversation. Where nothing is written there, as
-    by GLM 4, it is the first one of the next turn.
+    It is the first special or added token after the last answer of a conversation, or if there is none, as for GLM 4,
+    the first one of the next turn.
     """
     if tokenizer.chat_template is None:
         return None
@@ -34,7 +33,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     for following in ([], [{"role": "user", "content": _NEXT}]):
         try:
             text = tokenizer.apply_chat_template([*turns, *following], tokenize=False)
-        except Exception:  # jinja's, and whatever a template raises by itself; who writes with it will be told
+        except Exception:  # from jinja or raised by the template; reported when the template is used
             return None
         _, answer, closing = str(text).partition(_ANSWER)
         if not answer:
@@ -46,25 +45,25 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def end_tokens(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token at which generation stops: the model's own, the end of a text, and the end of a turn."""
+    """Return all tokens at which generation stops: those of the settings, the end of a text, and the end of a turn."""
     candidates = [*_named_ends(own), tokenizer.eos_token_id, turn_end(tokenizer)]
     return list(dict.fromkeys(number for number in candidates if number is not None))
 
 
 def stop_at_every_end(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a model's own settings name every token at which it stops, in place."""
+    """Add all end tokens to a model's generation config, in place."""
     settings = transformers_model(model).generation_config
-    if settings is not None and not names_every_end(settings, tokenizer):  # None where a model does not generate
+    if settings is not None and not names_every_end(settings, tokenizer):  # None if the model does not generate
         settings.eos_token_id = end_tokens(settings, tokenizer)
 
 
 def names_every_end(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether generation by these settings stops wherever it should."""
+    """Return whether these settings contain exactly the tokens of `end_tokens`."""
     return end_tokens(settings, tokenizer) == _named_ends(settings)
 
 
 def saved_settings(source: str | Path, config: PreTrainedConfig) -> GenerationConfig:
-    """Read a saved model's own settings; where it has none, what its configuration says of them."""
+    """Load a saved model's generation config, or derive it from the model's configuration if it has none."""
     try:
         return GenerationConfig.from_pretrained(source)
     except OSError:
@@ -72,10 +71,10 @@ def saved_settings(source: str | Path, config: PreTrainedConfig) -> GenerationCo
 
 
 def lasting_settings(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """A model's own settings as they can be saved beside it, with every token at which it stops.
+    """Return a copy of a model's generation config with all end tokens, in a form that can be saved.
 
     Settings that transformers refuses to save, such as a temperature without `do_sample` (Vicuna, the first Llama 2),
-    are repaired, and a message says how.
+    are repaired with a warning.
     """
     settings = copy.deepcopy(own)
     settings.eos_token_id = end_tokens(own, tokenizer) or None
@@ -84,12 +83,12 @@ def lasting_settings(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase) 
     settings.do_sample = True
     if _fault(settings) is None:
         logger.warning(
-            "the model's generation_config.json has sampling settings without do_sample, which cannot be saved: "
+            "the model's generation_config.json has sampling settings without do_sample, which cannot be saved; "
             "do_sample is set to true"
         )
         return settings
     logger.warning(
-        "the model's generation_config.json cannot be saved (%s): only its special tokens are kept",
+        "the model's generation_config.json cannot be saved (%s); only its special tokens are kept",
         fault.splitlines()[0],
     )
     return GenerationConfig(
@@ -105,13 +104,13 @@ def plain_settings(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> GenerationConfig:
-    """The likeliest token each time, or at a temperature tokens drawn from the whole distribution; nothing else.
+    """Return settings for greedy decoding, or with a temperature for sampling from the whole distribution.
 
-    For use within `plain_generation`, which keeps the model's own settings out: a penalty for repetition, say, would
-    forbid a number that was asked for.
+    For use within `plain_generation`, which disables the model's own settings: a repetition penalty, for example, might
+    suppress the very number that was asked for.
     """
     ends = end_tokens(transformers_model(model).generation_config, tokenizer)
-    padding = next((n for n in (tokenizer.pad_token_id, *ends) if n is not None), 0)  # which one row has no use for
+    padding = next((n for n in (tokenizer.pad_token_id, *ends) if n is not None), 0)  # unused for a single row
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=padding, do_sample=temperature > 0
     )
@@ -121,17 +120,17 @@ def plain_settings(
 
 
 def make_lasting(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a model that is about to be trained the settings to be saved with it, in place."""
+    """Replace the generation config of a model to be trained with one that can be saved, in place."""
     base = transformers_model(model)
-    if base.generation_config is not None:  # else it does not generate
+    if base.generation_config is not None:  # None if the model does not generate
         base.generation_config = lasting_settings(base.generation_config, tokenizer)
 
 
 @contextmanager
 def plain_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Let `generate` go by what it is given alone.
+    """Make `generate` use only the settings passed to it.
 
-    transformers fills whatever is None there from the model's own settings, so that these are put aside meanwhile.
+    transformers replaces every None in them by the model's own setting, so these are set aside within the block.
     """
     base = transformers_model(model)
     own, base.generation_config = base.generation_config, GenerationConfig()
@@ -142,7 +141,7 @@ def plain_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 def transformers_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model that an adapter sits on, or the model itself."""
+    """Return the base model of an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

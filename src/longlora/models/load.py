@@ -1,4 +1,4 @@
-"""The one place where a checkpoint becomes a model: for training, evaluation and merging alike."""
+"""Load checkpoints as models: the only place that does, for training, evaluation and merging."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ DeviceMap = str | dict[str, str | int]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingModel:
-    """A model ready to train, and what makes it what it is."""
+    """A model ready to train, with its tokenizer and extension."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -56,24 +56,24 @@ class TrainingModel:
 
 
 def load_for_training(recipe: Recipe) -> TrainingModel:
-    """Load the recipe's model with its new positions, the training attention, and what is to be trained.
+    """Load the recipe's model with new positions, the attention for training, and its trainable parameters set up.
 
     Raises:
-        ConfigError: the model cannot be extended or trained as the recipe says, or a package for it is missing.
+        ConfigError: the model cannot be extended or trained as the recipe says, or a required package is missing.
         CheckpointError: the model is missing, incomplete or damaged.
     """
     require_package(PACKAGES[recipe.optim], wanted_by=f"optim={recipe.optim}")
     name = model_source(recipe.model_name_or_path)
     if is_adapter(Path(name)):
         raise ConfigError(
-            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), and "
+            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), then "
             "train the merged model"
         )
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
     attention = _training_attention(config, recipe)
     dtype = compute_dtype(recipe.dtype)
-    # Full fine-tuning keeps float32 master weights and computes in `dtype` under autocast, as does the adapter.
+    # Full fine-tuning, like the adapter, keeps float32 master weights and computes in `dtype` under autocast.
     weights_dtype = torch.float32 if recipe.tuning == "full" else dtype
     model = load_weights(
         name,
@@ -129,7 +129,7 @@ def load_for_inference(
     given = {name: value for name, value in places.items() if value is not None}
     if len(given) > 1:
         wishes = " and ".join(f"{name}={value}" for name, value in given.items())
-        raise ConfigError(f"{wishes} each say where the model goes: leave all but one out")
+        raise ConfigError(f"{wishes} each determine where the model goes: give only one of them")
     name = model_source(str(name_or_path))
     packing = nf4_arguments(compute_dtype(dtype)) if quantization else None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -156,7 +156,7 @@ def load_for_inference(
         tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
     if packing:
         keep_to_fitting_kernels(model, trains=False)
-    if device_map is None and packing is None:  # else the weights are where they belong
+    if device_map is None and packing is None:  # otherwise the weights are already in place
         model = model.to(device)
     tokenizer = load_tokenizer(tokenizer_source)
     stop_at_every_end(model, tokenizer)
@@ -171,7 +171,7 @@ def load_adapter(
     device_map: DeviceMap | None = None,
     quantization: dict[str, Any] | None = None,
 ) -> PeftModel:
-    """Load an adapter on its base, on the CPU or where `device_map` or `quantization` put it.
+    """Load an adapter on top of its base, on the CPU or where `device_map` or `quantization` places it.
 
     Raises:
         CheckpointError: the adapter or its base is missing, incomplete or damaged.
@@ -196,23 +196,23 @@ def load_adapter(
         quantization=quantization,
     )
     if any(parameter.is_meta for parameter in model.parameters()):
-        # PEFT 0.21 would leave the adapter's weights for those parts out, with no more than warnings.
+        # PEFT 0.21 would leave out the adapter's weights for those parts, with only a warning.
         raise ConfigError(
-            f"parts of {base} have no room on the devices and are kept outside of them, where no adapter can be put on "
-            "them: merge the adapter (`longlora merge`) and load the merged model, or give more memory"
+            f"parts of {base} do not fit on the devices and are offloaded, where no adapter can be applied to them: "
+            "merge the adapter (`longlora merge`) and load the merged model, or provide more memory"
         )
     if extension and extension.vocabulary_rows:
-        # The adapter holds every row of the resized embeddings, so it does not matter how the new ones start.
+        # The adapter contains every row of the resized embeddings, so the initial values do not matter.
         model.resize_token_embeddings(extension.vocabulary_rows, mean_resizing=False)
     _check_rows(directory, model, base)
     try:
         return PeftModel.from_pretrained(model, directory)
-    except Exception as error:  # safetensors, PEFT and torch each have exceptions of their own for a bad file
+    except Exception as error:  # safetensors, PEFT and torch each raise their own exceptions for a bad file
         raise CheckpointError(f"the adapter in {directory} cannot be loaded: {_first_line(error)}") from error
 
 
 def _check_rows(directory: Path, model: PreTrainedModel, base: str) -> None:
-    """See that the embeddings an adapter holds have the base's rows, before torch says so less clearly."""
+    """Check that an adapter's embeddings have as many rows as the base's, before torch fails less clearly."""
     if not (directory / ADAPTER_WEIGHTS).is_file():
         return
     with opened(directory / ADAPTER_WEIGHTS) as tensors:
@@ -232,7 +232,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
     """
     try:
         return without_older_names(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
-    except Exception as error:  # transformers has no exception of its own for values that it cannot use
+    except Exception as error:  # transformers has no specific exception for invalid values
         raise CheckpointError(
             f"cannot load the configuration of {name!r}, neither from a directory of that name nor from the hub: "
             f"{_first_line(error)}"
@@ -243,11 +243,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
     Raises:
-        CheckpointError: it cannot be found or read, or its chat template does not end.
+        CheckpointError: it cannot be found or read, or its chat template does not terminate.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # tokenizers has no exception of its own for a bad file
+    except Exception as error:  # tokenizers has no specific exception for a bad file
         raise CheckpointError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
     check_template_ends(tokenizer, name)
     return tokenizer
@@ -263,13 +263,13 @@ def load_weights(
     quantization: dict[str, Any] | None = None,
     device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:
-    """Load a model's weights under a given configuration, on the CPU; `attention=None` is the model's own choice.
+    """Load a model's weights with a given configuration, on the CPU; `attention=None` is the model's own choice.
 
-    With `quantization`, as `nf4_arguments` gives it, they are loaded on the device where they will be used, and with
-    `device_map` where that says.
+    With `quantization`, as returned by `nf4_arguments`, they are loaded directly on the device that computes, and with
+    `device_map` where it specifies.
 
     Raises:
-        CheckpointError: a file is missing or cut short, weights are missing in it, or it is not as longlora wrote it.
+        CheckpointError: a file is missing or truncated, lacks weights, or was changed since longlora wrote it.
     """
     check_whole(Path(name))
     check_indexes(Path(name))
@@ -284,7 +284,7 @@ def load_weights(
             output_loading_info=True,
             **placement,
         )
-    except Exception as error:  # safetensors, torch and transformers each have exceptions of their own for a bad file
+    except Exception as error:  # safetensors, torch and transformers each raise their own exceptions for a bad file
         raise CheckpointError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -295,12 +295,12 @@ def load_weights(
 
 
 def extended_config(config: PreTrainedConfig, recipe: Recipe) -> Extension:
-    """Give a configuration the recipe's positions, in place, and tell what changed.
+    """Write the recipe's positions into a configuration, in place, and return what changed.
 
-    Fine-tuning on conversations may stay within what the model reads: its positions are kept then.
+    Fine-tuning on conversations may stay within the model's context; its positions are then kept.
 
     Raises:
-        ConfigError: the model already reads that far, or its positions cannot be scaled so.
+        ConfigError: the model already has this context, or its positions cannot be scaled in this way.
     """
     if recipe.keeps_positions(readable_context(config)):
         context = recipe.rope.base_context or readable_context(config)
@@ -331,23 +331,23 @@ def apply_extension(config: PreTrainedConfig, extension: Extension) -> None:
 
 
 def compute_dtype(name: DtypeName) -> torch.dtype:
-    """Resolve a dtype's name; `auto` is bfloat16 where the device computes in it, else float32."""
+    """Resolve a dtype's name; `auto` is bfloat16 if the device supports it, else float32."""
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def training_grouping(recipe: Recipe) -> Grouping:
-    """How the steps before a dense finish group tokens."""
+    """Return the grouping for the steps before a dense finish."""
     if recipe.attention.pattern == "full":
         return Grouping(group_size=None)
     return Grouping(group_size=recipe.group_size, sink_tokens=recipe.attention.sink_tokens)
 
 
 def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
-    """Name the attention to train with: "s2", which also does full attention within documents without a mask."""
+    """Return the attention to train with: "s2", which also supports full attention within documents without a mask."""
     text_config = config.get_text_config()
-    if dropout := text_config.to_dict().get("attention_dropout"):  # its kernels have none
+    if dropout := text_config.to_dict().get("attention_dropout"):  # the kernels have none
         logger.warning(
             "attention_dropout=%s in the model's config is set to 0: S²-Attn has no attention dropout", dropout
         )
@@ -362,6 +362,6 @@ def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says first; of torch's list of what does not fit, the first."""
+    """Return the first line of an error, with the first item of torch's list of mismatches."""
     first, *rest = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first

@@ -1,8 +1,8 @@
 """LoRA+: low-rank updates with trainable embeddings and norms (the paper, section 3.3), as one PEFT adapter.
 
-Embeddings and norms go through PEFT's `modules_to_save`, so that `adapter_model.safetensors` holds all that was trained
-and `PeftModel.from_pretrained` loads it. In Llama-2-7B they are 131.3 of the 139.7 million trained parameters, and they
-carry most of the quality (the paper, table 2: perplexity 11.44 without, 8.12 with).
+Embeddings and norms are PEFT's `modules_to_save`, so `adapter_model.safetensors` contains everything trained, and
+`PeftModel.from_pretrained` loads it. In Llama-2-7B they are 131.3 of the 139.7 million trained parameters and account
+for most of the quality (the paper, table 2: perplexity 11.44 without, 8.12 with).
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -31,19 +31,19 @@ def add_adapter(
     target_modules: Literal["attention", "all-linear"] | Sequence[str],
     train_output: bool = False,
 ) -> PeftModel:
-    """Wrap a model in a fresh adapter; what the adapter does not hold is frozen.
+    """Wrap a model in a new adapter, and freeze all other parameters.
 
-    Trained parameters are float32 whatever the model's dtype: at a learning rate of 2e-5 most updates of a bfloat16
-    weight would round to nothing. Tied embeddings stay tied.
+    Trained parameters are float32 regardless of the model's dtype: at a learning rate of 2e-5, most updates of a
+    bfloat16 weight would be rounded away. Tied embeddings stay tied.
 
     Args:
         model: the model, changed in place.
-        trainable: what is trained whole beside the low-rank updates: the input embedding, the norms, both or neither.
+        trainable: fully trained modules besides the low-rank updates: the input embedding, the norms, both or neither.
         r: rank of the updates.
-        lora_alpha: an update is multiplied by `lora_alpha / r`.
+        lora_alpha: updates are scaled by `lora_alpha / r`.
         lora_dropout: dropout probability on the input of an update.
-        target_modules: the linear layers that get an update: those of attention, all, or those whose names end so.
-        train_output: train and save the output embedding too, where it is not the input embedding. New tokens need it.
+        target_modules: the linear layers that get an update: those of attention, all, or those with the given suffixes.
+        train_output: also train and save the output embedding, if it is not tied to the input. New tokens need it.
 
     Raises:
         ConfigError: the model has no linear layer inside an attention module, or none of a given name.
@@ -54,8 +54,8 @@ def add_adapter(
         whole |= _names_of(model, [model.get_output_embeddings()])
     names = _shortest_names(model, whole, before="")
     if must_tie and not any(name.endswith(_PEFT_EMBEDDING) for name in names):
-        # PEFT ties the output to a trained embedding only if it finds this name, which Falcon and others do not use; a
-        # name that no module has does nothing else.
+        # PEFT ties the output to a trained embedding only if it finds this name, which Falcon and others do not use.
+        # If no module has the name, it has no other effect.
         names.append(_PEFT_EMBEDDING)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -75,9 +75,9 @@ def add_adapter(
 
 
 def attention_linear_names(model: nn.Module) -> list[str]:
-    """Names of the linear layers that sit directly inside attention modules, as PEFT's `target_modules` takes them.
+    """Return the names of the linear layers directly inside attention modules, for PEFT's `target_modules`.
 
-    Such as `q_proj`; whole names where the last part alone would reach a layer elsewhere.
+    The last part of each name, such as `q_proj`, or the full name if the last part would match other layers too.
 
     Raises:
         ConfigError: there are none.
@@ -97,28 +97,28 @@ def attention_linear_names(model: nn.Module) -> list[str]:
 
 
 def embedding_and_norm_names(model: PreTrainedModel) -> list[str]:
-    """Names of the input embedding and of every norm, as PEFT's `modules_to_save` takes them.
+    """Return the names of the input embedding and of every norm, for PEFT's `modules_to_save`.
 
-    Such as `embed_tokens` and `norm`; whole names where the last part alone would reach another module.
+    The last part of each name, such as `embed_tokens`, or the full name if the last part would match other modules too.
     """
     return _shortest_names(model, _trained_whole(model, ("embed", "norm")), before="")
 
 
 def output_is_tied(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether the output embedding is the input embedding."""
+    """Return whether the output embedding is tied to the input embedding."""
     output = model.get_output_embeddings()
     return output is not None and output.weight is model.get_input_embeddings().weight
 
 
 def embedding_parameters(model: PreTrainedModel | PeftModel) -> list[nn.Parameter]:
-    """The trained parameters of the input and the output embedding, each once."""
+    """Return the trained parameters of the input and output embeddings, without duplicates."""
     modules = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     found = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     return list(found.values())
 
 
 def trainable_parameters(model: PreTrainedModel | PeftModel) -> dict[str, int]:
-    """Count trained parameters by kind: `lora`, `embeddings`, `norms`, `other`, and their sum in `total`."""
+    """Count trained parameters by kind (`lora`, `embeddings`, `norms`, `other`) and in `total`."""
     counts = dict.fromkeys(("lora", "embeddings", "norms", "other"), 0)
     for kind, parameter in _trained_by_kind(model):
         counts[kind] += parameter.numel()
@@ -126,7 +126,7 @@ def trainable_parameters(model: PreTrainedModel | PeftModel) -> dict[str, int]:
 
 
 def num_parameters(model: PreTrainedModel | PeftModel) -> int:
-    """Count a model's parameters, tied ones once, without the originals of what is trained whole in their place."""
+    """Count a model's parameters: tied ones once, and fully trained modules without their frozen originals."""
     if not isinstance(model, PeftModel):
         return model.num_parameters()
     originals = {
@@ -135,7 +135,7 @@ def num_parameters(model: PreTrainedModel | PeftModel) -> int:
         if isinstance(module, ModulesToSaveWrapper)
         for parameter in module.original_module.parameters()
     }
-    # transformers counts weights of 4 bits as what they stand for.
+    # transformers counts the parameters of 4-bit weights unpacked.
     return model.get_base_model().num_parameters() - sum(originals.values())
 
 
@@ -155,14 +155,14 @@ def _targets(model: PreTrainedModel, wanted: Literal["attention", "all-linear"] 
             )
         if model.get_output_embeddings() in reached and output_is_tied(model):
             raise ConfigError(
-                f"lora.target_modules: {name!r} is the input embedding as well in {type(model).__name__}; train it "
+                f"lora.target_modules: {name!r} is tied to the input embedding in {type(model).__name__}; train it "
                 "with lora.trainable: [embed]"
             )
     return names
 
 
 def _trained_whole(model: PreTrainedModel, kinds: Collection[Trainable]) -> set[str]:
-    """Whole names of the modules of those kinds."""
+    """Return the full names of the modules of these kinds."""
     modules = [module for module in model.modules() if _is_norm(module)] if "norm" in kinds else []
     if "embed" in kinds:
         modules.append(model.get_input_embeddings())
@@ -175,10 +175,10 @@ def _names_of(model: nn.Module, modules: Collection[nn.Module]) -> set[str]:
 
 
 def _shortest_names(model: nn.Module, wanted: set[str], *, before: str) -> list[str]:
-    """Name modules by the last part of their names, or by whole names where that would reach other modules as well.
+    """Shorten names to their last part, unless that would also match other modules.
 
-    PEFT takes a name for every module whose own name ends with it: after a point for `target_modules` (before="."),
-    after anything for `modules_to_save` (before=""), where `norm` reaches `input_layernorm` too.
+    PEFT matches modules by name suffix: after a dot for `target_modules` (before="."), after anything for
+    `modules_to_save` (before=""), where `norm` also matches `input_layernorm`.
     """
     names: set[str] = set()
     for last in {name.rpartition(".")[2] for name in wanted}:
@@ -206,7 +206,7 @@ def _trained_by_kind(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, 
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Tell a normalisation layer: named one, with a scale of its own, and no layer that only has norm in its name."""
+    """Return whether a module is a normalization layer: by its class name, with a weight of its own, and a leaf."""
     return (
         "norm" in type(module).__name__.lower()
         and isinstance(module._parameters.get("weight"), torch.Tensor)

@@ -1,4 +1,4 @@
-"""Read the rotary positions of a model's configuration, and write longer ones into it."""
+"""Read and extend the rotary positions in a model's configuration."""
 
 import copy
 import json
@@ -71,14 +71,14 @@ def set_positions(
     text_config.max_position_embeddings = max_position_embeddings
     original = extended_parameters(rope_parameters).get("original_max_position_embeddings")
     if original is not None and "original_max_position_embeddings" in text_config.to_dict():
-        # Phi-3 keeps it beside the parameters too, and that one counts.
+        # Phi-3 also has it outside the parameters, and reads it there.
         text_config.original_max_position_embeddings = original
 
 
 def without_older_names(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Take transformers 4's `type` out of the parameters that say it as `rope_type` too, in place.
+    """Remove transformers 4's `type` from parameters that also have `rope_type`, in place.
 
-    Merged models say both, for older readers; what is made of them would carry the old one along.
+    Merged models have both, for older readers; models derived from them should not inherit the old name.
     """
     parameters = getattr(config.get_text_config(), "rope_parameters", None)
     for each in (parameters, *(parameters or {}).values()):
@@ -88,13 +88,13 @@ def without_older_names(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def rotary_parameters(config: PreTrainedConfig) -> dict[str, Any]:
-    """transformers' `rope_parameters` of a model, a copy.
+    """Return a copy of a model's `rope_parameters`, in the form of transformers 5.
 
     Raises:
         ConfigError: the model has none, or does not use them.
     """
     values = config.get_text_config().to_dict()
-    # Falcon has both, and ALiBi wins; Granite 4's hybrids name what they use.
+    # Falcon may have both, and then uses ALiBi; Granite 4's hybrids state the type they use.
     unused = values.get("alibi") or values.get("position_embedding_type", "rope") not in ("rope", "rotary")
     if not values.get("rope_parameters") or unused:
         raise ConfigError(
@@ -105,7 +105,7 @@ def rotary_parameters(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def without_dynamic_scaling(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy whose positions do not depend on the length, for a model without data: on "meta" there is none to ask."""
+    """Return a copy whose positions do not depend on the input length, for models on "meta", which have no values."""
     config = copy.deepcopy(config)
     text_config = config.get_text_config()
     rope_parameters = text_config.to_dict().get("rope_parameters") or {}
@@ -119,10 +119,10 @@ def without_dynamic_scaling(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def readable_context(config: PreTrainedConfig) -> int:
-    """Tokens a model reads: its `max_position_embeddings`, or more where its positions are scaled beyond that.
+    """Return a model's context in tokens: `max_position_embeddings`, or more if its positions are scaled further.
 
     Raises:
-        ConfigError: its configuration does not say.
+        ConfigError: the configuration does not state it.
     """
     text_config = config.get_text_config()
     parameters = text_config.to_dict().get("rope_parameters") or {}
@@ -130,22 +130,22 @@ def readable_context(config: PreTrainedConfig) -> int:
 
 
 def write_older_keys(directory: Path, *, required: bool = False) -> None:
-    """Write a saved model's positions in the keys of transformers 4 too, and warn of readers that misread them.
+    """Add transformers 4's keys for a saved model's positions, and warn of readers that misread the positions.
 
-    transformers 5 reads the same positions from both together: its reading is compared.
+    Verifies that transformers 5 still reads the same positions from the file with both sets of keys.
 
     Args:
-        directory: holds `config.json`, as transformers 5 saved it.
-        required: refuse positions that the older keys cannot say, instead of leaving the keys out with a warning.
+        directory: contains `config.json`, as saved by transformers 5.
+        required: raise for positions that the older keys cannot express, instead of omitting the keys with a warning.
 
     Raises:
-        ConfigError: they are required, and have no room for the model's positions.
+        ConfigError: the keys are required, but cannot express the model's positions.
     """
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         positions = rotary_parameters(config)
     except (ConfigError, ValueError):
-        return  # no positions that could be misread, or a model that only code of its own reads
+        return  # no positions to misread, or a model that only its own remote code can read
     model_type = config.get_text_config().model_type
     missed = misread(positions, model_type=model_type)
     if TRANSFORMERS_4 not in missed:
@@ -167,23 +167,22 @@ def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -
     wanted = dict(extended_parameters(positions))
     try:
         read = rotary_parameters(AutoConfig.from_pretrained(path.parent))
-    except Exception:  # model types check what they are given, each with exceptions of its own
+    except Exception:  # each model type validates its configuration with exceptions of its own
         read = {}
     read = dict(extended_parameters(read))
-    # transformers 5 takes the older name of the type in; Phi-3's three keys have no factor, which the contexts tell.
+    # transformers 5 keeps the older name of the type; Phi-3's three keys lack the factor, which the contexts imply.
     for name in ("type", *(["factor"] if model_type == "phi3" else [])):
         wanted.pop(name, None)
         read.pop(name, None)
     if read != wanted:
         write_atomically(path, before)
         raise ConfigError(
-            f"with the keys of transformers 4 beside its own, {model_type} would be read with positions {read} instead "
-            f"of {wanted}"
+            f"with transformers 4's keys added, {model_type} would be read with positions {read} instead of {wanted}"
         )
 
 
 def _head_dim(text_config: PreTrainedConfig) -> int:
-    """Dimensions of a head of the layers with full attention, which a few models make larger than those of others."""
+    """Return the head dimension of the layers with full attention, which is larger than others' in a few models."""
     values = text_config.to_dict()
     overridden = [layer["head_dim"] for layer in (values.get("per_layer_config") or {}).values() if "head_dim" in layer]
     if overridden:
@@ -192,15 +191,15 @@ def _head_dim(text_config: PreTrainedConfig) -> int:
 
 
 def _size(text_config: PreTrainedConfig, name: str) -> int:
-    """A number by transformers' name for it, whatever the model type calls it."""
+    """Return a number by its common name in transformers, which maps it to that of the model type."""
     value = getattr(text_config, name, None)
     if not isinstance(value, int):
-        raise ConfigError(f"the configuration of {text_config.model_type} does not say its {name}")
+        raise ConfigError(f"the configuration of {text_config.model_type} has no {name}")
     return value
 
 
 def _check_kept(text_config: PreTrainedConfig, rope_type: str) -> None:
-    """Save and read the configuration in memory: some model types take other positions than they are given."""
+    """Check, by a round trip in memory, that the model type does not change or reject the new positions."""
     wanted = text_config.rope_parameters
     try:
         text_config.validate_rope()

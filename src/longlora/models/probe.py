@@ -1,4 +1,4 @@
-"""Which layers of a model train with S²-Attn: asked of a copy without weights, watched in training, and said once."""
+"""Find the layers that train with S²-Attn: probed on a weightless copy, observed in training, and reported once."""
 
 import logging
 import re
@@ -33,38 +33,38 @@ class _Call:
     has_sinks: bool
 
 
-# What the probe of this thread has seen; other threads train meanwhile.
+# The calls seen by the probe of this thread; other threads may be training.
 _calls: ContextVar[list[_Call] | None] = ContextVar("calls of attention", default=None)
 
 
 def note_call(module: torch.nn.Module, *, is_grouped: bool, softcap: float | None, sinks: Tensor | None) -> None:
-    """Tell the probe, if one runs in this thread, of a call of attention."""
+    """Record a call of attention, if a probe is running in this thread."""
     if (calls := _calls.get()) is not None:
         calls.append(_Call(module, is_grouped, softcap is not None, sinks is not None))
 
 
 class CannotTellError(ConfigError):
-    """A model does not run without weights, which does not mean that it would not train."""
+    """The model cannot be probed, since it does not run without weights; it may still train."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class S2Layers:
-    """What the attention layers of a model do while it trains under "s2", as the names of their modules."""
+    """What a model's attention layers, by module name, do during training with "s2"."""
 
     grouped: tuple[str, ...]  # train with S²-Attn
-    windowed: tuple[str, ...]  # limit by themselves how far back they look (sliding window, chunks), and go on so
-    softcapped: bool  # cap scores by a tanh, which "sdpa" cannot do
-    with_sinks: bool  # have a learned logit that takes part in the softmax, which "sdpa" cannot do
+    windowed: tuple[str, ...]  # keep their own limit on how far back they look (sliding window, chunks)
+    softcapped: bool  # some cap their scores by a tanh, which "sdpa" does not support
+    with_sinks: bool  # some have a learned logit in the softmax, which "sdpa" does not support
 
 
 def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
-    """Verify, on a copy of the model without weights, that it trains with S²-Attn, and return in which layers.
+    """Verify, on a weightless copy of the model, that it trains with S²-Attn, and return in which layers.
 
     Raises:
-        ConfigError: the architecture computes its own attention, or has its own windows in every layer, so that "s2"
-            would silently train something else; or it needs a feature that S²-Attn does not implement.
+        ConfigError: the architecture computes its own attention, or has its own window in every layer, so "s2" would
+            silently train something else; or it needs a feature that S²-Attn does not implement.
     """
-    # Here, because "s2" is registered while transformers is still loading.
+    # Imported here, because "s2" is registered while transformers is still loading.
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -74,8 +74,8 @@ def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
 
     if config.is_encoder_decoder:
         raise ConfigError(
-            f"{config.model_type} has an encoder, which attends both ways, and S²-Attn is for decoders alone; choose a "
-            "causal language model"
+            f"{config.model_type} has an encoder, which attends in both directions, but S²-Attn is for decoders only; "
+            "choose a causal language model"
         )
     kind = type(config)
     reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -86,11 +86,11 @@ def check_s2_reaches(config: PreTrainedConfig) -> S2Layers:
 
 
 def layers_of(model: PreTrainedModel) -> S2Layers:
-    """Tell the same of a model that is loaded with "s2", on a weightless copy of it.
+    """Return the same for a model already loaded with "s2", by probing a weightless copy of it.
 
     Raises:
         CannotTellError: the copy does not run.
-        ConfigError: as `check_s2_reaches`.
+        ConfigError: as for `check_s2_reaches`.
     """
     return _layers(model.config, lambda config: type(model)(config).to(torch.bfloat16))
 
@@ -102,8 +102,8 @@ def _layers(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrai
         model = _run_without_weights(config, make, calls)
     except ConfigError:
         raise
-    except Exception as error:  # whatever an architecture does with an attention and a mask that it does not know
-        if isinstance(error, KeyError) and error.args == ("s2",):  # looked up in a table of the architecture's own
+    except Exception as error:  # an architecture may fail in any way on an unknown attention and mask
+        if isinstance(error, KeyError) and error.args == ("s2",):  # the architecture has its own table of attentions
             raise ConfigError(f"no layer of {config.model_type} would train with S²-Attn: {_OWN_ATTENTION}") from None
         raise CannotTellError(
             f'{config.model_type} does not run with attn_implementation="s2" ({type(error).__name__}: {error}); '
@@ -130,18 +130,18 @@ def _layers(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrai
 def _run_without_weights(
     config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrainedModel], calls: list[_Call]
 ) -> PreTrainedModel:
-    """Run a forward pass on "meta": shapes alone, whatever the size of the model."""
-    # `make` gives bfloat16, because torch knows no grouped matrix product (mixtures of experts) of float32 on "meta".
+    """Run a forward pass on "meta", which has only shapes and so is cheap for any model size."""
+    # `make` returns bfloat16: torch has no grouped matrix product (mixtures of experts) for float32 on "meta".
     with torch.device("meta"):
         model = make(without_dynamic_scaling(config)).train()
         tokens = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long)
         try:
-            # With a cache transformers does not look for packed documents, and without a mask linear attention does
-            # not look for padding: on "meta" there are no values to look at.
+            # With a cache, transformers does not search for packed documents, and without a mask, linear attention does
+            # not search for padding; "meta" has no values to search.
             model(input_ids=tokens, use_cache=True)
         except ConfigError:
             raise
-        except Exception:  # a few take no cache, or look for something else: those may get along with a mask
+        except Exception:  # a few support no cache, or inspect other values: these may run with a mask
             calls.clear()
             model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return model
@@ -149,10 +149,10 @@ def _run_without_weights(
 
 @dataclass
 class _Model:
-    """What is known of a model. Attention knows its layer and that layer's configuration, which all layers share."""
+    """The state kept for a model, identified by the configuration that all its layers share."""
 
     said: set[str] = field(default_factory=set)
-    groups: dict[str, bool] = field(default_factory=dict)  # by layer, as far as the first forward pass has come
+    groups: dict[str, bool] = field(default_factory=dict)  # by layer, for those called so far in the first forward pass
     masks: dict[str, weakref.ref[DeferredMask]] = field(default_factory=dict)
 
 
@@ -160,7 +160,7 @@ _models: dict[int, _Model] = {}
 
 
 def _model(config: PreTrainedConfig) -> _Model:
-    # By identity: a configuration has no hash, and two models may have equal ones.
+    # By identity: configurations are not hashable, and two models may have equal ones.
     if id(config) not in _models:
         _models[id(config)] = _Model()
         weakref.finalize(config, _models.pop, id(config), None)
@@ -168,15 +168,15 @@ def _model(config: PreTrainedConfig) -> _Model:
 
 
 def knows_layers(config: PreTrainedConfig) -> bool:
-    """Whether `tell_layers` has been called for the model."""
+    """Return whether `tell_layers` has reported on the model."""
     return "layers" in _model(config).said
 
 
 def tell_layers(config: PreTrainedConfig, grouped: Sequence[str], windowed: Sequence[str]) -> None:
-    """Say which layers train in groups and which do not, by their names; a warning where some do not.
+    """Log which layers train in groups and which do not, by name; as a warning if some do not.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: no layer does.
     """
     if not grouped:
         raise ConfigError(_why_none_is_grouped(config))
@@ -211,12 +211,13 @@ def _windows(config: PreTrainedConfig) -> list[str]:
 
 @torch.compiler.disable
 def watch_layer(module: torch.nn.Module, mask: DeferredMask, *, is_grouped: bool) -> None:
-    """Note a layer's call in training, and `tell_layers` when all have been called: at the last one.
+    """Record a layer's call in training, and call `tell_layers` after the last layer.
 
-    Where that has no number, or attention of another kind, it shows in the next forward pass, which has other masks.
+    If the last layer has no number or another kind of attention, the first layer called again with a new mask shows
+    that all have been called.
 
     Raises:
-        ConfigError: as `tell_layers`.
+        ConfigError: as for `tell_layers`.
     """
     config = module.config
     assert isinstance(config, PreTrainedConfig)
@@ -234,13 +235,13 @@ def watch_layer(module: torch.nn.Module, mask: DeferredMask, *, is_grouped: bool
 
 
 def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoints, grouping: Grouping) -> None:
-    """Warn of a training forward without gradients, and of one in which no document is cut."""
+    """Warn if a forward pass in training mode has no gradients, or cuts no document."""
     if not mask.has_gradients:
         _warn_once(
             config,
             "no gradients",
-            "a forward pass without gradients, of a model in training mode, attends as it trains: with S²-Attn; to "
-            "generate or evaluate with ordinary attention, call model.eval() before",
+            "this forward pass without gradients uses S²-Attn, because the model is in training mode; to generate or "
+            "evaluate with ordinary attention, call model.eval() first",
         )
     assert grouping.group_size is not None
     if "whole" not in _model(config).said and mask.longest_document(cuts) <= grouping.group_size // 2:
@@ -250,19 +251,19 @@ def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoint
             f"S²-Attn cuts no document of this batch: the longest has {mask.longest_document(cuts):,} tokens, and "
             f"groups have {grouping.group_size:,}. Such a batch trains with full attention. Groups are a quarter of "
             "the model's context (max_position_embeddings) unless longlora.set_group_size(model, …) or "
-            f"{GROUP_SIZE_VARIABLE} says otherwise. This is said once.",
+            f"{GROUP_SIZE_VARIABLE} says otherwise. This warning appears only once.",
         )
 
 
 def tell_of_gathered_rows(config: PreTrainedConfig, heads: HeadShard) -> None:
-    """Say once that the heads of each layer are divided, as sequence parallelism by Ulysses does."""
+    """Log once that Ulysses sequence parallelism divides the heads of each layer."""
     if "heads" not in _model(config).said:
         _model(config).said.add("heads")
         logger.info("sequence parallelism: S²-Attn cuts whole rows, 1/%s of the heads in each process", heads.count)
 
 
 def excuse_no_gradients(config: PreTrainedConfig) -> None:
-    """Say nothing of this model's forward passes without gradients: who makes them knows how they attend."""
+    """Do not warn of this model's forward passes without gradients: the caller knows how they attend."""
     _model(config).said.add("no gradients")
 
 

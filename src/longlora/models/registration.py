@@ -1,9 +1,8 @@
-"""Make `attn_implementation="s2"` known to transformers; importing this module is enough.
+"""Register `attn_implementation="s2"` with transformers on import.
 
-A model loaded or switched (`model.set_attn_implementation("s2")`) to "s2" trains with S²-Attn. It evaluates and
-generates with ordinary attention: exactly as with "sdpa", or as with "eager" where it has a softcap or sinks, which
-"sdpa" lacks. Nothing is patched: one function is registered in each of transformers' two public tables, the one of
-attentions and the one of masks.
+A model loaded with or switched to "s2" (`model.set_attn_implementation("s2")`) trains with S²-Attn. It evaluates and
+generates with ordinary attention: exactly as with "sdpa", or as with "eager" if it has a softcap or sinks, which "sdpa"
+lacks. Nothing is patched: one function is registered in each of transformers' public tables of attentions and masks.
 """
 
 from typing import Any
@@ -31,12 +30,12 @@ def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_token
     """Set the group size, in tokens, of a model that trains with "s2"; None trains with full causal attention.
 
     Without this call, the group size is the environment variable `LONGLORA_GROUP_SIZE`, or a quarter of the model's
-    context (`max_position_embeddings`). It is not saved with the model. A warning names layers that keep their own
-    window. Full attention under "s2" separates documents without a mask in memory, which ordinary "sdpa" attention over
-    packed rows needs.
+    context (`max_position_embeddings`). It is not saved with the model. A warning lists the layers that train in
+    groups if others keep their own window. Full attention with "s2" separates documents without the mask in memory that
+    ordinary "sdpa" attention over packed rows needs.
 
     The model may be wrapped (PEFT, DDP). Each group also sees the first `sink_tokens` tokens of its document, where
-    pretrained models keep an attention sink; the paper has 0. The environment variable is `LONGLORA_SINK_TOKENS`.
+    pretrained models have an attention sink; the paper has 0. The environment variable is `LONGLORA_SINK_TOKENS`.
 
     Raises:
         ConfigError: the group size is below 1, the number of sink tokens below 0, the model uses an attention other
@@ -51,7 +50,7 @@ def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_token
 def _check_it_groups(model: torch.nn.Module) -> None:
     loaded = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if loaded is None:
-        raise ConfigError(f"set_group_size takes a model of transformers, wrapped or not, got {type(model).__name__}")
+        raise ConfigError(f"set_group_size takes a transformers model, wrapped or not, got {type(model).__name__}")
     attention = loaded.config.get_text_config()._attn_implementation
     if attention != "s2":
         raise ConfigError(
@@ -62,18 +61,18 @@ def _check_it_groups(model: torch.nn.Module) -> None:
         return
     try:
         layers = probe.layers_of(loaded)
-    except probe.CannotTellError:  # the first step of training will
+    except probe.CannotTellError:  # the first training step will tell
         return
     probe.tell_layers(loaded.config.get_text_config(), layers.grouped, layers.windowed)
 
 
 def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
-    # Below transformers 5.18 `generate` hands the mask that it made for a static cache to the model, which asks again.
+    # Below transformers 5.18, `generate` passes its mask for a static cache to the model, which requests one again.
     if isinstance(arguments["attention_mask"], DeferredMask):
         return arguments["attention_mask"]
     if arguments["q_length"] != arguments["kv_length"]:  # a KV cache: not training
         return sdpa_mask(**arguments)
-    if arguments["attention_mask"] is not None and arguments["attention_mask"].is_meta:  # has no values to look at
+    if arguments["attention_mask"] is not None and arguments["attention_mask"].is_meta:  # has no values
         arguments["attention_mask"] = None
     return DeferredMask(arguments)
 
@@ -92,10 +91,10 @@ def s2_attention_forward(
     cu_seq_lens_q: Tensor | None = None,
     **interface_arguments: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as transformers' interface asks: query (B, H, T, D), key and value (B, H_kv, T, D) -> (B, T, H, D).
+    """Implement transformers' attention interface: query (B, H, T, D), key and value (B, H_kv, T, D) -> (B, T, H, D).
 
-    An engine of Ulysses sequence parallelism gives whole rows of some of the heads, and no mask: rows are then cut
-    where `position_ids`, (B, T), begin anew.
+    Ulysses sequence parallelism passes whole rows of some of the heads, without a mask: rows are then cut where
+    `position_ids`, (B, T), restart.
     """
     if unsupported := [name for name in _UNSUPPORTED if interface_arguments.get(name) is not None]:
         raise ConfigError(
@@ -120,7 +119,7 @@ def s2_attention_forward(
         assert deferred is not None
         documents = {"position_ids": position_ids, "cu_seqlens": cu_seq_lens_q}
         output = _attend_in_segments(module, query, key, value, deferred, documents, scores)  # (B, H, T, D)
-        return output.transpose(1, 2).contiguous(), None  # (B, T, H, D); some models take a view of it
+        return output.transpose(1, 2).contiguous(), None  # (B, T, H, D); contiguous, for models that call `view`
     if module.training and deferred is None:
         raise ConfigError(_why_not_in_segments(module, interface_arguments))
     dense = deferred.dense if deferred is not None else attention_mask
@@ -135,14 +134,14 @@ def s2_attention_forward(
 
 
 def trains_in_groups(module: torch.nn.Module, mask: DeferredMask | Tensor | None) -> bool:
-    """Whether a layer that got this mask trains with S²-Attn, and not with the attention that it evaluates with."""
+    """Return whether a layer with this mask trains with S²-Attn, rather than with the attention it evaluates with."""
     return module.training and isinstance(mask, DeferredMask) and mask.window is None
 
 
 def _trains_in_segments(module: torch.nn.Module, mask: DeferredMask, query: Tensor, key: Tensor) -> bool:
-    """Whether a layer in training attends between cuts: in groups, or within a window and documents without a mask.
+    """Return whether a training layer attends between cuts: in groups, or within its window and documents.
 
-    Which layers have groups is noted on the way, where the model has groups at all.
+    Also records which layers have groups, if the model has groups.
     """
     if not mask.is_meta and grouping_of(module, mask.default_grouping).group_size is not None:
         probe.watch_layer(module, mask, is_grouped=mask.window is None)
@@ -158,7 +157,7 @@ def _trains_in_segments(module: torch.nn.Module, mask: DeferredMask, query: Tens
 
 
 def _holds_some_heads(module: torch.nn.Module, query: Tensor, key: Tensor) -> bool:
-    """Whether a call without a mask has whole rows but not all heads, as engines of Ulysses gather them."""
+    """Return whether a call without a mask has whole rows but not all heads, as in Ulysses sequence parallelism."""
     config: Any = module.config
     is_row = query.shape[2] == key.shape[2] and bool(getattr(module, "is_causal", True))
     return is_row and dist.is_initialized() and query.shape[1] < config.num_attention_heads
@@ -170,29 +169,29 @@ def _mask_of_gathered_row(module: torch.nn.Module, query: Tensor, window: int | 
     others = set(getattr(config, "layer_types", None) or ()) - _KINDS_OF_LAYERS_WITHOUT_A_MASK
     if others:
         raise ConfigError(
-            f"sequence parallelism drops the masks of layers, and {config.model_type} has some that need theirs or "
+            f"sequence parallelism drops the layers' masks, but {config.model_type} has layers that need theirs or "
             f"carry a state along the row ({', '.join(sorted(others))}); train it with each row in one process"
         )
     count = config.num_attention_heads // query.shape[1]
-    heads = HeadShard(dist.get_rank() % count, count)  # engines give one row to neighbouring ranks
+    heads = HeadShard(dist.get_rank() % count, count)  # consecutive ranks share a row
     probe.tell_of_gathered_rows(config, heads)
     return DeferredMask.of_gathered_row(config, query, heads=heads, window=window)
 
 
 def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str, Any]) -> str:
-    if not interface_arguments.get("is_causal", getattr(module, "is_causal", True)):  # as transformers' "sdpa" asks
+    if not interface_arguments.get("is_causal", getattr(module, "is_causal", True)):  # as in transformers' "sdpa"
         return (
-            f"{type(module).__name__} attends both ways, as encoders of images do, and S²-Attn is causal: give it to "
-            'the text alone, by attn_implementation={"text_config": "s2"}'
+            f"{type(module).__name__} attends in both directions, as image encoders do, but S²-Attn is causal: use it "
+            'for the text only, with attn_implementation={"text_config": "s2"}'
         )
     return (
         'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '
-        "queries by keys nor a KV cache, nor a part of a row (context parallelism by rings; Ulysses serves: "
-        "docs/engines.md); to generate or evaluate, call model.eval() before"
+        "queries by keys nor a KV cache, nor a part of a row (ring context parallelism; Ulysses is supported: "
+        "docs/engines.md); to generate or evaluate, call model.eval() first"
     )
 
 
-@torch.compiler.disable  # cut points are numbers that differ from batch to batch: traced, each would compile anew
+@torch.compiler.disable  # cut points differ from batch to batch: traced, each batch would recompile
 def _attend_in_segments(
     module: torch.nn.Module,
     query: Tensor,
@@ -220,10 +219,10 @@ def _masked_attention(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attend with what "sdpa" lacks, as the models' own "eager" attention does; memory O(B·H·T²)."""
+    """Attend with softcap and sinks, like the models' own "eager" attention; memory O(B·H·T²)."""
     num_heads, num_tokens = query.shape[1:3]
     if mask is None and num_tokens > 1:
-        key, value = key[:, :, :num_tokens], value[:, :, :num_tokens]  # the rest of a static cache is empty yet
+        key, value = key[:, :, :num_tokens], value[:, :, :num_tokens]  # the rest of a static cache is still empty
         mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=query.device).tril()  # (T, T)
     key, value = (repeat_kv(tensor, num_heads // tensor.shape[1]) for tensor in (key, value))  # (B, H, T_kv, D)
     scores = (query @ key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, T, T_kv)

@@ -1,4 +1,4 @@
-"""The safetensors files of a model: found, read a weight at a time, and written a file at a time."""
+"""A model's safetensors files: find them, read them weight by weight, and write them file by file."""
 
 import json
 import math
@@ -28,19 +28,19 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeight:
-    """Where a weight lies, and what it is."""
+    """The file, shape and type of a stored weight."""
 
     file: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    """None where it is no floating-point number."""
+    """None if it is not a floating-point type."""
 
 
 def local_folder(name: str, *, patterns: Sequence[str] | None = None) -> Path:
-    """Folder of that name, or else a copy of the repository of the hub, or of the files in it that match a pattern.
+    """Return the local folder of this name, or else download the hub repository, or its files that match a pattern.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: neither exists.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -48,11 +48,11 @@ def local_folder(name: str, *, patterns: Sequence[str] | None = None) -> Path:
         return Path(snapshot_download(name, allow_patterns=None if patterns is None else list(patterns)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name} is no directory and cannot be downloaded from the hub: {reason}") from error
+        raise CheckpointError(f"{name} is not a directory and cannot be downloaded from the hub: {reason}") from error
 
 
 def model_folder(name: str) -> Path | None:
-    """Folder with a model's safetensors, downloaded if need be; None where it has none."""
+    """Return the folder with a model's safetensors files, downloaded if necessary; None if it has none."""
     folder = local_folder(name, patterns=["*.json", "*.safetensors"])
     return folder if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists() else None
 
@@ -61,7 +61,7 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
     """Read the headers of a model's safetensors files.
 
     Raises:
-        CheckpointError: a file is missing, cut short or does not hold what the index says.
+        CheckpointError: a file is missing or truncated, or does not contain what the index says.
     """
     index = folder / INDEX_FILE
     if not index.exists():
@@ -78,26 +78,26 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Read in which file of a folder each weight lies.
+    """Read which file of a folder contains each weight.
 
     Raises:
-        CheckpointError: it is damaged, or names a file outside of the folder.
+        CheckpointError: the index is damaged, or refers to a file outside the folder.
     """
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise CheckpointError(
-            f"{index.parent} is incomplete: every file of {index.name} is missing, for its weight_map lists none; "
+            f"{index.parent} is incomplete: every file of {index.name} is missing, since its weight_map lists none; "
             "download it again"
         )
     if outside := next((file for file in listed.values() if Path(file).name != file or "\0" in file), None):
         raise CheckpointError(
-            f"{index} names {short_repr(outside)}, which is no file of its folder; it is not followed"
+            f"{index} refers to {short_repr(outside)}, which is not a file of its folder, and is not read"
         )
     return listed
 
 
 def check_indexes(folder: Path) -> None:
-    """See that the indexes of a model's folder, if there are any, name files of that folder alone.
+    """Check that the indexes of a model's folder, if any, refer only to files of that folder.
 
     Raises:
         CheckpointError: one does not, or is damaged.
@@ -108,7 +108,7 @@ def check_indexes(folder: Path) -> None:
 
 
 def main_dtype(weights: dict[str, StoredWeight]) -> torch.dtype:
-    """The floating-point type that most of the numbers of a model have."""
+    """Return the floating-point type of most of a model's parameters."""
     numbers: Counter[torch.dtype] = Counter()
     for weight in weights.values():
         if weight.dtype is not None:
@@ -117,24 +117,24 @@ def main_dtype(weights: dict[str, StoredWeight]) -> torch.dtype:
 
 
 def check_no_pointer(file: Path) -> None:
-    """See that a file is no pointer of git-LFS, which a clone without it leaves in the place of large files.
+    """Check that a file is not a Git LFS pointer, which a clone without LFS leaves in place of a large file.
 
     Raises:
-        CheckpointError: it is one.
+        CheckpointError: it is a pointer.
     """
     with file.open("rb") as opened:
         if opened.read(len(_POINTER)) == _POINTER:
             raise CheckpointError(
-                f"{file} is a pointer of git-LFS and not the file itself: run `git lfs pull` in {file.parent}"
+                f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in {file.parent}"
             )
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """Open a safetensors file; its weights stay on the disk until they are asked for.
+    """Open a safetensors file; weights are read only on demand.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     try:
         check_no_pointer(file)
@@ -145,7 +145,7 @@ def opened(file: Path) -> Iterator[Any]:
 
 
 class ShardWriter:
-    """Writes the files of a model one by one, and their index at the end if the model it follows has one."""
+    """Writes a model's files one by one, then their index unless there is only `model.safetensors`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -156,7 +156,7 @@ class ShardWriter:
         """Write one file.
 
         Raises:
-            CheckpointError: the disk takes no more.
+            CheckpointError: writing fails, as on a full disk.
         """
         try:
             save_file(weights, self.directory / file, metadata={"format": "pt"})
@@ -166,7 +166,7 @@ class ShardWriter:
         self._num_bytes += sum(weight.nbytes for weight in weights.values())
 
     def finish(self) -> None:
-        """Write the index, unless all is in one file of the usual name."""
+        """Write the index, unless all weights are in a single file with the standard name."""
         if set(self._weight_map.values()) == {SINGLE_FILE}:
             return
         index = {"metadata": {"total_size": self._num_bytes}, "weight_map": dict(sorted(self._weight_map.items()))}
@@ -175,7 +175,7 @@ class ShardWriter:
 
 def _read_header(file: Path) -> dict[str, StoredWeight]:
     with opened(file) as reader:
-        slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - no mapping
+        slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - not a mapping
         return {
             name: StoredWeight(file=file.name, shape=tuple(part.get_shape()), dtype=_DTYPES.get(part.get_dtype()))
             for name, part in slices.items()

@@ -1,4 +1,4 @@
-"""A model without its weights: the names and shapes to hold files of weights against."""
+"""A model without weights: the names and shapes to compare weight files with."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from longlora.models.positions import without_dynamic_scaling
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """A model on "meta"; the embeddings are named by their weights."""
+    """A model on "meta"; `input_embedding` and `output_embedding` are the names of the weights."""
 
     model: PreTrainedModel
     shapes: dict[str, tuple[int, ...]]
     input_embedding: str
     output_embedding: str
     is_tied: bool
-    """The output embedding is the input embedding."""
+    """Whether the output embedding is tied to the input embedding."""
 
     @property
     def rows(self) -> int:
@@ -28,7 +28,7 @@ class Skeleton:
 
 
 def make_skeleton(config: PreTrainedConfig) -> Skeleton:
-    """Build a model of this configuration without weights."""
+    """Build a model without weights from its configuration."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(without_dynamic_scaling(config))
     return Skeleton(

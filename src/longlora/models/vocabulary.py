@@ -1,4 +1,4 @@
-"""A tokenizer and the rows of the embeddings that go with it: checked always, grown only on request."""
+"""Match the tokenizer's vocabulary with the embeddings' rows: always checked, extended only on request."""
 
 import logging
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ logger = logging.getLogger("longlora")
 def fit_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, new_tokens: Sequence[str] = ()
 ) -> list[int]:
-    """Add the new tokens to tokenizer and model, and return their numbers.
+    """Add the new tokens to tokenizer and model, and return their ids.
 
-    Embeddings often have more rows than the tokenizer has tokens (padded to a round number). Those rows are used first;
-    only beyond them are the embeddings resized, to exactly what is needed. Without new tokens nothing is ever resized.
-    A new token starts as the mean of the tokens in use, in both embeddings: then it is neither likely nor unlikely, and
-    no attention is drawn to it (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021;
-    transformers' own `resize_token_embeddings` draws from around the same mean).
+    Embeddings often have more rows than the tokenizer has tokens (padded to a round number). These rows are used first;
+    beyond them the embeddings are resized, to exactly the size needed. Without new tokens nothing is resized. A new
+    token is initialized to the mean of the tokens in use, in both embeddings: it is then neither likely nor unlikely,
+    and attracts no attention (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021;
+    transformers' own `resize_token_embeddings` samples around the same mean).
 
-    A new token that the tokenizer has already, because the model was trained with it before, keeps its row.
+    A new token that the tokenizer already has, because the model was trained with it before, keeps its row.
 
     Raises:
         ConfigError: the tokenizer has tokens, other than the new ones, for which the model has no row.
@@ -36,9 +36,9 @@ def fit_vocabulary(
     strangers = [token for token in homeless if token not in new_tokens]
     if strangers:
         raise ConfigError(
-            f"the tokenizer has tokens up to number {max(present.values())} and the model has {rows} rows for them; "
-            f"{strangers[0]!r} has none. Use the tokenizer that belongs to the model, or name all {len(strangers)} of "
-            "them in new_tokens"
+            f"the tokenizer has token ids up to {max(present.values())}, but the model has only {rows} rows for them; "
+            f"{strangers[0]!r} has none. Use the model's own tokenizer, or list all {len(strangers)} such tokens in "
+            "new_tokens"
         )
     tokenizer.add_tokens([token for token in new_tokens if token not in present])
     numbers = tokenizer.convert_tokens_to_ids(list(new_tokens))
@@ -56,17 +56,17 @@ def fit_vocabulary(
 
 
 def check_rows(adapter: Path, *, found: int, rows: int, base: str) -> None:
-    """See that an embedding in an adapter has as many rows as its base.
+    """Check that an embedding in an adapter has as many rows as in its base.
 
     Raises:
-        CheckpointError: the vocabulary was grown before the adapter was trained, or it belongs to another base.
+        CheckpointError: the vocabulary was extended before the adapter was trained, or it belongs to another base.
     """
     if found != rows:
         raise CheckpointError(
-            f"the adapter in {adapter} holds an embedding of {found:,} rows and its base {base} has {rows:,}: the "
-            "vocabulary was grown before it was trained, and nothing resizes it unasked. Resize the base with "
-            f"transformers (model.resize_token_embeddings({found}), model.save_pretrained(FOLDER), and its tokenizer "
-            f"with it), and name FOLDER as base_model_name_or_path in {adapter / ADAPTER_CONFIG}"
+            f"the adapter in {adapter} has an embedding of {found:,} rows, but its base {base} has {rows:,}: the "
+            "vocabulary was extended before training, and is not resized automatically. Resize the base with "
+            f"transformers (model.resize_token_embeddings({found}), model.save_pretrained(FOLDER)), save its tokenizer "
+            f"there too, and set base_model_name_or_path to FOLDER in {adapter / ADAPTER_CONFIG}"
         )
 
 

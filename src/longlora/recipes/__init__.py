@@ -1,7 +1,7 @@
-"""The recipes that ship with longlora: YAML files in this folder, one for each model, found by listing it.
+"""The bundled recipes: the YAML files in this folder.
 
-The names are those of the models that the paper's authors released (`Yukang/Llama-2-7b-longlora-8k-ft` and so on), in
-small letters.
+Recipes for models that the paper's authors released have those models' names (`Yukang/Llama-2-7b-longlora-8k-ft` and so
+on) in lower case.
 """
 
 import difflib
@@ -13,40 +13,40 @@ _FOLDER = Path(__file__).parent
 
 
 def recipe_names() -> list[str]:
-    """List the recipes, in the order of model, context and kind of training."""
+    """Return the names of all recipes, sorted by model, context and kind of training."""
     return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=_order)
 
 
 def is_recipe(name: str) -> bool:
-    """Tell what can only be a recipe from the name of a model."""
+    """Return whether a name can only be a recipe, and not a model."""
     path = Path(name)
     return path.suffix in (".yaml", ".yml") or path.is_file() or name in recipe_names()
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """Return the file of a recipe: the user's own, or else the one of that name that ships with longlora.
+    """Return the file of a recipe: the user's own, or else the bundled one of that name.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: neither exists.
     """
     path, shipped = Path(name_or_path), _FOLDER / f"{name_or_path}.yaml"
     if path.is_file() or not (shipped.parent == _FOLDER and shipped.is_file()):
         if not path.exists() and not path.suffix:
             near = difflib.get_close_matches(str(name_or_path), recipe_names(), n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "`longlora recipes` lists those that ship with longlora"
-            raise ConfigError(f"there is no recipe {str(name_or_path)!r}, neither a file nor a bundled one; {hint}")
+            raise ConfigError(f"there is no recipe {str(name_or_path)!r}, neither as a file nor bundled; {hint}")
         return path
     return shipped
 
 
 def describe_recipe(name: str) -> str:
-    """Return the first line of a shipped recipe: what it makes out of what."""
+    """Return the one-line description of a bundled recipe, from its first line."""
     first = find_recipe(name).read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").partition(": ")[2]
 
 
 def _order(name: str) -> tuple[list[tuple[int, int | str]], str]:
-    """Sort numbers within names by their value: 7b before 13b, 8k before 16k."""
+    """Sort numbers in names by value: 7b before 13b, 8k before 16k."""
     parts: list[tuple[int, int | str]] = []
     for part in name.split("-"):
         digits = part.rstrip("bk")

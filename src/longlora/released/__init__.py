@@ -1,8 +1,8 @@
-"""What the paper's authors published, turned into what longlora and everybody else's programs read.
+"""Convert the weights that the paper's authors published to the formats of PEFT and transformers.
 
-`released_models.py` lists their models; `published_folder.py` finds out what a folder holds and how far it reads;
-`published_weights.py` reads their `.bin` files, `published_adapter.py` makes one adapter of PEFT's out of them;
-`importing.py` tells the story and converts whole models.
+`importing.py` has all steps and converts full models; `released_models.py` lists the authors' models;
+`published_folder.py` determines what a folder contains and its context; `published_weights.py` reads the `.bin` files;
+`published_adapter.py` combines them into one PEFT adapter.
 """
 
 from longlora.released.importing import ImportReport, import_released

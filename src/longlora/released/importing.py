@@ -1,4 +1,4 @@
-"""The story of an import: what is there, what it belongs to, how far it reads, and what is written."""
+"""All steps of an import: find the published files, their base and their context, and write the result."""
 
 import logging
 import shutil
@@ -29,10 +29,10 @@ logger = logging.getLogger("longlora")
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What was imported."""
+    """The kind, base and context of an imported model."""
 
     is_adapter: bool
-    base: str  # model it was made of; empty where a full model does not tell
+    base: str  # empty if a full model does not state it
     context: Context
 
 
@@ -69,7 +69,7 @@ def import_released(
             raise CheckpointError(f"{base} already has scaled positions; the original starts from a model without them")
     else:
         config = load_config(str(folder))
-        # The original never changed the number of positions that a configuration says.
+        # The original never changed `max_position_embeddings` in a configuration.
         base_config = load_config(model_source(base)) if base else config
         base = base or (known.base if known and known.base else "")
     base_context = int(base_config.get_text_config().max_position_embeddings)
@@ -99,23 +99,23 @@ def import_released(
 
 
 def _named_base(folder: Path, known: ReleasedModel | None) -> str:
-    """The model that LoRA weights say they belong to; the authors' own machines had it in folders."""
+    """Return the listed base, or else the one that LoRA weights state, which may be a local path of the authors."""
     written = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
     if known and known.base:
         return known.base
     if not written or (Path(written).is_absolute() and not Path(written).is_dir()):
         raise ConfigError(
-            f"{folder.name} belongs to {written or 'a model it does not name'}, which was not found; give it with "
+            f"{folder.name} belongs to {written or 'a base it does not state'}, which was not found; give it with "
             "--base, as a directory or a hub name"
         )
     return str(written)
 
 
 def _write_model(published: Published, config: PreTrainedConfig, directory: Path) -> None:
-    """Write weights, file by file, and the configuration, whose positions are already those of the result.
+    """Write weights, file by file, and the configuration, which already has the final positions.
 
     Raises:
-        CheckpointError: weights are missing, damaged, or do not go with the configuration.
+        CheckpointError: weights are missing, damaged, or do not match the configuration.
     """
     skeleton, writer = make_skeleton(config), ShardWriter(directory)
     seen: set[str] = set()
@@ -125,8 +125,8 @@ def _write_model(published: Published, config: PreTrainedConfig, directory: Path
         weights = {plain_name(name, skeleton): alone(weight) for name, weight in read_weights(file).items()}
         if any(".lora_A." in name for name in weights):
             raise CheckpointError(
-                f"{published.folder} holds LoRA weights that are not merged, and no adapter_config.json that says how "
-                "they are scaled; the original's scripts write it when a run is saved"
+                f"{published.folder} contains unmerged LoRA weights, but no adapter_config.json, which states their "
+                "scaling; the original's scripts write it when a run is saved"
             )
         if not seen:
             skeleton = _fit_rows(weights, config, skeleton)
@@ -148,12 +148,12 @@ def _write_model(published: Published, config: PreTrainedConfig, directory: Path
 
 
 def _fit_rows(weights: dict[str, Tensor], config: PreTrainedConfig, skeleton: Skeleton) -> Skeleton:
-    """Take the embedding's number of rows where it is one more, the original's [PAD], than the configuration says."""
+    """Update vocab_size if the embedding has one row more than the configuration: the original's [PAD]."""
     embedding = weights.get(skeleton.input_embedding)
     if embedding is None or embedding.shape[0] != skeleton.rows + 1:
         return skeleton
     logger.warning(
-        "the embedding has %s rows, one more than config.json says: the original's [PAD]; vocab_size now says so",
+        "the embedding has %s rows, one more than config.json states: the original's [PAD]; vocab_size was updated",
         f"{embedding.shape[0]:,}",
     )
     config.get_text_config().vocab_size = embedding.shape[0]

@@ -1,4 +1,4 @@
-"""Published LoRA weights, embeddings and norms, as one adapter of PEFT's."""
+"""Combine published LoRA weights, embeddings and norms into one PEFT adapter."""
 
 import logging
 from dataclasses import dataclass
@@ -25,27 +25,27 @@ from longlora.support.files import read_json
 
 logger = logging.getLogger("longlora")
 
-# What an adapter of the original never has, and what would be computed otherwise.
+# Settings that the original's adapters never have, and that would change the computation.
 _UNKNOWN_SETTINGS = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform")
 _NO_WHOLE = (
-    f"; they stand in {TRAINABLE}, which the original's get_trainable_weights.py makes out of pytorch_model.bin. "
-    "Without them the model is clearly worse; --lora-only imports it so"
+    f"; they are in {TRAINABLE}, which the original's get_trainable_weights.py extracts from pytorch_model.bin. "
+    "Without them the model is clearly worse; --lora-only imports it anyway"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What was published, by plain names: low-rank updates, and embeddings and norms where those are wanted."""
+    """The published tensors by plain name: low-rank updates, and unless excluded, embeddings and norms."""
 
     tensors: dict[str, Tensor]
     config: LoraConfig
 
 
 def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only: bool) -> Parts:
-    """Read all parts and hold them against the base, so that nothing is missing and nothing is left over.
+    """Read all parts, and check them against the base for missing and extra tensors.
 
-    A row that the embedding has more than the base is the original's `[PAD]`, which it adds to every tokenizer without
-    a padding token: never a target, never before a token that is one. It is left out, so the adapter fits the base.
+    One extra row of the embedding is the original's `[PAD]`, which it adds to every tokenizer without a padding token.
+    It is never a target and never precedes one, so it is left out, and the adapter fits the base.
 
     Raises:
         CheckpointError: a part is missing or damaged, or belongs to another base.
@@ -53,7 +53,7 @@ def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only
     low_rank: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}
     for file in filter(None, (*published.files, published.trainable)):
-        # `pytorch_model.bin` holds the frozen weights too. The rule is the original's: anywhere in the name.
+        # `pytorch_model.bin` also contains the frozen weights. As in the original, the words may be anywhere in a name.
         holds_frozen = published.kind == "consolidated" and file != published.trainable
         for name, weight in read_weights(file).items():
             plain = plain_name(name, skeleton)
@@ -63,7 +63,7 @@ def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only
                 whole[plain] = weight
     folder, config = published.folder, _config(published.folder, base)
     if not low_rank:
-        raise CheckpointError(f"{folder} holds no LoRA weights, though it has {ADAPTER_CONFIG}")
+        raise CheckpointError(f"{folder} holds no LoRA weights, although it has {ADAPTER_CONFIG}")
     wanted = _low_rank_shapes(config, skeleton)
     check_shapes(low_rank, wanted, what="LoRA weights", base=base)
     check_complete(low_rank, wanted, what=f"LoRA weights for {base}", folder=folder)
@@ -75,12 +75,12 @@ def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only
             logger.info("%s: the row of the original's [PAD] is left out", name)
             whole[name] = whole[name][:-1]
     modules = embedding_and_norm_names(skeleton.model)
-    # As PEFT matches them: by how a module's name ends.
+    # Matched as PEFT does: by name suffix.
     wanted = {n: shape for n, shape in skeleton.shapes.items() if n.rpartition(".")[0].endswith(tuple(modules))}
     check_shapes(whole, wanted | {output: skeleton.shapes[output]}, what="embeddings and norms", base=base)
     check_complete(whole, wanted, what="trained embeddings and norms", folder=folder, hint=_NO_WHOLE)
     if skeleton.is_tied:
-        whole[output] = whole[skeleton.input_embedding].clone()  # twice, as PEFT writes it
+        whole[output] = whole[skeleton.input_embedding].clone()  # PEFT writes it twice
     elif output in whole:
         modules.append(output.removesuffix(".weight"))
     config.modules_to_save = modules
@@ -89,7 +89,7 @@ def read_parts(published: Published, skeleton: Skeleton, base: str, *, lora_only
 
 
 def write_adapter(parts: Parts, directory: Path) -> None:
-    """Write the adapter as PEFT reads it."""
+    """Write the adapter in PEFT's format."""
     tensors = {f"base_model.model.{name}": alone(weight) for name, weight in parts.tensors.items()}
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     parts.config.save_pretrained(directory)
@@ -105,7 +105,7 @@ def _config(folder: Path, base: str) -> LoraConfig:
             "an ordinary PEFT adapter needs no import; use it directly"
         )
     try:
-        # The original's supervised fine-tuning writes a list in a list.
+        # The original's supervised fine-tuning writes a nested list.
         targets = [n for entry in values["target_modules"] for n in ([entry] if isinstance(entry, str) else entry)]
         return LoraConfig(
             task_type="CAUSAL_LM",

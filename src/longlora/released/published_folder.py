@@ -1,8 +1,7 @@
-"""Find out what a published folder holds, and how far the model in it reads.
+"""Determine what a published folder contains, and the model's context.
 
-The original trains with positions divided by ceil(context / the base's context) and writes that into no configuration
-(of the adapters) or into some (of the models), and never `max_position_embeddings`. Where nothing tells, the user is
-asked.
+The original divides positions by ceil(context / base context), but records this in the configuration of only some
+models and no adapter, and never updates `max_position_embeddings`. If nothing states the context, the user must.
 """
 
 import logging
@@ -28,30 +27,30 @@ _LARGEST = 10**7  # tokenizers without a limit say more
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A folder, what kind of thing it holds, and in which files."""
+    """A folder, the kind of its contents, and the files."""
 
     folder: Path
     kind: Literal["adapter", "consolidated", "model"]
-    """`adapter`: LoRA weights in a file of their own. `consolidated`: everything, LoRA weights not yet merged, in
-    `pytorch_model.bin`, as DeepSpeed's `zero_to_fp32.py` leaves it. `model`: an ordinary model."""
-    files: tuple[Path, ...]  # with the LoRA weights, or with the model's
-    trainable: Path | None = None  # with embeddings and norms, where they stand alone
+    """`adapter`: LoRA weights in a separate file. `consolidated`: everything, with unmerged LoRA weights, in
+    `pytorch_model.bin`, as written by DeepSpeed's `zero_to_fp32.py`. `model`: an ordinary model."""
+    files: tuple[Path, ...]  # with the weights of LoRA or of the model
+    trainable: Path | None = None  # with embeddings and norms, if they are in a separate file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """How far a model reads, and how that is known."""
+    """A model's context and its source."""
 
     length: int  # tokens
-    factor: float  # by which positions are divided
+    factor: float  # divisor of positions
     known_from: str
 
 
 def find_folder(source: str) -> Path:
-    """Folder of that name, or else the repository's, downloaded if need be.
+    """Return the local folder of this name, or else that of the hub repository, downloaded if necessary.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: neither exists.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -62,10 +61,10 @@ def find_folder(source: str) -> Path:
 
 
 def read_folder(folder: Path) -> Published:
-    """Tell what was published in a folder.
+    """Determine the kind of a published folder and its files.
 
     Raises:
-        CheckpointError: it holds neither LoRA weights nor a model, or only a part.
+        CheckpointError: it contains neither LoRA weights nor a model, or only a part of one.
     """
 
     def first(*names: str) -> tuple[Path, ...]:
@@ -78,12 +77,12 @@ def read_folder(folder: Path) -> Published:
         if files := _listed_files(folder) or first("model.safetensors", "pytorch_model.bin"):
             return Published(folder=folder, kind="consolidated", files=files, trainable=trainable)
         raise CheckpointError(
-            f"{folder} has {ADAPTER_CONFIG} and no weights: adapter_model.bin, or pytorch_model.bin, is missing"
+            f"{folder} has {ADAPTER_CONFIG} but no weights: adapter_model.bin or pytorch_model.bin is missing"
         )
     if low_rank or trainable:
         raise CheckpointError(
-            f"{folder} has LoRA weights and no {ADAPTER_CONFIG}, which says how they are scaled; the original's "
-            "scripts write it when a run is saved"
+            f"{folder} has LoRA weights but no {ADAPTER_CONFIG}, which states their scaling; the original's scripts "
+            "write it when a run is saved"
         )
     files = _listed_files(folder) or first("model.safetensors", "pytorch_model.bin")
     if not files:
@@ -91,12 +90,12 @@ def read_folder(folder: Path) -> Published:
             f"{folder} holds neither LoRA weights (adapter_model.bin) nor a model's (pytorch_model*.bin)"
         )
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has weights and no config.json")
+        raise CheckpointError(f"{folder} has weights but no config.json")
     return Published(folder=folder, kind="model", files=files)
 
 
 def _listed_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a model that an index lists."""
+    """Return the files listed in a model's index."""
     for name in (INDEX_FILE, PICKLED_INDEX_FILE):
         if (folder / name).is_file():
             files = sorted({folder / file for file in read_index(folder / name).values()})
@@ -107,21 +106,21 @@ def _listed_files(folder: Path) -> tuple[Path, ...]:
 
 
 def infer_context(folder: Path, name: str, *, asked: int | None, base_context: int) -> Context:
-    """Find the context of what lies in a folder.
+    """Infer the context of a published model.
 
-    In this order: what the user says, the list of released models, a linear scaling in the configuration, the name
-    (`-32k`: 32 × 1,024), what the tokenizer was saved with. A name with a number that is no power of two is not
-    understood: 100k were 100,000 tokens. A scaling in the configuration decides against all but the user, and where it
-    disagrees a warning says so.
+    Sources, in this order: the user, the list of released models, a linear scaling in the configuration, the name
+    (`-32k`: 32 × 1,024), the tokenizer. A name whose number is not a power of two is ignored: 100k was 100,000 tokens.
+    A scaling in the configuration overrides every source except the user, with a warning if they disagree.
 
     Args:
-        folder: with the published files.
-        name: as the user wrote it.
-        asked: context in tokens, from the user.
-        base_context: tokens that the base reads.
+        folder: folder with the published files.
+        name: name as the user wrote it.
+        asked: context in tokens given by the user.
+        base_context: context of the base in tokens.
 
     Raises:
-        ConfigError: nothing tells, or what tells is not longer than the base's context or scaled in another way.
+        ConfigError: no source states the context, it is not longer than the base's, or positions are not scaled
+            linearly.
     """
     scaled, known = _linear_factor(folder), find_released(name)
     in_config = ("the configuration's rope_scaling", round(scaled * base_context) if scaled else None)
@@ -140,15 +139,15 @@ def infer_context(folder: Path, name: str, *, asked: int | None, base_context: i
     factor = float(math.ceil(length / base_context))
     if scaled and scaled != factor:
         logger.warning(
-            "rope_scaling in the configuration says factor %g, and %s (%s tokens) means %g: %s decides",
+            "rope_scaling in the configuration has factor %g, but %s (%s tokens) implies %g: %s decides",
             *(scaled, known_from, f"{length:,}", factor, known_from if asked else "the configuration"),
         )
         if not asked:
             (known_from, length), factor = in_config, scaled
     if not length or length <= base_context:
         raise ConfigError(
-            f"a context of {length:,} tokens ({known_from}) is not longer than the {base_context:,} of the base; say "
-            "with --base which model it was made of"
+            f"a context of {length:,} tokens ({known_from}) is not longer than the {base_context:,} of the base; give "
+            "the right base with --base"
         )
     return Context(length=length, factor=factor, known_from=known_from)
 
@@ -161,7 +160,7 @@ def _linear_factor(folder: Path) -> float | None:
     if kind == "default":
         return None
     if kind != "linear":
-        raise ConfigError(f"{path} says positions of the type {kind}; what the authors published is linear")
+        raise ConfigError(f"{path} has positions of the type {kind}, but those of the published models are linear")
     return float(scaling["factor"])
 
 

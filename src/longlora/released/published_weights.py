@@ -1,4 +1,4 @@
-"""Published files of weights: read without running what a pickle may hold, and held against the base."""
+"""Read published weight files without executing pickled code, and compare their names and shapes with the base."""
 
 import pickle
 import re
@@ -15,16 +15,16 @@ from longlora.models.skeleton import Skeleton
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")  # what torch does not make out of a pickle, by its full name
+_REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")  # the full name of what torch refuses to unpickle
 _OLDER_OUTPUT = "embed_out."  # GPT-NeoX before transformers 5
-_TRANSIENT = "rotary_emb.inv_freq"  # a buffer that older versions of transformers saved
+_TRANSIENT = "rotary_emb.inv_freq"  # a buffer saved by older versions of transformers
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a `.bin` (tensors only) or a `.safetensors`; on the CPU, from the disk as far as the file allows.
+    """Read a `.bin` (tensors only) or `.safetensors` file to the CPU, memory-mapped if its format allows.
 
     Raises:
-        CheckpointError: it is damaged, or holds something else than a table of tensors.
+        CheckpointError: it is damaged, or is not a table of tensors.
     """
     check_no_pointer(file)
     try:
@@ -32,9 +32,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             weights = load_file(file)
         else:
             with file.open("rb") as opened:
-                is_zip = opened.read(2) == b"PK"  # what torch writes since 1.6, which alone can stay on the disk
+                is_zip = opened.read(2) == b"PK"  # the format since torch 1.6, the only one that can be memory-mapped
             weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # safetensors, pickle and torch each have exceptions of their own for a bad file
+    except Exception as error:  # safetensors, pickle and torch each raise their own exceptions for a bad file
         raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
     if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise CheckpointError(f"{file} is not a table of weights")
@@ -42,25 +42,25 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file; torch's own message advises to run what a pickle holds."""
+    """Describe the problem with a file; torch's own message suggests executing the pickle."""
     if found := _REFUSED.search(str(error)):
         return (
-            f"beside tensors it holds {found[1]}, and reading that could run any program; get the weights as "
-            "safetensors, or from a source you trust"
+            f"besides tensors it contains {found[1]}, and reading that could execute arbitrary code; get the weights "
+            "as safetensors, or from a source you trust"
         )
     if isinstance(error, pickle.UnpicklingError | LookupError):
-        return "it is no file of weights, or damaged; download it again"
+        return "it is not a weights file, or is damaged; download it again"
     return f"{first_line(error)}; download it again"
 
 
 def alone(weight: Tensor) -> Tensor:
-    """A weight that shares no memory with others, as safetensors wants them."""
+    """Return a weight that shares no memory with others, as safetensors requires."""
     is_whole = weight.is_contiguous() and weight.untyped_storage().nbytes() == weight.nbytes
     return weight if is_whole else weight.clone(memory_format=torch.contiguous_format)
 
 
 def plain_name(name: str, skeleton: Skeleton) -> str:
-    """Strip what PEFT, DeepSpeed and older versions put into the name of a weight."""
+    """Remove what PEFT, DeepSpeed and older versions of transformers add to a weight's name."""
     name = name.removeprefix("module.").removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
     if name.startswith(_OLDER_OUTPUT) and name not in skeleton.shapes:
         return skeleton.output_embedding
@@ -68,28 +68,28 @@ def plain_name(name: str, skeleton: Skeleton) -> str:
 
 
 def check_shapes(found: Mapping[str, Tensor], wanted: Shapes, *, what: str, base: str) -> None:
-    """Hold weights against those that the base has room for.
+    """Check names and shapes of weights against those of the base.
 
     Raises:
-        CheckpointError: it has none of a name, or of another shape.
+        CheckpointError: the base has no weight of this name, or one of another shape.
     """
     for name, weight in found.items():
         if name not in wanted:
             raise CheckpointError(
-                f"{name} was published, which is none of the {what} of {base}: they belong to another base; say --base"
+                f"{name} was published, but is not among the {what} of {base}: they belong to another base; give --base"
             )
         if tuple(weight.shape) != wanted[name]:
             raise CheckpointError(
                 f"{name} has shape {tuple(weight.shape)} in the published weights and {wanted[name]} in {base}: they "
-                "belong to another base; say --base"
+                "belong to another base; give --base"
             )
 
 
 def check_complete(found: Collection[str], wanted: Shapes, *, what: str, folder: Path, hint: str = "") -> None:
-    """See that no weight is missing.
+    """Check that no weight is missing.
 
     Raises:
-        CheckpointError: one is.
+        CheckpointError: a weight is missing.
     """
     if missing := sorted(wanted.keys() - set(found)):
         raise CheckpointError(

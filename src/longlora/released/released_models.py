@@ -1,8 +1,7 @@
-"""The models that the authors released, as their README lists them (Yukang/… on the hub).
+"""The models that the authors released, as listed in their README (Yukang/… on the hub).
 
-Context is what it, or the model's name, says, in tokens. Bases are those in its table of pretrained weights; for models
-that were tuned on instructions it does not say which one they were made of, and `adapter_config.json` or the user has
-to.
+Contexts, in tokens, are from the README or the model's name; bases are from its table of pretrained weights. It does
+not state the bases of instruction-tuned models, which `adapter_config.json` or the user must provide.
 """
 
 from dataclasses import dataclass
@@ -14,14 +13,14 @@ OWNER = "Yukang"
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedModel:
-    """One repository of the authors."""
+    """One of the authors' hub repositories."""
 
     name: str
-    kind: Literal["adapter", "model"]  # LoRA weights beside embeddings and norms, or all weights
-    context_length: int | None  # None: the README does not say
+    kind: Literal["adapter", "model"]  # LoRA weights with embeddings and norms, or all weights
+    context_length: int | None  # None if the README does not state it
     base: str | None = None
-    recipe: str | None = None  # makes such a model anew
-    instructed: bool = False  # tuned to follow instructions, with the paper's prompt
+    recipe: str | None = None  # bundled recipe that reproduces it
+    instructed: bool = False  # instruction-tuned with the paper's prompt
 
 
 _TOKENS = {"8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536, "100k": 100000}
@@ -67,6 +66,6 @@ RELEASED_MODELS = (
 
 
 def find_released(name: str) -> ReleasedModel | None:
-    """Find a model by its name on the hub, or by a folder of that name."""
+    """Find a model by its hub name, or by a folder with the same name."""
     last = name.rstrip("/").rpartition("/")[2].lower()
     return next((model for model in RELEASED_MODELS if model.name.lower() == last), None)

@@ -1,8 +1,8 @@
-"""Rescale rotary positions to a longer context, as a change of a model's `rope_parameters`.
+"""Rescale rotary positions to a longer context, by changing a model's `rope_parameters`.
 
-`methods.py` has one function for each kind of scaling; `extend.py` tells what a model reads now and chooses;
-`other_readers.py` writes the result in the keys of transformers 4 and tells who reads it otherwise. Plain dictionaries
-in, plain dictionaries out: nothing here knows a model, or loads torch.
+`methods.py` has one function for each kind of scaling; `extend.py` determines the present context and applies one of
+them; `other_readers.py` writes the result in transformers 4's keys and lists the readers that misread it. Plain
+dictionaries in and out: nothing here needs a model or torch.
 """
 
 from longlora.rope.extend import (

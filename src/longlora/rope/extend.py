@@ -1,4 +1,4 @@
-"""What a model's positions reach now, and the parameters with which they reach further."""
+"""Determine a model's present context from its positions, and extend it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from longlora.errors import ConfigError
 from longlora.rope.methods import METHODS, OPTIONS, Positions, check_present
 
 FULL_ATTENTION = "full_attention"
-"""transformers' name of the layers that see the whole text, in parameters that differ by kind of layer."""
+"""transformers' name for layers without a window, in parameters that differ by kind of layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeExtension:
-    """New positions of a model, and where they came from; contexts in tokens."""
+    """A model's new positions, with its contexts before and after in tokens."""
 
-    rope_parameters: dict[str, Any]  # transformers' own, `rope_theta` included
+    rope_parameters: dict[str, Any]  # in transformers' form, including `rope_theta`
     base_context: int
     context_length: int
-    max_position_embeddings: int  # `context_length`, but for `dynamic` the tokens that the scaling counts from
+    max_position_embeddings: int  # `context_length`, except for `dynamic`: the context that the scaling starts from
 
 
 def extend_rope(
@@ -31,19 +31,19 @@ def extend_rope(
     base_context: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> RopeExtension:
-    """Compute the `rope_parameters` that take a model to `context_length` tokens.
+    """Compute the `rope_parameters` that extend a model to `context_length` tokens.
 
-    What each `rope_type` computes, and what a second extension means for it, stands with its function in `methods.py`.
+    The functions in `methods.py` document what each `rope_type` computes, and the effect of a second extension.
     Parameters that differ by kind of layer are extended for full attention only: a layer with a sliding window never
     sees a distance that it was not trained with.
 
-    `rope_parameters` are the model's present ones, flat or by kind of layer, `options` values of the parameters named
-    in `OPTIONS[rope_type]`; `base_context` says what the model reads now, where its configuration does not. Contexts
-    are in tokens.
+    `rope_parameters` are the model's present ones, flat or by kind of layer; `options` are values for the parameters in
+    `OPTIONS[rope_type]`; `base_context` is the model's present context, if its configuration does not state it.
+    Contexts are in tokens.
 
     Raises:
         ConfigError: the new context is not longer than the old, an option does not belong to the type, or the model's
-            positions cannot be scaled so.
+            positions cannot be scaled in this way.
     """
     options = options or {}
     if rope_type not in METHODS:
@@ -62,7 +62,7 @@ def extend_rope(
         raise ConfigError(
             f"context_length={context_length} must exceed the {base_context} tokens that the model already reads"
         )
-    # "proportional" spreads the frequencies over the whole head, and stops the slow ones.
+    # "proportional" spreads the frequencies over the whole head, and sets the slow ones to zero.
     is_spread = present.get("rope_type") == "proportional"
     rotated_part = 1.0 if is_spread else float(present.get("partial_rotary_factor") or 1.0)
     positions = Positions(
@@ -83,7 +83,7 @@ def extend_rope(
 
 
 def extended_parameters(rope_parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters that an extension changes: all, or those of full attention where they differ by kind of layer.
+    """Return the parameters that an extension changes: all, or those of full attention if they differ by kind of layer.
 
     Raises:
         ConfigError: they differ by kind of layer, and no kind is full attention with rotary positions.
@@ -93,17 +93,17 @@ def extended_parameters(rope_parameters: Mapping[str, Any]) -> Mapping[str, Any]
     full: Mapping[str, Any] | None = rope_parameters.get(FULL_ATTENTION)
     if full is None:
         raise ConfigError(
-            f"the model has rotary positions for layers of the kinds {', '.join(rope_parameters)}, and none for "
+            f"the model has rotary positions only for layers of the kinds {', '.join(rope_parameters)}, not for "
             f"{FULL_ATTENTION}: there is nothing to extend"
         )
     return full
 
 
 def present_context(rope_parameters: Mapping[str, Any], max_position_embeddings: int) -> int:
-    """Tokens a model reads as it stands, which its configuration does not always say in `max_position_embeddings`.
+    """Return a model's present context in tokens, which may be more than its `max_position_embeddings`.
 
-    dynamic: `factor` times that, which is where its scaling counts from. yarn: `factor` times the original context if
-    that is more; configurations that were given YaRN by hand, as Qwen's model cards advise, keep the shorter number.
+    dynamic: `factor` times `max_position_embeddings`, from which its scaling starts. yarn: `factor` times the original
+    context if that is more; configurations edited by hand, as Qwen's model cards recommend, keep the shorter number.
     """
     by_layer_type = any(isinstance(value, Mapping) for value in rope_parameters.values())
     parameters = (rope_parameters.get(FULL_ATTENTION) or {}) if by_layer_type else rope_parameters
@@ -116,7 +116,7 @@ def present_context(rope_parameters: Mapping[str, Any], max_position_embeddings:
 
 
 def describe_rope(rope_parameters: Mapping[str, Any]) -> str:
-    """Say in a few words how positions are scaled, as in "linear, factor 8"."""
+    """Describe how positions are scaled in a few words, such as "linear, factor 8, theta 10000"."""
     parameters = extended_parameters(rope_parameters)
     factor = f"factor {parameters['factor']:g}, " if "factor" in parameters else ""
     return f"{parameters.get('rope_type', 'default')}, {factor}theta {parameters['rope_theta']:g}"

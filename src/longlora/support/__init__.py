@@ -1,1 +1,1 @@
-"""What every room needs and no user asks for: whole files, journals, progress bars, figures, optional packages."""
+"""Shared helpers: atomic files, digests, journals, progress bars, figures, wording, optional packages."""

@@ -1,4 +1,4 @@
-"""One call in a process of its own: it can be ended, may take only so much time and memory, and may crash alone."""
+"""Run one call in a separate process, with limits on time and memory, so that it can be stopped and may crash."""
 
 import os
 import resource
@@ -22,19 +22,19 @@ def call_apart(
     memory_bytes: int,
     preload: tuple[str, ...] = (),
 ) -> Result:
-    """Call a function of a module with plain values, and give its plain result.
+    """Call a function in a separate process and return its result; arguments and result are pickled.
 
     Args:
-        function: importable by its name.
+        function: importable by name.
         arguments: its arguments.
-        stop: ends the call once it is set.
-        seconds: that it may take.
-        memory_bytes: address space that its process may have; `resource.RLIM_INFINITY` for any.
-        preload: modules that a process of this kind has loaded already, from the second call on.
+        stop: stops the call when set.
+        seconds: time limit.
+        memory_bytes: limit on the process's address space; `resource.RLIM_INFINITY` for none.
+        preload: modules that the fork server imports in advance; effective from the second call on.
 
     Raises:
-        DataError: it was stopped, took too long, ended its process or ran out of memory.
-        LongLoRAError: what the function raised of these; any other exception of its is raised as `RuntimeError`.
+        DataError: the call was stopped, took too long, crashed or ran out of memory.
+        LongLoRAError: raised by the function; its other exceptions are raised as `RuntimeError`.
     """
     context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if preload and context.get_start_method() == "forkserver":
@@ -50,11 +50,11 @@ def call_apart(
             if stop.is_set():
                 raise DataError("stopped")
             if waited >= seconds:
-                raise DataError(f"it takes more than {seconds:g} s to read; give a part of it, or convert it to text")
+                raise DataError(f"it takes more than {seconds:g} s to read; split it, or convert it to text")
         try:
             result, error = receiving.recv()
         except EOFError:
-            raise DataError("it makes the reader crash; convert it by another program") from None
+            raise DataError("it makes the reader crash; convert it with another program") from None
     finally:
         process.kill()
         process.join()
@@ -83,7 +83,7 @@ def _answer(sending: Connection, memory_bytes: int, function: Callable[..., Any]
 
 
 def _end_with_parent() -> None:
-    """A process that reads does not notice by itself that whoever waits for it was killed."""
+    """Exit when the parent process dies, which this one would not notice otherwise."""
     parent = parent_process()
     assert parent is not None
 

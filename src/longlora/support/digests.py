@@ -1,7 +1,7 @@
-"""Whether the files of a directory are still as they were written: their names, sizes and digests in `digests.json`.
+"""Seal a directory with `digests.json` (names, sizes and digests of its files), and verify it later.
 
-The file is written last, when all others have reached the disk. A directory that has one was thus written to its end;
-one whose files differ from it was damaged, or changed by hand, since then.
+`digests.json` is written last, when all other files are on disk: a directory that has it is complete. If its files
+differ from it, they were damaged or edited later.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 DIGESTS_FILE = "digests.json"
-_FREE = {DIGESTS_FILE, "README.md"}  # a card is for people, who may add to it
-_THREADS = 8  # hashlib lets go of the interpreter; a large model lies in many files
+_FREE = {DIGESTS_FILE, "README.md"}  # users may edit the model card
+_THREADS = 8  # hashlib releases the GIL, and a large model has many files
 
 
 def seal(directory: Path) -> None:
-    """Note what each file of a directory holds, once all of them are on the disk; each is read once.
+    """Flush all files of a directory to disk and write their digests; each file is read once.
 
-    `benchmarks/digests.py` measures what that takes.
+    `benchmarks/digests.py` measures the cost.
     """
     digests_file = directory / DIGESTS_FILE
     digests_file.unlink(missing_ok=True)
@@ -35,23 +35,23 @@ def seal(directory: Path) -> None:
 
 
 def is_sealed(directory: Path) -> bool:
-    """Whether a directory was written to its end."""
+    """Return whether a directory was written completely."""
     return (directory / DIGESTS_FILE).is_file()
 
 
 def find_damage(directory: Path) -> str:
-    """Say what differs from what `seal` noted; empty where nothing does. Files that came later do not count."""
+    """Describe the first difference from the digests; empty if there is none. Files added later are ignored."""
     return next((damage for _, damage in differences(directory)), "")
 
 
 def differences(
     directory: Path, is_known: Callable[[Path, str], bool] = lambda path, digest: False
 ) -> Iterator[tuple[str, str]]:
-    """Yield each file that differs from what `seal` noted, with how it does, in one sentence.
+    """Yield each file that differs from its digest, with a one-sentence description.
 
     Args:
-        directory: that was sealed.
-        is_known: whether a file is known to have a digest, so that it need not be read.
+        directory: a sealed directory.
+        is_known: returns whether a file is already known to have a digest, so that it is not read.
     """
     try:
         noted = json.loads((directory / DIGESTS_FILE).read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def differences(
         yield DIGESTS_FILE, f"{DIGESTS_FILE} is damaged"
         return
     if not expected:
-        yield DIGESTS_FILE, f"{DIGESTS_FILE} names no file"
+        yield DIGESTS_FILE, f"{DIGESTS_FILE} lists no files"
         return
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda name: _difference(directory, name, *expected[name], is_known), expected)
@@ -71,7 +71,7 @@ def differences(
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +93,7 @@ def _difference(directory: Path, name: str, size: int, digest: str, is_known: Ca
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not path.is_file():
             return f"{name} is missing"
         if (found := path.stat().st_size) != size:
-            return f"{name} has {found:,} bytes and was written with {size:,}"
+            return f"{name} has {found:,} bytes, but {size:,} were written"
         if is_known(path, digest):
             return ""
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The style that all figures share, and how one is saved."""
+"""The common style of all figures, and how they are saved."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float, **subplots: Any) -> "tuple[Figure, Any]":
-    """Make a figure, sizes in inches, without pyplot or a display; `subplots` goes to `Figure.subplots`."""
+    """Create a figure (sizes in inches) without pyplot or a display; `subplots` are passed to `Figure.subplots`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -21,13 +21,13 @@ def new_figure(width: float, height: float, **subplots: Any) -> "tuple[Figure, A
 
 
 def plain(axes: "Axes", *, grid: bool = True) -> None:
-    """Take away the frame's upper and right line, and draw faint lines across."""
+    """Hide the top and right spines, and draw faint horizontal grid lines."""
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG file, whole or not at all."""
+    """Write a PNG file atomically."""
     with replaced_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

@@ -1,4 +1,4 @@
-"""Files and directories that are never half there, and what JSON files hold."""
+"""Write files and directories atomically, explain disk errors, and read JSON objects."""
 
 import errno
 import json
@@ -15,48 +15,48 @@ from longlora.support.digests import flush, seal
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object.
+    """Read a file that contains a JSON object.
 
     Raises:
-        CheckpointError: it is missing or damaged, or holds something else.
+        CheckpointError: it is missing or damaged, or contains something else.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object, but {type(values).__name__}")
+        raise CheckpointError(f"{path} must contain a JSON object, found {type(values).__name__}")
     return values
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
+    """Write a text file atomically: readers see either the old content or the new."""
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 _REMEDIES = {
-    errno.ENOSPC: "make room on that disk, or choose a place on another",
-    errno.EDQUOT: "make room within your quota, or choose a place elsewhere",
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose a place on another disk",
-    errno.EROFS: "choose a place that can be written",
-    errno.EACCES: "choose a place that you may use, or change its permissions",
-    errno.EPERM: "choose a place that you may use, or change its permissions",
-    errno.ENOTDIR: "a part of that path is a file; choose another",
+    errno.ENOSPC: "make room on that disk, or choose another disk",
+    errno.EDQUOT: "make room within your quota, or choose another disk",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another disk",
+    errno.EROFS: "choose a writable location",
+    errno.EACCES: "choose a location that you have access to, or change its permissions",
+    errno.EPERM: "choose a location that you have access to, or change its permissions",
+    errno.ENOTDIR: "a part of that path is a file; choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOENT: "it was there, or should have been; do not move or delete it meanwhile",
+    errno.ENOENT: "it existed, or should have; do not move or delete it during the run",
     errno.EMFILE: "raise the number of files that a process may open (ulimit -n)",
 }
-# What libraries that write by themselves say of a disk, instead of raising Python's OSError.
+# Messages of libraries that write files themselves and do not raise an OSError.
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 _CUT_SHORT = re.compile(r"PytorchStreamWriter failed|inline_container|unexpected pos|file write failed")
 
 
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Make sure that what fails because of a disk within a block is an `OSError` that names a path: `path`, or its own.
+    """Convert disk errors within the block to an `OSError` with a file name: its own, or `path`.
 
-    safetensors and torch write by themselves, and raise errors of their own.
+    safetensors and torch write files themselves, and raise their own exceptions.
     """
     try:
         yield
@@ -82,7 +82,7 @@ def _system_error(message: str) -> int | None:
 
 
 def resource_error(error: OSError) -> ResourceError:
-    """What a system's refusal means to a user: the path, the reason, the remedy."""
+    """Return a user error for an `OSError`, with the path, the reason and the remedy."""
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = _REMEDIES.get(error.errno or 0)
     return ResourceError(f"{where}{error.strerror or error}{f'; {remedy}' if remedy else ''}")
@@ -90,7 +90,7 @@ def resource_error(error: OSError) -> ResourceError:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write, and put it in the place of `path` once the block has ended well."""
+    """Yield a temporary file to write, which replaces `path` when the block succeeds."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with output_to(path):
@@ -102,21 +102,21 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def check_absent(target: Path) -> None:
-    """Make sure that nothing stands where a directory is to be written; an empty one may.
+    """Check that a directory to be written does not exist yet, or is empty.
 
     Raises:
-        CheckpointError: something does.
+        CheckpointError: it exists and is not empty, or is a file.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already; choose another place or delete it")
+        raise CheckpointError(f"{target} exists already; choose another path or delete it")
 
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """Give a temporary folder to write into, and put it in `target`'s place once the block has ended well.
+    """Yield a temporary folder to write into, which becomes `target` when the block succeeds.
 
-    Its files have reached the disk by then, and `digests.json` says what they hold (`support/digests.py`): after a
-    power cut `target` is whole or absent.
+    Before that its files are flushed to disk and sealed with `digests.json` (`support/digests.py`): after a power
+    failure `target` is complete or absent.
 
     Raises:
         CheckpointError: `target` exists and is not empty.
@@ -139,6 +139,6 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 
 def remove_partial(target: Path) -> None:
-    """Delete what `whole_directory` left beside `target` when its process was killed."""
+    """Delete temporary folders that `whole_directory` left next to `target` when its process was killed."""
     for leftover in target.parent.glob(f".{target.name}.partial-*"):
         shutil.rmtree(leftover)

@@ -1,4 +1,4 @@
-"""A journal: lines of JSON below a header of settings, from which a killed run resumes without doing anything twice."""
+"""A journal: JSON lines below a header of settings, from which a killed run resumes without repeating work."""
 
 import json
 import os
@@ -20,17 +20,17 @@ def _as_it_is(value: Any) -> Any:
 
 
 class Journal:
-    """Appends lines to a file that belongs to one set of settings; one process at a time has it open.
+    """Appends lines to a file that belongs to one set of settings and to one process at a time.
 
-    Where the file holds no more than a header, it takes the settings of today.
+    A file with only a header gets the new settings.
 
     Raises:
         ConfigError: another process has it open, or it was begun with other settings.
-        DataError: a line of it is no JSON, or `parse` fails on it.
+        DataError: a line is not JSON, or `parse` fails on it.
     """
 
     entries: list[Any]
-    """What stood below the header when it was opened, through `parse`."""
+    """The parsed lines below the header when the journal was opened."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], parse: Callable[[Any], object] = _as_it_is) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class Journal:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise ConfigError(f"another process is at work on {path}; wait for it, or choose another place") from error
+            raise ConfigError(f"another process is using {path}; wait for it, or choose another path") from error
         try:
             self.entries = read_journal(path, settings, parse)
             if not self.entries:
@@ -49,7 +49,7 @@ class Journal:
             raise
 
     def append(self, value: Mapping[str, Any], *, is_synced: bool = False) -> None:
-        """Hand a line to the operating system at once; `is_synced` waits until it is on the disk."""
+        """Append a line without buffering; `is_synced` waits until it is on disk."""
         self._file.write(json_line(value))
         self._file.flush()
         if is_synced:
@@ -62,34 +62,34 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let others open it."""
+        """Close the journal, so that other processes can open it."""
         self._file.close()
         self._lock.release()
 
 
 def read_journal(path: Path, settings: Mapping[str, Any], parse: Callable[[Any], Entry] = _as_it_is) -> list[Entry]:
-    """Read every line below the header through `parse`; none where there is no file, or no more than a header.
+    """Parse every line below the header; none if the file does not exist or has only a header.
 
     Raises:
-        ConfigError: it was begun with other settings.
-        DataError: a line is no JSON, or `parse` fails on it.
+        ConfigError: the journal was begun with other settings.
+        DataError: a line is not JSON, or `parse` fails on it.
     """
     lines: list[Any] = read_json_lines(path)
     if not lines:
         return []
     header = lines[0]["settings"] if isinstance(lines[0], dict) and "settings" in lines[0] else None
     if not isinstance(header, dict):
-        raise DataError(f"{path} is no journal: its first line holds no settings; choose another place")
+        raise DataError(f"{path} is not a journal: its first line contains no settings; choose another path")
     if len(lines) > 1:
         check_same_settings(path, header, settings)
     return [_parsed(path, number, value, parse) for number, value in enumerate(lines[1:], start=2)]
 
 
 def read_json_lines(path: Path, parse: Callable[[Any], Entry] = _as_it_is) -> list[Entry]:
-    """Read every line through `parse`, after cutting off a last one that an interruption tore.
+    """Parse every line, after removing an incomplete last line that an interruption left.
 
     Raises:
-        DataError: a line is no JSON, or `parse` fails on it.
+        DataError: a line is not JSON, or `parse` fails on it.
     """
     if not path.exists():
         return []
@@ -101,21 +101,21 @@ def read_json_lines(path: Path, parse: Callable[[Any], Entry] = _as_it_is) -> li
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON, with its end."""
+    """Return a line of JSON, with its newline."""
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def check_same_settings(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """See that what `path` was begun with is what is wanted now, both as JSON has them.
+    """Check that the settings in `path` equal the current ones, compared as JSON.
 
     Raises:
-        ConfigError: it is not; every value that differs is named.
+        ConfigError: they differ; the message lists every difference.
     """
     here = json.loads(json.dumps(here))
     differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     if differing:
         changes = ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} now" for name in differing)
-        raise ConfigError(f"{path} was begun with other settings ({changes}): use the same, or choose another place")
+        raise ConfigError(f"{path} was begun with other settings ({changes}): use the same, or choose another path")
 
 
 def _parsed(path: Path, number: int, value: Any, parse: Callable[[Any], Entry]) -> Entry:
@@ -124,12 +124,12 @@ def _parsed(path: Path, number: int, value: Any, parse: Callable[[Any], Entry]) 
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read in line {number} ({type(error).__name__}: {error}); delete that line, or choose "
-            "another place"
+            "another path"
         ) from error
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Cut what follows the last newline, which is looked for from the end, a block at a time."""
+    """Truncate the file after its last newline, searching backwards block by block."""
     with path.open("r+b") as file:
         size = end = file.seek(0, os.SEEK_END)
         whole = 0

@@ -1,4 +1,4 @@
-"""Which files, or which data set, a user means by the name of a data source. Imports nothing heavy."""
+"""Resolve the name of a data source to files or a data set, without heavy imports."""
 
 import glob
 import os
@@ -10,25 +10,25 @@ from typing import Literal
 from longlora.errors import DataError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# A dot and a letter: `notes.txt` is a file that is not there, `owner/corpus-v1.2` may be a data set.
+# A dot and a letter: `notes.txt` is a missing file, but `owner/corpus-v1.2` may be a data set.
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file, a directory of `datasets.save_to_disk`, or a hub data set."""
+    """A file, a directory from `datasets.save_to_disk`, or a hub data set."""
 
     kind: Literal["file", "saved", "hub"]
     location: str
     is_named: bool
-    """The user named it, rather than a folder or a glob that holds it."""
+    """Whether the user named it, rather than a folder or glob that includes it."""
 
 
 def locate(name: str) -> list[Part]:
-    """Find the files of one source, in the order of their paths; nothing is opened.
+    """Find the files of one source, sorted by path, without opening them.
 
     Raises:
-        DataError: there is no such thing, or no file in it.
+        DataError: the source does not exist, or has no files.
     """
     path = os.path.expanduser(name)
     if os.path.isdir(path) and name.strip():
@@ -56,19 +56,19 @@ def _is_saved_dataset(folder: str) -> bool:
 
 
 def files_below(folder: str) -> list[str]:
-    """List a folder's files, those of its subfolders too, but none that is hidden.
+    """List the files in a folder and its subfolders, except hidden ones.
 
     Raises:
-        DataError: there is none, or a folder cannot be listed.
+        DataError: there are none, or a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:
-        raise DataError(f"folder {error.filename!r} cannot be listed ({error.strerror}); allow it or move it away")
+        raise DataError(f"folder {error.filename!r} cannot be listed ({error.strerror}); permit it or move it away")
 
     files = []
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     if not files:
-        raise DataError(f"folder {folder!r} must hold at least one text file, found none (hidden files do not count)")
+        raise DataError(f"folder {folder!r} must hold at least one text file, found none (hidden files are ignored)")
     return [str(file) for file in sorted(files)]

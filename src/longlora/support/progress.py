@@ -1,4 +1,4 @@
-"""The bar on stderr that everything draws which takes long."""
+"""The progress bar on stderr for everything that takes long."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ Advance = Callable[[int, str], None]
 def progress_bar(
     description: str, *, total: int | None, completed: int = 0, progress: bool = True, transient: bool = False
 ) -> Iterator[Advance]:
-    """Draw a bar; the block calls `advance(count, text)` with what was done and a few words on how it stands.
+    """Show a bar; the block calls `advance(count, text)` with the number of finished items and a short status.
 
-    A `transient` one is gone afterwards.
+    A `transient` bar disappears at the end.
     """
-    if not progress:  # a disabled bar of rich below 15 still ends its line
+    if not progress:  # rich below 15 prints a newline even for a disabled bar
         yield lambda count, text: None
         return
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}", TimeRemainingColumn()
@@ -29,7 +29,7 @@ def progress_bar(
 
 
 def shown(items: Iterable[T], description: str, *, total: int | None, progress: bool = True) -> Iterator[T]:
-    """Give items one by one, with a bar."""
+    """Yield items one by one, with a progress bar."""
     with progress_bar(description, total=total, progress=progress) as advance:
         for item in items:
             yield item

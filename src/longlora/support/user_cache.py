@@ -1,4 +1,4 @@
-"""Where a user's cache lies: the one place that looks for it, and that says what to do where there is none."""
+"""The user's cache folder, and the error message if there is none."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ from longlora.errors import ConfigError
 
 
 def user_cache(*, instead: str = "") -> Path:
-    """Folder of longlora in the user's cache; not made yet.
+    """Return longlora's folder in the user's cache, without creating it.
 
     Args:
-        instead: what else names a folder, besides the environment; told where there is none.
+        instead: another setting for the folder besides the environment, for the error message.
 
     Raises:
-        ConfigError: the user has no home folder, as a container's with `--user` may not, and XDG_CACHE_HOME is not set.
+        ConfigError: XDG_CACHE_HOME is not set and there is no home folder, as in a container with `--user`.
     """
     if configured := os.environ.get("XDG_CACHE_HOME"):
         return Path(configured) / "longlora"
@@ -22,6 +22,6 @@ def user_cache(*, instead: str = "") -> Path:
     except RuntimeError as error:
         remedies = " or ".join(filter(None, [instead, "the environment variable XDG_CACHE_HOME"]))
         raise ConfigError(
-            "there is no folder for a cache: HOME is not set, and the system knows no user of number "
-            f"{os.getuid()}; set {remedies} to a writable folder"
+            f"there is no folder for a cache: HOME is not set, and there is no user with the id {os.getuid()}; "
+            f"set {remedies} to a writable folder"
         ) from error

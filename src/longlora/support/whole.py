@@ -1,8 +1,7 @@
-"""Whether a model or an adapter is still as it was written, before it is used (`support/digests.py` noted what it was).
+"""Check models and adapters against their digests (`support/digests.py`) before use.
 
-Weights of many GiB are read to the end for that once: the user's cache keeps which large file, of what size, times and
-place on the disk, had which digest, and a file that is still the same by these is not read again, unless the
-environment variable LONGLORA_VERIFY is set.
+Large files are read only once: the user's cache records their digest with size, times and inode, and a file for which
+these are unchanged is not read again, unless the environment variable LONGLORA_VERIFY is set.
 """
 
 import json
@@ -17,40 +16,40 @@ from longlora.support.digests import DIGESTS_FILE, differences, is_sealed
 from longlora.support.files import write_atomically
 from longlora.support.user_cache import user_cache
 
-# Files that people write in. What they change is told, and followed.
+# Files that users may edit: a change is logged and accepted.
 BY_HAND = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
 VERIFY_VARIABLE = "LONGLORA_VERIFY"
-_LARGE = 256 << 20  # bytes; less is read in half a second
+_LARGE = 256 << 20  # bytes; smaller files are read in half a second
 
 logger = logging.getLogger("longlora")
 
 
 def check_whole(directory: Path) -> None:
-    """See that a directory is as it was written, if that was noted; one that something else wrote says nothing of it.
+    """Check a sealed directory against its digests; directories that longlora did not write have none and pass.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: a file differs.
     """
     if is_sealed(directory) and (damage := damage_of(directory)):
         raise CheckpointError(
-            f"{directory} is not as it was written: {damage}; copy it again, or make it anew (if you changed it on "
+            f"{directory} is not as it was written: {damage}; copy it again, or recreate it (if you changed it on "
             f"purpose, delete its {DIGESTS_FILE})"
         )
 
 
 def damage_of(directory: Path) -> str:
-    """Say how a directory that was sealed differs from what was written; empty where only people's files do."""
+    """Describe how a sealed directory differs from its digests; empty if only files of `BY_HAND` do."""
     known = _KnownFiles()
     for name, damage in differences(directory, known.has):
         if name not in BY_HAND:
             return damage
-        logger.warning("%s: %s; what is there now is used", directory, damage)
+        logger.warning("%s: %s; the present content is used", directory, damage)
     known.keep()
     return ""
 
 
 class _KnownFiles:
-    """Large files whose digests have been compared before, as `verified.json` in the user's cache lists them."""
+    """The large files verified before, as listed in `verified.json` in the user's cache."""
 
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
@@ -62,7 +61,7 @@ class _KnownFiles:
                 self._known = read
 
     def has(self, path: Path, digest: str) -> bool:
-        """Whether a file is, by all that the system tells of it, the one that had this digest."""
+        """Return whether a file is unchanged, by its metadata, since it was verified to have this digest."""
         stat = path.stat()
         if stat.st_size < _LARGE:
             return False
@@ -72,7 +71,7 @@ class _KnownFiles:
         return bool(self._known.get(name) == facts) and not os.environ.get(VERIFY_VARIABLE)
 
     def keep(self) -> None:
-        """Note that all files asked for have their digests; without a cache they are read again next time."""
+        """Record all files passed to `has` as verified; without a cache they are read again next time."""
         if self._file is None or all(self._known.get(name) == facts for name, facts in self._seen.items()):
             return
         there = {name: facts for name, facts in self._known.items() if Path(name).exists()}

@@ -1,4 +1,4 @@
-"""Texts from templates, and numbers and values as people read them."""
+"""Jinja templates, and numbers, values and secrets formatted for people."""
 
 import base64
 import re
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def templates(folder: str, *, finalize: Callable[[Any], Any] | None = None) -> "Environment":
-    """Open a folder of the package, such as `report/templates`, as templates of jinja2.
+    """Return a jinja2 environment for a folder of the package, such as `report/templates`.
 
-    What a template of HTML (`*.html.j2`) prints is escaped. `finalize` is asked about every value that is printed.
+    HTML templates (`*.html.j2`) are escaped automatically. `finalize` is applied to every printed value.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -29,7 +29,7 @@ def templates(folder: str, *, finalize: Callable[[Any], Any] | None = None) -> "
 
 
 def short_number(value: float) -> str:
-    """Write a large number with three digits, as in 1.23 M."""
+    """Format a large number with three digits, as in 1.23 M."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {letter}"
@@ -37,18 +37,18 @@ def short_number(value: float) -> str:
 
 
 def shortened(text: str, *, limit: int) -> str:
-    """Leave out the middle of what is longer than `limit` characters."""
+    """Replace the middle of a text longer than `limit` characters by an ellipsis."""
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]} … {text[len(text) - half :]}"
 
 
 def short_repr(value: Any) -> str:
-    """Write a value as Python does, but never more than some 200 characters, whatever it holds and however often."""
+    """Return the `repr` of a value, limited to about 200 characters and in depth."""
     return shortened(_SHORT.repr(value), limit=200)
 
 
 def without_credentials(text: str, *, known: str = "") -> str:
-    """Replace what looks like a key, a password or an encoded credential, and the `known` one in any case."""
+    """Redact what looks like a key, a password or an encoded credential, and always the `known` one."""
     if known:
         for secret in (known, base64.b64encode(known.encode()).decode().rstrip("=")):
             text = text.replace(secret, _REDACTED)
@@ -59,7 +59,7 @@ def without_credentials(text: str, *, known: str = "") -> str:
 
 _REDACTED = "[redacted]"
 _CREDENTIALS = [
-    re.compile(r"(?<=://)[^\s/@]+(?=@)"),  # a user and a password in an address
+    re.compile(r"(?<=://)[^\s/@]+(?=@)"),  # user name and password in a URL
     re.compile(r"(?i)(?<=\bbasic )[^\s'\",;}]{6,}|(?<=\bbearer )[^\s'\",;}]{6,}"),
     re.compile(
         r"(?i)\b(?:api[-_ ]?key|secret|password|authorization)['\"]?\s?[:=]\s?['\"]?(?!basic|bearer)[^\s'\",;}]+"

@@ -230,13 +230,13 @@ def test_settings_may_change_until_something_is_asked(tmp_path: Path) -> None:
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text('{"instruction": "a"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="is no journal"):
+    with pytest.raises(DataError, match="is not a journal"):
         CallJournal(path, {})
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with CallJournal(path, {}), pytest.raises(ConfigError, match="another process is at work"):
+    with CallJournal(path, {}), pytest.raises(ConfigError, match="another process is using"):
         CallJournal(path, {})
     with CallJournal(path, {}):
         pass
