@@ -23,7 +23,9 @@ def progress_bar(
         yield lambda count, text: None
         return
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}", TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=transient) as bar:
+    console = Console(stderr=True)
+    # Only a terminal needs the thread that redraws; a thread that lacks the memory to start blocks forever (CPython).
+    with Progress(*columns, console=console, transient=transient, auto_refresh=console.is_terminal) as bar:
         task = bar.add_task(description, total=total, completed=completed, text="")
         yield lambda count, text: bar.update(task, advance=count, text=text)
 
