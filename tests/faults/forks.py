@@ -74,6 +74,7 @@ class Fork:
         status = 70
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore it
             signal.alarm(0)
             with open(os.devnull) as nothing:
                 os.dup2(nothing.fileno(), 0)
