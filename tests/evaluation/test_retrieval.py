@@ -59,7 +59,7 @@ def test_a_model_that_recalls_everything(any_tokenizer: PreTrainedTokenizerFast,
     for measure in TESTS[name].measures:
         assert shares(result, measure) == dict.fromkeys(LENGTHS, 1.0)
         assert result.effective_length[measure]["bar"] == 1500
-    assert "to 1,500 tokens, the longest tested, surely at ≥ 60 %; there: 100% of 6 (" in result.verdict
+    assert "to 1,500 tokens, the longest tested, reliably at ≥ 60 %; there: 100% of 6 (" in result.verdict
 
 
 @pytest.mark.parametrize("name", TESTS)

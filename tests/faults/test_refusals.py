@@ -309,7 +309,7 @@ def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "longlora: a/b: No space left on device; make room"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "longlora: a/b: Permission denied; choose a place"),
-        (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` says"),
+        (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` shows"),
         (RuntimeError("can't start new thread"), "longlora: memory ran out (can't start new thread); `longlora plan"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_wrong_count_would_be_noticed() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba'.*it knows llama"),
+        ({"model_type": "mamba"}, "model_type 'mamba'.*known are llama"),
         ({"model_type": None}, "model_type None"),
         ({"hidden_size": None}, "hidden_size as a whole number above 0, found None"),
         ({"vocab_size": "many"}, "vocab_size as a whole number above 0, found 'many'"),

@@ -353,7 +353,7 @@ def test_autocast_copies_every_trained_weight_until_the_loss_is_there(llama_7b: 
         ({"four_bit": True, "tuning": "full"}, "4 bits cannot be trained"),
         ({"four_bit": True, "strategy": "zero3"}, "does not split weights in 4 bits"),
         ({"offload_checkpoints": True, "gradient_checkpointing": False}, "needs gradient_checkpointing"),
-        ({"tiled_mlp": 64, "architecture": EXPERTS}, "experts do not go in tiles"),
+        ({"tiled_mlp": 64, "architecture": EXPERTS}, "experts cannot be tiled"),
         ({"group_size": 9000}, "group_size=9000 must lie between 1 and context_length=8192"),
         ({"dense_finish": 1.5}, "dense_finish=1.5 must lie between 0 and 1"),
     ],
