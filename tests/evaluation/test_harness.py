@@ -133,7 +133,7 @@ def test_it_goes_on_after_the_last_task_and_counts_prompts_that_lost_their_begin
     assert samples.read_text() == "kept"  # not asked again
     assert second.tasks["ships"] == first.tasks["ships"] and set(second.tasks) == {"ships", "ships_generated"}
     # 64 positions less 40 for the answer leave 24 bytes for a prompt of 28.
-    assert second.tasks["ships_generated"].num_cut == 2 and "2 of 2 prompts were longer" in caplog.text
+    assert second.tasks["ships_generated"].num_cut == 2 and "2 of 2 prompts did not fit" in caplog.text
     with pytest.raises(ConfigError, match="holds another measurement"):
         run_harness(str(base_model), [], output=tmp_path, task_files=both, options=HarnessOptions(limit=3))
 
@@ -149,7 +149,7 @@ def test_tasks_that_are_not_there(base_model: Path, task_file: Path, tmp_path: P
     missing = task_file.with_name("missing.yaml")
     task = yaml.safe_load(task_file.read_text()) | {"dataset_path": "nobody/has-this-one", "dataset_kwargs": {}}
     missing.write_text(yaml.safe_dump(task))
-    with pytest.raises(DataError, match="needs data that cannot be read or fetched, and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(DataError, match="needs data that cannot be read or downloaded, and HF_HUB_OFFLINE forbids"):
         call(files=[missing])
 
 

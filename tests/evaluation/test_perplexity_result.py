@@ -145,7 +145,7 @@ def test_no_document_is_long_enough(model: LlamaForCausalLM, documents: list[tup
         ([[1, 2, 3], [4, VOCABULARY_SIZE]], "Document 1 has token id 101 at position 1, but the model knows 0 to 100"),
         ([[1, -100, 3]], "Document 0 has token id -100 at position 1"),
         ([1, 2, 3], r"Document 0 must be a row of token ids, not a int .* \[ids\] for one document"),
-        (["a text"], "Document 0 must be a row of token ids, not a str .* tokenise text first"),
+        (["a text"], "Document 0 must be a row of token ids, not a str .* tokenize text first"),
         ([{"input_ids": [1, 2]}], r'Document 0 must be .* not a dict .* pass data_set\["input_ids"\]'),
         ([[0.5, 1.5]], "Document 0 must be a row of token ids, not a list .* float64"),
         ([torch.ones(2, 3, dtype=torch.long)], r"Document 0 must be .* not a Tensor of shape \(2, 3\)"),

@@ -265,5 +265,5 @@ def test_a_tokenizer_that_loses_digits(tokenizer: PreTrainedTokenizerBase) -> No
         def decode(self, ids: str, **_: object) -> str:
             return ids
 
-    with pytest.raises(DataError, match="'9072 318465' comes back as '972 318465'"):
+    with pytest.raises(DataError, match="'9072 318465' decodes to '972 318465'"):
         check_digits(LosesZeros())  # type: ignore[arg-type]

@@ -352,7 +352,7 @@ def test_autocast_copies_every_trained_weight_until_the_loss_is_there(llama_7b: 
         ({"num_gpus": 2}, "strategy=single is for one GPU, found 2; use ddp"),
         ({"four_bit": True, "tuning": "full"}, "4 bits cannot be trained"),
         ({"four_bit": True, "strategy": "zero3"}, "does not split weights in 4 bits"),
-        ({"offload_checkpoints": True, "gradient_checkpointing": False}, "needs gradient_checkpointing"),
+        ({"offload_checkpoints": True, "gradient_checkpointing": False}, "only with gradient_checkpointing"),
         ({"tiled_mlp": 64, "architecture": EXPERTS}, "experts cannot be tiled"),
         ({"group_size": 9000}, "group_size=9000 must lie between 1 and context_length=8192"),
         ({"dense_finish": 1.5}, "dense_finish=1.5 must lie between 0 and 1"),
