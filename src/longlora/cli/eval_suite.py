@@ -108,7 +108,7 @@ def short(
     across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a model with its base on the same tokens, at the base's own context length."""
+    """Compare a model with its base on the same tokens, at the base's context length."""
     from longlora.evaluation.measure import measure_short_context
 
     texts = texts_of(data, columns, across_documents=across_documents)

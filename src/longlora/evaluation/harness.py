@@ -29,7 +29,7 @@ logger = logging.getLogger("longlora")
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessOptions:
-    """What to run and how; all options affect the results. None leaves a number to each task."""
+    """Options of a harness run, all of which affect the results. None leaves a value to the task."""
 
     lengths: Sequence[int] | None = None  # of RULER and BABILong, in tokens; by default all of theirs up to the context
     limit: int | None = None  # samples per task

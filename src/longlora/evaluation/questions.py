@@ -1,4 +1,4 @@
-"""The common structure of retrieval tests: trials, and prompts padded with filler to a given length."""
+"""The common structure of retrieval tests: trials, and prompts filled up to a given length."""
 
 import math
 import random

@@ -36,7 +36,8 @@ def sliding_windows(document_lengths: Sequence[int], *, window: int, stride: int
     """Cut each document into windows that score every token but its first exactly once.
 
     The first window scores all it can, later ones the `stride` tokens that are new; the last is moved back to be full.
-    A window cannot score its own first token, so `stride == window` moves by `window - 1`: neighbours share a token.
+    A window cannot score its own first token, so `stride == window` moves by `window - 1`: adjacent windows overlap by a
+    token.
     """
     windows = []
     for document, length in enumerate(document_lengths):
@@ -48,7 +49,7 @@ def sliding_windows(document_lengths: Sequence[int], *, window: int, stride: int
 
 
 def full_windows(document_lengths: Sequence[int], *, window: int, stride: int) -> list[Window]:
-    """Cut each document into windows that start every `stride` tokens, are full, and score all they can."""
+    """Cut each document into full windows that start every `stride` tokens and score all they can."""
     return [
         Window(document, start, start + window, window - 1)
         for document, length in enumerate(document_lengths)
