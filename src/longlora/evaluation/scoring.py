@@ -36,7 +36,7 @@ def sliding_windows(document_lengths: Sequence[int], *, window: int, stride: int
     """Cut each document into windows that score every token but its first exactly once.
 
     The first window scores all it can, later ones the `stride` tokens that are new; the last is moved back to be full.
-    A window cannot score its own first token, so `stride == window` moves by `window - 1`: adjacent windows overlap by a
+    A window cannot score its own first token, so `stride == window` moves by `window - 1`: adjacent windows share one
     token.
     """
     windows = []
