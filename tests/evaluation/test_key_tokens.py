@@ -103,7 +103,7 @@ def test_the_command_chooses_once(
 ) -> None:
     arguments = ["eval", "longppl", base_model, "--data", text_folder, "--across-documents", "--out", tmp_path]
     status, _, err = run(*arguments)
-    assert status == 2 and "name a model with --evaluator" in err
+    assert status == 2 and "choose an evaluator with --evaluator" in err
     arguments += ["--evaluator", base_model, "--max-targets", "64"]
     status, out, err = run(*arguments)
     assert status == 0 and "none of 64 tokens needs context beyond 8 tokens" in out, err  # it was never trained

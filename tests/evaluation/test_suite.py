@@ -170,7 +170,7 @@ def test_each_suite_asks_less_than_the_next() -> None:
 def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--suite must be one of smoke, quick, full, not huge"):
         run_suite(["tiny"], suite="huge", output=tmp_path)
-    with pytest.raises(ConfigError, match="each model needs a folder of its own"):
+    with pytest.raises(ConfigError, match="each model needs its own folder"):
         run_suite(["x/runs/a/adapter", "y/runs/a/adapter"], suite="quick", output=tmp_path)
     assert folder_name("/somewhere/runs/a b/adapter") == "runs-a-b-adapter"
 

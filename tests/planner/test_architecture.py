@@ -188,8 +188,8 @@ def test_hub_names_in_any_case_share_their_facts() -> None:
     [
         ("./nowhere", "there is no model directory ./nowhere"),
         ("a/b/c", "there is no model directory a/b/c"),
-        ("nobody/knows-this-model", "neither from a directory of that name nor from the hub"),
-        ("not a name", "neither from a directory of that name nor from the hub"),
+        ("nobody/knows-this-model", "there is no such directory, and the hub failed with"),
+        ("not a name", "there is no such directory, and the hub failed with"),
     ],
 )
 def test_a_model_that_is_not_there(name: str, message: str) -> None:
