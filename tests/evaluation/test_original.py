@@ -113,10 +113,10 @@ def test_files_of_another_width_or_vocabulary_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="has token id 139 at position 39, but the model knows 0 to 138"):
         read_token_file(narrow, 139)
     narrow.write_bytes(narrow.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"whole tokens of 2 bytes, .* it has 79 bytes"):
+    with pytest.raises(DataError, match=r"whole tokens of 2 bytes, .* but has 79 bytes"):
         read_token_file(narrow, 300)
     narrow.write_bytes(b"")
-    with pytest.raises(DataError, match="it has 0 bytes"):
+    with pytest.raises(DataError, match="but has 0 bytes"):
         read_token_file(narrow, 300)
     with pytest.raises(DataError, match="there is no token file"):
         read_token_file(tmp_path / "none.bin", 300)
