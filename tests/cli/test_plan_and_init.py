@@ -72,7 +72,7 @@ def test_a_context_that_is_read_already_is_planned_for_conversations(
     draft = draft_recipe("llama-3.1-8b", 65536, on("h200"))
     assert (draft.recipe.data.kind, "rope" in draft.values) == ("sft", False)
     assert run(monkeypatch, "plan", "llama-3.1-8b", "--context", 65536) == 0
-    assert "reads 65,536 tokens already: planned for conversations" in capsys.readouterr().out
+    assert "already reads 65,536 tokens: planned for conversations" in capsys.readouterr().out
 
 
 def test_a_model_whose_layers_all_have_windows_is_refused(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_recipe_for_a_model_that_is_not_here_runs_as_a_miniature(
     [
         (["plan", "qwen3-8"], "no recipe 'qwen3-8' and no model of that name; did you mean 'qwen3-8b'?"),
         (["plan", "llama-2-7b-longlora-8"], "did you mean 'llama-2-7b-longlora-8k'?"),
-        (["plan", "qwen3-8b"], "how many tokens the model is to read: longlora plan qwen3-8b --context 65536"),
+        (["plan", "qwen3-8b"], "give the context length to plan for: longlora plan qwen3-8b --context 65536"),
         (["plan", "./nowhere", "--context", 9999], "there is no model directory ./nowhere"),
         (["plan", "qwen3-8b", "--context", 65536, "context_lenght=1"], "did you mean 'context_length'?"),
         (["plan", "qwen3-8b", "--context", 65536, "hardware.gpus=8"], "hardware.gpus cannot be overridden here"),

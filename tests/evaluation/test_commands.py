@@ -142,7 +142,7 @@ def test_at_most_so_many_targets(run: Run, base_model: Path, text_folder: Path) 
     ("arguments", "expected"),
     [
         (["passkey", "MODEL", "--out", "OUT"], "needs 247 tokens without any filler"),
-        (["passkey", "MODEL", "--out", "OUT", "--lengths", "400"], "the model has 64 positions, and prompt and"),
+        (["passkey", "MODEL", "--out", "OUT", "--lengths", "400"], "the model has 64 positions, but prompt and"),
         (["passkey", "MODEL", "--out", "OUT", "--lengths", "x"], "--lengths must be whole numbers, as in 256,1024"),
         (["needle", "MODEL", "--out", "OUT", "--depths", "a"], "--depths must be numbers, as in 0,0.5,1; got 'a'"),
         (["needle", "MODEL", "--out", "OUT", "--depths", "50"], "depths must lie between 0 (beginning) and 1"),
@@ -155,7 +155,7 @@ def test_at_most_so_many_targets(run: Run, base_model: Path, text_folder: Path) 
         (["perplexity", "MODEL", "--data", "a.bin"], "there is no token file a.bin"),
         (
             ["perplexity", "MODEL", "--data", "TEXTS", "--protocol", "original", "--max-targets", "9"],
-            "leave --max-targets out",
+            "leave out --max-targets",
         ),
     ],
 )

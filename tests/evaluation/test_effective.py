@@ -74,7 +74,7 @@ def test_what_is_said_of_shares() -> None:
     assert reading(shares(50, 20), bar=0.8) == ("reads", 1024, 2048, True)
     assert reading(shares(20, 50), bar=0.8) == ("cannot", None, 1024, True)
     said = {right: verdict(shares(*right), bar=0.8) for right in ((50, 50), (50, 45), (50, 20), (20, 50), (45, 50))}
-    assert said[50, 50].startswith("reads to 2,048 tokens, the longest tested, surely at ≥ 80 %; there: 100% of 50")
+    assert said[50, 50].startswith("reads to 2,048 tokens, the longest tested, reliably at ≥ 80 %; there: 100% of 50")
     assert "1,024 of 2,048 tokens tested" in said[50, 45] and "too few questions to say whether at" in said[50, 45]
     assert "; not at 2,048 tokens: 40% of 50 (95 % interval 28% to 54%)" in said[50, 20]
     assert said[20, 50].startswith("cannot do the task at 1,024 tokens, the shortest tested: 40% of 50")

@@ -133,7 +133,7 @@ def test_it_goes_on_after_the_last_task_and_counts_prompts_that_lost_their_begin
     assert samples.read_text() == "kept"  # not asked again
     assert second.tasks["ships"] == first.tasks["ships"] and set(second.tasks) == {"ships", "ships_generated"}
     # 64 positions less 40 for the answer leave 24 bytes for a prompt of 28.
-    assert second.tasks["ships_generated"].num_cut == 2 and "2 of 2 prompts were longer" in caplog.text
+    assert second.tasks["ships_generated"].num_cut == 2 and "2 of 2 prompts did not fit" in caplog.text
     with pytest.raises(ConfigError, match="holds another measurement"):
         run_harness(str(base_model), [], output=tmp_path, task_files=both, options=HarnessOptions(limit=3))
 
@@ -149,7 +149,7 @@ def test_tasks_that_are_not_there(base_model: Path, task_file: Path, tmp_path: P
     missing = task_file.with_name("missing.yaml")
     task = yaml.safe_load(task_file.read_text()) | {"dataset_path": "nobody/has-this-one", "dataset_kwargs": {}}
     missing.write_text(yaml.safe_dump(task))
-    with pytest.raises(DataError, match="needs data that cannot be read or fetched, and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(DataError, match="needs data that cannot be read or downloaded, and HF_HUB_OFFLINE forbids"):
         call(files=[missing])
 
 
@@ -198,7 +198,7 @@ def test_each_task_gets_its_lengths_in_its_own_way(
     assert list(found) == [f"{name}@{length}" for length in lengths for name in ("niah_single_1", "ruler_vt")]
     assert found["ruler_vt@8192"] == ({"max_seq_lengths": [8192], "tokenizer": "tok"}, [8192])
     assert list(plan("niah_single_1", lengths=[5000])) == ["niah_single_1@5000"]
-    with pytest.raises(ConfigError, match=r"RULER begins at 4,096 tokens, and this model reads 1,024: leave it out"):
+    with pytest.raises(ConfigError, match=r"RULER begins at 4,096 tokens, but this model reads 1,024: leave it out"):
         plan("ruler_vt", context=1024)
     with pytest.raises(ConfigError, match=r"RULER begins at 4,096 tokens: leave 1,024 out of --lengths"):
         plan("ruler_vt", "short", lengths=[8192, 1024])
@@ -215,8 +215,8 @@ def test_each_task_gets_its_lengths_in_its_own_way(
     assert list(plan("scrolls", "infinitebench")) == ["scrolls_qasper", "scrolls_quality", "infinitebench_passkey"]
     assert list(plan("longproc", context=32768)) == [f"longproc_html_{size}" for size in ("0.5k", "2k", "8k")]
     assert list(plan("longproc", context=4096)) == ["longproc_html_0.5k", "longproc_html_2k"]
-    assert "longproc_html_8k is left out: its answers take 9,216 of 4,096 tokens" in caplog.text
-    with pytest.raises(ConfigError, match=r"lm-eval knows no task 'rulr'; did you mean ruler"):
+    assert "longproc_html_8k is left out: its answers take 9,216 of the 4,096 tokens" in caplog.text
+    with pytest.raises(ConfigError, match=r"lm-eval has no task 'rulr'; did you mean ruler"):
         plan("rulr")
 
 

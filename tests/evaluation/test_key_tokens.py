@@ -95,7 +95,7 @@ def test_without_a_key_token_nothing_is_claimed(tmp_path: Path) -> None:
     )
     result = long_perplexity(subject, documents, keys, length=16, settings={})
     assert keys.num_key_tokens == 0 and result.key_tokens is None
-    assert result.verdict == "none of 8 tokens needs what lies beyond 8 tokens: give other texts"
+    assert result.verdict == "none of 8 tokens needs context beyond 8 tokens: give other texts"
 
 
 def test_the_command_chooses_once(
@@ -103,10 +103,10 @@ def test_the_command_chooses_once(
 ) -> None:
     arguments = ["eval", "longppl", base_model, "--data", text_folder, "--across-documents", "--out", tmp_path]
     status, _, err = run(*arguments)
-    assert status == 2 and "name a model with --evaluator" in err
+    assert status == 2 and "choose an evaluator with --evaluator" in err
     arguments += ["--evaluator", base_model, "--max-targets", "64"]
     status, out, err = run(*arguments)
-    assert status == 0 and "none of 64 tokens needs what lies beyond 8 tokens" in out, err  # it was never trained
+    assert status == 0 and "none of 64 tokens needs context beyond 8 tokens" in out, err  # it was never trained
     chosen = (tmp_path / "key_tokens.json").read_bytes()
     assert json.loads(chosen)["contexts"] == [8, 16, 32, 64]
     assert run(*arguments)[0] == 0 and (tmp_path / "key_tokens.json").read_bytes() == chosen

@@ -110,5 +110,5 @@ def test_a_file_that_was_changed(tmp_path: Path, spoil: object, message: str) ->
 
 
 def test_a_score_that_is_no_number_is_a_bug_of_ours() -> None:
-    with pytest.raises(AssertionError, match="no finite number"):
+    with pytest.raises(AssertionError, match="is not finite"):
         FinishedTrial(**vars(trial(0)) | {"scores": {"margin": float("nan")}})

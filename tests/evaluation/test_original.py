@@ -108,15 +108,15 @@ def test_files_of_another_width_or_vocabulary_are_refused(tmp_path: Path) -> Non
     write_token_file(wide, [tokens], 70_000)
     with pytest.raises(DataError, match=r"wide.bin looks like tokens of 4 bytes .* vocabulary of 300"):
         read_token_file(wide, 300)
-    with pytest.raises(DataError, match=r"narrow.bin has token id \d+ at position 0, the model knows 0 to 69999"):
+    with pytest.raises(DataError, match=r"narrow.bin has token id \d+ at position 0, but the model knows 0 to 69999"):
         read_token_file(narrow, 70_000)
-    with pytest.raises(DataError, match="has token id 139 at position 39, the model knows 0 to 138"):
+    with pytest.raises(DataError, match="has token id 139 at position 39, but the model knows 0 to 138"):
         read_token_file(narrow, 139)
     narrow.write_bytes(narrow.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"whole tokens of 2 bytes, .* it has 79 bytes"):
+    with pytest.raises(DataError, match=r"whole tokens of 2 bytes, .* but has 79 bytes"):
         read_token_file(narrow, 300)
     narrow.write_bytes(b"")
-    with pytest.raises(DataError, match="it has 0 bytes"):
+    with pytest.raises(DataError, match="but has 0 bytes"):
         read_token_file(narrow, 300)
     with pytest.raises(DataError, match="there is no token file"):
         read_token_file(tmp_path / "none.bin", 300)
@@ -126,12 +126,12 @@ def test_a_foreign_id_is_placed_in_a_file_that_is_read_in_parts(tmp_path: Path) 
     tokens = np.ones((1 << 20) + 9, dtype=np.uint16)
     tokens[(1 << 20) + 3] = 300
     (tmp_path / "long.bin").write_bytes(tokens.tobytes())
-    with pytest.raises(DataError, match="has token id 300 at position 1048579, the model knows 0 to 299"):
+    with pytest.raises(DataError, match="has token id 300 at position 1048579, but the model knows 0 to 299"):
         read_token_file(tmp_path / "long.bin", 300)
 
 
 def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Document 1 has token id 300 at position 1, the model knows 0 to 299"):
+    with pytest.raises(DataError, match="Document 1 has token id 300 at position 1, but the model knows 0 to 299"):
         write_token_file(tmp_path / "a.bin", [[1, 2], [0, 300]], 300)
     with pytest.raises(DataError, match="no tokens to write"):
         write_token_file(tmp_path / "a.bin", [[]], 300)

@@ -128,10 +128,10 @@ def test_arguments_by_length_out_of_range(
 
 def test_no_document_is_long_enough(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     with pytest.raises(
-        DataError, match=r"max\(lengths\) = 41 tokens, the longest has 40: give longer documents or set"
+        DataError, match=r"max\(lengths\) = 41 tokens, but the longest has 40: give longer documents or set"
     ):
         perplexity_by_length(model, documents, lengths=[8, 41], stride=4, progress=False)
-    with pytest.raises(DataError, match="window = 41 tokens, the longest has 40"):
+    with pytest.raises(DataError, match="window = 41 tokens, but the longest has 40"):
         perplexity(model, documents, window=41, stride=4, score="all", progress=False)
     with pytest.raises(DataError, match="every document has a single token"):
         perplexity(model, [[3], [4]], window=8, stride=4, progress=False)
@@ -142,10 +142,10 @@ def test_no_document_is_long_enough(model: LlamaForCausalLM, documents: list[tup
     [
         ([], "there are no documents"),
         ([[1, 2, 3], []], "Document 1 has no tokens"),
-        ([[1, 2, 3], [4, VOCABULARY_SIZE]], "Document 1 has token id 101 at position 1, the model knows 0 to 100"),
+        ([[1, 2, 3], [4, VOCABULARY_SIZE]], "Document 1 has token id 101 at position 1, but the model knows 0 to 100"),
         ([[1, -100, 3]], "Document 0 has token id -100 at position 1"),
         ([1, 2, 3], r"Document 0 must be a row of token ids, not a int .* \[ids\] for one document"),
-        (["a text"], "Document 0 must be a row of token ids, not a str .* tokenise text first"),
+        (["a text"], "Document 0 must be a row of token ids, not a str .* tokenize text first"),
         ([{"input_ids": [1, 2]}], r'Document 0 must be .* not a dict .* pass data_set\["input_ids"\]'),
         ([[0.5, 1.5]], "Document 0 must be a row of token ids, not a list .* float64"),
         ([torch.ones(2, 3, dtype=torch.long)], r"Document 0 must be .* not a Tensor of shape \(2, 3\)"),

@@ -129,7 +129,7 @@ def test_windows_are_spread_over_the_texts(model: LlamaForCausalLM) -> None:
         ({"num_buckets": 0}, ConfigError, r"num_buckets must be 1 to length - 1 \(7\), not 0"),
         ({"num_buckets": 8}, ConfigError, r"num_buckets must be 1 to length - 1 \(7\), not 8"),
         ({"max_windows": 0}, ConfigError, "max_windows must be at least 1, not 0"),
-        ({"length": 41}, DataError, "must have length = 41 tokens, the longest has 40"),
+        ({"length": 41}, DataError, "must have length = 41 tokens, but the longest has 40"),
     ],
 )
 def test_mistakes(

@@ -43,7 +43,7 @@ def test_an_even_measure_is_found_in_few_steps() -> None:
 
 
 def test_nothing_fits() -> None:
-    with pytest.raises(ConfigError, match="x needs 7 tokens without any filler, and the length leaves 6"):
+    with pytest.raises(ConfigError, match="x needs 7 tokens without any filler, but the length leaves 6"):
         largest_fitting(lambda count: 7 + count, 6, what="x")
 
 

@@ -174,7 +174,7 @@ def test_more_tokens_than_positions(byte_level: PreTrainedTokenizerFast) -> None
     model = llama(len(byte_level))
     check_positions(model, 64, beyond=False)
     check_positions(model, 65, beyond=True)
-    with pytest.raises(ConfigError, match="the model has 64 positions, and prompt and answer take 65 tokens"):
+    with pytest.raises(ConfigError, match="the model has 64 positions, but prompt and answer take 65 tokens"):
         check_positions(model, 65, beyond=False)
     del model.config.max_position_embeddings
     check_positions(model, 65, beyond=False)

@@ -59,7 +59,7 @@ def test_a_model_that_recalls_everything(any_tokenizer: PreTrainedTokenizerFast,
     for measure in TESTS[name].measures:
         assert shares(result, measure) == dict.fromkeys(LENGTHS, 1.0)
         assert result.effective_length[measure]["bar"] == 1500
-    assert "to 1,500 tokens, the longest tested, surely at ≥ 60 %; there: 100% of 6 (" in result.verdict
+    assert "to 1,500 tokens, the longest tested, reliably at ≥ 60 %; there: 100% of 6 (" in result.verdict
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -251,7 +251,7 @@ def test_nan_ends_it_and_keeps_what_was_done(byte_level: PreTrainedTokenizerFast
 
 def test_positions_are_checked_before_anything_is_asked(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model = scripted(byte_level, positions=1200)
-    with pytest.raises(ConfigError, match=r"1,200 positions, and prompt and answer take 1,\d+ tokens.*--beyond"):
+    with pytest.raises(ConfigError, match=r"1,200 positions, but prompt and answer take 1,\d+ tokens.*--beyond"):
         evaluate(model, TESTS["recall"], tmp_path)
     assert model.num_tokens_read == 0
     assert shares(evaluate(model, TESTS["recall"], tmp_path, beyond=True)) == dict.fromkeys(LENGTHS, 1.0)

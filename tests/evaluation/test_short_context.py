@@ -93,7 +93,7 @@ def test_the_command_knows_an_adapters_base(
     )
     assert (status, json.loads(out)["difference"], json.loads(out)["ratio"]) == (0, 0, 1)
     status, _, err = run("eval", "short", base_model, *arguments, "--out", tmp_path / "x")
-    assert (status, "does not say what it was made of: name the base with --base" in err) == (2, True)
+    assert (status, "does not name its base: give the base with --base" in err) == (2, True)
 
 
 @pytest.mark.parametrize("other", [[[1, 2]], [[1, 2, 4]], [[1, 2, 3], [4]]])
@@ -101,7 +101,7 @@ def test_other_tokens_are_not_compared(other: list[list[int]]) -> None:
     base = Losses("a", "x", token_digest([[1, 2, 3]]), np.ones(3))
     options: dict[str, Any] = {"length": 4, "stride": 2, "settings": {}, "provenance": {}}
     compare_losses(base, Losses("b", "y", token_digest([np.array([1, 2, 3])]), np.ones(3)), **options)
-    with pytest.raises(ConfigError, match="b reads other tokens than a"):
+    with pytest.raises(ConfigError, match="b and a tokenize the same texts differently"):
         compare_losses(base, Losses("b", "y", token_digest(other), np.ones(3)), **options)
 
 

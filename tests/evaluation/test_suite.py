@@ -51,7 +51,7 @@ def scripted(visible: int) -> ScriptedModel:
         (
             EVERYTHING,
             0.3,
-            "reads to 1,600 of its 1,600 tokens, the longest tested, in all 7 tests: surely at least 30%",
+            "reads to 1,600 of its 1,600 tokens, the longest tested, in all 7 tests: reliably at least 30%",
         ),
         (900, 0.3, "reads to 800 of its 1,600 tokens in the hardest of 7 tests"),
         (0, 0.9, "cannot do any of the 7 tests reliably even at 800 tokens, the shortest tested, which does not say"),
@@ -170,7 +170,7 @@ def test_each_suite_asks_less_than_the_next() -> None:
 def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--suite must be one of smoke, quick, full, not huge"):
         run_suite(["tiny"], suite="huge", output=tmp_path)
-    with pytest.raises(ConfigError, match="each model needs a folder of its own"):
+    with pytest.raises(ConfigError, match="each model needs its own folder"):
         run_suite(["x/runs/a/adapter", "y/runs/a/adapter"], suite="quick", output=tmp_path)
     assert folder_name("/somewhere/runs/a b/adapter") == "runs-a-b-adapter"
 
@@ -203,5 +203,5 @@ def test_a_suite_without_enough_text(small: None, base_model: Path, tmp_path: Pa
     )
     notes = "\n".join(record.left_out)
     assert "beyond 8 tokens, which is all the text there is" in notes
-    assert "it is not known what the model was made of" in notes
+    assert "the model's base is unknown" in notes
     assert not (tmp_path / "o" / folder_name(str(base_model)) / "positions").exists()

@@ -312,7 +312,7 @@ def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
             PermissionError(errno.EACCES, "Permission denied", "a/b"),
             "longlora: a/b: Permission denied; choose a location",
         ),
-        (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` says"),
+        (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` shows"),
         (RuntimeError("can't start new thread"), "longlora: memory ran out (can't start new thread); `longlora plan"),
     ],
 )

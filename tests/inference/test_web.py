@@ -263,4 +263,4 @@ def test_a_port_that_is_taken_is_told(address: str) -> None:
     )
     assert done.returncode == 2
     assert f"port {port} of 0.0.0.0 is taken" in done.stderr
-    assert "think of --password" in done.stderr
+    assert "consider --password" in done.stderr

@@ -118,7 +118,7 @@ def test_advice_begins_with_what_costs_nothing_and_suffices(heavy: PlannedRun) -
     assert found.advice[-1].total_bytes <= 40 * GIB
     sums = [found.memory.total, *(advice.total_bytes for advice in found.advice)]
     assert sums == sorted(sums, reverse=True)
-    assert "one by one" in " ".join(advice.change for advice in found.advice)
+    assert "one row at a time" in " ".join(advice.change for advice in found.advice)
     assert not any("4 bits" in advice.change for advice in found.advice)
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_advised_that_is_not_needed(heavy: PlannedRun, gib: int) -> N
     texts = [advice.change for advice in found.advice]
     changes: dict[str, dict[str, Any]] = {
         "chunked": {"chunked_loss": True},
-        "one by one": {"batch_size": 1, "accumulation_steps": 8},
+        "one row at a time": {"batch_size": 1, "accumulation_steps": 8},
         "checkpointing": {"gradient_checkpointing": True},
         "host memory": {"offload_checkpoints": True, "gradient_checkpointing": True},
         "tiles": {"tiled_mlp": True},

@@ -82,10 +82,11 @@ def text_of(page: str) -> str:
 
 def test_the_verdict_comes_first_and_is_by_the_hardest_test(page: str) -> None:
     text = text_of(page)
-    far = "far reads to 8,192 of its 8,192 tokens, the longest tested, in all 3 tests: surely at least 80% right."
+    far = "far reads to 8,192 of its 8,192 tokens, the longest tested, in all 3 tests: reliably at least 80% right."
     near = "near breaks down at 4,096 tokens: perplexity 9.6 at 2,048 tokens and 25.0 at 4,096 tokens, on the same "
     near += (
-        "targets. It reads to 1,024 of its 8,192 tokens in the hardest of 3 tests, passkey: surely at least 80% right."
+        "targets. It reads to 1,024 of its 8,192 tokens in the hardest of 3 tests, passkey: reliably at least 80% "
+        "right."
     )
     near += " The longest tested is 8,192; at 2,048, 40% of 50 (95 % interval 28% to 54%) were right."
     assert text.index("How far do they read?") < text.index(far) < text.index(near) < text.index("Correct answers by")
@@ -286,11 +287,11 @@ def test_two_evaluations_are_compared(run: Callable[..., tuple[int, str, str]], 
     (tmp_path / "theirs" / "results_2026.json").write_text(json.dumps(theirs))
     status, out, err = run("compare", tmp_path / "ours", tmp_path / "theirs", "--out", tmp_path / "c")
     assert status == 0, err
-    assert "mine reads to 2,048 tokens in needle: surely at least 80% right. The longest tested is 8,192" in out
-    assert "org/theirs reads to 8,192 tokens, the longest tested, in ruler_vt: surely at least 80% right." in out
+    assert "mine reads to 2,048 tokens in needle: reliably at least 80% right. The longest tested is 8,192" in out
+    assert "org/theirs reads to 8,192 tokens, the longest tested, in ruler_vt: reliably at least 80% right." in out
     assert "ruler_vt org/theirs 98% of 500" in " ".join(text_of((tmp_path / "c" / "report.html").read_text()).split())
     status, _, err = run("compare", tmp_path / "ours", "--out", tmp_path / "c")
-    assert (status, "hold results of 1 model, and comparing takes two" in err) == (2, True)
+    assert (status, "hold results of 1 model, but comparing takes two" in err) == (2, True)
 
 
 def test_the_command(run: Callable[..., tuple[int, str, str]], folder: Path, tmp_path: Path) -> None:

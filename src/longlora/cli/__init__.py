@@ -1,1 +1,1 @@
-"""The command line. Commands import what they need inside their bodies, so that help is instant."""
+"""The command line. Commands import what they need inside their bodies, which keeps `--help` instant."""

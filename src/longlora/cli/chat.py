@@ -1,4 +1,4 @@
-"""Commands that use a model: chat, web. Like all commands they import what they need inside their bodies."""
+"""The commands chat and web. They import what they need inside their bodies."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,7 @@ PASSWORD_VARIABLE = "LONGLORA_WEB_PASSWORD"
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """How a model is loaded and talked with, in the terminal and on the page."""
+    """How to load a model and chat with it, in the terminal and on the web page."""
 
     max_new_tokens: Annotated[
         int | None,
@@ -74,7 +74,7 @@ def chat(
     from longlora.inference.documents import join_documents
     from longlora.inference.terminal import Terminal
 
-    name, text = join_documents(document or [], read_document)  # a wrong name is told before a large model is loaded
+    name, text = join_documents(document or [], read_document)  # a wrong name fails before a large model is loaded
     if seed is not None:
         import torch
 
@@ -113,7 +113,7 @@ def web(
     if password:
         secret = os.environ.get(PASSWORD_VARIABLE) or typer.prompt("Password for visitors", hide_input=True)
     if host not in ("", LOCALHOST, "localhost") and not secret:
-        typer.echo("anyone who reaches this address can use the model: think of --password", err=True)
+        typer.echo("anyone who can reach this address can use the model: consider --password", err=True)
     chat_model, new_conversation = _load(model, options)
     store = SessionStore(lambda: Session(new_conversation(), _read_upload))
     page = build_page(chat_model, store, suffixes=list(SUFFIXES), max_megabytes=max_megabytes)
@@ -130,7 +130,7 @@ def web(
 
 
 def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Conversation]]":
-    """Load the model, and give what begins a conversation with it."""
+    """Load the model; return it with a function that starts a conversation."""
     from longlora.inference.chat_model import ChatSettings, load_chat_model
     from longlora.inference.conversation import Conversation
     from longlora.inference.reading import SavedReadings
@@ -151,7 +151,7 @@ def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Co
 
 
 def _read_upload(path: Path, stop: "Event") -> str:
-    """Read a stranger's file, in a process of its own: it may be made to take all time and memory there are."""
+    """Read an untrusted file in a separate process, which limits the time and memory that it can take."""
     from longlora.support.apart import call_apart
 
     return call_apart(
@@ -165,10 +165,10 @@ def _read_upload(path: Path, stop: "Event") -> str:
 
 
 def read_document(path: Path) -> str:
-    """Turn a file into text, by the end of its name.
+    """Convert a file to text; its suffix determines the format.
 
     Raises:
-        DataError: the kind of file is not known, or the file cannot be read.
+        DataError: the format is unknown, or the file cannot be read.
     """
     from longlora.corpus.extract import SUFFIXES, Settings, extract
     from longlora.corpus.markup import UnreadableFileError

@@ -1,4 +1,4 @@
-"""`longlora doctor`: what this machine has, and what is missing for which use."""
+"""The command `longlora doctor`: what this machine has, and what is missing for which use."""
 
 import importlib.metadata
 import os
@@ -42,12 +42,12 @@ class Finding:
     state: str
     remedy: str = ""
     is_fault: bool = False
-    """Whether longlora cannot do its work before it is mended; other remedies are for those who want more."""
+    """Whether longlora cannot run until this is fixed; other remedies are optional."""
 
 
 def doctor(
     folder: Annotated[
-        Path, typer.Option(help="Folder for runs; a write test puts 64 MiB there and deletes them.")
+        Path, typer.Option(help="Folder for runs; a write test puts 64 MiB there and deletes it.")
     ] = Path(),
 ) -> None:
     """Report what this machine has and what is missing; exits with 1 if longlora cannot run."""
@@ -82,7 +82,7 @@ def doctor(
 
 
 def versions() -> Iterator[Finding]:
-    """Python, and the packages that longlora needs: those that people ask for, and all that are too old."""
+    """Report Python and the required packages: the main ones, and all that are missing or too old."""
     yield Finding("longlora", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}")
     if not _needs():
         yield Finding("packages", "not checked: longlora runs from a folder and is not installed", "pip install .")
@@ -95,7 +95,7 @@ def versions() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """The GPUs and the kernel that S²-Attn takes on each, the processor, and the memory."""
+    """Report the GPUs, with the kernel that S²-Attn uses on each, the CPU and the memory."""
     import psutil
     import torch
 
@@ -121,7 +121,7 @@ def devices() -> Iterator[Finding]:
         )
     if not torch.cuda.is_available():
         driver = shutil.which("nvidia-smi")
-        remedy = "there is an NVIDIA driver: install a CUDA build of torch (https://pytorch.org)" if driver else ""
+        remedy = "an NVIDIA driver is installed: install a CUDA build of torch (https://pytorch.org)" if driver else ""
         yield Finding("GPU", f"none that torch {torch.__version__} can use", remedy)
     memory = psutil.virtual_memory()
     yield Finding("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
@@ -129,7 +129,7 @@ def devices() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    """What each of longlora's extras is for, and whether all of it is installed."""
+    """Report the purpose of each extra, and whether it is completely installed."""
     for extra, purpose in EXTRAS.items():
         missing = [
             name
@@ -141,7 +141,7 @@ def extras() -> Iterator[Finding]:
 
 
 def folders(folder: Path) -> Iterator[Finding]:
-    """Where models, token caches and runs lie: the room there, and how fast runs are written."""
+    """Report the folders of models, token caches and runs: their free space, and the write speed for runs."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from longlora.support.user_cache import user_cache
@@ -163,7 +163,7 @@ def folders(folder: Path) -> Iterator[Finding]:
 
 
 def environment() -> Iterator[Finding]:
-    """The variables that change what longlora does."""
+    """Report the environment variables that affect longlora."""
     return (Finding(name, os.environ[name]) for name in _VARIABLES if name in os.environ)
 
 
@@ -175,7 +175,7 @@ def _needs() -> list[str]:
 
 
 def _requirements(extra: str) -> Iterator[tuple[str, "SpecifierSet", str | None]]:
-    """Name, allowed versions and installed version of what longlora or one of its extras needs."""
+    """Yield name, allowed versions and installed version of the packages that longlora or an extra needs."""
     from packaging.requirements import Requirement
 
     for line in _needs():
@@ -201,9 +201,9 @@ def _room(name: str, folder: Path, remedy: str) -> Finding:
 
 
 def _write_speed(folder: Path) -> float:
-    """Megabytes a second that reach the disk; the file is gone afterwards."""
+    """Return the write speed to disk in MB/s, measured with a temporary file."""
     folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    block = os.urandom(2**20)  # what cannot be compressed
+    block = os.urandom(2**20)  # not compressible
     with tempfile.TemporaryFile(dir=folder) as file:
         began = time.perf_counter()
         for _ in range(_WRITTEN_BYTES // len(block)):

@@ -1,4 +1,4 @@
-"""The commands under `longlora eval`. Like all commands they import what they need inside their bodies."""
+"""The commands under `longlora eval`. They import what they need inside their bodies."""
 
 import json
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class _SuiteWhereAsked(TyperGroup):
     """Lets `longlora eval MODEL --suite quick` mean `longlora eval suite MODEL --suite quick`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Put the command's name in front of arguments that name a model and a suite."""
+        """Insert the command's name before arguments that contain `--suite`."""
         asked = any(word.partition("=")[0] == "--suite" for word in args)
         return super().resolve_command(ctx, ["suite", *args] if asked and args[0] not in self.commands else args)
 
@@ -57,7 +57,7 @@ DEPTHS = "0,0.25,0.5,0.75,1"
 
 @dataclass(frozen=True)
 class Asked:
-    """What every retrieval test is asked for."""
+    """The options common to all retrieval tests."""
 
     out: Annotated[Path, typer.Option(help="Folder for trials, result and figure; the same command resumes.")]
     lengths: Annotated[str, typer.Option(help="Comma-separated lengths in tokens, prompt and answer together.")] = ""
@@ -93,7 +93,7 @@ def perplexity(
     out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity by context length; by default on the same target tokens at every length."""
+    """Measure perplexity by context length, by default on the same target tokens at every length."""
     from longlora.evaluation.measure import measure_perplexity
 
     result = measure_perplexity(
@@ -130,7 +130,7 @@ def positions(
     beyond: Beyond = False,
     as_json: AsJson = False,
 ) -> None:
-    """Loss by position in the window: the curve shows how far a model reads."""
+    """Measure loss by position in the window: the curve shows how far a model reads."""
     from longlora.evaluation.drawing import result_table, write_result
     from longlora.evaluation.measure import measure_positions
 
@@ -170,7 +170,7 @@ def longppl(
     across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
-    """LongPPL: perplexity on tokens that need distant context, chosen once by an evaluator, and by distance."""
+    """Measure LongPPL: perplexity on tokens that need distant context, as chosen by an evaluator, and by distance."""
     from longlora.evaluation.measure import measure_long_perplexity
 
     result = measure_long_perplexity(
@@ -239,7 +239,7 @@ def needle(
     needles: Annotated[int, typer.Option(help="Number of facts to hide and ask for.")] = 1,
     haystack: Haystack = None,
 ) -> None:
-    """Find one or several facts in a text about other things, and draw a heat map of length and depth."""
+    """Find one or several facts in unrelated text, and draw a heat map of length and depth."""
     from longlora.evaluation.retrieval_tests import needle as make_test
 
     test = make_test(num_needles=needles, haystack=_haystack(haystack, columns), chat=asked.chat)
@@ -358,26 +358,26 @@ def _retrieve(model: str, test: "RetrievalTest", asked: Asked, weights: Weights,
         beyond=asked.beyond,
     )
     result = measure_retrieval(model, test, sweep, loading_of(weights), output=asked.out)
-    if result is not None:  # of several processes the first one speaks
+    if result is not None:  # with several processes, only the first prints
         show(result, asked.as_json, asked.out, result_table(result), result.verdict)
 
 
 def loading_of(weights: Weights) -> "Loading":
-    """How the options say that a model is loaded."""
+    """Return how to load a model, from the options."""
     from longlora.evaluation.subject import Loading
 
     return Loading(**vars(weights))
 
 
 def texts_of(data: list[str], columns: Columns, *, across_documents: bool = False) -> "Texts":
-    """The texts that options name."""
+    """Return the texts given by the options."""
     from longlora.evaluation.texts import Texts
 
     return Texts(data, across_documents=across_documents, **vars(columns))
 
 
 def show(result: "Result", as_json: bool, output: Path, *parts: object) -> None:
-    """Print a result for a machine, or lines and tables about it for a reader."""
+    """Print a result as JSON, or as lines and tables."""
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
         return

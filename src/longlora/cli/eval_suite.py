@@ -1,4 +1,4 @@
-"""The commands under `longlora eval` that answer for a whole model: the suite, and the model against its base."""
+"""The commands under `longlora eval` that judge a model as a whole: the suite, the base comparison, benchmarks."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -88,7 +88,7 @@ def suite(
             base=base,
             loading=loading_of(weights),
         )
-    if records:  # of several processes the first one has them
+    if records:  # with several processes, only the first has them
         page = write_report([str(out)], out)
         for model in collect([str(out)]).models:
             typer.echo(lead(model))
@@ -108,7 +108,7 @@ def short(
     across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a model with its base on the same tokens, at the base's own context length."""
+    """Compare a model with its base on the same tokens, at the base's context length."""
     from longlora.evaluation.measure import measure_short_context
 
     texts = texts_of(data, columns, across_documents=across_documents)
@@ -156,8 +156,8 @@ def harness(
 ) -> None:
     """Run published benchmarks or your own tasks through lm-evaluation-harness.
 
-    Most tasks fetch their data from the hub on first use (HF_HUB_OFFLINE=1 forbids it); a task file with local data
-    needs no network.
+    Most tasks download their data from the hub on first use (HF_HUB_OFFLINE=1 forbids it); a task file with local
+    data needs no network.
     """
     from longlora.evaluation.harness import HarnessOptions, run_harness
 

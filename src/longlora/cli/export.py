@@ -1,4 +1,4 @@
-"""Commands that use what was trained: merge, import, serve. They import what they need inside their bodies."""
+"""The commands merge, import and serve, for trained models. They import what they need inside their bodies."""
 
 import os
 import sys
@@ -62,7 +62,7 @@ def merge(
 def import_weights(
     source: Annotated[str, typer.Argument(help="Directory or hub name of weights published by the paper's authors.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the adapter or the model to.")],
-    base: Annotated[str, typer.Option(help="Their base model, if it is not where the weights say.")] = "",
+    base: Annotated[str, typer.Option(help="Base model, if it is not where the weights say.")] = "",
     context: Annotated[
         int | None, typer.Option(min=1, help="Context length in tokens, if nothing else states it.")
     ] = None,
@@ -116,7 +116,7 @@ def serve(
             ready=typer.echo,
         )
     except (KeyboardInterrupt, SystemExit) as end:
-        # All is put away. Python would take torch apart now, which costs seconds that whoever stops a server waits for.
+        # Everything is closed. A normal exit would spend seconds unloading torch while the user waits.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The command line. Commands import what they need inside their bodies, so that help is instant."""
+"""The command line. Commands import what they need inside their bodies, which keeps `--help` instant."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Extend a language model's context with LongLoRA (arXiv 2309.12307)."""
@@ -89,8 +89,8 @@ def compare(
     models = collect(paths).models
     if len(paths) < 2 or len(models) < 2:
         raise ConfigError(
-            f"{' and '.join(paths)} hold results of {len(models)} model{'s' * (len(models) != 1)}, and comparing "
-            "takes two: name another folder, or distinguish two states of a model with NAME=PATH"
+            f"{' and '.join(paths)} hold results of {len(models)} model{'s' * (len(models) != 1)}, but comparing "
+            "takes two: add another folder, or distinguish two states of a model with NAME=PATH"
         )
     page = write_report(paths, out)
     for model in models:
@@ -116,10 +116,10 @@ app.command("import")(export.import_weights)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with status 2 and a message, an interrupt with 130."""
+    """Run the command line; a user's mistake exits with status 2 and a message, an interrupt with 130."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # started without, as by `>&-`
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+        if getattr(sys, name) is None:  # closed at start, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - stays open until the process ends
     logger = logging.getLogger("longlora")
     logger.setLevel(logging.INFO)
     handler = _StderrHandler()
@@ -136,15 +136,15 @@ def main() -> None:
         _say_why(end)
         raise
     except Exception as error:
-        if tell_launcher(error):  # the launcher shows the one traceback that explains the others
+        if tell_launcher(error):  # the launcher shows only the traceback that explains the others
             sys.exit(1)
         raise
-    finally:  # who calls this from Python may close the stream afterwards
+    finally:  # a caller from Python may close the stream afterwards
         logger.removeHandler(handler)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what is stderr at that moment: while a progress bar is drawn, to the lines above the bar."""
+    """Writes to the current `sys.stderr`, which a progress bar redirects to the lines above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
@@ -156,14 +156,14 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory"
 
 @contextmanager
 def _mistakes_of_the_machine() -> Iterator[None]:
-    """Turn a full or closed disk, a file that is gone, and memory that ran out into a message, for every command.
+    """Turn a full or unwritable disk, a vanished file and exhausted memory into a message, for every command.
 
-    What is open to be written is a temporary file then, and goes with the block that made it (`support/files.py`).
+    Files being written are temporary at that point, and the block that created them removes them (`support/files.py`).
     """
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # no error of the system: libraries use the class for others too
+        if error.errno is None:  # not a system error: libraries use the class for others too
             raise
         from longlora.support.files import resource_error
 
@@ -172,22 +172,23 @@ def _mistakes_of_the_machine() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(said in str(error) for said in _NO_MEMORY):
             raise
         raise ResourceError(
-            f"memory ran out ({first_line(error)}); `longlora plan RECIPE` says what takes it in a run, and what helps"
+            f"memory ran out ({first_line(error)}); `longlora plan RECIPE` shows what takes memory in a run, and what "
+            "helps"
         ) from error
 
 
-# What libraries tell one another, and no user could mend. Loggers by name, with the beginning of what they say.
+# Library messages that no user can act on: logger names, with the beginning of the message.
 _IDLE_RECORDS = {
     # At import, on processors with AVX512-BF16: an optional kernel from the hub is missing (PEFT imports bitsandbytes).
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    # Of checkpoints saved within the same second; they are told apart by their numbers then.
+    # For checkpoints saved within the same second, which are then ordered by their numbers.
     "transformers.trainer_utils": "mtime may not be reliable",
 }
 _IDLE_WARNINGS = {
-    # TRL and PEFT still call transformers by names older than 5.23.
+    # TRL and PEFT still use names that transformers 5.23 deprecated.
     "`gradient_checkpointing` is deprecated": FutureWarning,
     "`is_gradient_checkpointing` is deprecated": FutureWarning,
-    # transformers below 5.20 takes a model whose first weights lie on the disk to want its input there.
+    # If the first weights are offloaded to disk, transformers below 5.20 expects the input on the meta device.
     r"You are calling .generate\(\) .* model is on meta": UserWarning,
 }
 
@@ -203,11 +204,11 @@ def _is_of_use(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_IDLE_RECORDS[record.name])
 
 
-_KEEPING_NOTHING = {"chat", "web", "serve"}  # commands whose end leaves nothing to resume
+_KEEPING_NOTHING = {"chat", "web", "serve"}  # commands that leave nothing to resume
 
 
 def _say_why(end: SystemExit) -> None:
-    """Say, once for all processes, that the run can be resumed."""
+    """Print that the run can be resumed, in one process only."""
     if isinstance(end, train.Launched) or os.environ.get("RANK", "0") != "0":
         return
     if _KEEPING_NOTHING.intersection(sys.argv[1:2]):

@@ -91,7 +91,7 @@ def make_qa(
         is_asked=not from_journal,
     )
     measured = {"model": chosen.name, "window": chosen.window, "tokenizer": chosen.tokenizer}
-    names = Settings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # which nobody needs to choose
+    names = Settings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # these two have no option
     summary = make_questions(
         find_items(texts, shelf_texts(text_column), split, max_documents, identity=[text_column]),
         out,
@@ -116,7 +116,7 @@ def qa_prompts(folder: Annotated[Path, typer.Argument(help="Folder to create.")]
 
 
 def _named(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Take options by the names of a dataclass' fields; a field without an option is our mistake, and a KeyError."""
+    """Select options by a dataclass's field names; a field without an option is a bug and raises KeyError."""
     return {name: options[name] for name in names}
 
 
@@ -125,5 +125,5 @@ def _confirm(estimate: str, *, is_agreed: bool) -> bool:
     if is_agreed:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError("nobody is there to agree to that; run it in a terminal, or agree beforehand with --yes")
+        raise ConfigError("cannot ask for confirmation without a terminal; run it in one, or confirm with --yes")
     return typer.confirm("Send them?", err=True)

@@ -1,6 +1,6 @@
-"""Options that several commands have: each is declared here, once, with its help and its check.
+"""Options shared by several commands, each declared once with its help text and check.
 
-A command may take a dataclass of options (`unfolded`), so that what goes through the code together stays together.
+A command may take a dataclass of options (`unfolded`), which keeps related options together in the code.
 """
 
 import functools
@@ -14,7 +14,7 @@ import typer
 from longlora.errors import ConfigError
 from longlora.support.choices import DtypeName, Strategy
 
-INTERRUPTED = 130  # the status of a command ended by Ctrl-C: 128 + SIGINT
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 
 Number = TypeVar("Number", int, float)
@@ -22,10 +22,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def existing_model(name: str) -> str:
-    """Make sure that a model is there, unless its name is one of the hub's: a mistake is told before torch is loaded.
+    """Check that a local model exists, so that a typo is reported before torch is loaded; hub names pass.
 
     Raises:
-        CheckpointError: it looks like a path, and there is no model there.
+        CheckpointError: the name looks like a path, and there is no model there.
     """
     from longlora.models.checkpoint import model_source
 
@@ -34,15 +34,15 @@ def existing_model(name: str) -> str:
 
 
 def existing_texts(names: list[str] | None) -> list[str] | None:
-    """Make sure that texts are there, unless a name is that of a data set on the hub.
+    """Check that local texts exist; names of hub data sets pass.
 
     Raises:
-        DataError: there is no such thing, or no file in it.
+        DataError: there is no such file, folder or data set, or the folder is empty.
     """
     from longlora.support.locate import locate
 
     for name in names or ():
-        if not name.endswith(".bin"):  # tokens, which are read in another way and say themselves what is wrong
+        if not name.endswith(".bin"):  # token files have a reader and checks of their own
             locate(name)
     return names
 
@@ -79,7 +79,7 @@ AllowHost = Annotated[
 
 @dataclass(frozen=True)
 class Weights:
-    """How a model is loaded."""
+    """How to load a model."""
 
     device_map: DeviceMap = None
     dtype: Dtype = "auto"
@@ -87,7 +87,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is planned for."""
+    """The hardware to plan a run for."""
 
     gpu_type: Annotated[
         str, typer.Option(help="GPU to plan memory and time for: a100-80gb, h100-80gb, h200, b200, rtx-4090, …")
@@ -110,7 +110,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the texts of tabular data stand, and how many are read."""
+    """Where texts are in tabular data, and how many to read."""
 
     text_column: TextColumn = "text"
     split: Split = "validation"
@@ -118,7 +118,7 @@ class Columns:
 
 
 def unfolded(command: Command) -> Command:
-    """Turn each parameter that is a dataclass of options into the options of its fields, and hand it over whole."""
+    """Expand each parameter that is a dataclass of options into one option per field, and pass the dataclass on."""
     hints = get_type_hints(command, include_extras=True)
     kept, groups = [], {}
     for parameter in inspect.signature(command).parameters.values():
@@ -146,10 +146,10 @@ def unfolded(command: Command) -> Command:
 
 
 def parse_numbers(text: str, option: str, kind: type[Number]) -> list[Number] | None:
-    """Read numbers with commas between; None for an empty text.
+    """Parse comma-separated numbers; return None for an empty string.
 
     Raises:
-        ConfigError: one of them is no number; the message names the option.
+        ConfigError: one of them is not a number; the message names the option.
     """
     if not text:
         return None

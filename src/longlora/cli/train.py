@@ -1,4 +1,4 @@
-"""The commands about recipes: list them, plan a run, train. They import what they need inside their bodies."""
+"""The commands about recipes: recipes, plan, init, train. They import what they need inside their bodies."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Launched(SystemExit):
-    """The end of a launcher, whose processes have said why they ended."""
+    """The exit of a launcher, whose processes have already reported why they ended."""
 
 
 def recipes(
@@ -58,7 +58,7 @@ def plan(
         fits = _plan_recipe(target, [*chosen, *([f"context_length={context}"] if context else [])], machine, as_json)
     elif context is None:
         _check_model(target)
-        raise ConfigError(f"say how many tokens the model is to read: longlora plan {target} --context 65536")
+        raise ConfigError(f"give the context length to plan for: longlora plan {target} --context 65536")
     else:
         fits = _plan_model(target, context, chosen, machine, as_json)
     if not fits:
@@ -80,14 +80,14 @@ def _plan_recipe(name: str, overrides: list[str], machine: Machine, as_json: boo
     print_plan(planned, Console())
     if recipe.num_train_epochs is not None:
         typer.echo(
-            f"num_train_epochs={recipe.num_train_epochs:g}: the number of steps depends on the data, and the time "
-            "is that of one step"
+            f"num_train_epochs={recipe.num_train_epochs:g}: the number of steps depends on the data; the time is "
+            "that of one step"
         )
     return planned.fits
 
 
 def _plan_model(model: str, context: int, overrides: list[str], machine: Machine, as_json: bool) -> bool:
-    """Plan what is found for a model on the card that is named, if one is, and on each of four."""
+    """Plan the settings found for a model on the user's card, if given, and on each of four others."""
     from rich.console import Console
 
     from longlora.planner.plan_report import plan_to_dict, print_cards, print_plan, print_source
@@ -112,7 +112,7 @@ def _plan_model(model: str, context: int, overrides: list[str], machine: Machine
         print_cards({card: (draft.plan, draft.changes) for card, draft in drafts.items()}, console)
         print_source(model, console)
         if any_draft.recipe.data.kind == "sft":
-            typer.echo(f"{model} reads {context:,} tokens already: planned for conversations (data.kind: sft)")
+            typer.echo(f"{model} already reads {context:,} tokens: planned for conversations (data.kind: sft)")
     return named.plan.fits if named else any(draft.plan.fits for draft in drafts.values())
 
 
@@ -148,7 +148,7 @@ def init(
 
 
 def _hardware(machine: Machine, gpus: int = 1, memory_gib: float = 80) -> "Hardware":
-    """What the options say, with a recipe's own numbers where they say nothing."""
+    """Return the hardware from the options, with the recipe's values as defaults."""
     from longlora.planner import find_gpu
     from longlora.training.draft import Hardware
 
@@ -163,7 +163,11 @@ def _hardware(machine: Machine, gpus: int = 1, memory_gib: float = 80) -> "Hardw
 
 
 def _check_model(name: str) -> None:
-    """Make sure that a name may be that of a model, before the hub is asked."""
+    """Check that a name can be a model's before asking the hub.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     import difflib
 
     from longlora.planner import find_known_model, known_models
@@ -251,7 +255,7 @@ def train(
 
 
 def _merge_result(adapter: Path, merged: Path) -> None:
-    """Merge what a run trained, unless an earlier start did; a failure costs nothing but the merge."""
+    """Merge a run's adapter, unless an earlier run of the command did; a failure costs only the merge."""
     from longlora.merge import merge_adapter
     from longlora.support.files import remove_partial
     from longlora.training.run_summary import attempted

@@ -1,1 +1,1 @@
-"""What a long-context model can do, measured; import the module of the measurement you want."""
+"""Evaluation of long-context models, one module per measurement."""

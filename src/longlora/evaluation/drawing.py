@@ -1,4 +1,4 @@
-"""Results of retrieval tests and curves of positions to look at: a table, a picture, and the file to compute with."""
+"""Tables and figures of retrieval results and loss curves, written beside their result files."""
 
 import math
 from pathlib import Path
@@ -21,14 +21,14 @@ _GREY = "#888888"
 
 
 def write_result(result: Retrieval | Positions, output: str | Path) -> None:
-    """Write picture and result file, which comes last: it stands for a finished evaluation."""
+    """Write the figure, then the result file, which marks the evaluation as finished."""
     Path(output).mkdir(parents=True, exist_ok=True)
     draw(result, Path(output))
     result.write(output)
 
 
 def draw(result: Retrieval | Positions, output: Path) -> None:
-    """Write the picture of a result into a folder."""
+    """Write a result's figure into a folder."""
     if isinstance(result, Retrieval):
         save_figure(retrieval_figure(result), output / f"{result.test}.png")
     else:
@@ -41,7 +41,7 @@ def result_table(result: Retrieval | Positions) -> Table:
 
 
 def retrieval_table(result: Retrieval) -> Table:
-    """Tabulate shares with their intervals by length, and by depth if there are several."""
+    """Tabulate shares and their intervals by length, and by depth if there are several depths."""
     depths = list(result.lengths[0].by_depth) if len(result.lengths[0].by_depth) > 1 else []
     first = next(iter(result.chance))
     means = [name for name in result.lengths[0].means if name != "found" or result.settings.get("num_needles", 1) > 1]
@@ -71,7 +71,7 @@ def _with_interval(share: Share) -> str:
 
 
 def positions_table(result: Positions) -> Table:
-    """Tabulate the curve."""
+    """Tabulate the loss curve."""
     rows = [
         [
             f"{bucket.start:,} to {bucket.end - 1:,}",
@@ -95,7 +95,7 @@ def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
 
 
 def positions_figure(result: Positions) -> "Figure":
-    """Draw loss over position with a band of two standard errors, and the model's own context if it lies within."""
+    """Plot loss over position with a band of two standard errors, marking the model's context if it is in range."""
     figure, axes = new_figure(7, 4.2)
     middles = [(bucket.start + bucket.end - 1) / 2 for bucket in result.curve]
     losses = np.array([bucket.loss for bucket in result.curve])
@@ -116,7 +116,7 @@ def positions_figure(result: Positions) -> "Figure":
 
 
 def retrieval_figure(result: Retrieval) -> "Figure":
-    """Draw shares by length with intervals; beside them depth by length as a heat map, or the margin of the choice."""
+    """Plot shares by length with intervals, and beside them a depth-by-length heat map and the forced-choice margin."""
     depths = list(result.lengths[0].by_depth)
     has_margin = "margin" in result.lengths[0].means
     widths = [1.0] + [1.0] * (len(depths) > 1) + [0.8] * has_margin
@@ -149,7 +149,7 @@ def _draw_shares(axes: "Axes", result: Retrieval) -> None:
     for shift, (measure, chance) in enumerate(result.chance.items()):
         shares = [row.shares[measure] for row in result.lengths]
         errors = [[s.share - s.low for s in shares], [s.high - s.share for s in shares]]
-        # Side by side where two measures would hide each other.
+        # Shifted slightly, so that two measures do not hide each other.
         places = [length * 1.015**shift for length in lengths]
         line = axes.errorbar(
             places, [s.share for s in shares], yerr=errors, marker="o", markersize=4, capsize=3, label=_LABELS[measure]

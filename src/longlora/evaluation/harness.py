@@ -1,8 +1,8 @@
-"""Published benchmarks through lm-evaluation-harness, with what a long-context model needs passed for the user.
+"""Run published benchmarks with lm-evaluation-harness, set up for long-context models.
 
-The harness is given a model that is loaded already: its positions are the extended ones, and an adapter is folded into
-it, in memory (lm-eval 0.4.13 ties the weights of what it is given once more, which an adapter with embeddings of its
-own does not survive). Each task is one call, and its result is on disk before the next begins.
+The harness gets a loaded model with extended positions. An adapter is merged in memory, because lm-eval 0.4.13 ties the
+weights again, which breaks an adapter that has its own embeddings. Each task is one call, and its result is on disk
+before the next task begins.
 """
 
 import json
@@ -29,16 +29,16 @@ logger = logging.getLogger("longlora")
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessOptions:
-    """What is asked and how; all of it decides the results. None leaves a number to each task."""
+    """Options of a harness run, all of which affect the results. None leaves a value to the task."""
 
-    lengths: Sequence[int] | None = None  # of RULER and BABILong, in tokens; else all of theirs up to the context
-    limit: int | None = None  # samples of each task
-    num_fewshot: int | None = None  # examples before a question
+    lengths: Sequence[int] | None = None  # of RULER and BABILong, in tokens; by default all of theirs up to the context
+    limit: int | None = None  # samples per task
+    num_fewshot: int | None = None  # examples before each question
     max_new_tokens: int | None = None
     batch_size: int = 1
     chat: bool = True  # use the tokenizer's chat template, if it has one
     seed: int = 1234
-    run_code: bool = False  # allow tasks that run what the model writes, as LongProc's do
+    run_code: bool = False  # allow tasks that execute model-written code, such as LongProc's
 
 
 def run_harness(
@@ -50,14 +50,15 @@ def run_harness(
     options: HarnessOptions | None = None,
     loading: Loading = AS_IT_IS,
 ) -> Harness:
-    """Run tasks of the harness by name, and tasks of the user's own by file; started again, go on after the last task.
+    """Run harness tasks by name, and the user's own tasks by file.
 
-    A task that fails does not keep the others from being measured; its error is raised at the end.
+    A repeated call resumes after the last finished task. A failing task does not stop the others; its error is raised
+    at the end.
 
     Raises:
-        ConfigError: lm-eval or a package for a task is missing, a task or file is not known, the model is partly kept
-            outside of its devices, or the folder holds other results.
-        DataError: a task's data is neither in the cache nor to be had, or a task of lm-eval's failed.
+        ConfigError: lm-eval or a package for a task is missing, a task or file is unknown, the model is partly
+            offloaded, or the folder holds other results.
+        DataError: a task's data is neither cached nor downloadable, or a task failed within lm-eval.
         CheckpointError: the model cannot be loaded.
     """
     try:
@@ -70,16 +71,16 @@ def run_harness(
         raise ConfigError(f"{', '.join(runs)} runs model-written code on this machine: allow it with --run-code")
     subject = load_subject(model_name, loading)
     if any(parameter.is_meta for parameter in subject.model.parameters()):
-        raise ConfigError("lm-eval cannot use a model of which parts are kept outside of the devices: give more memory")
+        raise ConfigError("lm-eval cannot run a partly offloaded model: use devices with more memory")
     folder = Path(output)
-    # Tasks and lengths may be added later; all else would change what is there.
+    # Tasks and lengths may be added later; any other change would invalidate the existing results.
     settings = {name: value for name, value in vars(options).items() if name not in ("lengths", "run_code")}
     settings["chat"] = uses_chat(subject.tokenizer, options.chat)
     before = finished(Harness, folder, settings, subject.weights)
     result = Harness(**subject.about(), settings=settings, tasks=before.tasks if before else {})
     failures = []
     with tempfile.TemporaryDirectory(prefix="longlora-tokenizer-") as tokenizer_path:
-        # Tasks that size their prompts take the path of a tokenizer, and not one that is there.
+        # Tasks that size their prompts take the path of a tokenizer, not a loaded one.
         subject.tokenizer.save_pretrained(tokenizer_path)
         calls = plan_calls(
             tasks, task_files, lengths=options.lengths, context=subject.context, tokenizer_path=tokenizer_path
@@ -89,7 +90,7 @@ def run_harness(
             if not _is_done(call, call.name, result):
                 try:
                     _run(call, model, options, result, folder)
-                except Exception as error:  # also what a task of lm-eval's has for a fault
+                except Exception as error:  # a task's own code may raise anything
                     failures.append(_failure(call, error))
     for failure in failures[:-1]:
         logger.error("%s", failure)
@@ -99,13 +100,13 @@ def run_harness(
 
 
 def _failure(call: Call, error: Exception) -> LongLoRAError:
-    """Say which task failed, with its traceback unless the message tells all."""
+    """Turn an error into one that names the task, logging the traceback unless the error is ours."""
     if isinstance(error, LongLoRAError):
         return error
     logger.error("%s failed; continuing with the other tasks", call.name, exc_info=error)
     return DataError(
-        f"{call.name} failed within lm-eval ({type(error).__name__}: {first_line(error)}) and has no result; those of "
-        "the other tasks are written"
+        f"{call.name} failed within lm-eval ({type(error).__name__}: {first_line(error)}) and has no result; the "
+        "results of the other tasks are written"
     )
 
 
@@ -119,7 +120,7 @@ def _harness_model(subject: Subject, calls: Sequence[Call], options: HarnessOpti
     model, tokenizer = subject.model, subject.tokenizer
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
     base_model(merged).eval()
-    # Lengths of tasks are those of their texts; the turns of a chat come on top, and must not cost a text its start.
+    # Task lengths do not count the chat template: leave room for it, or the harness would truncate the text's start.
     longest = max([subject.context, *(length for call in calls for length in call.lengths or [])])
     turns = render(tokenizer, "", "", chat=True) if uses_chat(tokenizer, options.chat) else ""
     return HFLM(
@@ -161,7 +162,7 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folde
         num_cut = sum(any(_is_cut(*arguments[:2], model=model) for arguments in s["arguments"]) for s in samples)
         if num_cut:
             logger.warning(
-                "%s: %d of %d prompts were longer than %s tokens less the answer's and lost their beginning",
+                "%s: %d of %d prompts did not fit into %s tokens with their answer and lost their beginning",
                 name, num_cut, len(samples), f"{model.max_length:,}",
             )  # fmt: skip
         result.tasks[name] = TaskResult.model_validate(
@@ -176,7 +177,7 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folde
 
 
 def _is_cut(prompt: str, second: str | dict[str, Any] = "", *, model: Any) -> bool:
-    """Whether a prompt is longer than what the harness leaves beside the answer; it cuts the beginning."""
+    """Return whether a prompt exceeds the room beside its answer, so that the harness cuts its beginning."""
     if isinstance(second, dict):
         answer = int(second.get("max_gen_toks", model.max_gen_toks))
         return len(model.tok_encode(prompt)) > model.max_length - answer
@@ -184,11 +185,11 @@ def _is_cut(prompt: str, second: str | dict[str, Any] = "", *, model: Any) -> bo
 
 
 def _load(call: Call) -> list[Any]:
-    """Load a task's data; say plainly what is missing.
+    """Load a task's data.
 
     Raises:
-        ConfigError: a package is missing, or the task's file is wrong.
-        DataError: the data are neither in the cache nor to be had.
+        ConfigError: a package is missing, or the task's file is invalid.
+        DataError: the data is neither cached nor downloadable.
     """
     try:
         loaded = call.manager.load([call.spec])
@@ -197,11 +198,11 @@ def _load(call: Call) -> list[Any]:
             f"{call.name} needs a package that is not installed ({error}); RULER's come with pip install "
             "'lm_eval[ruler]', LongBench's with 'lm_eval[longbench]', SCROLLS' with rouge-score"
         ) from error
-    except (OSError, LookupError) as error:  # a missing file, no network, no such data set in the cache
-        offline = ", and HF_HUB_OFFLINE forbids fetching it" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    except (OSError, LookupError) as error:  # a missing file, no network, or a data set that is not cached
+        offline = ", and HF_HUB_OFFLINE forbids downloading it" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise DataError(
-            f"{call.name} needs data that cannot be read or fetched{offline}: {first_line(error)}; fetch it where "
-            "there is a network, or name a task of your own with --task-file"
+            f"{call.name} needs data that cannot be read or downloaded{offline}: {first_line(error)}; download it on a "
+            "machine with a network, or use your own task with --task-file"
         ) from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{call.name} cannot be loaded: {first_line(error)}") from error

@@ -1,7 +1,7 @@
-"""Which calls of the harness a user's list of tasks means: groups taken apart, lengths passed as each task wants.
+"""Expand a user's list of tasks into harness calls: groups into tasks, and tasks with lengths into a call per length.
 
-RULER and BABILong come in lengths of their prompts, and are told them; LongProc in lengths of its answers, for which
-there must be room; LongBench, InfiniteBench and SCROLLS have texts as long as they are, cut where they do not fit.
+RULER and BABILong generate prompts of a requested length. LongProc's variants differ in the length of the answers,
+which must fit into the context. LongBench, InfiniteBench and SCROLLS have fixed texts, truncated if they do not fit.
 """
 
 import difflib
@@ -18,24 +18,24 @@ from longlora.errors import ConfigError, DataError
 
 logger = logging.getLogger("longlora")
 
-# A standard suite of short tasks, for what an extension cost; each is a few megabytes of data.
+# Standard short-context tasks that show what an extension cost; each downloads a few megabytes.
 SHORT_TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")
-_RULER_LENGTHS = tuple(2**power for power in range(12, 18))  # those that lm-eval's RULER reports
-# What lm-eval[ruler] brings, by the names of the tasks that import it.
+_RULER_LENGTHS = tuple(2**power for power in range(12, 18))  # the lengths that lm-eval's RULER reports
+# The packages that lm-eval[ruler] installs, by the prefix of the tasks that import them.
 _RULER_NEEDS = (("niah_", ("wonderwords", "nltk")), ("ruler_cwe", ("wonderwords",)), ("ruler_fwe", ("scipy",)))
 _BABILONG_KILOTOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
-_LONGPROC_ANSWERS = {"_0.5k": 1024, "_2k": 3072, "_8k": 9216}  # tokens that lm-eval reserves for them
+_LONGPROC_ANSWERS = {"_0.5k": 1024, "_2k": 3072, "_8k": 9216}  # tokens that lm-eval reserves for the answers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One task for the harness."""
+    """One call of the harness."""
 
-    name: str  # what its result is called
-    spec: str  # its name, or its file, for the harness
-    manager: Any  # the harness's own manager of tasks, which knows lengths and tokenizer
-    lengths: list[int] | None = None  # tokens of its texts, where it comes in lengths
-    single: bool = True  # whether it is one task, so that `name` is its
+    name: str  # in the results
+    spec: str  # the task's name or file, as the harness expects it
+    manager: Any  # the harness's task manager, configured with lengths and tokenizer
+    lengths: list[int] | None = None  # prompt lengths in tokens, if the task has lengths
+    single: bool = True  # whether this is a single task, whose result is called `name`
 
 
 def plan_calls(
@@ -46,10 +46,10 @@ def plan_calls(
     context: int,
     tokenizer_path: str,
 ) -> list[Call]:
-    """Turn names and files into calls: groups into their tasks, RULER and BABILong into a call for each length.
+    """Turn task names and files into calls: groups into their tasks, RULER and BABILong into a call per length.
 
     Raises:
-        ConfigError: a name or a file is not known, or a task does not come in a length.
+        ConfigError: a task or file is unknown, or a task does not offer a requested length.
     """
     calls = []
     for path in (Path(path).expanduser() for path in task_files):
@@ -67,12 +67,12 @@ def plan_calls(
     babilong = [name for name in names if name.startswith("babilong")]
 
     def at_length(family: list[str], size: str, wanted: Any, length: int) -> list[Call]:
-        # A manager of a task's folder alone is there at once, one of all 14,000 tasks is not.
+        # A manager for the task's own folder is instant; one that indexes all 14,000 tasks is slow.
         folder = Path(known.task_index[family[0]].yaml_path).parent
         manager = _manager({"max_seq_lengths": wanted, "tokenizer": tokenizer_path}, folder=folder)
         return [Call(name=f"{name}@{size}", spec=name, manager=manager, lengths=[length]) for name in family]
 
-    # A call for each length: RULER puts its lengths one after another, and the first so many would all be short.
+    # One call per length: RULER concatenates its lengths, so a `limit` would keep only the shortest prompts.
     for length in _ruler_lengths(lengths, context) if ruler else []:
         calls += at_length(ruler, str(length), [length], length)
     for size in _babilong_sizes(lengths, context) if babilong else []:
@@ -87,11 +87,11 @@ def _manager(metadata: dict[str, Any], *, defaults: bool = False, folder: Path |
 
 
 def _has_room_for_answers(name: str, context: int) -> bool:
-    """Whether answers of LongProc leave room for a prompt; a task whose do not is left out with a warning."""
+    """Return whether a LongProc task's answers leave room for a prompt; warn if they do not."""
     answer = next((size for end, size in _LONGPROC_ANSWERS.items() if name.endswith(end)), 0)
     if not name.startswith("longproc") or answer < context:
         return True
-    logger.warning("%s is left out: its answers take %s of %s tokens", name, f"{answer:,}", f"{context:,}")
+    logger.warning("%s is left out: its answers take %s of the %s tokens", name, f"{answer:,}", f"{context:,}")
     return False
 
 
@@ -100,16 +100,16 @@ def _is_ruler(name: str) -> bool:
 
 
 def _leaves(task: str, index: dict[str, Any]) -> list[str]:
-    """Take a group or a tag apart, down to tasks that can be run and finished one by one."""
+    """Expand a group or tag into the tasks that can be run one by one."""
     if task == "short":
         return list(SHORT_TASKS)
-    if task == "scrolls" and task not in index:  # lm-eval 0.4.13 has its tasks, and no group of them
+    if task == "scrolls" and task not in index:  # lm-eval 0.4.13 has the tasks but no group for them
         return sorted(name for name in index if name.startswith("scrolls_"))
     task = "babilong_longctx" if task == "babilong" else task
     if task not in index:
         close = difflib.get_close_matches(task, index, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ConfigError(f"lm-eval knows no task {task!r}{hint}")
+        raise ConfigError(f"lm-eval has no task {task!r}{hint}")
     kind, members = index[task].kind.name, list[Any]()
     if kind == "TAG":
         members = sorted(index[task].tags)
@@ -121,45 +121,45 @@ def _leaves(task: str, index: dict[str, Any]) -> list[str]:
 
 
 def _ruler_lengths(lengths: Sequence[int] | None, context: int) -> list[int]:
-    """Lengths for RULER: those asked for, else the usual ones up to the context.
+    """Return the lengths for RULER: those requested, else its standard ones up to the context.
 
     Raises:
-        ConfigError: one is below RULER's shortest, for which lm-eval's tasks divide by zero or look for room for ever.
+        ConfigError: a length is below RULER's minimum, where lm-eval's tasks divide by zero or loop forever.
     """
     shortest = _RULER_LENGTHS[0]
     if not lengths and context < shortest:
-        raise ConfigError(f"RULER begins at {shortest:,} tokens, and this model reads {context:,}: leave it out")
+        raise ConfigError(f"RULER begins at {shortest:,} tokens, but this model reads {context:,}: leave it out")
     if lengths and min(lengths) < shortest:
         raise ConfigError(f"RULER begins at {shortest:,} tokens: leave {min(lengths):,} out of --lengths, or RULER")
     return sorted(set(lengths or (length for length in _RULER_LENGTHS if length <= context)))
 
 
 def check_ruler(tasks: Sequence[str], lengths: Sequence[int] | None, context: int) -> None:
-    """Refuse what RULER cannot do here before anything is loaded; lm-eval finds out task by task.
+    """Check RULER's requirements before anything is loaded; lm-eval would fail task by task.
 
     Raises:
         ConfigError: a package is missing, or a length is too short.
-        DataError: nltk's data to tell sentences apart are neither here nor to be had.
+        DataError: nltk's sentence tokenizer data is missing and cannot be downloaded.
     """
     ruler = [task for task in tasks if _is_ruler(task)]
     if not ruler:
         return
     _ruler_lengths(lengths, context)
-    # `ruler` itself stands for all of them.
+    # `ruler` is the group of all of them.
     families = [names for prefix, names in _RULER_NEEDS if any(t == "ruler" or t.startswith(prefix) for t in ruler)]
     needed = {name for names in families for name in names}
     if missing := sorted(name for name in needed if find_spec(name) is None):
         raise ConfigError(f"{', '.join(ruler)} needs {', '.join(missing)}: pip install 'lm_eval[ruler]'")
     if "nltk" in needed and not _has_sentences():
         raise DataError(
-            f"{', '.join(ruler)} needs nltk's data punkt_tab, which are not here and cannot be fetched now: run "
-            "`python -m nltk.downloader punkt_tab` where there is a network, and name its folder in NLTK_DATA"
+            f"{', '.join(ruler)} needs nltk's data punkt_tab, which is missing and cannot be downloaded now: run "
+            "`python -m nltk.downloader punkt_tab` on a machine with a network, and set NLTK_DATA to its folder"
         )
 
 
 def _has_sentences() -> bool:
-    """Whether nltk's punkt_tab is there, after fetching it if that is allowed, as lm-eval would later."""
-    nltk = import_module("nltk")  # comes with lm-eval's extra
+    """Return whether nltk's punkt_tab is available, downloading it if allowed, as lm-eval would later."""
+    nltk = import_module("nltk")  # installed by lm-eval[ruler]
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
@@ -168,10 +168,10 @@ def _has_sentences() -> bool:
 
 
 def _babilong_sizes(lengths: Sequence[int] | None, context: int) -> list[int]:
-    """Sizes of BABILong's texts in kilotokens; 0 is the bare questions.
+    """Return the sizes of BABILong's texts in kilotokens; 0 means the questions without filler.
 
     Raises:
-        ConfigError: there are no texts of a length that was asked for.
+        ConfigError: BABILong does not offer a requested length.
     """
     if not lengths:
         return [size for size in _BABILONG_KILOTOKENS if 1024 * size <= context] or [0]

@@ -1,4 +1,4 @@
-"""The text that facts are hidden in: a user's own, or sentences that are made up."""
+"""The text that facts are hidden in: a user's own, or generated sentences."""
 
 import hashlib
 import random
@@ -10,20 +10,20 @@ from longlora.evaluation.word_lists import ACTIONS, ADJECTIVES, NOUNS, PEOPLE, P
 
 
 def sentence(rng: random.Random) -> str:
-    """Make up a sentence in which nobody is named and no number occurs."""
+    """Generate a sentence without names or numbers."""
     person, action, place, time = (rng.choice(words) for words in (PEOPLE, ACTIONS, PLACES, TIMES))
     text = f"{time}, {person} {action} {place}" if rng.random() < 0.3 else f"{person} {action} {place} {time}"
     return text[0].upper() + text[1:] + "."
 
 
 def names(rng: random.Random, count: int) -> list[str]:
-    """Draw different names such as `amber falcon`; there are 3,600."""
+    """Draw distinct names such as `amber falcon`; there are 3,600."""
     places = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
     return [f"{ADJECTIVES[place // len(NOUNS)]} {NOUNS[place % len(NOUNS)]}" for place in places]
 
 
 def numbers(rng: random.Random, count: int, digits: int) -> list[str]:
-    """Draw different numbers with so many digits, none of which is a leading zero."""
+    """Draw distinct numbers of `digits` digits, without leading zeros."""
     return [str(number) for number in rng.sample(range(10 ** (digits - 1), 10**digits), count)]
 
 
@@ -31,7 +31,7 @@ _SENTENCE_ENDS = (".", "!", "?", '."', '!"', '?"', ".”", "!”", "?”")
 
 
 class Words:
-    """The words of one trial's filler, as many as are asked for; a user's text starts again at its end."""
+    """The filler words of one trial, of any number; a user's text repeats when it runs out."""
 
     def __init__(self, words: list[str], rng: random.Random | None) -> None:
         self._words = words
@@ -44,27 +44,27 @@ class Words:
         return self._words[:count]
 
     def sentence_start(self, count: int, depth: float) -> int:
-        """Return the beginning of a sentence nearest to `depth` of the first `count` words, or else that very place."""
+        """Return the sentence start nearest to `depth` of the first `count` words, or that place if there is none."""
         wanted, words = round(depth * count), self.take(count)
         starts = [0, *(place for place in range(1, count) if words[place - 1].endswith(_SENTENCE_ENDS)), count]
         nearest = min(starts, key=lambda place: abs(place - wanted))
-        # Texts without full stops would send every fact to one of the two ends.
+        # In a text without full stops, every fact would move to one of the two ends.
         return nearest if len(starts) > 2 or wanted in (0, count) else wanted
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """Words to fill prompts with; without any, sentences are made up."""
+    """Filler words for prompts; if there are none, sentences are generated."""
 
     words: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
-        """Digest of the words, for the log's settings."""
+        """A digest of the words, recorded in the log's settings."""
         return hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16] if self.words else "generated sentences"
 
     def stream(self, seed: int) -> Words:
-        """Start at a place that the seed draws."""
+        """Start at a sentence chosen by the seed."""
         rng = random.Random(seed)
         if not self.words:
             return Words([], rng)
@@ -75,12 +75,12 @@ class Haystack:
 
 
 def read_haystack(texts: Iterable[str]) -> Haystack:
-    """Make a haystack of texts, one after another.
+    """Join texts into a haystack.
 
     Raises:
-        DataError: there is no word in them.
+        DataError: they contain no words.
     """
     words = tuple(word for text in texts for word in text.split())
     if not words:
-        raise DataError("the texts for the haystack hold no words: name others, or none to have sentences made up")
+        raise DataError("the haystack texts contain no words: give others, or none to use generated sentences")
     return Haystack(words)

@@ -1,8 +1,8 @@
 """LongPPL: perplexity on the tokens that need far context (Fang et al. 2025, arXiv 2410.23771).
 
-Most tokens are told by the last few hundred before them, and their average hides what a model makes of the rest. Here
-an evaluator, once, chooses the tokens that it predicts with far context and not without it; every model is measured on
-those. Targets are read as for the perplexity by length: the same ones at each context, `stride` at a window's end.
+Most tokens can be predicted from the last few hundred before them, so an average over all tokens hides how a model uses
+far context. Here an evaluator chooses, once, the tokens that it predicts with far context but not without it; every
+model is measured on those. As for perplexity by length, the targets are the same at each context, `stride` per window.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ from longlora.evaluation.subject import Subject
 from longlora.evaluation.text_results import Perplexity, PositionLoss
 
 _LEAST_GAIN, _MOST_LOSS = 2.0, 2.0  # nats: the paper's alpha, and minus its beta
-_PARTS = 8  # the short context is the long one divided by it; the paper: 4,096 of 32,768 tokens
+_PARTS = 8  # ratio of the long context to the short one; in the paper 32,768 to 4,096 tokens
 
 
 def ladder(long: int, short: int | None = None) -> list[int]:
-    """Contexts for an evaluator that reads `long` tokens: each twice the one before, from an eighth on."""
+    """Return the contexts for an evaluator that reads `long` tokens: from `short` or an eighth, doubling each time."""
     contexts = [long]
     while contexts[0] // 2 >= (short or max(2, long // _PARTS)):
         contexts.insert(0, contexts[0] // 2)
@@ -53,7 +53,7 @@ def target_losses(
     """Return the loss of each target in nats given `length - stride` to `length - 1` tokens: (windows, stride).
 
     Raises:
-        DataError: a document is not made of the model's token ids, or none has `longest` tokens.
+        DataError: a document has ids outside the vocabulary, or none has `longest` tokens.
         CheckpointError: the model produces NaN.
     """
     tokens = token_arrays(model, documents)
@@ -72,15 +72,15 @@ def target_losses(
 
 
 def choose_key_tokens(losses: Sequence[np.ndarray], contexts: Sequence[int]) -> np.ndarray:
-    """Return for each target the context within which its evidence lies, 0 if it is no key token: (windows, stride).
+    """Return for each target the context that contains its evidence, or 0 if it is not a key token: (windows, stride).
 
-    `losses` are an evaluator's given each of `contexts`, the shortest first.
+    `losses` are an evaluator's losses given each of `contexts`, the shortest first.
     """
     gain = losses[0] - losses[-1]
     is_key = (gain > _LEAST_GAIN) & (losses[-1] < _MOST_LOSS)
     evidence, kept = np.full(losses[0].shape, contexts[-1]), np.ones(losses[0].shape, dtype=bool)
     for context, given in reversed(list(zip(contexts[1:], losses[1:], strict=True))):
-        kept &= losses[0] - given >= gain / 2  # from the longest down: a short context that is right by luck is not it
+        kept &= losses[0] - given >= gain / 2  # from the longest down, so that a lucky short context does not count
         evidence = np.where(kept, context, evidence)
     return np.where(is_key, evidence, 0)
 
@@ -95,9 +95,9 @@ def find_key_tokens(
     folder: Path,
     about: dict[str, Any],
 ) -> KeyTokens:
-    """Let an evaluator choose among targets that windows of `longest` tokens end at, or read what it chose before.
+    """Let an evaluator choose key tokens among the targets of windows of `longest` tokens, or read its saved choice.
 
-    The choice is kept in `folder`; `about` says what the texts are, `data` in words and `tokens` by their digest.
+    The choice is saved in `folder`. `about` describes the texts: `data` in words, `tokens` as a digest.
 
     Raises:
         ConfigError: the folder holds another choice.
@@ -134,7 +134,7 @@ def find_key_tokens(
 def long_perplexity(
     subject: Subject, documents: Sequence[Document], keys: KeyTokens, *, length: int, settings: dict[str, Any]
 ) -> LongPerplexity:
-    """Measure a model on the key tokens of an evaluator, given `length` tokens, on the same texts.
+    """Measure a model on an evaluator's key tokens in the same texts, given `length` tokens.
 
     Raises:
         DataError, CheckpointError: as `target_losses`.

@@ -1,4 +1,4 @@
-"""Measure a model by name on texts by name: what `longlora eval` does."""
+"""The measurements behind `longlora eval`, on models and texts given by name."""
 
 import gc
 from collections.abc import Sequence
@@ -50,18 +50,18 @@ def measure_perplexity(
 ) -> PerplexityByLength:
     """Load a model, read texts, and measure perplexity at each length by one of the protocols.
 
-    `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, `original` is
-    `original_perplexity`, which joins documents always. Without lengths an eighth, a quarter, a half and the whole of
-    the model's context are measured; without a stride it is 256 tokens as in the paper, or half of the shortest length
-    where that is less.
+    `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, and `original` is
+    `original_perplexity`, which always joins documents. `lengths` defaults to an eighth, a quarter, a half and the
+    whole of the model's context; `stride` to 256 tokens as in the paper, or half of the shortest length if that is
+    less.
 
     Raises:
         CheckpointError: the model cannot be loaded.
         DataError: the texts cannot be read, or none is as long as the longest length.
-        ConfigError: lengths and stride do not go together.
+        ConfigError: lengths and stride do not fit together.
     """
     if protocol == "original" and max_targets is not None:
-        raise ConfigError("the original's protocol scores all there is: leave --max-targets out, or give less text")
+        raise ConfigError("the original's protocol scores all the text: leave out --max-targets, or give less text")
     subject = load_subject(model_name, loading)
     documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
     lengths = sorted(set(lengths or usual_lengths(subject.context)))
@@ -105,7 +105,7 @@ def measure_positions(
     Raises:
         CheckpointError: the model cannot be loaded, or produces NaN.
         DataError: the texts cannot be read, or none is as long as a window.
-        ConfigError: the window is longer than the model's positions, or a number is out of its range.
+        ConfigError: the window is longer than the model's positions, or a number is out of range.
     """
     subject = load_subject(model_name, loading)
     length = length or subject.context
@@ -125,7 +125,7 @@ def positions_of(
     max_windows: int | None,
     settings: dict[str, Any],
 ) -> Positions:
-    """Measure the loss by position of a model that is loaded, on texts that are read.
+    """Measure the loss by position of a loaded model on tokenized documents.
 
     Raises:
         CheckpointError, DataError, ConfigError: as `loss_by_position`.
@@ -153,19 +153,19 @@ def measure_long_perplexity(
     short: int | None = None,
     max_targets: int = 16384,
 ) -> LongPerplexity:
-    """Let an evaluator choose the tokens that need far context, in its own context, and measure a model on them.
+    """Let an evaluator choose the tokens that need far context, within its own context, and measure a model on them.
 
-    An adapter's base is the evaluator unless one is named. Its choice is kept in `output`, and taken from there when
-    another model is measured into the same folder.
+    The evaluator defaults to an adapter's base. Its choice is saved in `output` and reused for other models measured
+    into the same folder.
 
     Raises:
         CheckpointError: a model cannot be loaded, or produces NaN.
-        ConfigError: no evaluator is known, its tokenizer is another, or the folder holds another's choice.
+        ConfigError: no evaluator is known, it tokenizes differently, or the folder holds another choice.
         DataError: the texts cannot be read, or none is as long as the longest length.
     """
     evaluator = evaluator or base_of(model_name)
     if evaluator is None:
-        raise ConfigError(f"{model_name} does not say what it was made of: name a model with --evaluator")
+        raise ConfigError(f"{model_name} does not name its base: choose an evaluator with --evaluator")
     contexts = ladder(named_context(evaluator), short)
     length = length or named_context(model_name)
 
@@ -183,18 +183,17 @@ def measure_long_perplexity(
     gc.collect()
     subject, documents, own = read(model_name)
     if own != about:
-        raise ConfigError(f"{model_name} reads other tokens than {evaluator} in the same texts: name another evaluator")
+        raise ConfigError(f"{model_name} and {evaluator} tokenize the same texts differently: name another evaluator")
     return long_perplexity(subject, documents, keys, length=length, settings=keys.settings | {"length": length})
 
 
 def measure_retrieval(
     model_name: str, test: RetrievalTest, sweep: Sweep, loading: Loading, *, output: str | Path
 ) -> Retrieval | None:
-    """Load a model, run a retrieval test and write its result; None in all processes but the first.
+    """Load a model, run a retrieval test and write its result; return None in all processes but the first.
 
     Raises:
-        CheckpointError, ConfigError, DataError: as `run_retrieval`; CheckpointError if the model cannot be loaded,
-            ConfigError if several processes are to spread a model each over all devices.
+        CheckpointError, ConfigError, DataError: as `run_retrieval` and `load_subject`.
     """
     with joined() as processes:
         result = retrieve(load_subject(model_name, loading, processes), test, sweep, Path(output), processes)
@@ -207,18 +206,18 @@ def measure_retrieval(
 def measure_short_context(
     model_name: str, texts: Texts, loading: Loading, *, base: str | None = None, max_targets: int | None = None
 ) -> ShortContext:
-    """Load a model and the base it was made of, one after the other, and compare them at the base's own context.
+    """Load a model and its base, one after the other, and compare them at the base context.
 
-    An adapter names its base; of any other model `base` must.
+    An adapter names its base; for any other model, `base` is required.
 
     Raises:
         CheckpointError: a model cannot be loaded, or produces NaN.
-        ConfigError: the base is not known, or has another tokenizer.
-        DataError: the texts cannot be read, or none is as long as the base's context.
+        ConfigError: the base is unknown, or tokenizes differently.
+        DataError: the texts cannot be read, or none is as long as the base context.
     """
     base = base or base_of(model_name)
     if base is None:
-        raise ConfigError(f"{model_name} does not say what it was made of: name the base with --base")
+        raise ConfigError(f"{model_name} does not name its base: give the base with --base")
     length = named_context(base)
     stride = usual_stride(length)
 
@@ -237,7 +236,7 @@ def measure_short_context(
 
 
 def write_tokens(model_name: str, texts: Texts, path: str | Path) -> int:
-    """Tokenise texts with a model's tokenizer and write them as a `.bin`; return the number of tokens.
+    """Tokenize texts with a model's tokenizer and write them as a `.bin`; return the number of tokens.
 
     Raises:
         CheckpointError: the tokenizer cannot be loaded.

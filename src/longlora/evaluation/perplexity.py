@@ -1,7 +1,7 @@
-"""Perplexity and loss by position of a causal language model, on documents that are already tokenised.
+"""Perplexity and loss by position of a causal language model on tokenized documents.
 
-A window is a run of tokens that the model reads from scratch; its last tokens are scored, each given the ones before it
-in the window. The protocols differ in the list of windows (`longlora.evaluation.scoring`) and in the average.
+A window is a run of tokens that the model reads from scratch; its last tokens are scored, each given those before it in
+the window. The protocols differ in the windows (`longlora.evaluation.scoring`) and in the average.
 """
 
 import math
@@ -53,8 +53,8 @@ def perplexity(
     At most `max_windows` windows are read, spread evenly. Only 1,024 rows of logits are in memory at a time.
 
     Raises:
-        ConfigError: an argument is out of its range.
-        DataError: a document is empty or not made of this model's token ids, or no document gives a window.
+        ConfigError: an argument is out of range.
+        DataError: a document is empty or has ids outside the vocabulary, or no document yields a window.
         CheckpointError: the model produces NaN.
     """
     if score not in ("new", "all"):
@@ -93,7 +93,7 @@ def perplexity_by_length(
 
     At length L, a target has L - stride to L - 1 tokens before it. Documents shorter than `max(lengths)` are left out.
     `longest` replaces this maximum if another call measures further lengths on the same targets. A forward pass reads
-    `batch_size_tokens`, at least one window. If `max_targets` is set, windows are chosen evenly.
+    `batch_size_tokens`, at least one window. If `max_targets` is set, the windows are spread evenly.
 
     Raises:
         ConfigError, DataError, CheckpointError: as `perplexity`; DataError if no document is long enough.
@@ -129,7 +129,7 @@ def _weighted(
     description: str,
     keep_windows: bool = False,
 ) -> Perplexity:
-    """Let every scored token weigh the same."""
+    """Score windows, giving every scored token equal weight."""
 
     def sums(nats: Tensor) -> list[tuple[float, int]]:
         return [(value, nats.shape[1]) for value in nats.sum(dim=1).tolist()]
@@ -141,7 +141,7 @@ def _weighted(
 
 
 def perplexity_of(windows: Sequence[tuple[float, int]], *, keep_windows: bool = False) -> Perplexity:
-    """Sum up the nats of windows and the tokens that they were counted over, at least one in each."""
+    """Compute the perplexity from each window's total nats and number of scored tokens, at least one."""
     nats, counts = zip(*windows, strict=True)
     num_windows, num_tokens, loss = len(windows), sum(counts), math.fsum(nats) / sum(counts)
     squares = sum((value - loss * count) ** 2 for value, count in windows)
@@ -157,7 +157,7 @@ def perplexity_of(windows: Sequence[tuple[float, int]], *, keep_windows: bool = 
 
 
 def original_windows(num_tokens: int, *, window: int, stride: int = ORIGINAL_STRIDE) -> list[Window]:
-    """Cut a stream as `eval.py` does: starts are `range(0, num_tokens - window, stride)` without the last."""
+    """Cut a stream as the original's `eval.py` does: starts are `range(0, num_tokens - window, stride)[:-1]`."""
     starts = range(0, num_tokens - window, stride)[:-1]
     return [Window(0, start, start + window, window - 1) for start in starts]
 
@@ -173,14 +173,14 @@ def original_perplexity(
 ) -> Perplexity:
     """Measure the perplexity of all documents joined into one stream, by the original's protocol.
 
-    Every window is read from scratch and all of its `window - 1` predictions count, including those with hardly any
+    Every window is read from scratch, and all of its `window - 1` predictions count, including those with hardly any
     context. The loss is the mean over batches of each batch's mean, so a short last batch has the weight of a full one.
     The perplexity is `2.71828 ** loss`. Differences from `perplexity(score="all")` are this weighting, the dropped
     windows at the end, and the fifth digit of e. `standard_error` is NaN, because windows overlap almost completely.
 
     Raises:
-        ConfigError: an argument is out of its range.
-        DataError: a document is not made of token ids, or the stream gives no window.
+        ConfigError: an argument is out of range.
+        DataError: a document has ids outside the vocabulary, or the stream yields no window.
         CheckpointError: the model produces NaN.
     """
     _check_at_least(2, window=window)
@@ -203,7 +203,7 @@ def original_perplexity(
     )
     loss = math.fsum(means) / len(means)
     return Perplexity(
-        perplexity=2.71828**loss if loss < 709 else math.inf,  # the number that eval.py raises to the loss
+        perplexity=2.71828**loss if loss < 709 else math.inf,  # the constant in eval.py
         loss=loss,
         num_tokens=len(windows) * (window - 1),
         num_windows=len(windows),
@@ -230,8 +230,8 @@ def loss_by_position(
     stopped. Memory: the hidden states of one window and 1,024 rows of logits (see `logits_in_pieces`).
 
     Raises:
-        ConfigError: an argument is out of its range.
-        DataError: a document is not made of token ids, or none has `length` tokens.
+        ConfigError: an argument is out of range.
+        DataError: a document has ids outside the vocabulary, or none has `length` tokens.
         CheckpointError: the model produces NaN.
     """
     _check_at_least(2, length=length)

@@ -1,4 +1,4 @@
-"""The one shape of every retrieval test: a trial has a name, a prompt filled up to its length, an answer and scores."""
+"""The common structure of retrieval tests: trials, and prompts filled up to a given length."""
 
 import math
 import random
@@ -12,36 +12,36 @@ from longlora.errors import ConfigError, DataError
 
 
 class TrialId(NamedTuple):
-    """What names a trial, and with the test's settings decides every token of it."""
+    """Identifies a trial; with the test's settings it determines every token of the prompt."""
 
     test: str
     length: int  # tokens of prompt and answer together
-    depth: float | None  # share of the filler before the fact, 0 to 1; None if the test draws or fixes the place
+    depth: float | None  # share of the filler before the fact, 0 to 1; None if the test itself places the fact
     number: int
     seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt in tokens, and what a right answer holds."""
+    """A tokenized prompt, and what a correct answer contains."""
 
     input_ids: Sequence[int]
-    expected: tuple[str, ...]  # the answer must hold all of them
+    expected: tuple[str, ...]  # the answer must contain all of them
     max_new_tokens: int
     distance: int  # tokens from the beginning of the (farthest) fact to the end of the prompt
-    distractors: tuple[str, ...] = ()  # wrong answers of the prompt: one of them before the right one spoils the answer
+    distractors: tuple[str, ...] = ()  # wrong answers from the prompt; one before the right answer makes it wrong
     choices: tuple[tuple[int, ...], ...] = ()  # continuations to compare by likelihood, the right one first
-    choice_context: int = 0  # tokens of `input_ids` that all continuations go on from
+    choice_context: int = 0  # number of tokens of `input_ids` that all continuations follow
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTest:
-    """A test: how its trials are made, and what else but their identity decides them."""
+    """A retrieval test: how to build its trials, and the settings that determine them."""
 
     name: str
     ask: Callable[[PreTrainedTokenizerBase, TrialId], Question]
     settings: dict[str, Any]
-    # The scores between 0 and 1 that are reported, each with its chance level; the first gives the verdict.
+    # The scores (0 to 1) to report, each with its chance level; the first gives the verdict.
     measures: dict[str, float] = field(default_factory=lambda: {"generated": 0.0})
     has_depths: bool = True
 
@@ -63,24 +63,24 @@ class FinishedTrial:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        assert all(map(math.isfinite, self.scores.values())), f"a score is no finite number: {self.scores}"
+        assert all(map(math.isfinite, self.scores.values())), f"a score is not finite: {self.scores}"
 
     @property
     def identity(self) -> TrialId:
-        """The name of the trial."""
+        """The trial's identity."""
         return TrialId(self.test, self.length, self.depth, self.number, self.seed)
 
 
 def trial_grid(
     test: str, *, lengths: Iterable[int], depths: Iterable[float | None], num_trials: int, seed: int
 ) -> list[TrialId]:
-    """Name every trial, the shortest length first; a trial's seed depends on its own name and `seed` alone.
+    """List all trials, the shortest length first; a trial's seed depends only on its identity and `seed`.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a number is out of range.
     """
     lengths = sorted(set(lengths))
-    # 0 and 0.0 must be one depth: a seed is made of how it is written.
+    # 0 and 0.0 must be the same depth: the seed is derived from its text.
     depths = list(dict.fromkeys(None if depth is None else float(depth) for depth in depths))
     if not lengths or lengths[0] < 1:
         raise ConfigError(f"lengths must be whole numbers above 0, at least one; got {lengths or 'none'}")
@@ -99,7 +99,7 @@ def trial_grid(
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A question to which filler can still be added, in units of its own: words, characters, turns."""
+    """A question with an adjustable amount of filler, in units of its own: words, characters or turns."""
 
     tokenizer: PreTrainedTokenizerBase
     chat: bool
@@ -113,31 +113,31 @@ class Draft:
     choices: tuple[str, ...] = ()
 
     def text(self, num_units: int) -> str:
-        """Write the prompt with so much filler."""
+        """Return the prompt with `num_units` of filler."""
         asked = f"{self.body(num_units)}\n{self.question}"
         return render(self.tokenizer, asked, self.answer_start, chat=self.chat)
 
     def size(self, num_units: int) -> int:
-        """Count the tokens of the prompt with so much filler."""
+        """Count the tokens of the prompt with `num_units` of filler."""
         return len(encode(self.tokenizer, self.text(num_units), chat=self.chat))
 
     def distance(self, num_units: int) -> int:
-        """Count the tokens from the fact to the end of the prompt with so much filler."""
+        """Count the tokens from the fact to the end of the prompt with `num_units` of filler."""
         return tokens_from(self.tokenizer, self.text(num_units), self.fact, chat=self.chat)
 
     def filled(self, length: int, *, what: str) -> Question:
-        """Add as much filler as leaves room for the answer.
+        """Add as much filler as fits into `length` beside the answer.
 
         Raises:
-            ConfigError: the length has no room for the bare prompt.
+            ConfigError: the prompt does not fit even without filler.
         """
         return self.finished(largest_fitting(self.size, length - self.max_new_tokens, what=what))
 
     def finished(self, num_units: int) -> Question:
-        """Tokenise the prompt with so much filler."""
+        """Tokenize the prompt with `num_units` of filler."""
         text = self.text(num_units)
         input_ids = encode(self.tokenizer, text, chat=self.chat)
-        # Prompt and choice are tokenised in one, and cut where all of them and the bare prompt stop being the same.
+        # Prompt and choice are tokenized together, then split at the end of their common prefix with the bare prompt.
         whole = [encode(self.tokenizer, f"{text} {choice}", chat=self.chat) for choice in self.choices]
         columns = enumerate(zip(input_ids, *whole, strict=False))
         common = next((place for place, ids in columns if len(set(ids)) > 1), min(map(len, [input_ids, *whole])))
@@ -153,12 +153,12 @@ class Draft:
 
 
 def uses_chat(tokenizer: PreTrainedTokenizerBase, chat: bool) -> bool:
-    """Tell whether prompts go through the tokenizer's chat template: where it has one, unless turned off."""
+    """Return whether prompts use the chat template: if the tokenizer has one and `chat` is not turned off."""
     return chat and tokenizer.chat_template is not None
 
 
 def render(tokenizer: PreTrainedTokenizerBase, asked: str, answer_start: str, *, chat: bool) -> str:
-    """Write a prompt out; in a chat the answer's first words open the model's own turn."""
+    """Render a prompt as text; in a chat, `answer_start` begins the model's turn."""
     if not uses_chat(tokenizer, chat):
         return f"{asked} {answer_start}"
     turns = [{"role": "user", "content": asked}]
@@ -166,16 +166,16 @@ def render(tokenizer: PreTrainedTokenizerBase, asked: str, answer_start: str, *,
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> list[int]:
-    """Tokenise a rendered prompt; a chat template has brought its special tokens along."""
+    """Tokenize a rendered prompt; a chat template has already added the special tokens."""
     special = not uses_chat(tokenizer, chat)
-    # verbose=False: no warning about prompts beyond the old context; they are what this is for.
+    # verbose=False: prompts longer than the base context are intended here and need no warning.
     ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    # A prompt that ends with EOS would tell the model that all has been said.
+    # After a trailing EOS, the model would not answer.
     return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Count a text's own tokens, without special ones."""
+    """Count a text's tokens, without special tokens."""
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -186,24 +186,24 @@ def tokens_from(tokenizer: PreTrainedTokenizerBase, text: str, fact: str, *, cha
 
 
 def largest_fitting(measure: Callable[[int], int], budget: int, *, what: str) -> int:
-    """Return the most units of filler with `measure(units) <= budget` tokens, for a measure that grows about evenly.
+    """Return the largest number of units with `measure(units) <= budget` tokens; `measure` should grow about linearly.
 
-    Interpolates: tokenising a long text is slow, and four or five times are enough.
+    Tokenizing a long text is slow: interpolation needs only four or five calls.
 
     Raises:
-        ConfigError: nothing fits, not even without filler; `what` names the test.
+        ConfigError: even the prompt without filler does not fit; `what` names the test.
     """
     least = measure(0)
     if least > budget:
         raise ConfigError(
-            f"{what} needs {least} tokens without any filler, and the length leaves {budget} beside the answer: raise "
+            f"{what} needs {least} tokens without any filler, but the length leaves {budget} beside the answer: raise "
             "the length"
         )
     low, low_tokens = 0, least
     high, high_tokens = _first_too_large(measure, budget, least)
     while high - low > 1:
         guess = low + (high - low) * (budget - low_tokens) // max(1, high_tokens - low_tokens)
-        # A step inside, and never so small that an uneven measure would make the search crawl.
+        # Stay inside the interval, with a minimum step so that an uneven measure cannot make the search crawl.
         margin = max(1, (high - low) // 16)
         guess = min(max(guess, low + margin), high - margin) if high - low > 2 else low + 1
         tokens = measure(guess)
@@ -223,15 +223,15 @@ def _first_too_large(measure: Callable[[int], int], budget: int, least: int) -> 
 
 
 def check_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that does not give digits back as they were.
+    """Check that a tokenizer preserves digits.
 
     Raises:
-        DataError: a number read by the tokenizer comes out as another text.
+        DataError: a number changes when encoded and decoded.
     """
     number = "9072 318465"
     back = tokenizer.decode(tokenizer(number, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
     if back.split() != number.split():
         raise DataError(
-            f"the tokenizer must give digits back as they were, but {number!r} comes back as {back!r}: the tests of "
-            "retrieval ask for numbers and cannot judge this model's answers"
+            f"the tokenizer must preserve digits, but {number!r} decodes to {back!r}: retrieval tests ask for numbers "
+            "and cannot judge this model's answers"
         )

@@ -1,4 +1,4 @@
-"""A model that reads one prompt at a time: what it answers, and how likely it finds given answers."""
+"""Ask a model one prompt at a time: its generated answer, and the log-probabilities of given choices."""
 
 import math
 import re
@@ -19,11 +19,10 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def share_found(answer: str, expected: Sequence[str], distractors: Sequence[str] = ()) -> float:
-    """Return the share of the expected words that the answer holds, 0 as soon as a distractor comes before them.
+    """Return the share of expected words in the answer, or 0 if a distractor comes before the first of them.
 
-    Words are whole: 123 is not found in 1234. Case, runs of white space and thousands separators do not matter. With a
-    distractor in front of the first expected word the answer is wrong, because a model that lists all that it has seen
-    would hold any answer.
+    Only whole words match: 123 is not found in 1234. Case, white space and thousands separators are ignored. The rule
+    about distractors keeps a model from being right by listing everything it has seen.
     """
     found, wrong = _places(answer, expected), _places(answer, distractors)
     if not found or (wrong and min(wrong) < min(found)):
@@ -41,14 +40,14 @@ def _normal(text: str) -> str:
 
 
 def read_answer(model: Model, tokenizer: PreTrainedTokenizerBase, question: Question) -> tuple[str, dict[str, float]]:
-    """Ask one question, greedily; the prompt is read once, for generation and for forced choice, and nothing is padded.
+    """Ask one question with greedy decoding; one prefill serves generation and forced choice, without padding.
 
-    What the model's own generation settings say is left out, all but its end tokens: a penalty for repetition, say,
-    would punish a model for repeating the number that it was asked for.
+    Of the model's own generation settings only the end tokens are used: a repetition penalty, for instance, would
+    penalize the very number asked for.
 
-    Scores: `generated`, 1 if the answer holds all that is expected; `found`, the share of it. With choices also
-    `chosen`, 1 if the right one is the likeliest (one k-th if k are equally likely), `rank` (1 is best), `margin`, its
-    log-probability less that of the best wrong one, in nats.
+    Scores: `generated` is 1 if the answer contains everything expected, `found` the share of it. With choices also:
+    `chosen` is 1 if the right one is the likeliest (1/k in a k-way tie), `rank` its rank (1 is best), and `margin` its
+    log-probability minus that of the best wrong choice, in nats.
 
     Raises:
         CheckpointError: the model produces NaN.
@@ -81,7 +80,7 @@ def _generate(model: Model, tokenizer: PreTrainedTokenizerBase, question: Questi
 
 
 def _likelihoods(model: Model, question: Question) -> tuple[list[float], Cache | None]:
-    """Return each choice's log-probability, and a cache of the context's tokens but the last, if it can be cut."""
+    """Return each choice's log-probability, and a cache of all context tokens but the last, if it can be cropped."""
     context = _row(model, question.input_ids[: question.choice_context])  # (1, T)
     last = question.input_ids[question.choice_context - 1]
     cache = model(input_ids=context[:, :-1], use_cache=True, **last_rows(model, 1)).past_key_values
@@ -109,15 +108,15 @@ def _refuse_nan(found: bool, question: Question) -> None:
     if found:
         raise CheckpointError(
             f"The model produced NaN after a prompt of {len(question.input_ids):,} tokens: load it in bfloat16 or "
-            "float32, or mend it. Finished trials are kept, and the same command resumes after them."
+            "float32, or repair its weights. Finished trials are kept, and the same command resumes after them."
         )
 
 
 def compare(log_probabilities: Sequence[float]) -> dict[str, float]:
-    """Score a forced choice by log-probabilities in nats, the right choice's first; ties count as drawn by lot.
+    """Score a forced choice from log-probabilities in nats, the right choice's first; ties get their expected score.
 
-    With g wrong choices likelier and e as likely as the right one: rank `1 + g + e / 2`, and chosen `1 / (1 + e)` if g
-    is 0. A choice that the model rules out (minus infinity) counts as -10,000 nats.
+    If g wrong choices are likelier and e as likely as the right one, rank is `1 + g + e / 2`, and chosen is
+    `1 / (1 + e)` if g is 0, else 0. A log-probability of minus infinity counts as -10,000 nats.
     """
     right, *wrong = (max(value, -10_000.0) for value in log_probabilities)  # JSON has no infinity
     greater, equal = sum(value > right for value in wrong), sum(value == right for value in wrong)
@@ -129,22 +128,22 @@ def compare(log_probabilities: Sequence[float]) -> dict[str, float]:
 
 
 def check_positions(model: Model, num_tokens: int, *, beyond: bool) -> None:
-    """Refuse to read more tokens than the model has positions, unless told to.
+    """Check that prompt and answer fit into the model's positions, unless `beyond` is set.
 
     Raises:
-        ConfigError: prompt and answer are longer than the model's positions.
+        ConfigError: they do not.
     """
-    # Models without attention, such as Mamba's, have no such number, and no such limit.
+    # Models without attention, such as Mamba, have no such number and no such limit.
     positions = getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and num_tokens > positions and not beyond:
         raise ConfigError(
-            f"the model has {positions:,} positions, and prompt and answer take {num_tokens:,} tokens: choose shorter "
-            "lengths, or read beyond on purpose with --beyond"
+            f"the model has {positions:,} positions, but prompt and answer take {num_tokens:,} tokens: choose shorter "
+            "lengths, or read beyond the positions with --beyond"
         )
 
 
 def _cut(cache: Cache, num_tokens: int) -> Cache | None:
-    """Take the last tokens out of a cache; None if it is of a kind that forgets what they pushed out."""
+    """Remove the last tokens from a cache; return None if the cache cannot restore what they evicted."""
     try:
         cache.crop(-num_tokens)
     except (RuntimeError, ValueError, NotImplementedError):

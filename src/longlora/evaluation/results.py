@@ -1,12 +1,12 @@
-"""Every file that an evaluation writes has one schema, here: measurements write it, `longlora report` reads it.
+"""Schemas of all evaluation result files, written by the measurements and read by `longlora report`.
 
 result.json         `Retrieval`: passkey, needle, topics, recall, association, tracking, counting
 perplexity.json     `PerplexityByLength`
 positions.json      `Positions`: loss by position
-longppl.json        `LongPerplexity`: perplexity on the tokens that need far context; key_tokens.json has the choice
-short_context.json  `ShortContext`: a model and its base, paired, at the base's own context
+longppl.json        `LongPerplexity`: perplexity on the tokens that need far context, chosen in key_tokens.json
+short_context.json  `ShortContext`: a paired comparison of a model and its base at the base context
 harness.json        `Harness`: tasks of lm-evaluation-harness
-suite.json          `SuiteRecord`: what a suite did and left out
+suite.json          `SuiteRecord`: what a suite measured and left out
 """
 
 import json
@@ -26,14 +26,14 @@ _VERBS = {"generated": "reads", "chosen": "tells the right value from the others
 
 
 class RetrievalRow(Schema):
-    """All trials of one length."""
+    """Summary of all trials at one length."""
 
     length: int
     mean_tokens: float  # of the prompts
     mean_distance: float  # tokens from the fact to the end of the prompt
-    shares: dict[str, Share]  # by measure: `generated`, and `chosen` where there is a forced choice
-    by_depth: dict[str, dict[str, Share]]  # the same; one entry `drawn` where the test draws or fixes the place
-    means: dict[str, float]  # of the graded scores: `found`, and of a forced choice `rank` and `margin` (nats)
+    shares: dict[str, Share]  # by measure: `generated`, and `chosen` if there is a forced choice
+    by_depth: dict[str, dict[str, Share]]  # the same by depth; a single entry `drawn` if the test itself places facts
+    means: dict[str, float]  # of the graded scores: `found`, and with a forced choice `rank` and `margin` (nats)
 
 
 def _length(row: RetrievalRow) -> int:
@@ -41,7 +41,7 @@ def _length(row: RetrievalRow) -> int:
 
 
 class Retrieval(Result):
-    """A retrieval test's outcome."""
+    """The result of a retrieval test."""
 
     FILE = "result.json"
 
@@ -59,7 +59,7 @@ class Retrieval(Result):
 
     @property
     def title(self) -> str:
-        """Name of the test, with what makes it harder or other than its usual form."""
+        """The test's name, with the settings that make it differ from its usual form."""
         if self.test == "needle" and self.settings.get("num_needles", 1) > 1:
             return f"{self.test}, {self.settings['num_needles']} facts"
         if self.test == "recall":
@@ -67,13 +67,13 @@ class Retrieval(Result):
         return f"{self.test}, original form" if self.settings.get("form") == "original" else self.test
 
     def shares(self, measure: str = "generated") -> dict[int, Share]:
-        """Shares of right answers by length."""
+        """Return the shares of right answers by length."""
         return {row.length: row.shares[measure] for row in self.lengths}
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def effective_length(self) -> dict[str, dict[Definition, int | None]]:
-        """By measure, and by the names of the definitions: the longest length read (`longlora.evaluation.shares`)."""
+        """The effective length by measure and by definition (`longlora.evaluation.shares`)."""
         return {
             measure: {
                 definition: effective_length(self.shares(measure), bar=self.bar, definition=definition)
@@ -85,17 +85,17 @@ class Retrieval(Result):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
-        """Say in a sentence for each measure how far the model reads, or why that is not known."""
+        """One sentence per measure: how far the model reads, or why that is unknown."""
         return "\n".join(verdict(self.shares(measure), bar=self.bar, verb=_VERBS[measure]) for measure in self.chance)
 
     @property
     def reached(self) -> int | None:
-        """Up to how many tokens answers were generated right, by the bar."""
+        """The length in tokens up to which generated answers meet the bar."""
         return self.reading.reached
 
     @property
     def reading(self) -> Reading:
-        """What the generated answers say of how far the model reads."""
+        """How far the model reads, judged from its generated answers."""
         return reading(self.shares(), bar=self.bar)
 
     @property
@@ -105,19 +105,19 @@ class Retrieval(Result):
 
 
 class Metric(Schema):
-    """A value with its standard error, where the harness has one."""
+    """A value with its standard error, if the harness has one."""
 
     value: float
     standard_error: float | None = None
 
 
 class TaskResult(Schema):
-    """One task of the harness."""
+    """The result of one task of the harness."""
 
     metrics: dict[str, Metric]
     num_samples: int | None = None
     num_cut: int = 0  # prompts that were too long and lost their beginning
-    lengths: list[int] | None = None  # tokens of its texts, where it comes in lengths
+    lengths: list[int] | None = None  # prompt lengths in tokens, if the task has lengths
 
 
 class HarnessScore(NamedTuple):
@@ -131,7 +131,7 @@ class HarnessScore(NamedTuple):
 
 
 class Harness(Result):
-    """What lm-evaluation-harness measured about one model."""
+    """Results of lm-evaluation-harness for one model."""
 
     FILE = "harness.json"
 
@@ -139,7 +139,7 @@ class Harness(Result):
 
     @property
     def scores(self) -> list[HarnessScore]:
-        """Every metric of every task."""
+        """All metrics of all tasks."""
         return [
             HarnessScore(name, metric, score.value, score.standard_error, task.num_samples)
             for name, task in self.tasks.items()
@@ -147,9 +147,9 @@ class Harness(Result):
         ]
 
     def by_length(self) -> list[Retrieval]:
-        """Tasks that were run at several lengths, such as `ruler_vt@8192`, as tests whose shares are their scores.
+        """Return tasks with lengths, such as `ruler_vt@8192`, as retrieval tests whose shares are the scores.
 
-        A score may be a mean of partly right answers; its interval is taken as that of a share of so many.
+        A score may be a mean of partly right answers; its interval is computed as if it were a share of that many.
         """
         rows: dict[str, list[RetrievalRow]] = {}
         for name, task in self.tasks.items():
@@ -170,7 +170,7 @@ class Harness(Result):
 
 
 class SuiteRecord(Result):
-    """What a suite did with one model."""
+    """What a suite measured for one model."""
 
     FILE = "suite.json"
 
@@ -188,14 +188,14 @@ RESULT_FILES: dict[str, type[Result]] = {
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file by its name.
+    """Read a result file; its name determines the schema.
 
     Raises:
         DataError: it was not written by `longlora eval`, or is damaged.
     """
     try:
         result = RESULT_FILES[path.name].model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # pydantic's own is a ValueError
+    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in getattr(error, "errors", list)())
         raise DataError(
             f"{path} is no result of `longlora eval` ({what or first_line(error)}); measure again, or leave it out"
@@ -204,10 +204,10 @@ def read_result(path: Path) -> Result:
 
 
 def read_lm_eval(path: Path) -> Harness:
-    """Read what lm-evaluation-harness itself wrote (`results_….json`); RULER's lengths become tasks of their own.
+    """Read a result file of lm-evaluation-harness itself (`results_….json`); each RULER length becomes a task.
 
     Raises:
-        DataError: it is no such file.
+        DataError: it is not such a file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -233,9 +233,9 @@ def read_lm_eval(path: Path) -> Harness:
 
 
 def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Read the harness's flat `metric,filter` and `metric_stderr,filter` into metrics with their standard errors.
+    """Pair the harness's flat `metric,filter` and `metric_stderr,filter` entries into metrics with standard errors.
 
-    RULER writes -1 for a length that was not asked; that is left out.
+    RULER's -1, which marks a length that was not run, is left out.
     """
     metrics: dict[str, dict[str, float | None]] = {}
     for key, value in results.items():
@@ -252,10 +252,10 @@ def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def finished(kind: type[R], folder: Path, settings: dict[str, Any], weights: str) -> R | None:
-    """Return the result that an earlier start wrote into a folder; None if there is none.
+    """Return the result that an earlier run wrote into a folder; None if there is none.
 
     Raises:
-        ConfigError: it is about other weights, or was measured otherwise.
+        ConfigError: it has other weights or settings.
         DataError: it is damaged.
     """
     path = folder / kind.FILE

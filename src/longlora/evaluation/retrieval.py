@@ -1,4 +1,4 @@
-"""Run a retrieval test: name the trials, ask, log, resume after an interruption, and sum up."""
+"""Run a retrieval test: ask the trials, log the answers, resume after an interruption, and summarize."""
 
 import statistics
 import time
@@ -27,14 +27,14 @@ _PARTS = "trials.part-*.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Which questions of a test are asked, and what counts as reading."""
+    """The questions of a retrieval test, and the bar for the verdict."""
 
-    lengths: Sequence[int] | None = None  # tokens of prompt and answer; None for parts of the model's context
+    lengths: Sequence[int] | None = None  # tokens of prompt and answer; None for fractions of the model's context
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    num_trials: int = 10  # at each length and depth
+    num_trials: int = 10  # per length and depth
     seed: int = 0
-    bar: float = BAR  # what the lower end of the share's interval must reach to count as reading
-    beyond: bool = False  # read more tokens than the model has positions
+    bar: float = BAR  # the lower bound of the share's interval must reach it
+    beyond: bool = False  # allow more tokens than the model has positions
 
 
 def run_retrieval(
@@ -56,15 +56,15 @@ def run_retrieval(
 ) -> Retrieval:
     """Ask `num_trials` questions at each length and depth, and return the shares of correct answers and the verdict.
 
-    Each finished trial is immediately written as a line of `trials.jsonl` in `output`. Called again with the same
-    model, test and seed, only missing trials are asked, also for added lengths, depths or trials; anything else that
-    would change a trial is refused. Several processes take every n-th trial each; all of them get the result.
+    Each finished trial is immediately written as a line of `trials.jsonl` in `output`. A repeated call with the same
+    model, test and seed asks only missing trials, including added lengths, depths or trials; anything else that would
+    change a trial is refused. With several processes, each takes every n-th trial, and all of them return the result.
 
     Raises:
-        ConfigError: an argument is out of its range, a prompt exceeds the model's positions, or the folder holds trials
-            of another evaluation.
-        DataError: the tokenizer loses digits, or the log cannot be read.
-        CheckpointError: the model produces NaN; the trials before are in the log.
+        ConfigError: an argument is out of range, a prompt exceeds the model's positions, or the folder holds trials of
+            another evaluation.
+        DataError: the tokenizer does not preserve digits, or the log cannot be read.
+        CheckpointError: the model produces NaN; earlier trials are in the log.
     """
     sweep = Sweep(lengths=lengths, depths=depths, num_trials=num_trials, seed=seed, bar=bar, beyond=beyond)
     subject = Subject(name=model_name, model=model, tokenizer=tokenizer)
@@ -81,7 +81,7 @@ def retrieve(
     command: str | None = None,
     progress: bool = True,
 ) -> Retrieval:
-    """Do what `run_retrieval` says; without lengths at an eighth, a quarter, a half and the whole of the context.
+    """Run a test as `run_retrieval` does; lengths default to an eighth, a quarter, a half and the whole of the context.
 
     Raises:
         ConfigError, DataError, CheckpointError: as `run_retrieval`.
@@ -91,7 +91,8 @@ def retrieve(
     lengths = usual_lengths(subject.context) if sweep.lengths is None else sweep.lengths
     depths = sweep.depths if test.has_depths else [None]
     grid = trial_grid(test.name, lengths=lengths, depths=depths, num_trials=sweep.num_trials, seed=sweep.seed)
-    _ask(subject, test, grid[-1], beyond=sweep.beyond)  # the longest has room, or it is known before hours of work
+    # Fail now, not after hours of work, if the longest prompt does not fit.
+    _ask(subject, test, grid[-1], beyond=sweep.beyond)
     settings = {"test": test.name} | test.settings | {"seed": sweep.seed, "model": subject.name}
     settings |= {"weights": subject.weights, "tokenizer": tokenizer_identity(subject.tokenizer)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def summarise(
     settings: dict[str, Any],
     provenance: dict[str, Any],
 ) -> Retrieval:
-    """Sum up finished trials of one test."""
+    """Summarize the finished trials of one test."""
     lengths = sorted({trial.length for trial in trials})
     return Retrieval(
         model=settings["model"],
@@ -191,7 +192,7 @@ def _answer(subject: Subject, test: RetrievalTest, trial: TrialId, *, beyond: bo
 def open_log(
     folder: Path, settings: Mapping[str, Any], *, process: int = 0, num_processes: int = 1
 ) -> Iterator[Journal]:
-    """Open the journal of finished trials; of several processes each has a file of its own until they are gathered.
+    """Open the journal of finished trials; with several processes, each writes its own file until `gather`.
 
     Raises:
         ConfigError: it was begun with other settings, or another process has it open.
@@ -207,11 +208,11 @@ def open_log(
 
 
 def gather(folder: Path, settings: Mapping[str, Any], order: Iterable[TrialId] = ()) -> dict[TrialId, FinishedTrial]:
-    """Put the files of all processes into one, in the given order first, and return every finished trial.
+    """Merge the files of all processes into one, sorted by `order`, and return all finished trials.
 
     Raises:
         ConfigError: the folder holds an evaluation with other settings.
-        DataError: a file was changed by something else and cannot be read.
+        DataError: a file was modified and cannot be read.
     """
     parts = sorted(folder.glob(_PARTS))
     trials = [

@@ -1,16 +1,16 @@
-"""Seven tests of retrieval; each draws a question from a trial's seed and gives it to `Draft` to be filled up.
+"""Seven retrieval tests; each derives a question from the trial's seed, and `Draft` fills up the prompt.
 
-passkey      one number in a long text of nothing (Mohtashami & Jaggi 2023), in the original LongLoRA's words
-needle       one or several facts in a text about other things (Kamradt 2023; RULER 2024)
+passkey      one number in repetitive filler (Mohtashami & Jaggi 2023), in the original LongLoRA's words
+needle       one or several facts in unrelated text (Kamradt 2023; RULER 2024)
 topics       the first topic of a long conversation, as in LongChat's LongEval
 recall       the value of a key at a controlled distance, by generation and by forced choice
-association  who is meant, where question and fact share no word (Modarressi et al. 2025, NoLiMa; the data are our own)
-tracking     the value of a variable that was set to another's (RULER's variable tracking, asked for the value)
-counting     what was seen most often in the whole text (RULER's aggregation)
+association  the person described, where question and fact share no word (Modarressi et al. 2025, NoLiMa; our own data)
+tracking     the value of a variable assigned from other variables (RULER's variable tracking, asking for the value)
+counting     the thing seen most often in the whole text (RULER's aggregation)
 
-Answers are judged as text. The original's passkey compares token ids, which calls right answers wrong wherever a
-tokenizer does not put a space mark of its own before digits. Forced choice gives a graded signal where generation is
-all or nothing: the likelihoods of the right value and of the values of the other pairs of the same prompt are compared.
+Answers are compared as text. The original's passkey compares token ids, which rejects right answers if the tokenizer
+does not put a separate space token before digits. Forced choice compares the likelihoods of the right value and of the
+prompt's other values, a graded signal where generation is all or nothing.
 """
 
 import random
@@ -34,7 +34,7 @@ from longlora.evaluation.questions import (
 )
 from longlora.evaluation.word_lists import ASSOCIATIONS, FIRST_NAMES, TOPICS, TURNS
 
-# The words of the original's passkey_retrivial.py, which took them from LongLLaMA's.
+# From the original's passkey_retrivial.py, which took them from LongLLaMA.
 _TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     "I will quiz you about the important information there."
@@ -43,11 +43,11 @@ _GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. 
 
 
 def passkey(*, form: Literal["measured", "original"] = "measured", chat: bool = True) -> RetrievalTest:
-    """Test retrieval of a key at a given depth of filler text, in a prompt measured in the model's own tokens.
+    """Test retrieval of a key at a given depth of filler, in a prompt measured in the model's own tokens.
 
     The `original` form builds exactly the prompts of the original's script: `int(3.75 * length // 1024 * 1024)`
-    characters of filler, with place and key drawn from the trial's number, the same at every length. The prompt's
-    actual length depends on the tokenizer; chat template and seed have no effect.
+    characters of filler, with place and key drawn from the trial number, the same at every length. The prompt's actual
+    length depends on the tokenizer; the chat template and the seed have no effect.
     """
 
     def measured(tokenizer: PreTrainedTokenizerBase, trial: TrialId) -> Question:
@@ -83,19 +83,19 @@ def _passkey(tokenizer: PreTrainedTokenizerBase, key: str, depth: float, *, chat
         answer_start="The pass key is",
         fact=fact,
         expected=(key,),
-        # Beyond the key itself: a space, a full stop, and what shows that the number has ended.
+        # Room beyond the key: a space, a full stop, and enough text to show that the number has ended.
         max_new_tokens=count_tokens(tokenizer, f" {key}") + 8,
     )
 
 
 def needle(*, num_needles: int = 1, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
-    """Test retrieval of numbers of named things hidden in a user's text or in generated sentences.
+    """Test retrieval of the numbers of named things, hidden in a user's text or in generated sentences.
 
     The first is at the trial's depth, the others are spread evenly from there to the end. The question asks for all of
     them in the order of the text, and the trial counts as correct if the answer contains all of them.
 
     Raises:
-        ConfigError: the number of needles is out of its range.
+        ConfigError: the number of needles is out of range.
     """
     _check_range("needles", num_needles, 1, 64)
     filler = haystack or Haystack()
@@ -134,13 +134,13 @@ def _hide(facts: list[str], depths: list[float], words: Words, num_words: int) -
 
 
 def topics(*, num_topics: int | None = None, chat: bool = True) -> RetrievalTest:
-    """Test which topic of a generated conversation came first: the answer must name it before any other.
+    """Ask for the first topic of a generated conversation; the answer must name it before any other topic.
 
-    LongEval's own conversations are a data set. The default number of topics is one per 650 tokens of the length, and
-    at least three: LongEval has 5 to 25 in 3,000 to 16,000 tokens.
+    LongEval's own conversations are a fixed data set. The default is one topic per 650 tokens of the length, at least
+    three; LongEval has 5 to 25 topics in 3,000 to 16,000 tokens.
 
     Raises:
-        ConfigError: the number of topics is out of its range.
+        ConfigError: the number of topics is out of range.
     """
     if num_topics is not None:
         _check_range("topics", num_topics, 2, len(TOPICS))
@@ -149,7 +149,7 @@ def topics(*, num_topics: int | None = None, chat: bool = True) -> RetrievalTest
         rng = random.Random(trial.seed)
         chosen = rng.sample(TOPICS, min(len(TOPICS), num_topics or max(3, trial.length // 650)))
         order = rng.sample(TURNS, len(TURNS))
-        # In a chat the template says who speaks.
+        # In a chat, the template marks the speakers.
         speaker, replier = ("", "") if uses_chat(tokenizer, chat) else ("USER: ", "ASSISTANT: ")
         return Draft(
             tokenizer=tokenizer,
@@ -186,11 +186,11 @@ def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool =
 
     Filler after the block of pairs is measured so that the requested pair begins at most that many tokens before the
     end; filler before it makes up the rest. At depth 0 the block opens the prompt. The requested pair is drawn at
-    random. The choice has a chance level of one in `num_pairs`, whatever the model knows about numbers, because all
-    values were drawn in the same way and have the same number of tokens.
+    random. The chance level of the choice is one in `num_pairs`, whatever the model knows about numbers, because all
+    values are drawn in the same way and have the same number of tokens.
 
     Raises:
-        ConfigError: the number of pairs is out of its range.
+        ConfigError: the number of pairs is out of range.
     """
     _check_range("pairs", num_pairs, 2, 64)
     filler = haystack or Haystack()
@@ -232,13 +232,13 @@ def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool =
 
 
 def association(*, num_people: int = 6, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
-    """Ask who is meant by a description that shares no word with the fact about that person.
+    """Ask for the person who fits a description that shares no word with the fact about that person.
 
-    The asked fact stands at the trial's depth. How many of those about other people stand before it is drawn, so that
-    neither the only name in the text is the answer, nor the first, nor the last.
+    The fact in question is at the trial's depth, after a random number of the facts about other people. The answer can
+    therefore not be guessed as the only, the first or the last name in the text.
 
     Raises:
-        ConfigError: the number of people is out of its range.
+        ConfigError: the number of people is out of range.
     """
     _check_range("people", num_people, 2, len(ASSOCIATIONS))
     filler = haystack or Haystack()
@@ -273,14 +273,14 @@ def association(*, num_people: int = 6, haystack: Haystack | None = None, chat: 
 def tracking(
     *, num_hops: int = 2, num_chains: int = 4, haystack: Haystack | None = None, chat: bool = True
 ) -> RetrievalTest:
-    """Ask for the value of a variable that was set to another variable, and that to another, `num_hops` times.
+    """Ask for the value of a variable at the end of a chain of `num_hops` assignments.
 
-    RULER asks for all variables of a value; asked for the value, there is one answer, and those of the other chains are
-    wrong ones of the same kind. All chains begin at the trial's depth, in an order that is drawn for each hop, and the
-    links behind the first stand evenly from there to the end.
+    RULER asks for all variables with a given value. Asking for the value has a single answer, and the values of the
+    other chains are wrong answers of the same kind. All chains begin at the trial's depth; the later assignments are
+    spread evenly from there to the end. The order of the chains is drawn for each hop.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a number is out of range.
     """
     _check_range("hops", num_hops, 1, 16)
     _check_range("chains", num_chains, 2, 16)
@@ -322,9 +322,9 @@ def tracking(
 def counting(*, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
     """Ask which of five things was reported most often in the whole text.
 
-    One is reported four times, twice at the beginning; another twice, both in the second half, where it is the most
-    frequent; the others once or twice. Who reads the end alone is wrong: `distance` counts from the second report of
-    the right one, without which it and the other are even.
+    The right one is reported four times, twice at the beginning; another twice, both in the second half, where it is
+    the most frequent; the others once or twice. A model that reads only the end is wrong: `distance` counts from the
+    second report of the right one, without which it would tie with the other.
     """
     filler = haystack or Haystack()
     num_things = 5
@@ -356,25 +356,25 @@ def counting(*, haystack: Haystack | None = None, chat: bool = True) -> Retrieva
 
 
 def _evenly(depth: float | None, count: int) -> list[float]:
-    """Depths of so many facts, the first at `depth` and the others evenly from there to the end."""
+    """Return the depths of `count` facts, the first at `depth` and the others spread evenly from there to the end."""
     first = depth or 0.0
     return [first + (1 - first) * index / count for index in range(count)]
 
 
 def _values(tokenizer: PreTrainedTokenizerBase, rng: random.Random, count: int) -> list[str]:
-    # 9,000 values in at most a handful of sizes: a size with 64 of them is there long before the end.
+    # The 9,000 values have only a few different token counts, so one count reaches 64 values long before the end.
     return _alike(tokenizer, numbers(rng, 9000, 4), count, what="numbers of 4 digits")
 
 
 def _alike(tokenizer: PreTrainedTokenizerBase, words: list[str], count: int, *, what: str = "names") -> list[str]:
-    """Take the first words of one number of tokens, so that their likelihoods can be compared."""
+    """Return the first `count` words that have the same number of tokens, so that their likelihoods are comparable."""
     by_size: dict[int, list[str]] = {}
     for word in words:
         alike = by_size.setdefault(count_tokens(tokenizer, f" {word}"), [])
         alike.append(word)
         if len(alike) == count:
             return alike
-    raise ConfigError(f"the tokenizer writes fewer than {count} {what} with as many tokens each")
+    raise ConfigError(f"the tokenizer encodes fewer than {count} {what} as the same number of tokens")
 
 
 def _check_range(what: str, number: int, least: int, most: int) -> None:

@@ -1,8 +1,8 @@
-"""Which tokens a model reads at once, and what the scored ones cost it, in nats, given those before them.
+"""Cut documents into windows, and compute the loss in nats of the scored tokens given the tokens before them.
 
-sliding_windows      every token is scored once (Press et al. 2021; the paper, section 4.1)
-full_windows         every window is scored whole, most tokens many times (what the original's eval.py does)
-windows_at_length    the same targets at every length, so that context is all that differs
+sliding_windows      score every token once (Press et al. 2021; the paper, section 4.1)
+full_windows         score whole windows, and most tokens many times (as the original's eval.py)
+windows_at_length    score the same targets at every length, so that only the context differs
 """
 
 import hashlib
@@ -36,7 +36,8 @@ def sliding_windows(document_lengths: Sequence[int], *, window: int, stride: int
     """Cut each document into windows that score every token but its first exactly once.
 
     The first window scores all it can, later ones the `stride` tokens that are new; the last is moved back to be full.
-    A window cannot score its own first token, so `stride == window` moves by `window - 1`: neighbours share a token.
+    A window cannot score its own first token, so `stride == window` moves by `window - 1`: adjacent windows share one
+    token.
     """
     windows = []
     for document, length in enumerate(document_lengths):
@@ -48,7 +49,7 @@ def sliding_windows(document_lengths: Sequence[int], *, window: int, stride: int
 
 
 def full_windows(document_lengths: Sequence[int], *, window: int, stride: int) -> list[Window]:
-    """Cut each document into windows that start every `stride` tokens, are full, and score all they can."""
+    """Cut each document into full windows that start every `stride` tokens and score all they can."""
     return [
         Window(document, start, start + window, window - 1)
         for document, length in enumerate(document_lengths)
@@ -66,18 +67,18 @@ def windows_at_length(document_lengths: Sequence[int], *, length: int, longest: 
 
 
 def usual_stride(shortest: int) -> int:
-    """256 tokens as in the paper, or half of the shortest length where that is less."""
+    """Return 256 tokens as in the paper, or half of the shortest length if that is less."""
     return max(1, min(256, shortest // 2))
 
 
 def evenly_spread(windows: Sequence[Window], count: int) -> list[Window]:
-    """Choose `count` windows (all, if there are fewer): the middle ones of `count` equal parts of the list."""
+    """Choose `count` windows (all if there are fewer): the middle window of each of `count` equal parts of the list."""
     count = min(count, len(windows))
     return [windows[(2 * part + 1) * len(windows) // (2 * count)] for part in range(count)]
 
 
 def batches(windows: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
-    """Yield batches of one shape each: none needs padding. The largest come first: memory runs out early or never."""
+    """Yield batches of equal shape, which need no padding, the largest first: memory runs out early or never."""
     of_shape: dict[tuple[int, int], list[Window]] = {}
     for window in windows:
         of_shape.setdefault((window.end - window.start, window.num_targets), []).append(window)
@@ -89,10 +90,10 @@ Document: TypeAlias = Sequence[int] | Tensor | np.ndarray
 
 
 def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray]:
-    """Check that documents are rows of this model's token ids; an array stays what it is, memory-mapped or not.
+    """Convert documents to arrays (memory-mapped ones stay so), checking that they hold this model's token ids.
 
     Raises:
-        DataError: a document is empty or not made of the model's token ids, or there is none.
+        DataError: a document is empty or has ids outside the vocabulary, or there is none.
     """
     tokens = []
     for index, document in enumerate(documents):
@@ -102,7 +103,7 @@ def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise DataError(
                 f"Document {index} must be a row of token ids, not a {type(document).__name__} of shape {ids.shape} "
-                f'and {ids.dtype}: tokenise text first, pass data_set["input_ids"] for a data set, [ids] for one '
+                f'and {ids.dtype}: tokenize text first, pass data_set["input_ids"] for a data set, [ids] for one '
                 "document."
             )
         check_ids(ids, vocabulary_size(model), f"Document {index}")
@@ -113,30 +114,30 @@ def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray
 
 
 def check_ids(ids: np.ndarray, vocabulary_size: int, what: str) -> None:
-    """Refuse token ids that a vocabulary does not have; `what` names their owner.
+    """Check that token ids are in the vocabulary; `what` names their owner in the error.
 
     Raises:
-        DataError: there is one.
+        DataError: an id is not.
     """
-    for first in range(0, len(ids), 1 << 20):  # of a file of billions no more is in memory
+    for first in range(0, len(ids), 1 << 20):  # in parts, because a memory-mapped file may have billions of ids
         part = ids[first : first + (1 << 20)]
         foreign = np.flatnonzero((part < 0) | (part >= vocabulary_size))
         if foreign.size:
             raise DataError(
-                f"{what} has token id {part[foreign[0]]} at position {first + foreign[0]}, the model knows 0 to "
-                f"{vocabulary_size - 1}: tokenise with the model's own tokenizer."
+                f"{what} has token id {part[foreign[0]]} at position {first + foreign[0]}, but the model knows 0 to "
+                f"{vocabulary_size - 1}: tokenize with the model's own tokenizer."
             )
 
 
 def joined(documents: Sequence[Document]) -> list[np.ndarray]:
-    """Put documents one after another into one stream."""
+    """Concatenate documents into one stream."""
     if len(documents) == 1:
         return [np.asarray(documents[0])]
     return [np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])]
 
 
 def token_digest(documents: Iterable[Document]) -> str:
-    """Digest of documents and their boundaries, to see whether two models read the same tokens."""
+    """Return a digest of documents and their boundaries, to check whether two models read the same tokens."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(np.asarray(document, dtype=np.int64).tobytes() + b"|")
@@ -144,7 +145,7 @@ def token_digest(documents: Iterable[Document]) -> str:
 
 
 def check_longest(tokens: Sequence[np.ndarray], name: str, needed: int) -> None:
-    """Refuse documents of which none has `needed` tokens; `name` is what asks for so many.
+    """Check that a document has at least `needed` tokens; `name` is the argument that requires them.
 
     Raises:
         DataError: all are shorter.
@@ -152,7 +153,7 @@ def check_longest(tokens: Sequence[np.ndarray], name: str, needed: int) -> None:
     longest = max(map(len, tokens))
     if longest < needed:
         raise DataError(
-            f"At least one document must have {name} = {needed} tokens, the longest has {longest}: give longer "
+            f"At least one document must have {name} = {needed} tokens, but the longest has {longest}: give longer "
             f"documents or set {name} to {longest} or less."
         )
 
@@ -167,9 +168,9 @@ def score_windows(
     description: str,
     progress: bool,
 ) -> list[T]:
-    """Read windows in batches of one shape, and return what `per_batch` makes of each batch's losses.
+    """Score windows in batches of equal shape, and return `per_batch` of each batch's losses.
 
-    Those are in nats, (B, num_targets) in float64 on the CPU.
+    The losses are in nats, (B, num_targets) in float64 on the CPU.
 
     Raises:
         CheckpointError: the model produces NaN.
@@ -204,19 +205,21 @@ def _nats_of_targets(model: Model, tokens: Sequence[np.ndarray], batch: Sequence
         nats.append(torch.cat(losses).cpu().double())  # (num_targets,), on the CPU, because MPS has no float64
         if math.isnan(nats[-1].sum().item()):
             where = f"tokens {window.start} to {window.end - 1} of document {window.document}"
-            raise CheckpointError(f"The model produced NaN on {where}: load it in bfloat16 or float32, or mend it.")
+            raise CheckpointError(
+                f"The model produced NaN on {where}: load it in bfloat16 or float32, or repair its weights."
+            )
     return torch.stack(nats)
 
 
 @contextmanager
 def evaluation_mode(model: Model) -> Iterator[None]:
-    """Evaluate without gradients and without dropout, and give every module its mode back."""
+    """Evaluate without gradients and dropout, and restore the mode of every module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        # Not inference_mode: a tensor the model keeps from here, such as a RoPE buffer, could not serve training then.
+        # Not inference_mode: a tensor that the model keeps, such as a RoPE buffer, could not be used in training later.
         with torch.no_grad():
             yield
     finally:
         for module in training:
-            module.training = True  # and not model.train(), which would switch modules that were in eval mode
+            module.training = True  # not model.train(), which would also switch modules that were in eval mode

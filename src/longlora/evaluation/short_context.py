@@ -1,4 +1,4 @@
-"""Was short context kept? An extended model against its base, on the same tokens, at the base's own context."""
+"""Compare an extended model with its base on the same tokens at the base context: is short context preserved?"""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from longlora.evaluation.text_results import ShortContext
 
 
 class Losses(NamedTuple):
-    """A model's losses at the base's context, kept until the other model has been read too."""
+    """A model's losses at the base context, kept until the other model has been evaluated."""
 
     model: str
     weights: str
-    tokens: str  # digest of what it read
+    tokens: str  # digest of the tokens scored
     losses: np.ndarray  # (windows,)
 
 
@@ -33,10 +33,10 @@ def window_losses(
     progress: bool = True,
     description: str = "",
 ) -> np.ndarray:
-    """Return the mean loss, nats per token, of the last `stride` tokens of each window of `length`: (windows,).
+    """Return the mean loss of the last `stride` tokens of each window of `length` tokens, in nats: (windows,).
 
     Raises:
-        DataError: a document is not made of the model's token ids, or none has `length` tokens.
+        DataError: a document has ids outside the vocabulary, or none has `length` tokens.
         CheckpointError: the model produces NaN.
     """
     tokens = token_arrays(model, documents)
@@ -62,15 +62,15 @@ def window_losses(
 def compare_losses(
     base: Losses, own: Losses, *, length: int, stride: int, settings: dict[str, Any], provenance: dict[str, Any]
 ) -> ShortContext:
-    """Compare the losses of a base and of a model made of it, window by window.
+    """Compare the losses of a model with those of its base, window by window.
 
     Raises:
-        ConfigError: their tokenizers differ on the texts.
+        ConfigError: the two tokenize the texts differently.
     """
     if base.tokens != own.tokens:
         raise ConfigError(
-            f"{own.model} reads other tokens than {base.model} in the same texts, so their perplexity cannot be "
-            "compared: name the base it was made of with --base"
+            f"{own.model} and {base.model} tokenize the same texts differently, so their perplexity cannot be "
+            "compared: give the model's actual base with --base"
         )
     differences = own.losses - base.losses
     mean, count = float(differences.mean()), len(differences)

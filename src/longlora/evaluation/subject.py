@@ -1,4 +1,4 @@
-"""The model that is measured: loaded by its name, told from others by its weights, with what it was made of."""
+"""The model under evaluation: loading it by name, identifying it by its weights, and finding its base."""
 
 import hashlib
 import platform
@@ -27,7 +27,7 @@ from longlora.support.packages import package_versions
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How a model is loaded; as `load_for_inference` has it."""
+    """How to load a model; the fields are arguments of `load_for_inference`."""
 
     device_map: str | None = None
     dtype: DtypeName = "auto"
@@ -38,7 +38,7 @@ AS_IT_IS = Loading()
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model under measurement, with its tokenizer and the name that results give it."""
+    """A model under evaluation, with its tokenizer and its name in the results."""
 
     name: str
     model: Model
@@ -46,34 +46,34 @@ class Subject:
 
     @cached_property
     def weights(self) -> str:
-        """Digest of the weights."""
+        """A digest of the weights (`model_identity`)."""
         return model_identity(self.model)
 
     @property
     def context(self) -> int:
-        """Tokens that the model says it reads."""
+        """The model's context length in tokens, according to its configuration."""
         return readable_context(base_model(self.model).config)
 
     @property
     def vocabulary_size(self) -> int:
-        """How many token ids the model knows."""
+        """The number of token ids in the model's vocabulary."""
         return vocabulary_size(self.model)
 
     def about(self) -> dict[str, Any]:
-        """What every result says of its model and of its origin."""
+        """Return the fields common to all results: the model and the provenance."""
         return {"model": self.name, "weights": self.weights, "context": self.context, "provenance": provenance()}
 
 
 def load_subject(name: str, loading: Loading, processes: Processes | None = None) -> Subject:
-    """Load a model by its name, for this one of several processes.
+    """Load a model by name, on this process's device if there are several processes.
 
     Raises:
         CheckpointError: the model cannot be loaded.
-        ConfigError: several processes are to spread a model each over all devices.
+        ConfigError: `device_map` is set and there are several processes.
     """
     if loading.device_map and processes and processes.count > 1:
         raise ConfigError(
-            f"--device-map {loading.device_map} spreads one model over all devices, and {processes.count} processes "
+            f"--device-map {loading.device_map} spreads one model over all devices, but {processes.count} processes "
             "would each do so: start a single process"
         )
     device = processes.device if processes else None
@@ -82,15 +82,15 @@ def load_subject(name: str, loading: Loading, processes: Processes | None = None
 
 
 def usual_lengths(context: int) -> list[int]:
-    """An eighth, a quarter, a half and the whole of a context."""
+    """Return an eighth, a quarter, a half and the whole of a context length."""
     return [context // 8, context // 4, context // 2, context]
 
 
 def base_of(model_name: str) -> str | None:
-    """Name the model that an adapter was made for; None for a model that stands alone.
+    """Return the name of an adapter's base model; None if the model is not an adapter.
 
     Raises:
-        CheckpointError: there is no model of that name.
+        CheckpointError: there is no such model.
     """
     directory = Path(model_source(model_name))
     if not is_adapter(directory):
@@ -100,11 +100,11 @@ def base_of(model_name: str) -> str | None:
 
 
 def named_context(model_name: str) -> int:
-    """Return how many tokens a model says it reads, without loading its weights.
+    """Return a model's context length in tokens without loading its weights.
 
     Raises:
-        CheckpointError: there is no model of that name.
-        ConfigError: its configuration does not say.
+        CheckpointError: there is no such model.
+        ConfigError: its configuration does not specify one.
     """
     config = load_config(model_source(base_of(model_name) or model_name))
     extension = read_extension(Path(model_source(model_name)))
@@ -114,10 +114,10 @@ def named_context(model_name: str) -> int:
 
 
 def model_identity(model: Model) -> str:
-    """Digest of a model's positions and of 256 values of every parameter, spread evenly.
+    """Return a digest of a model's positions and of 256 evenly spaced values of every parameter.
 
-    It changes when a model is trained on under the same name, in another dtype too, and takes seconds for 70 B
-    parameters.
+    It changes if the model is trained further under the same name or loaded in another dtype, and takes seconds for
+    70 B parameters.
     """
     config = base_model(model).config.get_text_config()
     positions = {name: config.to_dict().get(name) for name in ("max_position_embeddings", "rope_parameters")}
@@ -125,7 +125,7 @@ def model_identity(model: Model) -> str:
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         owner, _, own_name = name.rpartition(".")
-        # Brings back parts that accelerate keeps outside of the devices until their turn comes.
+        # Loads parameters that accelerate has offloaded.
         with align_module_device(model.get_submodule(owner)):
             values = model.get_submodule(owner).get_parameter(own_name).detach().flatten()
             places = np.linspace(0, len(values) - 1, min(256, len(values))).astype(np.int64)
@@ -134,14 +134,14 @@ def model_identity(model: Model) -> str:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of what a tokenizer makes of a few texts, its special tokens and its chat template."""
+    """Return a digest of a tokenizer's output on a sample text, its special tokens and its chat template."""
     probe = "The pass key is 9072. Amber falcon,\n USER: élan 日本 {}[] 318465"
     parts = [tokenizer(probe)["input_ids"], len(tokenizer), tokenizer.special_tokens_map, tokenizer.chat_template]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:
-    """Describe this moment, this machine and these versions."""
+    """Return the date, the command, the device and the package versions."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     packages = package_versions("longlora", "torch", "transformers", "peft", "tokenizers")
     return {

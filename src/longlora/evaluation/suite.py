@@ -1,11 +1,11 @@
-"""The whole verdict on a model: every measurement at lengths up to its context, in one folder that resumes.
+"""The evaluation suite: all measurements at lengths up to a model's context, in one folder from which it resumes.
 
-DIR/MODEL/suite.json          what was measured, and what was left out and why
+DIR/MODEL/suite.json          what was measured, and what was left out with the reason
 DIR/MODEL/perplexity/         perplexity by length, on the same targets
 DIR/MODEL/positions/          loss by position in a window of the whole context
 DIR/MODEL/longppl/            perplexity on the tokens that need far context, chosen in DIR/key_tokens.json
 DIR/MODEL/passkey/, needle/, topics/, recall/, association/, tracking/, counting/
-DIR/MODEL/short/              the model against its base, at the base's own context
+DIR/MODEL/short/              the model compared with its base, at the base context
 """
 
 import gc
@@ -35,12 +35,12 @@ logger = logging.getLogger("longlora")
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """How much of everything is asked."""
+    """The extent of a suite."""
 
-    parts_of_context: tuple[int, ...]  # the lengths: the longest context divided by each of these
+    parts_of_context: tuple[int, ...]  # the lengths are the longest context divided by each of these
     depths: tuple[float, ...]
-    trials: int  # questions at each length and depth, of passkey, needle and association
-    trials_without_depth: int  # questions at each length of the others, whose facts open the prompt or fill it
+    trials: int  # passkey, needle, association: questions per length and depth
+    trials_without_depth: int  # the other tests, whose facts open or fill the prompt: questions per length
     text: Amount
 
 
@@ -71,7 +71,7 @@ SUITES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is asked of every model alike."""
+    """What is the same for all models."""
 
     name: str
     suite: Suite
@@ -81,7 +81,7 @@ class _Plan:
     beyond: bool
     loading: Loading
     keys: KeyTokens | None = None
-    """The tokens that need far context; None where no evaluator is known, or the texts are too short."""
+    """The tokens that need far context; None if no evaluator is known, or the texts are too short."""
 
 
 def run_suite(
@@ -97,26 +97,26 @@ def run_suite(
     beyond: bool = False,
     loading: Loading = AS_IT_IS,
 ) -> list[SuiteRecord]:
-    """Measure each model into a folder of its own in `output`; started again, resume where it stopped.
+    """Measure each model into its own folder in `output`; a repeated call resumes where the last one stopped.
 
-    Lengths are parts of the longest context of all models, or `lengths`, each model up to its own context; with
-    `beyond` all of them and twice the longest context too. What cannot be measured, because a test has no room in a
-    short prompt, the texts are too short, or the base is not known, is left out with a warning and noted. Several
-    processes share the questions of retrieval; the first does the rest, and has the records. The tokens that need far
-    context (LongPPL) are chosen by `evaluator`, else by the first base that is known. Without `texts` the
-    held-out files of Python's standard library are read, which every machine has.
+    Lengths are fractions of the longest context of all models, or `lengths`; each model is measured up to its own
+    context, or with `beyond` at all of them and at twice the longest context. What cannot be measured (a test does not
+    fit into a short prompt, the texts are too short, or the base is unknown) is left out with a warning and recorded.
+    Several processes share the retrieval questions; the first does the rest, and only it returns records. The tokens
+    that need far context (LongPPL) are chosen by `evaluator`, else by the first known base. `texts` defaults to the
+    held-out files of Python's standard library, which every machine has.
 
     Raises:
-        ConfigError: a suite is not known, two models would share a folder, a folder holds other results, or a length is
-            beyond the model's positions.
+        ConfigError: the suite is unknown, two models would share a folder, a folder holds other results, or a length
+            exceeds the model's positions.
         CheckpointError: a model cannot be loaded, or produces NaN.
-        DataError: the texts cannot be read, or a tokenizer loses digits.
+        DataError: the texts cannot be read, or a tokenizer does not preserve digits.
     """
     if suite not in SUITES:
         raise ConfigError(f"--suite must be one of {', '.join(SUITES)}, not {suite}")
     folders = {name: Path(output) / folder_name(name) for name in models}
     if len(set(folders.values())) < len(models):
-        raise ConfigError(f"each model needs a folder of its own, and of {', '.join(models)} some have the same name")
+        raise ConfigError(f"each model needs its own folder, but some of {', '.join(models)} have the same name")
     bases = {name: base or base_of(name) for name in models}
     if texts is None:
         files = [str(path) for path in standard_library_files("validation")]
@@ -135,7 +135,7 @@ def run_suite(
         if chooser and processes.is_first:
             keys = choose_keys(chooser, texts, plan.lengths, plan.suite.text, Path(output), loading)
             plan = replace(plan, keys=keys)
-        # Of a model that others were made of nobody asks whether it kept its own short context.
+        # A base among the models is passed as its own base: it has no other base to compare its short context with.
         records = [
             _measure(name, folder, bases[name] or (name if name in bases.values() else None), plan, processes)
             for name, folder in folders.items()
@@ -152,7 +152,7 @@ def benchmark(
     base: str | None = None,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """Run tasks of the harness on each model and on the bases they were made of, each into its own folder.
+    """Run tasks of the harness on each model and on the models' bases, each into its own folder.
 
     Raises:
         ConfigError, DataError, CheckpointError: as `run_harness`.
@@ -164,10 +164,10 @@ def benchmark(
 
 
 def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int] | None, *, beyond: bool) -> list[int]:
-    """Choose the lengths for all models at once, so that they can be compared: parts of the longest context.
+    """Return the lengths for all models, so that they are comparable: `lengths`, or fractions of the longest context.
 
     Raises:
-        ConfigError: a length is beyond every model's context and that was not asked for.
+        ConfigError: a length exceeds every model's context, without `beyond`.
     """
     longest = max(contexts)
     chosen = sorted(set(lengths or [longest // part for part in suite.parts_of_context]))
@@ -176,13 +176,13 @@ def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int]
     if chosen[-1] > longest or chosen[0] < 1:
         raise ConfigError(
             f"lengths must be 1 to {longest:,} tokens, the longest context of these models, not {chosen[-1]:,}: choose "
-            "others, or measure beyond on purpose with --beyond"
+            "others, or measure beyond it with --beyond"
         )
     return chosen
 
 
 def folder_name(model: str) -> str:
-    """Turn a model's name into that of a folder: the last three parts of a path."""
+    """Turn a model's name into a folder name: the last three parts of its path."""
     parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
     return re.sub(r"[^\w.-]+", "-", "-".join(parts[-3:])) or "model"
 
@@ -230,7 +230,7 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
             result = retrieve(subject, test, sweep, folder / test.name, processes)
             if processes.is_first:
                 write_result(result, folder / test.name)
-    del subject  # its memory is the base's now
+    del subject  # frees its memory for the base
     gc.collect()
     if processes.is_first:
         if losses is not None:
@@ -245,9 +245,9 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
 def lengths_without_room(
     test: RetrievalTest, tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]
 ) -> dict[int, str]:
-    """Name the lengths in which a question of the test has no room even without filler, each with the reason.
+    """Return the lengths at which a question does not fit even without filler, each with the reason.
 
-    Which topics or names are drawn decides over a few tokens, so that several questions are tried.
+    Several questions are tried, because their size varies by a few tokens with the topics or names drawn.
     """
     too_short: dict[int, str] = {}
     for length in sorted(lengths):

@@ -1,4 +1,4 @@
-"""The part of a suite that scores texts: perplexity by length, loss by position, and the model against its base."""
+"""The suite's measurements on texts: perplexity by length, loss by position, LongPPL, comparison with the base."""
 
 import gc
 from collections.abc import Sequence
@@ -28,19 +28,19 @@ from longlora.models.load import model_source
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """How much text is scored."""
+    """The amount of text to score."""
 
-    max_targets: int  # tokens at each length, for the perplexity
+    max_targets: int  # tokens per length, for the perplexity
     max_windows: int  # windows of the whole context, for the loss by position
-    short_targets: int  # tokens at the base's own context
+    short_targets: int  # tokens at the base context, for the comparison with the base
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextJob:
-    """What is to be measured on texts for one model, and where it is written."""
+    """The text measurements of one model, and where to write them."""
 
     texts: Texts
-    lengths: list[int]  # of all models: by them the perplexity's targets are chosen, so that they are the same for each
+    lengths: list[int]  # of all models: they determine the perplexity's targets, which must be the same for each model
     amount: Amount
     base: str | None
     keys: KeyTokens | None
@@ -49,7 +49,7 @@ class TextJob:
 
 
 def measure_curves(subject: Subject, job: TextJob) -> Losses | None:
-    """Measure perplexity by length and loss by position, and the losses to compare with the base's, if it is known."""
+    """Measure perplexity by length, loss by position and LongPPL; return the losses to compare with a known base's."""
     documents, about = _documents(subject, job.texts, length=max(job.lengths))
     available = max(map(len, documents))
     lengths = [length for length in job.record.lengths if length <= available]
@@ -69,7 +69,7 @@ def measure_curves(subject: Subject, job: TextJob) -> Losses | None:
 
 
 def _documents(subject: Subject, texts: Texts, *, length: int) -> tuple[Sequence[Document], dict[str, Any]]:
-    """Tokenise texts, joined into one stream where none is `length` tokens long alone; say what decides the tokens."""
+    """Tokenize texts, joining them if none has `length` tokens; return them with the settings that determine them."""
     documents = texts.tokens(subject.tokenizer, subject.vocabulary_size)
     too_short = max(map(len, documents)) < length
     if too_short:
@@ -96,7 +96,7 @@ def _perplexity(
             max_targets=max(stride, job.amount.max_targets),
             description="perplexity",
         )
-        PerplexityByLength(  # after each length, so that an interruption costs one at most
+        PerplexityByLength(  # written after each length, so that an interruption costs at most one
             **subject.about(),
             protocol="same-targets",
             data=about["data"],
@@ -121,7 +121,7 @@ def _positions(
 def choose_keys(
     evaluator: str, texts: Texts, lengths: Sequence[int], amount: Amount, folder: Path, loading: Loading
 ) -> KeyTokens | None:
-    """Let an evaluator choose the tokens that need far context, or read its choice; None where texts are too short."""
+    """Let an evaluator choose the tokens that need far context, or read its choice; None if the texts are too short."""
     contexts = ladder(min(named_context(evaluator), max(lengths)))
     subject = load_subject(evaluator, loading)
     documents, about = _documents(subject, texts, length=max(lengths))
@@ -145,7 +145,7 @@ def _long_perplexity(
         return
     if job.keys.settings["tokens"] != about["tokens"]:
         job.record.left_out.append(
-            f"LongPPL: {job.keys.model}, which chose the tokens, reads other ones in these texts"
+            f"LongPPL: {job.keys.model}, which chose the tokens, tokenizes these texts differently"
         )
         return
     folder = job.folder / "longppl"
@@ -155,16 +155,16 @@ def _long_perplexity(
 
 
 def _own_losses(subject: Subject, job: TextJob) -> Losses | None:
-    """The losses to compare; None where there is nothing to compare with, or it was done at an earlier start."""
+    """Return the losses to compare with the base's; None if there is no base, or an earlier run compared them."""
     if job.base is None:
-        job.record.left_out.append("short context: it is not known what the model was made of; name it with --base")
+        job.record.left_out.append("short context: the model's base is unknown; name it with --base")
         return None
     if model_source(job.base) == model_source(subject.name):
         return None  # the base itself
     length = named_context(job.base)
     documents, about = _documents(subject, job.texts, length=length)
     if max(map(len, documents)) < length:
-        note = f"short context: there is less text than the base's context, {length:,} tokens"
+        note = f"short context: the text is shorter than the base's context, {length:,} tokens"
         job.record.left_out.append(note)
         return None
     if finished(ShortContext, job.folder / "short", _short_settings(job, about, length), subject.weights):
@@ -173,12 +173,12 @@ def _own_losses(subject: Subject, job: TextJob) -> Losses | None:
 
 
 def measure_short(own: Losses, job: TextJob, loading: Loading) -> None:
-    """Read the base on the same windows, and write the comparison."""
+    """Score the base on the same windows, and write the comparison."""
     assert job.base is not None
     base, length = load_subject(job.base, loading), named_context(job.base)
     documents, about = _documents(base, job.texts, length=length)
     if about["tokens"] != own.tokens:
-        note = f"short context: {base.name} reads other tokens in the same texts, and cannot be compared"
+        note = f"short context: {base.name} tokenizes the same texts differently and cannot be compared"
         job.record.left_out.append(note)
         return
     losses, settings = (

@@ -1,4 +1,4 @@
-"""Results of reading texts: perplexity by length, on key tokens, loss by position, and a model beside its base."""
+"""Results on texts: perplexity by length and on key tokens, loss by position, and a model compared with its base."""
 
 import math
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from pydantic import Field, computed_field
 from longlora.evaluation.schema import Number, Result, Schema
 from longlora.evaluation.shares import Z95
 
-COLLAPSE = 1.5  # a perplexity so many times another's is no loss in quality, but the end of reading
+COLLAPSE = 1.5  # a perplexity this many times higher means that the model breaks down, not just loses quality
 
 
 class Perplexity(Schema):
-    """`exp(loss)`, the loss a mean over scored tokens of equal weight.
+    """`exp(loss)`, where the loss is the mean over all scored tokens with equal weight.
 
     `standard_error` is that of `loss` over windows, weighted by their tokens (ratio estimator): with S_i nats on n_i
-    tokens in window i of k, `sqrt(sum((S_i - loss * n_i)**2) * k / (k - 1)) / sum(n_i)`. Windows are taken as
-    independent: it is somewhat too small for neighbours, and far too small where windows score the same tokens
-    (`score="all"`). NaN for one window.
+    tokens in window i of k, `sqrt(sum((S_i - loss * n_i)**2) * k / (k - 1)) / sum(n_i)`. Windows are treated as
+    independent, which makes it somewhat too small for adjacent windows, and far too small for windows that score the
+    same tokens (`score="all"`). NaN for a single window.
     """
 
     perplexity: Number
     loss: Number  # nats per token
-    num_tokens: int  # scored; twice if in two windows
+    num_tokens: int  # scored; a token in two windows counts twice
     num_windows: int
     standard_error: Number  # nats per token
-    window_losses: list[float] = Field(default_factory=list)  # of each window, where lengths have the same targets
+    window_losses: list[float] = Field(default_factory=list)  # of each window, if all lengths have the same targets
 
 
 class PerplexityByLength(Result):
@@ -35,15 +35,15 @@ class PerplexityByLength(Result):
     FILE = "perplexity.json"
 
     protocol: str
-    data: str  # the texts in a few words
+    data: str  # short description of the texts
     perplexity: dict[int, Perplexity]
 
     @property
     def falls_to(self) -> int | None:
-        """Name the length up to which each longer context lowers the loss of the same targets, beyond the error.
+        """The length up to which each longer context significantly lowers the loss of the same targets.
 
-        The differences of neighbouring lengths are taken window by window; the whole 95 % interval of their mean must
-        lie below 0. None where they are not known.
+        Adjacent lengths are compared window by window; the 95 % interval of the mean difference must lie below 0. None
+        if the losses by window are unknown.
         """
         lengths = sorted(self.perplexity)
         losses = [np.array(self.perplexity[length].window_losses) for length in lengths]
@@ -59,10 +59,10 @@ class PerplexityByLength(Result):
 
     @property
     def collapses_at(self) -> int | None:
-        """Name the first length with a loss above that at a shorter one by log 1.5, two standard errors taken off.
+        """The first length whose loss, minus two standard errors, exceeds that at a shorter length by log 1.5.
 
-        On the same targets more context cannot make them harder: the model does not bear the length. A perplexity that
-        is not finite is a collapse too.
+        More context cannot make the same targets harder: the model breaks down at this length. An infinite or NaN
+        perplexity also counts as a collapse.
         """
         best: Perplexity | None = None
         for length in sorted(self.perplexity):
@@ -100,13 +100,13 @@ class Positions(Result):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def reading_stops_at(self) -> int | None:
-        """Where the loss rises for good (`reading_stops_at`)."""
+        """The position where the loss rises permanently (`reading_stops_at`)."""
         return reading_stops_at(self.curve)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
-        """Say in one sentence where the loss is lowest and whether it rises for good after that."""
+        """One sentence: where the loss is lowest, and whether it rises permanently after that."""
         lowest, stop = min(self.curve, key=lambda bucket: bucket.loss), self.reading_stops_at
         place = f"the loss is lowest, {lowest.loss:.3f}, after {lowest.start:,} to {lowest.end - 1:,} tokens"
         if stop is None:
@@ -115,27 +115,27 @@ class Positions(Result):
 
 
 def reading_stops_at(curve: Sequence[PositionLoss]) -> int | None:
-    """Name the position from which on the loss stays above its lowest value by more than two standard errors.
+    """Return the position after which the loss stays more than two standard errors above its minimum.
 
-    The error is that of the difference of two buckets, taken as independent: `sqrt(se_lowest**2 + se**2)`. None if the
-    last bucket is not that much worse, or if there is a single window and so no error.
+    The error is that of the difference of two buckets, treated as independent: `sqrt(se_lowest**2 + se**2)`. None if
+    the last bucket is not that much worse, or if a single window leaves the error unknown.
     """
     lowest = min(range(len(curve)), key=lambda index: curve[index].loss)
     stop = None
     for bucket in reversed(curve[lowest + 1 :]):
         error = math.hypot(bucket.standard_error, curve[lowest].standard_error)
-        if not bucket.loss - curve[lowest].loss > 2 * error:  # a NaN ends it too
+        if not bucket.loss - curve[lowest].loss > 2 * error:  # also stops at NaN
             break
         stop = bucket.start
     return stop
 
 
 class ShortContext(Result):
-    """Two models on the same targets.
+    """A paired comparison of a model with its base on the same targets.
 
-    With d_i the mean loss of window i of k less the base's on the same window, `difference` is the mean of d_i and its
-    `standard_error` is `std(d_i, ddof=1) / sqrt(k)`: what both models find hard cancels. `low` and `high` are
-    `exp(difference ± 1.96 * standard_error)`.
+    With d_i the mean loss of window i of k minus the base's on the same window, `difference` is the mean of d_i, and
+    `standard_error` is `std(d_i, ddof=1) / sqrt(k)`: the difficulty of the text, common to both, cancels. `low` and
+    `high` are `exp(difference ± 1.96 * standard_error)`.
     """
 
     FILE = "short_context.json"
@@ -147,7 +147,7 @@ class ShortContext(Result):
     num_windows: int
     base_perplexity: float
     perplexity: float
-    difference: float  # nats per token; above 0 the extended model is worse
+    difference: float  # nats per token; positive if the extended model is worse
     standard_error: float | None
     ratio: float  # `exp(difference)`: perplexity as a multiple of the base's
     low: float | None
@@ -156,7 +156,7 @@ class ShortContext(Result):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
-        """Say whether short context was kept, as far as the error lets one say."""
+        """One sentence: whether short context was preserved, within the error."""
         change = f"perplexity {100 * (self.ratio - 1):+.1f} % at {self.length:,} tokens"
         if self.low is None or self.high is None:
             return f"{change}; a single window has no error: give more text"
@@ -169,23 +169,23 @@ class ShortContext(Result):
 
 
 class KeyTokens(Result):
-    """The targets whose loss falls with far context, chosen once by an evaluator, which is `model` (LongPPL).
+    """The targets whose loss falls with far context, chosen once by an evaluator, the `model` (LongPPL).
 
-    A target is key if its loss given the last `contexts[-1]` tokens is below 2 nats, and more than 2 nats lower than
-    that given the last `contexts[0]`. Its evidence lies within the shortest of `contexts` that brings half of the gain.
+    A target is a key token if its loss given the last `contexts[-1]` tokens is below 2 nats, and more than 2 nats lower
+    than given the last `contexts[0]`. Its evidence lies within the shortest of `contexts` that brings half of the gain.
     """
 
     FILE = "key_tokens.json"
 
     data: str
     contexts: list[int]  # tokens, the shortest first
-    stride: int  # scored at the end of a window; a target has up to so many tokens less than its context before it
+    stride: int  # targets at the end of each window; a target's context is short by up to this many tokens
     longest: int  # tokens of the longest window that ends at the targets
-    evidence: list[list[int]]  # by window and target: that context, or 0 where the target is no key token
+    evidence: list[list[int]]  # by window and target: the context that holds the evidence, or 0 if not a key token
 
     @property
     def num_key_tokens(self) -> int:
-        """How many targets are key."""
+        """The number of key tokens."""
         return int(np.count_nonzero(self.evidence))
 
 
@@ -198,20 +198,20 @@ class LongPerplexity(Result):
     evaluator_weights: str
     data: str
     length: int
-    short: int  # tokens beyond which the evidence of all key tokens lies
-    num_targets: int  # that the key tokens were chosen among
+    short: int  # in tokens; the evidence of all key tokens lies beyond it
+    num_targets: int  # of which the key tokens are a subset
     all_targets: Perplexity
-    key_tokens: Perplexity | None  # None: there is none
-    by_distance: list[PositionLoss]  # of key tokens, by tokens to their evidence
+    key_tokens: Perplexity | None  # None if there are no key tokens
+    by_distance: list[PositionLoss]  # of key tokens, by the distance in tokens to their evidence
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
-        """Say what the model makes of far evidence."""
+        """One sentence: how well the model uses far evidence."""
         if self.key_tokens is None:
-            return f"none of {self.num_targets:,} tokens needs what lies beyond {self.short:,} tokens: give other texts"
+            return f"none of {self.num_targets:,} tokens needs context beyond {self.short:,} tokens: give other texts"
         return (
-            f"perplexity {self.key_tokens.perplexity:.2f} on {self.key_tokens.num_tokens:,} tokens that need what lies "
+            f"perplexity {self.key_tokens.perplexity:.2f} on {self.key_tokens.num_tokens:,} tokens that need context "
             f"beyond {self.short:,} tokens ({self.evaluator}'s choice); {self.all_targets.perplexity:.2f} on all "
             f"{self.num_targets:,}"
         )

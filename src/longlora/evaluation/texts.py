@@ -1,7 +1,7 @@
-"""Texts by name, as tokens to score or as a haystack; and token files as the original LongLoRA and nanoGPT have them.
+"""Evaluation texts by name, as tokens or as a haystack, and the token files of the original LongLoRA and nanoGPT.
 
-A token file is bare token ids, little-endian, without a header: two bytes a token while the vocabulary fits (65,536
-tokens, all that the original has), four bytes above. Nothing in the file tells which; the model's vocabulary does.
+A token file holds little-endian token ids without a header: two bytes per token for vocabularies up to 65,536 (the only
+kind the original has), four bytes above. The file does not record the width; it follows from the model's vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,15 +21,15 @@ TOKEN_FILE_SUFFIX = ".bin"
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
-    """Name the type of a token in the file of a vocabulary: uint16, or uint32 above 65,536 tokens."""
+    """Return the dtype of a token file: uint16, or uint32 for vocabularies above 65,536 tokens."""
     return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
 
 
 def read_token_file(path: str | Path, vocabulary_size: int) -> np.ndarray:
-    """Map a token file into memory as one stream, and refuse one that this vocabulary cannot have written.
+    """Memory-map a token file as one stream, after checking that it matches the vocabulary.
 
     Raises:
-        DataError: the file is missing, empty, cut short, of the other width, or has ids beyond the vocabulary.
+        DataError: the file is missing, empty, truncated, of the other width, or has ids outside the vocabulary.
     """
     path, dtype = Path(path).expanduser(), token_dtype(vocabulary_size)
     if not path.is_file():
@@ -37,15 +37,15 @@ def read_token_file(path: str | Path, vocabulary_size: int) -> np.ndarray:
     size = path.stat().st_size
     if size == 0 or size % dtype.itemsize:
         raise DataError(
-            f"{path} must be whole tokens of {dtype.itemsize} bytes, as a vocabulary of {vocabulary_size} tokens "
-            f"writes them, and it has {size} bytes: it is cut short, or made with another vocabulary"
+            f"{path} must hold whole tokens of {dtype.itemsize} bytes, the width for a vocabulary of "
+            f"{vocabulary_size} tokens, but has {size} bytes: it is truncated, or written for another vocabulary"
         )
     tokens = np.memmap(path, dtype=dtype, mode="r")
     beginning = tokens[: 1 << 20]
     if dtype.itemsize == 2 and len(beginning) >= 16 and not beginning[1::2].any():
         raise DataError(
             f"{path} looks like tokens of 4 bytes (every other half is 0), but a vocabulary of {vocabulary_size} "
-            "tokens is written in 2: it was made for another model; write it anew with this model's tokenizer"
+            "tokens is written in 2: it was made for another model; write it again with this model's tokenizer"
         )
     check_ids(tokens, vocabulary_size, str(path))
     return tokens
@@ -55,7 +55,7 @@ def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary
     """Write documents one after another into a token file, and return the number of tokens.
 
     Raises:
-        DataError: an id does not belong to the vocabulary, or there is nothing to write.
+        DataError: an id is outside the vocabulary, or there is nothing to write.
     """
     path, dtype, num_tokens = Path(path).expanduser(), token_dtype(vocabulary_size), 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,32 +73,32 @@ def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary
 
 @dataclass(frozen=True)
 class Texts:
-    """Where texts are and how they are read; `read_documents` says what a source may be."""
+    """Where texts are and how to read them; `read_documents` describes the possible sources."""
 
     sources: Sequence[str]
     text_column: str = "text"
     split: str = "validation"
     max_documents: int | None = None
     across_documents: bool = False  # join all documents into one stream
-    name: str = ""  # what to call them in results, if not by the sources
+    name: str = ""  # in the results, instead of the sources
 
     @property
     def description(self) -> str:
-        """The texts in a few words."""
+        """A short description of the texts."""
         named = self.name or ", ".join(self.sources)
         return named + (f", {self.max_documents} documents at most" if self.max_documents else "")
 
     def read(self) -> DocumentSource:
-        """Find the documents."""
+        """Open the documents."""
         return read_documents(
             list(self.sources), text_column=self.text_column, split=self.split, max_documents=self.max_documents
         )
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> Sequence[Document]:
-        """Tokenise the documents, or map a `.bin` of tokens, which is one stream, into memory.
+        """Tokenize the documents, or memory-map a `.bin` of tokens, which is one stream.
 
         Raises:
-            DataError: the texts cannot be read, or a `.bin` stands beside other sources.
+            DataError: the texts cannot be read, or a `.bin` is combined with other sources.
         """
         if any(source.endswith(TOKEN_FILE_SUFFIX) for source in self.sources):
             if len(self.sources) > 1:

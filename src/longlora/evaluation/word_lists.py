@@ -1,4 +1,4 @@
-"""The words that questions and filler are made of."""
+"""Word lists for questions and filler."""
 
 ADJECTIVES = (
     "amber azure bitter brave bright broken calm clever copper crimson curious distant eager early faded fancy final "
@@ -60,7 +60,7 @@ FIRST_NAMES = (
     "Ida Ivan Jack James Jane John Julia Karl Laura Leo Linda Lucy Maria Mark Martin Mary Max Mia Nina Nora Olga Oscar "
     "Otto Paul Peter Rita Robert Rosa Ruth Sam Sara Simon Sofia Thomas Tina Tom Vera Victor Walter"
 ).split()
-# What is told of a person, and what is asked, without a word in common; most take a step of common knowledge.
+# A fact about a person and the question's description, with no word in common; most need a step of common knowledge.
 ASSOCIATIONS = (
     ("lives right beside the Eiffel Tower", "has a home in France"),
     ("keeps bees behind the barn", "can offer us honey"),

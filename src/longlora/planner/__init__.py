@@ -1,14 +1,14 @@
-"""Memory, arithmetic and time of a training run, before anything is loaded or rented; docs/plan.md says how it counts.
+"""Plan the memory and time of a training run before anything is loaded or rented; docs/plan.md explains the formulas.
 
-    known_models.py  configurations that ship with longlora
-    architecture.py  a model's name -> its configuration -> shapes and parameters
+    known_models.py  configurations bundled with longlora
+    architecture.py  model name -> configuration -> shapes and parameters
     job.py           the run in plain values
-    activations.py   run -> what layers and loss hold, per token
-    memory.py        run -> every item of one GPU's memory, and the host's
-    exchange.py      run -> what GPUs that share a row send one another
+    activations.py   run -> activations of layers and loss, per token
+    memory.py        run -> itemized memory of one GPU and of the host
+    exchange.py      run -> communication between the GPUs that share a row
     compute.py       run, GPU -> operations and time
-    savings.py       run, memory -> what to switch on so that it fits
-    plan.py          run, memory -> does it fit, the longest context, what would help
+    savings.py       run, memory -> changes that make it fit
+    plan.py          run, memory -> whether it fits, the longest context, advice
     plan_report.py   plan -> a table, or JSON
 
 Nothing here loads torch.

@@ -1,8 +1,8 @@
-"""What one GPU holds for the backward pass, tensor by tensor as transformers' code makes them.
+"""Activations kept on one GPU for the backward pass, tensor by tensor as in transformers' code.
 
-All results are bytes per token unless a name says otherwise. `b` is the size of a number in compute, which is that of
-the hidden states between layers too (`models/memory_optimizations.py`). `tests/planner/test_activations.py` compares
-the sums with what a model on the CPU really holds.
+All results are bytes per token unless noted. `b` is the bytes of a number in compute, and also of the hidden states
+between layers (`models/memory_optimizations.py`). `tests/planner/test_activations.py` compares the sums with the
+tensors of a model on the CPU.
 """
 
 import math
@@ -12,39 +12,39 @@ from longlora.planner.job import PlannedRun
 
 LOGIT_BYTES = 12
 """Three float32 tensors over the vocabulary at once: the log-probabilities, and in the backward pass of cross-entropy
-the gradients of these and of the logits."""
+their gradients and those of the logits."""
 
 LOSS_TILE = (4096, 32768)
 """Tokens and vocabulary of one tile of TRL's chunked cross-entropy (trl 1.16, `kernels/chunked_logprob.py`)."""
 
 NORM_GRADIENT_BYTES = 20
 """Five float32 tensors of the norm's width at once, in the backward pass of the mean square: autograd's, and three
-steps of the power's. With a tiled feed-forward this is a layer's worst moment."""
+intermediate results of the power. With a tiled feed-forward this is a layer's peak."""
 
 
 class Moment(NamedTuple):
-    """What a layer holds while the gradient of one of its parts is computed."""
+    """A layer's memory while the gradient of one of its parts is computed."""
 
     kept: int  # from the forward pass
-    in_flight: int  # gradients, and what they need for themselves
+    in_flight: int  # gradients, and temporaries for computing them
 
 
 def layer_moments(run: PlannedRun) -> dict[str, Moment]:
-    """What is held at each part of a layer's backward pass, which begins with all that the layer keeps."""
+    """Return the memory at each part of a layer's backward pass, which begins with all that the layer keeps."""
     shape, b = run.architecture, run.compute_bytes
     hidden, query, kv = shape.hidden_size, shape.query_size, shape.kv_size
     attention, mlp = _kept_by_attention(run), _kept_by_mlp(run)
-    # Of the product, and of its two factors; where the product itself is kept, it is gone by then.
+    # Gradients of the product and of its two factors; the product itself, if kept, is already freed.
     inside_mlp = (2 if run.trains_mlp else 3) * b * shape.active_intermediate_size // num_mlp_tiles(run)
     moments = {
         "the feed-forward": Moment(attention + mlp, b * hidden * (2 if run.tiled_mlp else 1) + inside_mlp),
-        # The first to be met backward: a norm behind the feed-forward where there is one, else that before it. In
-        # flight is also the gradient that goes around the feed-forward, or into it.
+        # The first norm in the backward pass: the one after the feed-forward if there is one, else the one before it.
+        # The gradient that bypasses the feed-forward, or enters it, is in flight too.
         "a norm": Moment(
             attention + (mlp if shape.norms_per_layer == 4 else 4 * hidden + 4), (NORM_GRADIENT_BYTES + b) * hidden
         ),
-        # Gradients of output, query, key and value; FlashAttention adds up the query's in float32. Those of the copies
-        # that sink tokens take come one half of the heads at a time.
+        # Gradients of output, query, key and value; FlashAttention accumulates the query's in float32. Those of the
+        # copies for sink tokens are computed for half of the heads at a time.
         "attention": Moment(
             attention,
             b * (hidden + 2 * query + 2 * kv + run.sees_sinks * (query // 2 + kv)) + 4 * query + _exchanged(run),
@@ -57,37 +57,37 @@ def layer_moments(run: PlannedRun) -> dict[str, Moment]:
 
 
 def layer_input(run: PlannedRun) -> int:
-    """The hidden state that a layer starts from, which is all that checkpointing keeps of it."""
+    """Return the size of a layer's input, the only tensor that checkpointing keeps."""
     return run.compute_bytes * run.architecture.hidden_size
 
 
 def kept_layers(run: PlannedRun) -> int:
-    """What all layers keep from forward to backward."""
+    """Return what all layers keep from forward to backward."""
     if run.gradient_checkpointing:
         return run.architecture.num_layers * layer_input(run)
-    # Without a float32 copy in its norm, a layer's input itself is what the norm keeps.
+    # In float32, the norm makes no copy but keeps the layer's input itself.
     own_input = layer_input(run) if run.compute_bytes == 4 else 0
     return run.architecture.num_layers * (_kept_by_attention(run) + _kept_by_mlp(run) + own_input)
 
 
 def shared_by_layers(run: PlannedRun) -> int:
-    """Token numbers, positions and labels (int64), and the table of rotary positions."""
+    """Return the size of token ids, positions and labels (int64), and of the table of rotary positions."""
     tables = run.architecture.num_layers if run.rotary_cache_per_layer else 1
     return 24 + tables * 2 * run.architecture.head_dim * run.compute_bytes
 
 
 def loss_per_token(run: PlannedRun) -> int:
-    """The final norm, and the logits or what replaces them."""
+    """Return the memory of the final norm and of the logits, or of the chunked loss that replaces them."""
     shape = run.architecture
     final = _norm(run, shape.hidden_size) + 4
     if not run.chunked_loss:
         return final + run.trains_head * run.compute_bytes * shape.hidden_size + LOGIT_BYTES * shape.vocab_size
-    # The hidden state, its gradient in float32, and that in the type of compute.
+    # The hidden state, its gradient in float32, and the gradient in the compute dtype.
     return final + shape.hidden_size * (2 * run.compute_bytes + 4)
 
 
 def loss_fixed(run: PlannedRun) -> int:
-    """Bytes of the chunked cross-entropy that do not grow with the row (in all, not per token)."""
+    """Return the bytes of chunked cross-entropy that do not grow with the row (in total, not per token)."""
     if not run.chunked_loss:
         return 0
     shape = run.architecture
@@ -97,12 +97,12 @@ def loss_fixed(run: PlannedRun) -> int:
 
 
 def num_mlp_tiles(run: PlannedRun) -> int:
-    """Tiles of the feed-forward: as many tokens each as the hidden state is wide (ALST)."""
+    """Return the number of tiles of the feed-forward, `run.tiled_mlp` tokens each (ALST)."""
     return math.ceil(run.tokens / run.tiled_mlp) if run.tiled_mlp else 1
 
 
 def _norm(run: PlannedRun, width: int) -> int:
-    """A norm's float32 copy, and the normalised vector where the gradient of its scale needs it."""
+    """Return the size of a norm's float32 copy, and of the normalized vector if the scale's gradient needs it."""
     return width * (4 + run.trains_norms * (4 if run.architecture.wide_norms else run.compute_bytes))
 
 
@@ -110,14 +110,14 @@ def _kept_by_attention(run: PlannedRun) -> int:
     shape, b = run.architecture, run.compute_bytes
     hidden, query, kv = shape.hidden_size, shape.query_size, shape.kv_size
     num_linears = len(shape.attention_linears())
-    # Where the hidden state is float32 already, the norm's copy is the layer's input itself.
+    # If the hidden state is already float32, the norm's copy is the layer's input itself.
     kept = _norm(run, hidden) + 4 - (4 * hidden if b == 4 else 0)
-    # Autocast casts the input once for every projection whose gradient needs it.
+    # Autocast casts the input separately for every projection whose gradient needs it.
     kept += b * hidden * (num_linears - 1 if run.mixed else 1)
     if shape.qk_norm != "none":
         kept += _norm(run, query + kv)
     kept += _kept_by_kernel(run)
-    if shape.fused:  # the projection's whole result, of which the value is a part
+    if shape.fused:  # the projection's whole result, of which the value is a view
         kept += b * (query + kv)
     if run.tuning != "full":
         kept += b * run.lora_rank * num_linears
@@ -128,29 +128,29 @@ def _kept_by_attention(run: PlannedRun) -> int:
 
 
 def _exchanged(run: PlannedRun) -> int:
-    """Gradients of query, key and value once more, on their way to the GPUs that have the tokens."""
+    """Return the size of the copies of query, key and value gradients sent to the GPUs that own the tokens."""
     shape = run.architecture
     return run.compute_bytes * (shape.query_size + 2 * _kv_size(run)) if run.sequence_parallel_size > 1 else 0
 
 
 def _kv_size(run: PlannedRun) -> int:
-    """Width of the keys that the kernel sees for each token here; GPUs that share a row may need the same heads."""
+    """Return the width of the kernel's keys per local token; GPUs that share a row may need the same heads."""
     shape = run.architecture
     return shape.kv_size * max(1, run.sequence_parallel_size // shape.num_kv_heads)
 
 
 def _kept_by_kernel(run: PlannedRun) -> int:
-    """FlashAttention's inputs, output and log-sum-exps.
+    """Return the size of FlashAttention's inputs, output and log-sum-exps.
 
-    Where SDPA runs, sink tokens add queries and outputs twice, and the rows of the sinks before each group. Copies of
-    keys and values stand in the place of the projected ones, which nothing holds any more.
+    With SDPA, sink tokens add second queries and outputs, and rows for the sinks before each group. The copies of keys
+    and values replace the projected ones, which are freed.
     """
     shape, b, kv_size = run.architecture, run.compute_bytes, _kv_size(run)
     kept = b * 2 * (shape.query_size + kv_size) + 4 * shape.num_heads
     kept += b * shape.query_size if run.sequence_parallel_size > 1 else 0  # outputs by heads, and by tokens
     if not run.sees_sinks:
         return kept
-    # Under autocast a second output is counted already, as its copy for the output projection.
+    # Under autocast the second output is already counted, as the copy for the output projection.
     copies = 1 if run.mixed and run.tuning != "full" else 2
     rows = 2 * b * (shape.query_size + kv_size) * run.sink_tokens
     return kept + b * copies * shape.query_size + math.ceil(rows / run.group_tokens)

@@ -1,6 +1,6 @@
-"""The shape of a decoder-only model and how many parameters follow from it, by the name that a recipe calls it.
+"""The shape and parameter counts of a decoder-only model, found by the name used in a recipe.
 
-Its configuration is that of a folder, one that ships with longlora (`known_models.py`), or the hub's.
+The configuration comes from a directory, from those bundled with longlora (`known_models.py`), or from the hub.
 """
 
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from longlora.tiny import TINY_MODEL, tiny_model_directory
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a `model_type` fixes in transformers' code, and what its configuration class assumes of an absent key."""
+    """What transformers' code for a `model_type` fixes, and its configuration class's defaults for absent keys."""
 
     tied: bool = False  # embeddings and output layer share their weights
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of keys that published files leave out
-    kv_heads_default: bool = False  # without num_key_value_heads as many as query heads
-    norms_per_layer: int = 2  # of the hidden size; those of queries and keys are not among them
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # for keys that published files omit
+    kv_heads_default: bool = False  # num_key_value_heads defaults to the number of query heads
+    norms_per_layer: int = 2  # of the hidden size; not counting those of queries and keys
     qk_norm: str = "none"  # a scale for each dimension of a "head", or of "all" heads
-    qkv_bias: bool | None = False  # None: the configuration's attention_bias, which the output projection has too
+    qkv_bias: bool | None = False  # None: the configuration's attention_bias, which also applies to the output
     fused: bool = False  # one projection for query, key and value, and one for both inputs of the feed-forward
     wide_norms: bool = False  # scales in float32, whose gradient needs a float32 tensor
-    sliding: str | int | None = None  # "all" layers have a window, the "late" ones, or all but every nth
-    window_theta: float | None = None  # the base of layers with a window, where positions differ by kind of layer
-    experts_key: str | None = None  # counts experts; None: a dense feed-forward
+    sliding: str | int | None = None  # layers with a window: "all", the "late" ones, or (int n) all but every nth
+    window_theta: float | None = None  # the RoPE base of layers with a window, if it differs
+    experts_key: str | None = None  # the key with the number of experts; None: a dense feed-forward
     expert_bias: bool = False  # of each expert and of the router
     sinks: bool = False  # a learned logit for each head
 
@@ -74,20 +74,20 @@ FAMILIES = {
         sinks=True,
     ),
 }
-"""The families whose shapes are known; each is compared with transformers' own model in the tests."""
+"""The families whose shapes are known; the tests compare each with transformers' own model."""
 
 WRAPPED = {"gemma3": "gemma3_text"}
-"""Types that read images too, with that of their language model, which stands in `text_config`."""
+"""Multimodal types, with the type of their language model, which is configured in `text_config`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The shape of a decoder-only model; `Family` explains what depends on the `model_type`."""
+    """The shape of a decoder-only model; `Family` describes what depends on the `model_type`."""
 
     name: str
     model_type: str
     hidden_size: int
-    intermediate_size: int  # of one expert, where there are experts
+    intermediate_size: int  # of one expert, if there are experts
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -95,7 +95,7 @@ class Architecture:
     vocab_size: int
     tied: bool
     max_position_embeddings: int
-    rope_parameters: Mapping[str, Any]  # as transformers 5 writes them
+    rope_parameters: Mapping[str, Any]  # in the format of transformers 5
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -108,49 +108,49 @@ class Architecture:
     sliding_window: int | None
     num_sliding_layers: int
     sinks: bool
-    vision_parameters: int  # of what reads images, which stays frozen
+    vision_parameters: int  # of the vision encoder and projection, which stay frozen
 
     @property
     def query_size(self) -> int:
-        """Width of the queries of all heads."""
+        """The width of the queries of all heads."""
         return self.num_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Width of the keys of all heads, and of the values."""
+        """The width of the keys of all heads, equal to that of the values."""
         return self.num_kv_heads * self.head_dim
 
     @property
     def active_intermediate_size(self) -> int:
-        """Width of the feed-forward that one token passes, all its experts together."""
+        """The width of the feed-forward for one token, over all its experts."""
         return self.intermediate_size * max(1, self.experts_per_token)
 
     @property
     def embedding_parameters(self) -> int:
-        """Input embedding; also the output layer where the two are tied."""
+        """The parameters of the input embedding, which is also the output layer if tied."""
         return self.vocab_size * self.hidden_size
 
     @property
     def head_parameters(self) -> int:
-        """Output layer, 0 where it is the embedding."""
+        """The parameters of the output layer; 0 if tied."""
         return 0 if self.tied else self.embedding_parameters
 
     @property
     def norm_parameters(self) -> int:
-        """Scales of all norms."""
+        """The scales of all norms."""
         qk_norms = {"none": 0, "head": 2 * self.head_dim, "all": self.query_size + self.kv_size}[self.qk_norm]
         return self.num_layers * (self.norms_per_layer * self.hidden_size + qk_norms) + self.hidden_size
 
     @property
     def attention_parameters(self) -> int:
-        """Projections of attention in all layers, with their biases."""
+        """The parameters of attention in all layers: projections, biases and sinks."""
         weights = sum(fan_in * fan_out for fan_in, fan_out in self.attention_linears())
         biases = self.qkv_bias * (self.query_size + 2 * self.kv_size) + self.output_bias * self.hidden_size
         return self.num_layers * (weights + biases + self.sinks * self.num_heads)
 
     @property
     def mlp_parameters(self) -> int:
-        """Feed-forward of all layers, every expert and the router included."""
+        """The parameters of the feed-forwards in all layers, including all experts and the router."""
         one = 3 * self.hidden_size * self.intermediate_size
         one += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
         router = self.num_experts * (self.hidden_size + self.mlp_bias)
@@ -158,13 +158,13 @@ class Architecture:
 
     @property
     def active_mlp_parameters(self) -> int:
-        """What of the feed-forwards one token multiplies with."""
+        """The feed-forward weights in all layers that one token is multiplied with."""
         active = 3 * self.hidden_size * self.active_intermediate_size + self.num_experts * self.hidden_size
         return self.num_layers * active
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, tied ones once."""
+        """The number of all parameters, counting tied ones once."""
         return sum(self.parameters_by_kind().values())
 
     def parameters_by_kind(self) -> dict[str, int]:
@@ -179,13 +179,13 @@ class Architecture:
         }
 
     def attention_linears(self) -> list[tuple[int, int]]:
-        """Widths of input and output of each projection in one layer's attention."""
+        """Return the input and output widths of each projection in one layer's attention."""
         hidden, query, kv = self.hidden_size, self.query_size, self.kv_size
         inputs = [(hidden, query + 2 * kv)] if self.fused else [(hidden, query), (hidden, kv), (hidden, kv)]
         return [*inputs, (query, hidden)]
 
     def mlp_linears(self) -> list[tuple[int, int]]:
-        """Widths of each linear layer in one feed-forward; none with experts, whose weights are no linear layers."""
+        """Return the widths of each linear layer in a feed-forward; none for experts, which are not `nn.Linear`."""
         if self.num_experts:
             return []
         hidden, inner = self.hidden_size, self.intermediate_size
@@ -193,13 +193,13 @@ class Architecture:
 
 
 def find_architecture(name_or_path: str) -> Architecture:
-    """Read the shape of a model by what a recipe calls it; nothing but a configuration is ever read.
+    """Find the shape of a model by the name used in a recipe; only its configuration is read.
 
     Known hub names need neither network nor permission (gated models); others are fetched with `huggingface_hub`.
 
     Raises:
-        CheckpointError: there is no configuration in the folder, or none to be had from the hub.
-        ConfigError: its shapes are not known here.
+        CheckpointError: there is no configuration in the directory, or the hub does not provide one.
+        ConfigError: the model's shapes are unknown.
     """
     directory = tiny_model_directory() if name_or_path == TINY_MODEL else Path(name_or_path).expanduser()
     if directory.is_dir():
@@ -219,17 +219,17 @@ def _fetch(name: str) -> dict[str, Any]:
         return read_json(Path(hf_hub_download(name, "config.json")))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(
-            f"cannot get the configuration of {name!r}, neither from a directory of that name nor from the hub: "
+            f"cannot get the configuration of {name!r}: there is no such directory, and the hub failed with "
             f"{first_line(error)}"
         ) from error
 
 
 def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
-    """Read the shape out of a transformers configuration, as `config.json` holds it.
+    """Read the shape from a transformers configuration, the content of `config.json`.
 
     Raises:
-        ConfigError: a `model_type` whose shapes are not known here, a key that is missing or no whole number, layers of
-            two kinds.
+        ConfigError: the `model_type` is unknown, a key is missing or not a whole number above 0, or the model mixes
+            dense layers and layers of experts.
     """
     model_type, vision_parameters = config.get("model_type"), 0
     if model_type in WRAPPED:
@@ -237,7 +237,7 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         config, model_type = {"tie_word_embeddings": True, **config["text_config"]}, WRAPPED[model_type]
     if model_type not in FAMILIES:
         raise ConfigError(
-            f"{name} has model_type {model_type!r}, whose memory longlora cannot plan; it knows "
+            f"{name} has model_type {model_type!r}, whose memory longlora cannot plan; known are "
             f"{', '.join([*FAMILIES, *WRAPPED])}"
         )
     family = FAMILIES[model_type]
@@ -287,7 +287,7 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
 
 
 def _count_gemma3_vision(config: Mapping[str, Any]) -> int:
-    """Parameters of SigLIP's encoder, which `vision_config` describes, and of the projection behind it."""
+    """Count the parameters of the SigLIP encoder (`vision_config`) and of the projection after it."""
     siglip = {"num_channels": 3, **config["vision_config"]}
     hidden, inner, patch = siglip["hidden_size"], siglip["intermediate_size"], siglip["patch_size"]
     num_patches = (siglip["image_size"] // patch) ** 2
@@ -298,9 +298,9 @@ def _count_gemma3_vision(config: Mapping[str, Any]) -> int:
 
 
 def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The positions out of a file of transformers 5, or of 4 with its `rope_theta` and `rope_scaling`."""
+    """Read RoPE parameters in the format of transformers 5, or of 4 with its `rope_theta` and `rope_scaling`."""
     values = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    if any(isinstance(value, Mapping) for value in values.values()):  # by kind of layer, as transformers 5 has them
+    if any(isinstance(value, Mapping) for value in values.values()):  # by kind of layer, as in transformers 5
         return values
     values["rope_type"] = values.get("rope_type") or values.pop("type", "default")
     for key, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", None)):

@@ -1,6 +1,6 @@
-"""GPUs, the arithmetic of a run, and its time on them.
+"""GPUs, the operations of a training run, and the time they take.
 
-Time is operations, counted causally, over a part of the GPU's peak, and memory traffic.
+Time is the number of operations (only causal pairs are counted) at a fraction of the GPU's peak, plus memory traffic.
 """
 
 import re
@@ -15,24 +15,24 @@ from longlora.planner.job import PlannedRun
 GIB = 2**30
 
 HOST_BYTES_PER_SECOND = 25e9  # between GPU and host, PCIe 4.0 × 16; assumed
-ATTENTION_BACKWARD = 2.5  # over forward, in FlashAttention: five products for two (arXiv 2307.08691, section 4.1)
+ATTENTION_BACKWARD = 2.5  # relative to forward, in FlashAttention: five products to two (arXiv 2307.08691, section 4.1)
 
 PASS_BYTES = 81
-"""Memory traffic of all in a layer that is no product, in one forward pass: norms, rotations, activations, sums and
-casts; for each number of a token's hidden state and feed-forward. The backward pass counts as two. Fitted with the
+"""Memory traffic of a layer's other operations in one forward pass (norms, rotations, activations, sums and casts), for
+each element of a token's hidden state and feed-forward. The backward pass counts twice. Fitted together with the
 efficiency of one H100 and one H200."""
 
 SINK_PASS_BYTES = 21
-"""The same of the copies that sink tokens take, for each number of a token's query, key and value. Measured on one H200
-(docs/plan.md)."""
+"""The same for the copies that sink tokens need, for each element of a token's query, key and value. Measured on one
+H200 (docs/plan.md)."""
 
 STEP_SECONDS = 0.024
-"""Of an optimizer step beside its rows: the optimizer, the look at the gradients, the log. Fitted in the same way."""
+"""Overhead of an optimizer step: the optimizer, the gradient check, logging. Fitted in the same way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """The part of its peak that a GPU reaches in products; assumed where `measured` does not say from what."""
+    """The fraction of its peak that a GPU reaches in matrix products; `measured` is the source, None if assumed."""
 
     linear: float = 0.60
     attention: float = 0.50
@@ -41,20 +41,20 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as its vendor describes it, and what products reach of its peak.
+    """A GPU's specifications, and the efficiency that training reaches on it.
 
-    Among several, communication, the optimizer and the data loader are inside the efficiency.
+    With several GPUs, the efficiency includes communication, the optimizer and the data loader.
     """
 
     memory_gib: float  # as the driver reports it, rounded
-    peak_flops: float  # dense bfloat16 with float32 accumulation (T4, which has none: float16)
+    peak_flops: float  # dense bfloat16 with float32 accumulation (float16 on T4, which has no bfloat16)
     bytes_per_second: float  # to and from its memory
     among_several: Efficiency = Efficiency()
-    by_itself: Efficiency | None = None  # None: as among several
-    bytes_between: float = LINKS["PCIe 4.0 × 16"]  # a second, into each of several in one machine
+    by_itself: Efficiency | None = None  # None: same as `among_several`
+    bytes_between: float = LINKS["PCIe 4.0 × 16"]  # per second, into each GPU of a machine with several
 
     def efficiency(self, num_gpus: int) -> Efficiency:
-        """What training reaches on so many of them."""
+        """Return the efficiency of training on `num_gpus` of them."""
         return self.by_itself if num_gpus == 1 and self.by_itself else self.among_several
 
 
@@ -85,10 +85,10 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """Look a GPU up by its name here, by a part of it that fits no other ("4090"), or by what its driver calls it.
+    """Look up a GPU by its name in `GPUS`, by a unique part of it ("4090"), or by its driver's name.
 
     Raises:
-        ConfigError: it is not known, or several are called so.
+        ConfigError: it is unknown, or the name is ambiguous.
     """
     words = _words(name)
     found = [known for known in GPUS if words and words <= _words(known)]
@@ -98,11 +98,11 @@ def find_gpu(name: str) -> Gpu:
         raise ConfigError(f"GPU {name!r} may be {' or '.join(found)}; name one")
     if gpu := recognise_gpu(name):
         return gpu
-    raise ConfigError(f"unknown GPU {name!r}; known are {', '.join(GPUS)}; or give --memory alone")
+    raise ConfigError(f"unknown GPU {name!r}; known are {', '.join(GPUS)}; or give only --memory")
 
 
 def recognise_gpu(device_name: str) -> Gpu | None:
-    """Find a GPU by what its driver calls it, such as "NVIDIA A100-SXM4-80GB"; None if it is not known here."""
+    """Find a GPU by its driver's name, such as "NVIDIA A100-SXM4-80GB"; None if it is unknown."""
     words = _words(device_name)
     return next((gpu for name, gpu in GPUS.items() if words >= _words(name)), None)
 
@@ -113,7 +113,7 @@ def _words(name: str) -> set[str]:
 
 
 class Flops(NamedTuple):
-    """Operations of one row, forward and backward, with what is computed again."""
+    """Operations of one row, forward and backward, including recomputation."""
 
     linear: float
     attention: float
@@ -121,7 +121,7 @@ class Flops(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """How long a run takes."""
+    """The duration and speed of a run."""
 
     seconds: float
     tokens_per_second_per_gpu: float
@@ -130,7 +130,10 @@ class Duration:
 
 
 def plan_duration(run: PlannedRun, gpu: Gpu) -> Duration:
-    """Time of all steps; among several GPUs communication is inside their efficiency, but for the parts of a row."""
+    """Compute the time of all steps.
+
+    With several GPUs, the efficiency includes communication, except for the exchanges of sequence parallelism.
+    """
     dense = run.dense_finish if run.attention == "s2" else 0.0
     seconds_per_row = flops_per_row = 0.0
     for part, of_part in ((1 - dense, run), (dense, replace(run, attention="full"))):
@@ -147,12 +150,12 @@ def plan_duration(run: PlannedRun, gpu: Gpu) -> Duration:
 
 
 def row_flops(run: PlannedRun) -> Flops:
-    """Operations of one row; S²-Attn as `run.attention` says, without the dense finish.
+    """Count the operations of one row, with the attention of `run.attention` and without the dense finish.
 
     Linear layers: 2 operations per weight and token forward, as many for the gradient of the input, and again as many
-    for that of the weight where it is trained. Attention: 4·D per query-key pair and head forward, 2.5 times that
-    backward. Checkpointing repeats the forward pass of layers but for their last product, chunked cross-entropy that of
-    the output layer, and a tiled feed-forward its own once more.
+    for the gradient of the weight if it is trained. Attention: 4·D per query-key pair and head forward, 2.5 times that
+    backward. Checkpointing repeats the forward pass of each layer except its last product, chunked cross-entropy that
+    of the output layer, and a tiled feed-forward its own once more.
     """
     shape, tokens = run.architecture, run.context_length
     layers = shape.attention_parameters + shape.active_mlp_parameters
@@ -161,7 +164,7 @@ def row_flops(run: PlannedRun) -> Flops:
     weight_gradients = (layers if run.tuning == "full" else lora) + run.trains_head * head
     products = 2 * (layers + lora) + (2 + run.chunked_loss) * head + weight_gradients
     if run.gradient_checkpointing:
-        # The last product of a layer is not computed again: nothing needs its result (torch stops before it).
+        # A layer's last product is not recomputed: nothing needs its result, and torch stops before it.
         stops_early = not run.reentrant_checkpointing and (run.tuning == "full" or not run.trains_mlp)
         last = shape.num_layers * shape.hidden_size * shape.active_intermediate_size
         products += layers + lora - stops_early * last
@@ -172,7 +175,7 @@ def row_flops(run: PlannedRun) -> Flops:
 
 
 def head_pairs(run: PlannedRun) -> int:
-    """Query-key pairs of all heads and layers in one row that is one document."""
+    """Count the query-key pairs of all heads and layers in a row that is a single document."""
     shape, tokens, group = run.architecture, run.context_length, run.group_tokens
     in_window = shape.num_heads * window_pairs(tokens, shape.sliding_window or tokens)
     if run.attention == "full":
@@ -185,14 +188,14 @@ def head_pairs(run: PlannedRun) -> int:
 
 
 def segment_pairs(tokens: int, group: int, *, first: int) -> int:
-    """Causal pairs of a row that is cut after `first` tokens and then after every `group`."""
+    """Count the causal pairs of a row that is cut after `first` tokens and then after every `group` tokens."""
     first = min(first, tokens)
     groups, rest = divmod(tokens - first, group)
     return _triangle(first) + groups * _triangle(group) + _triangle(rest)
 
 
 def window_pairs(tokens: int, window: int) -> int:
-    """Causal pairs where each token sees itself and at most `window - 1` before it."""
+    """Count the causal pairs if each token sees itself and at most `window - 1` tokens before it."""
     window = min(window, tokens)
     return _triangle(window) + (tokens - window) * window
 
@@ -202,7 +205,7 @@ def _triangle(count: int) -> int:
 
 
 def traffic_bytes(run: PlannedRun) -> int:
-    """What one row moves between the GPU and its memory beside its products, forward, backward and again."""
+    """Count the bytes of memory traffic of one row outside matrix products: forward, backward and recomputation."""
     shape = run.architecture
     per_token = PASS_BYTES * (shape.hidden_size + shape.active_intermediate_size)
     if run.sees_sinks:
@@ -212,7 +215,7 @@ def traffic_bytes(run: PlannedRun) -> int:
 
 
 def _seconds_per_row(run: PlannedRun, gpu: Gpu) -> float:
-    """Seconds of one GPU that a row takes; GPUs that share it have as many together."""
+    """Return the GPU-seconds of one row, in total over the GPUs that share it."""
     flops, efficiency = row_flops(run), gpu.efficiency(run.num_gpus)
     seconds = flops.linear / (gpu.peak_flops * efficiency.linear)
     seconds += flops.attention / (gpu.peak_flops * efficiency.attention)
@@ -220,6 +223,6 @@ def _seconds_per_row(run: PlannedRun, gpu: Gpu) -> float:
     seconds += run.sequence_parallel_size * exchange_seconds(run, gpu.bytes_between)
     if not run.offload_checkpoints:
         return seconds
-    # Out and back, beside the computation as far as it fits.
+    # Offloading to the host and back overlaps with computation.
     held = run.context_length * activations.layer_input(run) * run.architecture.num_layers
     return max(seconds, 2 * held / HOST_BYTES_PER_SECOND)

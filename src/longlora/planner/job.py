@@ -1,4 +1,4 @@
-"""A training run in plain values: all that memory and time depend on."""
+"""A training run in plain values: everything that memory and time depend on."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,16 +8,16 @@ from longlora.planner.architecture import Architecture
 from longlora.support.choices import Strategy
 
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
-"""`adamw`: torch's fused AdamW. `adamw_foreach`: torch's AdamW before it. `adamw_8bit`: bitsandbytes' with states of
-one byte. `paged_adamw_8bit`: the same, in the host's memory."""
+"""`adamw`: torch's fused AdamW. `adamw_foreach`: torch's earlier implementation. `adamw_8bit`: bitsandbytes' AdamW with
+8-bit state. `paged_adamw_8bit`: the same, with the state in host memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A training run. Defaults are what `longlora train` does.
+    """A training run. Defaults are those of `longlora train`.
 
     Raises:
-        ConfigError: values that exclude one another.
+        ConfigError: a value is out of range, or values exclude one another.
     """
 
     architecture: Architecture
@@ -26,10 +26,10 @@ class PlannedRun:
     tuning: Literal["lora+", "lora", "full"] = "lora+"  # LoRA with embeddings and norms, LoRA alone, or every weight
     lora_rank: int = 8
     lora_targets: Literal["attention", "all-linear"] = "attention"
-    train_embeddings: bool = True  # with lora+; so are norms
+    train_embeddings: bool = True  # with lora+, like train_norms
     train_norms: bool = True
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of compute, and of frozen weights
-    four_bit: bool = False  # the frozen linear layers in NF4 with double quantisation
+    four_bit: bool = False  # the frozen linear layers in NF4 with double quantization
     optimizer: Optimizer = "adamw"
 
     strategy: Strategy = "single"
@@ -41,18 +41,18 @@ class PlannedRun:
 
     attention: Literal["s2", "full"] = "s2"  # while training
     group_size: int | None = None  # tokens; None: a quarter of the context
-    sink_tokens: int = 0  # first tokens of its document that each group of S²-Attn also sees
+    sink_tokens: int = 0  # first tokens of a document that each of its S²-Attn groups also sees
     dense_finish: float = 0.0  # fraction of the steps, at the end, with full attention
 
     gradient_checkpointing: bool = True
     offload_checkpoints: bool = False  # the inputs of layers in the host's memory until the backward pass
-    chunked_loss: bool = True  # cross-entropy tile by tile; without, all logits of a row at once in float32
+    chunked_loss: bool = True  # cross-entropy tile by tile; otherwise all logits of a row at once in float32
     tiled_mlp: int | None = None  # tokens in the feed-forward at a time (arXiv 2506.13996, section 3.1.1)
 
-    # Of setups that are not longlora's own, whose measurements plans are held against.
+    # Settings of other projects' runs, whose measurements are compared with plans.
     reduce_bucket_elements: int = 500_000_000  # DeepSpeed's reduce_bucket_size; a backward pass allocates two
-    trained_in_place: bool = False  # embeddings and norms as they stand, without PEFT's copies beside frozen originals
-    reentrant_checkpointing: bool = False  # a layer is computed again to its end: torch's older form
+    trained_in_place: bool = False  # embeddings and norms trained directly, not as PEFT's copies of frozen originals
+    reentrant_checkpointing: bool = False  # torch's older form, which recomputes a layer to its end
     rotary_cache_per_layer: bool = False  # as in transformers up to 4.37
 
     def __post_init__(self) -> None:
@@ -73,9 +73,9 @@ class PlannedRun:
         if self.four_bit and self.strategy == "zero3":
             raise ConfigError("strategy=zero3 does not split weights in 4 bits; use ddp or zero2")
         if self.offload_checkpoints and not self.gradient_checkpointing:
-            raise ConfigError("offloading is planned with gradient checkpointing only: it needs gradient_checkpointing")
+            raise ConfigError("offloading can be planned only with gradient_checkpointing; switch it on")
         if self.tiled_mlp and self.architecture.num_experts:
-            raise ConfigError(f"tiled_mlp={self.tiled_mlp}: experts do not go in tiles; leave tiled_mlp out")
+            raise ConfigError(f"tiled_mlp={self.tiled_mlp}: experts cannot be tiled; leave tiled_mlp out")
         if self.group_size is not None and not 1 <= self.group_size <= self.context_length:
             raise ConfigError(
                 f"group_size={self.group_size} must lie between 1 and context_length={self.context_length}"
@@ -83,56 +83,56 @@ class PlannedRun:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one micro-step on one GPU."""
+        """The tokens of one micro-step on one GPU."""
         return -(-self.batch_size * self.context_length // self.sequence_parallel_size)
 
     @property
     def group_tokens(self) -> int:
-        """Tokens of a group of S²-Attn."""
+        """The group size of S²-Attn in tokens."""
         return self.group_size or max(1, round(self.context_length / 4))
 
     @property
     def sees_sinks(self) -> bool:
-        """Groups also see tokens at the beginning of their document."""
+        """Whether groups also see sink tokens."""
         return self.attention == "s2" and self.sink_tokens > 0
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of one number in compute."""
+        """The bytes of one number in compute."""
         return 4 if self.dtype == "float32" else 2
 
     @property
     def mixed(self) -> bool:
-        """Trained weights are float32 and torch's autocast computes in 16 bits.
+        """Whether trained weights are float32 and torch's autocast computes in 16 bits.
 
-        DeepSpeed casts the whole model to 16 bits and holds float32 copies in the optimizer; FSDP2's mixed precision
-        gathers the weights in 16 bits.
+        DeepSpeed instead casts the whole model to 16 bits and keeps float32 copies in the optimizer; FSDP2's mixed
+        precision gathers the weights in 16 bits.
         """
         return self.compute_bytes == 2 and self.strategy in ("single", "ddp")
 
     @property
     def deepspeed(self) -> bool:
-        """DeepSpeed runs it."""
+        """Whether the strategy is one of DeepSpeed's."""
         return self.strategy in ("zero2", "zero3")
 
     @property
     def trains_embeddings(self) -> bool:
-        """The input embedding is trained."""
+        """Whether the input embedding is trained."""
         return self.tuning == "full" or (self.tuning == "lora+" and self.train_embeddings)
 
     @property
     def trains_norms(self) -> bool:
-        """The norms are trained."""
+        """Whether the norms are trained."""
         return self.tuning == "full" or (self.tuning == "lora+" and self.train_norms)
 
     @property
     def trains_mlp(self) -> bool:
-        """The linear layers of the feed-forward are trained, or have an update that is."""
+        """Whether the linear layers of the feed-forward are trained, themselves or by LoRA."""
         return self.tuning == "full" or (self.lora_targets == "all-linear" and not self.architecture.num_experts)
 
     @property
     def trains_head(self) -> bool:
-        """The output layer is trained."""
+        """Whether the output layer is trained."""
         return self.tuning == "full" or (self.trains_embeddings and self.architecture.tied)
 
     def trained_by_kind(self) -> dict[str, int]:
@@ -150,5 +150,5 @@ class PlannedRun:
 
     @property
     def trained_parameters(self) -> int:
-        """Trained parameters of the whole model."""
+        """The number of trained parameters."""
         return sum(self.trained_by_kind().values())

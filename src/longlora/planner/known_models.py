@@ -1,4 +1,4 @@
-"""The models whose configuration is known without the hub: `architectures/`, one file for each family."""
+"""Models whose configuration is bundled with longlora, in `architectures/`, one file per family."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,20 +12,20 @@ FOLDER = Path(__file__).parent.parent / "architectures"
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """What decides the shape of one published model."""
+    """The bundled configuration of a published model."""
 
     name: str  # such as "qwen3-8b"
-    hub_names: tuple[str, ...]  # all that share the shape, the base model first
-    config: dict[str, Any]  # under transformers' names, as in its config.json
-    parameters: int | None  # the published total, which the tests compare with the configuration; None: not known
-    base_context: int | None  # tokens of its pretraining, where its config.json says more
+    hub_names: tuple[str, ...]  # all hub models of this shape, the base model first
+    config: dict[str, Any]  # keys as in the model's config.json
+    parameters: int | None  # the published total, which the tests compare with the configuration; None if unknown
+    base_context: int | None  # context length in pretraining, if the model's config.json has a longer one
     source: str  # of the whole family
-    unverified: str | None  # what of it was not read in a source
+    unverified: str | None  # what is not confirmed by a source
 
 
 @cache
 def known_models() -> tuple[KnownModel, ...]:
-    """All of them, in the order of the files."""
+    """Return all known models, in the order of the files."""
     found = []
     for path in sorted(FOLDER.glob("*.json")):
         family = read_json(path)
@@ -45,7 +45,7 @@ def known_models() -> tuple[KnownModel, ...]:
 
 
 def find_known_model(name: str) -> KnownModel | None:
-    """Look one up by its name here or on the hub, in any case."""
+    """Look up a model by its short name or hub name, ignoring case."""
     return _by_name().get(name.lower())
 
 

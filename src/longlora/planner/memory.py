@@ -1,4 +1,4 @@
-"""Memory of one GPU, item by item, and of the host."""
+"""Itemized memory of one GPU and of the host."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ COLLECTIVES_BYTES = GIB  # NCCL's buffers with more than one GPU; assumed
 PROCESS_BYTES = 3 * GIB  # host memory of Python, torch and the CUDA libraries in one process; assumed
 
 FRAGMENTATION = 0.09
-"""What torch's allocator holds beyond what is allocated, as a part of that. Fitted to LongLoRA's row of the paper's
-table 12."""
+"""Memory reserved by torch's allocator beyond what is allocated, as a fraction of that. Fitted to LongLoRA's row of the
+paper's table 12."""
 
 ROOM_TO_SPARE = 0.40
-"""The most that torch's allocator was seen to keep beyond what was allocated, on cards with room to spare
-(`tests/planner/measured`): freed blocks that nothing else fits. It gives them back before memory runs out."""
+"""The highest fraction beyond the allocated memory that torch's allocator was seen to reserve on cards with room to
+spare (`tests/planner/measured`): freed blocks that fit nothing else. It releases them before memory runs out."""
 
-FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # NF4: a scale of 8 bits for 64 weights, one of 32 for 256 scales
-ZERO3_LIVE_PARAMETERS = 1_000_000_000  # gathered weights at once: DeepSpeed's default of stage3_max_live_parameters
-OFFLOAD_STASH = 5  # tensors on their way to the host that still stand on the GPU: max_fwd_stash_size of TRL
+FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # NF4: an 8-bit scale per 64 weights, a 32-bit one per 256 scales
+ZERO3_LIVE_PARAMETERS = 1_000_000_000  # weights gathered at once: DeepSpeed's default stage3_max_live_parameters
+OFFLOAD_STASH = 5  # tensors still on the GPU while they are copied to the host: TRL's max_fwd_stash_size
 
 PROCESSES, LOADING = "processes", "loading"
 LOSS, LAYER, STEP = "loss", "one layer again", "optimizer's step"
@@ -29,7 +29,7 @@ _BITS = {2: "16 bits", 4: "32 bits"}
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the sum."""
+    """One line of the itemized memory."""
 
     name: str
     bytes: int
@@ -38,37 +38,37 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What a run holds at its worst moment."""
+    """The memory of a run at its peak."""
 
     items: tuple[Item, ...]  # on each GPU
-    host_items: tuple[Item, ...]  # on a machine that holds all GPUs; what loads is gone when the rest comes
-    moments: dict[str, int]  # bytes on each GPU at each moment that may be the worst, before fragmentation
+    host_items: tuple[Item, ...]  # on a machine with all the GPUs; loading is over before the rest is needed
+    moments: dict[str, int]  # bytes on each GPU at each moment that may be the peak, before fragmentation
 
     @property
     def allocated(self) -> int:
-        """Bytes on each GPU in tensors: torch's `max_memory_allocated`."""
+        """The bytes of tensors on each GPU: torch's `max_memory_allocated`."""
         return max(self.moments.values())
 
     @property
     def reserved_with_room(self) -> int:
-        """Bytes on each GPU that torch's allocator takes at most where it may: its `max_memory_reserved`."""
+        """The most bytes on each GPU that torch's allocator reserves if there is room: its `max_memory_reserved`."""
         return self.allocated + round(ROOM_TO_SPARE * self.allocated)
 
     @property
     def total(self) -> int:
-        """Bytes on each GPU."""
+        """The bytes needed on each GPU."""
         return sum(item.bytes for item in self.items)
 
     @property
     def host_total(self) -> int:
-        """Bytes in the host's memory, while it loads or while it trains."""
+        """The bytes needed in the host's memory, while loading or while training, whichever is more."""
         by_name = {item.name: item.bytes for item in self.host_items}
         processes, loading = by_name.pop(PROCESSES), by_name.pop(LOADING)
         return processes + max(loading, sum(by_name.values()))
 
 
 def plan_memory(run: PlannedRun) -> Memory:
-    """Add up a run's memory at each moment that may be its worst."""
+    """Add up a run's memory at each moment that may be its peak."""
     moments: dict[str, list[Item]] = {}
     for moment in (LOSS, LAYER, STEP):
         moments[moment] = [*_weights(run), *_training_state(run, moment), *_communication(run)]
@@ -86,7 +86,7 @@ def plan_memory(run: PlannedRun) -> Memory:
 
 
 def offloaded_bytes(*, num_layers: int, layer_input_bytes: int) -> int:
-    """What one process takes from the host for offloaded layer inputs: torch rounds pinned memory up to powers of 2."""
+    """Return one process's host memory for offloaded layer inputs; torch rounds pinned blocks up to powers of 2."""
     return num_layers * (1 << (layer_input_bytes - 1).bit_length())
 
 
@@ -95,13 +95,13 @@ def _split_weights(run: PlannedRun, total: int) -> int:
 
 
 def _split_state(run: PlannedRun, total: int) -> int:
-    """Each GPU's part of the gradients and of the optimizer's state."""
+    """Return each GPU's share of gradients or optimizer state."""
     return -(-total // run.num_gpus) if run.strategy in ("zero2", "zero3", "fsdp2") else total
 
 
 def _weights(run: PlannedRun) -> list[Item]:
     shape, size, kinds = run.architecture, run.compute_bytes, run.trained_by_kind()
-    # Experts are no linear layers, and what reads images stays as it is.
+    # Only these are quantized: experts are not `nn.Linear`, and the vision part is left unchanged.
     linear = shape.attention_parameters + (0 if shape.num_experts else shape.mlp_parameters)
     if run.tuning == "full":
         size = 4 if run.mixed or run.strategy == "fsdp2" else size
@@ -110,7 +110,7 @@ def _weights(run: PlannedRun) -> list[Item]:
     if run.trained_in_place:
         frozen -= kinds.get("embeddings", 0) + kinds.get("norms", 0)
     if run.four_bit:
-        # PyTorch cannot split bytes of 4-bit weights over GPUs, so FSDP leaves them whole on each.
+        # PyTorch cannot shard 4-bit weights, so FSDP keeps all of them on each GPU.
         held = round(FOUR_BIT_BYTES * linear) + _split_weights(run, size * (frozen - linear))
         note = f"linear layers in {8 * FOUR_BIT_BYTES:.2f} bits"
     else:
@@ -123,16 +123,16 @@ def _weights(run: PlannedRun) -> list[Item]:
 
 
 def _training_state(run: PlannedRun, moment: str) -> list[Item]:
-    """Gradients and optimizer state; DeepSpeed's hold float32 copies of the weights besides."""
+    """Return gradients and optimizer state, for DeepSpeed with float32 copies of the weights."""
     trained = there = run.trained_parameters
     size = run.compute_bytes if run.deepspeed else 4
     if moment != STEP and run.accumulation_steps == 1 and not run.deepspeed and run.tuning != "full":
-        # The embedding's gradient, nearly all of them, comes last; nothing is left of the step before.
+        # The embedding's gradient, by far the largest, is computed last; the previous step's is already freed.
         there -= 0 if run.trains_head else run.trained_by_kind().get("embeddings", 0)
-    note = _BITS[size] + ", embeddings' not yet" * (there < trained)
+    note = _BITS[size] + ", before the embeddings'" * (there < trained)
     copies = 4 * trained if run.deepspeed else 0
     optimizer = 0 if run.optimizer == "paged_adamw_8bit" else _optimizer_bytes(run)
-    # Blocks as large as the whole state, which the allocator does not hand to activations.
+    # Blocks as large as the whole state, which the allocator does not reuse for activations.
     step = (4 * run.deepspeed + 8 * (run.optimizer == "adamw_foreach")) * trained
     return [
         Item("gradients", _split_state(run, size * there), note),
@@ -143,7 +143,7 @@ def _training_state(run: PlannedRun, moment: str) -> list[Item]:
 
 
 def _optimizer_bytes(run: PlannedRun) -> int:
-    """Two moments for every trained number; bitsandbytes leaves those of embeddings in float32."""
+    """Return the bytes of two moments per trained parameter; bitsandbytes keeps those of embeddings in float32."""
     trained = run.trained_parameters
     if not run.optimizer.endswith("8bit"):
         return 8 * trained
@@ -185,7 +185,7 @@ def _peak(run: PlannedRun, moment: str) -> list[Item]:
     copies = _autocast_copies(run)
     if moment == LOSS:
         held = run.tokens * activations.loss_per_token(run) + activations.loss_fixed(run)
-        note = "chunked cross-entropy" if run.chunked_loss else "whole, three times in float32"
+        note = "chunked cross-entropy" if run.chunked_loss else "all logits, three times in float32"
         return [Item("logits and loss", held, note), Item("autocast copies", copies, "of all trained weights")]
     parts = activations.layer_moments(run)
     part = max(parts, key=lambda name: sum(parts[name]))
@@ -198,7 +198,7 @@ def _peak(run: PlannedRun, moment: str) -> list[Item]:
 
 
 def _autocast_copies(run: PlannedRun) -> int:
-    """At the end of the forward pass autocast holds a 16-bit copy of every trained weight that it multiplied with."""
+    """Return the size of autocast's 16-bit copies of the trained weights, all held at the end of the forward pass."""
     if not run.mixed:
         return 0
     if run.tuning == "full":
@@ -214,11 +214,11 @@ def _host(run: PlannedRun) -> tuple[Item, ...]:
         offloaded = offloaded_bytes(num_layers=shape.num_layers, layer_input_bytes=layer_input)
     if run.optimizer == "paged_adamw_8bit":
         paged = _split_state(run, _optimizer_bytes(run))
-    # By every process for itself, in float32 where all weights are trained.
+    # Every process loads its own copy, in float32 if all weights are trained.
     loading = (4 if run.tuning == "full" else run.compute_bytes) * shape.num_parameters
     items = (
         Item(PROCESSES, run.num_gpus * PROCESS_BYTES, "Python and its libraries"),
-        Item(LOADING, run.num_gpus * loading, "the weights once in every process, until they are on the GPU"),
+        Item(LOADING, run.num_gpus * loading, "a copy of the weights in every process, until they are on the GPU"),
         Item("layer inputs", run.num_gpus * offloaded, "offloaded, pinned"),
         Item("optimizer", run.num_gpus * paged, "paged"),
     )

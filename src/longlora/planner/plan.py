@@ -1,4 +1,4 @@
-"""The whole plan: what a run needs, whether it fits, how long a context would, how long it takes, what would help."""
+"""The plan of a run: its memory, whether it fits, the longest context that does, the duration, and advice."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,63 +8,63 @@ from longlora.planner.job import PlannedRun
 from longlora.planner.memory import Memory, plan_memory
 from longlora.planner.savings import changed, needed_changes, part_to_keep_free
 
-LONGEST_CONTEXT = 2**24  # tokens; where the search for the longest context ends
+LONGEST_CONTEXT = 2**24  # tokens; upper bound of the search
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """One change, on top of those before it in the list."""
+    """One change, applied on top of those before it in the list."""
 
     change: str
     total_bytes: int  # on each GPU, with this change and those before it
-    slowdown: float  # time with this change over time without it; 1 where the time is not known
+    slowdown: float  # time with this change over time without it; 1 if the time is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run needs."""
+    """The resources that a run needs, compared with those available."""
 
     run: PlannedRun
     memory_bytes: int  # of one GPU
     memory: Memory
-    host_memory_bytes: int | None  # of the machine that holds the GPUs; None: not known, and then not asked for
-    longest_context: int  # longest row that fits with everything else as it is, in tokens; 0 if none does
-    duration: Duration | None  # None: the GPU is not known
-    advice: tuple[Advice, ...]  # what to change so that it fits, cheapest first; empty if it fits
+    host_memory_bytes: int | None  # of the machine with the GPUs; None if unknown, then it is not checked
+    longest_context: int  # longest row that fits with everything else unchanged, in tokens; 0 if none does
+    duration: Duration | None  # None if the GPU is unknown
+    advice: tuple[Advice, ...]  # changes that make it fit, the cheapest first; empty if it fits
 
     @property
     def fits_gpus(self) -> bool:
-        """The run fits on its GPUs."""
+        """Whether the run fits on its GPUs."""
         return self.memory.total <= self.memory_bytes
 
     @property
     def fits_host(self) -> bool:
-        """The run fits into the host's memory, as far as that is known."""
+        """Whether the run fits into the host's memory; true if that is unknown."""
         return self.host_memory_bytes is None or self.memory.host_total <= self.host_memory_bytes
 
     @property
     def fits(self) -> bool:
-        """The run fits on its GPUs and into the host's memory."""
+        """Whether the run fits on its GPUs and into the host's memory."""
         return self.fits_gpus and self.fits_host
 
     @property
     def advice_suffices(self) -> bool:
-        """The run fits on its GPUs after all of the advice."""
+        """Whether the run fits on its GPUs after all of the advice."""
         return (self.advice[-1].total_bytes if self.advice else self.memory.total) <= self.memory_bytes
 
     @property
     def keep_free(self) -> float:
-        """The part of the GPUs' memory to keep free, since plans may be wrong by so much."""
+        """The fraction of the GPUs' memory to keep free (`part_to_keep_free`)."""
         return part_to_keep_free(self.run)
 
     @property
     def keeps_margin(self) -> bool:
-        """The run leaves that much free."""
+        """Whether the run keeps that fraction free."""
         return self.memory.total <= (1 - self.keep_free) * self.memory_bytes
 
     @property
     def measured(self) -> bool:
-        """Runs of this kind have been measured on a GPU (tests/planner/measured)."""
+        """Whether runs of this kind have been measured on a GPU (tests/planner/measured)."""
         run = self.run
         return (
             (run.num_gpus, run.dtype, run.tuning, run.optimizer) == (1, "bfloat16", "lora+", "adamw")
@@ -77,7 +77,7 @@ class Plan:
 def make_plan(
     run: PlannedRun, *, memory_bytes: int, host_memory_bytes: int | None = None, gpu: Gpu | None = None
 ) -> Plan:
-    """Plan a run on GPUs of `memory_bytes` each in a host of `host_memory_bytes`; `gpu` tells how fast they are."""
+    """Plan a run on GPUs of `memory_bytes` each in a host of `host_memory_bytes`; `gpu` determines their speed."""
     memory = plan_memory(run)
     return Plan(
         run=run,
@@ -91,7 +91,7 @@ def make_plan(
 
 
 def longest_context(run: PlannedRun, memory_bytes: int) -> int:
-    """Find the longest row that fits, rounded down to 1,024 tokens (below 4,096 to 64), or 0."""
+    """Find the longest row that fits, rounded down to a multiple of 1,024 tokens (of 64 below 4,096), or 0."""
     low, high = 0, LONGEST_CONTEXT
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""A plan for people and for machines."""
+"""Print a plan as tables, or convert it to JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -18,7 +18,7 @@ from longlora.support.wording import short_number
 
 
 def print_plan(plan: Plan, console: Console, changes: Sequence[Change] = ()) -> None:
-    """Print a plan as tables and sentences; `changes` were found to be needed, and are in it."""
+    """Print a plan as tables and sentences; `changes` are those already applied to make it fit."""
     for part in (_headline(plan), "", _memory(plan), "", _verdict(plan), *_found(changes), *_advice(plan)):
         console.print(part, highlight=False)
     console.print()
@@ -26,7 +26,7 @@ def print_plan(plan: Plan, console: Console, changes: Sequence[Change] = ()) -> 
 
 
 def print_cards(cards: Mapping[str, tuple[Plan, Sequence[Change]]], console: Console) -> None:
-    """Print one line for each card: what a run takes there, with what it needs to fit."""
+    """Print one row for each card: the run's memory and time there, with the changes that make it fit."""
     table = _columns()
     for heading in ("card", "of", "needs", "a step", "the run", "longest so"):
         table.add_column(heading, justify="left" if heading == "card" else "right", no_wrap=True)
@@ -49,14 +49,14 @@ def print_cards(cards: Mapping[str, tuple[Plan, Sequence[Change]]], console: Con
 
 
 def print_source(model: str, console: Console) -> None:
-    """Say where the shape of a model is from that was not read in its own configuration."""
+    """Print the source of a known model's shape, which was not read from the model's own configuration."""
     if known := find_known_model(model):
         unverified = f"; not verified: {known.unverified}" if known.unverified else ""
         console.print(f"shape: {known.source}{unverified}", style="dim", highlight=False)
 
 
 def plan_to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
-    """Turn a plan into plain values; amounts are in bytes, times in seconds, `changes` in keys of a recipe."""
+    """Convert a plan to plain values; amounts are in bytes, times in seconds, `changes` as recipe keys."""
     run, memory = plan.run, plan.memory
     return {
         "model": run.architecture.name,

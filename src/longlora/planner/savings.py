@@ -1,4 +1,4 @@
-"""What a run can change so that it fits, in the order of what each costs."""
+"""Changes that reduce a run's memory until it fits, the cheapest first."""
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 from longlora.planner.job import PlannedRun
 from longlora.planner.memory import plan_memory
 
-WORTH_NAMING = 0.01  # a change that lowers the peak by less than this part is not proposed
+WORTH_NAMING = 0.01  # changes that lower the peak by a smaller fraction are not proposed
 
 KEEP_FREE = 0.10
-"""The part of a GPU's memory to keep free: as far as the plan may be from what runs were measured to take."""
+"""The fraction of a GPU's memory to keep free: the error of plans compared with measured runs."""
 
 KEEP_MORE_FREE = 0.30
-"""The same in 4 bits and without checkpointing, where others' runs took nearly that much more (docs/plan.md)."""
+"""The same in 4 bits or without checkpointing, where published runs took nearly that much more (docs/plan.md)."""
 
 
 class Change(NamedTuple):
-    """One thing to switch on."""
+    """A change to a run."""
 
-    name: str  # in a word or two
-    what: str  # in a sentence's part
-    run: dict[str, Any]  # in fields of the run
-    recipe: dict[str, Any]  # in keys of a recipe, `hardware.strategy` among them
+    name: str  # one or two words
+    what: str  # a short phrase
+    run: dict[str, Any]  # as fields of `PlannedRun`
+    recipe: dict[str, Any]  # as recipe keys, including `hardware.strategy`
 
     def __str__(self) -> str:
         return f"{self.what}: {' '.join(map(_as_argument, self.recipe.items()))}"
@@ -38,22 +38,22 @@ def _as_argument(setting: tuple[str, Any]) -> str:
 
 
 def part_to_keep_free(run: PlannedRun) -> float:
-    """The part of the GPUs' memory to keep free, since plans may be wrong by so much."""
+    """Return the fraction of the GPUs' memory to keep free, because plans may be off by that much."""
     return KEEP_MORE_FREE if run.four_bit or not run.gradient_checkpointing else KEEP_FREE
 
 
 def changed(run: PlannedRun, changes: Sequence[Change]) -> PlannedRun:
-    """The run after some changes."""
+    """Return the run with changes applied."""
     return reduce(lambda before, change: replace(before, **change.run), changes, run)
 
 
 def needed_changes(
     run: PlannedRun, memory_bytes: int, *, with_margin: bool = False, settled: Set[str] = frozenset()
 ) -> list[Change]:
-    """Take changes in the order of their cost until the run fits, then leave out those that turned out unneeded.
+    """Add changes, the cheapest first, until the run fits, then drop those that turned out to be unnecessary.
 
-    With `with_margin` it fits where it leaves free what should be (`part_to_keep_free`). Keys of the recipe that are
-    `settled` stay as they are. Where nothing suffices, all that helps is returned.
+    With `with_margin`, the run must also keep `part_to_keep_free` of the memory free. Recipe keys in `settled` are not
+    changed. If nothing suffices, all changes that help are returned.
     """
 
     def fits(run: PlannedRun) -> bool:
@@ -69,7 +69,7 @@ def needed_changes(
         after = plan_memory(changed(current, [change])).total
         if after < (1 - WORTH_NAMING) * plan_memory(current).total and not settled & change.recipe.keys():
             taken.append(change)
-    for change in reversed(taken[:-1]):  # the dearest first
+    for change in reversed(taken[:-1]):  # the most expensive first
         without = [other for other in taken if other is not change]
         if fits(changed(run, without)):
             taken = without
@@ -77,7 +77,7 @@ def needed_changes(
 
 
 def _changes(run: PlannedRun) -> Iterator[Change]:
-    """Changes that this run can still make, the one that costs least first."""
+    """Yield the changes that this run can still make, the cheapest first."""
     full, several = run.tuning == "full", run.num_gpus > 1
     if not run.chunked_loss:
         yield _change("chunked loss", "chunked cross-entropy instead of whole logits", chunked_loss=True)
@@ -85,7 +85,7 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
         rows = run.batch_size * run.accumulation_steps
         yield Change(
             "single rows",
-            "rows one by one",
+            "one row at a time",
             {"batch_size": 1, "accumulation_steps": rows},
             {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
         )
@@ -96,7 +96,7 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
     if not run.gradient_checkpointing:
         yield _change("checkpointing", "gradient checkpointing", gradient_checkpointing=True)
     if run.optimizer in ("adamw", "adamw_foreach") and full:
-        yield Change("8-bit Adam", "optimizer state of one byte", {"optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"})
+        yield Change("8-bit Adam", "8-bit optimizer state", {"optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"})
     if not run.offload_checkpoints:
         also = {} if run.gradient_checkpointing else {"gradient_checkpointing": True}
         yield Change(
@@ -118,16 +118,16 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
             shared | {"accumulation_steps": steps},
             shared | {"gradient_accumulation_steps": steps},
         )
-    if not full and not run.four_bit and run.strategy not in ("zero3", "fsdp2"):  # docs/memory.md: not tested there
+    if not full and not run.four_bit and run.strategy not in ("zero3", "fsdp2"):  # untested with these (docs/memory.md)
         yield Change("4 bits", "frozen weights in 4 bits", {"four_bit": True}, {"quantization": "nf4"})
     yield from _changes_of_what_is_trained(run)
 
 
 def _changes_of_what_is_trained(run: PlannedRun) -> Iterator[Change]:
     if run.tuning == "full":
-        yield _change("LoRA+", "an adapter instead of every weight", tuning="lora+")
+        yield _change("LoRA+", "an adapter instead of all weights", tuning="lora+")
     elif run.trains_embeddings:
-        # Most of what LoRA+ trains are embeddings, in 32 bits and with two moments each. Several GPUs divide the state.
+        # Most trained parameters of LoRA+ are embeddings, in 32 bits with two moments. Several GPUs shard the state.
         if run.optimizer != "paged_adamw_8bit" and run.num_gpus == 1:
             optimizer = "paged_adamw_8bit"
             yield Change("paged Adam", "optimizer state in host memory", {"optimizer": optimizer}, {"optim": optimizer})
@@ -140,7 +140,7 @@ def _changes_of_what_is_trained(run: PlannedRun) -> Iterator[Change]:
 
 
 def _change(name: str, what: str, **fields: Any) -> Change:
-    """A change that recipe and run call the same."""
+    """Return a change with the same names in the recipe and in the run."""
     return Change(name, what, fields, fields)
 
 

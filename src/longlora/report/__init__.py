@@ -1,1 +1,1 @@
-"""One page that lays models side by side, made of the files that evaluations and training runs leave behind."""
+"""A one-page report that compares models, generated from the files of evaluations and training runs."""

@@ -1,4 +1,4 @@
-"""What a report is made of, before it becomes HTML or Markdown: sections of text, tables, charts and commands."""
+"""The building blocks of a report, independent of HTML and Markdown: sections of tables, charts and commands."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ class Cell:
 
     text: str
     tone: Literal["", "good", "bad", "quiet"] = ""
-    heat: float | None = None  # 0 to 1: how strongly the cell is coloured; None: not at all
+    heat: float | None = None  # intensity of the cell's color, 0 to 1; None for no color
 
 
 NOT_MEASURED = Cell("not measured", "quiet")
@@ -20,7 +20,7 @@ NOT_MEASURED = Cell("not measured", "quiet")
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names its rows; a plain text is a cell without tone or heat."""
+    """A table whose first column names its rows; a plain string is a cell without tone or heat."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -29,13 +29,13 @@ class Table:
 
     @property
     def cells(self) -> list[list[Cell]]:
-        """The rows, every cell a `Cell`."""
+        """The rows, with every cell as a `Cell`."""
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, both ends None where there is none."""
+    """A value with its interval; both ends are None if there is none."""
 
     x: float
     y: float
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart; `style` is its colour, dash and marker, the same for one model in all charts."""
+    """A line of a chart; `style` selects its color, dash and marker, the same for a model in all charts."""
 
     label: str
     style: int
@@ -54,7 +54,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line with a name, such as a bar to reach."""
+    """A labeled horizontal line, such as the bar to reach."""
 
     label: str
     y: float
@@ -62,7 +62,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Lines over a common axis, and the table that says the same in numbers."""
+    """Lines over a common axis, and a table of the same numbers."""
 
     kind: ClassVar[str] = "chart"
     title: str
@@ -70,11 +70,11 @@ class Chart:
     y_label: str
     series: list[Series]
     table: Table
-    x_ticks: Sequence[float] | None = None  # on a logarithmic axis to base 2; None: a linear axis with round ticks
-    percent: bool = False  # shares on a fixed axis from 0 to 1
-    wide_range: bool = False  # values that may differ by much: the axis is logarithmic where they do
+    x_ticks: Sequence[float] | None = None  # on a base-2 logarithmic axis; None for a linear axis with round ticks
+    percent: bool = False  # shares, on a fixed axis from 0 to 1
+    wide_range: bool = False  # use a logarithmic axis if the values differ widely
     levels: Sequence[Level] = ()
-    intervals: str = ""  # what the intervals are, for the caption
+    intervals: str = ""  # describes the intervals, in the caption
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Code:
 
     @property
     def fence(self) -> str:
-        """What encloses the lines in Markdown: more backticks than they hold."""
+        """The Markdown fence: more backticks than any run of them in the text."""
         return "`" * max(3, 1 + max(map(len, re.findall("`+", self.text)), default=0))
 
 
@@ -96,13 +96,13 @@ Block = Table | Chart | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands below it; what every such section says to its reader is in `templates/notes.j2`."""
+    """A heading with its blocks; each section's introduction is in `templates/notes.j2`."""
 
     anchor: str
     title: str
     blocks: Sequence[Block]
     layout: Literal["", "cards", "charts", "maps"] = ""
-    """Tables that become cards on a narrow screen; charts, or small tables of colours, beside one another."""
+    """`cards`: tables that become cards on narrow screens; `charts` and `maps`: charts or heat maps side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,6 @@ class Document:
     """A whole report."""
 
     title: str
-    lead: list[str]  # the verdict in sentences, one a model
+    lead: list[str]  # the verdict, one text per model
     sections: list[Section]
     date: str

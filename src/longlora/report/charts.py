@@ -1,7 +1,7 @@
-"""A chart as inline SVG: Python says where the numbers lie, a template draws them, the page's style sheet colours them.
+"""Charts as inline SVG: Python computes the layout, a template draws it, the page's style sheet sets the colors.
 
-Lines differ in colour, dash and marker at once, so that none of these needs to be seen. matplotlib's own SVG can do
-neither that nor the rest: colours of a style sheet, a description in words, tips at the points, no `url(…)`.
+Lines differ in color, dash and marker at once, so that any one of these is enough to tell them apart. matplotlib's SVG
+output does not offer this, nor colors from a style sheet, a text description, tooltips, and freedom from `url(…)`.
 """
 
 import math
@@ -12,7 +12,7 @@ from longlora.report.blocks import Chart
 from longlora.support.wording import templates
 
 WIDTH, HEIGHT = 460, 300  # units of the view box
-X_ENDS, Y_ENDS = (58, 446), (250, 12)  # where the axes begin and end
+X_ENDS, Y_ENDS = (58, 446), (250, 12)  # start and end of the axes
 CHARACTER_WIDTH = 7.4
 
 Transform = Callable[[float], float]
@@ -20,14 +20,14 @@ PAGES = templates("report/templates")
 
 
 class Tick(NamedTuple):
-    """A place on an axis, in units of the view box, and what is written there."""
+    """A position on an axis, in units of the view box, and its label."""
 
     at: float
     text: str
 
 
 class Axis(NamedTuple):
-    """One side of the picture: its ends, where a value lies between them, and what is written along it."""
+    """An axis: its ends, the mapping from values to positions, and its ticks."""
 
     start: float
     end: float
@@ -36,12 +36,12 @@ class Axis(NamedTuple):
 
 
 def line_chart(chart: Chart, *, identity: str) -> str:
-    """Draw a chart and its legend as HTML; `identity` is unique on the page, and joins picture and description."""
+    """Draw a chart and its legend as HTML; `identity`, unique on the page, links the picture to its description."""
 
     def number(value: float, digits: int = 4) -> str:
         return f"{value:.0%}" if chart.percent else f"{value:.{digits}g}"
 
-    # In words: every line's first and last value, and its lowest and highest.
+    # The text description gives every line's first, last, lowest and highest value.
     description = [f"Line chart of {chart.y_label} over {chart.x_label}."]
     for series in chart.series:
         if points := series.points:
@@ -83,7 +83,7 @@ def _x_axis(chart: Chart) -> Axis:
 
 
 def _apart(ticks: list[Tick]) -> Iterator[Tick]:
-    """Take away a text that would touch the one before it; its tick stays."""
+    """Remove labels that would touch the one before; the ticks stay."""
     end = -math.inf
     for tick in ticks:
         reach = CHARACTER_WIDTH * len(tick.text) / 2
@@ -110,7 +110,7 @@ def _y_axis(chart: Chart) -> Axis:
 
 
 def _with_room(values: Iterable[float], transform: Transform = float) -> tuple[float, float]:
-    """Return the ends of an axis, transformed, on which the outermost values do not touch the edge."""
+    """Return the transformed ends of an axis, with a margin around the outermost values."""
     places = [transform(value) for value in values]
     low, high = min(places), max(places)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
@@ -120,7 +120,7 @@ def _with_room(values: Iterable[float], transform: Transform = float) -> tuple[f
 def _axis(
     ends: tuple[int, int], low: float, high: float, ticks: Iterable[float], text: str, transform: Transform = float
 ) -> Axis:
-    """Lay an axis out; `low` and `high` are the transformed values at its ends."""
+    """Lay out an axis; `low` and `high` are the transformed values at its ends."""
     start, end = ends
 
     def at(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Find results and runs below the paths that a user names, and put together what belongs to one model."""
+"""Find results and training runs below the user's paths, and group them by model."""
 
 import json
 import logging
@@ -40,20 +40,20 @@ _SLOTS: dict[type[Result], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A training run, as its folder tells it: its settings, its losses and its cost."""
+    """A training run as recorded in its folder: settings, losses and cost."""
 
     path: Path
-    name: str  # of the model it belongs to, if the user said so
+    name: str  # of the model it belongs to, if given by the user
     recipe: dict[str, Any]
     steps: list[int]
     losses: list[float]  # nats per token, at each of the steps
     num_tokens: int | None
-    hours: float | None  # from the first start to the last write of the log, pauses between two starts included
+    hours: float | None  # from the first start to the last write of the log, including pauses before a resume
     starts: list[dict[str, Any]]
 
     @property
     def device(self) -> str:
-        """What it was trained on, as far as the last start says."""
+        """The hardware of the last start, or an empty string if unknown."""
         if not self.starts:
             return ""
         device, processes = str(self.starts[-1].get("device", "")), int(self.starts[-1].get("processes", 1))
@@ -62,10 +62,10 @@ class TrainingRun:
 
 @dataclass(kw_only=True)
 class ModelResults:
-    """All that was found about one model."""
+    """All results found for one model."""
 
     name: str
-    label: str = ""  # the name as short as it still tells the models apart
+    label: str = ""  # the name without the leading folders that all models share
     context: int | None = None
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
     perplexity: PerplexityByLength | None = None
@@ -80,24 +80,24 @@ class ModelResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """Models in the order in which they were found, and runs that belong to none of them."""
+    """Models in the order in which they were found, and training runs that belong to none of them."""
 
     models: list[ModelResults]
     runs: list[TrainingRun]
 
     @property
     def all_runs(self) -> list[tuple[str, TrainingRun]]:
-        """Every run with a name for it: its model's, or its folder's."""
+        """All runs, each with a name: its model's, or its folder's."""
         of_models = [(model.label, model.run) for model in self.models if model.run]
         return of_models + [("/".join(run.path.parts[-2:]).lstrip("/"), run) for run in self.runs]
 
 
 def collect(paths: Sequence[str]) -> Collection:
-    """Read everything below the paths; `NAME=PATH` gives all that stands below PATH that name.
+    """Read all results below the paths; `NAME=PATH` gives everything below PATH that name.
 
     Raises:
         ConfigError: a path does not exist, or nothing is found below it.
-        DataError: a file is damaged, or two models of the same name are not the same.
+        DataError: a file is damaged, or two models of the same name differ in their weights.
     """
     models: dict[str, ModelResults] = {}
     runs: dict[Path, TrainingRun] = {}
@@ -130,7 +130,7 @@ def collect(paths: Sequence[str]) -> Collection:
 
 
 def read_run(folder: Path, name: str = "") -> TrainingRun:
-    """Read the folder of a run, finished or not.
+    """Read the folder of a training run, finished or not.
 
     Raises:
         DataError: a file in it is damaged.
@@ -156,7 +156,7 @@ def read_run(folder: Path, name: str = "") -> TrainingRun:
 
 
 def _total(counts: list[float]) -> int | None:
-    """Add up TRL's running count, which begins anew when a run is resumed."""
+    """Add up TRL's running count, which restarts at zero when a run is resumed."""
     grown = (
         count - before if count >= before else count for before, count in zip([0.0, *counts], counts, strict=False)
     )
@@ -167,7 +167,7 @@ def _hours(starts: list[dict[str, Any]], last_write: float) -> float | None:
     if not starts or "time" not in starts[0]:
         return None
     hours = (last_write - datetime.fromisoformat(starts[0]["time"]).timestamp()) / 3600
-    # A copied folder has the time of its copying, which may lie anywhere; before the start it is surely wrong.
+    # A copied folder has the time of its copying, which may be anything; before the start it is certainly wrong.
     return hours if hours >= 0 else None
 
 
@@ -182,7 +182,7 @@ def _name_and_path(text: str) -> tuple[str, Path]:
 
 
 def _reader(path: Path, root: Path) -> Callable[[Path], Result] | None:
-    """How a file is read: ours by its name, lm-eval's by its own or because it was named; None if it is neither."""
+    """Return the reader for a file: ours and lm-eval's by name, any file given by the user as lm-eval's; else None."""
     kind = RESULT_FILES.get(path.name)
     if kind is not None:
         return None if kind is KeyTokens else read_result
@@ -197,8 +197,8 @@ def _add(model: ModelResults, found: Result) -> None:
     digests = {source.weights for source in (*model.sources, found) if source.weights}
     if len(digests) > 1:
         raise DataError(
-            f"{found.path} is about other weights than {model.sources[0].path}, though both are called {model.name}: "
-            "the model was changed between the two; measure again, or give each a name of its own, as in NEW=PATH"
+            f"{found.path} has other weights than {model.sources[0].path}, though both are called {model.name}: the "
+            "model changed between the two; measure again, or give each its own name, as in NEW=PATH"
         )
     model.sources.append(found)
     model.context = model.context or found.context
@@ -208,15 +208,15 @@ def _add(model: ModelResults, found: Result) -> None:
     else:
         slot = _SLOTS[type(found)]
         before = getattr(model, slot)
-        if isinstance(found, Harness) and isinstance(before, Harness):  # further tasks, not the same ones again
+        if isinstance(found, Harness) and isinstance(before, Harness):  # merge their tasks
             found, before = found.model_copy(update={"tasks": before.tasks | found.tasks}), None
         setattr(model, slot, found)
     if before is not None:
-        logger.warning("%s: more than one result of a kind; the report shows that in %s", model.name, found.path)
+        logger.warning("%s: more than one result of a kind; the report shows the one in %s", model.name, found.path)
 
 
 def _run_of(model: ModelResults, runs: dict[Path, TrainingRun]) -> TrainingRun | None:
-    """Find the run to which the user gave the model's name, or whose folder holds the model."""
+    """Find the run that the user gave the model's name, or whose folder contains the model."""
     places = [Path(source.model).expanduser().resolve() for source in model.sources]
     named = (run for run in runs.values() if run.name == model.name)
     around = (run for place in places for folder, run in runs.items() if place.is_relative_to(folder))
@@ -224,7 +224,7 @@ def _run_of(model: ModelResults, runs: dict[Path, TrainingRun]) -> TrainingRun |
 
 
 def _run_beside(model: ModelResults) -> TrainingRun | None:
-    """Read the run in whose folder the model lies (`runs/mine` of `runs/mine/adapter`), though nobody named it."""
+    """Read the run whose folder contains the model (`runs/mine` for `runs/mine/adapter`), even if it was not given."""
     for place in {Path(source.model).expanduser().resolve() for source in model.sources}:
         folder = place.parent
         if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
@@ -236,7 +236,7 @@ def _run_beside(model: ModelResults) -> TrainingRun | None:
 
 
 def _label(models: list[ModelResults]) -> None:
-    """Leave out the leading folders that all models share."""
+    """Set the labels: names without the leading folders that all models share."""
     parts = [Path(model.name).parts or (model.name,) for model in models]
     shared = 0
     while len(models) > 1 and all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):

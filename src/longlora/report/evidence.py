@@ -1,4 +1,4 @@
-"""The evidence: curves, heat maps, tables, settings and commands, a section for each kind of measurement."""
+"""The report's evidence: charts, heat maps, tables, settings and commands, one section per kind of measurement."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level
 from longlora.report.collect import Collection, ModelResults, TrainingRun
 from longlora.report.verdict import compared_benchmarks, cost, retrieval_tests
 
-_MOST_POINTS = 80  # more are averaged in a curve of training
+_MOST_POINTS = 80  # in a training curve; more are averaged
 _MEASURES = {"generated": "answered", "chosen": "chosen"}
 
 
 def evidence(collection: Collection) -> list[Section]:
-    """Return the sections that have something to show, in the order of a reader's questions."""
+    """Return the sections that have content, in the order of a reader's questions."""
     models = collection.models
     sections = [
         Section("retrieval", "Retrieval", _share_charts(models), layout="charts"),
@@ -35,7 +35,7 @@ def evidence(collection: Collection) -> list[Section]:
 
 
 def _line(label: str, style: int, points: Iterable[Point]) -> Series:
-    """A line of a chart, of the style that its model has in all charts; only a table shows what is not finite."""
+    """Return a chart line in its model's style; values that are not finite appear only in the table."""
     return Series(label, style, [point for point in points if math.isfinite(point.y)])
 
 
@@ -45,7 +45,7 @@ def _by_length(caption: str, lengths: list[int], texts: Iterable[tuple[str, dict
 
 
 def _point(x: float, loss: float, standard_error: float, transform: Callable[[float], float] = float) -> Point:
-    """A loss, or `transform` of it, with two standard errors on both sides."""
+    """Return a loss, or `transform` of it, with two standard errors on either side."""
     if not standard_error or math.isnan(standard_error):
         return Point(x, transform(loss))
     return Point(x, *(transform(loss + errors * standard_error) for errors in (0, -2, 2)))
@@ -58,7 +58,7 @@ def _share_charts(models: list[ModelResults]) -> list[Chart]:
         measures = list(dict.fromkeys(measure for *_, test in tests for measure in test.chance))
         for measure in measures:
             if all(share.share == 0 for *_, test in tests for share in test.shares(measure).values()):
-                continue  # the verdict says so in a line
+                continue  # the verdict covers these in one line
             name = f"{title}: {_MEASURES.get(measure, measure)}" if len(measures) > 1 else title
             charts.append(_share_chart(name, measure, tests))
     return charts
@@ -113,7 +113,7 @@ def _heat_maps(models: list[ModelResults]) -> list[Table]:
 
 
 def _perplexity_charts(models: list[ModelResults]) -> list[Chart]:
-    # Only losses of the same tokens can be compared: each choice of them has its own chart.
+    # Losses are comparable only on the same tokens: each choice of tokens gets its own chart.
     groups: dict[tuple[str, str, str], list[tuple[str, int, PerplexityByLength]]] = {}
     for style, model in enumerate(models):
         if result := model.perplexity:
@@ -193,7 +193,7 @@ def _position_charts(models: list[ModelResults]) -> list[Chart]:
         ],
         table=Table(
             "Loss by position",
-            ["model", "window (tokens)", "windows", "what the curve says"],
+            ["model", "window (tokens)", "windows", "verdict"],
             [[label, f"{curve.length:,}", str(curve.num_windows), curve.verdict] for label, _, curve in curves],
         ),
         intervals="± 2 standard errors",
@@ -216,15 +216,15 @@ def _short_context_tables(models: list[ModelResults]) -> list[Table]:
         if (result := model.short_context)
     ]
     header = ["model", "base", "length", "perplexity", "difference (nats per token)", "tokens", "verdict"]
-    caption = "Base and extended model on the same tokens, at the base's own context"
+    caption = "Base and extended model on the same tokens, at the base context"
     return [Table(caption, header, rows), *_against_base(models)] if rows else []
 
 
 def _against_base(models: list[ModelResults]) -> list[Table]:
-    """Put benchmarks of models and bases beside each other.
+    """Compare benchmark scores of models and their bases.
 
-    Their errors are taken as independent: `sqrt(error**2 + base_error**2)`, which is too large rather than too small,
-    for both were asked the same.
+    Their errors are treated as independent, `sqrt(error**2 + base_error**2)`; since both models answered the same
+    questions, this is an overestimate rather than an underestimate.
     """
     rows = []
     for model in models:
@@ -276,7 +276,7 @@ def _training_charts(collection: Collection) -> list[Chart]:
 
 
 def _averaged(run: TrainingRun) -> list[Point]:
-    """Average neighbouring steps so that at most so many points remain: single steps are mostly noise."""
+    """Average adjacent steps down to at most `_MOST_POINTS` points: single steps are mostly noise."""
     size = math.ceil(len(run.steps) / _MOST_POINTS)
     parts = [(run.steps[at : at + size], run.losses[at : at + size]) for at in range(0, len(run.steps), size)]
     return [Point(sum(steps) / len(steps), sum(losses) / len(losses)) for steps, losses in parts]
@@ -290,7 +290,7 @@ def _attention(recipe: Mapping[str, Any]) -> str:
 
 def _left_out_tables(models: list[ModelResults]) -> list[Table]:
     rows = [[model.label, note] for model in models if model.left_out for note in model.left_out.left_out]
-    return [Table("Not measured, and why", ["model", "what and why"], rows)] if rows else []
+    return [Table("Not measured, with the reason", ["model", "left out"], rows)] if rows else []
 
 
 def _settings(collection: Collection) -> list[Block]:

@@ -1,8 +1,8 @@
-"""The answer before the evidence: up to where each model reads, what that did to short texts, and what it cost.
+"""The report's verdict: how far each model reads, the effect on short texts, and the cost of training.
 
-Two failures are kept apart. A test that is failed at its shortest length asks for an ability that the model lacks, and
-says nothing of how far it reads; one that is passed there and failed at a longer length does. Collapsed perplexity
-comes before either.
+Two kinds of failure are distinguished. A test failed at its shortest length needs an ability that the model lacks, and
+says nothing about how far it reads; a test passed there and failed at a longer length does. A collapse in perplexity
+takes precedence over both.
 """
 
 import math
@@ -20,7 +20,7 @@ _DEFINITIONS: dict[Definition, str] = {"bar": "by the bar", "nolima": "by NoLiMa
 
 
 def lead(model: ModelResults) -> str:
-    """Say in a few sentences up to where a model reads; what matters most stands in the first."""
+    """Describe in a few sentences how far a model reads, the most important one first."""
     first, *further = filter(None, [_collapse(model), *_retrieval(model)])
     return " ".join([f"{model.label} {first}", *(f"It {said}" for said in further)])
 
@@ -40,7 +40,7 @@ def _collapse(model: ModelResults) -> str:
 
 
 def _retrieval(model: ModelResults) -> list[str]:
-    """Sentences about the tests that the model can do, those that it cannot, and those of which too little is known."""
+    """Describe the tests that the model can do, those that it cannot, and those with too few questions."""
     tests = model.retrieval
     if not tests:
         return [_by_perplexity(model, "was not tested for retrieval")]
@@ -62,7 +62,7 @@ def _retrieval(model: ModelResults) -> list[str]:
         bar = max(test.bar for test in unsure.values())
         enough = questions_needed(bar)
         sentences.append(
-            f"was asked too few questions to say how far it reads by {shares}: to be sure of {bar:.0%} takes {enough} "
+            f"was asked too few questions to say how far it reads by {shares}: certifying {bar:.0%} takes {enough} "
             f"correct answers of {enough}, or more questions."
         )
     return sentences
@@ -74,7 +74,7 @@ def _reads(model: ModelResults, able: dict[str, Retrieval]) -> str:
     longest = max(row.length for test in able.values() for row in test.lengths)
     of = f" of its {model.context:,}" if model.context else ""
     kinds = f"{len(able)} tests" + (" that it can do" if len(able) < len(model.retrieval) else "")
-    sure = f"surely at least {weakest.bar:.0%} right"
+    sure = f"reliably at least {weakest.bar:.0%} right"
     if failed is None:
         among = f"all {kinds}" if len(able) > 1 else title
         return f"reads to {reached:,}{of} tokens, the longest tested, in {among}: {sure}."
@@ -87,7 +87,7 @@ def _reads(model: ModelResults, able: dict[str, Retrieval]) -> str:
 
 
 def _by_perplexity(model: ModelResults, otherwise: str) -> str:
-    """End a sentence about what retrieval does not say with what perplexity says."""
+    """Complete a sentence about missing retrieval evidence with the evidence from perplexity."""
     result = model.perplexity
     if result is None or (reached := result.falls_to) is None or _collapse(model):
         return f"{otherwise}."
@@ -107,7 +107,7 @@ def _listed(words: list[str]) -> str:
 
 
 def weakest_of(tests: dict[str, Retrieval]) -> tuple[str, Retrieval]:
-    """The test with the shortest effective length; of several, that with the fewest right answers."""
+    """Return the test with the shortest effective length; on a tie, the one with the fewest right answers."""
 
     def ability(named: tuple[str, Retrieval]) -> tuple[int, float]:
         shares = named[1].shares().values()
@@ -117,12 +117,12 @@ def weakest_of(tests: dict[str, Retrieval]) -> tuple[str, Retrieval]:
 
 
 def retrieval_tests(models: list[ModelResults]) -> list[str]:
-    """Name the tests that any of the models went through."""
+    """Return the titles of all tests run on any of the models."""
     return list(dict.fromkeys(title for model in models for title in model.retrieval))
 
 
 def compared_benchmarks(model: ModelResults, models: list[ModelResults]) -> list[tuple[HarnessScore, HarnessScore]]:
-    """Pair a model's scores with its base's, one metric for each task that both did."""
+    """Pair a model's scores with its base's, with one metric per common task."""
     base_name = model.short_context.base if model.short_context else None
     base = next((other for other in models if other.name == base_name), None)
     if base is None or base.harness is None or model.harness is None:
@@ -138,12 +138,12 @@ def compared_benchmarks(model: ModelResults, models: list[ModelResults]) -> list
 
 
 def verdict_section(models: list[ModelResults]) -> Section:
-    """Lay the models side by side: one row each, and a row for each test that was not failed throughout."""
-    header = ["model", "says it reads", "reads to", "perplexity", "LongPPL", "short context", "training"]
+    """Compare the models: a table with one row each, and one of effective lengths with a row per model and test."""
+    header = ["model", "context", "reads to", "perplexity", "LongPPL", "short context", "training"]
     rows = [
         [
             model.label,
-            f"{model.context:,} tokens" if model.context else Cell("not known", "quiet"),
+            f"{model.context:,} tokens" if model.context else Cell("unknown", "quiet"),
             _reads_to(model),
             _perplexity(model),
             _long_perplexity(model),
@@ -180,7 +180,7 @@ def _effective_lengths(model: ModelResults) -> list[list[Cell | str]]:
 
 
 def _all_wrong(model: ModelResults) -> list[list[Cell | str]]:
-    """Fold the tests without a single right answer into one line."""
+    """Combine the tests without a single right answer in one row."""
     zero = {title: test for title, test in model.retrieval.items() if test.is_zero}
     if not zero:
         return []
@@ -191,7 +191,7 @@ def _all_wrong(model: ModelResults) -> list[list[Cell | str]]:
 
 
 def cost(run: TrainingRun) -> str:
-    """Say how many steps, tokens and hours a run took, and on what."""
+    """Describe a run's cost: steps, tokens, time and device."""
     parts = [f"{len(run.steps) and run.steps[-1]:,} steps"]
     if run.num_tokens is not None:
         parts.append(f"{short_number(run.num_tokens)} tokens")

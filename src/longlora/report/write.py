@@ -1,7 +1,7 @@
-"""From folders to the two files of a report.
+"""Write a report as HTML and Markdown.
 
-The page is HTML that needs nothing but itself: no script, no request, light or dark as the reader likes. The Markdown
-has the same words and numbers, and the charts as their tables.
+The HTML page is self-contained, without scripts or requests, and follows the reader's light or dark mode. The Markdown
+has the same text and numbers, with tables instead of charts.
 """
 
 import re
@@ -24,12 +24,12 @@ PAGE, TEXT = "report.html", "report.md"
 def write_report(paths: Sequence[str], output: Path) -> Path:
     """Read evaluations and runs below `paths`, and write `report.html` and `report.md` into `output`.
 
-    Each path is a folder of `longlora eval`, of a suite, of several of these, or of a training run; `NAME=PATH` gives
-    what stands below PATH that name in the report. Returns the page's path.
+    Each path is a folder of `longlora eval`, of a suite or of a training run, or contains several of these; `NAME=PATH`
+    gives everything below PATH that name in the report. Returns the page's path.
 
     Raises:
         ConfigError: a path does not exist, or nothing is found below it.
-        DataError: a file is damaged, or two models of the same name are not the same.
+        DataError: a file is damaged, or two models of the same name differ in their weights.
     """
     document = compose(collect(paths))
     output.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def write_report(paths: Sequence[str], output: Path) -> Path:
 
 
 def compose(collection: Collection) -> Document:
-    """Put a report together."""
+    """Build a report from the collected results."""
     models = collection.models
     names = " and ".join(model.label for model in models) if len(models) < 3 else f"{len(models)} models"
     title = f"How far do they read? {names}" if len(models) > 1 else f"How far does it read? {names}"
@@ -53,18 +53,18 @@ def compose(collection: Collection) -> Document:
 
 
 def render_page(document: Document) -> str:
-    """Write a document as HTML; every text in it is escaped."""
+    """Render a document as HTML; all text is escaped."""
     return PAGES.get_template("report.html.j2").render(document=document, line_chart=line_chart)
 
 
 def render_markdown(document: Document) -> str:
-    """Write a document as Markdown; nothing in it can break out of its table or its block of code."""
+    """Render a document as Markdown; no text can break out of its table or code block."""
     markdown = templates("report/templates", finalize=_plain)
     return markdown.get_template("report.md.j2").render(document=document)
 
 
 def _plain(value: Any) -> Any:
-    """Take their meaning away from the signs that Markdown, and the HTML in it, would act upon."""
+    """Escape the characters that are special in Markdown and in HTML within it."""
     if hasattr(value, "__html__"):  # marked as safe in the template
         return value
     text = str(value).replace("&", "&amp;").replace("<", "&lt;")

@@ -76,7 +76,7 @@ def test_consent_is_asked_for(
     arguments += ["--base-url", server.base_url]
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     code, _, err = run(*arguments)
-    assert (code, "agree beforehand with --yes" in err) == (2, True)
+    assert (code, "confirm with --yes" in err) == (2, True)
     answers = io.StringIO("n\n")
     monkeypatch.setattr(answers, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", answers)
