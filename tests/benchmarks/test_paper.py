@@ -56,7 +56,7 @@ def test_arms_see_the_rows_they_name(load) -> None:
     rows = [{"input_ids": [number] * 1024, "seq_lengths": [300, 724]} for number in range(50)]
     recall = [{"input_ids": [-1] * 1024, "seq_lengths": [1024]}]
     laid_out = {
-        name: arms.lay_out(arm, Dataset.from_list(rows), Dataset.from_list(recall), steps=5, seed=3)
+        name: arms.lay_out(arm, Dataset.from_list(rows), Dataset.from_list(recall), arms.TINY, steps=5, seed=3)
         for name, arm in arms.ARMS.items()
     }
     full, cut = laid_out["full"], laid_out["no shift, last 40 % dense"]
@@ -75,8 +75,8 @@ def test_costs_are_the_planners_and_of_the_layout(load) -> None:
 
     def cost(name: str, steps: int = 10):
         arm = arms.ARMS[name]
-        recipe = arms.recipe_of(arm, "tiny", positions="yarn", steps=steps, learning_rate=1e-3, seed=0)
-        return arms.cost(arm, recipe)
+        recipe = arms.recipe_of(arm, arms.TINY, positions="yarn", steps=steps, learning_rate=1e-3, seed=0)
+        return arms.cost(arm, recipe, arms.TINY)
 
     full = cost("full")
     assert cost("full", 5).attention == full.attention / 2
