@@ -70,6 +70,19 @@ def test_arms_see_the_rows_they_name(load) -> None:
     assert sum(ids[0] == -1 for ids in laid_out["full, with recall text"]["input_ids"]) == 5
 
 
+def test_texts_lie_in_folders_of_splits_or_are_python_files(load, tmp_path: Path) -> None:
+    sizes = load("_arms").Sizes(texts=tmp_path)
+    for number in range(200):
+        (tmp_path / f"{number}.py").write_text("1")
+    (tmp_path / "empty.py").touch()
+    train, held_out = sizes.files("train"), sizes.files("validation")
+    assert len(train) + len(held_out) == 200 and not set(train) & set(held_out) and 3 < len(held_out) < 30
+    for split in ("train", "validation"):
+        (tmp_path / "books" / split).mkdir(parents=True)
+        (tmp_path / "books" / split / "one.txt").write_text("1")
+        assert sizes.files(split) == [tmp_path / "books" / split / "one.txt"]
+
+
 def test_costs_are_the_planners_and_of_the_layout(load) -> None:
     arms = load("_arms")
 
