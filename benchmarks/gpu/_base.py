@@ -92,9 +92,8 @@ def pretrain(
             model.train()
             last["recall"] = found["generated"]
             state.save()
-            numbers = {"parameters": model.num_parameters(), "tokens": num_tokens, "seconds": round(state.seconds, 1)}
-            numbers |= {"passes": round(num_tokens / source.num_tokens, 2), **last}
-            session.write(f"pretraining: {phase.name}", **numbers)
+            numbers = {"parameters": model.num_parameters(), "tokens": num_tokens, "texts_tokens": source.num_tokens}
+            session.write(f"pretraining: {phase.name}", **numbers, seconds=round(state.seconds, 1), **last)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     del model, state

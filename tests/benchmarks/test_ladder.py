@@ -1,5 +1,6 @@
 """The ladder of GPU measurements runs on a CPU, leaves its rows whatever happens, and goes on where it ended."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 LADDER = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 
@@ -182,6 +184,28 @@ def test_an_arm_has_as_many_steps_as_its_budget_pays(module) -> None:
     assert steps("S², last 40 % dense") == round(40 / (0.6 * s2 + 0.4))
     assert steps("rows of g, last 20 % dense") == round(40 / (0.8 * pieces + 0.2))
     assert all(40 < steps(arm, "all") < steps(arm) for arm in schedules.ARMS if arm != "full")
+
+
+def test_the_page_has_the_steps_that_a_budget_pays_at_the_large_size(module, tmp_path: Path) -> None:
+    schedules, arms = module("_schedules"), module("_arms")
+    LlamaConfig(
+        vocab_size=2048,
+        max_position_embeddings=schedules.LARGE.base_context,
+        architectures=["LlamaForCausalLM"],
+        **schedules.LARGE_BASE.shape,
+    ).save_pretrained(tmp_path)
+    sizes = dataclasses.replace(schedules.LARGE, base=str(tmp_path))
+    page = (LADDER.parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    for arm in schedules.ARMS:
+        if "sink" in arm:
+            continue
+        run = schedules.Run(arm=arm, budget=40, seed=0)
+        equal, all_equal = (schedules.steps_within(run, sizes, counted) for counted in ("attention", "all"))
+        name = "S²-Attn, with or without a sink token" if arm == "S²" else arm.replace("S²,", "S²-Attn,")
+        assert f"| {name} | {equal} | {all_equal} |" in page
+    recipe = arms.recipe_of(arms.ARMS["full"], sizes, positions="yarn", steps=1, learning_rate=1e-3, seed=0)
+    dense = arms.row_costs(arms.ARMS["full"], recipe, sizes)[1]
+    assert f"Attention is {dense.attention / sum(dense):.0%} of".replace("%", " %") in page
 
 
 def test_schedules_come_cheapest_first_and_seed_by_seed(module) -> None:
