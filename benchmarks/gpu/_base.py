@@ -5,6 +5,7 @@ which made-up documents with questions make up most of the loss. Their rows are 
 context, for a model finds what is near sooner than what is far. After each round it is asked.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -57,9 +58,11 @@ def pretrain(
     state = State(folder / "checkpoint.pt")
     if state.file.exists():
         state.load()
-    if _is_enough(state, seconds) and (folder / "model" / "model.safetensors").exists():
-        return folder / "model"
+    finished = folder / "model"
+    if _is_enough(state, seconds) and finished.exists():
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(finished, ignore_errors=True)  # of fewer rounds
     torch.manual_seed(SEED)
     tokenizer = load_tokenizer(model_source(TINY_MODEL))
     tokenizer.model_max_length = plan.context_length
@@ -94,11 +97,12 @@ def pretrain(
             state.save()
             numbers = {"parameters": model.num_parameters(), "tokens": num_tokens, "texts_tokens": source.num_tokens}
             session.write(f"pretraining: {phase.name}", **numbers, seconds=round(state.seconds, 1), **last)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    for part in (model, tokenizer):
+        part.save_pretrained(folder / "unfinished")
+    (folder / "unfinished").rename(finished)
     del model, state
     release_memory()
-    return folder / "model"
+    return finished
 
 
 def _is_enough(state: State, seconds: float) -> bool:

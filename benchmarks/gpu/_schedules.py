@@ -122,7 +122,8 @@ def run_schedules(
         sizes, plan = replace(DRY, texts=texts or Path(asyncio.__file__).parent), DRY_BASE
         pretraining_seconds, budgets, seeds = 0.0, [1], 1
     files = {split: sizes.files(split) for split in ("train", "validation")}
-    folder = session.path.parent / "schedules"
+    # A base of other texts is another base.
+    folder = session.path.parent / "schedules" / f"{texts.name if texts else 'python'}{'-dry' * session.dry}"
     base = pretrain(plan, files, folder / "base", session, seconds=pretraining_seconds)
     if base is None:
         return print("time is up before the base is done: start the step again, it goes on")

@@ -255,6 +255,8 @@ def test_a_base_whose_pretraining_was_cut_short_goes_on_to_the_same_weights(modu
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert [row["tokens"] for row in written] == [2048, 2048] and written[0]["recall"] == written[1]["recall"]
     assert pretrain("whole", 0) == whole and len(written) == 2  # it is there
+    (tmp_path / "whole" / "checkpoint.pt").unlink()
+    assert pretrain("whole", 0) is None and not whole.exists()  # it trains anew, and an older model is not taken for it
 
 
 @pytest.mark.slow  # a minute and more each
