@@ -5,9 +5,9 @@
     python3 benchmarks/gpu/ladder.py steps --out DIR        # training steps of an 8B model, and what was planned
     python3 benchmarks/gpu/ladder.py longest --out DIR      # the longest context that an 8B model trains
     python3 benchmarks/gpu/ladder.py extend --out DIR --model MODEL --texts FOLDER    # a real one to twice its context
+    python3 benchmarks/gpu/ladder.py schedules --out DIR    # S² and its rivals at equal cost, on a base made there
 
-What S² does to a pretrained model within its context is a grid of its own, benchmarks/sink/grid.py, and so are
-schedules, benchmarks/paper/grid.py.
+What S² does to a pretrained model within its context is a grid of its own, benchmarks/sink/grid.py.
 
 Rows go to DIR/STEP-CARD.jsonl, each with the card, the versions and the date. Started again with the same DIR, a step
 goes on with the cases that have no row yet. `--dry` makes everything tiny, to see on a CPU that it runs.
@@ -21,13 +21,14 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(path) for path in (HERE, HERE.parent, HERE.parent / "paper", ROOT / "scripts", ROOT / "src")]
 
 
 def main() -> int:
     """Run one step; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["tests", "attention", "steps", "longest", "extend"])
+    parser.add_argument("step", choices=["tests", "attention", "steps", "longest", "extend", "schedules"])
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="where rows go")
     parser.add_argument("--seconds", type=float, default=170, help="when the step ends (default: 170)")
     parser.add_argument("--dry", action="store_true", help="everything tiny")
@@ -35,7 +36,18 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=14, help="`tests`: processes, with pytest-xdist (14)")
     parser.add_argument("--start", type=int, default=65536, metavar="T", help="`longest`: the first context (65536)")
     parser.add_argument("--model", type=Path, help="`extend`: a directory (the tiny model)")
-    parser.add_argument("--texts", type=Path, help="`extend`: a folder with */train/* and */validation/* (code)")
+    parser.add_argument(
+        "--texts", type=Path, help="`extend`, `schedules`: a folder with */train/*, */validation/* (code)"
+    )
+    parser.add_argument("--budgets", type=int, nargs="+", metavar="N", help="`schedules`: dense steps (40 120 400)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="`schedules`: of each arm (3)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="`schedules`: peak of the learning rate (0.001)")
+    parser.add_argument(
+        "--count", choices=["attention", "all"], default="attention", help="`schedules`: operations that are equal"
+    )
+    parser.add_argument(
+        "--pretraining", type=float, default=300, metavar="SECONDS", help="`schedules`: no round begins after (300)"
+    )
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
     if arguments.step == "tests":
@@ -55,6 +67,18 @@ def main() -> int:
         from _extension import run_extension
 
         run_extension(session, arguments.model, arguments.texts)
+    elif arguments.step == "schedules":
+        from _schedules import BUDGETS, run_schedules
+
+        run_schedules(
+            session,
+            arguments.texts,
+            pretraining_seconds=arguments.pretraining,
+            budgets=arguments.budgets or BUDGETS,
+            seeds=arguments.seeds,
+            learning_rate=arguments.rate,
+            counted=arguments.count,
+        )
     else:
         from _training import run_longest, run_steps
 

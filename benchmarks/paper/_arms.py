@@ -6,33 +6,75 @@ rows, so they are laid out here: the long rows of a seed are the same, in the sa
 
 import random
 import tempfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, set_seed
 
 from longlora.config import Recipe, parse_recipe
 from longlora.data import pack_rows, read_documents, tokenize_documents
 from longlora.demo.recall_text import write_recall_documents
 from longlora.demo.walkthrough import SHARED_SETTINGS
-from longlora.models.load import load_for_training, load_tokenizer, model_source
+from longlora.models.load import compute_dtype, load_for_training, load_tokenizer, model_source
 from longlora.planner.compute import Flops, row_flops
-from longlora.tiny.stdlib import standard_library_files
+from longlora.tiny import TINY_MODEL
+from longlora.tiny.stdlib import Split, standard_library_files
 from longlora.training.callbacks import Sigterm
 from longlora.training.preflight import planned_run
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory
 from longlora.training.trainer import build_trainer, training_arguments
 
-CONTEXT_LENGTH = 1024
-GROUP_SIZE = 256
-ROWS_PER_STEP = 4
-
 Layout = Literal["long", "cut", "pieces"]
-"""`long`: rows of CONTEXT_LENGTH out of documents; `cut`: the same, whose groups do not see one another; `pieces`: as
-many groups from as many places of the whole corpus."""
+"""`long`: rows of the context length out of documents; `cut`: the same, whose groups do not see one another; `pieces`:
+as many groups from as many places of the whole corpus."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What all arms of a grid share: the base and its texts, lengths in tokens, and how a result is judged.
+
+    The device is the trainer's choice: the GPU, if there is one.
+    """
+
+    base: str = TINY_MODEL
+    base_context: int = 256
+    context_length: int = 1024
+    group_size: int = 256
+    rows_per_step: int = 4
+    dtype: str = "float32"
+    texts: Path | None = None
+    """A folder with `*/train/*` and `*/validation/*`, or one of Python files; None is the standard library."""
+    joined: bool = False
+    """Texts are one document, in their order: for contexts that few of them fill."""
+    stride: int = 64
+    targets: int = 4096
+    trials: int = 20
+    """Of recall, at each distance."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Lengths that a result is judged at: the base's own context, doubled up to the new one."""
+        found = [self.base_context]
+        while found[-1] < self.context_length:
+            found.append(min(2 * found[-1], self.context_length))
+        return found
+
+    def files(self, split: Split) -> list[Path]:
+        """List the texts of a split; of Python files one in 16 is held out, by the checksum of its path."""
+        if self.texts is None:
+            return standard_library_files(split)
+        if divided := sorted(self.texts.glob(f"*/{split}/*")):
+            return divided
+        names = {path: path.relative_to(self.texts).as_posix().encode() for path in sorted(self.texts.rglob("*.py"))}
+        held_out = {path: zlib.crc32(name) % 16 == 0 for path, name in names.items() if path.stat().st_size}
+        return [path for path, is_held_out in held_out.items() if is_held_out == (split == "validation")]
+
+
+TINY = Sizes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +83,8 @@ class Arm:
 
     layout: Layout = "long"
     s2: bool = False
-    group_size: int = GROUP_SIZE
+    times_group: float = 1.0
+    """Size of its groups over the grid's."""
     sink_tokens: int = 0
     dense: float = 0.0
     recall_share: float = 0.0
@@ -55,8 +98,8 @@ ARMS = {
     "full": Arm(dense=1.0),
     "S²": Arm(s2=True),
     "S², 1 sink token": Arm(s2=True, sink_tokens=1),
-    "S², groups of 512": Arm(s2=True, group_size=512),
-    "S², groups of 128": Arm(s2=True, group_size=128),
+    "S², groups of 512": Arm(s2=True, times_group=2),
+    "S², groups of 128": Arm(s2=True, times_group=0.5),
     "no shift": Arm(layout="cut"),
     "rows of g": Arm(layout="pieces"),
     "S², last 20 % dense": Arm(s2=True, dense=0.2),
@@ -74,52 +117,58 @@ ARMS = {
 }
 
 
-def recipe_of(arm: Arm, base: str, *, positions: str, steps: int, learning_rate: float, seed: int) -> Recipe:
+def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_rate: float, seed: int) -> Recipe:
     """The recipe of a run; under a `cut` or `pieces` layout full attention is bounded by the rows themselves."""
     attention: dict[str, Any] = {"pattern": "full"}
     if arm.s2:
-        attention = {"pattern": "s2", "group_size": arm.group_size, "sink_tokens": arm.sink_tokens}
+        group_size = int(arm.times_group * sizes.group_size)
+        attention = {"pattern": "s2", "group_size": group_size, "sink_tokens": arm.sink_tokens}
         attention["dense_finish"] = arm.dense
-    settings = {**SHARED_SETTINGS, "model_name_or_path": base, "context_length": CONTEXT_LENGTH, "max_steps": steps}
-    settings |= {"per_device_train_batch_size": ROWS_PER_STEP, "attention": attention, "seed": seed}
+    settings = {**SHARED_SETTINGS, "model_name_or_path": sizes.base, "context_length": sizes.context_length}
+    settings |= {"max_steps": steps, "per_device_train_batch_size": sizes.rows_per_step, "dtype": sizes.dtype}
     settings |= {"rope": {"rope_type": positions}, "learning_rate": learning_rate, "warmup_steps": max(1, steps // 10)}
-    settings |= {"tuning": arm.tuning, "far_target_weight": arm.far_target_weight}
-    settings |= {"save_steps": steps, "output_dir": tempfile.mkdtemp(), "data": {"source": "as laid out"}}
+    settings |= {"attention": attention, "tuning": arm.tuning, "far_target_weight": arm.far_target_weight}
+    settings |= {"seed": seed, "save_steps": steps, "output_dir": tempfile.mkdtemp(), "data": {"source": "as laid out"}}
     return parse_recipe(settings)
 
 
-def lay_out(arm: Arm, rows: Dataset, recall_rows: Dataset, *, steps: int, seed: int) -> Dataset:
-    """Give the rows of a run in their order, ROWS_PER_STEP to a step."""
+def lay_out(arm: Arm, rows: Dataset, recall_rows: Dataset | None, sizes: Sizes, *, steps: int, seed: int) -> Dataset:
+    """Give the rows of a run in their order, `rows_per_step` to a step."""
     draws = random.Random(seed)
     order = draws.sample(range(len(rows)), len(rows))
-    chosen = [order[number % len(order)] for number in range(steps * ROWS_PER_STEP)]
-    laid_out = rows.select(chosen).to_list()
+    laid_out = rows.select([order[number % len(order)] for number in range(steps * sizes.rows_per_step)])
     if arm.recall_share:
+        assert recall_rows is not None
+        listed = laid_out.to_list()
         every = round(1 / arm.recall_share)
-        laid_out[::every] = [recall_rows[draws.randrange(len(recall_rows))] for _ in laid_out[::every]]
-    num_first = (steps - round(steps * arm.dense)) * ROWS_PER_STEP
+        listed[::every] = [recall_rows[draws.randrange(len(recall_rows))] for _ in listed[::every]]
+        laid_out = Dataset.from_list(listed, features=rows.features)
+    if arm.layout == "long":
+        return laid_out
+    num_first = (steps - round(steps * arm.dense)) * sizes.rows_per_step
     if arm.layout == "cut":
-        first = [{**row, "seq_lengths": cut_lengths(row["seq_lengths"])} for row in laid_out[:num_first]]
-    elif arm.layout == "pieces":
-        first = [_row_of_pieces(rows, draws) for _ in range(num_first)]
+        early = laid_out.select(range(num_first)).to_list()
+        first = [{**row, "seq_lengths": cut_lengths(row["seq_lengths"], sizes.group_size)} for row in early]
     else:
-        first = laid_out[:num_first]
-    return Dataset.from_list([*first, *laid_out[num_first:]], features=rows.features)
+        first = [_row_of_pieces(rows, sizes, draws) for _ in range(num_first)]
+    last = laid_out.select(list(range(num_first, len(laid_out))))  # an empty range would be refused
+    return concatenate_datasets([Dataset.from_list(first, features=rows.features), last])
 
 
-def _row_of_pieces(rows: Dataset, draws: random.Random) -> dict[str, list[int]]:
+def _row_of_pieces(rows: Dataset, sizes: Sizes, draws: random.Random) -> dict[str, list[int]]:
     ids, lengths = list[int](), list[int]()
-    for _ in range(CONTEXT_LENGTH // GROUP_SIZE):
-        row, start = rows[draws.randrange(len(rows))], GROUP_SIZE * draws.randrange(CONTEXT_LENGTH // GROUP_SIZE)
-        ids += row["input_ids"][start : start + GROUP_SIZE]
-        lengths += _lengths_within(row["seq_lengths"], start, start + GROUP_SIZE)
+    num_groups = sizes.context_length // sizes.group_size
+    for _ in range(num_groups):
+        row, start = rows[draws.randrange(len(rows))], sizes.group_size * draws.randrange(num_groups)
+        ids += row["input_ids"][start : start + sizes.group_size]
+        lengths += _lengths_within(row["seq_lengths"], start, start + sizes.group_size)
     return {"input_ids": ids, "seq_lengths": lengths}
 
 
-def cut_lengths(lengths: list[int]) -> list[int]:
+def cut_lengths(lengths: list[int], group_size: int) -> list[int]:
     """Cut the documents of a row at the groups' boundaries too."""
-    starts = range(0, sum(lengths), GROUP_SIZE)
-    return [piece for start in starts for piece in _lengths_within(lengths, start, start + GROUP_SIZE)]
+    starts = range(0, sum(lengths), group_size)
+    return [piece for start in starts for piece in _lengths_within(lengths, start, start + group_size)]
 
 
 def _lengths_within(lengths: list[int], start: int, end: int) -> list[int]:
@@ -130,21 +179,32 @@ def _lengths_within(lengths: list[int], start: int, end: int) -> list[int]:
     return [piece for piece in pieces if piece > 0]
 
 
-def training_rows(base: str, cache_dir: Path) -> tuple[Dataset, Dataset]:
-    """Read the rows of CONTEXT_LENGTH that training files give, and those of made-up documents."""
-
-    tokenizer, files = load_tokenizer(model_source(base)), standard_library_files("train")
-
-    def packed(paths: list[Path]) -> Dataset:
-        documents = tokenize_documents(read_documents([str(path) for path in paths]), tokenizer, cache_dir=cache_dir)
-        return pack_rows(documents, context_length=CONTEXT_LENGTH)
-
-    made_up = write_recall_documents(cache_dir / "recall-rows.jsonl", files, tokenizer, CONTEXT_LENGTH, count=800)
-    return packed(files), packed([made_up])
+def tokenized(sizes: Sizes, split: Split, cache_dir: Path) -> Dataset:
+    """Tokenize the texts of a split, or find them in the cache."""
+    documents = read_documents([str(path) for path in sizes.files(split)])
+    return tokenize_documents(documents, load_tokenizer(model_source(sizes.base)), cache_dir=cache_dir)
 
 
-def train(recipe: Recipe, rows: Dataset) -> PreTrainedModel:
-    """Train a recipe on rows in their order, by the product's trainer, and return the model."""
+def training_rows(sizes: Sizes, cache_dir: Path) -> Dataset:
+    """Read the rows of the context length that training files give."""
+    documents = tokenized(sizes, "train", cache_dir)
+    return pack_rows(documents, context_length=sizes.context_length, cross_document_attention=sizes.joined)
+
+
+def recall_rows(sizes: Sizes, cache_dir: Path) -> Dataset:
+    """Make rows of made-up documents with facts and questions."""
+    tokenizer, length = load_tokenizer(model_source(sizes.base)), sizes.context_length
+    name = cache_dir / "recall-rows.jsonl"
+    made_up = write_recall_documents(name, sizes.files("train"), tokenizer, length, count=800)
+    documents = tokenize_documents(read_documents([str(made_up)]), tokenizer, cache_dir=cache_dir)
+    return pack_rows(documents, context_length=length)
+
+
+def train(recipe: Recipe, rows: Dataset) -> tuple[PreTrainedModel, float]:
+    """Train a recipe on rows in their order, by the product's trainer; return the model and the seconds of the steps.
+
+    What was trained in float32 is then of the recipe's numbers, as after saving and loading.
+    """
     arguments = training_arguments(recipe)
     arguments.train_sampling_strategy, arguments.save_strategy = "sequential", "no"
     set_seed(recipe.seed)
@@ -152,23 +212,32 @@ def train(recipe: Recipe, rows: Dataset) -> PreTrainedModel:
     run = RunDirectory(recipe)
     run.root.mkdir(parents=True, exist_ok=True)
     trainer = build_trainer(recipe, prepared, Rows(rows, None), run, arguments, Sigterm())
-    trainer.train()
+    seconds = trainer.train().metrics["train_runtime"]
     trainer.progress_bar.close()
-    return trainer.accelerator.unwrap_model(trainer.model).eval()
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(compute_dtype(recipe.dtype))
+    return model, seconds
 
 
-def cost(arm: Arm, recipe: Recipe) -> Flops:
+def cost(arm: Arm, recipe: Recipe, sizes: Sizes) -> Flops:
     """Operations of a run, forward and backward, for rows of one document; those of attention apart.
 
     The planner counts; a `cut` or a `pieces` row costs as many rows of one group.
     """
+    first, dense = row_costs(arm, recipe, sizes)
+    dense_rows = round(recipe.max_steps * arm.dense) * sizes.rows_per_step
+    first_rows = recipe.max_steps * sizes.rows_per_step - dense_rows
+    return Flops(*(first_rows * early + dense_rows * late for early, late in zip(first, dense, strict=True)))
+
+
+def row_costs(arm: Arm, recipe: Recipe, sizes: Sizes) -> tuple[Flops, Flops]:
+    """Operations of a row of the first steps, and of one under full attention."""
     run = planned_run(recipe)
     first = dense = row_flops(replace(run, attention="full", group_size=None))
     if arm.layout != "long":
-        group = row_flops(replace(run, attention="full", group_size=None, context_length=GROUP_SIZE))
-        first = Flops(*(CONTEXT_LENGTH // GROUP_SIZE * part for part in group))
+        group = row_flops(replace(run, attention="full", group_size=None, context_length=sizes.group_size))
+        first = Flops(*(sizes.context_length // sizes.group_size * part for part in group))
     elif arm.s2:
         first = row_flops(run)
-    dense_rows = round(recipe.max_steps * arm.dense) * ROWS_PER_STEP
-    first_rows = recipe.max_steps * ROWS_PER_STEP - dense_rows
-    return Flops(*(first_rows * early + dense_rows * late for early, late in zip(first, dense, strict=True)))
+    return first, dense

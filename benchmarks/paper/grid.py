@@ -23,6 +23,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,12 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
 from longlora.config import Recipe  # noqa: E402
-from longlora.data import read_documents, tokenize_documents  # noqa: E402
 from longlora.evaluation.perplexity import perplexity_by_length  # noqa: E402
 from longlora.evaluation.questions import trial_grid  # noqa: E402
 from longlora.evaluation.reader import read_answer  # noqa: E402
 from longlora.evaluation.retrieval_tests import recall  # noqa: E402
 from longlora.models.load import (  # noqa: E402
+    compute_dtype,
     extended_config,
     load_config,
     load_tokenizer,
@@ -50,14 +52,10 @@ from longlora.models.load import (  # noqa: E402
 )
 from longlora.support.packages import package_versions  # noqa: E402
 from longlora.tiny import TINY_MODEL  # noqa: E402
-from longlora.tiny.stdlib import standard_library_files  # noqa: E402
 
-LENGTHS = (256, 512, 1024)
-TARGETS = 4096
-STRIDE = 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DEPTHS = {"within a group": 0.85, "beyond a group": 0.5, "full length": 0.0}
-"""How deep in 1,024 tokens the pair stands that is asked for."""
-TRIALS = 20  # at each distance
+"""How deep in the new context the pair stands that is asked for; a group is a quarter."""
 
 EQUAL_TOKENS = 40  # steps of every arm
 FEWER_STEPS = (10, 20, 30)  # of full attention: the curve to beat
@@ -114,7 +112,7 @@ def main() -> int:
     logging.getLogger("longlora").setLevel(logging.ERROR)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    bench = Bench(arguments.base, arguments.cache)
+    bench = Bench(_arms.Sizes(base=arguments.base), arguments.cache)
     began = time.monotonic()
     for cell in cells():
         values = {**asdict(cell), "base": bench.digest}
@@ -143,7 +141,7 @@ def origin() -> dict[str, Any]:
     """What a row says about where it was measured."""
     return {
         "versions": package_versions("longlora", "torch", "transformers", "peft", "trl"),
-        "device": _report.device_name(torch.device("cpu")),
+        "device": _report.device_name(DEVICE),
         "threads": torch.get_num_threads(),
         "commit": _report.commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,40 +156,48 @@ def digest_of(base: str) -> str:
 class Bench:
     """One base, its training rows and its held-out documents."""
 
-    def __init__(self, base: str, cache: Path) -> None:
-        self.base, self._cache = base, cache
-        self.digest = digest_of(base)
-        self.tokenizer = load_tokenizer(model_source(base))
-        held_out = read_documents([str(path) for path in standard_library_files("validation")])
-        self._held_out = tokenize_documents(held_out, self.tokenizer, cache_dir=cache)["input_ids"]
-        self._rows: tuple[Dataset, Dataset] | None = None
+    def __init__(self, sizes: _arms.Sizes, cache: Path) -> None:
+        self._sizes, self._cache = sizes, cache
+        self.digest = digest_of(sizes.base)
+        self._tokenizer = load_tokenizer(model_source(sizes.base))
+        self._held_out = list(_arms.tokenized(sizes, "validation", cache)["input_ids"])
+        if sizes.joined:
+            self._held_out = [list(chain.from_iterable(self._held_out))]
+
+    @cached_property
+    def _rows(self) -> Dataset:
+        return _arms.training_rows(self._sizes, self._cache)
+
+    @cached_property
+    def _recall_rows(self) -> Dataset:
+        return _arms.recall_rows(self._sizes, self._cache)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Train a cell, and judge what came out."""
-        started, spent = time.monotonic(), {}
-        if cell.steps:
-            arm = _arms.ARMS[cell.arm]
-            recipe = self._recipe(cell)
-            self._rows = self._rows or _arms.training_rows(self.base, self._cache)
-            rows = _arms.lay_out(arm, *self._rows, steps=cell.steps, seed=cell.seed)
-            flops = _arms.cost(arm, recipe)
-            spent = {"tokens": cell.steps * _arms.ROWS_PER_STEP * _arms.CONTEXT_LENGTH}
-            spent |= {"flops_linear": flops.linear, "flops_attention": flops.attention}
-            started = time.monotonic()
-            model = _arms.train(recipe, rows)
-            spent["seconds_training"] = round(time.monotonic() - started, 1)
-            shutil.rmtree(recipe.output_dir)
-        else:
-            model = self._untrained(cell)
+        model, spent = self._train(cell) if cell.steps else (self._untrained(cell), {})
         row = {**spent, **self._judge(model, is_extended=bool(cell.positions))}
         del model
         gc.collect()
         return row
 
+    def _train(self, cell: Cell) -> tuple[Any, dict[str, Any]]:
+        arm, recipe, sizes = _arms.ARMS[cell.arm], self._recipe(cell), self._sizes
+        recall_rows = self._recall_rows if arm.recall_share else None
+        rows = _arms.lay_out(arm, self._rows, recall_rows, sizes, steps=cell.steps, seed=cell.seed)
+        flops = _arms.cost(arm, recipe, sizes)
+        spent: dict[str, Any] = {"tokens": len(rows) * sizes.context_length}
+        spent |= {"passes": round(len(rows) / len(self._rows), 2)}
+        spent |= {"flops_linear": flops.linear, "flops_attention": flops.attention}
+        started = time.monotonic()
+        model, seconds = _arms.train(recipe, rows)
+        spent |= {"seconds_training": round(time.monotonic() - started, 1), "seconds_steps": round(seconds, 1)}
+        shutil.rmtree(recipe.output_dir)
+        return model, spent
+
     def _recipe(self, cell: Cell) -> Recipe:
         return _arms.recipe_of(
             _arms.ARMS[cell.arm if cell.steps else "full"],
-            self.base,
+            self._sizes,
             positions=cell.positions,
             steps=max(1, cell.steps),
             learning_rate=cell.learning_rate or RATE,
@@ -199,42 +205,45 @@ class Bench:
         )
 
     def _untrained(self, cell: Cell) -> Any:
-        config = load_config(model_source(self.base))
+        name = model_source(self._sizes.base)
+        config = load_config(name)
         if cell.positions:
             recipe = self._recipe(cell)
             extended_config(config, recipe)
             shutil.rmtree(recipe.output_dir)
-        return load_weights(model_source(self.base), config, dtype=torch.float32, attention="sdpa").eval()
+        return load_weights(name, config, dtype=compute_dtype(self._sizes.dtype), attention="sdpa").to(DEVICE).eval()
 
     def _judge(self, model: Any, *, is_extended: bool) -> dict[str, Any]:
+        sizes = self._sizes
         measured = perplexity_by_length(
             model,
             self._held_out,
-            lengths=LENGTHS,
-            longest=_arms.CONTEXT_LENGTH,
-            stride=STRIDE,
-            max_targets=TARGETS,
+            lengths=sizes.lengths,
+            longest=sizes.context_length,
+            stride=sizes.stride,
+            max_targets=sizes.targets,
             progress=False,
         )
         row: dict[str, Any] = {
             "perplexity": {str(length): round(value.perplexity, 4) for length, value in measured.items()},
             "loss": {str(length): round(value.loss, 5) for length, value in measured.items()},
         }
-        asked = {"own context": (256, 0.5)} if not is_extended else {}
-        asked |= {name: (_arms.CONTEXT_LENGTH, depth) for name, depth in DEPTHS.items()}
+        asked = {"own context": (sizes.base_context, 0.5)} if not is_extended else {}
+        asked |= {name: (sizes.context_length, depth) for name, depth in DEPTHS.items()}
         for name, (length, depth) in asked.items():
-            scores = self._recall(model, length, depth)
-            for score in ("chosen", "generated"):
-                row.setdefault(score, {})[name] = scores[score]
+            for score, share in ask_recall(model, self._tokenizer, length, depth, sizes.trials).items():
+                row.setdefault(score, {})[name] = share
         return row
 
-    def _recall(self, model: Any, length: int, depth: float) -> dict[str, float]:
-        test, totals = recall(chat=False), {"chosen": 0.0, "generated": 0.0}
-        for trial in trial_grid("recall", lengths=[length], depths=[depth], num_trials=TRIALS, seed=0):
-            _, scores = read_answer(model, self.tokenizer, test.ask(self.tokenizer, trial))
-            for name in totals:
-                totals[name] += scores[name] / TRIALS
-        return {name: round(total, 4) for name, total in totals.items()}
+
+def ask_recall(model: Any, tokenizer: Any, length: int, depth: float, trials: int) -> dict[str, float]:
+    """Give the shares of right answers to questions about one of eight pairs: `chosen` among eight, and `generated`."""
+    test, totals = recall(chat=False), {"chosen": 0.0, "generated": 0.0}
+    for trial in trial_grid("recall", lengths=[length], depths=[depth], num_trials=trials, seed=0):
+        _, scores = read_answer(model, tokenizer, test.ask(tokenizer, trial))
+        for name in totals:
+            totals[name] += scores[name] / trials
+    return {name: round(total, 4) for name, total in totals.items()}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from longlora.planner.compute import find_gpu, plan_duration, row_flops  # noqa:
 from longlora.planner.job import PlannedRun  # noqa: E402
 
 Row = dict[str, Any]
-TARGET = str(_arms.CONTEXT_LENGTH)
+TARGET = str(_arms.TINY.context_length)
 DENSE_PART = 0.4
 """Of the steps, in the schedule that the demo recommends."""
 RIVALS = (20, 30)

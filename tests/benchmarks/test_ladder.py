@@ -1,5 +1,6 @@
 """The ladder of GPU measurements runs on a CPU, leaves its rows whatever happens, and goes on where it ended."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 LADDER = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 
@@ -18,8 +21,10 @@ LADDER = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch):
     """Import a module of the ladder."""
-    for folder in (LADDER.parent, LADDER):
+    for folder in (LADDER.parents[1] / "scripts", LADDER.parent / "paper", LADDER.parent, LADDER):
         monkeypatch.syspath_prepend(str(folder))
+    for name in ("_arms", "grid", "bases", "_base", "_schedules"):  # other folders have scripts of the same names
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 
 
@@ -162,8 +167,100 @@ def test_failed_tests_are_written_down_as_they_come(tmp_path: Path) -> None:
     assert end["counts"] == {"passed": 1, "failed": 2} and end["finished"]
 
 
+def test_an_arm_has_as_many_steps_as_its_budget_pays(module) -> None:
+    schedules = module("_schedules")
+
+    def steps(arm: str, counted: str = "attention", share: float = 1.0) -> int:
+        run = schedules.Run(arm=arm, budget=40, share=share, seed=0)
+        return schedules.steps_within(run, module("_arms").TINY, counted)
+
+    # Pairs of one head and row: a triangle of 1,024, four of 256, and for shifted heads three of 256 and two of 128.
+    whole, group, half = (tokens * (tokens + 1) / 2 for tokens in (1024, 256, 128))
+    s2, pieces = (7 * group + 2 * half) / 2 / whole, 4 * group / whole
+    assert steps("full") == steps("full", "all") == 40
+    assert steps("full", share=0.25) == 10 and steps("full", share=0.001) == 1
+    assert steps("S²") == steps("S², 1 sink token") == round(40 / s2)
+    assert steps("rows of g") == round(40 / pieces)
+    assert steps("S², last 40 % dense") == round(40 / (0.6 * s2 + 0.4))
+    assert steps("rows of g, last 20 % dense") == round(40 / (0.8 * pieces + 0.2))
+    assert all(40 < steps(arm, "all") < steps(arm) for arm in schedules.ARMS if arm != "full")
+
+
+def test_the_page_has_the_steps_that_a_budget_pays_at_the_large_size(module, tmp_path: Path) -> None:
+    schedules, arms = module("_schedules"), module("_arms")
+    LlamaConfig(
+        vocab_size=2048,
+        max_position_embeddings=schedules.LARGE.base_context,
+        architectures=["LlamaForCausalLM"],
+        **schedules.LARGE_BASE.shape,
+    ).save_pretrained(tmp_path)
+    sizes = dataclasses.replace(schedules.LARGE, base=str(tmp_path))
+    page = (LADDER.parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    for arm in schedules.ARMS:
+        if "sink" in arm:
+            continue
+        run = schedules.Run(arm=arm, budget=40, seed=0)
+        equal, all_equal = (schedules.steps_within(run, sizes, counted) for counted in ("attention", "all"))
+        name = "S²-Attn, with or without a sink token" if arm == "S²" else arm.replace("S²,", "S²-Attn,")
+        assert f"| {name} | {equal} | {all_equal} |" in page
+    recipe = arms.recipe_of(arms.ARMS["full"], sizes, positions="yarn", steps=1, learning_rate=1e-3, seed=0)
+    dense = arms.row_costs(arms.ARMS["full"], recipe, sizes)[1]
+    assert f"Attention is {dense.attention / sum(dense):.0%} of".replace("%", " %") in page
+
+
+def test_schedules_come_cheapest_first_and_seed_by_seed(module) -> None:
+    schedules = module("_schedules")
+    found = list(schedules.runs((120, 40), seeds=2))
+    assert len({run.name for run in found}) == len(found) == 2 * 2 * (len(schedules.ARMS) + len(schedules.STOPPED))
+    assert [(run.budget, run.seed) for run in found] == sorted((run.budget, run.seed) for run in found)
+    assert {run.arm for run in found} <= set(module("_arms").ARMS)
+    assert schedules.LARGE.lengths == [2048, 4096, 8192, 16384] and module("_arms").TINY.lengths == [256, 512, 1024]
+
+
+def test_a_schedule_that_would_not_end_in_time_is_left_to_the_next_call(module) -> None:
+    schedules = module("_schedules")
+    row = {"arm": "S²", "counted": "all", "budget": 40, "share": 1.0, "wall_s": 30.0, "seconds_steps": 20.0}
+    session = SimpleNamespace(rows={"first": row}, seconds_left=100.0)
+
+    def refuse(arm: str, budget: int, counted: str = "all") -> None:
+        schedules.refuse_what_takes_too_long(session, "next", schedules.Run(arm=arm, budget=budget, seed=0), counted)
+
+    refuse("S²", 160)
+    refuse("full", 400)
+    refuse("S²", 400, "attention")
+    with pytest.raises(module("_session").OutOfTime, match="would take about 210 s, and 100 are left"):
+        refuse("S²", 400)
+
+
+def test_rows_of_made_up_documents_grow_up_to_the_context(module) -> None:
+    phase = module("_pretraining").Phase("recall", 1200, 2e-3, 20, 0.5, first_rows=128)
+    assert [phase.row_tokens(step, 256) for step in (0, 599, 600, 1199)] == [128, 128, 256, 256]
+    assert [phase.row_tokens(step, 2048) for step in range(0, 1200, 240)] == [128, 256, 512, 1024, 2048]
+
+
+def test_a_base_whose_pretraining_was_cut_short_goes_on_to_the_same_weights(module, tmp_path: Path) -> None:
+    base, schedules = module("_base"), module("_schedules")
+    path = tmp_path / "texts.py"
+    path.write_text("\n".join(f"the quick brown value of name {number} is {number * 7}" for number in range(900)))
+    written: list[dict[str, Any]] = []
+
+    def pretrain(name: str, seconds_left: float) -> Path | None:
+        session = SimpleNamespace(seconds_left=seconds_left, write=lambda case, **values: written.append(values))
+        files = {"train": [path], "validation": [path]}
+        return base.pretrain(schedules.DRY_BASE, files, tmp_path / name, session, seconds=0)
+
+    assert pretrain("cut", 0) is None and pretrain("cut", 0) is None and not written
+    resumed, whole = pretrain("cut", 1000), pretrain("whole", 1000)
+    assert resumed and whole
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [row["tokens"] for row in written] == [2048, 2048] and written[0]["recall"] == written[1]["recall"]
+    assert pretrain("whole", 0) == whole and len(written) == 2  # it is there
+    (tmp_path / "whole" / "checkpoint.pt").unlink()
+    assert pretrain("whole", 0) is None and not whole.exists()  # it trains anew, and an older model is not taken for it
+
+
 @pytest.mark.slow  # a minute and more each
-@pytest.mark.parametrize("step", ["tests", "attention", "steps", "longest", "extend"])
+@pytest.mark.parametrize("step", ["tests", "attention", "steps", "longest", "extend", "schedules"])
 def test_the_script_runs_dry_to_its_end(step: str, tmp_path: Path) -> None:
     command = [sys.executable, str(LADDER / "ladder.py"), step, "--dry", "--seconds", "400", "--out", str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)

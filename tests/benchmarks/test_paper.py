@@ -56,7 +56,7 @@ def test_arms_see_the_rows_they_name(load) -> None:
     rows = [{"input_ids": [number] * 1024, "seq_lengths": [300, 724]} for number in range(50)]
     recall = [{"input_ids": [-1] * 1024, "seq_lengths": [1024]}]
     laid_out = {
-        name: arms.lay_out(arm, Dataset.from_list(rows), Dataset.from_list(recall), steps=5, seed=3)
+        name: arms.lay_out(arm, Dataset.from_list(rows), Dataset.from_list(recall), arms.TINY, steps=5, seed=3)
         for name, arm in arms.ARMS.items()
     }
     full, cut = laid_out["full"], laid_out["no shift, last 40 % dense"]
@@ -70,13 +70,26 @@ def test_arms_see_the_rows_they_name(load) -> None:
     assert sum(ids[0] == -1 for ids in laid_out["full, with recall text"]["input_ids"]) == 5
 
 
+def test_texts_lie_in_folders_of_splits_or_are_python_files(load, tmp_path: Path) -> None:
+    sizes = load("_arms").Sizes(texts=tmp_path)
+    for number in range(200):
+        (tmp_path / f"{number}.py").write_text("1")
+    (tmp_path / "empty.py").touch()
+    train, held_out = sizes.files("train"), sizes.files("validation")
+    assert len(train) + len(held_out) == 200 and not set(train) & set(held_out) and 3 < len(held_out) < 30
+    for split in ("train", "validation"):
+        (tmp_path / "books" / split).mkdir(parents=True)
+        (tmp_path / "books" / split / "one.txt").write_text("1")
+        assert sizes.files(split) == [tmp_path / "books" / split / "one.txt"]
+
+
 def test_costs_are_the_planners_and_of_the_layout(load) -> None:
     arms = load("_arms")
 
     def cost(name: str, steps: int = 10):
         arm = arms.ARMS[name]
-        recipe = arms.recipe_of(arm, "tiny", positions="yarn", steps=steps, learning_rate=1e-3, seed=0)
-        return arms.cost(arm, recipe)
+        recipe = arms.recipe_of(arm, arms.TINY, positions="yarn", steps=steps, learning_rate=1e-3, seed=0)
+        return arms.cost(arm, recipe, arms.TINY)
 
     full = cost("full")
     assert cost("full", 5).attention == full.attention / 2
