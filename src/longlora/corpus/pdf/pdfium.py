@@ -25,7 +25,8 @@ _MOST_WORDS = 5_000_000
 _LARGEST_PAGE = 14_400  # points, as PDF has it
 _MOST_WORDS_OF_A_PAGE = 10_000
 _MOST_ROWS_OF_A_PAGE = 500
-_PERMISSION_ERRORS = {
+_ERRORS = {
+    3: "damaged: pdfium finds no document in it",
     4: "encrypted, and it asks for a password: save a copy without one",
     5: "of an unknown encryption",
 }
@@ -80,19 +81,13 @@ def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
     import pypdfium2
 
     _check_whole(path)
-    try:
-        document = pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as error:
-        reason = _PERMISSION_ERRORS.get(error.err_code or 0, "damaged: pdfium finds no document in it")
-        raise UnreadableFileError(reason) from error
     counts: Counter[str] = Counter()
     try:
-        pages = _read_all(document, counts)
-        metadata = document.get_metadata_dict(skip_empty=True)
+        with pypdfium2.PdfDocument(path) as document:
+            pages = _read_all(document, counts)
+            metadata = document.get_metadata_dict(skip_empty=True)
     except pypdfium2.PdfiumError as error:
-        raise UnreadableFileError(f"damaged: {error}") from error
-    finally:
-        document.close()
+        raise UnreadableFileError(_ERRORS.get(error.err_code or 0, f"damaged: {error}")) from error
     _check_readable(pages, counts)
     return pages, metadata
 

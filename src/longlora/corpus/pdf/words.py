@@ -218,15 +218,7 @@ class _Words:
         return Word(*place, "".join(letters), *style[:4], ends_at_space=ends_at_space, row=self._row, turn=style.turn)
 
     def _box(self, index: int, *, is_tight: bool = False) -> Box:
-        raw = self._raw
-        if is_tight:
-            sides = [ctypes.c_double() for _ in range(4)]
-            raw.FPDFText_GetCharBox(self._text.raw, index, *map(ctypes.byref, sides))
-            left, right, bottom, top = (side.value for side in sides)
-            return Box(*self._view.box(left, bottom, right, top))
-        loose = raw.FS_RECTF()
-        raw.FPDFText_GetLooseCharBox(self._text.raw, index, ctypes.byref(loose))
-        return Box(*self._view.box(loose.left, loose.bottom, loose.right, loose.top))
+        return Box(*self._view.box(*self._text.get_charbox(index, loose=not is_tight)))
 
     def _count(self, code: int, index: int) -> None:
         self.counts["characters"] += 1

@@ -75,20 +75,13 @@ class ShelfText(NamedTuple):
 
 def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
     """Texts as in training, with the kind that their record names."""
-    plain = text_kind(column)
+    plain: ItemKind[Any] = text_kind(column)
 
     def of_row(row: Mapping[str, Any]) -> ShelfText:
         kind = row.get("document_kind")
         return ShelfText(plain.of_row(row), kind if kind in get_args(Kind) else None)
 
-    return ItemKind(
-        name=plain.name,
-        remedy=plain.remedy,
-        column_remedy=plain.column_remedy,
-        missing=plain.missing,
-        of_row=of_row,
-        of_text=lambda text: ShelfText(plain.of_text(text)),
-    )
+    return replace(plain, of_row=of_row, of_text=lambda text: ShelfText(plain.of_text(text)), columns=None)
 
 
 @dataclass(frozen=True, kw_only=True)
