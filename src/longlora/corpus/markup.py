@@ -24,7 +24,7 @@ _MARKS = {
     "br": ("\v", ""),
 }
 # What a page has beside its text.
-_NO_TEXT = "script style noscript template svg math nav header footer aside form button iframe object head".split()
+_NO_TEXT = "script style noscript template svg nav header footer aside form button iframe object head".split()
 _NO_TEXT_OF_A_BOOK = [name for name in _NO_TEXT if name not in ("header", "footer", "aside")] + ["rt", "rp", "rtc"]
 _NOTES = re.compile(r"\b(footnote|endnote|rearnote)\b")
 # Where a word may be broken; not the joiners, which change how letters are written.
@@ -56,10 +56,8 @@ class MarkedText:
     text: str
     title: str
     num_parts: int = 1
-    notes: tuple[str, ...] = ()
-    """What a reader should know of: pages without text, what is left out."""
-    has_references: bool = False
-    """It had a list of them, whether that is still in the text or not."""
+    notes: tuple[str, ...] = ()  # what a reader should know of: pages without text, what is left out
+    has_references: bool = False  # it had a list of them, whether that is still in the text or not
 
 
 def read_html(path: Path) -> MarkedText:
@@ -72,8 +70,10 @@ def read_html(path: Path) -> MarkedText:
         content = read_bounded(file, MOST_PAGE_BYTES, "the page")
     if b"\0" in content and content[:2] not in _UTF16_MARKS:
         raise UnreadableFileError("no text: it holds NUL characters")
-    title, paragraphs = _page_text(content)
-    return MarkedText(text="\n\n".join(_main_part(content, paragraphs)), title=title)
+    soup, has_formulas = _parsed(content)
+    page = str(soup) if has_formulas else content  # before the text is taken out of the soup
+    title, paragraphs = _page_text(soup)
+    return MarkedText(text="\n\n".join(_main_part(page, paragraphs)), title=title)
 
 
 def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
@@ -88,12 +88,12 @@ def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
     return content
 
 
-def _main_part(content: bytes, paragraphs: list[str]) -> list[str]:
+def _main_part(page: str | bytes, paragraphs: list[str]) -> list[str]:
     """Leave out what trafilatura does not keep, unless it finds hardly anything: it judges long pages alone."""
     import trafilatura
 
     try:
-        kept = _letters(trafilatura.extract(content, favor_recall=True, include_comments=False) or "")
+        kept = _letters(trafilatura.extract(page, favor_recall=True, include_comments=False) or "")
     except RecursionError:  # a page may be nested deeper than Python goes
         return paragraphs
     if len(paragraphs) * len(kept) > _MOST_COMPARISONS:
@@ -122,7 +122,7 @@ def read_epub(path: Path) -> MarkedText:
             spine = _spine(root, PurePosixPath(package).parent, stored)
             _check_unprotected(archive, spine)
             missing = [name for name in spine if name not in stored]
-            parts = [_page_text(content, is_book=True)[1] for content in _parts(archive, spine)]
+            parts = [_page_text(_parsed(content)[0], is_book=True)[1] for content in _parts(archive, spine)]
             texts = ["\n\n".join(part) for part in parts]
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
         raise UnreadableFileError(f"damaged: no whole e-book ({str(error).strip(chr(39))})") from error
@@ -186,8 +186,8 @@ def _decoded(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _page_text(content: bytes, *, is_book: bool = False) -> tuple[str, list[str]]:
-    """Return the title and all paragraphs of a page of HTML or XHTML."""
+def _parsed(content: bytes) -> tuple[Any, bool]:
+    """Parse a page of HTML or XHTML, its formulas written as TeX, else by their letters; tell whether it has any."""
     from bs4 import BeautifulSoup
 
     try:
@@ -196,6 +196,19 @@ def _page_text(content: bytes, *, is_book: bool = False) -> tuple[str, list[str]
     except UnicodeDecodeError:
         encoding = None  # the page may name it
     soup: Any = BeautifulSoup(content, "lxml", from_encoding=encoding)
+    formulas = soup.find_all("math")
+    for formula in formulas:
+        source = formula.find("annotation", attrs={"encoding": "application/x-tex"})
+        tex = (source.get_text() if source else formula.get("alttext", "")).strip()
+        for annotation in formula.find_all(["annotation", "annotation-xml"]):
+            annotation.extract()
+        begin, end = ("\\[", "\\]") if formula.get("display") == "block" else ("\\(", "\\)")
+        formula.replace_with(f"{begin}{tex}{end}" if tex else formula.get_text())
+    return soup, bool(formulas)
+
+
+def _page_text(soup: Any, *, is_book: bool = False) -> tuple[str, list[str]]:
+    """Return the title and all paragraphs of a parsed page, of which nothing is left then."""
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for name in ("epub:type", "role"):
         for note in soup.find_all(attrs={name: _NOTES}):

@@ -32,8 +32,7 @@ class Row:
 
     name: str = ""
     messages: tuple[Message, ...] = ()
-    document: str
-    """The longest message without its first and last line, where the question stands; empty if it holds none."""
+    document: str  # the longest message without its first line and its last, the question; empty if it holds none
     question: str = ""
     answer: str = ""
     tools: tuple[dict[str, Any], ...] = ()

@@ -48,15 +48,8 @@ class Page:
     height: float
     words: list[Word]
     drawings: list[Drawing] = field(default_factory=list)
-    has_scan: bool = False
-    """An image covers the page."""
-    turned: list[Word] = field(default_factory=list)
-    """Words that do not stand upright as most do: stamps and marks in margins."""
-
-    @property
-    def is_scan(self) -> bool:
-        """An image without text."""
-        return self.has_scan and len(self.words) < _FEWEST_WORDS_OF_TEXT
+    has_scan: bool = False  # an image covers the page
+    turned: list[Word] = field(default_factory=list)  # words that do not stand upright: stamps and marks in margins
 
     @property
     def is_scattered(self) -> bool:
@@ -118,8 +111,9 @@ def _check_whole(path: Path) -> None:
 
 
 def _check_readable(pages: list[Page], counts: Counter[str]) -> None:
-    num_scans = sum(page.is_scan for page in pages)
-    num_read = sum(len(page.words) >= _FEWEST_WORDS_OF_TEXT for page in pages)
+    without_text = [page for page in pages if len(page.words) < _FEWEST_WORDS_OF_TEXT]
+    num_scans = sum(page.has_scan for page in without_text)
+    num_read = len(pages) - len(without_text)
     if num_scans and num_read < _FEWEST_PAGES_READ * (num_read + num_scans):
         raise UnreadableFileError(
             f"scanned: {num_scans} of {len(pages)} pages are images without text; recognise the text first, for "

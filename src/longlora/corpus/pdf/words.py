@@ -71,13 +71,10 @@ class Word(Box):
     baseline: float
     size: float
     is_bold: bool
-    is_typewriter: bool
-    """In a face whose letters are all of one width: code, most often."""
+    is_typewriter: bool  # in a face whose letters are all of one width: code, most often
     ends_at_space: bool
-    row: int
-    """Which of pdfium's lines it stands in."""
-    turn: int = 0
-    """Quarters by which the page must be turned clockwise for it to stand upright; -1 if no quarter does that."""
+    row: int  # which of pdfium's lines it stands in
+    turn: int = 0  # quarters to turn the page clockwise so that it stands upright; -1 if no quarter does that
 
 
 def read_words(page: Any) -> tuple[list[Word], Counter[str]]:
@@ -130,7 +127,7 @@ class _Words:
         """Characters, those that are no letter, and those that pdfium doubts."""
         self._raw, self._text, self._view = pypdfium2.raw, text, view
         self._codes = [self._raw.FPDFText_GetUnicode(text.raw, index) for index in range(text.count_chars())]
-        self._styles: dict[int, _Style] = {}
+        self._styles: dict[int | None, _Style] = {}
         self._sizes: dict[int | None, float] = {}
         self._row = 0
         self._letters: dict[int, str] = {}
@@ -229,10 +226,8 @@ class _Words:
 
     def _style_of(self, index: int) -> _Style:
         item = self._raw.FPDFText_GetTextObject(self._text.raw, index)
-        if not item:
-            return self._read_style(index)
-        address = ctypes.addressof(item.contents)
-        if address not in self._styles:
+        address = ctypes.addressof(item.contents) if item else None
+        if address is None or address not in self._styles:
             self._styles[address] = self._read_style(index)
         return self._styles[address]
 

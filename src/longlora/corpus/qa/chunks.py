@@ -15,8 +15,7 @@ from longlora.data.row_readers import ItemKind, text_kind
 from longlora.data.sources import Source
 from longlora.errors import ConfigError
 
-HEADING_TOKENS = 16
-"""Left free for the line above each section's notes."""
+HEADING_TOKENS = 16  # left free for the line above each section's notes
 
 _SMALLEST_ROOM = 128  # tokens of text below which it makes no sense to ask about it
 _LONGEST_WHAT = "notes on all 9999 sections of a paper, in order, with passages copied from it"
