@@ -112,8 +112,10 @@ class Budget:
         self._ratio = max(self._ratio, counted / max(1, estimated))
 
     def _fits(self, wanted: tuple[int, int]) -> bool:
-        spent = (self._spent.prompt_tokens, self._spent.completion_tokens)
-        return self._sending.allows(Spent(*map(sum, zip(spent, *self._reserved, wanted, strict=True))))
+        total = Spent(self._spent.prompt_tokens, self._spent.completion_tokens)
+        for reserved in (*self._reserved, wanted):
+            total.add(*reserved)
+        return self._sending.allows(total)
 
 
 class Caller:
