@@ -59,6 +59,34 @@ def test_what_surrounds_the_text_of_a_web_page_is_left_out(tmp_path: Path) -> No
     assert read == ["On the way", *(text.strip() for text in paragraphs), "a\n  b"]
 
 
+LETTERS = "<mrow><mi>E</mi><mo>=</mo><mi>m</mi></mrow>"
+TEX = '<annotation encoding="application/x-tex"> E=m </annotation>'
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (f"<math><semantics>{LETTERS}{TEX}</semantics></math>", "\\(E=m\\)"),
+        (f'<math alttext="E=m" display="block">{LETTERS}</math>', "\\[E=m\\]"),
+        (f"<math>{LETTERS}</math>", "E=m"),
+    ],
+)
+def test_formulas_and_what_stands_around_them_are_read(tmp_path: Path, formula: str, text: str) -> None:
+    words = ["fox", "crow", "river", "mill", "bridge", "town", "sea", "ship", "lamp"]
+    said = [f"Paragraph {number} tells of the {word} that was seen on the way, and of little else besides. " * 3
+            for number, word in enumerate(words)]  # fmt: skip
+    said[4] += "We take % for it, and go on."
+    page = "".join(f"<p>{paragraph.strip()}</p>" for paragraph in said).replace("%", formula)
+    (tmp_path / "a.html").write_text(f"<html><body><nav>Menu</nav><article>{page}</article></body></html>")
+    read = read_html(tmp_path / "a.html").text.split("\n\n")
+    assert read == [paragraph.strip().replace("%", text) for paragraph in said]
+    path = make_epub(tmp_path / "b.epub")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "a.epub", "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, page if name == "book/two.xhtml" else source.read(name))
+    assert read_epub(tmp_path / "a.epub").text.split("\n\n")[1:] == read
+
+
 def test_a_page_set_out_by_a_table(tmp_path: Path) -> None:
     cell = "<table><tr><td>1</td><td>2</td></tr></table>"
     page = f"<html><body><table><tr><td><h1>A heading</h1><p>Some text.</p>{cell}</td></tr></table></body></html>"

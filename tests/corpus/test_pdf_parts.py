@@ -10,9 +10,8 @@ from longlora.corpus.pdf.columns import find_gutters, reading_order
 from longlora.corpus.pdf.document import PdfText, find_references, read_paragraphs
 from longlora.corpus.pdf.lines import joined, make_lines
 from longlora.corpus.pdf.margins import without_margins
-from longlora.corpus.pdf.paragraphs import Paragraph, make_paragraphs
+from longlora.corpus.pdf.paragraphs import Paragraph, Vocabulary, clean, make_paragraphs
 from longlora.corpus.pdf.pdfium import Page
-from longlora.corpus.pdf.spelling import Vocabulary, clean
 from longlora.corpus.pdf.words import Box, Word
 
 WIDE = Box(0, 0, 400, 600)

@@ -198,11 +198,12 @@ def test_a_document_of_which_nothing_is_left_is_no_record(tmp_path: Path) -> Non
     assert "One." in extract(path, Settings(references="keep")).text
 
 
-def test_sources(tmp_path: Path) -> None:
+def test_sources(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.txt", "sub/a.PDF", ".hidden.txt", "c.docx"):
         (tmp_path / name).write_text("x")
     assert find_files([str(tmp_path), str(tmp_path / "b.txt")]) == [tmp_path / "b.txt", tmp_path / "sub/a.PDF"]
+    assert f"{tmp_path} holds 1 files of kinds that are not read (1 .docx)" in caplog.text
     with pytest.raises(DataError, match="does not exist"):
         find_files([str(tmp_path / "nothing.pdf")])
     with pytest.raises(DataError, match=r"c\.docx is of no kind that is read; these are: \.pdf"):

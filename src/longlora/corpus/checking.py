@@ -28,34 +28,24 @@ class Report:
     """What a check found; the words of the findings stand in `describe`."""
 
     file: str
-    context_length: int | None
-    """Tokens of a row in training; None if only lengths are asked for."""
-    prompts: list[int] = field(default_factory=list)
-    """Tokens of each row that are read: all but the answers. Of a text, none."""
-    answers: list[int] = field(default_factory=list)
-    """Tokens that are learned. Of a text, all."""
+    context_length: int | None  # tokens of a row in training; None if only lengths are asked for
+    prompts: list[int] = field(default_factory=list)  # tokens of each row that are read, its answers aside; 0 of a text
+    answers: list[int] = field(default_factory=list)  # tokens that are learned; of a text, all
     kinds: Counter[str] = field(default_factory=Counter)
     num_rows: int = 0
-    num_texts: int = 0
-    """Rows that are texts, which training packs and never cuts."""
+    num_texts: int = 0  # rows that are texts, which training packs and never cuts
     num_cut_tokens: int = 0
     cut: Finding = field(default_factory=Finding)
-    unusable: dict[str, Finding] = field(default_factory=dict)
-    """Rows left out in training, by the reason: empty answers, answers without a label, damaged rows."""
+    unusable: dict[str, Finding] = field(default_factory=dict)  # rows that training leaves out, by the reason
     repeated: Finding = field(default_factory=Finding)
     leaked_documents: Finding = field(default_factory=Finding)
-    leaked_rows: Finding = field(default_factory=Finding)
-    """Of those, the same question as well."""
-    leaked_questions: Finding = field(default_factory=Finding)
-    """Questions without a document that the other file asks too."""
+    leaked_rows: Finding = field(default_factory=Finding)  # of those, the same question as well
+    leaked_questions: Finding = field(default_factory=Finding)  # those without a document that another file asks too
     without_end: Finding = field(default_factory=Finding)
     dropped_thoughts: Finding = field(default_factory=Finding)
-    num_searched: int = 0
-    """Conversations whose answers were found by a search, for want of marks."""
-    example: EncodedConversation | None = None
-    """The first conversation."""
-    quality: Quality = field(default_factory=Quality)
-    """Of the questions about documents."""
+    num_searched: int = 0  # conversations whose answers were found by a search, for want of marks
+    example: EncodedConversation | None = None  # the first conversation
+    quality: Quality = field(default_factory=Quality)  # of the questions about documents
 
     @property
     def lengths(self) -> dict[str, list[int]]:
@@ -155,11 +145,14 @@ def check_file(
             seen.add(row)
     report = Report(source, context_length)
     rows, skipped = read_rows(source, text_column=text_column)
-    earlier: Counter[str] = Counter()
+    earlier: set[str] = set()
     for row in shown(rows, f"Checking {source}", total=None, progress=progress):
         report.num_rows += 1
         _check_tokens(row, tokenizer, report)
-        _check_repetition(row, earlier, report)
+        digest = _digest("\0".join((row.document, row.question, row.answer)))
+        if digest in earlier:
+            report.repeated.add(row.name)
+        earlier.add(digest)
         if context_length is not None:
             report.quality.add(row)
         if against:
@@ -197,13 +190,6 @@ def _check_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, report: Report) 
     if encoded.num_cut:
         report.num_cut_tokens += encoded.num_cut
         report.cut.add(f"{row.name} ({encoded.num_cut:,} tokens)")
-
-
-def _check_repetition(row: Row, earlier: Counter[str], report: Report) -> None:
-    digest = _digest("\0".join((row.document, row.question, row.answer)))
-    if earlier[digest]:
-        report.repeated.add(row.name)
-    earlier[digest] += 1
 
 
 def _check_leak(row: Row, seen: _Seen, report: Report) -> None:

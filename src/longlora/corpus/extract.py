@@ -1,6 +1,7 @@
 """One file of whatever kind to one record."""
 
 import hashlib
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -20,6 +21,8 @@ from longlora.support.packages import require_package
 if TYPE_CHECKING:
     from longlora.corpus.pdf.document import PdfText
 
+logger = logging.getLogger("longlora")
+
 Engine = Literal["pdfium", "docling", "auto"]
 References = Literal["keep", "drop"]
 Kind = Literal["book", "paper"]
@@ -35,6 +38,7 @@ SUFFIXES = {
     ".txt": "text",
     ".text": "text",
 }
+_MOST_KINDS_NAMED = 8
 _PACKAGES = ("pypdfium2", "bs4", "lxml", "datasketch", "trafilatura")
 _MARKUP = {"epub": read_epub, "html": read_html, "markdown": read_markdown, "text": read_plain}
 
@@ -59,6 +63,11 @@ class Settings:
     engine: Engine = "pdfium"
     references: References = "drop"
     kind: Kind | Literal["auto"] = "auto"
+
+    @property
+    def uses_docling(self) -> bool:
+        """Whether docling reads PDFs."""
+        return self.engine == "docling" or (self.engine == "auto" and has_docling())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +116,17 @@ def find_files(sources: list[str]) -> list[Path]:
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:
+    others: Counter[str] = Counter()
     for path in sorted(folder.rglob("*")):
-        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not is_hidden and path.suffix.lower() in SUFFIXES and path.is_file():
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or not path.is_file():
+            continue
+        if path.suffix.lower() in SUFFIXES:
             yield path
+        else:
+            others[path.suffix.lower() or "without a suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(_MOST_KINDS_NAMED))
+        logger.warning("%s holds %d files of kinds that are not read (%s)", folder, others.total(), kinds)
 
 
 def sha256_of(path: Path) -> str:
@@ -194,7 +210,7 @@ def has_docling() -> bool:
 
 
 def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str]:
-    if settings.engine == "docling" or (settings.engine == "auto" and has_docling()):
+    if settings.uses_docling:
         return read_by_docling(path), f", docling {version('docling')}"
     from longlora.corpus.pdf.document import read_pdf
 

@@ -13,11 +13,18 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote
 
-_BLOCKS = (
-    "p h1 h2 h3 h4 h5 h6 li dt dd blockquote pre figcaption caption div section article tr hr td th ul ol dl main body"
-).split()
+_BLOCKS = "p h1 h2 h3 h4 h5 h6 dt dd blockquote figcaption caption div section article tr hr td th ul ol dl main body"
+# Where a paragraph ends, and from where on text is kept as it is or is not: characters that stand in no text.
+_BOUNDARY, _VERBATIM, _RUNNING = "\ufdd0", "\ufdd1", "\ufdd2"
+# What is written before the content of an element, and what behind it.
+_MARKS = {
+    **dict.fromkeys(_BLOCKS.split(), (_BOUNDARY, _BOUNDARY)),
+    "li": (f"{_BOUNDARY}- ", _BOUNDARY),
+    "pre": (_BOUNDARY + _VERBATIM, _RUNNING + _BOUNDARY),
+    "br": ("\v", ""),
+}
 # What a page has beside its text.
-_NO_TEXT = "script style noscript template svg math nav header footer aside form button iframe object head".split()
+_NO_TEXT = "script style noscript template svg nav header footer aside form button iframe object head".split()
 _NO_TEXT_OF_A_BOOK = [name for name in _NO_TEXT if name not in ("header", "footer", "aside")] + ["rt", "rp", "rtc"]
 _NOTES = re.compile(r"\b(footnote|endnote|rearnote)\b")
 # Where a word may be broken; not the joiners, which change how letters are written.
@@ -49,10 +56,8 @@ class MarkedText:
     text: str
     title: str
     num_parts: int = 1
-    notes: tuple[str, ...] = ()
-    """What a reader should know of: pages without text, what is left out."""
-    has_references: bool = False
-    """It had a list of them, whether that is still in the text or not."""
+    notes: tuple[str, ...] = ()  # what a reader should know of: pages without text, what is left out
+    has_references: bool = False  # it had a list of them, whether that is still in the text or not
 
 
 def read_html(path: Path) -> MarkedText:
@@ -65,8 +70,10 @@ def read_html(path: Path) -> MarkedText:
         content = read_bounded(file, MOST_PAGE_BYTES, "the page")
     if b"\0" in content and content[:2] not in _UTF16_MARKS:
         raise UnreadableFileError("no text: it holds NUL characters")
-    title, paragraphs = _page_text(content)
-    return MarkedText(text="\n\n".join(_main_part(content, paragraphs)), title=title)
+    soup, has_formulas = _parsed(content)
+    page = str(soup) if has_formulas else content  # before the text is taken out of the soup
+    title, paragraphs = _page_text(soup)
+    return MarkedText(text="\n\n".join(_main_part(page, paragraphs)), title=title)
 
 
 def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
@@ -81,12 +88,12 @@ def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
     return content
 
 
-def _main_part(content: bytes, paragraphs: list[str]) -> list[str]:
+def _main_part(page: str | bytes, paragraphs: list[str]) -> list[str]:
     """Leave out what trafilatura does not keep, unless it finds hardly anything: it judges long pages alone."""
     import trafilatura
 
     try:
-        kept = _letters(trafilatura.extract(content, favor_recall=True, include_comments=False) or "")
+        kept = _letters(trafilatura.extract(page, favor_recall=True, include_comments=False) or "")
     except RecursionError:  # a page may be nested deeper than Python goes
         return paragraphs
     if len(paragraphs) * len(kept) > _MOST_COMPARISONS:
@@ -110,12 +117,12 @@ def read_epub(path: Path) -> MarkedText:
     try:
         with zipfile.ZipFile(path) as archive:
             package = _package_path(archive)
-            root = etree.fromstring(_unpacked(archive, package), _xml_parser())
+            root = _xml(archive, package)
             stored = set(archive.namelist())
             spine = _spine(root, PurePosixPath(package).parent, stored)
             _check_unprotected(archive, spine)
             missing = [name for name in spine if name not in stored]
-            parts = [_page_text(content, is_book=True)[1] for content in _parts(archive, spine)]
+            parts = [_page_text(_parsed(content)[0], is_book=True)[1] for content in _parts(archive, spine)]
             texts = ["\n\n".join(part) for part in parts]
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
         raise UnreadableFileError(f"damaged: no whole e-book ({str(error).strip(chr(39))})") from error
@@ -179,8 +186,8 @@ def _decoded(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _page_text(content: bytes, *, is_book: bool = False) -> tuple[str, list[str]]:
-    """Return the title and all paragraphs of a page of HTML or XHTML."""
+def _parsed(content: bytes) -> tuple[Any, bool]:
+    """Parse a page of HTML or XHTML, its formulas written as TeX, else by their letters; tell whether it has any."""
     from bs4 import BeautifulSoup
 
     try:
@@ -189,97 +196,80 @@ def _page_text(content: bytes, *, is_book: bool = False) -> tuple[str, list[str]
     except UnicodeDecodeError:
         encoding = None  # the page may name it
     soup: Any = BeautifulSoup(content, "lxml", from_encoding=encoding)
+    formulas = soup.find_all("math")
+    for formula in formulas:
+        source = formula.find("annotation", attrs={"encoding": "application/x-tex"})
+        tex = (source.get_text() if source else formula.get("alttext", "")).strip()
+        for annotation in formula.find_all(["annotation", "annotation-xml"]):
+            annotation.extract()
+        begin, end = ("\\[", "\\]") if formula.get("display") == "block" else ("\\(", "\\)")
+        formula.replace_with(f"{begin}{tex}{end}" if tex else formula.get_text())
+    return soup, bool(formulas)
+
+
+def _page_text(soup: Any, *, is_book: bool = False) -> tuple[str, list[str]]:
+    """Return the title and all paragraphs of a parsed page, of which nothing is left then."""
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for name in ("epub:type", "role"):
         for note in soup.find_all(attrs={name: _NOTES}):
             if note.find(attrs={name: _NOTES}) is None:  # not the list of them
-                note.replace_with(_paragraph(soup, f"[Footnote: {' '.join(note.get_text(' ').split())}]"))
+                _replace(soup, note, f"[Footnote: {' '.join(note.get_text(' ').split())}]")
     without = soup.find_all(_NO_TEXT_OF_A_BOOK if is_book else [*_NO_TEXT, *_NO_TEXT_OF_A_BOOK])
     for item in [*without, *soup.find_all(attrs={"epub:type": _NOTE_TYPES})]:
         if not (item.name == "header" and item.find_parent(["article", "main"])):  # the title of what is there
             item.decompose()
     for table in soup.find_all("table"):
-        if table.find(_LAYOUT) is not None:
-            continue  # a page set out by a table
-        caption = table.find("caption")
-        table.replace_with(_marked(soup, "Table", caption.get_text() if caption else ""))
+        if table.find(_LAYOUT) is None:  # else a page set out by a table
+            _replace(soup, table, _mark("Table", table.find("caption")) or "[Table]")
     for figure in soup.find_all("figure"):
         # A figure may be a frame around text: only what is drawn or pictured is replaced by its mark.
         if figure.find(["img", "canvas", "video"]) is not None or not figure.get_text().strip():
-            caption = figure.find("figcaption")
-            figure.replace_with(_marked(soup, "Figure", caption.get_text() if caption else ""))
+            _replace(soup, figure, _mark("Figure", figure.find("figcaption")))
     return title, list(_paragraphs(soup.body or soup))
 
 
-def _marked(soup: Any, kind: str, caption: str) -> Any:
-    caption = " ".join(caption.split())
-    mark = (f"[{kind}: {caption}]" if caption else f"[{kind}]") if kind == "Table" or caption else ""
-    return _paragraph(soup, mark)
+def _mark(kind: str, caption: Any) -> str:
+    words = " ".join(caption.get_text().split()) if caption else ""
+    return f"[{kind}: {words}]" if words else ""
 
 
-def _paragraph(soup: Any, text: str) -> Any:
+def _replace(soup: Any, item: Any, text: str) -> None:
     paragraph = soup.new_tag("p")
     paragraph.string = text
-    return paragraph
+    item.replace_with(paragraph)
 
 
 def _paragraphs(root: Any) -> Iterator[str]:
     """Yield what stands between the boundaries of blocks, in the order of the page."""
-    from bs4 import NavigableString
     from bs4.element import PreformattedString
 
-    parts: list[str] = []
-    is_verbatim = False
-
-    def flush() -> Iterator[str]:
-        text = "".join(parts).translate(_INVISIBLE)
-        parts.clear()
-        if is_verbatim:
-            text = text.strip("\n")
-        else:
-            # A line break of the text's own (of verse) stays; those of the file do not.
-            text = "\n".join(" ".join(line.split()) for line in text.split("\v")).strip()
-        if text.strip():
-            yield text
-
-    # Depth first by hand: a page's nesting may be deeper than Python's own limit.
-    stack: list[tuple[Any, bool]] = [(root, False)]
+    texts: list[str] = []
+    stack = [root]  # by hand: a page's nesting may be deeper than Python's own limit
     while stack:
-        node, is_end = stack.pop()
-        if isinstance(node, NavigableString):
-            if not isinstance(node, PreformattedString):  # comments and declarations
-                parts.append(str(node))
-            continue
-        if node.name == "br":
-            parts.append("\n" if is_verbatim else "\v")
-            continue
-        is_block = node.name in _BLOCKS
-        if is_block:
-            yield from flush()
-        if is_end:
-            is_verbatim = is_verbatim and node.name != "pre"
-            continue
-        if node.name == "pre":
-            is_verbatim = True
-        if node.name == "li":
-            parts.append("- ")
-        if is_block:
-            stack.append((node, True))
-        stack.extend((child, False) for child in reversed(list(node.children)))
-    yield from flush()
+        node = stack.pop()
+        if not isinstance(node, str):
+            before, behind = _MARKS.get(node.name, ("", ""))
+            stack += [behind, *reversed(node.contents), before]
+        elif not isinstance(node, PreformattedString):  # comments and declarations
+            texts.append(node)
+    is_verbatim = False
+    for part in re.split(f"{_BOUNDARY}|([{_VERBATIM}{_RUNNING}])", "".join(texts).translate(_INVISIBLE)):
+        if part in (_VERBATIM, _RUNNING):
+            is_verbatim = part == _VERBATIM
+        elif part and part.strip():
+            # A line break of the text's own (of verse) stays; those of the file do not.
+            lines = [line if is_verbatim else " ".join(line.split()) for line in part.split("\v")]
+            yield "\n".join(lines).strip("\n" if is_verbatim else None)
 
 
-def _xml_parser() -> Any:
+def _xml(archive: zipfile.ZipFile, name: str) -> Any:
     from lxml import etree
 
-    return etree.XMLParser(resolve_entities=False, no_network=True)
+    return etree.fromstring(_unpacked(archive, name), etree.XMLParser(resolve_entities=False, no_network=True))
 
 
 def _package_path(archive: zipfile.ZipFile) -> str:
-    from lxml import etree
-
-    container = etree.fromstring(_unpacked(archive, "META-INF/container.xml"), _xml_parser())
-    for item in container.iter("{*}rootfile"):
+    for item in _xml(archive, "META-INF/container.xml").iter("{*}rootfile"):
         return str(item.get("full-path"))
     raise UnreadableFileError("damaged: META-INF/container.xml names no book")
 
@@ -302,12 +292,9 @@ def _name_key(name: str) -> str:
 
 
 def _check_unprotected(archive: zipfile.ZipFile, spine: list[str]) -> None:
-    from lxml import etree
-
     if _ENCRYPTION not in archive.namelist():
         return
-    root = etree.fromstring(_unpacked(archive, _ENCRYPTION), _xml_parser())
-    for data in root.iter("{*}EncryptedData"):
+    for data in _xml(archive, _ENCRYPTION).iter("{*}EncryptedData"):
         algorithms = [item.get("Algorithm") for item in data.iter("{*}EncryptionMethod")]
         names = [unquote(item.get("URI", "")) for item in data.iter("{*}CipherReference")]
         if any(algorithm not in _FONT_ALGORITHMS for algorithm in algorithms) and any(name in spine for name in names):

@@ -2,7 +2,6 @@
 
 import logging
 import random
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ class Part:
     """One of the two sources."""
 
     source: str
-    num_rows: int
-    """Usable rows there are."""
+    num_rows: int  # usable rows there are
     num_used: int
-    num_characters: int
-    """Of the rows used, in all messages."""
+    num_characters: int  # of the rows used, in all messages
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
         parts.append(Part(name, len(rows), len(chosen), characters))
         mixed += chosen
     choose.shuffle(mixed)
-    write_rows(out, _records(mixed))
+    write_rows(out, map(_record, mixed))
     return Mix(*parts)
 
 
@@ -90,11 +87,10 @@ def _conversations(source: str) -> list[Row]:
     return found
 
 
-def _records(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        more = {"tools": list(row.tools), "provenance": dict(row.provenance)}
-        yield {
-            "messages": list(row.messages),
-            **{name: value for name, value in more.items() if value},
-            "source": row.name,
-        }
+def _record(row: Row) -> dict[str, Any]:
+    more = {"tools": list(row.tools), "provenance": dict(row.provenance)}
+    return {
+        "messages": list(row.messages),
+        **{name: value for name, value in more.items() if value},
+        "source": row.name,
+    }

@@ -15,8 +15,7 @@ from datasketch import MinHash, MinHashLSH
 
 _SHINGLE_WORDS = 5
 _NUM_PERMUTATIONS = 128
-RUN_WORDS = 13
-"""Words of a run of `RunIndex`: the length of GPT-3's check of its data (arXiv 2005.14165, appendix C)."""
+RUN_WORDS = 13  # words of a run of `RunIndex`: the length of GPT-3's check of its data (arXiv 2005.14165, appendix C)
 
 # Every eighth run is kept, chosen by its hash and so the same ones in every text; all of a text too short for that.
 _SAMPLE = 8

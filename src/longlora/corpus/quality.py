@@ -14,10 +14,8 @@ from typing import Any
 from longlora.corpus.qa.replies import GRAMMAR, SHORTEST_QUOTE, Passages, normalise
 from longlora.corpus.question_rows import Row
 
-SHOWN = 5
-"""Examples that are kept of each finding."""
-DEPTHS = 10
-"""Parts of a document, from its beginning to its end, that evidence is counted in."""
+SHOWN = 5  # examples that are kept of each finding
+DEPTHS = 10  # parts of a document, from its beginning to its end, that evidence is counted in
 
 _SAMPLE = 30  # rows that a page shows
 _WORD = re.compile(r"\w+")
@@ -43,10 +41,8 @@ class Evidence:
     """A passage that proves an answer."""
 
     text: str
-    depth: float | None
-    """Where it stands in the document, from 0 to 1; None if it does not."""
-    is_unique: bool
-    """It stands nowhere else in the document."""
+    depth: float | None  # where it stands in the document, from 0 to 1; None if it does not
+    is_unique: bool  # it stands nowhere else in the document
 
 
 @dataclass(frozen=True)
@@ -66,24 +62,17 @@ class Quality:
     """Measures of the rows that ask about a document."""
 
     num_questions: int = 0
-    num_proven: int = 0
-    """Rows whose evidence all stands in their document, and which have any."""
-    num_found: int = 0
-    """Passages that stand in their document."""
-    num_unique: int = 0
-    """Of those, in one place alone."""
-    depths: list[int] = field(default_factory=lambda: [0] * DEPTHS)
-    """Passages by the tenth of the document in which they begin."""
-    kinds: Counter[str] = field(default_factory=Counter)
-    """Questions by their prompt's kind, else by the word that asks."""
-    documents: Counter[str] = field(default_factory=Counter)
-    """Questions by document."""
+    num_proven: int = 0  # rows whose evidence all stands in their document, and which have any
+    num_found: int = 0  # passages that stand in their document
+    num_unique: int = 0  # of those, in one place alone
+    depths: list[int] = field(default_factory=lambda: [0] * DEPTHS)  # passages by the tenth in which they begin
+    kinds: Counter[str] = field(default_factory=Counter)  # questions by their prompt's kind, else by the word that asks
+    documents: Counter[str] = field(default_factory=Counter)  # questions by document
     question_words: list[int] = field(default_factory=list)
     answer_words: list[int] = field(default_factory=list)
     not_found: Finding = field(default_factory=Finding)
     given_away: Finding = field(default_factory=Finding)
-    num_same_words: int = 0
-    """Questions that ask, word for word, what an earlier one asks of any document."""
+    num_same_words: int = 0  # questions that ask, word for word, what an earlier one asks of any document
     sample: list[Judged] = field(default_factory=list)
     _asked: set[str] = field(default_factory=set)
 
@@ -94,7 +83,8 @@ class Quality:
         passages = _passages(row.document)
         quotes = [quote for quote in row.provenance.get("quotes") or [] if isinstance(quote, str)]
         evidence = [_evidence(quote, passages) for quote in quotes or _repeated(row.answer, passages)]
-        kind = str(row.provenance.get("question_kind") or _asking_word(row.question))
+        asking = (word for word in _WORD.findall(row.question.casefold()) if word in _ASKING)
+        kind = str(row.provenance.get("question_kind") or next(asking, "other"))
         document = str(row.provenance.get("source") or row.document[:60])
         self.num_questions += 1
         self.kinds[kind] += 1
@@ -147,9 +137,7 @@ class Quality:
         }
 
 
-@lru_cache(maxsize=4)  # the rows about one document mostly follow one another
-def _passages(document: str) -> Passages:
-    return Passages(document)
+_passages = lru_cache(maxsize=4)(Passages)  # the rows about one document mostly follow one another
 
 
 def _evidence(quote: str, passages: Passages) -> Evidence:
@@ -175,10 +163,6 @@ def _repeated(answer: str, passages: Passages) -> list[str]:
             found.append(" ".join(words[begin:end]))
         begin = end
     return found
-
-
-def _asking_word(question: str) -> str:
-    return next((word for word in _WORD.findall(question.casefold()) if word in _ASKING), "other")
 
 
 def _content(text: str) -> frozenset[str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from longlora.data.conversations import CONVERSATIONS, Message
 from longlora.data.row_readers import (
@@ -32,8 +32,7 @@ class Row:
 
     name: str = ""
     messages: tuple[Message, ...] = ()
-    document: str
-    """The longest message without its first and last line, where the question stands; empty if it holds none."""
+    document: str  # the longest message without its first line and its last, the question; empty if it holds none
     question: str = ""
     answer: str = ""
     tools: tuple[dict[str, Any], ...] = ()
@@ -64,19 +63,21 @@ def read_rows(source: str | Path, *, text_column: str = "text") -> tuple[Iterato
     parts = locate(str(source))
     # A README beside tables, as in a data set of the hub, is no row.
     tables = [part for part in parts if part.kind != "file" or is_table(Path(part.location))]
-    for kind, chosen in ((_ROWS, tables or parts), (_texts(text_column), parts)):
+    conversations: ItemKind[Row] = replace(cast(ItemKind[Any], CONVERSATIONS), of_row=_row)
+    for kind, chosen in ((conversations, tables or parts), (_texts(text_column), parts)):
         skipped = Skipped()
         rows = _read(chosen, kind, skipped)
         try:
             first = next(rows, None)
         except UnreadableError as error:
-            if isinstance(error, MissingColumnError) and kind is _ROWS:
+            if not isinstance(error, MissingColumnError):
+                said = f"is {error}; name a file of conversations (docs/conversations.md)"
+            elif kind is conversations:
                 continue
-            remedy = "name a file of conversations (docs/conversations.md)"
-            if isinstance(error, MissingColumnError):
+            else:
                 remedy = "it needs the columns of a conversation (docs/conversations.md), or a text: --text-column"
-            verb = "has" if isinstance(error, MissingColumnError) else "is"
-            raise DataError(f"{source} {verb} {error}; {remedy}") from error
+                said = f"has {error}; {remedy}"
+            raise DataError(f"{source} {said}") from error
         if first is not None:
             return _all(source, first, rows), skipped
         if len(parts) == 1:
@@ -137,31 +138,12 @@ def _row(values: Mapping[str, Any]) -> Row:
     )
 
 
-def _no_row(text: str) -> Row:
-    CONVERSATIONS.of_text(text)
-    raise AssertionError("a text is no table")
-
-
-_ROWS = ItemKind(
-    name=CONVERSATIONS.name,
-    remedy=CONVERSATIONS.remedy,
-    column_remedy=CONVERSATIONS.column_remedy,
-    missing=CONVERSATIONS.missing,
-    of_row=_row,
-    of_text=_no_row,
-)
-
-
 def _texts(column: str) -> ItemKind[Row]:
-    plain = text_kind(column)
-    return ItemKind(
-        name=plain.name,
-        remedy=plain.remedy,
-        column_remedy=plain.column_remedy,
-        missing=plain.missing,
+    plain: ItemKind[Any] = text_kind(column)
+    return replace(
+        plain,
         of_row=lambda values: Row(document=plain.of_row(values)),
         of_text=lambda text: Row(document=plain.of_text(text)),
-        columns=plain.columns,
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
-from longlora.corpus.extract import Record, Settings, check_engine, extract, has_docling, sha256_of
+from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.errors import DataError, first_line
@@ -177,7 +177,7 @@ def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Gen
 
 def _extract_apart(path: Path, *, settings: Settings, stop: Event) -> _Found | str:
     """Read a file in a process of its own: a damaged one may end it, or take all time and memory there are."""
-    docling = settings.engine == "docling" or (settings.engine == "auto" and has_docling())
+    docling = settings.uses_docling
     try:
         return call_apart(
             _extract,

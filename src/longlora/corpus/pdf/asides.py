@@ -47,7 +47,7 @@ def split_column(
         captions.append(begin)
         end = _end_of_caption(lines, begin, first_note, leading)
         kinds[begin:end] = ["caption"] * (end - begin)
-        if is_of_table(lines[begin]):
+        if lines[begin].text.lower().startswith("tab"):
             # Rows with cells stand below a table's caption, or above it where there are none below.
             for edge, rows in ((end - 1, range(end, len(lines))), (begin, range(begin - 1, -1, -1))):
                 if _mark(lines, kinds, "table", edge, rows, _TABLE_GAP * leading, least=2):
@@ -64,11 +64,6 @@ def usual_leading(lines: Sequence[Line]) -> float:
     """Return the distance from line to line that is usual in a column, in points."""
     steps = [below.baseline - above.baseline for above, below in pairwise(lines)]
     return median([step for step in steps if step > 0] or [1.2 * lines[0].size if lines else 12.0])
-
-
-def is_of_table(caption: Line) -> bool:
-    """Tell a table's caption from a figure's."""
-    return caption.text.lower().startswith("tab")
 
 
 def note_mark(line: Line) -> str | None:

@@ -54,10 +54,8 @@ class PdfText:
     title: str
     num_pages: int
     pages_without_text: list[int]
-    pages_as_they_are: list[int]
-    """Pages whose lines are pdfium's, since ours would have torn its words apart."""
-    paragraphs: list[Paragraph]
-    """All of them, the references too."""
+    pages_as_they_are: list[int]  # pages whose lines are pdfium's, since ours would have torn its words apart
+    paragraphs: list[Paragraph]  # all of them, the references too
     left_out: LeftOut
 
 

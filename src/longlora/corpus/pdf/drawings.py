@@ -25,22 +25,15 @@ _CAPTION_DISTANCE = 45.0
 
 def without_labels(page: Page) -> tuple[Page, list[Word]]:
     """Return the page without the labels of its figures, and these."""
-    if page.is_scattered or sum(map(_num_cells, page.drawings)) > _MOST_CELLS:
+    num_cells = sum((box.width / _CELL + 2) * (box.height / _CELL + 2) for box in page.drawings)
+    if page.is_scattered or num_cells > _MOST_CELLS:
         return page, []
-    figures = [box for box in _figures(page.drawings) if _is_no_prose(_inside(page.words, box), page, box)]
+    figures = [box for box in _figures(page.drawings) if _is_figure(box, page)]
     kept: list[Word] = []
     labels: list[Word] = []
     for word in page.words:
         (labels if any(box.holds(word) for box in figures) else kept).append(word)
     return replace(page, words=kept), labels
-
-
-def _num_cells(box: Box) -> float:
-    return (box.width / _CELL + 2) * (box.height / _CELL + 2)
-
-
-def _inside(words: Sequence[Word], box: Box) -> list[Word]:
-    return [word for word in words if box.holds(word)]
 
 
 def _figures(drawings: Sequence[Drawing]) -> Iterator[Box]:
@@ -74,12 +67,11 @@ def _groups(drawings: Sequence[Drawing]) -> Iterator[list[Drawing]]:
         yield [drawings[index] for index in sorted(members)]
 
 
-def _is_no_prose(words: Sequence[Word], page: Page, box: Box) -> bool:
+def _is_figure(box: Box, page: Page) -> bool:
     """Labels are short; a box around a paragraph or a listing is drawn too, but its text is to be read."""
+    words = [word for word in page.words if box.holds(word)]
     is_code = sum(word.is_typewriter for word in words) * 2 > len(words)
-    if not words or is_code or _prose_share(words) > _PROSE_SHARE:
-        return False
-    return _has_caption(page, box)
+    return bool(words) and not is_code and _prose_share(words) <= _PROSE_SHARE and _has_caption(page, box)
 
 
 def _prose_share(words: Sequence[Word]) -> float:

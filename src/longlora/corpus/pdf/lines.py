@@ -28,8 +28,7 @@ class Line:
 
     words: Sequence[Word]
     page: int
-    column: Box
-    """The region that the line was found in: its left and right tell an indented or a short line."""
+    column: Box  # the region that the line was found in: its left and right tell an indented or a short line
 
     @cached_property
     def box(self) -> Box:

@@ -23,10 +23,8 @@ _PAGE_NUMBER = re.compile(
 class _Row:
     page: int
     line: Line
-    is_outermost: bool
-    """The first or the last row of its page."""
-    is_apart: bool
-    """White stands between it and the text."""
+    is_outermost: bool  # the first or the last row of its page
+    is_apart: bool  # white stands between it and the text
 
     @property
     def band(self) -> int:

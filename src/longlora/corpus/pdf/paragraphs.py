@@ -1,13 +1,14 @@
-"""Lines to paragraphs, over columns and pages."""
+"""Lines to paragraphs, over columns and pages: which belong together, and what they say when they are joined."""
 
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from longlora.corpus.pdf.asides import Block, Kind, note_mark, usual_leading
 from longlora.corpus.pdf.drawings import CAPTION
 from longlora.corpus.pdf.lines import Line, joined, split
-from longlora.corpus.pdf.spelling import Vocabulary, clean
 
 _WIDE_GAP = 1.3  # of the usual distance between lines
 _INDENT = 0.7  # sizes of type
@@ -19,6 +20,14 @@ _NEIGHBOURS = 6  # lines that tell the edges of a column at some place of it
 _ITEM = re.compile(r"[•‣◦▪■●–*]\s|\(?(\d{1,3}|[a-z]|[ivx]{1,5})[.)]\s|\[\w+\]\s")
 _KINDS = {"Fig": "Figure", "Tab": "Table"}
 _ENDS_SENTENCE = re.compile(r"[.!?:;…][\"'”’)\]]*$")
+_HYPHENS = "-\u00ad\u2010"
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_LAST_PART = re.compile(r"([^\W\d_]+)$")
+_FIRST_PART = re.compile(r"^([^\W\d_]+)")
+# Ligatures are letters; other characters with a compatible spelling (², ½, ™) mean more than it.
+_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
+_SPACES = re.compile(r"[\s\u00a0\u2000-\u200b\ufeff]+")
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 
 @dataclass
@@ -28,8 +37,7 @@ class Paragraph:
     kind: Kind
     lines: list[Line]
     is_indented: bool = False
-    ends_short: bool = False
-    """The next line's first word would have had room on the last line."""
+    ends_short: bool = False  # the next line's first word would have had room on the last line
     text: str = ""
 
 
@@ -120,7 +128,9 @@ def _begins(
     is_item, in_item = bool(_ITEM.match(line.text)), bool(_ITEM.match(lines[begin].text))
     if is_item and (in_item or ends_sentence(above.text) or indent > _INDENT * line.size):
         return True
-    is_indented = indent > _INDENT * line.size >= indent_above and not _is_centred(line, above)
+    # The lines of a title have different lengths, and one middle.
+    is_centred = abs(line.box.left + line.box.right - above.box.left - above.box.right) < 0.4 * line.size
+    is_indented = indent > _INDENT * line.size >= indent_above and not is_centred
     if is_indented and not in_item and not _hangs(lines, begin, index, left):
         return True
     # Back at the edge after two lines and more inside of it: a quotation or an entry of a list has ended.
@@ -128,11 +138,6 @@ def _begins(
         return True
     starts_anew = not line.text[:1].islower() and (ends_sentence(above.text) or line.text[:1].isupper())
     return starts_anew and _has_room(above, line.words[0].width, right)
-
-
-def _is_centred(line: Line, above: Line) -> bool:
-    """Tell whether two lines of different lengths have one middle, as those of a title have."""
-    return abs(line.box.left + line.box.right - above.box.left - above.box.right) < 0.4 * line.size
 
 
 def _hangs(lines: Sequence[Line], begin: int, index: int, left: float) -> bool:
@@ -234,3 +239,47 @@ def _labelled(paragraph: Paragraph, text: str) -> str:
     else:
         return text
     return f"[{name}: {text}]" if text else f"[{name}]"
+
+
+class Vocabulary:
+    """How often a document writes a word, to tell a hyphen of spelling from one of typesetting."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._counts: Counter[str] = Counter()
+        for line in lines:
+            words = _WORD.findall(line.casefold())
+            # The last word may be the part before a break.
+            self._counts.update(words[:-1] if line and line[-1] in _HYPHENS else words)
+
+    def join(self, line: str, following: str) -> str:
+        """Join two lines of a paragraph, with a space, with nothing, or with the hyphen that the first one ends in.
+
+        A broken word loses its hyphen unless the document elsewhere writes it with one, and more often than without; or
+        unless it goes on with a capital or a number.
+        """
+        if not line or not following:
+            return line + following
+        if line[-1] in "—–" and not line[:-1].endswith(" "):
+            return line + following
+        before, after = _LAST_PART.search(line[:-1]), _FIRST_PART.match(following)
+        if line[-1] not in _HYPHENS or not line[-2:-1].isalnum() or not following[0].isalnum():
+            return f"{line} {following}"
+        if before is None or after is None or not following[0].islower():
+            return f"{line[:-1]}-{following}"
+        parts = before.group().casefold(), after.group().casefold()
+        if self._counts["-".join(parts)] > self._counts["".join(parts)]:
+            return f"{line[:-1]}-{following}"
+        return line[:-1] + following
+
+
+def clean(text: str) -> str:
+    """Write ligatures as letters and every space as one, and drop what is no character of a text.
+
+    A soft hyphen is seen at the end of a line only.
+    """
+    if text.endswith("\u00ad"):
+        text = text[:-1] + "-"
+    # pdfium counts in UTF-16: a letter beyond its first 65,536 comes as two halves.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = unicodedata.normalize("NFC", text.translate(_LIGATURES).replace("\u00ad", "").translate(_CONTROLS))
+    return _SPACES.sub(" ", text).strip()

@@ -25,7 +25,8 @@ _MOST_WORDS = 5_000_000
 _LARGEST_PAGE = 14_400  # points, as PDF has it
 _MOST_WORDS_OF_A_PAGE = 10_000
 _MOST_ROWS_OF_A_PAGE = 500
-_PERMISSION_ERRORS = {
+_ERRORS = {
+    3: "damaged: pdfium finds no document in it",
     4: "encrypted, and it asks for a password: save a copy without one",
     5: "of an unknown encryption",
 }
@@ -47,15 +48,8 @@ class Page:
     height: float
     words: list[Word]
     drawings: list[Drawing] = field(default_factory=list)
-    has_scan: bool = False
-    """An image covers the page."""
-    turned: list[Word] = field(default_factory=list)
-    """Words that do not stand upright as most do: stamps and marks in margins."""
-
-    @property
-    def is_scan(self) -> bool:
-        """An image without text."""
-        return self.has_scan and len(self.words) < _FEWEST_WORDS_OF_TEXT
+    has_scan: bool = False  # an image covers the page
+    turned: list[Word] = field(default_factory=list)  # words that do not stand upright: stamps and marks in margins
 
     @property
     def is_scattered(self) -> bool:
@@ -80,19 +74,13 @@ def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
     import pypdfium2
 
     _check_whole(path)
-    try:
-        document = pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as error:
-        reason = _PERMISSION_ERRORS.get(error.err_code or 0, "damaged: pdfium finds no document in it")
-        raise UnreadableFileError(reason) from error
     counts: Counter[str] = Counter()
     try:
-        pages = _read_all(document, counts)
-        metadata = document.get_metadata_dict(skip_empty=True)
+        with pypdfium2.PdfDocument(path) as document:
+            pages = _read_all(document, counts)
+            metadata = document.get_metadata_dict(skip_empty=True)
     except pypdfium2.PdfiumError as error:
-        raise UnreadableFileError(f"damaged: {error}") from error
-    finally:
-        document.close()
+        raise UnreadableFileError(_ERRORS.get(error.err_code or 0, f"damaged: {error}")) from error
     _check_readable(pages, counts)
     return pages, metadata
 
@@ -123,8 +111,9 @@ def _check_whole(path: Path) -> None:
 
 
 def _check_readable(pages: list[Page], counts: Counter[str]) -> None:
-    num_scans = sum(page.is_scan for page in pages)
-    num_read = sum(len(page.words) >= _FEWEST_WORDS_OF_TEXT for page in pages)
+    without_text = [page for page in pages if len(page.words) < _FEWEST_WORDS_OF_TEXT]
+    num_scans = sum(page.has_scan for page in without_text)
+    num_read = len(pages) - len(without_text)
     if num_scans and num_read < _FEWEST_PAGES_READ * (num_read + num_scans):
         raise UnreadableFileError(
             f"scanned: {num_scans} of {len(pages)} pages are images without text; recognise the text first, for "

@@ -71,13 +71,10 @@ class Word(Box):
     baseline: float
     size: float
     is_bold: bool
-    is_typewriter: bool
-    """In a face whose letters are all of one width: code, most often."""
+    is_typewriter: bool  # in a face whose letters are all of one width: code, most often
     ends_at_space: bool
-    row: int
-    """Which of pdfium's lines it stands in."""
-    turn: int = 0
-    """Quarters by which the page must be turned clockwise for it to stand upright; -1 if no quarter does that."""
+    row: int  # which of pdfium's lines it stands in
+    turn: int = 0  # quarters to turn the page clockwise so that it stands upright; -1 if no quarter does that
 
 
 def read_words(page: Any) -> tuple[list[Word], Counter[str]]:
@@ -130,7 +127,7 @@ class _Words:
         """Characters, those that are no letter, and those that pdfium doubts."""
         self._raw, self._text, self._view = pypdfium2.raw, text, view
         self._codes = [self._raw.FPDFText_GetUnicode(text.raw, index) for index in range(text.count_chars())]
-        self._styles: dict[int, _Style] = {}
+        self._styles: dict[int | None, _Style] = {}
         self._sizes: dict[int | None, float] = {}
         self._row = 0
         self._letters: dict[int, str] = {}
@@ -218,15 +215,7 @@ class _Words:
         return Word(*place, "".join(letters), *style[:4], ends_at_space=ends_at_space, row=self._row, turn=style.turn)
 
     def _box(self, index: int, *, is_tight: bool = False) -> Box:
-        raw = self._raw
-        if is_tight:
-            sides = [ctypes.c_double() for _ in range(4)]
-            raw.FPDFText_GetCharBox(self._text.raw, index, *map(ctypes.byref, sides))
-            left, right, bottom, top = (side.value for side in sides)
-            return Box(*self._view.box(left, bottom, right, top))
-        loose = raw.FS_RECTF()
-        raw.FPDFText_GetLooseCharBox(self._text.raw, index, ctypes.byref(loose))
-        return Box(*self._view.box(loose.left, loose.bottom, loose.right, loose.top))
+        return Box(*self._view.box(*self._text.get_charbox(index, loose=not is_tight)))
 
     def _count(self, code: int, index: int) -> None:
         self.counts["characters"] += 1
@@ -237,10 +226,8 @@ class _Words:
 
     def _style_of(self, index: int) -> _Style:
         item = self._raw.FPDFText_GetTextObject(self._text.raw, index)
-        if not item:
-            return self._read_style(index)
-        address = ctypes.addressof(item.contents)
-        if address not in self._styles:
+        address = ctypes.addressof(item.contents) if item else None
+        if address is None or address not in self._styles:
             self._styles[address] = self._read_style(index)
         return self._styles[address]
 

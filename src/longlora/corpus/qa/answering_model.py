@@ -65,7 +65,11 @@ def choose_model(
         from longlora.corpus.qa.endpoint import Endpoint
 
         answerer = Endpoint(base_url=base_url, timeout_seconds=timeout_seconds, attempts=attempts)
-    counter = EstimatedTokens(chars_per_token) if tokenizer is None else _tokenizer(tokenizer)
+    counter: TokenCounter = EstimatedTokens(chars_per_token)
+    if tokenizer is not None:
+        from longlora.models.load import load_tokenizer, model_source
+
+        counter = TokenizerTokens(load_tokenizer(model_source(tokenizer)), name=tokenizer)
     return AnsweringModel(name=model, window=window, tokenizer=tokenizer, counter=counter, answerer=answerer)
 
 
@@ -82,12 +86,6 @@ def _local_model(local: str, window: int | None, *, is_asked: bool) -> Answering
         counter=TokenizerTokens(opened.tokenizer, name=local),
         answerer=opened if is_asked else None,
     )
-
-
-def _tokenizer(name: str) -> TokenizerTokens:
-    from longlora.models.load import load_tokenizer, model_source
-
-    return TokenizerTokens(load_tokenizer(model_source(name)), name=name)
 
 
 class LocalModel:

@@ -20,8 +20,7 @@ logger = logging.getLogger("longlora")
 
 _SECONDS_OF_SILENCE = 60.0  # after which it is said that a call waits
 
-MOST_FAILURES_IN_A_ROW = 10
-"""Calls that came to nothing, with none answered between them, after which the run stops."""
+MOST_FAILURES_IN_A_ROW = 10  # calls that came to nothing, with none answered between them, after which the run stops
 
 
 @dataclass
@@ -171,8 +170,15 @@ class Caller:
             async with self._places:
                 estimate = self._counter.count(call.prompt) + CHAT_TOKENS
                 await self.answerer.answer(call, partial(self._attempt, call, estimate))
-        except (RefusedError, UnansweredError) as error:
-            self._count_failure(error)
+        except RefusedError as error:
+            self.stop(error)
+            return None
+        except UnansweredError as error:
+            self.failures[str(error)] += 1
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
+                in_a_row = f"{self._failures_in_a_row} calls in a row came to nothing, the last with {error}"
+                self.stop(RefusedError(in_a_row))
             return None
         self._failures_in_a_row = 0
         self.num_answered += 1
@@ -180,15 +186,6 @@ class Caller:
         is_first = call.seed == self._first_seed  # what is asked again has been counted
         self._advance(int(is_first), f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out")
         return self._journal.find(call.key)
-
-    def _count_failure(self, error: Exception) -> None:
-        if isinstance(error, RefusedError):
-            self.stop(error)
-            return
-        self.failures[str(error)] += 1
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
-            self.stop(RefusedError(f"{self._failures_in_a_row} calls in a row came to nothing, the last with {error}"))
 
     @asynccontextmanager
     async def _attempt(self, call: Call, estimate: int) -> AsyncIterator[Attempt]:
@@ -207,7 +204,8 @@ class Caller:
             self._journal.sent(call, *reserved)
             self._under_way.add(task)
             begun = time.perf_counter()
-            notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, self._say_that_it_waits)
+            silence = "no reply for %.0f s; the run waits for the model", _SECONDS_OF_SILENCE
+            notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, logger.warning, *silence)
             try:
                 yield attempt
             except UnansweredError as error:
@@ -221,9 +219,6 @@ class Caller:
             self._budget.release(reserved)
             if attempt.answer is None and self.stopped_by is not None:
                 raise asyncio.CancelledError
-
-    def _say_that_it_waits(self) -> None:
-        logger.warning("no reply for %.0f s; the run waits for the model", _SECONDS_OF_SILENCE)
 
     def _write_down(self, call: Call, attempt: Attempt, estimate: int, *, seconds: float) -> None:
         """What the model did not count is estimated."""

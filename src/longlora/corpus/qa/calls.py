@@ -17,8 +17,7 @@ from longlora.support.journal import Journal
 
 Step = Literal["notes", "condense", "questions", "judge"]
 
-CHAT_TOKENS = 64
-"""Tokens left free in every prompt for what a chat template writes around it."""
+CHAT_TOKENS = 64  # tokens left free in every prompt for what a chat template writes around it
 
 _JOURNAL_VERSION = 1
 

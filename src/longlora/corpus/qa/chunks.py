@@ -15,8 +15,7 @@ from longlora.data.row_readers import ItemKind, text_kind
 from longlora.data.sources import Source
 from longlora.errors import ConfigError
 
-HEADING_TOKENS = 16
-"""Left free for the line above each section's notes."""
+HEADING_TOKENS = 16  # left free for the line above each section's notes
 
 _SMALLEST_ROOM = 128  # tokens of text below which it makes no sense to ask about it
 _LONGEST_WHAT = "notes on all 9999 sections of a paper, in order, with passages copied from it"
@@ -75,20 +74,13 @@ class ShelfText(NamedTuple):
 
 def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
     """Texts as in training, with the kind that their record names."""
-    plain = text_kind(column)
+    plain: ItemKind[Any] = text_kind(column)
 
     def of_row(row: Mapping[str, Any]) -> ShelfText:
         kind = row.get("document_kind")
         return ShelfText(plain.of_row(row), kind if kind in get_args(Kind) else None)
 
-    return ItemKind(
-        name=plain.name,
-        remedy=plain.remedy,
-        column_remedy=plain.column_remedy,
-        missing=plain.missing,
-        of_row=of_row,
-        of_text=lambda text: ShelfText(plain.of_text(text)),
-    )
+    return replace(plain, of_row=of_row, of_text=lambda text: ShelfText(plain.of_text(text)), columns=None)
 
 
 @dataclass(frozen=True, kw_only=True)

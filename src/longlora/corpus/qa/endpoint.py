@@ -8,14 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
-from openai import (
-    APIConnectionError,
-    APIStatusError,
-    APITimeoutError,
-    AsyncOpenAI,
-    DefaultAsyncHttpxClient,
-    Timeout,
-)
+import openai
 from pydantic import BaseModel
 
 from longlora.corpus.qa.asking import Begin
@@ -42,7 +35,7 @@ _OPTIONAL = {
 _SENT: ContextVar[tuple[Call, Begin]] = ContextVar("sent")
 
 
-class _HttpClient(DefaultAsyncHttpxClient):
+class _HttpClient(openai.DefaultAsyncHttpxClient):
     """Makes an attempt of every request, those that the openai client repeats by itself too."""
 
     async def send(self, request: Any, **options: Any) -> Any:
@@ -83,11 +76,11 @@ class Endpoint:
         _check_url(url)
         require("be above 0", timeout=timeout_seconds)
         require("be at least 1", attempts=attempts)
-        self._client = AsyncOpenAI(
+        self._client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=key or "none",  # a server of one's own asks for no key, but the client does
             max_retries=attempts - 1,
-            timeout=Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS)),
+            timeout=openai.Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS)),
             http_client=_HttpClient(),
         )
         self._timeout_seconds = timeout_seconds
@@ -109,14 +102,14 @@ class Endpoint:
                 num_unreadable += 1
                 if num_unreadable == self._attempts:
                     raise
-            except APIStatusError as error:
+            except openai.APIStatusError as error:
                 if not self._adapt(error, sent):
                     message = f"status {error.status_code}: {_short(str(error.body or error))}"
                     is_refused = error.status_code in _REFUSED or error.code == "insufficient_quota"
                     raise (RefusedError if is_refused else UnansweredError)(message) from error
-            except APITimeoutError as error:
+            except openai.APITimeoutError as error:
                 raise UnansweredError(f"no reply within {self._timeout_seconds:g} s") from error
-            except APIConnectionError as error:
+            except openai.APIConnectionError as error:
                 raise UnansweredError(_short(f"{error} ({error.__cause__})")) from error
 
     async def close(self) -> None:
@@ -135,7 +128,7 @@ class Endpoint:
             arguments["response_format"] = _FORMS[call.step]
         return {name: value for name, value in arguments.items() if name not in self._left_out}
 
-    def _adapt(self, error: APIStatusError, sent: dict[str, Any]) -> bool:
+    def _adapt(self, error: openai.APIStatusError, sent: dict[str, Any]) -> bool:
         """Leave out, or rename, what the server says it does not know; whether the call is worth sending again.
 
         Calls that were under way with the same parameter come here too, when it is left out already.

@@ -49,8 +49,7 @@ _PART = re.compile(
     re.IGNORECASE,
 )
 
-SHORTEST_QUOTE = 3
-"""Words of the shortest quotation that proves anything; less is found in every book."""
+SHORTEST_QUOTE = 3  # words of the shortest quotation that proves anything; less is found in every book
 
 _SAME = str.maketrans(
     {
