@@ -284,7 +284,7 @@ def main() -> None:
         "--out", type=Path, default=Path("build/document-questions"), help="Folder for pairs and model."
     )
     parser.add_argument("--excerpts", type=int, default=1600, help="Excerpts to train on.")
-    parser.add_argument("--steps", type=int, default=900, help="Steps of some 2,000 tokens.")
+    parser.add_argument("--steps", type=int, default=700, help="Steps of some 2,000 tokens.")
     parser.add_argument("--questions", type=int, default=15, help="Held-out questions of each form.")
     parser.add_argument("--dry", action="store_true", help="A few of each, and no results.")
     arguments = parser.parse_args()
