@@ -131,4 +131,4 @@ def test_the_whole_way(
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     conversations = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert sum(len(row["messages"]) for row in conversations) == 2 * len(pairs) > 2 * len(conversations)
-    assert (tmp_path / "run" / "adapter").is_dir()
+    assert (tmp_path / "run" / "model").is_dir()
