@@ -38,6 +38,7 @@ class Command:
     whole: Path
     told: Callable[[Path], Any]
     seconds: float  # that it may take
+    lacks: Callable[[Path], list[str]] = lambda _: []  # what a whole result names as missing, for another start
 
 
 def _weights(folder: Path) -> dict[str, bytes]:
@@ -47,6 +48,10 @@ def _weights(folder: Path) -> dict[str, bytes]:
 def _texts(skipped: Path) -> list[str]:
     lines = (skipped.with_name("corpus.jsonl")).read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["text"] for line in lines]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def _questions(path: Path) -> list[tuple[str, str]]:
@@ -80,7 +85,7 @@ def reading(world: World, output: Path) -> Command:
             words = " ".join(f"the sea was calm on day {number * 1000 + line}" for line in range(50))
             (shelf / f"{number}.epub").write_bytes(epub([f"<p>{words}</p>"]))
     arguments = ["corpus", "from-pdf", shelf, "--out", output, "--near-duplicates", "keep"]
-    return Command(arguments, output / "skipped.json", _texts, 2.0)
+    return Command(arguments, output / "skipped.json", _texts, 2.0, lacks=lambda skipped: list(_read(skipped)))
 
 
 def reporting(world: World, output: Path) -> Command:
@@ -101,7 +106,10 @@ def _again(place: Place, command: Command, ended: Ended, expected: Path) -> str:
     judge(ended)
     if ended.status != 0 and command.whole.exists():
         raise Lost(f"{command.whole} exists, though the command ended with {ended.status}: {ended.said[-500:]}")
-    if not command.whole.exists():
+    missing = command.lacks(command.whole) if command.whole.exists() else []
+    if silent := [name for name in missing if Path(name).name not in ended.said]:
+        raise Lost(f"{silent} are missing without a word: {ended.said[-500:]}")
+    if missing or not command.whole.exists():
         last = Fork(command.arguments).wait()
         judge(last)
         if last.status or not command.whole.exists():
