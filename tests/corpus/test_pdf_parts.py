@@ -337,10 +337,9 @@ def test_a_chapter_called_references_is_none() -> None:
     assert find_references(listed("Text.", *ENTRIES)) == range(0)
 
 
-@pytest.mark.parametrize(("word", "share"), [("שלום", "40%"), ("سلام", "40%"), ("word", "")])
-def test_a_text_from_right_to_left_is_noted(word: str, share: str) -> None:
+def notes_on(text: str) -> list[str]:
     read = PdfText(
-        text=f"{word} {'abcdef'} 123",
+        text=text,
         title="",
         num_pages=1,
         pages_without_text=[],
@@ -348,7 +347,17 @@ def test_a_text_from_right_to_left_is_noted(word: str, share: str) -> None:
         paragraphs=[],
         left_out={},
     )
-    notes = pdf_notes(read)
-    assert notes == (
+    return pdf_notes(read)
+
+
+def test_a_drawing_made_of_characters_is_noted() -> None:
+    told = ["2 of 5 words have no letter or digit: a drawing may be made of characters"]
+    assert notes_on("Кит ❚❥ ❖❄ O2 лес") == told
+    assert notes_on("One – two three four.") == []
+
+
+@pytest.mark.parametrize(("word", "share"), [("שלום", "40%"), ("سلام", "40%"), ("word", "")])
+def test_a_text_from_right_to_left_is_noted(word: str, share: str) -> None:
+    assert notes_on(f"{word} {'abcdef'} 123") == (
         [f"{share} of the letters are written from right to left: words may be parted or out of order"] if share else []
     )

@@ -47,7 +47,7 @@ def _weights(folder: Path) -> dict[str, bytes]:
 
 def _texts(skipped: Path) -> list[str]:
     lines = (skipped.with_name("corpus.jsonl")).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
+    return sorted(json.loads(line)["text"] for line in lines)  # a file that was skipped at first comes last
 
 
 def _read(path: Path) -> Any:

@@ -53,6 +53,7 @@ _CITATION = re.compile(r"\[\d+(?:[,–-] ?\d+)*\]|\bet al\b|\([A-Z][^()\d]{1,60}
 _FEWEST_CITATIONS = 5
 _WORDS_BETWEEN_CITATIONS = 500
 _LONGEST_PAPER = 40_000  # words, without an abstract
+_SIGNS = 0.25  # of the words: more are a drawing's
 _FROM_RIGHT_TO_LEFT = 0.05  # of the letters
 
 
@@ -236,6 +237,10 @@ def pdf_notes(read: "PdfText") -> list[str]:
         notes.append(f"pages with pdfium's lines as they are, since ours would part its words: {numbers}")
     if (share := _share_from_right_to_left(read.text)) > _FROM_RIGHT_TO_LEFT:
         notes.append(f"{share:.0%} of the letters are written from right to left: words may be parted or out of order")
+    words = read.text.split()
+    signs = sum(not any(map(str.isalnum, word)) for word in words)
+    if signs > _SIGNS * len(words):
+        notes.append(f"{signs:,} of {len(words):,} words have no letter or digit: a drawing may be made of characters")
     if read.left_out:
         kinds = ", ".join(f"{len(words)} words of {kind}" for kind, words in read.left_out.items())
         notes.append(f"left out: {kinds}")
