@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
 from tests.corpus.crashing import die_of_b
 from typer.testing import CliRunner
 
@@ -182,6 +183,13 @@ def test_other_settings_need_another_folder(files: list[Path], tmp_path: Path) -
     (out / "settings.json").unlink()
     with pytest.raises(DataError, match=r"holds a corpus\.jsonl without settings\.json"):
         read_shelf(files, out, progress=False)
+
+
+def test_one_process_at_a_time(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="another process is writing to"):
+        read_shelf(files, tmp_path / "out", progress=False)
+    assert read_shelf(files, tmp_path / "out", progress=False).num_written == 2
 
 
 def test_a_corpus_that_something_else_wrote(files: list[Path], tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.errors import DataError, first_line
+from longlora.errors import ConfigError, DataError, first_line
 from longlora.support.apart import call_apart
 from longlora.support.files import write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
@@ -66,25 +68,31 @@ def read_shelf(
     """Read files into `folder`; those whose content has a record there already are not read again.
 
     Raises:
-        ConfigError: the folder holds texts made with other settings, or the engine asked for is not installed.
+        ConfigError: the folder holds texts made with other settings, another process is writing to it, or the engine
+            asked for is not installed.
         DataError: what the folder holds is no corpus.
     """
     settings = settings or Settings()
     check_engine(settings.engine)
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_settings(folder, asdict(settings) | {"near_duplicates": near_duplicates})
-    shelf = _Shelf(folder, near_duplicates, write_texts=write_texts)
-    waiting = [path for path in files if shelf.is_new(path)]
-    done = len(files) - len(waiting)
-    with (
-        progress_bar("Reading", total=len(files), completed=done, progress=progress) as advance,
-        closing(_extracted(waiting, settings, processes)) as read,
-    ):
-        for path, found in read:
-            shelf.put(path, found)
-            advance(1, path.name)
-    write_atomically(folder / SKIPPED_FILE, json.dumps(shelf.result.skipped, ensure_ascii=False, indent=2) + "\n")
-    return shelf.result
+    try:
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout as error:
+        raise ConfigError(f"another process is writing to {folder}; wait for it, or choose another folder") from error
+    with lock:
+        _keep_settings(folder, asdict(settings) | {"near_duplicates": near_duplicates})
+        shelf = _Shelf(folder, near_duplicates, write_texts=write_texts)
+        waiting = [path for path in files if shelf.is_new(path)]
+        done = len(files) - len(waiting)
+        with (
+            progress_bar("Reading", total=len(files), completed=done, progress=progress) as advance,
+            closing(_extracted(waiting, settings, processes)) as read,
+        ):
+            for path, found in read:
+                shelf.put(path, found)
+                advance(1, path.name)
+        write_atomically(folder / SKIPPED_FILE, json.dumps(shelf.result.skipped, ensure_ascii=False, indent=2) + "\n")
+        return shelf.result
 
 
 class _Shelf:
