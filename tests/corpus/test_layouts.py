@@ -62,7 +62,8 @@ def test_references_are_left_out_or_kept(printing: SimpleNamespace, tmp_path: Pa
     printing.print_article(path, article, columns=2)
     dropped, kept = read_pdf(path), read_pdf(path, references="keep")
     listed = ["References", *printing.words_of(" ".join(article.references))]
-    assert len(dropped.left_out["references"]) == pytest.approx(len(listed), rel=0.02)
+    # Words broken at the ends of lines count twice: 1.1 % of 100 articles' words, standard deviation 0.66 %.
+    assert len(dropped.left_out["references"]) == pytest.approx(len(listed), rel=0.045)
     assert "references" not in kept.left_out
     assert measure(printing, [*article.words, *listed], kept.text) >= LEAST
     assert "References" not in dropped.text and "References" in kept.text

@@ -63,7 +63,7 @@ def test_json_follows_recipe_overrides_and_options(
     notes = {item["name"]: item["note"] for item in changed["items"]}
     assert "bits" in notes["frozen weights"]
     assert notes["optimizer"] == "adamw_8bit"
-    assert notes["logits and loss"].startswith("whole")
+    assert notes["logits and loss"].startswith("all logits")
     assert notes["layer inputs"].startswith("5 at a time")
 
 
