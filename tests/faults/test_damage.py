@@ -66,7 +66,8 @@ def test_a_file_of_a_checkpoint_that_is_missing_or_cut(run: Path, recipe: Recipe
 def test_no_checkpoint_that_is_whole(run: Path, recipe: Recipe) -> None:
     for step in (2, 4):
         (run / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"intact \(checkpoint-4: optimizer\.pt has 0 bytes.*checkpoint-2.*delete"):
+    said = r"intact \(checkpoint-4: optimizer\.pt has 0 bytes.*checkpoint-2.*delete"
+    with pytest.raises(CheckpointError, match=said):
         train(recipe)
     assert (run / "checkpoints" / "checkpoint-2" / "scheduler.pt").exists()
 
