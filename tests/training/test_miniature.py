@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("miniatures")
 
 
-@pytest.mark.parametrize("name", recipe_names())
+def recipes() -> Iterator[Any]:
+    """Every recipe; those that differ from an earlier one only in size or context are slow tests."""
+    seen = set()
+    for name in recipe_names():
+        recipe, known = load_recipe(name), find_known_model(load_recipe(name).model_name_or_path)
+        kind = known.config["model_type"] if known else name
+        way = (kind, recipe.tuning, recipe.data.kind, recipe.quantization, recipe.rope.rope_type)
+        yield pytest.param(name, marks=pytest.mark.slow if way in seen else ())
+        seen.add(way)
+
+
+@pytest.mark.parametrize("name", list(recipes()))
 def test_a_recipe_trains_in_miniature(name, folder):
     original, recipe = load_recipe(name), small(name, folder, "dtype=float32")
     result = train(recipe)
