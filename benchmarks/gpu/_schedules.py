@@ -127,7 +127,8 @@ def run_schedules(
     folder = session.path.parent / "schedules" / f"{texts.name if texts else 'python'}{'-dry' * session.dry}"
     base = pretrain(plan, files, folder / "base", session, seconds=pretraining_seconds)
     if base is None:
-        return print("time is up before the base is done: start the step again, it goes on")
+        print("time is up before the base is done: start the step again, it goes on")
+        return
     sizes = replace(sizes, base=str(base))
     bench = Bench(sizes, folder / "cache")
     case = f"base {bench.digest[:6]}"
@@ -145,7 +146,6 @@ def run_schedules(
             session.run(name, settings, partial(measure, bench, cell))
     except OutOfTime as reason:
         print(reason or "time is up")
-    return None
 
 
 def measure(bench: Bench, cell: Cell) -> Row:

@@ -18,14 +18,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.errors import ConfigError, DataError, first_line
+from longlora.errors import DataError, first_line
 from longlora.support.apart import call_apart
-from longlora.support.files import write_atomically
+from longlora.support.files import claim, write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
 from longlora.support.progress import progress_bar
 
@@ -75,11 +73,7 @@ def read_shelf(
     settings = settings or Settings()
     check_engine(settings.engine)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
-    except Timeout as error:
-        raise ConfigError(f"another process is writing to {folder}; wait for it, or choose another folder") from error
-    with lock:
+    with claim(folder / ".lock", f"another process is writing to {folder}; wait for it, or choose another folder"):
         _keep_settings(folder, asdict(settings) | {"near_duplicates": near_duplicates})
         shelf = _Shelf(folder, near_duplicates, write_texts=write_texts)
         waiting = [path for path in files if shelf.is_new(path)]

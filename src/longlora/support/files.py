@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from longlora.errors import CheckpointError, LongLoRAError, ResourceError
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from longlora.errors import CheckpointError, ConfigError, LongLoRAError, ResourceError
 from longlora.support.digests import flush, seal
 
 
@@ -86,6 +88,18 @@ def resource_error(error: OSError) -> ResourceError:
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = _REMEDIES.get(error.errno or 0)
     return ResourceError(f"{where}{error.strerror or error}{f'; {remedy}' if remedy else ''}")
+
+
+def claim(lock: Path, refusal: str) -> AcquireReturnProxy:
+    """Take a lock that one process at a time can have, and return what releases it at the end of a `with` block.
+
+    Raises:
+        ConfigError: another process has it; the message is `refusal`.
+    """
+    try:
+        return FileLock(lock, timeout=0).acquire()
+    except Timeout:
+        raise ConfigError(refusal) from None
 
 
 @contextmanager

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from filelock import FileLock, Timeout
-
 from longlora.errors import ConfigError, DataError
-from longlora.support.files import write_atomically
+from longlora.support.files import claim, write_atomically
 
 Entry = TypeVar("Entry")
 _BLOCK_BYTES = 1 << 16
@@ -34,11 +32,8 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], parse: Callable[[Any], object] = _as_it_is) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{path}.lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise ConfigError(f"another process is using {path}; wait for it, or choose another path") from error
+        refusal = f"another process is using {path}; wait for it, or choose another path"
+        self._lock = claim(Path(f"{path}.lock"), refusal).lock
         try:
             self.entries = read_journal(path, settings, parse)
             if not self.entries:

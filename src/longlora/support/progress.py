@@ -24,8 +24,9 @@ def progress_bar(
         return
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}", TimeRemainingColumn()
     console = Console(stderr=True)
-    # Only a terminal needs the thread that redraws; a thread that lacks the memory to start blocks forever (CPython).
-    with Progress(*columns, console=console, transient=transient, auto_refresh=console.is_terminal) as bar:
+    # Only a live display needs the thread that redraws; one that lacks the memory to start blocks forever (CPython).
+    is_live = console.is_terminal or console.is_jupyter
+    with Progress(*columns, console=console, transient=transient, auto_refresh=is_live) as bar:
         task = bar.add_task(description, total=total, completed=completed, text="")
         yield lambda count, text: bar.update(task, advance=count, text=text)
 

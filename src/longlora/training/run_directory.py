@@ -30,12 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from longlora.config import Recipe, dump_recipe, read_yaml
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.support.digests import find_damage, is_sealed
-from longlora.support.files import read_json, remove_partial, write_atomically
+from longlora.support.files import claim, read_json, remove_partial, write_atomically
 from longlora.support.journal import json_line
 from longlora.support.packages import package_versions
 
@@ -109,13 +108,8 @@ def open_run(
     run = RunDirectory(recipe)
     missing = check_output(recipe, merge_follows=merge_follows)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(run.root / "lock", timeout=0).acquire()
-    except Timeout:
-        raise ConfigError(
-            f"{run.root} is in use by another training process; wait for it or end it, or choose another output_dir"
-        ) from None
-    with lock:
+    refusal = f"{run.root} is in use by another training process; wait for it or end it, or choose another output_dir"
+    with claim(run.root / "lock", refusal):
         if missing:
             logger.info("%s is already trained; creating what is missing: %s", run.result, ", ".join(missing))
         else:
