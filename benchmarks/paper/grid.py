@@ -60,10 +60,11 @@ DEPTHS = {"within a group": 0.85, "beyond a group": 0.5, "full length": 0.0}
 EQUAL_TOKENS = 40  # steps of every arm
 FEWER_STEPS = (10, 20, 30)  # of full attention: the curve to beat
 MORE_STEPS = 80
+FEWER_OF_MORE = (60,)
 RATE = 1e-3
 RATES = (3e-4, 3e-3)  # the others: each arm is judged at its best of three
 DECIDING = ("full", "S²", "S², last 40 % dense", "rows of g, last 40 % dense")
-SEEDS = 3
+SEEDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,9 @@ def cells() -> Iterator[Cell]:
         for arm in _arms.ARMS:
             yield Cell(arm=arm, steps=EQUAL_TOKENS, learning_rate=RATE, **common)
         for steps in FEWER_STEPS:
+            for rate in (RATE, *RATES):
+                yield Cell(arm="full", steps=steps, learning_rate=rate, **common)
+        for steps in FEWER_OF_MORE:
             yield Cell(arm="full", steps=steps, learning_rate=RATE, **common)
         for arm in DECIDING:
             yield Cell(arm=arm, steps=MORE_STEPS, learning_rate=RATE, **common)
