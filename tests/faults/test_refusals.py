@@ -124,6 +124,15 @@ def test_a_line_that_unpacks_to_more_than_memory(tmp_path: Path, monkeypatch: py
     assert [text for _, text in read_documents(str(path))] == ["short", "last"]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+def test_a_text_too_long_to_tokenize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(row_readers, "_MOST_LINE_BYTES", 1 << 16)
+    long = "long" * (1 << 16)
+    (tmp_path / name).write_text(long if name == "a.txt" else json.dumps([{"text": long}]))
+    (tmp_path / "b.txt").write_text("short")
+    assert [text for _, text in read_documents(str(tmp_path))] == ["short"]
+
+
 @settings(max_examples=60)
 @given(st.binary(max_size=300), st.sampled_from(["a.jsonl", "a.json", "a.parquet", "a.json.gz", "a.txt"]))
 def test_any_bytes_as_data(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str) -> None:

@@ -24,8 +24,10 @@ _TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", _PARQUET)
 # Enough to tell a text from a model or archive of many gigabytes without reading all of it.
 _HEAD_BYTES = 1 << 20
 # A line of a compressed file may unpack to more than fits in memory; so may a list, which must be read as a whole.
+# Tokenizing a text takes many times its size, so no text is longer than a line.
 _MOST_LINE_BYTES = 1 << 28
 _MOST_LIST_BYTES = 1 << 31
+_TOO_LONG_FOR_ONE = f"longer than {_MOST_LINE_BYTES >> 20} MiB"
 # Rows of a Parquet file in memory at once: a row may be a whole book.
 _PARQUET_ROWS = 64
 _NAMES_SHOWN = 5
@@ -98,6 +100,8 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
 def _usable(text: str) -> str:
     if not text.strip():
         raise UnusableError("empty")
+    if len(text) > _MOST_LINE_BYTES:
+        raise UnusableError(_TOO_LONG_FOR_ONE)
     check_unicode(text)
     return text
 
@@ -222,7 +226,9 @@ def _read_text(path: Path) -> str:
     with path.open("rb") as stream:
         content = stream.read(_HEAD_BYTES)
         if b"\0" not in content:
-            content += stream.read()
+            content += stream.read(_MOST_LINE_BYTES)
+    if len(content) > _MOST_LINE_BYTES:
+        raise UnusableError(_TOO_LONG_FOR_ONE)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -238,7 +244,7 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
             if isinstance(value, dict):
                 yield number, value
             elif value is _TOO_LONG:
-                skipped.add(f"longer than {_MOST_LINE_BYTES >> 20} MiB", f"{path}:{number}")
+                skipped.add(_TOO_LONG_FOR_ONE, f"{path}:{number}")
             else:
                 skipped.add("not a JSON object", f"{path}:{number}")
 
