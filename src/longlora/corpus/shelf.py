@@ -10,7 +10,6 @@ import os
 import resource
 from collections import Counter
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,6 +25,7 @@ from longlora.support.apart import call_apart
 from longlora.support.files import claim, write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
 from longlora.support.progress import progress_bar
+from longlora.support.threads import thread_pool
 
 NearDuplicateRule = Literal["drop", "mark", "keep"]
 
@@ -169,7 +169,7 @@ def _extract(path: Path, settings: Settings) -> _Found | str:
 def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Generator[tuple[Path, _Found | str]]:
     """Yield files in their order with what they give, several read at once."""
     stop = Event()
-    with ThreadPoolExecutor(processes) as pool:
+    with thread_pool(processes) as pool:
         try:
             yield from zip(files, pool.map(partial(_extract_apart, settings=settings, stop=stop), files), strict=True)
         finally:  # whoever takes no more, on Ctrl-C or a full disk, does not wait for what is left

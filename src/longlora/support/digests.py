@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
+
+from longlora.support.threads import thread_pool
 
 DIGESTS_FILE = "digests.json"
 _FREE = {DIGESTS_FILE, "README.md"}  # users may edit the model card
@@ -25,7 +26,7 @@ def seal(directory: Path) -> None:
     digests_file = directory / DIGESTS_FILE
     digests_file.unlink(missing_ok=True)
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with thread_pool(_THREADS) as pool:
         entries = list(pool.map(_flushed_entry, paths))
     names = [path.relative_to(directory).as_posix() for path in paths]
     noted = {name: entry for name, entry in zip(names, entries, strict=True) if name not in _FREE}
@@ -65,7 +66,7 @@ def differences(
     if not expected:
         yield DIGESTS_FILE, f"{DIGESTS_FILE} lists no files"
         return
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with thread_pool(_THREADS) as pool:
         found = pool.map(lambda name: _difference(directory, name, *expected[name], is_known), expected)
         yield from ((name, damage) for name, damage in zip(expected, found, strict=True) if damage)
 

@@ -25,11 +25,13 @@ from longlora.corpus.question_rows import write_rows
 from longlora.data.sources import Source
 from longlora.errors import ConfigError
 from longlora.support.progress import progress_bar, shown
+from longlora.support.threads import thread_pool
 
 logger = logging.getLogger("longlora")
 
 _INTERRUPTED = "interrupted"
 _MOST_REASONS_SHOWN = 5
+_THREADS = 4  # to read documents, resolve host names and run a local model; calls to a server need none
 
 About = Callable[[Document, Ask], DocumentQA]
 
@@ -153,6 +155,7 @@ async def _ask(documents: Documents, about: About, caller: Caller, *, num_at_onc
     As many documents are worked on at once as calls may be under way: each has at least one to send.
     """
     waiting, turn = iter(documents), asyncio.Lock()
+    asyncio.get_running_loop().set_default_executor(thread_pool(_THREADS))
 
     async def work() -> None:
         while caller.stopped_by is None:
