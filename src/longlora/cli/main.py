@@ -152,6 +152,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread")
+_SCARCE_BYTES = 16 << 20
 
 
 @contextmanager
@@ -168,13 +169,21 @@ def _mistakes_of_the_machine() -> Iterator[None]:
         from longlora.support.files import resource_error
 
         raise resource_error(error) from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(said in str(error) for said in _NO_MEMORY):
+    except (MemoryError, RuntimeError, SystemError) as error:
+        if not _is_of_memory(error):
             raise
         raise ResourceError(
             f"memory ran out ({first_line(error)}); `longlora plan RECIPE` shows what takes memory in a run, and what "
             "helps"
         ) from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    from longlora.support.scarce_memory import can_allocate
+
+    if isinstance(error, SystemError):  # CPython may lose a MemoryError on its way up
+        return not can_allocate(_SCARCE_BYTES)
+    return isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY)
 
 
 # Library messages that no user can act on: logger names, with the beginning of the message.

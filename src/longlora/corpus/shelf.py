@@ -25,7 +25,7 @@ from longlora.support.apart import call_apart
 from longlora.support.files import claim, write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
 from longlora.support.progress import progress_bar
-from longlora.support.threads import thread_pool
+from longlora.support.scarce_memory import thread_pool
 
 NearDuplicateRule = Literal["drop", "mark", "keep"]
 

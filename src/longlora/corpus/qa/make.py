@@ -25,7 +25,7 @@ from longlora.corpus.question_rows import write_rows
 from longlora.data.sources import Source
 from longlora.errors import ConfigError
 from longlora.support.progress import progress_bar, shown
-from longlora.support.threads import thread_pool
+from longlora.support.scarce_memory import thread_pool
 
 logger = logging.getLogger("longlora")
 
