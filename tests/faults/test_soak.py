@@ -64,16 +64,34 @@ def soak(process: psutil.Process, request: Callable[[int], None], name: str) -> 
     assert grown < MOST_GROWTH_BYTES and opened <= MOST_NEW_DESCRIPTORS
 
 
+def ask_about_a_document(url: str, number: int) -> None:
+    """What a new visitor's browser does: open the page, upload a document, ask a question, and leave."""
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as visitor:
+        config = visitor.get("/config").json()
+        ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+        event_of = {tuple(event["inputs"]): event["id"] for event in config["dependencies"]}
+        prefix, key = config["api_prefix"], f"visitor{number}"
+
+        def send(inputs: list[str], values: list[object]) -> str:
+            event = {"fn_index": event_of[tuple(ids[name] for name in inputs)], "data": values, "session_hash": key}
+            assert visitor.post(f"{prefix}/queue/join", json=event).status_code == 200
+            with visitor.stream("GET", f"{prefix}/queue/data", params={"session_hash": key}) as stream:
+                return next(line for line in stream.iter_lines() if "process_completed" in line)
+
+        with visitor.stream("GET", f"{prefix}/heartbeat/{key}"):  # its end is that the page was closed
+            files = {"files": (f"{number}.txt", f"The sea number {number} is wide. ".encode() * 9)}
+            (path,) = visitor.post(f"{prefix}/upload", files=files).json()
+            document = {"path": path, "orig_name": f"{number}.txt", "meta": {"_type": "gradio.FileData"}}
+            assert f"{number}.txt" in send(["document"], [document])
+            assert "assistant" in send(["question", "chat"], ["why", []])
+
+
 def test_web_takes_no_more_and_more(world: World, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-
-    def visit(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as visitor:  # another visitor each time
-            assert visitor.get("/" if number % 2 else "/config").status_code == 200
-
-    with running(["web", str(world.root / "finished" / "adapter"), "--port", str(port)], url, tmp_path) as process:
-        soak(process, visit, "web")
+    arguments = ["web", str(world.root / "finished" / "adapter"), "--port", str(port), "--max-new-tokens", "2"]
+    with running(arguments, url, tmp_path) as process:
+        soak(process, lambda number: ask_about_a_document(url, number), "web")
 
 
 def test_serve_takes_no_more_and_more(world: World, tmp_path: Path) -> None:
