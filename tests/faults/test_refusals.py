@@ -324,6 +324,7 @@ def test_a_command_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (MemoryError(), "longlora: memory ran out (MemoryError); `longlora plan RECIPE` shows"),
         (RuntimeError("can't start new thread"), "longlora: memory ran out (can't start new thread); `longlora plan"),
+        (ImportError("a.so: failed to map segment"), "longlora: memory ran out (a.so: failed to map segment); "),
     ],
 )
 def test_what_the_machine_refuses_is_said_in_one_line(
@@ -352,6 +353,25 @@ def test_an_error_without_a_name_is_of_memory_where_none_is_left(
     with pytest.raises(SystemError if is_left else SystemExit) as end:
         cli.main()
     assert is_left or end.value.code == 2
+
+
+def test_an_interrupt_inside_a_finalizer_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dies:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        Dies()
+        time.sleep(10)
+
+    before = sys.unraisablehook
+    monkeypatch.setattr(cli, "app", work)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main()
+    assert sys.unraisablehook is before
+    assert "Exception ignored" not in capsys.readouterr().err
 
 
 # --- credentials ---

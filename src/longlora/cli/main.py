@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +128,7 @@ def main() -> None:
     logger.handlers = [handler]
     _quiet_libraries()
     try:
-        with _mistakes_of_the_machine():
+        with _mistakes_of_the_machine(), _every_interrupt():
             app()
     except LongLoRAError as error:
         if not tell_launcher(error):
@@ -151,7 +153,13 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread")
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "failed to map segment",  # of a library
+)
 _SCARCE_BYTES = 16 << 20
 
 
@@ -169,13 +177,31 @@ def _mistakes_of_the_machine() -> Iterator[None]:
         from longlora.support.files import resource_error
 
         raise resource_error(error) from error
-    except (MemoryError, RuntimeError, SystemError) as error:
+    except (MemoryError, RuntimeError, SystemError, ImportError) as error:
         if not _is_of_memory(error):
             raise
         raise ResourceError(
             f"memory ran out ({first_line(error)}); `longlora plan RECIPE` shows what takes memory in a run, and what "
             "helps"
         ) from error
+
+
+@contextmanager
+def _every_interrupt() -> Iterator[None]:
+    """Deliver a Ctrl-C again that arrives inside a finalizer, where Python drops exceptions."""
+    report = sys.unraisablehook
+
+    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()  # now it would be dropped again
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def _is_of_memory(error: Exception) -> bool:
