@@ -1,6 +1,7 @@
 """Shared test setup: no network, one thread, no display, a reproducible seed, real texts if there are any."""
 
 import atexit
+import gc
 import os
 import random
 import secrets
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import tests.shapes  # noqa: F401 - jaxtyping finds it by this name
 from hypothesis import settings
 
 SEED_VARIABLE = "LONGLORA_TEST_SEED"
@@ -119,6 +121,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in needing_gpu:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector off what was imported: accelerate runs it before every training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
