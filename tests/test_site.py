@@ -47,6 +47,7 @@ def options(command: Any) -> Iterator[str]:
     yield from (name for parameter in command.params for name in parameter.opts if name.startswith("--"))
 
 
+@pytest.mark.slow  # half a minute of sphinx
 def test_the_reference_is_whole(site: Path) -> None:
     page = (site / "reference" / "recipe.html").read_text(encoding="utf-8")
     described = {re.sub(r"<[^>]+>", "", term) for term in re.findall(r"<dt>(.*?)</dt>", page, flags=re.DOTALL)}

@@ -6,11 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from longlora.config import Recipe, parse_recipe
 
 MakeRecipe = Callable[..., Recipe]
 STORY = "the sea was calm and a ship lay still upon it. "
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw curves small and without a layout: nobody looks at those of a test, and a hundred runs draw some."""
+    save = Figure.savefig
+
+    def quickly(figure: Figure, file: Path, **options: Any) -> None:
+        figure.set_layout_engine("none")
+        save(figure, file, **{**options, "dpi": 20})
+
+    monkeypatch.setattr(Figure, "savefig", quickly)
 
 
 @pytest.fixture

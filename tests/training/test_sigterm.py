@@ -25,6 +25,7 @@ def metrics(run: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+@pytest.mark.slow  # a process of its own, as `make faults` has many
 def test_a_real_process_saves_and_says_so(values: dict[str, Any], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**values, "max_steps": 5000, "save_steps": 5000}))

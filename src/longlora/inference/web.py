@@ -22,6 +22,7 @@ from longlora.inference.sessions import Session, SessionStore, usage_html
 
 LOCALHOST = "127.0.0.1"
 QUEUE_SIZE = 16
+MOST_STATES = 100  # of visitors' pages, 70 kB each, that gradio keeps also after they have left; its default is 10,000
 EXAMPLES = [
     "Summarize the document in five sentences.",
     "What is the main result, and what is it based on?",
@@ -141,6 +142,7 @@ def launch_page(
             auth_message="Any name will do." if password else None,
             max_file_size=f"{max_megabytes}mb",
             app_kwargs={"middleware": guards},
+            state_session_capacity=MOST_STATES,
             share=False,
             quiet=True,
             prevent_thread_lock=True,
