@@ -91,7 +91,8 @@ LIMITS = """
   were made again. Two errors that Python or a library raises in place of a `MemoryError` ended in tracebacks (make_qa 1
   of seed 2, corpus 18 of seed 3); they end in the message of a lack of memory.
 - A Ctrl-C that met a finalizer was dropped by Python (import 4 of seed 3). It is delivered again.
-- The soak showed gradio keeping 70 kB of every visitor who had left, for up to 10,000 visitors. `longlora web` keeps 100.
+- The soak showed gradio keeping 70 kB of every visitor who had left, for up to 10,000 visitors. `longlora web` keeps
+  those of 100.
 - A text of a gigabyte was accepted, though tokenizing it would take many times its size. Texts longer than 256 MiB are
   skipped with a word.
 
@@ -115,11 +116,11 @@ of JSON, which is read as a whole, in 13 s and 2.8 GiB.
 
 ## Versions
 
-`make versions` packs longlora, installs it into environments of its own, trains, merges, measures and asks. All passed on
-2026-11-27 (Linux, x86-64): the oldest versions that are allowed (torch 2.11.0, transformers 5.17.0, peft 0.20.0, trl
-1.16.0, datasets 4.7.0, pydantic 2.11.0), the newest (torch 2.14.1, transformers 5.24.0, peft 0.21.2, trl 1.16.0, datasets
-5.2.0, pydantic 2.14.4), and those of `constraints.txt` as wheel and as source distribution on Python 3.11.7, 3.12.1 and
-3.13.0.
+`make versions` packs longlora, installs it into environments of its own, trains, merges, measures and asks. All passed
+on 2026-11-27 (Linux, x86-64): the oldest versions that are allowed (torch 2.11.0, transformers 5.17.0, peft 0.20.0, trl
+1.16.0, datasets 4.7.0, pydantic 2.11.0), the newest (torch 2.14.1, transformers 5.24.0, peft 0.21.2, trl 1.16.0,
+datasets 5.2.0, pydantic 2.14.4), and those of `constraints.txt` as wheel and as source distribution on Python 3.11.7,
+3.12.1 and 3.13.0.
 
 ## What is not promised
 

@@ -9,6 +9,7 @@ import torch
 
 from longlora.config import parse_recipe
 from longlora.errors import CheckpointError, ConfigError
+from longlora.evaluation.subject import base_of
 from longlora.models import load as model_module
 from longlora.models.load import (
     compute_dtype,
@@ -78,6 +79,15 @@ def test_an_adapter_is_merged_before_it_is_trained_on(tmp_path: Path) -> None:
     recipe = {"model_name_or_path": str(tmp_path), "output_dir": "x", "context_length": 128, "data": {"source": "x"}}
     with pytest.raises(ConfigError, match="is an adapter: merge it first"):
         load_for_training(parse_recipe(recipe))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_that_names_no_base(tmp_path: Path, content: str) -> None:
+    """As PEFT writes it for a model that was made of a configuration alone."""
+    (tmp_path / "adapter_config.json").write_text(content)
+    for use in (load_for_inference, base_of):
+        with pytest.raises(CheckpointError, match="names no base model; set base_model_name_or_path there"):
+            use(str(tmp_path))
 
 
 def test_a_file_is_no_model(base_model: Path) -> None:

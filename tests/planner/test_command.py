@@ -1,12 +1,14 @@
 """`longlora plan`: statuses, both forms of output, and that it loads nothing heavy."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import MistralConfig
 
 from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
@@ -184,6 +186,26 @@ def test_it_refuses_what_training_refuses(
     with pytest.raises(ConfigError) as error:
         extended_config(config, load_recipe(path))
     assert str(error.value) == refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["sequence_parallel_size=3"], "sequence_parallel_size=3 must divide the model's 4 query heads"),
+        (["model_name_or_path=WINDOWS"], "has its own window (64 tokens), so S²-Attn cannot train it"),
+        (["model_name_or_path=ADAPTER"], "is an adapter: merge it first"),
+    ],
+)
+def test_it_refuses_models_that_training_refuses(
+    tmp_path: Path, recipe: Path, changes: list[str], message: str
+) -> None:
+    windows, adapter = tmp_path / "windows", tmp_path / "adapter"
+    MistralConfig(sliding_window=64).save_pretrained(windows)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    changes = [change.replace("WINDOWS", str(windows)).replace("ADAPTER", str(adapter)) for change in changes]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        planned_run(load_recipe(recipe, ["model_name_or_path=tiny", *changes]), num_gpus=3, strategy="fsdp2")
 
 
 def test_conversations_may_stay_within_what_the_model_reads(recipe: Path) -> None:

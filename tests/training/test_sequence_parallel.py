@@ -81,7 +81,7 @@ def test_a_size_must_divide_the_heads(size: int, divides: bool) -> None:
     if divides:
         check_divisible(model, size)
         return
-    with pytest.raises(ConfigError, match=f"sequence_parallel_size={size} must divide the 8 query heads of llama, and"):
+    with pytest.raises(ConfigError, match=f"sequence_parallel_size={size} must divide the model's 8 query heads, and"):
         check_divisible(model, size)
 
 

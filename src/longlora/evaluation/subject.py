@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import align_module_device
-from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes
 from longlora.errors import ConfigError
 from longlora.evaluation.logits import Model, base_model, vocabulary_size
-from longlora.models.checkpoint import is_adapter, read_extension
+from longlora.models.checkpoint import base_model_of, is_adapter, read_extension
 from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source
 from longlora.models.positions import readable_context
 from longlora.support.packages import package_versions
@@ -93,10 +92,7 @@ def base_of(model_name: str) -> str | None:
         CheckpointError: there is no such model.
     """
     directory = Path(model_source(model_name))
-    if not is_adapter(directory):
-        return None
-    extension = read_extension(directory)
-    return extension.base_model if extension else PeftConfig.from_pretrained(directory).base_model_name_or_path
+    return base_model_of(directory) if is_adapter(directory) else None
 
 
 def named_context(model_name: str) -> int:

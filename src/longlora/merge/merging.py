@@ -19,7 +19,7 @@ from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.merge.card import write_card
 from longlora.merge.changes import OtherWay, find_changes
 from longlora.merge.streaming import ShardMerge
-from longlora.models.checkpoint import ADAPTER_WEIGHTS, check_adapter, read_extension, save_tokenizer
+from longlora.models.checkpoint import ADAPTER_WEIGHTS, base_model_of, check_adapter, read_extension, save_tokenizer
 from longlora.models.compat import ordinary_attention
 from longlora.models.generation import lasting_settings, saved_settings
 from longlora.models.load import apply_extension, load_adapter, load_config, load_tokenizer, model_source
@@ -96,7 +96,7 @@ def merge_adapter(
         peft_config = PeftConfig.from_pretrained(adapter)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"the configuration of the adapter in {adapter} cannot be read: {error}") from error
-    base = model_source(extension.base_model if extension else peft_config.base_model_name_or_path)
+    base = model_source(base_model_of(adapter))
     check_whole(Path(base))
     config = load_config(base)
     if extension:

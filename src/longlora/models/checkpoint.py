@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, ConfigError
+from longlora.support.files import read_json
 from longlora.tiny import TINY_MODEL, tiny_model_directory
 
 if TYPE_CHECKING:
@@ -65,6 +66,39 @@ def model_source(name_or_path: str) -> str:
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise CheckpointError(f"there is no model directory {name_or_path}")
     return name_or_path
+
+
+def training_source(name_or_path: str) -> str:
+    """Resolve the name of a model to train, as `model_source` does.
+
+    Raises:
+        CheckpointError: it looks like a path, but contains no model.
+        ConfigError: it is an adapter.
+    """
+    source = model_source(name_or_path)
+    if is_adapter(Path(source)):
+        raise ConfigError(
+            f"model_name_or_path={name_or_path} is an adapter: merge it first (`longlora merge`), then train the "
+            "merged model"
+        )
+    return source
+
+
+def base_model_of(adapter: Path) -> str:
+    """Return the name or path of an adapter's base model.
+
+    Raises:
+        CheckpointError: the adapter's files are damaged or name none.
+    """
+    if extension := read_extension(adapter):
+        return extension.base_model
+    name = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(
+            f"{adapter / ADAPTER_CONFIG} names no base model; set base_model_name_or_path there to the model that was "
+            "trained"
+        )
+    return name
 
 
 def write_extension(directory: Path, extension: Extension) -> None:

@@ -20,7 +20,15 @@ from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.chat_template import check_template_ends
-from longlora.models.checkpoint import ADAPTER_WEIGHTS, Extension, is_adapter, model_source, read_extension
+from longlora.models.checkpoint import (
+    ADAPTER_WEIGHTS,
+    Extension,
+    base_model_of,
+    is_adapter,
+    model_source,
+    read_extension,
+    training_source,
+)
 from longlora.models.compat import keep_to_fitting_kernels, ordinary_attention
 from longlora.models.generation import stop_at_every_end
 from longlora.models.grouping import Grouping, set_grouping
@@ -63,12 +71,7 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
         CheckpointError: the model is missing, incomplete or damaged.
     """
     require_package(PACKAGES[recipe.optim], wanted_by=f"optim={recipe.optim}")
-    name = model_source(recipe.model_name_or_path)
-    if is_adapter(Path(name)):
-        raise ConfigError(
-            f"model_name_or_path={recipe.model_name_or_path} is an adapter: merge it first (`longlora merge`), then "
-            "train the merged model"
-        )
+    name = training_source(recipe.model_name_or_path)
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
     attention = _training_attention(config, recipe)
@@ -177,12 +180,8 @@ def load_adapter(
         CheckpointError: the adapter or its base is missing, incomplete or damaged.
         ConfigError: the base does not fit onto the devices of `device_map`.
     """
-    from peft import PeftConfig
-
     check_whole(directory)
-    extension = read_extension(directory)
-    base = extension.base_model if extension else PeftConfig.from_pretrained(directory).base_model_name_or_path
-    base = model_source(base)
+    extension, base = read_extension(directory), model_source(base_model_of(directory))
     config = load_config(base, trust_remote_code=trust_remote_code)
     if extension:
         apply_extension(config, extension)

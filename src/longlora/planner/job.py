@@ -12,6 +12,20 @@ Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 8-bit state. `paged_adamw_8bit`: the same, with the state in host memory."""
 
 
+def check_head_split(sequence_parallel_size: int, num_heads: int, num_kv_heads: int) -> None:
+    """Check that the attention heads of a model can be divided among the processes that share a row.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    size = sequence_parallel_size
+    if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
+        raise ConfigError(
+            f"sequence_parallel_size={size} must divide the model's {num_heads} query heads, and divide its "
+            f"{num_kv_heads} key-value heads or be a multiple of them"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """A training run. Defaults are those of `longlora train`.
@@ -68,6 +82,7 @@ class PlannedRun:
                 f"sequence_parallel_size={self.sequence_parallel_size} must divide the number of GPUs, found "
                 f"{self.num_gpus}"
             )
+        check_head_split(self.sequence_parallel_size, self.architecture.num_heads, self.architecture.num_kv_heads)
         if self.four_bit and self.tuning == "full":
             raise ConfigError("weights in 4 bits cannot be trained; use tuning=lora+ or tuning=lora")
         if self.four_bit and self.strategy == "zero3":

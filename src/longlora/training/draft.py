@@ -77,11 +77,6 @@ def draft_recipe(
         if key in ("model_name_or_path", "context_length") or key.startswith("hardware."):
             raise ConfigError(f"{key} cannot be overridden here; use MODEL, --context, --gpus, --memory or --strategy")
     architecture = find_architecture(model)
-    if architecture.num_sliding_layers == architecture.num_layers:
-        raise ConfigError(
-            f"each layer of {model} has its own window ({architecture.sliding_window:,} tokens), so S²-Attn cannot "
-            "train it and the model would not read further; set sliding_window to null in its config.json"
-        )
     values, why = _first_values(architecture, context_length, hardware, data)
     apply_overrides(values, overrides)
     settled |= {"hardware.strategy"} if hardware.strategy else set()

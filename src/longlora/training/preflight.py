@@ -4,7 +4,7 @@ from typing import Any
 
 from longlora.config import Recipe
 from longlora.errors import ConfigError
-from longlora.models.checkpoint import model_source
+from longlora.models.checkpoint import training_source
 from longlora.planner import PlannedRun, find_architecture
 from longlora.rope import extend_rope, present_context
 from longlora.support.choices import Strategy
@@ -25,12 +25,12 @@ def check_places(recipe: Recipe, *, merge_follows: bool) -> None:
     """Check the paths that a recipe names: the output directory (`check_output`), the model, the data.
 
     Raises:
-        ConfigError: the output directory cannot be used.
+        ConfigError: the output directory cannot be used, or the model is an adapter.
         CheckpointError: there is no model at the given path.
         DataError: there are no texts at the given path.
     """
     check_output(recipe, merge_follows=merge_follows)
-    model_source(recipe.model_name_or_path)
+    training_source(recipe.model_name_or_path)
     for source in (recipe.data.source, recipe.data.validation_source):
         for name in [source] if isinstance(source, str) else source or ():
             locate(name)
@@ -42,15 +42,22 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
     If the number of steps depends on the data (`num_train_epochs`), the plan is for one step.
 
     Raises:
-        ConfigError: the model's architecture or the optimizer's memory is unknown, or the model's positions cannot be
-            extended as the recipe asks.
+        ConfigError: the model's architecture or the optimizer's memory is unknown, S²-Attn reaches no layer of the
+            model, its heads cannot be divided, or its positions cannot be extended as the recipe asks.
     """
     if recipe.optim not in _PLANNED_OPTIMIZERS:
         raise ConfigError(
             f"the memory of optim={recipe.optim} is not known here; plan with one of {', '.join(_PLANNED_OPTIMIZERS)}"
         )
     targets = recipe.lora.target_modules
+    training_source(recipe.model_name_or_path)
     architecture = find_architecture(recipe.model_name_or_path)
+    if recipe.attention.pattern == "s2" and architecture.num_sliding_layers == architecture.num_layers:
+        raise ConfigError(
+            f"each layer of {architecture.name} has its own window ({architecture.sliding_window:,} tokens), so "
+            "S²-Attn cannot train it and the model would not read further; set sliding_window to null in its "
+            "config.json"
+        )
     positions, reach = architecture.rope_parameters, architecture.max_position_embeddings
     if not recipe.keeps_positions(present_context(positions, reach)):  # fails now if they cannot be extended
         extend_rope(

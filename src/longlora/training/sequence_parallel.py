@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from longlora.data.encode import IGNORED
 from longlora.errors import ConfigError
+from longlora.planner.job import check_head_split
 
 _FOLLOWS_THE_LONGEST_DOCUMENT = ("dynamic", "longrope")
 
@@ -143,8 +144,4 @@ def check_divisible(model: PreTrainedModel, size: int) -> None:
         raise ConfigError(f"{asked}: rope_type={kind} depends on the longest document; use yarn, or {remedy}")
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    if heads % size or (kv_heads % size and size % kv_heads):
-        raise ConfigError(
-            f"{asked} must divide the {heads} query heads of {config.model_type}, and divide its {kv_heads} key-value "
-            f"heads or be a multiple of them"
-        )
+    check_head_split(size, heads, kv_heads)
