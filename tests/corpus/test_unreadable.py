@@ -39,7 +39,7 @@ def test_encrypted(tmp_path: Path) -> None:
     from reportlab.lib.pdfencrypt import StandardEncryption
 
     path = save(tmp_path / "a.pdf", write, encrypt=StandardEncryption("secret", strength=128))
-    with pytest.raises(UnreadableFileError, match="encrypted, and it asks for a password: save a copy without one"):
+    with pytest.raises(UnreadableFileError, match="encrypted, and needs a password: save a copy without one"):
         extract(path, Settings())
 
 
@@ -53,7 +53,7 @@ def test_encryption_that_opens_without_a_password(tmp_path: Path) -> None:
 def test_truncated(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pdf", write)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UnreadableFileError, match=r"truncated: .* fetch it again"):
+    with pytest.raises(UnreadableFileError, match=r"truncated: .* download it again"):
         extract(path, Settings())
 
 
@@ -131,7 +131,7 @@ def test_pages_without_text_are_noted(tmp_path: Path) -> None:
     [
         ("a.pdf", b"", "empty: it has no bytes"),
         ("a.txt", b"", "empty: it has no bytes"),
-        ("a.pdf", b"<html>Not found</html>", "no PDF: it does not begin with %PDF"),
+        ("a.pdf", b"<html>Not found</html>", "not a PDF: it does not begin with %PDF"),
         ("a.epub", b"no zip file", "damaged: not a complete e-book"),
         ("a.html", b"<html><script>1</script></html>", "without text"),
         ("a.txt", "café".encode("latin-1"), "not UTF-8 text; convert it"),
@@ -166,7 +166,7 @@ def test_fonts_that_do_not_tell_their_letters(tmp_path: Path) -> None:
     body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in enumerate(objects, start=1))
     path = tmp_path / "a.pdf"
     path.write_text(f"%PDF-1.4\n{body}trailer<</Root 1 0 R/Size 7>>\n%%EOF\n")
-    with pytest.raises(UnreadableFileError, match=r"fonts that do not tell their letters \(\d+ of \d+ characters\)"):
+    with pytest.raises(UnreadableFileError, match=r"fonts without a valid Unicode mapping \(\d+ of \d+ characters\)"):
         extract(path, Settings())
 
 
