@@ -127,7 +127,7 @@ def run_schedules(
     folder = session.path.parent / "schedules" / f"{texts.name if texts else 'python'}{'-dry' * session.dry}"
     base = pretrain(plan, files, folder / "base", session, seconds=pretraining_seconds)
     if base is None:
-        print("time is up before the base is done: start the step again, it goes on")
+        print("time is up before the base is done: start the step again to resume")
         return
     sizes = replace(sizes, base=str(base))
     bench = Bench(sizes, folder / "cache")

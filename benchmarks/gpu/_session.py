@@ -90,7 +90,7 @@ class Session:
         memory = memory_held() if failure else {}  # otherwise the row has its own measurements of memory
         row = self.write(case, **settings, **numbers, **failure, **memory, wall_s=round(time.monotonic() - began, 2))
         if failure.get("error") == "AcceleratorError" or "CUDA error" in failure.get("message", ""):
-            raise SystemExit(f"the CUDA context is lost after {case!r}; start the step again, it goes on after this")
+            raise SystemExit(f"the CUDA context is lost after {case!r}; start the step again to resume after it")
         return row
 
     def _watch(self) -> None:
