@@ -28,7 +28,7 @@ _MOST_ROWS_OF_A_PAGE = 500
 _ERRORS = {
     3: "damaged: pdfium finds no document in it",
     4: "encrypted, and needs a password: save a copy without one",
-    5: "encrypted in an unknown way",
+    5: "encrypted with a method that pdfium does not support",
 }
 
 
