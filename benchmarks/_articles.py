@@ -1,4 +1,4 @@
-"""Articles of made-up words whose text is known, so that what is read back from their PDFs can be compared with it."""
+"""Generate articles of made-up words with a known text, to compare with what is read back from their PDFs."""
 
 import difflib
 import random
@@ -13,7 +13,7 @@ SYLLABLES = [*SYLLABLES.split(), *"ro sa se si so sta ta te ti to tra va ve vi v
 
 @dataclass
 class Paragraph:
-    """Sentences, and perhaps a footnote that belongs to the last word of the first of them."""
+    """Sentences, and possibly a footnote to the last word of the first sentence."""
 
     sentences: list[str]
     note: str = ""
@@ -25,7 +25,7 @@ class Paragraph:
 
 @dataclass
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the paragraphs below it."""
 
     heading: str
     paragraphs: list[Paragraph]
@@ -33,7 +33,7 @@ class Section:
 
 @dataclass
 class Article:
-    """A text in its reading order, apart from what may be printed elsewhere: notes, captions, references."""
+    """A text in reading order, with what may be printed elsewhere kept separately: notes, captions, references."""
 
     title: str
     abstract: Paragraph
@@ -46,7 +46,7 @@ class Article:
 
     @property
     def words(self) -> list[str]:
-        """The words of title, abstract, headings and paragraphs, as they are to be read."""
+        """The words of title, abstract, headings and paragraphs, in reading order."""
         parts = [self.title, self.abstract.text]
         for section in self.sections:
             parts += [section.heading, *(paragraph.text for paragraph in section.paragraphs)]
@@ -58,7 +58,7 @@ class Article:
 
 
 def make_article(seed: int, *, num_sections: int = 5, paragraphs: int = 4, notes: bool = True) -> Article:
-    """Make an article up; two of one seed are alike."""
+    """Generate an article; the same seed gives the same article."""
     choose = random.Random(seed)
     vocabulary = [
         "".join(choose.choice(SYLLABLES) for _ in range(choose.choice((1, 2, 2, 3, 3, 4)))) for _ in range(3000)
@@ -93,28 +93,28 @@ def make_article(seed: int, *, num_sections: int = 5, paragraphs: int = 4, notes
 
 
 def words_of(text: str) -> list[str]:
-    """Split a text into its words as they stand, punctuation included."""
+    """Split a text into words, including punctuation."""
     return text.split()
 
 
 def without_asides(text: str) -> str:
-    """Leave out the paragraphs that stand in brackets: figures, tables, footnotes."""
+    """Remove the paragraphs in brackets: figures, tables, footnotes."""
     return "\n\n".join(
         part for part in text.split("\n\n") if not re.fullmatch(r"\[(Figure|Table|Footnote).*\]", part, re.S)
     )
 
 
 def agreement(source: Sequence[str], read: Sequence[str]) -> float:
-    """Return the share of words that a longest common order of both keeps: 2 × matches / (words here + words there).
+    """Return the share of words that match in order: 2 × matches / (words of both texts).
 
-    The matches are difflib's blocks, in the same order on both sides; words out of order, missing or added all cost.
+    The matches are difflib's blocks, in the same order on both sides; words out of order, missing or added lower it.
     """
     matcher = difflib.SequenceMatcher(None, list(source), list(read), autojunk=False)
     return matcher.ratio()
 
 
 def first_differences(source: Sequence[str], read: Sequence[str], limit: int = 20) -> list[str]:
-    """Show where two texts part, for a person to look at."""
+    """Return the first differences between two texts, for a person to read."""
     found = []
     for tag, a, b, c, d in difflib.SequenceMatcher(None, list(source), list(read), autojunk=False).get_opcodes():
         if tag != "equal":

@@ -1,4 +1,4 @@
-"""The report of `attention.py`: CSV, a page and a picture."""
+"""Write the report of `attention.py`: CSV, a page and a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FORWARD, TRAINING = "forward", "forward + backward"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One attention at one length: what the CSV holds."""
+    """One attention at one length: a row of the CSV."""
 
     heads: str
     num_tokens: int
@@ -26,11 +26,11 @@ class Row:
     times_as_fast_as_full: float | None = None
     """Median over the rounds of the ratio within each."""
     times_as_fast_as_roll: float | None = None
-    """Than the roll on the same kernel."""
+    """Compared with the roll on the same kernel."""
     peak_bytes: int | None = None
     """Highest memory of a run beyond inputs, output and their gradients (forward + backward only)."""
     peak_share: float | None = None
-    """The same as a share of inputs, output and their gradients together."""
+    """The same, as a share of inputs, output and their gradients together."""
     note: str = ""
 
 
@@ -59,7 +59,7 @@ def write_report(
 
 
 def as_ratio(ratio: float | None) -> str:
-    """Write a ratio, or that there is none."""
+    """Format a ratio; a dash if there is none."""
     return "—" if ratio is None else f"{ratio:.2f} ×"
 
 
@@ -88,7 +88,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path, origin: Provenance) -> None:
-    """Draw, for each kind of heads, the time against full attention's and the memory of a training pass."""
+    """Draw the time and the memory of a training pass by length, for each kind of heads."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -104,7 +104,7 @@ def draw(rows: Sequence[Row], path: Path, origin: Provenance) -> None:
             own = [row for row in rows if row.heads == heads and row.attention == name]
             lengths = [row.num_tokens for row in own]
             axes[0, column].plot(lengths, [row.seconds for row in own], label=name, **styles[name])
-            shares = [max((row.peak_share or 0) * 100, 1) for row in own]  # on a scale of logarithms
+            shares = [max((row.peak_share or 0) * 100, 1) for row in own]  # on a logarithmic scale
             axes[1, column].plot(lengths, shares, label=name, **styles[name])
         axes[0, column].set(title=heads, yscale="log")
         axes[1, column].set_yscale("log")
@@ -126,7 +126,7 @@ def draw(rows: Sequence[Row], path: Path, origin: Provenance) -> None:
 
 
 def _styles(names: Sequence[str]) -> list[dict]:
-    """Ours in colour, what it is compared with in grey."""
+    """Return line styles: ours in color, the others in gray."""
     others = {
         FULL: {"color": "#222222", "linestyle": "-"},
         ROLL: {"color": "#888888", "linestyle": "--"},

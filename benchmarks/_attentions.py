@@ -1,4 +1,4 @@
-"""The attentions that `attention.py` compares, as functions of query, key, value and group size; and their parity.
+"""The attentions that `attention.py` compares, as functions of query, key, value and group size; and parity checks.
 
 q (B, H, T, D), k and v (B, H_kv, T, D), g group size.
 """
@@ -18,7 +18,7 @@ from longlora.attention.backends import AttentionRequest, refusal
 FULL, ROLL, ROLL_UNFUSED = "full causal, SDPA", "roll, SDPA", "roll, unfused"
 OURS = "S², {backend}"
 
-# How far a result may be from the float64 definition on the same numbers, in roundings of its largest number.
+# Allowed difference from the float64 definition on the same numbers, in units of eps times the largest number.
 _ROUNDINGS = {torch.float32: 64, torch.bfloat16: 16}
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -26,7 +26,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """One row of T tokens, as projections leave it in memory: (1, T, H, D)."""
+    """One row of T tokens, laid out in memory as by projections: (1, T, H, D)."""
 
     num_tokens: int
     num_heads: int = 8
@@ -39,7 +39,7 @@ class Shape:
         return max(1, self.num_tokens // 4)
 
     def tensors(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-        """Random query, key, value, and the gradient of the output."""
+        """Return random query, key, value, and the gradient of the output."""
         generator = torch.Generator(device).manual_seed(seed)
 
         def random(num_heads: int) -> Tensor:
@@ -49,24 +49,24 @@ class Shape:
         return [random(heads) for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads, self.num_heads)]
 
     def bytes_with_gradients(self, dtype: torch.dtype) -> int:
-        """Bytes of query, key, value, output and the gradients of all four."""
+        """Return the bytes of query, key, value, output and the gradients of all four."""
         return 4 * (self.num_heads + self.num_kv_heads) * self.num_tokens * self.head_dim * dtype.itemsize
 
 
 def attentions(device: torch.device, dtype: torch.dtype, *, head_dim: int, backward: bool) -> dict[str, Attention]:
-    """Return those that run on the device, by name: full attention, ours by backend, the paper's."""
+    """Return the attentions that run on the device, by name: full attention, ours by backend, the paper's."""
     request = AttentionRequest(
         device=device.type, dtype=dtype, head_dim=head_dim, value_dim=head_dim, needs_gradients=backward
     )
     able = [name for name in get_args(Backend) if name != "auto" and refusal(name, request) is None]
     ours: dict[str, Attention] = {OURS.format(backend=name): partial(shifted_sparse, backend=name) for name in able}
-    if device.type == "cpu":  # all N² scores uncompiled; of lengths that vary torch 2.13 makes C++ that is none
+    if device.type == "cpu":  # all N² scores if uncompiled; for varying lengths torch 2.13 generates invalid C++
         ours.pop(OURS.format(backend="flex"), None)
     return {FULL: full_causal, **ours, ROLL: rolled, ROLL_UNFUSED: rolled_unfused}
 
 
 def make_run(name: str, shape: Shape, device: torch.device, dtype: torch.dtype, backward: bool) -> Callable[[], None]:
-    """Make inputs for an attention, load what it loads when first used, and return one run of it."""
+    """Make inputs for an attention, run it once on a few tokens to load its kernels, and return a run of it."""
     attention = attentions(device, dtype, head_dim=shape.head_dim, backward=backward)[name]
     few_tokens = replace(shape, num_tokens=min(64, shape.num_tokens))
     _run(attention, few_tokens.tensors(device, dtype), few_tokens.group_size, backward)
@@ -90,17 +90,17 @@ def full_causal(query: Tensor, key: Tensor, value: Tensor, _: int) -> Tensor:
 
 
 def shifted_sparse(query: Tensor, key: Tensor, value: Tensor, group_size: int, *, backend: Backend) -> Tensor:
-    """Attend as this package does."""
+    """Attend by this package's S²-Attn."""
     return s2_attention(query, key, value, group_size=group_size, backend=backend)
 
 
 def rolled(query: Tensor, key: Tensor, value: Tensor, group_size: int) -> Tensor:
-    """Attend by algorithm 1 of the paper on torch's fused kernel."""
+    """Attend by algorithm 1 of the paper, with torch's fused kernel."""
     return _by_rolling(partial(scaled_dot_product_attention, is_causal=True), query, key, value, group_size)
 
 
 def rolled_unfused(query: Tensor, key: Tensor, value: Tensor, group_size: int) -> Tensor:
-    """Attend by algorithm 1 of the paper with scores, mask and softmax as operations of their own."""
+    """Attend by algorithm 1 of the paper, with scores, mask and softmax as separate operations."""
     return _by_rolling(_unfused, query, key, value, group_size)
 
 
@@ -108,7 +108,7 @@ def _by_rolling(attend: Callable, query: Tensor, key: Tensor, value: Tensor, gro
     """Roll half of the heads by half a group, attend within groups, roll back (algorithm 1, line by line)."""
     num_heads, num_tokens = query.shape[1:3]
     half = num_heads // 2
-    # Grouped keys are first copied out for each query head: half of the query heads are rolled.
+    # First repeat grouped keys for each query head, as half of the query heads are rolled.
     key, value = (tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1) for tensor in (key, value))
 
     def roll(tensor: Tensor, by: int) -> Tensor:
@@ -131,12 +131,12 @@ def _unfused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def unfused_bytes(shape: Shape) -> int:
-    """Bytes of scores that the unfused form has in memory at its highest: some four tensors, counted as float32."""
+    """Return the peak bytes of the unfused form's scores: about four tensors, counted as float32."""
     return 4 * 4 * shape.num_heads * shape.num_tokens * shape.group_size
 
 
 def disagreements(device: torch.device, dtype: torch.dtype, shapes: list[Shape]) -> list[str]:
-    """Compare outputs and gradients of all attentions with their definitions; say what is further off than allowed."""
+    """Compare outputs and gradients of all attentions with their definitions; describe those beyond the tolerance."""
     found = []
     for shape in shapes:
         tensors = shape.tensors(device, dtype, seed=1)
@@ -146,7 +146,7 @@ def disagreements(device: torch.device, dtype: torch.dtype, shapes: list[Shape])
             rolls = attention in (rolled, rolled_unfused)
             if rolls and shape.num_tokens % shape.group_size:
                 continue
-            # The roll has a definition of its own: other keys for the shifted heads in the first half group.
+            # The roll has its own definition: different keys for the shifted heads in the first half group.
             expected = _results(rolled_unfused, exact, shape.group_size) if rolls else full if name == FULL else ours
             actual = _results(attention, tensors, shape.group_size)
             found += _differences(f"{name} at {shape}", actual, expected, dtype)
@@ -157,7 +157,7 @@ def disagreements(device: torch.device, dtype: torch.dtype, shapes: list[Shape])
 
 def _definition(group_size: int | None) -> Attention:
     def attend(query: Tensor, key: Tensor, value: Tensor, _: int | None) -> Tensor:
-        # A group of twice the row cuts nothing, in the shifted half neither.
+        # A group of twice the row's length cuts nothing, not even in the shifted half.
         return s2_attention_reference(query, key, value, group_size=group_size or 2 * query.shape[2])
 
     return attend
@@ -171,7 +171,7 @@ def _results(attention: Callable, tensors: list[Tensor], group_size: int | None)
 
 
 def _unwrapped(shape: Shape, actual: list[Tensor], expected: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Keep the outputs of the heads and tokens where rolling and cutting are the same attention."""
+    """Keep the outputs of the heads and tokens for which rolling and cutting are equivalent."""
     half, first = shape.num_heads // 2, shape.group_size // 2
 
     def keep(output: Tensor) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""What weights for far targets cost a training step: the same micro-steps of the tiny model with and without, in pairs.
+"""What do weights for far targets cost? The same micro-steps of the tiny model with and without them, in pairs.
 
     python benchmarks/_far_targets.py                   # 20 pairs at 1,024 and at 4,096 tokens, packed rows
 
-Each is a forward and a backward pass of the product's trainer (LoRA+, S²-Attn, the loss in pieces, float32, one
-thread, timed by the processor's clock); what is printed is the median of the ratios, with quartiles.
+Each is a forward and a backward pass of longlora's trainer (LoRA+, S²-Attn, chunked loss, float32, one thread, in
+processor time); the output is the median of the ratios, with quartiles.
 """
 
 import os
@@ -42,7 +42,7 @@ def main(lengths: tuple[int, ...] = (1024, 4096), pairs: int = 20) -> None:
 
 
 def measure(tokens: int, pairs: int, scratch: Path) -> list[float]:
-    """Return for each pair how many times as long a weighted micro-step took."""
+    """Return the ratio of weighted to unweighted time for each pair of micro-steps."""
     recipe = parse_recipe(
         {
             "model_name_or_path": TINY_MODEL,

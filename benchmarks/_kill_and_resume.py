@@ -1,10 +1,10 @@
-"""Kill a run by SIGKILL at random moments, again and again, and see that it arrives where an undisturbed one does.
+"""Kill a run with SIGKILL at random moments, repeatedly, and check that it ends like an undisturbed one.
 
     python benchmarks/_kill_and_resume.py [--kills 20] [--seed 0] [--work FOLDER]
 
-After every kill each checkpoint that is marked as complete is read whole. The run is a small random Llama's, some
-seconds long, with a checkpoint every other step, so that many kills fall into the writing. Where a run finishes before
-enough kills, another is begun. Ends with status 1 and says why if anything differs.
+After each kill, every checkpoint that is marked as complete is read in full. The run trains a small random Llama for a
+few seconds, with a checkpoint every other step, so that many kills hit a checkpoint being written. If a run finishes
+before there were enough kills, another is started. The exit status is 1, with the reason, if anything differs.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
             os.kill(process, signal.SIGKILL)
             wait(process)
             kills += 1
-            if (Path(disturbed.output_dir) / "adapter").exists():  # killed after all was done
+            if (Path(disturbed.output_dir) / "adapter").exists():  # killed after everything was done
                 break
             whole, partial = inspect(Path(disturbed.output_dir) / "checkpoints")
             inside_saves += bool(partial)
@@ -95,7 +95,7 @@ def make_base(directory: Path, chance: random.Random) -> None:
 
 
 def recipe(work: Path, name: str) -> Recipe:
-    """A run with dropout, so that the states of random generators count, and the dense finish."""
+    """Return the recipe of a run with a dense finish, and with dropout, so that random generator states matter."""
     return parse_recipe(
         {
             "model_name_or_path": str(work / "base"),
@@ -113,7 +113,7 @@ def recipe(work: Path, name: str) -> Recipe:
 
 
 def start(run: Recipe) -> int:
-    """Train in a child of this process, which has the libraries loaded already; give its process id."""
+    """Train in a forked child, which has the libraries already loaded; return its process id."""
     process = os.fork()
     if process:
         return process
@@ -135,12 +135,12 @@ def start(run: Recipe) -> int:
 
 
 def wait(process: int) -> int:
-    """Wait for a child; its status, or minus the signal that ended it."""
+    """Wait for a child; return its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def ended_within(process: int, seconds: float) -> bool:
-    """Whether a child ends by itself within some time."""
+    """Return whether a child ends by itself within this time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found, status = os.waitpid(process, os.WNOHANG)
@@ -152,14 +152,14 @@ def ended_within(process: int, seconds: float) -> bool:
 
 
 def inspect(checkpoints: Path) -> tuple[list[str], list[str]]:
-    """Read everything of every checkpoint that counts as whole; name those and the others."""
+    """Read all checkpoints that are marked as complete; return the names of those and of the others."""
     whole, partial = [], []
     for checkpoint in sorted(checkpoints.glob("checkpoint-*")):
         if not is_sealed(checkpoint):
             partial.append(checkpoint.name)
             continue
         newest = max(filter(is_sealed, checkpoints.glob("checkpoint-*")), key=step)
-        if checkpoint == newest:  # an older one may be on its way out
+        if checkpoint == newest:  # an older one may be being deleted
             load_file(checkpoint / "adapter_model.safetensors")
             torch.load(checkpoint / "optimizer.pt", weights_only=True)
             torch.load(checkpoint / "scheduler.pt", weights_only=True)
@@ -170,12 +170,12 @@ def inspect(checkpoints: Path) -> tuple[list[str], list[str]]:
 
 
 def step(checkpoint: Path) -> int:
-    """The step of a checkpoint."""
+    """Return the step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def compare(work: Path, disturbed: Recipe) -> None:
-    """See that a run has the losses and the weights of the undisturbed one."""
+    """Check that a run has the same losses and weights as the undisturbed one."""
     root, reference = Path(disturbed.output_dir), work / "undisturbed"
     curves = [
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,10 +1,10 @@
-"""Time by interleaved rounds, and peak memory of one run.
+"""Measure time by interleaved rounds, and the peak memory of one run.
 
-Memory on a CPU is measured in a process of its own, as the highest resident set during the run (`VmHWM`, set back
-by `/proc/self/clear_refs` just before; where there is no /proc, the highest of the process so far) less the resident
-set before it. glibc is told to give large blocks back at once (`MALLOC_MMAP_THRESHOLD_`), so that what counts is what
-the run has at a time, the kernels' and the libraries' own buffers among it, and not what the allocator keeps for
-later. On CUDA it is torch's `max_memory_allocated` less what was allocated before.
+Memory on a CPU is measured in a separate process, as the peak resident set during the run (`VmHWM`, reset by
+`/proc/self/clear_refs` just before; without /proc, the peak of the process so far) minus the resident set before it.
+glibc is set to return large blocks immediately (`MALLOC_MMAP_THRESHOLD_`), so that the peak includes what the run uses
+at one time, with the buffers of kernels and libraries, but not what the allocator keeps for later. On CUDA it is
+torch's `max_memory_allocated` minus what was allocated before.
 """
 
 import gc
@@ -25,7 +25,7 @@ Run = Callable[[], object]
 
 
 def timed(run: Run, device: torch.device, repeats: int = 1) -> float:
-    """Seconds of one run; of the processor where one thread of it does the work, whatever else it is busy with."""
+    """Return the seconds of one run; with a single CPU thread, in processor time, regardless of other load."""
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     synchronize(device)
     start = clock()
@@ -36,7 +36,7 @@ def timed(run: Run, device: torch.device, repeats: int = 1) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -44,9 +44,9 @@ def synchronize(device: torch.device) -> None:
 def interleaved(
     runs: Mapping[str, Run], device: torch.device, *, num_rounds: int, shortest: float
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round; a round goes through all of them, so that a slow minute hits all alike.
+    """Return the seconds of each run in each round; a round contains all of them, so that slow phases affect all alike.
 
-    Runs of less than `shortest` seconds are repeated within a round. Each has run once before the first round.
+    Runs of less than `shortest` seconds are repeated within a round. Each is run once before the first round.
     """
     repeats = {name: max(1, math.ceil(shortest / timed(run, device))) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -57,21 +57,21 @@ def interleaved(
 
 
 def times_as_fast(seconds: Mapping[str, list[float]], name: str, than: str) -> float | None:
-    """Median, over the rounds, of how many times as fast one run was as another in the same round."""
+    """Return the median, over the rounds, of how many times as fast as another a run was in the same round."""
     if name not in seconds or than not in seconds:
         return None
     return statistics.median(slow / fast for slow, fast in zip(seconds[than], seconds[name], strict=True))
 
 
 def peak_memory(make_run: Callable[[], Run], device: torch.device) -> int:
-    """Bytes that one run needs at its highest beyond what `make_run` (of the top of a module) has made before."""
+    """Return the peak bytes of a run beyond what `make_run` (at the top level of a module) has allocated before."""
     if device.type == "cuda":
         run = make_run()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    # Forked from a process that has loaded the modules and run nothing: torch's threads do not survive a fork.
+    # Fork from a process that has loaded the modules but run nothing: torch's threads do not survive a fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.nn.attention.flex_attention", "longlora.attention", "matplotlib"])
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**16))  # read when that process starts
@@ -98,7 +98,7 @@ def _send_peak_of_resident_set(make_run: Callable[[], Run], num_threads: int, an
 
 
 def _reset_peak() -> int:
-    """Forget the highest resident set if the system can, and return the bytes it counts from."""
+    """Reset the peak resident set if the system allows it, and return the bytes from which it counts."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")

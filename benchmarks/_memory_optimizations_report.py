@@ -1,4 +1,4 @@
-"""The report of `memory_optimizations.py`: CSV, a page and a picture."""
+"""Write the report of `memory_optimizations.py`: CSV, a page and a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from _report import Provenance, caption, markdown_table, write_csv, write_markdo
 
 @dataclass(kw_only=True)
 class Row:
-    """One run, with an optimization more than the one before it."""
+    """One run, with one more optimization than the previous one."""
 
     optimization: str
     keys: str
-    """What it is in a recipe."""
+    """The optimization's recipe keys."""
     peak_bytes: int | None = None
-    """Highest memory of the run: weights, gradients, optimizer and activations."""
+    """Peak memory of the run: weights, gradients, optimizer and activations."""
     tokens_per_second: float | None = None
     losses: str = ""
     """Of each step."""
@@ -31,7 +31,7 @@ class Row:
 def write_report(
     rows: Sequence[Row], folder: Path, device: torch.device, origin: Provenance, *, model: str, shape: str = ""
 ) -> None:
-    """Write `memory-optimizations-DEVICE`, with the shape of a random model if there is one, as .csv, .md and .png."""
+    """Write `memory-optimizations-DEVICE` (followed by a random model's shape, if given) as .csv, .md and .png."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "-".join(filter(None, ["memory-optimizations", device.type, shape]))
     write_csv(path.with_suffix(".csv"), rows, origin)

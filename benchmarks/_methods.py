@@ -1,10 +1,10 @@
-"""Compare the demo's methods on texts and settings of one's choice: the tables of docs/log.md.
+"""Compare the demo's methods on any texts and settings: the tables of docs/log.md.
 
     python benchmarks/_methods.py OUTPUT --methods "recommended;full attention" learning_rate=2e-3 max_steps=60
     python benchmarks/_methods.py OUTPUT --validation BOOKS/validation data.source=BOOKS/train
 
-Not part of `make bench`: each method takes minutes. What follows are overrides of the demo's recipe, as for
-`longlora train`. Threads are torch's own (`OMP_NUM_THREADS`). Prints a line of JSON for each model.
+Not part of `make bench`: each method takes minutes. The remaining arguments override the demo's recipe, as for
+`longlora train`. `OMP_NUM_THREADS` sets torch's threads. Prints a line of JSON for each model.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from longlora.training.run import train
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--methods", default=";".join(demo.METHODS), help="names of the demo, with ; between")
-    parser.add_argument("--validation", help="texts to measure on; by default the demo's")
+    parser.add_argument("--methods", default=";".join(demo.METHODS), help="names of the demo's methods, separated by ;")
+    parser.add_argument("--validation", help="texts to evaluate on; by default the demo's")
     parser.add_argument("overrides", nargs="*", help="key=value, applied to every method")
     arguments = parser.parse_intermixed_args()
 

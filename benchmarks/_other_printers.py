@@ -1,4 +1,4 @@
-"""Prints articles by other programs: LaTeX, LibreOffice, Chromium, matplotlib; each where it is installed."""
+"""Print articles with other programs, where they are installed: LaTeX, LibreOffice, Chromium, matplotlib."""
 
 import html
 import shutil
@@ -55,7 +55,7 @@ def latex(article: Article, *, options: str) -> str:
 
 
 def print_by_latex(path: Path, article: Article, *, options: str = "twocolumn,10pt") -> None:
-    """Print an article by pdflatex."""
+    """Print an article with pdflatex."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "article.tex").write_text(latex(article, options=options), encoding="utf-8")
         for _ in range(2):
@@ -64,7 +64,7 @@ def print_by_latex(path: Path, article: Article, *, options: str = "twocolumn,10
 
 
 def web_page(article: Article, *, columns: int = 1) -> str:
-    """Write an article as HTML with rules for print."""
+    """Write an article as HTML with print styles."""
     style = (
         "@page { size: A4; margin: 22mm } body { font: 11pt/1.35 serif; text-align: justify; hyphens: auto }"
         f" .text {{ column-count: {columns}; column-gap: 8mm }} p {{ margin: 0 0 .6em }} h1 {{ text-align: center }}"
@@ -83,7 +83,7 @@ def web_page(article: Article, *, columns: int = 1) -> str:
 
 
 def print_by_chromium(path: Path, article: Article, *, columns: int = 1) -> None:
-    """Print an article's web page by a headless Chromium."""
+    """Print an article's web page with headless Chromium."""
     program = next(found for name in CHROMIUM if (found := shutil.which(name)))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "article.html"
@@ -134,7 +134,7 @@ _FLAT_DOCUMENT = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 def flat_document(article: Article, *, columns: int) -> str:
-    """Write an article as LibreOffice's flat XML, with heads, page numbers, footnotes and columns."""
+    """Write an article as LibreOffice's flat XML, with running heads, page numbers, footnotes and columns."""
 
     def paragraph(it: Paragraph) -> str:
         note = ""
@@ -165,7 +165,7 @@ def flat_document(article: Article, *, columns: int) -> str:
 
 
 def print_by_libreoffice(path: Path, article: Article, *, columns: int = 1) -> None:
-    """Print an article by LibreOffice Writer."""
+    """Print an article with LibreOffice Writer."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "article.fodt"
         source.write_text(flat_document(article, columns=columns), encoding="utf-8")
@@ -175,7 +175,7 @@ def print_by_libreoffice(path: Path, article: Article, *, columns: int = 1) -> N
 
 
 def print_by_matplotlib(path: Path, article: Article) -> None:
-    """Print an article's paragraphs as text of matplotlib figures, a page each dozen."""
+    """Print an article's paragraphs as text in matplotlib figures, a dozen per page."""
     import textwrap
 
     from matplotlib.backends.backend_pdf import PdfPages
@@ -202,5 +202,5 @@ def _run(command: list[str], folder: str) -> None:
 
 
 def installed(*programs: str) -> bool:
-    """Tell whether one of several programs is on this machine."""
+    """Return whether at least one of several programs is installed."""
     return any(shutil.which(program) for program in programs)

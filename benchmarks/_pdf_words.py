@@ -1,17 +1,17 @@
-"""Which words of real PDFs come back, page by page, beside pdfium and poppler?
+"""Which words of real PDFs are extracted, page by page, compared with pdfium and poppler?
 
     python benchmarks/_pdf_words.py FOLDER …              # every PDF below, by longlora's reader; a second for 20 pages
     python benchmarks/_pdf_words.py FOLDER … --name held  # into results/pdf-words-held.jsonl and .md
-    python benchmarks/_pdf_words.py                       # the page anew from the rows that are there
+    python benchmarks/_pdf_words.py                       # rewrite the page from the existing rows
 
-Three questions about each file. Words are runs of three letters or more, without case and accents: the single letters
-of formulas are put together differently by every reader.
+Three questions about each file. Words are runs of three letters or more, without case and accents, since every reader
+joins the single letters of formulas differently.
 
-- *Pages*: of how many pages do we have fewer than 98 % of the words that pdfium has there? Words are counted before
-  lines are joined, with those that are left out on purpose, which are also counted by kind.
-- *Recall*: which share of poppler's words (`pdftotext`) stands in our text, with and without what is left out on
-  purpose? Beside it the share that pdfium's own text has of poppler's.
-- *Order*: which share of our runs of six words, short ones too, stands in poppler's text or in pdfium's?
+- *Pages*: on how many pages do we find fewer than 98 % of pdfium's words? Words are counted before lines are joined
+  and include those left out on purpose, which are also counted by kind.
+- *Recall*: what share of poppler's words (`pdftotext`) is in our text, with and without what is left out on purpose?
+  For comparison, the share of poppler's words in pdfium's own text.
+- *Order*: what share of our runs of six words, including short words, is in poppler's text or in pdfium's?
 """
 
 import argparse
@@ -38,60 +38,60 @@ from longlora.corpus.pdf.document import read_pdf
 LEAST = 0.98
 RUN = 6
 MOST_PAGES = 150  # a book of a thousand pages would outweigh the rest
-# What is no letter of its own: accents of old TeX; its ligatures have the numbers of controls.
+# Not letters: the separate accents of old TeX. Its ligatures have the codes of control characters.
 ACCENTS = dict.fromkeys(map(ord, "`´ˆ^˜~¨ˇ˘˙˚¯˝¸˛"), None)
 LIGATURES = dict(zip((*range(0x0B, 0x10), *range(0x1B, 0x20)), 2 * ("ff", "fi", "fl", "ffi", "ffl"), strict=True))
 
 
 def words_of(text: str) -> list[str]:
-    """Letters and digits, without case, accents and soft hyphens."""
+    """Return the words of a text: letters and digits, without case, accents and soft hyphens."""
     plain = unicodedata.normalize("NFKD", text.translate(ACCENTS).replace("\u00ad", "")).replace("\u0131", "i")
     return re.findall(r"[^\W_]+", "".join(it for it in plain if not unicodedata.combining(it)).casefold())
 
 
 def bag(text: str) -> Counter[str]:
-    """Words of three letters or more."""
+    """Count the words of three letters or more."""
     return Counter(word for word in words_of(text) if len(word) > 2 and word.isalpha())
 
 
 def runs(words: Sequence[str]) -> Counter[tuple[str, ...]]:
-    """Runs of six words."""
+    """Count the runs of six words."""
     return Counter(tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1))
 
 
 def share(some: Counter[Any], of: Counter[Any]) -> float:
-    """Share of a bag that another holds too."""
+    """Return the share of a bag that is also in another."""
     return (some & of).total() / max(1, of.total())
 
 
 def pdfium_pages(path: Path) -> list[str]:
-    """Each page as pdfium tells it; hyphens at the ends of lines are marks of its own, its breaks of lines too."""
+    """Return the text of each page from pdfium, which has its own codes for end-of-line hyphens and line breaks."""
     with pypdfium2.PdfDocument(path) as document:
         texts = [page.get_textpage().get_text_range().replace("\r\n", "\n") for page in document]
     return [re.sub("[\ufffe\x02]", "\ufffe", text).translate(LIGATURES) for text in texts]
 
 
 def by_poppler(path: Path) -> str:
-    """Read a PDF as poppler does, with words joined that a line breaks."""
+    """Return the text of a PDF from poppler, with words joined across line breaks."""
     done = subprocess.run(["pdftotext", "-enc", "UTF-8", str(path), "-"], capture_output=True, check=True)
     return joined(done.stdout.decode("utf-8", "replace").translate({0x0C: "\n"}))
 
 
 def joined(text: str) -> str:
-    """Join words that a line breaks."""
+    """Join words across line breaks."""
     return re.sub(r"(?<=[^\W\d_])[-\u00ad\u2010]\n\s*(?=[^\W\d_])", "", text)
 
 
 @dataclass(kw_only=True)
 class Measured:
-    """What was found of one file; shares of words."""
+    """The results for one file, as shares of words."""
 
     name: str
     producer: str
     pages: int
     words: int = 0
     of_poppler: int = 0
-    """Words that poppler has."""
+    """Number of poppler's words."""
     poor_pages: list[int] = field(default_factory=list)
     least_page: float = 1.0
     in_text: float = 0.0
@@ -116,7 +116,7 @@ class Measured:
 
 
 def measure(path: Path) -> Measured:
-    """Read a file by us, by pdfium, and by poppler."""
+    """Read a file with longlora, pdfium and poppler."""
     plain = pdfium_pages(path)
     with pypdfium2.PdfDocument(path) as document:
         producer = document.get_metadata_value("Producer") or document.get_metadata_value("Creator")
@@ -156,7 +156,7 @@ def measure(path: Path) -> Measured:
 
 
 def main() -> None:
-    """Measure, print, and write the report."""
+    """Measure, print and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*", help="Folders of PDFs.")
     parser.add_argument("--name", default="", help="Of the report.")
@@ -177,7 +177,7 @@ def main() -> None:
 
 
 def measure_all(folders: Sequence[Path]) -> list[Measured]:
-    """Measure every PDF that is no longer than a manual."""
+    """Measure every PDF of at most `MOST_PAGES` pages."""
     rows = []
     for path in sorted(path for folder in folders for path in folder.rglob("*.pdf")):
         with pypdfium2.PdfDocument(path) as document:
@@ -189,13 +189,13 @@ def measure_all(folders: Sequence[Path]) -> list[Measured]:
 
 
 def page_of(rows_file: Path) -> str:
-    """Make the page out of the rows."""
+    """Return the page for the rows in a file."""
     origin, *rows = (json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines())
     return "\n".join(lines_of([Measured(**row) for row in rows], _report.Provenance(**origin))) + "\n"
 
 
 def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
-    """Write what was measured, and where."""
+    """Return the lines of the page: results and provenance."""
     read = [row for row in rows if not row.refused]
     told = [row for row in read if row.of_poppler]
     kinds = Counter[str]()

@@ -1,9 +1,9 @@
-"""Perplexity of the tiny model by length under each scaling of positions, before any training (docs/positions.md).
+"""Measure the tiny model's perplexity by length under each position scaling, before any training (docs/positions.md).
 
     python benchmarks/_positions.py --lengths 128,256,512,1024 --factor 4
 
-Not part of `make bench`: it takes minutes. LongRoPE is left out, for its factors come from a search. Prints a line of
-JSON for each scaling. Threads are torch's own (`OMP_NUM_THREADS`).
+Not part of `make bench`: it takes minutes. LongRoPE is left out, as its factors come from a search. Prints a line of
+JSON for each scaling. `OMP_NUM_THREADS` sets torch's threads.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from longlora.tiny.stdlib import standard_library_files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="128,256,512,1024", help="in tokens, from short to long")
-    parser.add_argument("--factor", type=float, default=4.0, help="new context over old")
+    parser.add_argument("--lengths", default="128,256,512,1024", help="in tokens, ascending")
+    parser.add_argument("--factor", type=float, default=4.0, help="ratio of the new context to the old")
     parser.add_argument("--max-targets", type=int, default=4096)
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What every benchmark's report says about where it comes from, and how its rows become files."""
+"""Provenance of benchmark results, and the files that all reports share: CSV and Markdown."""
 
 import csv
 import os
@@ -20,7 +20,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where numbers come from: enough to judge them, and to make them again."""
+    """The origin of results, with enough detail to judge and to reproduce them."""
 
     command: str
     device: str
@@ -29,11 +29,11 @@ class Provenance:
     date: str
     commit: str
     load: str
-    """Processes that ran or waited, on average over a minute, before this one began and as it ended."""
+    """Load average over one minute, at the start and at the end."""
 
 
 def provenance(device: torch.device, packages: Sequence[str] = ("torch",)) -> Provenance:
-    """Describe this process: its command line, its machine without the machine's name, and what it runs."""
+    """Describe this process: its command line, its machine (without the host name) and its software versions."""
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(REPOSITORY).as_posix() if script.is_relative_to(REPOSITORY) else script.name
     return Provenance(
@@ -48,7 +48,7 @@ def provenance(device: torch.device, packages: Sequence[str] = ("torch",)) -> Pr
 
 
 def finished(origin: Provenance) -> Provenance:
-    """Add how busy the machine is at the end: beyond this process's threads it was shared, and times are rough."""
+    """Add the load at the end: if it exceeds this process's threads, the machine was shared and times are rough."""
     return replace(
         origin, load=f"{origin.load} at the start, {_load()} at the end, {origin.threads} threads of it ours"
     )
@@ -59,7 +59,7 @@ def _load() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the kind of device: the GPU's model, or the processor's with the number of its cores."""
+    """Return the GPU's model, or the processor's with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -73,7 +73,7 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Name the commit that is checked out, and whether the files differ from it (results do not count)."""
+    """Return the commit that is checked out, and whether files other than results differ from it."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -87,7 +87,7 @@ def commit() -> str:
 
 
 def write_csv(path: Path, rows: Sequence[object], origin: Provenance) -> None:
-    """Write dataclasses of one kind as rows, below the origin in lines that begin with #."""
+    """Write dataclasses of one type as rows, below the origin in lines that begin with #."""
     with path.open("w", encoding="utf-8", newline="") as file:
         file.writelines(f"# {name}: {value}\n" for name, value in asdict(origin).items())
         writer = csv.DictWriter(file, [field.name for field in fields(rows[0])], lineterminator="\n")  # type: ignore[arg-type]
@@ -96,13 +96,13 @@ def write_csv(path: Path, rows: Sequence[object], origin: Provenance) -> None:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table whose first column is text and whose others are numbers."""
+    """Format a table whose first column is text and whose other columns are numbers."""
     alignment = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows))
 
 
 def write_markdown(path: Path, title: str, sections: Mapping[str, str], origin: Provenance) -> None:
-    """Write a page: the title, sections by their headings (one without a heading first), and the origin."""
+    """Write a page: the title, sections by heading (first one with an empty heading), and the origin."""
     parts = [f"# {title}"]
     for heading, text in sections.items():
         parts += [f"## {heading}", text] if heading else [text]
@@ -113,7 +113,7 @@ def write_markdown(path: Path, title: str, sections: Mapping[str, str], origin: 
 
 
 def caption(origin: Provenance) -> str:
-    """Put the origin into three lines below a picture."""
+    """Return the origin as three lines, to be put below a picture."""
     return (
         f"{origin.device}, {origin.threads} threads · {origin.versions}\n"
         f"{origin.date} · commit {origin.commit} · load {origin.load}\n{origin.command}"

@@ -1,4 +1,4 @@
-"""Lays articles and books out with reportlab: columns, running heads, footnotes, figures and tables, all by hand."""
+"""Lay out articles and books with reportlab, by hand: columns, running heads, footnotes, figures and tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ INDENT = 12.0
 
 
 def break_lines(text: str, width: float, *, size: float = SIZE, font: str = REGULAR, indent: float = 0.0) -> list[str]:
-    """Fill lines greedily; a word that does not fit is broken where at least three letters stay on both sides."""
+    """Fill lines greedily; a word that does not fit is hyphenated, with at least three letters on both sides."""
     lines: list[str] = []
     line = ""
     room = width - indent
@@ -40,7 +40,7 @@ def break_lines(text: str, width: float, *, size: float = SIZE, font: str = REGU
 
 @dataclass
 class _Place:
-    """One column of one page: where the next line goes, and what is kept for its foot."""
+    """One column of one page: the position of the next line, and the notes for its foot."""
 
     left: float
     width: float
@@ -50,7 +50,7 @@ class _Place:
 
 
 class ArticlePrinter:
-    """Prints an article in one or two columns; `across` writes the lines into the file row by row over both."""
+    """Prints an article in one or two columns; with `across`, the file has the lines row by row across both."""
 
     def __init__(self, path: Path, article: Article, *, columns: int = 2, across: bool = False) -> None:
         self.article, self.columns, self.across = article, columns, across
@@ -120,7 +120,7 @@ class ArticlePrinter:
         text = self.canvas.beginText(x, y)
         text.setFont(font, size)
         spaces = line.count(" ")
-        is_stretched = spaces and not is_last  # what an earlier text object has set stays set
+        is_stretched = spaces and not is_last  # settings of an earlier text object persist
         text.setWordSpace((width - stringWidth(line, font, size)) / spaces if is_stretched else 0)
         text.textOut(line)
         self.waiting.append((-y, x, text))
@@ -170,7 +170,7 @@ class ArticlePrinter:
             place.top -= LEADING
 
     def _mark(self, line: str, words: int, x: float, y: float, width: float, is_last: bool) -> None:
-        """Set the note's number high behind a word, as in print; the space that follows is wide enough for it."""
+        """Print the note's number as a superscript after a word; the following space is wide enough for it."""
         spaces = line.count(" ")
         stretch = 0.0 if is_last or not spaces else (width - stringWidth(line, REGULAR, SIZE)) / spaces
         before = " ".join(line.split()[:words])
@@ -242,12 +242,12 @@ class ArticlePrinter:
 
 
 def print_article(path: Path, article: Article, *, columns: int = 2, across: bool = False) -> None:
-    """Print an article in one or two columns, whose lines the file may hold in the wrong order."""
+    """Print an article in one or two columns; with `across`, the file has the lines in the wrong order."""
     ArticlePrinter(path, article, columns=columns, across=across).print()
 
 
 def book_pages(text: str, *, lines_of_a_page: int = 34) -> Iterator[list[tuple[str, bool, bool]]]:
-    """Yield pages of lines of a book whose paragraphs stand on lines of their own: `(line, is_first, is_last)`."""
+    """Yield the pages of a book with one paragraph per line of text, as lists of `(line, is_first, is_last)`."""
     width = 300.0
     page: list[tuple[str, bool, bool]] = []
     for paragraph in text.split("\n"):
@@ -262,7 +262,7 @@ def book_pages(text: str, *, lines_of_a_page: int = 34) -> Iterator[list[tuple[s
 
 
 def print_book(path: Path, text: str, *, head: str, chapter_of: int = 12) -> int:
-    """Print a book in one column with heads that change with the chapter; return the number of its pages."""
+    """Print a book in one column, with running heads that change by chapter; return the number of pages."""
     canvas = Canvas(str(path), pagesize=(420, 595))
     number = 0
     for number, page in enumerate(book_pages(text), start=1):

@@ -1,7 +1,7 @@
-"""Questions that rules can ask of a text, with answers that stand in it, word for word.
+"""Generate questions about a text by rules, with answers that are verbatim in it.
 
-A text is cut into excerpts, and each form is asked wherever its pattern is found. What a question quotes stands once in
-its excerpt, so that there is one answer, which repeats it and goes on as the text does; `quote` is the passage itself.
+A text is cut into excerpts, and each form of question is asked wherever its pattern matches. The words that a question
+quotes occur only once in the excerpt, so there is one answer, which repeats and continues them; `quote` is the passage.
 """
 
 import random
@@ -22,7 +22,7 @@ _MOST_COUNTED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A question about an excerpt, the answer, and the passage that holds it."""
+    """A question about an excerpt, the answer, and the passage that contains it."""
 
     form: str
     question: str
@@ -31,7 +31,7 @@ class Pair:
 
 
 def excerpts(text: str, num_characters: int) -> Iterator[str]:
-    """Cut a text into pieces of about so many characters, at ends of paragraphs or of sentences."""
+    """Cut a text into pieces of about `num_characters` characters, at ends of paragraphs or sentences."""
     piece, size = list[str](), 0
     for paragraph in re.split(r"\n\s*\n", text):
         for sentence in _SENTENCE_END.split(paragraph.strip()):
@@ -46,14 +46,14 @@ def excerpts(text: str, num_characters: int) -> Iterator[str]:
 
 
 def names_of(text: str) -> frozenset[str]:
-    """The words that a text writes with a capital within sentences, and never without."""
+    """Return the words that are capitalized within sentences, and never written otherwise."""
     within = Counter(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+\b", text))
     small = set(re.findall(r"\b[a-z]+\b", text))
     return frozenset(word for word, count in within.items() if count > 1 and word.lower() not in small) - _TITLES
 
 
 def _quotations(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """How a sentence goes on: its first words are given; the answer ends with the next mark."""
+    """Ask how a sentence continues after its first words; the answer ends at the next punctuation mark."""
     for found in re.finditer(rf"(?<![\w'])({_WORDS})({_MARK})", text):
         words = found[1].split()
         given = rng.randint(4, 6)
@@ -64,7 +64,7 @@ def _quotations(text: str, names: frozenset[str], rng: random.Random) -> Iterato
 
 
 def _speakers(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """Who says something."""
+    """Ask who says something."""
     for found in re.finditer(rf"([^\"\n]{{12,80}}?[,!?])\" ((?:{_SAYING}) ({_NAME}))([.,;:])", text):
         words = " ".join(found[1].split()[-8:])
         if text.count(words) == 1 and found[3].split()[-1] in names:
@@ -73,7 +73,7 @@ def _speakers(text: str, names: frozenset[str], rng: random.Random) -> Iterator[
 
 
 def _said_of(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """What is said of a name that the excerpt has once."""
+    """Ask what is said about a name that occurs once in the excerpt."""
     for found in re.finditer(rf"(?<![\w'.])({_NAME}) ([a-z]{_MORE_WORDS})({_MARK})", text):
         last = found[1].split()[-1]
         rest = found[2].split()
@@ -83,7 +83,7 @@ def _said_of(text: str, names: frozenset[str], rng: random.Random) -> Iterator[P
 
 
 def _references(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """The label that a paper gives to a section, or refers to after some words."""
+    """Ask for the label that a paper gives to a section, or refers to after certain words."""
     for found in re.finditer(r"section\{([^{}$\n]{4,60})\}\s*\\label\{([^{}\s]+)\}", text):
         if text.count(found[1]) == 1:
             passage = f"{found[1]}}} \\label{{{found[2]}}}"
@@ -95,7 +95,7 @@ def _references(text: str, names: frozenset[str], rng: random.Random) -> Iterato
 
 
 def _orders(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """What comes next: the end of a sentence is given; the answer ends with the next one's first mark."""
+    """Ask what follows the end of a sentence; the answer ends at the next sentence's first punctuation mark."""
     for found in re.finditer(rf"((?:[\w']+[ ,]+){{4}}[\w']+[.!?]) +([A-Z]{_MORE_WORDS})({_MARK})", text):
         rest = found[2].split()
         if 2 <= len(rest) <= 8 and text.count(found[1]) == 1:
@@ -104,7 +104,7 @@ def _orders(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pa
 
 
 def _counts(text: str, names: frozenset[str], rng: random.Random) -> Iterator[Pair]:
-    """How often a name occurs, each number as often as it can be."""
+    """Ask how often a name occurs, with all counts as equally frequent as possible."""
     found = Counter(word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in names)
     for count in range(1, _MOST_COUNTED + 1):
         same = sorted(word for word, times in found.items() if times == count)

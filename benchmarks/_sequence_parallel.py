@@ -1,4 +1,4 @@
-"""Print the tables of docs/engines.md on rows that several GPUs share, and draw its picture; all of it is arithmetic.
+"""Print the tables of docs/engines.md on sequence parallelism, and draw its picture; everything is calculated.
 
 python benchmarks/_sequence_parallel.py        # prints the tables, draws docs/sequence-parallel.png
 """
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def shared(model: str, tokens: int, gpus: int = GPUS, **changes: object) -> PlannedRun:
-    """Plan a row of a model on so many GPUs under FSDP2, as the recipe of a million tokens has it."""
+    """Plan a row of a model on `gpus` GPUs under FSDP2, as in the recipe for a million tokens."""
     run = PlannedRun(
         architecture=find_architecture(MODELS[model]),
         context_length=tokens,
@@ -54,7 +54,7 @@ def shared(model: str, tokens: int, gpus: int = GPUS, **changes: object) -> Plan
 
 
 def exchanges() -> str:
-    """What an 8B model sends: into each GPU in a layer, and the time of a row, beside that of all else."""
+    """Return the table of communication for an 8B model: bytes into each GPU per layer, and time per row."""
     rows = []
     for tokens, gpus in ((2**17, 8), (TOKENS, 8), (TOKENS, 16)):
         run = shared("8B", tokens, gpus)
@@ -66,7 +66,7 @@ def exchanges() -> str:
 
 
 def contexts() -> str:
-    """The longest row, with a tenth of the memory free."""
+    """Return the table of longest rows, with a tenth of the memory free."""
     rows = []
     for model in MODELS:
         for name, changes in (("", {}), (", `tiled_mlp: 4096`", {"tiled_mlp": 4096})):
@@ -79,7 +79,7 @@ def contexts() -> str:
 
 
 def steps() -> str:
-    """Seconds of a step of one row of a million tokens on eight H100s."""
+    """Return the table of seconds for a step of one row of a million tokens on eight H100s."""
     rows = []
     for model in MODELS:
         run = shared(model, TOKENS)
@@ -89,12 +89,12 @@ def steps() -> str:
 
 
 def seconds(run: PlannedRun) -> float:
-    """Time of the run's one step on H100s."""
+    """Return the time of the run's one step on H100s."""
     return plan_duration(run, find_gpu("h100")).seconds
 
 
 def draw(path: Path) -> None:
-    """Draw who holds what of a row outside of attention, and within it."""
+    """Draw how GPUs share a row outside of attention and within it."""
     figure, (outside, inside) = new_figure(9.5, 3.6, ncols=2, sharey=True)
     for axes, title in (
         (outside, "everywhere else: a part of the row"),
@@ -117,7 +117,7 @@ def draw(path: Path) -> None:
 
 
 def draw_cuts(axes: "Axes", *, document: int, group: int) -> None:
-    """Draw where groups of two documents are cut: half of the heads have theirs shifted, whichever GPU they are on."""
+    """Draw where the groups of two documents are cut; half of the heads have shifted groups, on any GPU."""
     half = NUM_HEADS / 2
     for first, length in ((0, document), (document, ROW - document)):
         for shift, top in ((group, 0), (group // 2, half)):

@@ -1,4 +1,4 @@
-"""The report of `streaming.py`: JSON and a picture."""
+"""Write the report of `streaming.py`: JSON and a picture."""
 
 import json
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from _report import Provenance, caption
 
 @dataclass(kw_only=True)
 class Curve:
-    """One way to keep keys and values, over the whole text, a point for each stretch of it."""
+    """One kind of cache over the whole text, with a point for each stretch of it."""
 
     cache: str
     window: int | None
-    """Tokens that a query sees at most; None for all."""
+    """The most tokens that a query sees; None for all."""
     num_sinks: int
     tokens: list[int] = field(default_factory=list)
     """Tokens read by the end of each stretch."""
@@ -38,7 +38,7 @@ class Result:
     text: str
     num_tokens: int
     piece: int
-    """Tokens of one forward pass."""
+    """Tokens per forward pass."""
     curves: list[Curve] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ def write_report(results: Sequence[Result], folder: Path, device: str, origin: P
     print(f"report: {path}.json, .png")
 
 
-# Colour, line, width, order. The wide line shows on both sides of the narrow one where the two agree.
+# Color, line, width, order. Where two lines coincide, the wide one is visible on both sides of the narrow one.
 STYLES = {
     "streaming": ("#0072b2", "-", 1.6, 3),
     "window without sinks": ("#f0a868", "-", 5, 2),
@@ -61,7 +61,7 @@ STYLES = {
 
 
 def draw(results: Sequence[Result], path: Path, origin: Provenance) -> None:
-    """Draw a row for each model: perplexity on the left, the cache's memory on the right."""
+    """Draw a row for each model: perplexity on the left, cache memory on the right."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter

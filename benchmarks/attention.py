@@ -1,12 +1,12 @@
-"""How fast is S²-Attn, and how much memory does it need, beside full attention and the paper's algorithm?
+"""How fast is S²-Attn, and how much memory does it need, compared with full attention and the paper's algorithm?
 
     python benchmarks/attention.py            # on CUDA if there is one, in bfloat16; else on the CPU, in float32
-    python benchmarks/attention.py --quick    # seconds, to see that everything runs
+    python benchmarks/attention.py --quick    # a few seconds, to check that everything runs
 
 One row of T tokens, groups of T/4, 8 heads of 64 numbers (on CUDA 32 of 128), with as many key-value heads and with an
-eighth of them. First all attentions are compared with their definitions, gradients too; if one differs there is no
-report. Then each is timed in rounds that go through all of them in turn, and ratios are medians over the rounds. What
-would take longer, or more memory, than allowed is left out, and the table says so.
+eighth of them. First the outputs and gradients of all attentions are compared with their definitions; if one differs,
+there is no report. Then they are timed in rounds that contain all of them, and ratios are medians over the rounds.
+Cases that would exceed the limits on time or memory are left out, and the table says so.
 """
 
 import argparse
@@ -28,7 +28,7 @@ QUICK_LENGTHS = [256, 512]
 
 
 def main() -> int:
-    """Check, measure, report; return the exit status."""
+    """Check, measure and report; return the exit status."""
     arguments = parse_arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -48,11 +48,11 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short lengths, one round")
     parser.add_argument("--lengths", type=int, nargs="+", metavar="T", help="tokens of a row")
-    parser.add_argument("--rounds", type=int, default=None, help="times that everything is measured (default: 5)")
+    parser.add_argument("--rounds", type=int, default=None, help="number of measurements (default: 5)")
     parser.add_argument("--most-seconds", type=float, default=15, help="longest single run (default: 15)")
     parser.add_argument("--most-gib", type=float, default=4, help="largest scores of the unfused form (default: 4)")
     parser.add_argument("--output", type=Path, default=_report.RESULTS, metavar="DIR", help="where the report goes")
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
 def check(
     arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, shapes: dict[str, Shape]
 ) -> list[str]:
-    """Say which attentions differ from their definitions, at an odd length and at the shortest that is measured."""
+    """Describe attentions that differ from their definitions, at an odd length and at the shortest measured one."""
     lengths = [117, min(*arguments.lengths, 2048)]
     return disagreements(
         device, dtype, [replace(shape, num_tokens=length) for shape in shapes.values() for length in lengths]
@@ -80,7 +80,7 @@ def measure(
     """Measure all attentions at all lengths."""
     backward = passes == TRAINING
     names = list(attentions(device, dtype, head_dim=base.head_dim, backward=backward))
-    seconds_per_pair: dict[str, float] = {}  # of a query and a key, at the last length that was measured
+    seconds_per_pair: dict[str, float] = {}  # of a query and a key, at the last length measured
     for length in arguments.lengths:
         shape = replace(base, num_tokens=length)
         notes = {name: too_much(name, shape, seconds_per_pair.get(name, 0) * length**2, arguments) for name in names}
@@ -103,7 +103,7 @@ def measure(
 
 
 def too_much(name: str, shape: Shape, forecast: float, arguments: argparse.Namespace) -> str:
-    """Say why this is left out, or nothing."""
+    """Return why a case is left out; empty if it is not."""
     if forecast > arguments.most_seconds:
         return f"left out: about {forecast:.0f} s, more than {arguments.most_seconds:g}"
     gib = unfused_bytes(shape) / 2**30
@@ -113,15 +113,15 @@ def too_much(name: str, shape: Shape, forecast: float, arguments: argparse.Names
 
 
 def with_memory(row: Row, shape: Shape, device: torch.device, dtype: torch.dtype) -> Row:
-    """Add the memory of a forward and a backward pass beyond what any attention has: results and gradients."""
+    """Add the memory of a forward and a backward pass beyond what every attention needs: results and gradients."""
     every_tensor = shape.bytes_with_gradients(dtype)
     peak = peak_memory(partial(make_run, row.attention, shape, device, dtype, True), device)
-    extra = peak - every_tensor // 2  # the output and three gradients are made in the run
+    extra = peak - every_tensor // 2  # the output and three gradients are allocated in the run
     return replace(row, peak_bytes=extra, peak_share=extra / every_tensor)
 
 
 def one_line(row: Row) -> str:
-    """Tell how the measurement goes on."""
+    """Return a measurement as a line of progress."""
     where = f"{row.heads:8} {row.passes:18} {row.num_tokens:6}  {row.attention:20}"
     if row.seconds is None:
         return f"{where} {row.note}"

@@ -1,8 +1,8 @@
-"""What it costs to seal a file of weights, and to see that it is as it was: the first time, and when it is known.
+"""Measure the cost of sealing a weights file, and of checking it: the first time, and once it is cached.
 
     python benchmarks/digests.py [--gib 1] [--files 1]
 
-Seconds of one core for all files, the file being in memory; the disk is not measured.
+Seconds of one core for all files, which are in the page cache; the disk is not measured.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from longlora.support.whole import check_whole
 
 
 def seconds(run: Callable[[], None]) -> float:
-    """Processor's seconds, of all threads."""
+    """Return the processor seconds of all threads."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.0, help="size of each file")
     parser.add_argument("--files", type=int, default=1)

@@ -1,14 +1,14 @@
-"""Do questions made by rules teach the tiny model to answer about documents longer than it could read before?
+"""Do rule-based questions teach the tiny model to answer about documents longer than its base context?
 
     python benchmarks/document_questions.py --train BOOKS PAPERS --held-out OTHER_BOOKS OTHER_PAPERS
-    python benchmarks/document_questions.py … --dry   # a few steps and questions, to see that it runs
+    python benchmarks/document_questions.py … --dry   # a few steps and questions, to check that it runs
 
-Pairs are made out of texts by rules (`_rule_questions.py`; `.tex` files are papers, others books), checked by what
-`longlora corpus check` does, and trained on by `longlora train`'s own way: the tiny model, 256 to 1,024 tokens. Then it
-answers questions about excerpts of texts that it never saw, of about 900 tokens each, whose evidence lies farther back
-than its old context. An answer is right if it is the expected one, word for word. The same questions go to the base as
-it is, and to the base with new positions alone. Every answer becomes a row of `results/document-questions.jsonl`, from
-which the table in `docs/longqa.md` is made.
+Pairs are generated from texts by rules (`_rule_questions.py`; `.tex` files are papers, others books), checked like
+`longlora corpus check`, and trained on like `longlora train`: the tiny model, from 256 to 1,024 tokens. The result then
+answers questions about excerpts of unseen texts, of about 900 tokens each, whose evidence is farther back than the base
+context. An answer is right if it equals the expected one, word for word. The same questions are asked of the base
+itself, and of the base with only the new positions. Every answer becomes a row of `results/document-questions.jsonl`,
+the source of the table in `docs/longqa.md`.
 """
 
 import argparse
@@ -52,13 +52,13 @@ from longlora.training.run import train
 CONTEXT_LENGTH = 1024
 OLD_CONTEXT = 256
 SEED = 0
-SHORT, LONG = 430, 1900  # characters of an excerpt: some 180 tokens of prose, which the base reads, and some 850
+SHORT, LONG = 430, 1900  # characters of an excerpt: about 180 tokens of prose, within the base context, and about 850
 PAPER_SCALE = 0.8  # formulas have more tokens
-SHORTEST = 400  # characters; fewer are no document for `corpus check`
-LONG_SHARE = 0.4  # of the training's excerpts
+SHORTEST = 400  # characters; anything shorter is not a document to `corpus check`
+LONG_SHARE = 0.4  # of the training excerpts
 SHORT_QUESTIONS, LONG_QUESTIONS = 6, 2  # about one excerpt
 RARE = ("speaker", "reference")  # forms that few excerpts allow
-SPARE_TOKENS = 8  # that an answer may be longer than the right one
+SPARE_TOKENS = 8  # by which an answer may exceed the right one
 
 ROWS = _report.RESULTS / "document-questions.jsonl"
 PAGE = _report.REPOSITORY / "docs" / "longqa.md"
@@ -67,7 +67,7 @@ Row = dict[str, Any]
 
 
 def make_pairs(folders: Sequence[Path], num_excerpts: int, characters: int, each: int, rng: random.Random) -> list[Row]:
-    """Make pairs in LongAlpaca's form, `each` about an excerpt or half as many, every form as often as it can be."""
+    """Make pairs in LongAlpaca's format, `each` or half as many per excerpt, with all forms as frequent as possible."""
     pools: dict[str, list[tuple[Path, str, str, frozenset[str]]]] = {form: [] for form in ("", *RARE)}
     for path, text, names in _texts(folders):
         size = max(SHORT, round(PAPER_SCALE * characters)) if path.suffix == ".tex" else characters
@@ -100,7 +100,7 @@ def _texts(folders: Sequence[Path]) -> Iterator[tuple[Path, str, frozenset[str]]
 
 
 def _chosen(found: list[Pair], each: int, counts: Counter[str], rng: random.Random) -> list[Pair]:
-    """Choose pairs about one excerpt, of the forms that are rare so far."""
+    """Choose pairs about one excerpt, preferring the forms that are rare so far."""
     rng.shuffle(found)
     taken = Counter[str]()
     chosen = []
@@ -113,7 +113,7 @@ def _chosen(found: list[Pair], each: int, counts: Counter[str], rng: random.Rand
 
 
 def _is_proven(excerpt: str, pair: Pair) -> bool:
-    """Tell whether `corpus check` will have nothing against a pair."""
+    """Return whether a pair will pass `corpus check`."""
     quality = Quality()
     quality.add(
         CheckedRow(document=excerpt, question=pair.question, answer=pair.answer, provenance={"quotes": [pair.quote]})
@@ -132,7 +132,7 @@ def _row(path: Path, name: str, excerpt: str, pair: Pair) -> Row:
 
 
 def conversations(rows: Sequence[Row]) -> Iterator[Row]:
-    """Put the pairs about one excerpt together: the excerpt is read once, and its questions follow one another."""
+    """Join the pairs about one excerpt into a conversation: the excerpt once, then all questions."""
     together: dict[str, list[Row]] = {}
     for row in rows:
         together.setdefault(row["provenance"]["source"], []).append(row)
@@ -145,7 +145,7 @@ def conversations(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def beyond_old_context(rows: Sequence[Row], each: int, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Keep so many rows of each form whose evidence begins farther from the prompt's end than the old context."""
+    """Keep `each` rows of each form whose evidence begins farther from the prompt's end than the base context."""
     kept, counts = [], Counter[str]()
     for row in rows:
         prompt, form = row["instruction"], row["provenance"]["question_kind"]
@@ -166,14 +166,14 @@ def _prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def recipe_of(source: Path, output: Path, steps: int) -> Recipe:
-    """The demo's recommended recipe, but for conversations, all weights trained, and less of the run under S²-Attn."""
+    """Return the demo's recommended recipe, for conversations, with full tuning, and fewer steps under S²-Attn."""
     return parse_recipe(
         {
             "model_name_or_path": TINY_MODEL,
             "context_length": CONTEXT_LENGTH,
             "output_dir": str(output / "run"),
             "data": {"kind": "sft", "source": str(source), "cache_dir": str(output / "cache")},
-            # Groups part a question from its evidence: what S²-Attn teaches here is the form of an answer.
+            # Groups separate questions from their evidence: here, S²-Attn teaches only the form of answers.
             "attention": {"pattern": "s2", "dense_finish": DENSE_FINISH},
             "rope": {"rope_type": "yarn"},
             "tuning": "full",
@@ -194,7 +194,7 @@ DENSE_FINISH = 0.95
 
 
 def with_positions_alone(recipe: Recipe) -> PreTrainedModel:
-    """The base with the recipe's positions and none of its training."""
+    """Return the base with the recipe's positions, untrained."""
     name = model_source(TINY_MODEL)
     config = load_config(name)
     extended_config(config, recipe)
@@ -219,7 +219,7 @@ def ask(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, r
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """Lay out the share of right answers by form and model, with what was run."""
+    """Format the share of right answers by form and model, with the settings of the run."""
     forms = [form for form in FORMS if any(row["question_kind"] == form for row in rows)]
 
     def cells(label: str, chosen: Sequence[Row]) -> list[str]:
@@ -251,22 +251,22 @@ def table(header: Row, rows: Sequence[Row]) -> str:
 
 
 def with_table(page: str, made: str) -> str:
-    """Put the table between its marks in a page."""
+    """Insert the table between its markers in a page."""
     marks = r"(<!-- document questions -->\n).*?(\n<!-- end -->)"
     return re.sub(marks, lambda found: f"{found[1]}\n{made}\n{found[2]}", page, flags=re.DOTALL)
 
 
 def read_results(path: Path = ROWS) -> tuple[Row, list[Row]]:
-    """Read what was run, and the answers."""
+    """Read the settings of the run, and the answers."""
     header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     return header, rows
 
 
 def check(path: Path, tokenizer: PreTrainedTokenizerBase, against: Sequence[str] = ()) -> None:
-    """Do what `longlora corpus check` does, and say what it says; nothing may be found.
+    """Check a file like `longlora corpus check`, and print its findings.
 
     Raises:
-        SystemExit: something was.
+        SystemExit: there are findings.
     """
     report = check_file(str(path), tokenizer, context_length=CONTEXT_LENGTH, against=against)
     print(path.name, *report.quality.describe(), sep="\n  ", flush=True)
@@ -276,15 +276,15 @@ def check(path: Path, tokenizer: PreTrainedTokenizerBase, against: Sequence[str]
 
 
 def main() -> None:
-    """Make pairs, train, ask, and write rows and page."""
+    """Make pairs, train, ask, and write the rows and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, nargs="+", required=True, help="Folders of texts to make pairs of.")
+    parser.add_argument("--train", type=Path, nargs="+", required=True, help="Folders of texts to make pairs from.")
     parser.add_argument("--held-out", type=Path, nargs="+", required=True, help="Folders of texts to ask about.")
     parser.add_argument(
         "--out", type=Path, default=Path("build/document-questions"), help="Folder for pairs and model."
     )
     parser.add_argument("--excerpts", type=int, default=1600, help="Excerpts to train on.")
-    parser.add_argument("--steps", type=int, default=700, help="Steps of some 2,000 tokens.")
+    parser.add_argument("--steps", type=int, default=700, help="Steps of about 2,000 tokens.")
     parser.add_argument("--questions", type=int, default=15, help="Held-out questions of each form.")
     parser.add_argument("--dry", action="store_true", help="A few of each, and no results.")
     arguments = parser.parse_args()
@@ -305,7 +305,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> tuple[Row, list[Row]]:
-    """Do all of it, and return what was run and every answer."""
+    """Run everything; return the settings of the run and all answers."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(model_source(TINY_MODEL))

@@ -1,14 +1,14 @@
-"""How much memory does each optimization of training save, and what does it cost?
+"""How much memory does each training optimization save, and what does it cost?
 
     python benchmarks/memory_optimizations.py    # the tiny model at 16k tokens; on CUDA Llama-2-7B's shape at 32k
     python benchmarks/memory_optimizations.py --random 512 1376 2 2048    # a random Llama of that shape
-    python benchmarks/memory_optimizations.py --quick    # a minute, to see that everything runs
+    python benchmarks/memory_optimizations.py --quick    # a minute, to check that everything runs
 
-A recipe is trained for a few steps of one row, with groups of a quarter of the row, first without any optimization,
-then with one more at a time: the library's own code path, from loading the weights to the last step. Each has a
-process of its own. Tokens per second are those of the median step, the first left out; on a CPU they are per second
-of processor time, so that other work on the machine does not count. Losses are compared with those of the first run:
-the optimizations above the optimizer must not change them, and if one does there is no report.
+A recipe is trained for a few steps of one row, with groups of a quarter of the row, first without optimizations, then
+adding one at a time, through the library's own code path from loading the weights to the last step. Each run has its
+own process. Tokens per second are those of the median step, excluding the first; on a CPU they are per second of
+processor time, so that other work on the machine does not count. Losses are compared with those of the first run: the
+optimizations above the optimizer must not change them, and if one does, there is no report.
 """
 
 import argparse
@@ -42,11 +42,11 @@ from longlora.training.run_directory import open_run
 from longlora.training.trainer import build_trainer, training_arguments
 
 NONE = {"chunked_loss": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
-SAME_LOSSES = 1e-3  # relative, over the steps: float32 in another order of sums; in bfloat16 ten times that
+SAME_LOSSES = 1e-3  # relative, for all steps: float32 sums in another order; ten times that in bfloat16
 
 
 def ladder(length: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Name the optimizations in the order in which they are added, with the recipe's keys of each."""
+    """Return the optimizations in the order in which they are added, with the recipe keys of each."""
     optimizations: dict[str, dict[str, Any]] = {
         "none": {},
         "loss in pieces": {"chunked_loss": True},
@@ -64,7 +64,7 @@ NEW_NUMBERS = ("8-bit AdamW", "4-bit base")
 
 
 def main() -> int:
-    """Measure, compare losses, report; return the exit status."""
+    """Measure, compare losses and report; return the exit status."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments = parse_arguments(device)
     packages = ["torch", "transformers", "peft", "trl"]
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def parse_arguments(device: torch.device) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="rows of 512 tokens")
     parser.add_argument("--length", type=int, metavar="T", help="tokens of a row (default: 16384, on CUDA 32768)")
@@ -99,7 +99,7 @@ def parse_arguments(device: torch.device) -> argparse.Namespace:
         help="a Llama with random weights (default on CUDA: 4096 11008 32 32000, which is Llama-2-7B)",
     )
     parser.add_argument("--target-modules", default="attention", help="lora.target_modules (default: attention)")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where models and runs are written meanwhile")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="folder for temporary models and runs")
     parser.add_argument("--output", type=Path, default=_report.RESULTS, metavar="DIR", help="where the report goes")
     arguments = parser.parse_args()
     arguments.length = arguments.length or (512 if arguments.quick else 32768 if device.type == "cuda" else 16384)
@@ -113,7 +113,7 @@ def parse_arguments(device: torch.device) -> argparse.Namespace:
 
 
 def random_model(directory: Path, shape: list[int], device: torch.device) -> str:
-    """Write a Llama with random weights and heads of 128 or 64 numbers, and the tiny model's tokenizer.
+    """Write a Llama with random weights and head dimension 128 or 64, and the tiny model's tokenizer.
 
     In bfloat16 on CUDA: Llama-2-7B's shape takes 13.5 GB of disk.
     """
@@ -137,7 +137,7 @@ def random_model(directory: Path, shape: list[int], device: torch.device) -> str
 
 
 def measure(model: str, arguments: argparse.Namespace, device: torch.device, scratch: Path) -> Iterator[Row]:
-    """Train with more and more optimizations, each run in a process of its own."""
+    """Train with more and more optimizations, each run in its own process."""
     source = enough_text(arguments.length * arguments.steps)
     keys = dict(NONE)
     for number, (optimization, changes) in enumerate(ladder(arguments.length, device).items()):
@@ -158,7 +158,7 @@ def measure(model: str, arguments: argparse.Namespace, device: torch.device, scr
         row = Row(optimization=optimization, keys=" ".join(f"{key}={value}" for key, value in changes.items()))
         try:
             row.peak_bytes = in_a_process(partial(make_run, values), device)
-        except RuntimeError as error:  # torch's out-of-memory error is one, and so is a process that died
+        except RuntimeError as error:  # such as torch's out-of-memory error, or a process that died
             row.note = str(error).splitlines()[0]
         else:
             seconds = json.loads((run_directory / "seconds.json").read_text())
@@ -170,15 +170,15 @@ def measure(model: str, arguments: argparse.Namespace, device: torch.device, scr
 
 
 def in_a_process(make_run: Callable[[], Callable[[], None]], device: torch.device) -> int:
-    """Measure the peak of one run in a process of its own: a CUDA context that failed is not used again."""
+    """Measure the peak of one run in a separate process, so that a failed CUDA context is not used again."""
     if device.type == "cpu":
-        return peak_memory(make_run, device)  # which takes one anyhow
+        return peak_memory(make_run, device)  # which starts a process anyway
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(peak_memory, make_run, device).result()
 
 
 def make_run(values: dict[str, Any]) -> Callable[[], None]:
-    """Prepare the rows, which are read from disk, and return the run: load the model and train it."""
+    """Prepare the rows on disk, and return a run that loads the model and trains it."""
     recipe = parse_recipe(values)
     tokenizer = AutoTokenizer.from_pretrained(
         tiny_model_directory() if recipe.model_name_or_path == "tiny" else recipe.model_name_or_path
@@ -189,7 +189,7 @@ def make_run(values: dict[str, Any]) -> Callable[[], None]:
 
 
 def train(recipe: Recipe, rows: Rows) -> None:
-    """Train as `longlora.training.run.train` does, up to the last step, with a clock beside it."""
+    """Train like `longlora.training.run.train`, up to the last step, with a clock."""
     set_seed(recipe.seed)
     with open_run(recipe) as run:
         arguments = training_arguments(recipe)
@@ -204,7 +204,7 @@ def train(recipe: Recipe, rows: Rows) -> None:
 
 
 class StepClock(TrainerCallback):
-    """Takes the seconds of each step: the processor's own on a CPU."""
+    """Records the seconds of each step: processor time on a CPU."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -215,7 +215,7 @@ class StepClock(TrainerCallback):
         self._began = self._now(args.device)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop it."""
+        """Stop the clock."""
         self.seconds.append(self._now(args.device) - self._began)
 
     @staticmethod
@@ -225,7 +225,7 @@ class StepClock(TrainerCallback):
 
 
 def enough_text(num_tokens: int) -> list[str]:
-    """Name files of Python's standard library that hold the tokens of all steps, at 3 bytes and more a token."""
+    """Return enough files of Python's standard library for the tokens of all steps, at 3 bytes or more per token."""
     files, num_bytes = [], 0
     for path in standard_library_files("train"):
         if num_bytes > 8 * num_tokens:
@@ -236,7 +236,7 @@ def enough_text(num_tokens: int) -> list[str]:
 
 
 def changed_losses(rows: list[Row], device: torch.device) -> list[str]:
-    """Say which optimizations that compute the same differ from the first run by more than rounding."""
+    """Describe optimizations that should not change the loss, but differ from the first run by more than rounding."""
     allowed = SAME_LOSSES * (10 if device.type == "cuda" else 1)
     measured = [row for row in rows if row.losses]
     found = []

@@ -1,13 +1,13 @@
-"""Does a window with attention sinks read on and on, in constant memory and as well as at the beginning?
+"""Can a window with attention sinks read indefinitely, in constant memory and as well as at the beginning?
 
-    python benchmarks/streaming.py                        # the tiny model, through a window of its own 256 tokens
-    python benchmarks/streaming.py tiny MODEL             # and another one, through as many tokens as it reads
+    python benchmarks/streaming.py                        # the tiny model, with a window of its 256 tokens of context
+    python benchmarks/streaming.py tiny MODEL             # and another one, with a window of its context
     python benchmarks/streaming.py --tokens 4000          # a short look
 
-A long text (the held-out files of Python's standard library, one after another) is read once, a few tokens at a time:
-with sinks and window (`longlora.inference.streaming_cache`), with a window of that size but no sinks, and, for eight
-times the context, with the ordinary cache that keeps everything. Reported is the perplexity of each stretch of text and
-what the keys and values take.
+A long text (the held-out files of Python's standard library, concatenated) is read once, a few tokens at a time: with
+sinks and a window (`longlora.inference.streaming_cache`), with a window of the same size but no sinks, and, for eight
+times the context, with the ordinary cache that keeps everything. The report contains the perplexity of each stretch of
+text and the memory of keys and values.
 """
 
 import argparse
@@ -33,7 +33,7 @@ NUM_STRETCHES = 40
 
 
 def main() -> int:
-    """Read, report; return the exit status."""
+    """Read and report; return the exit status."""
     arguments = parse_arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     origin = _report.provenance(device, ["torch", "transformers"])
@@ -43,19 +43,19 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "models", nargs="*", default=["tiny"], help="model or adapter directories, hub names, or `tiny`"
     )
     parser.add_argument("--tokens", type=int, default=100_000, help="length of the text")
-    parser.add_argument("--piece", type=int, default=32, help="tokens of one forward pass")
+    parser.add_argument("--piece", type=int, default=32, help="tokens per forward pass")
     parser.add_argument("--output", type=Path, default=_report.RESULTS, help="folder for the report")
     return parser.parse_args()
 
 
 def measure(name: str, num_tokens: int, piece: int) -> Result:
-    """Read the text with one model, in each of the three ways."""
+    """Read the text with one model and each of the three caches."""
     model, tokenizer = load_for_inference(name)
     context = readable_context(model.config)
     tokens = text_tokens(tokenizer, num_tokens)
@@ -69,7 +69,7 @@ def measure(name: str, num_tokens: int, piece: int) -> Result:
     rotations = key_rotations(model)
     for curve, cache, end in ways(rotations, context, len(tokens)):
         stretch = max(1, len(tokens) // NUM_STRETCHES)
-        if curve.window is None:  # what happens beyond the context happens soon
+        if curve.window is None:  # effects beyond the context appear soon
             stretch = min(stretch, context // 2)
         read(model, tokens[:end], cache, curve, piece=piece, stretch=stretch)
         result.curves.append(curve)
@@ -83,7 +83,7 @@ def measure(name: str, num_tokens: int, piece: int) -> Result:
 
 
 def ways(rotations: list[KeyRotation], context: int, num_tokens: int) -> Iterator[tuple[Curve, Cache, int]]:
-    """The three caches, and how many tokens are read with each."""
+    """Yield the three caches, and the number of tokens to read with each."""
     for name, num_sinks in (("streaming", NUM_SINKS), ("window without sinks", 0)):
         yield (
             Curve(cache=name, window=context, num_sinks=num_sinks),
@@ -94,7 +94,7 @@ def ways(rotations: list[KeyRotation], context: int, num_tokens: int) -> Iterato
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> torch.Tensor:
-    """The files one after another, each with what the tokenizer begins a text with, again from the first if need be."""
+    """Return the concatenated files, each with the tokenizer's initial tokens, repeated if necessary."""
     texts = (path.read_text(encoding="utf-8") for path in standard_library_files("validation"))
     files = (tokenizer(text)["input_ids"] for text in texts)
     tokens = list(itertools.islice(itertools.chain.from_iterable(itertools.cycle(files)), num_tokens))
@@ -103,7 +103,7 @@ def text_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> torch.Te
 
 @torch.inference_mode()
 def read(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache, curve: Curve, *, piece: int, stretch: int) -> None:
-    """Read a text a piece at a time, and note each stretch's perplexity and the cache's size."""
+    """Read a text piece by piece, and record each stretch's perplexity and the cache's size."""
     began = time.perf_counter()
     nats: list[torch.Tensor] = []
     tokens = tokens.to(model.device)
@@ -125,7 +125,7 @@ def read(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache, curve: Curv
 
 
 def resident_bytes() -> int:
-    """Memory of this process, where there is a /proc."""
+    """Return the resident memory of this process, if there is a /proc."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
 

@@ -1,7 +1,7 @@
-"""Pretraining in phases that resumes: on texts, then on the same and on made-up documents with questions.
+"""Resumable pretraining in phases: first on texts, then also on made-up documents with questions.
 
-`tiny_base_model.py` makes the model that ships with the package so, `benchmarks/gpu/_base.py` a larger one. AdamW; in
-each phase the learning rate warms up, stays, and decays linearly to zero.
+`tiny_base_model.py` makes the model included in the package in this way, `benchmarks/gpu/_base.py` a larger one. The
+optimizer is AdamW; in each phase the learning rate warms up, stays constant, and decays linearly to zero.
 """
 
 import json
@@ -24,8 +24,8 @@ from longlora.demo.recall_text import RecallText, vocabulary
 
 SEED = 0
 WEIGHT_DECAY = 0.1  # on matrices; norms have none
-RECALL_SHARE = 0.6  # of the rows of the second phase, and of its loss
-OTHER_TEXT_WEIGHT = 0.1  # of what is no answer in made-up documents, against the answers
+RECALL_SHARE = 0.6  # share of made-up documents in the rows of the second phase, and in its loss
+OTHER_TEXT_WEIGHT = 0.1  # of text in made-up documents outside of answers, relative to answers
 STEPS_PER_REPORT = 25
 STEPS_PER_CHECKPOINT = 100
 
@@ -35,24 +35,24 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the pretraining, with an optimizer of its own."""
+    """A part of the pretraining, with its own optimizer."""
 
     name: str
     steps: int
     learning_rate: float
     warmup_steps: int
     decay_share: float
-    """Of the steps, at the end, over which the rate goes to zero."""
+    """Share of the steps, at the end, over which the learning rate decays to zero."""
     first_rows: int = 0
-    """Tokens of its first rows of made-up documents; in equal parts of the steps they double up to the context, for
-    pairs that are near are learned sooner. 0 is a phase of code alone."""
+    """Tokens of its first rows of made-up documents; they double up to the context in equal parts of the steps, as near
+    pairs are learned sooner. 0 means a phase of code only."""
 
     def rate_factor(self, step: int) -> float:
-        """Share of the rate at a step."""
+        """Return the learning rate at a step, relative to its peak."""
         return min(1.0, (step + 1) / self.warmup_steps, (self.steps - step) / (self.decay_share * self.steps))
 
     def row_tokens(self, step: int, context_length: int) -> int:
-        """Tokens of the rows at a step."""
+        """Return the tokens of the rows at a step."""
         lengths = [context_length]
         while lengths[0] > self.first_rows > 0:
             lengths.insert(0, lengths[0] // 2)
@@ -60,13 +60,13 @@ class Phase:
 
 
 def token_stream(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """Tokenise documents and join them, each between BOS and EOS, to one row of token ids, shape (tokens,)."""
+    """Tokenize documents and join them, each between BOS and EOS, into one row of token ids, shape (tokens,)."""
     ids = [[*document, tokenizer.eos_token_id] for document in tokenizer(texts)["input_ids"]]
     return torch.tensor([token for document in ids for token in document])
 
 
 class Texts:
-    """The batches of all phases, each drawn from its step and this process alone."""
+    """The batches of all phases; each depends only on its step and on this process."""
 
     def __init__(
         self,
@@ -86,15 +86,15 @@ class Texts:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of code there are."""
+        """Number of tokens of code."""
         return len(self._stream)
 
     def batch(self, phase: Phase, step: int) -> Batch:
-        """Give the rows of a step of a phase."""
+        """Return the rows of a step of a phase."""
         return self._recall(step, phase.row_tokens(step, self.context_length)) if phase.first_rows else self._code(step)
 
     def _code(self, step: int) -> Batch:
-        """Rows of code: each pass cuts the stream at a new offset and shuffles."""
+        """Return rows of code; each pass cuts the stream at a new offset and shuffles."""
         tokens, batch_size = self.context_length, self.tokens_per_step // self.context_length
         steps_per_pass = (len(self._stream) - tokens) // tokens // batch_size
         epoch, place = divmod(step, steps_per_pass)
@@ -106,7 +106,7 @@ class Texts:
         return ids, torch.full(ids.shape, 1 / ids[:, 1:].numel())
 
     def _recall(self, step: int, tokens: int) -> Batch:
-        """Rows of made-up documents, and rows of code so that it is not forgotten."""
+        """Return rows of made-up documents, and rows of code to prevent forgetting."""
         num_rows = self.tokens_per_step // tokens // self._world_size
         num_made_up = round(num_rows * RECALL_SHARE)
         generator = torch.Generator().manual_seed((SEED + step) * self._world_size + self._rank)
@@ -120,7 +120,7 @@ class Texts:
         return torch.cat([made_up, code]), torch.cat(weights)
 
     def _made_up_rows(self, count: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of two documents, and for each token 1 (part of an answer), 0 (other text) or -1 (padding)."""
+        """Return rows of two documents, and for each token 1 (part of an answer), 0 (other text) or -1 (padding)."""
         source, tokenizer = RecallText(self._words, seed), self._tokenizer
         documents = [source.document(tokens) for _ in range(2 * count)]
         encoded = tokenizer(
@@ -144,7 +144,7 @@ class Texts:
 
 
 def _mean_weights(chosen: Tensor) -> Tensor:
-    """Weights that make a mean of the chosen targets; a row's first token is no target."""
+    """Return weights that average over the chosen targets; a row's first token is not a target."""
     chosen = chosen.clone()
     chosen[:, 0] = False
     return chosen / chosen.sum().clamp(min=1)
@@ -152,7 +152,7 @@ def _mean_weights(chosen: Tensor) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, stream: Tensor, context_length: int) -> float:
-    """Mean loss in nats per token over the stream in rows of the context length."""
+    """Return the mean loss in nats per token over the stream, in rows of the context length."""
     rows = stream.to(model.device).unfold(0, context_length, context_length)  # (rows, context_length)
     with computing_on(model.device):
         losses = [model(input_ids=batch, labels=batch).loss * len(batch) for batch in rows.split(32)]
@@ -165,7 +165,7 @@ def computing_on(device: torch.device) -> torch.autocast:
 
 
 class State:
-    """Where the training stands, on the disk and here."""
+    """The state of the training, on disk and in memory."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -181,7 +181,7 @@ class State:
             setattr(self, name, value)
 
     def save(self) -> None:
-        """Write it."""
+        """Write the checkpoint."""
         values = {name: value for name, value in vars(self).items() if name != "file"}
         torch.save(values, self.file.with_suffix(".tmp"))
         os.replace(self.file.with_suffix(".tmp"), self.file)
@@ -206,7 +206,7 @@ def train_phase(
     workers: int = 0,
     has_time: Callable[[], bool] = lambda: True,
 ) -> bool:
-    """Train the steps of a phase that are not done yet, as long as there is time; say whether all are done."""
+    """Train the remaining steps of a phase, as long as there is time; return whether all are done."""
     first_step = state.done.get(phase.name, 0)
     if first_step == phase.steps:
         return True
@@ -249,7 +249,7 @@ def train_phase(
 def _step(
     phase: Phase, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor, weights: Tensor
 ) -> float:
-    """Do one step and return its loss."""
+    """Train one step; return its loss."""
     for group in optimizer.param_groups:
         group["lr"] = phase.learning_rate * phase.rate_factor(step)
     with computing_on(ids.device):

@@ -1,15 +1,15 @@
-"""Pretrain the tiny base model that ships with the package.
+"""Pretrain the tiny base model that is included in the package.
 
     torchrun --nproc-per-node 2 scripts/tiny_base_model.py OUTPUT_DIRECTORY
     torchrun --nproc-per-node 1 scripts/tiny_base_model.py OUTPUT_DIRECTORY --code-model MODEL   # the second phase only
 
 A Llama of 1.8 million parameters and 256 tokens of context, trained in two phases: on the source code of Python's
 standard library (`longlora/tiny/stdlib.py` is the data rule), then on the same code and on made-up documents with
-questions (`longlora/demo/recall_text.py`), until it answers from what it reads; how, says `_pretraining.py`. Byte-level
-BPE tokenizer.
+questions (`longlora/demo/recall_text.py`), until it answers from what it reads (see `_pretraining.py`). Its tokenizer
+is byte-level BPE.
 
 An interrupted run resumes from its last checkpoint when started again. `pretraining.json` (settings, versions, losses)
-and `loss.png` are written beside the model.
+and `loss.png` are written next to the model.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def pretrain(output: Path, code_model: Path | None) -> None:
 
 
 def write_record(output: Path, history: list[dict[str, Any]], num_train_tokens: int, num_parameters: int) -> None:
-    """Write the training record beside the model, and plot its loss curve."""
+    """Write the training record next to the model, and plot its loss curve."""
     record = {
         "seed": SEED,
         "phases": [asdict(phase) for phase in PHASES],

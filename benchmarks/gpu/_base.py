@@ -1,8 +1,8 @@
-"""The base of the step `schedules`: a Llama pretrained here until it answers from what it reads in its own context.
+"""Pretrain the base of the step `schedules`: a Llama that answers questions from what it reads in its own context.
 
-By the phases that made the tiny model (`scripts/_pretraining.py`), with its tokenizer: texts alone, then rounds in
-which made-up documents with questions make up most of the loss. Their rows are short at first and double up to the
-context, for a model finds what is near sooner than what is far. After each round it is asked.
+The phases and the tokenizer are those of the tiny model (`scripts/_pretraining.py`): first texts only, then rounds in
+which made-up documents with questions account for most of the loss. Their rows are short at first and double up to the
+context, as a model learns to find near facts before far ones. Each round ends with questions to the model.
 """
 
 import shutil
@@ -21,9 +21,9 @@ from longlora.models.load import load_tokenizer, model_source
 from longlora.tiny import TINY_MODEL
 
 SOLVED = 0.9
-"""Share of the questions that it must answer."""
-MARGIN_SECONDS = 15.0  # that a call keeps for the last step and the checkpoint
-WORKERS = 8  # make rows, which takes one of them longer than a GPU takes for a step
+"""Share of the questions that the base must answer."""
+MARGIN_SECONDS = 15.0  # reserved in each call for the last step and the checkpoint
+WORKERS = 8  # make rows, which takes one worker longer than a GPU needs for a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +31,17 @@ class Pretraining:
     """A base and its phases."""
 
     shape: dict[str, int]
-    """Of its configuration."""
+    """Keys of its configuration."""
     context_length: int
     tokens_per_step: int
     texts: Phase
     recall: Phase
-    """The first round; the others begin with rows of the whole context."""
+    """The first round; later ones begin with rows of the whole context."""
     trials: int = 20
     """Questions after each round."""
 
     def phases(self) -> Iterator[Phase]:
-        """Give the phases without end."""
+        """Yield the phases, endlessly."""
         yield self.texts
         yield self.recall
         for number in count(2):
@@ -51,9 +51,9 @@ class Pretraining:
 def pretrain(
     plan: Pretraining, files: dict[str, list[Path]], folder: Path, session: Session, *, seconds: float
 ) -> Path | None:
-    """Train until the base answers, or until a round ends after so many seconds of all calls, and return its directory.
+    """Train until the base answers, or until a round ends after `seconds` of all calls; return its directory.
 
-    Return None where the time of this call ends before; another call goes on.
+    Return None if the time of this call ends first; another call resumes.
     """
     state = State(folder / "checkpoint.pt")
     if state.file.exists():

@@ -1,9 +1,9 @@
-"""The step `extend`: a real pretrained model reads twice as far, by the library's own training, and is judged.
+"""The step `extend`: double the context of a real pretrained model with the library's own training, and evaluate it.
 
-The arms take the same rows in the same order under the same positions (YaRN) and differ in the attention of training:
-S² as in the paper, with a sink token, with a dense finish, and full attention. Beside them stand the base in its own
-context and its new positions without training. Judged under full attention: perplexity by length on the same targets of
-held-out documents, and passkeys at the full length.
+The arms use the same rows in the same order with the same positions (YaRN), and differ in their training attention: S²
+as in the paper, with a sink token, with a dense finish, and full attention. For comparison, there are the base in its
+own context and its new positions without training. All are evaluated with full attention: perplexity by length on the
+same targets of held-out documents, and passkeys at the full length.
 """
 
 import json
@@ -41,7 +41,7 @@ S2 = {"pattern": "s2"}
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A way to make the base read further; without attention nothing is trained."""
+    """A way to extend the base; without an attention, nothing is trained."""
 
     attention: dict[str, Any] = field(default_factory=dict)
     extends: bool = True
@@ -59,14 +59,14 @@ ARMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What all arms share."""
+    """Settings shared by all arms."""
 
     model: str
     train: list[str]
     validation: list[str]
     steps: int
     context: int
-    """Of the base, in tokens; the arms read twice that."""
+    """Of the base, in tokens; the arms double it."""
     targets: int
     trials: int
     cache: Path
@@ -74,7 +74,7 @@ class Task:
 
     @staticmethod
     def of(model: Path | None, texts: Path | None, cache: Path, *, dry: bool) -> "Task":
-        """Take a model and texts in `*/train` and `*/validation` of a folder; dry, the tiny model and code."""
+        """Return the task for a model and a folder with `*/train` and `*/validation`; dry, the tiny model and code."""
         if dry or model is None or texts is None:
             files = {split: standard_library_files(split) for split in ("train", "validation")}
             sizes = {"steps": 2, "targets": 64, "trials": 2}
@@ -86,7 +86,7 @@ class Task:
         return Task(model=name, context=named_context(name), cache=cache, **paths, **sizes)
 
     def recipe(self, arm: Arm, folder: Path) -> Recipe:
-        """Write an arm's recipe."""
+        """Return an arm's recipe."""
         return parse_recipe(
             {
                 "model_name_or_path": self.model,
@@ -106,7 +106,7 @@ class Task:
 
 
 def run_extension(session: Session, model: Path | None, texts: Path | None) -> None:
-    """Measure all arms in their order."""
+    """Measure all arms in order."""
     with tempfile.TemporaryDirectory() as cache:
         run_arms(session, Task.of(model, texts, Path(cache), dry=session.dry))
 
@@ -123,7 +123,7 @@ def run_arms(session: Session, task: Task) -> None:
 
 
 def measure(arm: Arm, task: Task) -> Row:
-    """Train an arm, and judge what came out."""
+    """Train an arm and evaluate the result."""
     with tempfile.TemporaryDirectory() as scratch:
         recipe, row = task.recipe(arm, Path(scratch)), {}
         if arm.attention:
@@ -138,7 +138,7 @@ def measure(arm: Arm, task: Task) -> Row:
 
 
 def untrained(task: Task, recipe: Recipe, *, extends: bool) -> Any:
-    """Load the base, under its new positions or its own."""
+    """Load the base, with its new positions or its own."""
     config = load_config(model_source(task.model))
     if extends:
         extended_config(config, recipe)
@@ -177,5 +177,5 @@ def judge(model: Any, task: Task, scratch: Path, *, extends: bool) -> Row:
 
 
 def halvings(longest: int) -> Iterator[int]:
-    """Give the length, its half and its quarter, shortest first."""
+    """Yield the quarter, the half and the whole of a length."""
     yield from (longest // 4, longest // 2, longest)

@@ -1,4 +1,4 @@
-"""A pytest plugin that writes each failed test as a line of JSON while the run goes on, and bounds each test's time.
+"""A pytest plugin that writes each failed test as a line of JSON during the run, and limits the time of each test.
 
 LADDER_FAILURES=FILE LADDER_TEST_SECONDS=120 python -m pytest -p _failing_tests …
 """
@@ -17,13 +17,13 @@ import pytest
 from _pytest._code.code import ExceptionRepr
 
 _EVERY = 50
-"""After so many tests the counts are written down again."""
+"""Number of tests after which the counts are written again."""
 
 _counts: Counter[str] = Counter()
 
 
 def _writes() -> bool:
-    return "PYTEST_XDIST_WORKER" not in os.environ  # workers report to the process that does
+    return "PYTEST_XDIST_WORKER" not in os.environ  # workers report to the main process, which writes
 
 
 def _append(**row: Any) -> None:
@@ -32,7 +32,7 @@ def _append(**row: Any) -> None:
 
 
 def _error(report: pytest.TestReport) -> dict[str, str]:
-    """Tell the exception's first line, the last line that explains it, and where it was raised."""
+    """Return the exception's first line, the last line that explains it, and where it was raised."""
     text = report.longreprtext.strip().splitlines() or [""]
     explained = [line[1:].strip() for line in text if line.startswith("E  ")] or text
     crash = report.longrepr.reprcrash if isinstance(report.longrepr, ExceptionRepr) else None
@@ -41,7 +41,7 @@ def _error(report: pytest.TestReport) -> dict[str, str]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Write down a failure at once."""
+    """Write a failure immediately."""
     if not _writes():
         return
     if report.when == "call" or report.outcome != "passed":
@@ -53,14 +53,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:
-    """Write down how many there were of each outcome."""
+    """Write the number of tests with each outcome."""
     if _writes():
         _append(counts=dict(_counts), exit_status=int(exitstatus), finished=True)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test that takes too long; end the process of one that does not even notice."""
+    """Fail a test that takes too long; end the process if the test cannot be interrupted."""
     seconds = int(os.environ.get("LADDER_TEST_SECONDS", "120"))
 
     def too_long(signum: int, frame: FrameType | None) -> None:
@@ -69,7 +69,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     before = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(seconds)
     if not _writes():  # a worker that dies is replaced
-        # A test may have put something else in the place of stderr, which has no descriptor to write to.
+        # A test may have replaced sys.stderr by something without a file descriptor.
         faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
     try:
         return (yield)

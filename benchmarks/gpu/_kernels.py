@@ -1,10 +1,10 @@
-"""The step `attention`: forward and backward pass of one layer's attention, full and S², by every kernel there is.
+"""The step `attention`: forward and backward pass of one layer's attention, full and S², with every kernel.
 
-A round makes the cut points anew (in packed rows from documents of new lengths, as training does) and attends twice
-with them: `first_ms` has what kernels prepare once for new cuts, `ms` is any later layer of the same forward pass.
-`cuts_ms` is the host's time for the cut points, once a forward pass. Full attention over plain rows needs no cuts and
-is attended once a round. All are medians. `share_of_ideal` is how much faster S² is than the fastest full attention of
-the same shape, over how many times fewer query-key pairs it has.
+Each round makes new cut points (for packed rows, from documents of new lengths, as in training) and runs attention
+twice with them: `first_ms` includes what kernels prepare once for new cuts, `ms` is any later layer of the same forward
+pass. `cuts_ms` is the host's time for the cut points, once per forward pass. Full attention over plain rows needs no
+cuts and runs once per round. All times are medians. `share_of_ideal` is the speedup of S² over the fastest full
+attention of the same shape, divided by the ratio of their query-key pairs.
 """
 
 import inspect
@@ -32,7 +32,7 @@ SDPA_KERNELS = {
     "sdpa default": None,
 }
 MEAN_DOCUMENT = 2048  # tokens, in packed rows
-# Scores of N² or compilers of half a minute: at these lengths they still say enough.
+# Kernels with N² scores, or with half a minute of compilation, are measured up to these lengths.
 LONGEST = {"explicit": 8192, "flex": 65536}
 BACKENDS = get_args(Backend)
 
@@ -47,21 +47,21 @@ class Case:
     tokens: int
     packed: bool = False
     group_size: int | None
-    """None is full attention, in packed rows within documents."""
+    """None means full attention, within documents in packed rows."""
     sink_tokens: int = 0
     kernel: str
     """A backend of ours, or one of `SDPA_KERNELS`."""
 
     @property
     def name(self) -> str:
-        """What tells it from the others."""
+        """The case's unique name."""
         pattern = "full" if self.group_size is None else f"s2 g{self.group_size} sink{self.sink_tokens}"
         rows = "packed" if self.packed else "plain"
         return f"{rows} {self.heads}/{self.kv_heads}x{self.head_dim} {self.tokens} {pattern} {self.kernel}"
 
     @property
     def fulls(self) -> list["Case"]:
-        """Full attention of the same shape, by every kernel that may be the fastest."""
+        """Full attention of the same shape, with every kernel that may be the fastest."""
         kernels = ["auto", *(name for name in BACKENDS if name in ("varlen", "sdpa", "flash"))]
         return [
             replace(self, group_size=None, sink_tokens=0, kernel=name)
@@ -70,7 +70,7 @@ class Case:
 
 
 def run_attention(session: Session) -> None:
-    """Measure all cases in the order of `cases`."""
+    """Measure all cases, in the order of `cases`."""
     with_sinks = "sink_tokens" in inspect.signature(cut_points).parameters
     try:
         for case in cases(dry=session.dry, with_sinks=with_sinks):
@@ -80,7 +80,7 @@ def run_attention(session: Session) -> None:
 
 
 def cases(*, dry: bool, with_sinks: bool) -> Iterator[Case]:
-    """Give the cases, those that decide most first: grouped queries at common lengths, then packed rows, then sinks."""
+    """Yield the cases, most important first: grouped queries at common lengths, then packed rows, then sinks."""
     lengths = [256, 512] if dry else [8192, 32768, 65536, 16384, 131072, 4096]
     packed_lengths = [256] if dry else [32768, 65536, 8192, 131072]
     quick = ["auto", *(name for name in BACKENDS if name not in ("auto", *LONGEST, "flash"))]
@@ -92,7 +92,7 @@ def cases(*, dry: bool, with_sinks: bool) -> Iterator[Case]:
 
     def family(shape: dict[str, int], tokens: int, packed: bool, group: int, sink: int, kernels: list[str]) -> list:
         case = Case(**shape, tokens=tokens, packed=packed, group_size=group, sink_tokens=sink, kernel="auto")
-        # With a sink the full attentions have rows already, or are not needed for lack of time.
+        # With a sink, the full attentions already have rows, or there is no time for them.
         arms = [*(case.fulls if not sink else []), *(replace(case, kernel=name) for name in kernels)]
         return [arm for arm in arms if arm.tokens <= LONGEST.get(arm.kernel, arm.tokens)]
 
@@ -132,7 +132,7 @@ def measure(case: Case, session: Session) -> Row:
     for number in range(2 if session.dry else 7):
         figures = make_round(case, tensors, gradient, draws)
         spent = time.monotonic() - began
-        if number < (1 if session.dry or spent > 1 else 2):  # kernels are chosen, built and loaded
+        if number < (1 if session.dry or spent > 1 else 2):  # warm-up: kernels are chosen, built and loaded
             continue
         rounds.append(figures)
         if spent > 3 or session.seconds_left < spent:
@@ -163,7 +163,7 @@ def _compared(case: Case, row: Row, session: Session) -> Row:
 
 
 def random_heads(case: Case, num_heads: int) -> Tensor:
-    """Make what a projection gives, seen as heads: memory (1, T, H, D), shape (1, H, T, D)."""
+    """Return random values laid out like a projection's output: memory (1, T, H, D), shape (1, H, T, D)."""
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     memory = torch.randn(1, case.tokens, num_heads, case.head_dim, device=DEVICE, dtype=dtype)
     return memory.transpose(1, 2).requires_grad_()
@@ -194,7 +194,7 @@ def _segments_round(case: Case, tensors: list[Tensor], gradient: Tensor, draws: 
 
 
 def document_lengths(num_tokens: int, draws: random.Random) -> list[int]:
-    """Draw lengths that fill a row, exponentially distributed as those of real collections roughly are."""
+    """Draw document lengths that fill a row, exponentially distributed, roughly like those of real collections."""
     mean = min(MEAN_DOCUMENT, num_tokens // 4)
     lengths: list[int] = []
     while (room := num_tokens - sum(lengths)) > 0:
@@ -203,7 +203,7 @@ def document_lengths(num_tokens: int, draws: random.Random) -> list[int]:
 
 
 def pairs_in(cuts: CutPoints) -> float:
-    """Query-key pairs of one head, the mean over both halves; a sink's are left out."""
+    """Return the query-key pairs of one head, as the mean over both halves, without those of sinks."""
     halves = [sum(map(_pairs, cuts.lengths(shifted=shifted))) for shifted in cuts.halves]
     return sum(halves) / len(halves)
 
@@ -213,12 +213,12 @@ def _pairs(length: int) -> float:
 
 
 def flops(case: Case, pairs: float) -> float:
-    """Floating-point operations of forward (2 products) and backward pass (5), as FlashAttention's authors count."""
+    """Return the FLOPs of forward (2 products) and backward pass (5), counted as by FlashAttention's authors."""
     return 3.5 * 4 * pairs * case.heads * case.head_dim
 
 
 def timed(call: Callable[[], Tensor], tensors: list[Tensor], gradient: Tensor) -> float:
-    """Milliseconds of a forward and a backward pass, by CUDA's events where there is CUDA."""
+    """Return the milliseconds of a forward and a backward pass, by CUDA events if there is CUDA."""
     for tensor in tensors:
         tensor.grad = None
     if DEVICE.type != "cuda":

@@ -1,4 +1,4 @@
-"""The step `tests`: pytest over everything, those that touch the GPU first, failures written down as they come."""
+"""The step `tests`: run all tests, those that use the GPU first, and write failures as they occur."""
 
 import argparse
 import importlib.util
@@ -11,18 +11,18 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parents[1] / "tests"
-# What allocates on the GPU, or computes otherwise there, if it sees one.
+# Tests that allocate memory or compute on the GPU if there is one.
 FIRST = ("attention", "training", "register", "test_memory.py", "test_model.py", "test_lora.py", "merge", "evaluation")
 
 
 def run_tests(arguments: argparse.Namespace) -> int:
-    """Run pytest until it ends or the time is up; return 0 in either case, for failures are the result."""
+    """Run pytest until it ends or the time is up; return 0 in both cases, as failures are the result."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = arguments.out / "tests.jsonl"
     paths = arguments.tests or [str(path) for path in sorted(_collections(), key=_rank)]
     if arguments.dry and not arguments.tests:
         paths = [str(TESTS / "structure" / "test_public_names.py")]
-    # pytest-benchmark warns beside pytest-xdist, and warnings are errors here.
+    # pytest-benchmark warns if pytest-xdist is in use, and warnings are errors here.
     plugins = ["-p", "no:benchmark", "-p", "_failing_tests"]
     command = [sys.executable, "-m", "pytest", *plugins, "-q", "--no-header", *paths]
     if importlib.util.find_spec("xdist"):
@@ -36,7 +36,7 @@ def run_tests(arguments: argparse.Namespace) -> int:
         process.wait(arguments.seconds)
     except subprocess.TimeoutExpired:
         print("time is up", flush=True)
-        process.send_signal(signal.SIGINT)  # pytest reports what it has
+        process.send_signal(signal.SIGINT)  # pytest reports the results so far
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
     finally:

@@ -1,10 +1,10 @@
-"""The step `schedules`: which way to spend an extension's attention makes the best model, on a base pretrained here?
+"""The step `schedules`: how is an extension's attention best spent, on a base pretrained here?
 
-The grid of benchmarks/paper at a size where attention costs something: a Llama of 51 million parameters, pretrained at
-2,048 tokens (`_base.py`), reads 16,384 under YaRN, in groups of 4,096, two rows a step. Each arm takes as many steps as
-its budget pays: so many steps of full attention, counted in the operations of attention alone, as where rows are very
-long, or in all operations. Beside `full` stand dense runs that are stopped early, with the rate's schedule to their own
-end.
+The grid of benchmarks/paper at a size where attention matters: a Llama of 51 million parameters, pretrained at 2,048
+tokens (`_base.py`), is extended to 16,384 with YaRN, in groups of 4,096, two rows per step. Each arm takes as many
+steps as its budget allows. The budget is a number of steps of full attention, measured in the operations of attention
+only, as when rows are very long, or in all operations. Besides `full`, there are dense runs that stop early, with the
+learning rate schedule ending where they do.
 """
 
 import asyncio
@@ -70,24 +70,24 @@ DRY_BASE = Pretraining(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """An arm with what it may cost."""
+    """An arm with its budget."""
 
     arm: str
     budget: int
     """In steps of full attention."""
     share: float = 1.0
-    """Of the budget that it takes."""
+    """Share of the budget that it uses."""
     seed: int
 
     @property
     def name(self) -> str:
-        """What tells it from the others."""
+        """The run's unique name."""
         stopped = f", stopped at {self.share:.0%}" if self.share < 1 else ""
         return f"budget {self.budget}, seed {self.seed}: {self.arm}{stopped}"
 
 
 def runs(budgets: Sequence[int], seeds: int) -> Iterator[Run]:
-    """Give the runs: the smallest budget first, seed by seed."""
+    """Yield the runs: the smallest budget first, seed by seed."""
     for budget in sorted(budgets):
         for seed in range(seeds):
             for arm in ARMS:
@@ -97,7 +97,7 @@ def runs(budgets: Sequence[int], seeds: int) -> Iterator[Run]:
 
 
 def steps_within(run: Run, sizes: _arms.Sizes, counted: Counted) -> int:
-    """Steps that cost as much as the run may, to the nearest one, at least one."""
+    """Return the number of steps that use the run's budget, rounded to the nearest, at least 1."""
     arm = _arms.ARMS[run.arm]
     recipe = _arms.recipe_of(arm, sizes, positions="yarn", steps=1, learning_rate=1e-3, seed=0)
     first, dense = (
@@ -117,17 +117,17 @@ def run_schedules(
     learning_rate: float,
     counted: Counted,
 ) -> None:
-    """Pretrain the base, or find it, and measure what has no row yet."""
+    """Pretrain the base unless it exists, and measure the runs that have no row yet."""
     sizes, plan = replace(LARGE, texts=texts), LARGE_BASE
     if session.dry:
         sizes, plan = replace(DRY, texts=texts or Path(asyncio.__file__).parent), DRY_BASE
         pretraining_seconds, budgets, seeds = 0.0, [1], 1
     files = {split: sizes.files(split) for split in ("train", "validation")}
-    # A base of other texts is another base.
+    # Bases of different texts are different.
     folder = session.path.parent / "schedules" / f"{texts.name if texts else 'python'}{'-dry' * session.dry}"
     base = pretrain(plan, files, folder / "base", session, seconds=pretraining_seconds)
     if base is None:
-        print("time is up before the base is done: start the step again, it goes on")
+        print("time is up before the base is done: start the step again to resume")
         return
     sizes = replace(sizes, base=str(base))
     bench = Bench(sizes, folder / "cache")
@@ -149,15 +149,15 @@ def run_schedules(
 
 
 def measure(bench: Bench, cell: Cell) -> Row:
-    """Train a cell and judge it; its memory is that of both."""
+    """Train and evaluate a cell; its memory is the peak of both."""
     return bench.measure(cell) | memory_held()
 
 
 def refuse_what_takes_too_long(session: Session, name: str, run: Run, counted: Counted) -> None:
-    """End the call before a case that a row of the same arm and fewer steps shows to be too long for it.
+    """End the call before a case that would take too long, judging by a row of the same arm with fewer steps.
 
     Raises:
-        OutOfTime: it says how long it would take.
+        OutOfTime: the case would take too long; the message says how long.
     """
     rows = [row for row in session.rows.values() if row.get("arm") == run.arm and row.get("counted") == counted]
     known = [row for row in rows if "seconds_steps" in row and row["budget"] * row["share"] < run.budget * run.share]

@@ -1,7 +1,7 @@
-"""What the steps of the ladder stand on: rows of JSON that outlive an interruption, a clock that ends a step in time.
+"""The basis of the ladder's steps: JSON rows that survive an interruption, and a deadline for each step.
 
-A row is written and flushed as soon as its case is measured. A case whose row is there is not run again, so that a step
-that was cut short goes on where it ended. Where time runs out within a case, its row says so, with the memory it held.
+A row is written and flushed as soon as its case is measured. A case that has a row is not run again, so an interrupted
+step resumes where it ended. If time runs out during a case, its row says so, with the memory that the case used.
 """
 
 import gc
@@ -27,11 +27,11 @@ Row = dict[str, Any]
 
 
 class OutOfTime(Exception):
-    """No case may begin any more."""
+    """No more cases may begin."""
 
 
 class Session:
-    """One step of the ladder: its file of rows, its deadline, and what runs at the moment."""
+    """One step of the ladder: its file of rows, its deadline, and the current case."""
 
     def __init__(self, step: str, folder: Path, *, seconds: float, dry: bool) -> None:
         card = _report.device_name(DEVICE).lower().replace("nvidia ", "") if DEVICE.type == "cuda" else "cpu"
@@ -51,7 +51,7 @@ class Session:
 
     @property
     def seconds_left(self) -> float:
-        """Until the step ends."""
+        """Seconds until the step ends."""
         return self._deadline - time.monotonic()
 
     def write(self, case: str, **values: Any) -> Row:
@@ -65,11 +65,11 @@ class Session:
         return row
 
     def run(self, case: str, settings: Row, measure: Callable[[], Row]) -> Row:
-        """Measure a case, or find its row; what goes wrong in it is its row, and the step goes on.
+        """Measure a case, or return its row; if it fails, the row contains the error, and the step continues.
 
         Raises:
-            OutOfTime: the step has had its time.
-            SystemExit: the CUDA context is lost; started again, the step goes on with the next case.
+            OutOfTime: the step's time is up.
+            SystemExit: the CUDA context is lost; the next start of the step resumes with the next case.
         """
         if case in self.rows:
             return self.rows[case]
@@ -87,14 +87,14 @@ class Session:
         except Exception as error:
             failure = {"error": type(error).__name__, "message": _first_line(error), "where": _places(error)}
         self._current = None
-        memory = memory_held() if failure else {}  # a row without failure says itself what it measured of it
+        memory = memory_held() if failure else {}  # otherwise the row has its own measurements of memory
         row = self.write(case, **settings, **numbers, **failure, **memory, wall_s=round(time.monotonic() - began, 2))
         if failure.get("error") == "AcceleratorError" or "CUDA error" in failure.get("message", ""):
-            raise SystemExit(f"the CUDA context is lost after {case!r}; start the step again, it goes on after this")
+            raise SystemExit(f"the CUDA context is lost after {case!r}; start the step again to resume after it")
         return row
 
     def _watch(self) -> None:
-        """Note every few seconds how a case goes, and end the process when the time is up."""
+        """Write the progress of a case every few seconds, and end the process when the time is up."""
         while True:
             time.sleep(min(4.0, max(0.05, self.seconds_left)))
             current = self._current
@@ -107,11 +107,11 @@ class Session:
             if self.seconds_left <= 0:
                 self.write(case, **settings, interrupted=True, **state)
                 print("time is up", flush=True)
-                os._exit(0)  # the main thread may be in a kernel of minutes
+                os._exit(0)  # the main thread may be in a kernel for minutes
 
 
 def memory_held() -> Row:
-    """Most memory that the current case has held so far, in GiB; nothing without a GPU."""
+    """Return the peak memory of the current case so far, in GiB; empty without a GPU."""
     if not torch.cuda.is_initialized():
         return {}
     return {
@@ -121,7 +121,7 @@ def memory_held() -> Row:
 
 
 def release_memory() -> None:
-    """Give back what the case before has left, and count peaks anew."""
+    """Release the previous case's memory, and reset the peaks."""
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
@@ -141,7 +141,7 @@ def _versions() -> Row:
 def _rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line may have been cut short
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last line may be incomplete
     return [json.loads(line) for line in whole if line]
 
 

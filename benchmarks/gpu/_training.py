@@ -1,8 +1,8 @@
-"""The steps `steps` and `longest`: training steps of an 8B model by the library's own path, beside what was planned.
+"""The steps `steps` and `longest`: training steps of an 8B model through the library's own path, and their plan.
 
-Weights are random and made on the GPU, rows are random tokens; all else is what `longlora train` does: LoRA+, bfloat16,
-one row a step, checkpointing, the loss in pieces. `stages` are the seconds from the recipe to the first step, and after
-the last; the checkpoint that ends a run is written in one case only.
+Weights are random and generated on the GPU, rows are random tokens; everything else is what `longlora train` does:
+LoRA+, bfloat16, one row per step, gradient checkpointing, chunked loss. `stages` are the seconds from the recipe to
+the first step, and after the last one; only one case writes the final checkpoint.
 """
 
 import cProfile
@@ -48,18 +48,18 @@ class Case:
     attention: str = "s2"
     """`s2`; `full`, full attention under S²'s kernels; `sdpa`, the model's own attention."""
     keys: dict[str, Any] = field(default_factory=dict)
-    """Of the recipe, beyond the common ones."""
+    """Recipe keys, in addition to the common ones."""
     documents: int | None = None
-    """Tokens of a packed document; None is one document a row."""
+    """Tokens of a packed document; None means one document per row."""
     steps: int = 3
     saves: bool = False
-    """The run ends with its checkpoint, as a user's does."""
+    """Whether the run ends with its checkpoint, like a user's."""
     profiled: bool = False
-    """What comes before the first step is profiled; stages take longer then."""
+    """Whether everything before the first step is profiled, which makes the stages slower."""
 
     @property
     def name(self) -> str:
-        """What tells it from the others."""
+        """The case's unique name."""
         extras = [f"{key}={value}" for key, value in self.keys.items()]
         extras += [f"documents of {self.documents}"] if self.documents else []
         extras += ["saves"] * self.saves + ["profiled"] * self.profiled
@@ -67,14 +67,14 @@ class Case:
 
     @property
     def settings(self) -> Row:
-        """What a row says of it."""
+        """The settings in the case's row."""
         return {"layers": self.layers, "tokens": self.tokens, "attention": self.attention, **self.keys} | (
             {"documents": self.documents} if self.documents else {}
         )
 
 
 def step_cases(*, dry: bool) -> Iterator[Case]:
-    """Give the cases of `steps`, those that decide most first."""
+    """Yield the cases of `steps`, most important first."""
     deep, shallow = (2, 1) if dry else (32, 8)
     short, middle, long, longest = (256, 512, 768, 1024) if dry else (8192, 32768, 65536, 131072)
     tiles = {"tiled_mlp": 64 if dry else 4096}
@@ -104,7 +104,7 @@ def step_cases(*, dry: bool) -> Iterator[Case]:
 
 
 def run_steps(session: Session) -> None:
-    """Measure all cases in their order."""
+    """Measure all cases in order."""
     try:
         for case in step_cases(dry=session.dry):
             attempt(case, session)
@@ -113,7 +113,7 @@ def run_steps(session: Session) -> None:
 
 
 def run_longest(session: Session, *, start: int) -> None:
-    """Double the context of an 8B model with every memory saver until it does not fit, one step each."""
+    """Double the context of an 8B model, with all memory optimizations, until it does not fit; one step each."""
     tokens = 256 if session.dry else start
     keys = SAVERS | ({"tiled_mlp": 64} if session.dry else {})
     while tokens <= (512 if session.dry else 2**23):
@@ -129,7 +129,7 @@ def run_longest(session: Session, *, start: int) -> None:
 
 
 class Clock(TrainerCallback):
-    """Takes the time at which training begins, and the seconds of each step."""
+    """Records the time at which training begins, and the seconds of each step."""
 
     def __init__(self) -> None:
         self.first_step: float | None = None
@@ -144,20 +144,20 @@ class Clock(TrainerCallback):
             self.first_step = self._began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop it."""
+        """Stop the clock."""
         self.last_step = now()
         self.seconds.append(round(self.last_step - self._began, 4))
 
 
 def now() -> float:
-    """Seconds, once the GPU has done what it was given."""
+    """Return the time in seconds, once the GPU has finished its work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def attempt(case: Case, session: Session) -> Row:
-    """Measure a case, unless its row is there; a row of a failure tells what was planned and how far it came, too."""
+    """Measure a case unless it has a row; after a failure, the row also contains the plan and the stages reached."""
     if case.name in session.rows:
         return session.rows[case.name]
     with tempfile.TemporaryDirectory() as scratch:
@@ -168,7 +168,7 @@ def attempt(case: Case, session: Session) -> Row:
 
 
 def measure(case: Case, recipe: Recipe, stages: dict[str, float]) -> Row:
-    """Train, and say how long and how much memory it took, beside what was planned."""
+    """Train; return time and memory, measured and planned."""
     profile = cProfile.Profile() if case.profiled else None
     clock = train(recipe, case, stages, profile)
     lines = (Path(recipe.output_dir) / "metrics.jsonl").read_text().splitlines()
@@ -177,7 +177,7 @@ def measure(case: Case, recipe: Recipe, stages: dict[str, float]) -> Row:
 
 
 def train(recipe: Recipe, case: Case, stages: dict[str, float], profile: cProfile.Profile | None) -> Clock:
-    """Train as `longlora.training.run.train` does, up to the last step, and enter into `stages` what each part took."""
+    """Train like `longlora.training.run.train`, up to the last step; `stages` receives the seconds of each part."""
     set_seed(recipe.seed)
     with open_run(recipe) as run:
         return _train_in(run, recipe, case, stages, profile)
@@ -226,7 +226,7 @@ class _EndOfProfile(TrainerCallback):
 
 
 def make_recipe(case: Case, scratch: Path, *, dry: bool) -> Recipe:
-    """Write the model's configuration and the tiny model's tokenizer; the recipe trains them."""
+    """Write the model's configuration and the tiny model's tokenizer; return a recipe that trains the model."""
     LlamaConfig(
         **(TINY if dry else EIGHT_B),
         num_hidden_layers=case.layers,
@@ -254,7 +254,7 @@ def make_recipe(case: Case, scratch: Path, *, dry: bool) -> Recipe:
 
 @contextmanager
 def weights_on_device(stages: dict[str, float], *, own_attention: bool) -> Iterator[None]:
-    """Let the library make random weights where it would read them, and leave the model its own attention if asked."""
+    """Make the library generate random weights instead of reading them, and keep the model's own attention if asked."""
 
     def make(name: str, config: PreTrainedConfig, *, dtype: torch.dtype, attention: str | None, **_: Any) -> Any:
         began = now()
@@ -271,17 +271,17 @@ def weights_on_device(stages: dict[str, float], *, own_attention: bool) -> Itera
 
 
 def random_rows(case: Case, vocabulary: int) -> Dataset:
-    """Make rows of random tokens, a row for each step, each one document or several."""
+    """Make a row of random tokens for each step, with one document or several."""
     tokens = torch.randint(3, vocabulary, (case.steps, case.tokens), generator=torch.Generator().manual_seed(0))
     length = case.documents or case.tokens
     lengths = [min(length, case.tokens - start) for start in range(0, case.tokens, length)]
     table = InMemoryTable.from_pydict({"input_ids": tokens.tolist(), "seq_lengths": [lengths] * case.steps})
-    # Named by us: datasets would pickle the table for a name, and with it all of a pyarrow that lies on PYTHONPATH.
+    # An explicit fingerprint, as datasets would pickle the table for one, with all of a pyarrow that is on PYTHONPATH.
     return Dataset(table, fingerprint=f"{len(lengths)}-of-{case.tokens}-{case.steps}")
 
 
 def planned(recipe: Recipe) -> Row:
-    """Say what `longlora plan` says of this run."""
+    """Return the plan of `longlora plan` for this run."""
     memory = torch.cuda.mem_get_info()[1] if DEVICE.type == "cuda" else 80 * GIB
     gpu = recognise_gpu(torch.cuda.get_device_name()) if DEVICE.type == "cuda" else None
     plan = make_plan(planned_run(recipe), memory_bytes=memory, gpu=gpu)
@@ -295,7 +295,7 @@ def planned(recipe: Recipe) -> Row:
 
 
 def slowest(profile: cProfile.Profile, count: int = 40) -> list[str]:
-    """Name the functions that took longest with all that they called: seconds, calls, place."""
+    """Return the functions with the most cumulative time: seconds, calls, location."""
     found = []
     for (file, line, name), (_, calls, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         place = "/".join(Path(file).parts[-2:])

@@ -1,17 +1,17 @@
-"""What one GPU says: steps of minutes, in any order, each of which leaves its rows as it goes.
+"""Measure on one GPU: steps of a few minutes, in any order, each of which writes rows as it goes.
 
     python3 benchmarks/gpu/ladder.py tests --out DIR        # the tests with CUDA visible: which fail
     python3 benchmarks/gpu/ladder.py attention --out DIR    # S² against the fastest full attention
-    python3 benchmarks/gpu/ladder.py steps --out DIR        # training steps of an 8B model, and what was planned
-    python3 benchmarks/gpu/ladder.py longest --out DIR      # the longest context that an 8B model trains
-    python3 benchmarks/gpu/ladder.py extend --out DIR --model MODEL --texts FOLDER    # a real one to twice its context
+    python3 benchmarks/gpu/ladder.py steps --out DIR        # training steps of an 8B model, and their plan
+    python3 benchmarks/gpu/ladder.py longest --out DIR      # the longest context for training an 8B model
+    python3 benchmarks/gpu/ladder.py extend --out DIR --model MODEL --texts FOLDER    # double a real model's context
     python3 benchmarks/gpu/ladder.py schedules --out DIR    # S² and its rivals at equal cost, on a base made there
 
-What S² does to a pretrained model within its context is a grid of its own, benchmarks/sink/grid.py.
+The effect of S² on a pretrained model within its context has a separate grid, benchmarks/sink/grid.py.
 
 Rows go to DIR/STEP-CARD.jsonl, each with the card, the versions and the date. Started again with the same DIR, a step
-goes on with the cases that have no row yet. `--dry` makes everything tiny, to see on a CPU that it runs.
-longlora need not be installed: `src` beside this folder is used.
+resumes with the cases that have no row yet. `--dry` makes everything tiny, to check on a CPU that it runs.
+longlora need not be installed: the repository's `src` is used.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The arms of the grid: which rows a run sees under which attention, what that costs, and how it is trained.
+"""The arms of the grid: their rows, attention, cost and training.
 
-Every arm is a recipe followed by the product's own trainer. What a recipe cannot say is the order and the cut of the
-rows, so they are laid out here: the long rows of a seed are the same, in the same order, under every arm.
+Every arm is a recipe for longlora's own trainer. Recipes cannot determine the order and the cutting of rows, so rows
+are laid out here: for each seed, all arms have the same long rows in the same order.
 """
 
 import random
@@ -29,15 +29,15 @@ from longlora.training.run_directory import RunDirectory
 from longlora.training.trainer import build_trainer, training_arguments
 
 Layout = Literal["long", "cut", "pieces"]
-"""`long`: rows of the context length out of documents; `cut`: the same, whose groups do not see one another; `pieces`:
-as many groups from as many places of the whole corpus."""
+"""`long`: rows of the context length from documents; `cut`: the same rows, but groups cannot see each other; `pieces`:
+rows of as many groups, each from another place in the corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What all arms of a grid share: the base and its texts, lengths in tokens, and how a result is judged.
+    """Settings shared by all arms of a grid: the base, the texts, lengths in tokens, and the evaluation.
 
-    The device is the trainer's choice: the GPU, if there is one.
+    The trainer chooses the device: the GPU if there is one.
     """
 
     base: str = TINY_MODEL
@@ -49,7 +49,7 @@ class Sizes:
     texts: Path | None = None
     """A folder with `*/train/*` and `*/validation/*`, or one of Python files; None is the standard library."""
     joined: bool = False
-    """Texts are one document, in their order: for contexts that few of them fill."""
+    """Whether all texts form one document, in order: for contexts that few of them would fill."""
     stride: int = 64
     targets: int = 4096
     trials: int = 20
@@ -57,14 +57,14 @@ class Sizes:
 
     @property
     def lengths(self) -> list[int]:
-        """Lengths that a result is judged at: the base's own context, doubled up to the new one."""
+        """Lengths for the evaluation: the base context, doubled up to the new one."""
         found = [self.base_context]
         while found[-1] < self.context_length:
             found.append(min(2 * found[-1], self.context_length))
         return found
 
     def files(self, split: Split) -> list[Path]:
-        """List the texts of a split; of Python files one in 16 is held out, by the checksum of its path."""
+        """List the texts of a split; one in 16 Python files is held out, by the checksum of its path."""
         if self.texts is None:
             return standard_library_files(split)
         if divided := sorted(self.texts.glob(f"*/{split}/*")):
@@ -79,19 +79,19 @@ TINY = Sizes()
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A way to spend the steps of a run. The last `dense` of them see long rows under full attention."""
+    """A way to spend the steps of a run. In the last `dense` of them, long rows are trained with full attention."""
 
     layout: Layout = "long"
     s2: bool = False
     times_group: float = 1.0
-    """Size of its groups over the grid's."""
+    """Ratio of its group size to the grid's."""
     sink_tokens: int = 0
     dense: float = 0.0
     recall_share: float = 0.0
-    """Of the long rows, those of made-up documents with facts and questions."""
+    """Share of the long rows that are made-up documents with facts and questions."""
     tuning: Literal["lora+", "lora"] = "lora+"
     far_target_weight: float = 0.0
-    """Extra weight of targets with more than a group of their document before them."""
+    """Extra weight of targets that are more than a group from the beginning of their document."""
 
 
 ARMS = {
@@ -118,7 +118,7 @@ ARMS = {
 
 
 def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_rate: float, seed: int) -> Recipe:
-    """The recipe of a run; under a `cut` or `pieces` layout full attention is bounded by the rows themselves."""
+    """Return the recipe of a run; in the layouts `cut` and `pieces`, the rows themselves limit full attention."""
     attention: dict[str, Any] = {"pattern": "full"}
     if arm.s2:
         group_size = int(arm.times_group * sizes.group_size)
@@ -133,7 +133,7 @@ def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_ra
 
 
 def lay_out(arm: Arm, rows: Dataset, recall_rows: Dataset | None, sizes: Sizes, *, steps: int, seed: int) -> Dataset:
-    """Give the rows of a run in their order, `rows_per_step` to a step."""
+    """Return the rows of a run in order, `rows_per_step` for each step."""
     draws = random.Random(seed)
     order = draws.sample(range(len(rows)), len(rows))
     laid_out = rows.select([order[number % len(order)] for number in range(steps * sizes.rows_per_step)])
@@ -151,7 +151,7 @@ def lay_out(arm: Arm, rows: Dataset, recall_rows: Dataset | None, sizes: Sizes, 
         first = [{**row, "seq_lengths": cut_lengths(row["seq_lengths"], sizes.group_size)} for row in early]
     else:
         first = [_row_of_pieces(rows, sizes, draws) for _ in range(num_first)]
-    last = laid_out.select(list(range(num_first, len(laid_out))))  # an empty range would be refused
+    last = laid_out.select(list(range(num_first, len(laid_out))))  # an empty range would raise an error
     return concatenate_datasets([Dataset.from_list(first, features=rows.features), last])
 
 
@@ -166,7 +166,7 @@ def _row_of_pieces(rows: Dataset, sizes: Sizes, draws: random.Random) -> dict[st
 
 
 def cut_lengths(lengths: list[int], group_size: int) -> list[int]:
-    """Cut the documents of a row at the groups' boundaries too."""
+    """Cut the documents of a row at group boundaries as well."""
     starts = range(0, sum(lengths), group_size)
     return [piece for start in starts for piece in _lengths_within(lengths, start, start + group_size)]
 
@@ -180,13 +180,13 @@ def _lengths_within(lengths: list[int], start: int, end: int) -> list[int]:
 
 
 def tokenized(sizes: Sizes, split: Split, cache_dir: Path) -> Dataset:
-    """Tokenize the texts of a split, or find them in the cache."""
+    """Tokenize the texts of a split, or load them from the cache."""
     documents = read_documents([str(path) for path in sizes.files(split)])
     return tokenize_documents(documents, load_tokenizer(model_source(sizes.base)), cache_dir=cache_dir)
 
 
 def training_rows(sizes: Sizes, cache_dir: Path) -> Dataset:
-    """Read the rows of the context length that training files give."""
+    """Return rows of the context length from the training files."""
     documents = tokenized(sizes, "train", cache_dir)
     return pack_rows(documents, context_length=sizes.context_length, cross_document_attention=sizes.joined)
 
@@ -201,9 +201,9 @@ def recall_rows(sizes: Sizes, cache_dir: Path) -> Dataset:
 
 
 def train(recipe: Recipe, rows: Dataset) -> tuple[PreTrainedModel, float]:
-    """Train a recipe on rows in their order, by the product's trainer; return the model and the seconds of the steps.
+    """Train on rows in order, with longlora's trainer; return the model and the seconds of the steps.
 
-    What was trained in float32 is then of the recipe's numbers, as after saving and loading.
+    Weights trained in float32 are then converted to the recipe's dtype, as after saving and loading.
     """
     arguments = training_arguments(recipe)
     arguments.train_sampling_strategy, arguments.save_strategy = "sequential", "no"
@@ -221,9 +221,9 @@ def train(recipe: Recipe, rows: Dataset) -> tuple[PreTrainedModel, float]:
 
 
 def cost(arm: Arm, recipe: Recipe, sizes: Sizes) -> Flops:
-    """Operations of a run, forward and backward, for rows of one document; those of attention apart.
+    """Return the FLOPs of a run, forward and backward, for rows of one document; those of attention are separate.
 
-    The planner counts; a `cut` or a `pieces` row costs as many rows of one group.
+    They are the planner's; a `cut` or `pieces` row costs as much as separate rows of one group each.
     """
     first, dense = row_costs(arm, recipe, sizes)
     dense_rows = round(recipe.max_steps * arm.dense) * sizes.rows_per_step
@@ -232,7 +232,7 @@ def cost(arm: Arm, recipe: Recipe, sizes: Sizes) -> Flops:
 
 
 def row_costs(arm: Arm, recipe: Recipe, sizes: Sizes) -> tuple[Flops, Flops]:
-    """Operations of a row of the first steps, and of one under full attention."""
+    """Return the FLOPs of a row in the first steps, and of one with full attention."""
     run = planned_run(recipe)
     first = dense = row_flops(replace(run, attention="full", group_size=None))
     if arm.layout != "long":

@@ -1,12 +1,12 @@
-"""Does a base keep an attention sink? Attention on its first token, and the size of that token's hidden state.
+"""Does a base have an attention sink? Measure attention to the first token, and the size of its hidden state.
 
     python benchmarks/paper/bases.py                                    # the model that ships with the package
-    python benchmarks/paper/bases.py tiny MODEL --tokens 256 1024       # and another, each in rows of its own length
+    python benchmarks/paper/bases.py tiny MODEL --tokens 256 1024       # and another, each with its own row length
 
-Rows are the beginnings of held-out documents, with BOS where the tokenizer has one, all within the base's own context.
-The share is that of attention which tokens after the 64th give to the first one, the mean over rows, heads and layers;
-the size is the norm of the first token's hidden state over the median's of the row, in the layer where it is largest. A
-row of results/bases.jsonl is a base.
+Rows are the beginnings of held-out documents, with BOS if the tokenizer has one, all within the base's own context. The
+share is the attention that tokens after the 64th pay to the first one, averaged over rows, heads and layers. The size
+is the norm of the first token's hidden state relative to the row's median, in the layer where it is largest. Each row
+of results/bases.jsonl is a base.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from longlora.tiny import TINY_MODEL  # noqa: E402
 from longlora.tiny.stdlib import standard_library_files  # noqa: E402
 
 AFTER = 64
-"""Tokens at the beginning whose own attention is not counted: they have little else to look at."""
+"""Number of initial tokens whose own attention is not counted: they see little else."""
 
 
 def main() -> int:
-    """Measure each base, print a line and write a row."""
+    """Measure each base, printing a line and writing a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bases", nargs="*", default=[TINY_MODEL])
     parser.add_argument("--tokens", type=int, nargs="+", default=[256], help="of a row, for each base")
@@ -52,7 +52,7 @@ def main() -> int:
 
 @torch.no_grad()
 def measure(base: str, tokens: int, num_rows: int) -> dict[str, Any]:
-    """Read rows of held-out documents under attention whose weights can be seen."""
+    """Measure a base on rows of held-out documents, with an attention that returns its weights."""
     name = model_source(base)
     config, tokenizer = load_config(name), load_tokenizer(name)
     model = load_weights(name, config, dtype=torch.float32, attention="eager").eval()

@@ -1,12 +1,12 @@
-"""What a step costs by length: full attention, S²-Attn, and S²-Attn with a dense finish, measured and as planned.
+"""Measure the cost of a step by length for full attention and S²-Attn, with and without a dense finish; and plan it.
 
     OMP_NUM_THREADS=1 python benchmarks/paper/cost.py
     OMP_NUM_THREADS=1 python benchmarks/paper/cost.py --shapes tiny --lengths 1024 4096
 
 Forward and backward pass of one row through the layers of a shape with random weights, LoRA+ on attention, groups of a
-quarter, float32. The output layer and the optimizer are left out. One thread is timed by the processor's clock, which
-other processes do not disturb. A row of results/cost.jsonl is a shape at a length. Beside it stand the operations that
-the planner counts for the same layers.
+quarter, float32. The output layer and the optimizer are left out. One thread is timed by processor time, which other
+processes do not affect. Each row of results/cost.jsonl is a shape at a length, with the operations that the planner
+counts for the same layers.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from longlora.planner.job import PlannedRun  # noqa: E402
 from longlora.tiny import TINY_MODEL  # noqa: E402
 
 PATTERNS: dict[str, dict[str, int]] = {"full": {}, "s2": {"sink_tokens": 0}, "s2, 1 sink token": {"sink_tokens": 1}}
-"""Attention while training, by name, and how S²-Attn is set."""
+"""Training attention by name, with the settings of S²-Attn."""
 RANK = 8
 
 
 def shape(name: str) -> PreTrainedConfig:
-    """Give the configuration of a shape: the tiny model, or one layer of Qwen2.5-0.5B with a small vocabulary."""
+    """Return the configuration of a shape: the tiny model, or one layer of Qwen2.5-0.5B with a small vocabulary."""
     if name == "tiny":
         return load_config(model_source(TINY_MODEL))
     return Qwen2Config(
@@ -59,7 +59,7 @@ LENGTHS = {"tiny": (1024, 2048, 4096), "layer of 0.5B": (2048, 4096)}
 
 
 def main() -> int:
-    """Measure each shape at each length, print a line and write a row."""
+    """Measure each shape at each length, printing a line and writing a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=LENGTHS, default=list(LENGTHS))
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens of a row (default: some for each shape)")
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def make_run(config: PreTrainedConfig, length: int, pattern: str) -> Callable[[], None]:
-    """Make a model and a row, and return a run of both passes through the layers."""
+    """Make a model and a row; return a function that runs both passes through the layers."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="s2", dtype=torch.float32)
     group = None if pattern == "full" else length // 4
@@ -109,7 +109,7 @@ def make_run(config: PreTrainedConfig, length: int, pattern: str) -> Callable[[]
 
 
 def operations(config: PreTrainedConfig, length: int, pattern: str) -> dict[str, float]:
-    """What the planner counts for such a row, linear layers and attention apart, without the output layer."""
+    """Return the planner's FLOPs for such a row, for linear layers and attention, without the output layer."""
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         architecture = replace(find_architecture(folder), vocab_size=0)

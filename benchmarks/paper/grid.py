@@ -1,13 +1,13 @@
-"""The paper's ablations on the tiny model: which way to spend the steps of an extension makes the best model?
+"""The paper's ablations on the tiny model: how are the steps of an extension best spent?
 
     python benchmarks/paper/grid.py                                  # every cell that has no row yet
     python benchmarks/paper/grid.py --only "S², last 40 % dense" --minutes 30
     python benchmarks/paper/grid.py --base MODEL --only full --steps 40 --positions yarn --seeds 0
 
-256 to 1,024 tokens, groups of 256, LoRA+ on all linear layers, four rows a step; the rate warms up over a tenth of the
-steps and goes linearly to zero. Trained by the product's own code (`_arms.py`), judged under full attention: perplexity
-by length on the same targets of held-out files, and recall of one of eight pairs at three distances. A row of
-results/*.jsonl is a cell, written as soon as it is measured; started again, the grid goes on.
+From 256 to 1,024 tokens, groups of 256, LoRA+ on all linear layers, four rows per step; the learning rate warms up over
+a tenth of the steps and decays linearly to zero. Training uses longlora's own code (`_arms.py`). The evaluation uses
+full attention: perplexity by length on the same targets of held-out files, and recall of one of eight pairs at three
+distances. Each row of results/*.jsonl is a cell, written as soon as it is measured; started again, the grid resumes.
 """
 
 import argparse
@@ -55,21 +55,21 @@ from longlora.tiny import TINY_MODEL  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DEPTHS = {"within a group": 0.85, "beyond a group": 0.5, "full length": 0.0}
-"""How deep in the new context the pair stands that is asked for; a group is a quarter."""
+"""Relative depth of the requested pair in the new context; a group is a quarter."""
 
 EQUAL_TOKENS = 40  # steps of every arm
 FEWER_STEPS = (10, 20, 30)  # of full attention: the curve to beat
 MORE_STEPS = 80
 FEWER_OF_MORE = (60,)
 RATE = 1e-3
-RATES = (3e-4, 3e-3)  # the others: each arm is judged at its best of three
+RATES = (3e-4, 3e-3)  # the other rates: each arm is judged at the best of three
 DECIDING = ("full", "S²", "S², last 40 % dense", "rows of g, last 40 % dense")
 SEEDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of the grid; without steps the base under its new positions, without positions the base itself."""
+    """One run of the grid; without steps, the base with its new positions; without positions, the base itself."""
 
     arm: str
     positions: str
@@ -79,7 +79,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """Give the cells: untrained, then seed by seed every arm, the curve to beat, other positions, steps and rates."""
+    """Yield the cells: untrained; all arms seed by seed; the curve to beat; other positions, steps and rates."""
     for positions in ("", "yarn", "linear"):
         yield Cell(arm="base", positions=positions, steps=0, learning_rate=0.0, seed=0)
     for seed in range(SEEDS):
@@ -142,7 +142,7 @@ def main() -> int:
 
 
 def origin() -> dict[str, Any]:
-    """What a row says about where it was measured."""
+    """Return the part of a row that describes where it was measured."""
     return {
         "versions": package_versions("longlora", "torch", "transformers", "peft", "trl"),
         "device": _report.device_name(DEVICE),
@@ -153,7 +153,7 @@ def origin() -> dict[str, Any]:
 
 
 def digest_of(base: str) -> str:
-    """Twelve digits of the SHA-256 of a base's weights."""
+    """Return the first twelve hex digits of the SHA-256 of a base's weights."""
     return hashlib.sha256((Path(model_source(base)) / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
@@ -177,7 +177,7 @@ class Bench:
         return _arms.recall_rows(self._sizes, self._cache)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """Train a cell, and judge what came out."""
+        """Train a cell and evaluate the result."""
         model, spent = self._train(cell) if cell.steps else (self._untrained(cell), {})
         row = {**spent, **self._judge(model, is_extended=bool(cell.positions))}
         del model
@@ -241,7 +241,7 @@ class Bench:
 
 
 def ask_recall(model: Any, tokenizer: Any, length: int, depth: float, trials: int) -> dict[str, float]:
-    """Give the shares of right answers to questions about one of eight pairs: `chosen` among eight, and `generated`."""
+    """Return the shares of right answers about one of eight pairs: `chosen` among the eight, and `generated`."""
     test, totals = recall(chat=False), {"chosen": 0.0, "generated": 0.0}
     for trial in trial_grid("recall", lengths=[length], depths=[depth], num_trials=trials, seed=0):
         _, scores = read_answer(model, tokenizer, test.ask(tokenizer, trial))

@@ -28,25 +28,25 @@ from longlora.planner.job import PlannedRun  # noqa: E402
 Row = dict[str, Any]
 TARGET = str(_arms.TINY.context_length)
 DENSE_PART = 0.4
-"""Of the steps, in the schedule that the demo recommends."""
+"""Share of the steps, in the schedule that the demo recommends."""
 RIVALS = (20, 30)
-"""Steps of full attention: less than what a finish of 40 % costs in attention, and less than it costs in all."""
+"""Steps of full attention that cost less than a finish of 40 %: the first in attention, the second in total."""
 
 
 def main() -> int:
-    """Write the page anew."""
+    """Rewrite the page."""
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(with_tables(page, tables(read_rows()) | other_tables()), encoding="utf-8")
     return 0
 
 
 def read_rows(name: str = "tiny") -> list[Row]:
-    """Read committed rows: those of the grid, of `bases.py` or of `cost.py`."""
+    """Read committed rows of the grid, `bases.py` or `cost.py`."""
     return [json.loads(line) for line in (HERE / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def with_tables(page: str, made: dict[str, str]) -> str:
-    """Put tables between their markers, `<!-- table: NAME -->` and `<!-- end -->`."""
+    """Insert tables between their markers, `<!-- table: NAME -->` and `<!-- end -->`."""
 
     def table(match: re.Match[str]) -> str:
         return f"<!-- table: {match[1]} -->\n\n{made[match[1]]}\n\n<!-- end -->"
@@ -55,7 +55,7 @@ def with_tables(page: str, made: dict[str, str]) -> str:
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
-    """Make every table of the page, by its name there."""
+    """Return all tables of the page, by name."""
     return {
         "untrained": _untrained(rows),
         "equal tokens": _arms_table(rows),
@@ -65,7 +65,7 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def other_tables() -> dict[str, str]:
-    """Make the tables that need no row of the grid."""
+    """Return the tables that need no rows of the grid."""
     return {"bases": _bases(read_rows("bases")), "cost": _cost(read_rows("cost")), "cost at scale": _cost_at_scale()}
 
 
@@ -109,12 +109,12 @@ def _cost_at_scale() -> str:
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    """Give the rows with these values."""
+    """Return the rows with these values."""
     return [row for row in rows if row.items() >= wanted.items()]
 
 
 def paired(rows: Sequence[Row], arm: dict[str, Any], rival: dict[str, Any]) -> list[float]:
-    """Difference of loss at the target length, arm less rival, of each seed that both have; in nats."""
+    """Return the differences in loss at the target length, arm minus rival, for each seed of both; in nats."""
     losses = [{row["seed"]: row["loss"][TARGET] for row in select(rows, **each)} for each in (arm, rival)]
     return [losses[0][seed] - losses[1][seed] for seed in sorted(losses[0].keys() & losses[1].keys())]
 
@@ -179,7 +179,7 @@ def _recalls(rows: Sequence[Row]) -> list[str]:
 
 
 def _interval(differences: Sequence[float]) -> str:
-    """The mean, and where there are several seeds the half-width of its 95 % interval (Student's t)."""
+    """Format the mean and, for several seeds, the half-width of its 95 % interval (Student's t)."""
     if not differences:
         return ""
     mean = statistics.mean(differences)

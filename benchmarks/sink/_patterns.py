@@ -1,7 +1,7 @@
-"""A pretrained model whose attention follows a pattern by name, among them two that no recipe offers.
+"""Load a pretrained model whose attention follows a named pattern, including two that recipes do not have.
 
-`full`; `s2`, as in the paper; `rows`, all heads cut at the same places; `no shift`, the same by another name, for where
-sinks follow; each with ` sinkN`: every group also sees the first N tokens.
+The patterns are `full`; `s2`, as in the paper; `rows`, with all heads cut at the same places; and `no shift`, the same
+under another name, for use with sinks. With the suffix ` sinkN`, every group also sees the first N tokens.
 """
 
 import copy
@@ -23,11 +23,11 @@ from longlora.models.memory_optimizations import keep_hidden_states_in
 _NAME = "by pattern"
 _LOGITS_AT_A_TIME = 1024  # tokens
 _cuts: list[CutPoints] = []
-"""Of the forward passes to come."""
+"""For the following forward passes."""
 
 
 def follow(pattern: str, tokens: int, group_size: int) -> None:
-    """Let rows of so many tokens attend by a pattern from here on."""
+    """Make rows of `tokens` tokens attend by a pattern from now on."""
     name, _, sinks = pattern.partition(" sink")
     cuts = cut_points(1, tokens, group_size=None if name == "full" else group_size, sink_tokens=int(sinks or 0))
     if name in ("rows", "no shift"):
@@ -36,7 +36,7 @@ def follow(pattern: str, tokens: int, group_size: int) -> None:
 
 
 def load(path: Path, dtype: torch.dtype, device: torch.device, *, tuning: str) -> Any:
-    """Load a model that follows patterns and trains by `lora` or `lora+` (rank 16, attention), float32 what trains."""
+    """Load a model that follows patterns, for `lora` or `lora+` (rank 16, attention) with float32 trainable weights."""
     model = copy.deepcopy(_base(path, dtype, device))
     trainable = ("embed", "norm") if tuning == "lora+" else ()
     model = add_adapter(model, trainable=trainable, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="attention")
@@ -53,7 +53,7 @@ def _base(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def token_losses(model: Any, rows: Tensor, autocast: torch.autocast) -> Tensor:
-    """Give the loss of each token but the first, (B, T - 1), without all logits in memory."""
+    """Return the loss of each token but the first, (B, T - 1), without holding all logits in memory."""
     with autocast:
         states = _states(model, rows)[:, :-1]  # (B, T - 1, hidden)
         parts = zip(states.split(_LOGITS_AT_A_TIME, dim=1), rows[:, 1:].split(_LOGITS_AT_A_TIME, dim=1), strict=True)
@@ -62,14 +62,14 @@ def token_losses(model: Any, rows: Tensor, autocast: torch.autocast) -> Tensor:
 
 
 def likeliest_tokens(model: Any, rows: Tensor, autocast: torch.autocast, *, count: int) -> list[int]:
-    """Give the likeliest token at each of the last `count` places of one row."""
+    """Return the likeliest token at each of the last `count` positions of one row."""
     with autocast:
         states = _states(model, rows)[0, -count - 1 : -1]  # (count, hidden)
         return model.get_output_embeddings()(states).argmax(dim=-1).tolist()
 
 
 def gradient_norm(model: Any) -> float:
-    """Norm of all gradients together."""
+    """Return the norm of all gradients together."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
 
@@ -79,7 +79,7 @@ def _states(model: Any, rows: Tensor) -> Tensor:
 
 
 def _losses(head: torch.nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    # As rows of logits: over the middle of three dimensions the GPU's kernel takes seconds.
+    # Flatten to rows of logits: along the middle of three dimensions, the GPU kernel takes seconds.
     losses = cross_entropy(head(states).float().flatten(0, 1), targets.flatten(), reduction="none")  # (B · T,)
     return losses.view_as(targets)
 

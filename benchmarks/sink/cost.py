@@ -1,11 +1,11 @@
-"""What a sink token costs: S²-Attn with one and without, forward and backward pass, in interleaved pairs.
+"""Measure the cost of a sink token: S²-Attn with and without, forward and backward pass, in interleaved pairs.
 
     python benchmarks/sink/cost.py                          # 4k to 32k tokens, 20 pairs each
     python benchmarks/sink/cost.py --lengths 32768 --threads 1 --heads 8
 
 One row, groups of a quarter, 16 heads of 64 and a key-value head for every four, float32 on a CPU (bfloat16 and
-heads of 128 on CUDA). Each pair runs both; the report is the median of the ratios, and rows go to results/. One thread
-is timed by the processor's clock, which other processes do not disturb, several by the wall's.
+heads of 128 on CUDA). Each pair runs both; the result is the median of the ratios, and rows go to results/. One thread
+is timed by processor time, which other processes do not affect, several threads by wall-clock time.
 """
 
 import argparse
@@ -29,7 +29,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> int:
-    """Measure each length, print a line and write a row."""
+    """Measure each length, printing a line and writing a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768], metavar="T")
     parser.add_argument("--pairs", type=int, default=20)
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def make_run(length: int, heads: int, sink_tokens: int) -> Callable[[], None]:
-    """Make inputs, and return a run of both passes."""
+    """Make inputs; return a function that runs both passes."""
     kv_heads, dim = heads // 4, 128 if DEVICE.type == "cuda" else 64
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     tensors = [

@@ -1,13 +1,13 @@
-"""What sink tokens change for a pretrained model: its loss before any training, and what training under them is worth.
+"""Measure the effect of sink tokens on a pretrained model: its loss before training, and the benefit of training.
 
     python benchmarks/sink/grid.py MODEL --texts FOLDER                      # 1,024 tokens, groups of 256
     python benchmarks/sink/grid.py MODEL --texts FOLDER --tokens 8192        # groups are a quarter of the row
     python benchmarks/sink/grid.py MODEL --texts FOLDER --only before        # no training
 
-FOLDER has …/train/ and …/validation/ with text files. Nothing is rescaled and the rows lie within the model's context,
-so that the pattern alone is tested. Losses are in nats a token. "before" rows are the loss of held-out texts under each
-pattern; "train" rows take LoRA or LoRA+ over the same rows in the same order under each pattern and judge with full
-attention. Rows go to results/ as JSON lines, each as soon as it is measured; started again, the grid goes on.
+FOLDER has …/train/ and …/validation/ with text files. Positions are not scaled and rows are within the model's context,
+so that only the pattern is tested. Losses are in nats per token. "before" rows are the loss of held-out texts under
+each pattern; "train" rows train LoRA or LoRA+ on the same rows in the same order under each pattern, and evaluate with
+full attention. Rows go to results/ as JSON lines, each as soon as it is measured; started again, the grid resumes.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Cell:
     group_size: int
     pattern: str
     dtype: str = "bfloat16"
-    """Of the weights; trained ones are float32, under autocast to this."""
+    """Of the weights; trained weights are float32, with autocast to this."""
     tuning: str = ""
     steps: int = 0
     learning_rate: float = 0.0
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
-    """Give the cells: first what needs no training, then one seed of all arms after the other."""
+    """Yield the cells: first those without training, then all arms, seed by seed."""
     sizes = {"tokens": arguments.tokens, "group_size": arguments.tokens // 4}
     if arguments.only != "train":
         for pattern in BEFORE:
@@ -117,14 +117,14 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
 
 
 class Texts:
-    """Rows of tokens out of the texts of a folder."""
+    """Rows of tokens from the texts of a folder."""
 
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self._folder = folder
         self.tokenizer = tokenizer
 
     def rows(self, count: int, tokens: int, split: str, seed: int) -> Tensor:
-        """Take `count` rows in turn from the files of a split, each from a place between an eighth and a half of it."""
+        """Return `count` rows from the files of a split in turn, each from between an eighth and a half of the file."""
         files = sorted(file for file in self._folder.glob(f"*/{split}/*") if file.is_file())
         draws = random.Random(seed)
         rows = []
@@ -138,11 +138,11 @@ class Texts:
 
 
 def before(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
-    """Measure the loss under a pattern, and the norm of the gradient of what LoRA+ trains for the first text."""
+    """Measure the loss under a pattern, and the gradient norm of LoRA+'s trained weights for the first text."""
     model = _patterns.load(path, getattr(torch, cell.dtype), DEVICE, tuning="lora+")
     rows = texts.rows(4, cell.tokens, "validation", seed=0)
     if cell.tokens > 1024:
-        rows = rows[::2]  # of two texts, for time: a book and a paper
+        rows = rows[::2]  # two texts only, to save time: a book and a paper
     losses = judge(model, rows, cell, cell.pattern)
     measured = {
         "loss": _mean(losses),
@@ -157,7 +157,7 @@ def before(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
 
 
 def train(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
-    """Train, one row a step: 5 steps of warm-up, a cosine to zero; embeddings and norms at a tenth of the rate."""
+    """Train with one row per step, 5 warm-up steps and cosine decay; embeddings and norms at a tenth of the rate."""
     torch.manual_seed(cell.seed)
     model = _patterns.load(path, getattr(torch, cell.dtype), DEVICE, tuning=cell.tuning)
     held_out = texts.rows(6, cell.tokens, "validation", seed=0)
@@ -203,14 +203,14 @@ def _optimizer(model: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def judge(model: torch.nn.Module, rows: Tensor, cell: Cell, pattern: str) -> Tensor:
-    """Give the loss of each token of each row under a pattern: (rows, tokens - 1)."""
+    """Return the loss of each token of each row under a pattern: (rows, tokens - 1)."""
     _patterns.follow(pattern, cell.tokens, cell.group_size)
     return torch.cat([_patterns.token_losses(model, row[None], _autocast(cell)) for row in rows])
 
 
 @torch.no_grad()
 def passkey(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, cell: Cell, trials: int = 10) -> float:
-    """Share of passkeys whose every token is the likeliest one after the prompt and the tokens before it."""
+    """Return the share of passkeys of which every token is the likeliest after the prompt and the preceding tokens."""
     test, right = passkey_test(chat=False), 0
     for number in range(trials):
         trial = TrialId("passkey", cell.tokens, depth=number / (trials - 1), number=number, seed=number)

@@ -1,4 +1,4 @@
-"""Turn the rows of the grid into the tables and the picture of docs/sink.md.
+"""Make the tables and the picture of docs/sink.md from the rows of the grid.
 
 python benchmarks/sink/report.py        # prints the tables, draws docs/sink.png
 """
@@ -33,7 +33,7 @@ NAMES = {
 
 
 def main() -> int:
-    """Print and draw."""
+    """Print the tables and draw the picture."""
     rows = read_rows()
     for title, table in tables(rows).items():
         print(f"### {title}\n\n{table}\n")
@@ -48,7 +48,7 @@ def read_rows() -> list[Row]:
 
 
 def tables(rows: Iterable[Row]) -> dict[str, str]:
-    """Make a table for each machine, length and kind of cell, by title."""
+    """Return a table for each machine, length and kind of cell, by title."""
     cells: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         cells[row["kind"], row["card"], row["tokens"]].append(row)
@@ -64,7 +64,7 @@ def tables(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def before_table(rows: Sequence[Row]) -> str:
-    """Loss by pattern, and the gradient's norm in both types."""
+    """Return the loss by pattern, and the gradient's norm in both dtypes."""
     by_type = {dtype: {row["pattern"]: row for row in rows if row["dtype"] == dtype} for dtype in TYPES}
     types = [dtype for dtype in TYPES if by_type[dtype]]
     norms = [dtype for dtype in TYPES if any("gradient_norm" in row for row in by_type[dtype].values())]
@@ -81,7 +81,7 @@ def before_table(rows: Sequence[Row]) -> str:
 
 
 def trained_table(rows: Sequence[Row]) -> str:
-    """Loss under full attention after training under each pattern, as means over the seeds."""
+    """Return the loss with full attention after training under each pattern, as means over the seeds."""
     untrained = {row["pattern"]: row["loss_own_pattern"][0] for row in rows}
     lines = []
     for tuning in ("lora", "lora+"):
@@ -115,7 +115,7 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw who sees whom, with and without a sink token, and the loss before training."""
+    """Draw which tokens see which, with and without a sink token, and the loss before training."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -127,7 +127,7 @@ def test_a_sample_of_libreoffice(printing: SimpleNamespace) -> None:
 
 def test_pages_of_matplotlib(printing: SimpleNamespace, tmp_path: Path, seed: int) -> None:
     if Version(version("matplotlib")) < Version("3.10"):
-        pytest.skip("the fonts of matplotlib 3.8 do not tell their letters")
+        pytest.skip("the fonts of matplotlib 3.8 have no Unicode mapping")
     article = printing.make_article(seed, num_sections=1, notes=False)
     printing.print_by_matplotlib(tmp_path / "article.pdf", article)
     assert measure(printing, article.words, read_pdf(tmp_path / "article.pdf").text) >= LEAST
@@ -311,7 +311,7 @@ def test_ligatures_of_fonts_without_names(tmp_path: Path) -> None:
 
 def test_letters_mixed_up_are_refused(tmp_path: Path) -> None:
     mixed = str.maketrans("abcdefghijklmnopqrstuvwxyz", "bcdfghjklmnpqrstvwxzaeiouy")
-    with pytest.raises(UnreadableFileError, match="in fonts that do not tell their letters"):
+    with pytest.raises(UnreadableFileError, match="in fonts without a valid Unicode mapping"):
         read_pdf(drawn_in_dots(tmp_path / "a.pdf", [line.translate(mixed) for line in DOTS]))
 
 

@@ -77,12 +77,12 @@ def test_percentiles_are_lengths_that_occur() -> None:
 
 
 def test_files_that_are_neither(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DataError, match=r"it needs the columns of a conversation .* or a text: --text-column"):
+    with pytest.raises(DataError, match=r"it needs the columns of a conversation .* or a text \(--text-column\)"):
         check_file(write(tmp_path / "a.jsonl", [{"body": "x"}]), tokenizer, progress=False)
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(DataError, match=r"b\.json is not valid JSON"):
         check_file(str(tmp_path / "b.json"), tokenizer, progress=False)
-    with pytest.raises(DataError, match=r"holds no usable row: 1 with an empty answer"):
+    with pytest.raises(DataError, match=r"contains no usable row: 1 with an empty answer"):
         check_file(write(tmp_path / "c.jsonl", [asked("x", "y", "")]), tokenizer, progress=False)
 
 
@@ -185,7 +185,7 @@ def test_measures_of_questions(tmp_path: Path, tokenizer: PreTrainedTokenizerBas
     assert quality.kinds == {"how": 1, "x": 1, "who": 1, "other": 2}
     assert quality.not_found.examples == [f"{path}:3"] and quality.given_away.examples == [f"{path}:5"]
     words = [words for words, _ in report.describe()]
-    assert words == ["quote what does not stand in their document", "have all of their answer's words in the question"]
+    assert words == ["quote passages that are not in their document", "have all words of the answer in the question"]
 
 
 def test_a_page_to_look_at(tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_the_commands(tmp_path: Path) -> None:
     arguments = ["corpus", "check", str(path), "--tokenizer", "tiny", "--context", "400", "--against", str(path)]
     bad = CliRunner().invoke(app, arguments)
     assert bad.exit_code == 1
-    assert "1 rows ask a question of another file about the same document" in bad.output
-    assert "rows exceed 400 tokens and lose" in bad.output
+    assert "1 rows ask the same question about the same document as another file" in bad.output
+    assert "rows exceed 400 tokens: " in bad.output
     assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["cut"]["count"] == 1
 
 

@@ -154,7 +154,7 @@ def test_parts_are_found_however_their_names_are_written(tmp_path: Path, href: s
         archive.writestr(f"book/{stored}", CHAPTER.format("one"))
     read = read_epub(path)
     assert read.text == "Chapter one."
-    assert read.notes == ("parts that the book names and does not hold: book/gone.xhtml",)
+    assert read.notes == ("parts that the book lists but does not contain: book/gone.xhtml",)
 
 
 BOOK = """<html xmlns:epub="http://www.idpf.org/2007/ops"><body><header><h2>The He\u00adading</h2></header>
@@ -211,7 +211,7 @@ def test_a_protected_e_book(tmp_path: Path) -> None:
 
 
 def test_damaged_e_books(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match="damaged: no whole e-book"):
+    with pytest.raises(UnreadableFileError, match="damaged: not a complete e-book"):
         read_epub(make_epub(tmp_path / "a.epub", rootfile='<rootfile full-path="gone.opf"/>'))
     with pytest.raises(UnreadableFileError, match="names no book"):
         read_epub(make_epub(tmp_path / "b.epub", rootfile=""))

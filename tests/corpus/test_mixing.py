@@ -48,7 +48,7 @@ def test_the_seed_decides(sources: tuple[str, str], tmp_path: Path) -> None:
 
 
 def test_too_few_rows(sources: tuple[str, str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a ratio of 1:11 needs as many rows, found 21 and 10; use a smaller ratio"):
+    with pytest.raises(DataError, match="a ratio of 1:11 needs that many rows, found 21 and 10; use a smaller ratio"):
         mix(*sources, tmp_path / "x.jsonl", ratio=(1, 11))
 
 

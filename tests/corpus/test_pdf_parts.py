@@ -351,7 +351,7 @@ def notes_on(text: str) -> list[str]:
 
 
 def test_a_drawing_made_of_characters_is_noted() -> None:
-    told = ["2 of 5 words have no letter or digit: a drawing may be made of characters"]
+    told = ["2 of 5 words have no letter or digit: maybe a drawing made of characters"]
     assert notes_on("Кит ❚❥ ❖❄ O2 лес") == told
     assert notes_on("One – two three four.") == []
 
@@ -359,5 +359,5 @@ def test_a_drawing_made_of_characters_is_noted() -> None:
 @pytest.mark.parametrize(("word", "share"), [("שלום", "40%"), ("سلام", "40%"), ("word", "")])
 def test_a_text_from_right_to_left_is_noted(word: str, share: str) -> None:
     assert notes_on(f"{word} {'abcdef'} 123") == (
-        [f"{share} of the letters are written from right to left: words may be parted or out of order"] if share else []
+        [f"{share} of the letters are written from right to left: words may be split or out of order"] if share else []
     )

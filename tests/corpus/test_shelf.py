@@ -51,7 +51,7 @@ def test_a_shelf(files: list[Path], tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["a.txt", "b.md"]
     assert (result.num_written, result.num_words) == (2, 800)
     assert "nearly the same text as" in result.skipped[str(files[2])]
-    assert result.skipped[str(files[3])] == "empty: it holds no bytes"
+    assert result.skipped[str(files[3])] == "empty: it has no bytes"
     assert json.loads((tmp_path / "out/skipped.json").read_text()) == result.skipped
     first = records(tmp_path / "out")[0]
     assert set(first) == {"text", "title", "file", "kind", "document_kind", "pages", "sha256", "tool", "notes"}
@@ -139,14 +139,14 @@ def test_a_file_that_crashes_its_reader(files: list[Path], tmp_path: Path, monke
 def test_a_file_that_its_reader_does_not_expect(files: list[Path], tmp_path: Path) -> None:
     book = tmp_path / "deep.epub"
     book.write_bytes(b"PK")
-    assert shelf._extract(book, Settings()) == "damaged: no whole e-book (File is not a zip file)"
+    assert shelf._extract(book, Settings()) == "damaged: not a complete e-book (File is not a zip file)"
 
     class Broken(Settings):
         @property
         def kind(self) -> str:  # type: ignore[override]
             raise MemoryError("of 2 GiB")
 
-    said = "the reader failed (MemoryError: of 2 GiB); convert it by another program"
+    said = "the reader failed (MemoryError: of 2 GiB); convert it with another program"
     assert shelf._extract(files[0], Broken.__new__(Broken)) == said
 
 
@@ -181,7 +181,7 @@ def test_other_settings_need_another_folder(files: list[Path], tmp_path: Path) -
     with pytest.raises(DataError, match=r"settings\.json cannot be read"):
         read_shelf(files, out, progress=False)
     (out / "settings.json").unlink()
-    with pytest.raises(DataError, match=r"holds a corpus\.jsonl without settings\.json"):
+    with pytest.raises(DataError, match=r"contains corpus\.jsonl without settings\.json"):
         read_shelf(files, out, progress=False)
 
 

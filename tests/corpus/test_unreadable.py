@@ -39,7 +39,7 @@ def test_encrypted(tmp_path: Path) -> None:
     from reportlab.lib.pdfencrypt import StandardEncryption
 
     path = save(tmp_path / "a.pdf", write, encrypt=StandardEncryption("secret", strength=128))
-    with pytest.raises(UnreadableFileError, match="encrypted, and it asks for a password: save a copy without one"):
+    with pytest.raises(UnreadableFileError, match="encrypted, and needs a password: save a copy without one"):
         extract(path, Settings())
 
 
@@ -53,7 +53,7 @@ def test_encryption_that_opens_without_a_password(tmp_path: Path) -> None:
 def test_truncated(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pdf", write)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UnreadableFileError, match=r"truncated: .* fetch it again"):
+    with pytest.raises(UnreadableFileError, match=r"truncated: .* download it again"):
         extract(path, Settings())
 
 
@@ -129,14 +129,14 @@ def test_pages_without_text_are_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.pdf", b"", "empty: it holds no bytes"),
-        ("a.txt", b"", "empty: it holds no bytes"),
-        ("a.pdf", b"<html>Not found</html>", "no PDF: it does not begin with %PDF"),
-        ("a.epub", b"no zip file", "damaged: no whole e-book"),
+        ("a.pdf", b"", "empty: it has no bytes"),
+        ("a.txt", b"", "empty: it has no bytes"),
+        ("a.pdf", b"<html>Not found</html>", "not a PDF: it does not begin with %PDF"),
+        ("a.epub", b"no zip file", "damaged: not a complete e-book"),
         ("a.html", b"<html><script>1</script></html>", "without text"),
         ("a.txt", "café".encode("latin-1"), "not UTF-8 text; convert it"),
-        ("a.txt", b"a\0b", "no text: it holds NUL characters"),
-        ("a.html", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "no text: it holds NUL characters"),
+        ("a.txt", b"a\0b", "not text: it contains NUL characters"),
+        ("a.html", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not text: it contains NUL characters"),
         ("a.md", b"---\ntitle: x\n---\n", "without text"),
     ],
 )
@@ -166,7 +166,7 @@ def test_fonts_that_do_not_tell_their_letters(tmp_path: Path) -> None:
     body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in enumerate(objects, start=1))
     path = tmp_path / "a.pdf"
     path.write_text(f"%PDF-1.4\n{body}trailer<</Root 1 0 R/Size 7>>\n%%EOF\n")
-    with pytest.raises(UnreadableFileError, match=r"fonts that do not tell their letters \(\d+ of \d+ characters\)"):
+    with pytest.raises(UnreadableFileError, match=r"fonts without a valid Unicode mapping \(\d+ of \d+ characters\)"):
         extract(path, Settings())
 
 
@@ -203,13 +203,13 @@ def test_sources(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("b.txt", "sub/a.PDF", ".hidden.txt", "c.docx"):
         (tmp_path / name).write_text("x")
     assert find_files([str(tmp_path), str(tmp_path / "b.txt")]) == [tmp_path / "b.txt", tmp_path / "sub/a.PDF"]
-    assert f"{tmp_path} holds 1 files of kinds that are not read (1 .docx)" in caplog.text
+    assert f"{tmp_path} has 1 files of unsupported kinds (1 .docx)" in caplog.text
     with pytest.raises(DataError, match="does not exist"):
         find_files([str(tmp_path / "nothing.pdf")])
-    with pytest.raises(DataError, match=r"c\.docx is of no kind that is read; these are: \.pdf"):
+    with pytest.raises(DataError, match=r"c\.docx is not a supported kind of file; supported are: \.pdf"):
         find_files([str(tmp_path / "c.docx")])
     (tmp_path / "bare").mkdir()
-    with pytest.raises(DataError, match="must hold a file to read"):
+    with pytest.raises(DataError, match="must contain a readable file"):
         find_files([str(tmp_path / "bare")])
 
 

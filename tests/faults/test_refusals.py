@@ -185,7 +185,7 @@ def test_a_page_on_which_no_columns_are_looked_for(tmp_path: Path, kind: str, mo
     monkeypatch.setattr(columns, "_best_gutter", lambda words, known: pytest.fail("a gutter is looked for"))
     record = extract(tmp_path / "a.pdf", Settings())
     assert "ship" in record.text or "the sea was calm" in record.text
-    assert "pages with pdfium's lines as they are, since ours would part its words: 1" in record.notes
+    assert "pages with pdfium's own lines, as rebuilding them would split words: 1" in record.notes
 
 
 def test_drawings_are_looked_at_where_they_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

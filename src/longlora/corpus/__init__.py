@@ -1,1 +1,1 @@
-"""From a shelf of PDFs, e-books and web pages to clean texts, to questions about them, to a file that trains well."""
+"""Turn PDFs, e-books and web pages into clean texts, generate questions about them, and check the training file."""

@@ -1,4 +1,4 @@
-"""Pictures of a training file's rows, and a page of HTML to look at, which needs nothing but itself."""
+"""Charts of a training file's rows, and a self-contained HTML page with the results of a check."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ _MOST_KINDS = 12
 
 
 def draw_lengths(report: Report, path: Path) -> None:
-    """Draw a histogram for prompts and one for answers, each with its median, on scales that double."""
+    """Draw histograms of prompt and answer lengths, each with its median, on a log2 scale."""
     columns = {name: values for name, values in report.lengths.items() if name != "row"}
     figure, axes = new_figure(5 * len(columns) + 1, 3.6, nrows=1, ncols=len(columns), squeeze=False)
     for number, (name, values) in enumerate(columns.items()):
@@ -31,7 +31,7 @@ def draw_lengths(report: Report, path: Path) -> None:
 
 
 def write_page(report: Report, path: Path) -> None:
-    """Write what a check found, with pictures and a sample of the questions, as one file of HTML."""
+    """Write the results of a check, with charts and a sample of the questions, as one HTML file."""
     pages = templates("corpus/templates")
     page = pages.get_template("check.html.j2").render(
         report=report,
@@ -45,24 +45,24 @@ def write_page(report: Report, path: Path) -> None:
 
 
 def _picture(report: Report) -> str:
-    """The measures of the questions as a PNG, in base64; empty without a question."""
+    """Return charts of the questions as a PNG in base64; empty if there are no questions."""
     quality = report.quality
     if not quality.num_questions:
         return ""
     figure, axes = new_figure(10, 6, nrows=2, ncols=2)
     depths, kinds = axes[0]
     depths.bar([f"{100 * part // DEPTHS}" for part in range(DEPTHS)], quality.depths, color="C0", width=0.85)
-    depths.set_xlabel("where evidence begins, % of the document")
+    depths.set_xlabel("start of the evidence, % of the document")
     depths.set_ylabel("passages")
     common = quality.kinds.most_common(_MOST_KINDS)[::-1]
     kinds.barh([name for name, _ in common], [count for _, count in common], color="C1")
-    kinds.set_xlabel("questions of the kind")
+    kinds.set_xlabel("questions of this kind")
     for each, values, what in (
         (axes[1, 0], quality.question_words, "a question"),
         (axes[1, 1], quality.answer_words, "an answer"),
     ):
         each.hist(values, bins=min(_BINS, max(values) - min(values) + 1), color="C2")
-        each.set_xlabel(f"words of {what}")
+        each.set_xlabel(f"words in {what}")
         each.set_ylabel("questions")
     for each in axes.flat:
         plain(each, grid=each is not kinds)

@@ -1,4 +1,4 @@
-"""What a training file holds: lengths, rows that are cut, unusable, repeated or leaked, and how good questions are."""
+"""Check a training file: row lengths, rows that are cut, unusable, repeated or leaked, and the questions' quality."""
 
 import hashlib
 from collections import Counter
@@ -18,61 +18,61 @@ from longlora.support.progress import shown
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _NO_LIMIT = 1 << 62
-# Half of a document's runs of words in another is more than two texts on one matter share by chance.
+# Two texts on one subject do not share half of their runs of words by chance.
 _LEAKED_SHARE = 0.5
 _SAME_QUESTION = 0.9
 
 
 @dataclass
 class Report:
-    """What a check found; the words of the findings stand in `describe`."""
+    """The results of a check; `describe` puts the findings into words."""
 
     file: str
-    context_length: int | None  # tokens of a row in training; None if only lengths are asked for
-    prompts: list[int] = field(default_factory=list)  # tokens of each row that are read, its answers aside; 0 of a text
-    answers: list[int] = field(default_factory=list)  # tokens that are learned; of a text, all
+    context_length: int | None  # tokens of a row in training; None to measure lengths only
+    prompts: list[int] = field(default_factory=list)  # tokens of each row outside its answers; 0 for a text
+    answers: list[int] = field(default_factory=list)  # tokens that are learned; for a text, all
     kinds: Counter[str] = field(default_factory=Counter)
     num_rows: int = 0
-    num_texts: int = 0  # rows that are texts, which training packs and never cuts
+    num_texts: int = 0  # texts, which training packs and never cuts
     num_cut_tokens: int = 0
     cut: Finding = field(default_factory=Finding)
-    unusable: dict[str, Finding] = field(default_factory=dict)  # rows that training leaves out, by the reason
+    unusable: dict[str, Finding] = field(default_factory=dict)  # rows that training skips, by reason
     repeated: Finding = field(default_factory=Finding)
     leaked_documents: Finding = field(default_factory=Finding)
-    leaked_rows: Finding = field(default_factory=Finding)  # of those, the same question as well
-    leaked_questions: Finding = field(default_factory=Finding)  # those without a document that another file asks too
+    leaked_rows: Finding = field(default_factory=Finding)  # the subset that also asks the same question
+    leaked_questions: Finding = field(default_factory=Finding)  # without a document, and also asked in another file
     without_end: Finding = field(default_factory=Finding)
     dropped_thoughts: Finding = field(default_factory=Finding)
-    num_searched: int = 0  # conversations whose answers were found by a search, for want of marks
+    num_searched: int = 0  # conversations whose answers had to be searched for, as the template does not mark them
     example: EncodedConversation | None = None  # the first conversation
-    quality: Quality = field(default_factory=Quality)  # of the questions about documents
+    quality: Quality = field(default_factory=Quality)  # of questions about documents
 
     @property
     def lengths(self) -> dict[str, list[int]]:
-        """Tokens of every row that can be used, by what they are of."""
+        """Lengths in tokens of each usable row, by part: `text`, or `prompt`, `answer` and `row`."""
         if not any(self.prompts):
             return {"text": self.answers}
         rows = [prompt + answer for prompt, answer in zip(self.prompts, self.answers, strict=True)]
         return {"prompt": self.prompts, "answer": self.answers, "row": rows}
 
     def describe(self) -> list[tuple[str, Finding]]:
-        """Name every finding that there is, the worst first."""
+        """Return each kind of finding that occurred, described in words, the worst first."""
         findings = [
-            ("ask a question of another file about the same document", self.leaked_rows),
-            ("have a document that stands in another file", self.leaked_documents),
-            ("ask a question without a document that another file asks", self.leaked_questions),
+            ("ask the same question about the same document as another file", self.leaked_rows),
+            ("use a document that is also in another file", self.leaked_documents),
+            ("ask a question without a document that another file also asks", self.leaked_questions),
             *((reason, finding) for reason, finding in sorted(self.unusable.items())),
             ("do not teach the end of a turn: the chat template writes no token for it", self.without_end),
-            ("lose thoughts of earlier answers, which the chat template leaves out in use too", self.dropped_thoughts),
-            ("quote what does not stand in their document", self.quality.not_found),
-            ("have all of their answer's words in the question", self.quality.given_away),
+            ("lose the thoughts of earlier answers, which the chat template also omits in use", self.dropped_thoughts),
+            ("quote passages that are not in their document", self.quality.not_found),
+            ("have all words of the answer in the question", self.quality.given_away),
             ("repeat an earlier row", self.repeated),
-            (f"exceed {self.context_length} tokens and lose {self.num_cut_tokens:,} of their documents", self.cut),
+            (f"exceed {self.context_length} tokens: {self.num_cut_tokens:,} are cut from their documents", self.cut),
         ]
         return [(words, finding) for words, finding in findings if finding.count]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a machine may want to read; lengths as percentiles."""
+        """Return the results for JSON, with lengths as percentiles."""
         values = {name: value for name, value in vars(self).items() if name not in ("example", "prompts", "answers")}
         findings = {name: asdict(value) for name, value in values.items() if isinstance(value, Finding)}
         unusable = {reason: asdict(finding) for reason, finding in self.unusable.items()}
@@ -83,36 +83,36 @@ class Report:
 
 
 def percentiles(values: Sequence[int]) -> dict[str, int]:
-    """Return percentiles as lengths that occur: the nearest row's, not a mean of two."""
+    """Return percentiles; each is a length that occurs (the nearest row's), not a mean of two."""
     found = np.percentile(values, PERCENTILES, method="nearest")
     return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, found, strict=True)}
 
 
 class _Seen:
-    """The documents and questions of the files to compare with."""
+    """The documents and questions of the files to compare against."""
 
     def __init__(self) -> None:
         self._documents = RunIndex()
         self._questions = NearDuplicates(_SAME_QUESTION)
         self._asked: dict[str, list[tuple[str, frozenset[str]]]] = {}
-        """Names and questions of the rows about a document, by its digest."""
+        """Names and questions of the rows about each document, by the document's digest."""
 
     def add(self, row: Row) -> None:
         if not row.document:
             self._questions.add(row.name, signature(row.question, run_words=1))
             return
         digest = _digest(row.document)
-        if digest not in self._asked:  # many questions have one document
+        if digest not in self._asked:  # many questions share a document
             self._documents.add(digest, row.document)
         self._asked.setdefault(digest, []).append((row.name, _words(row.question)))
 
     def question(self, row: Row) -> str | None:
-        """Name the row that asks the same without a document."""
+        """Return the name of a row that asks the same question without a document."""
         match = self._questions.find(signature(row.question, run_words=1))
         return str(match[0]) if match else None
 
     def document(self, row: Row) -> tuple[str, str | None] | None:
-        """Name a row with the document of another, and one that asks the same of it too."""
+        """Return the name of a row with the same document, and of one that also asks the same question about it."""
         match = self._documents.find(row.document)
         if match is None or match[1] < _LEAKED_SHARE:
             return None
@@ -130,13 +130,13 @@ def check_file(
     text_column: str = "text",
     progress: bool = True,
 ) -> Report:
-    """Go through a file as training would, and compare it with others that must not share its documents.
+    """Check a file the way training would read it, and compare it with files that must not share its documents.
 
-    Without a context length nothing is cut, and questions are not looked at: what is left are the lengths.
+    Without a context length only lengths are measured: nothing is cut and questions are not judged.
 
     Raises:
         DataError: a file cannot be used.
-        ConfigError: the tokenizer does not serve for conversations.
+        ConfigError: the tokenizer is not suitable for conversations.
     """
     seen = _Seen()
     for other in against:

@@ -1,4 +1,4 @@
-"""One file of whatever kind to one record."""
+"""Extract one record, a text with its metadata, from a file of any supported kind."""
 
 import hashlib
 import logging
@@ -53,13 +53,13 @@ _CITATION = re.compile(r"\[\d+(?:[,–-] ?\d+)*\]|\bet al\b|\([A-Z][^()\d]{1,60}
 _FEWEST_CITATIONS = 5
 _WORDS_BETWEEN_CITATIONS = 500
 _LONGEST_PAPER = 40_000  # words, without an abstract
-_SIGNS = 0.25  # of the words: more are a drawing's
-_FROM_RIGHT_TO_LEFT = 0.05  # of the letters
+_SIGNS = 0.25  # share of words; a higher one suggests a drawing
+_FROM_RIGHT_TO_LEFT = 0.05  # share of letters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the text that a file gives."""
+    """Settings that determine the text extracted from a file."""
 
     engine: Engine = "pdfium"
     references: References = "drop"
@@ -73,29 +73,29 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A text and where it comes from: one line of the corpus."""
+    """A text and its origin: one line of the corpus."""
 
     text: str
     title: str
     file: str
     kind: str  # of the file
-    document_kind: Kind  # decides what is asked about it
+    document_kind: Kind  # determines which questions are asked about it
     pages: int  # of a PDF; parts of an e-book, else 1
     sha256: str  # of the file
-    tool: str  # program, library and version that made the text
-    notes: list[str]  # what a reader should know of: pages without text, references left out
-    near_duplicate_of: str | None = None  # an earlier file with nearly the same text, where such are marked
+    tool: str  # program, library and version that extracted the text
+    notes: list[str]  # what a reader should know: pages without text, references left out
+    near_duplicate_of: str | None = None  # an earlier file with nearly the same text, if near duplicates are marked
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as they stand in the corpus."""
+        """Return the fields as written to the corpus, without those that are None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def find_files(sources: list[str]) -> list[Path]:
-    """List the files that sources name, in their order; folders with all that lies in them, by name.
+    """List the files of all sources, in their order; a folder gives every readable file below it, sorted by path.
 
     Raises:
-        DataError: a source does not exist, is of a kind that is not read, or a folder holds nothing to read.
+        DataError: a source does not exist or is of an unsupported kind, or a folder contains no readable file.
     """
     files: list[Path] = []
     for source in sources:
@@ -103,14 +103,14 @@ def find_files(sources: list[str]) -> list[Path]:
         if path.is_dir():
             found = list(_readable_files(path))
             if not found:
-                raise DataError(f"folder {source} must hold a file to read ({', '.join(SUFFIXES)}), found none")
+                raise DataError(f"folder {source} must contain a readable file ({', '.join(SUFFIXES)}), found none")
             files += found
         elif not path.exists():
             raise DataError(f"{source} does not exist; name files or folders")
         elif not path.is_file():
             raise DataError(f"{source} is a pipe or a device, which cannot be read twice; save it as a file first")
         elif path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{source} is of no kind that is read; these are: {', '.join(SUFFIXES)}")
+            raise DataError(f"{source} is not a supported kind of file; supported are: {', '.join(SUFFIXES)}")
         else:
             files.append(path)
     return list(dict.fromkeys(files))
@@ -127,7 +127,7 @@ def _readable_files(folder: Path) -> Iterator[Path]:
             others[path.suffix.lower() or "without a suffix"] += 1
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(_MOST_KINDS_NAMED))
-        logger.warning("%s holds %d files of kinds that are not read (%s)", folder, others.total(), kinds)
+        logger.warning("%s has %d files of unsupported kinds (%s)", folder, others.total(), kinds)
 
 
 def sha256_of(path: Path) -> str:
@@ -137,7 +137,7 @@ def sha256_of(path: Path) -> str:
 
 
 def check_installed() -> None:
-    """See that the libraries of the extra `corpus` are there.
+    """Check that the libraries of the extra `corpus` are installed.
 
     Raises:
         ConfigError: one is missing.
@@ -151,28 +151,28 @@ def check_installed() -> None:
 
 
 def check_engine(engine: Engine) -> None:
-    """Refuse an engine that is not there.
+    """Check that an engine is available.
 
     Raises:
-        ConfigError: docling was asked for and is not installed.
+        ConfigError: docling was requested and is not installed.
     """
     if engine == "docling":
         require_package("docling", wanted_by="--engine docling")
 
 
 def extract(path: Path, settings: Settings) -> Record:
-    """Read a file.
+    """Extract the record of a file.
 
     Raises:
-        UnreadableFileError: it has no text to give, for the reason said.
+        UnreadableFileError: no text can be extracted; the message gives the reason.
     """
     try:
         digest = sha256_of(path)
         with path.open("rb") as file:
             begin = file.read(1024)
         if not begin:
-            raise UnreadableFileError("empty: it holds no bytes")
-        # A server may give a PDF under the address of a page.
+            raise UnreadableFileError("empty: it has no bytes")
+        # A server may deliver a PDF under the URL of a page.
         kind = "pdf" if begin.startswith(b"%PDF-") else SUFFIXES[path.suffix.lower()]
         marked, tool = _read_pdf(path, settings) if kind == "pdf" else (_MARKUP[kind](path), "")
     except OSError as error:
@@ -196,7 +196,7 @@ def extract(path: Path, settings: Settings) -> Record:
 
 
 def detect_kind(text: str, *, has_references: bool = False) -> Kind:
-    """Tell a paper from a book: it lists references below an abstract, or is short and lists or cites them."""
+    """Return "paper" if a text has an abstract and references, or is short with references or citations."""
     num_words = len(text.split())
     is_short = num_words < _LONGEST_PAPER
     cites = len(_CITATION.findall(text)) > max(_FEWEST_CITATIONS, num_words / _WORDS_BETWEEN_CITATIONS)
@@ -206,7 +206,7 @@ def detect_kind(text: str, *, has_references: bool = False) -> Kind:
 
 
 def has_docling() -> bool:
-    """Tell whether docling can be imported."""
+    """Return whether docling is installed."""
     return find_spec("docling") is not None
 
 
@@ -227,20 +227,20 @@ def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str]:
 
 
 def pdf_notes(read: "PdfText") -> list[str]:
-    """Say what a reader of a PDF's text should know: what is missing, and what may be wrong."""
+    """Return notes for readers of a PDF's text: what is missing, and what may be wrong."""
     notes = []
     if read.pages_without_text:
         numbers = _page_numbers(read.pages_without_text)
         notes.append(f"{len(read.pages_without_text)} of {read.num_pages} pages have no text: {numbers}")
     if read.pages_as_they_are:
         numbers = _page_numbers(read.pages_as_they_are)
-        notes.append(f"pages with pdfium's lines as they are, since ours would part its words: {numbers}")
+        notes.append(f"pages with pdfium's own lines, as rebuilding them would split words: {numbers}")
     if (share := _share_from_right_to_left(read.text)) > _FROM_RIGHT_TO_LEFT:
-        notes.append(f"{share:.0%} of the letters are written from right to left: words may be parted or out of order")
+        notes.append(f"{share:.0%} of the letters are written from right to left: words may be split or out of order")
     words = read.text.split()
     signs = sum(not any(map(str.isalnum, word)) for word in words)
     if signs > _SIGNS * len(words):
-        notes.append(f"{signs:,} of {len(words):,} words have no letter or digit: a drawing may be made of characters")
+        notes.append(f"{signs:,} of {len(words):,} words have no letter or digit: maybe a drawing made of characters")
     if read.left_out:
         kinds = ", ".join(f"{len(words)} words of {kind}" for kind, words in read.left_out.items())
         notes.append(f"left out: {kinds}")
@@ -254,15 +254,15 @@ def _share_from_right_to_left(text: str) -> float:
 
 
 def _page_numbers(numbers: Sequence[int]) -> str:
-    """Write ascending numbers with runs as `3-7`."""
+    """Format ascending numbers, with runs as `3-7`."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda it: it[1] - it[0])]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def read_by_docling(path: Path) -> MarkedText:
-    """Read a PDF as the Markdown of docling, which finds headings, tables and formulas with models of its own.
+    """Convert a PDF to Markdown with docling, which finds headings, tables and formulas with its own models.
 
-    longlora's tests do not run docling, which is not among what they install.
+    longlora's tests do not run docling, as they do not install it.
 
     Raises:
         UnreadableFileError: docling cannot convert it.

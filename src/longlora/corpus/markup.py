@@ -1,4 +1,4 @@
-"""Texts out of web pages, e-books, Markdown and plain files."""
+"""Extract text from web pages, e-books, Markdown and plain files."""
 
 import lzma
 import posixpath
@@ -14,62 +14,62 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 _BLOCKS = "p h1 h2 h3 h4 h5 h6 dt dd blockquote figcaption caption div section article tr hr td th ul ol dl main body"
-# Where a paragraph ends, and from where on text is kept as it is or is not: characters that stand in no text.
+# Noncharacters, which occur in no text: the end of a paragraph, and the beginning and end of verbatim text.
 _BOUNDARY, _VERBATIM, _RUNNING = "\ufdd0", "\ufdd1", "\ufdd2"
-# What is written before the content of an element, and what behind it.
+# Written before and after an element's content.
 _MARKS = {
     **dict.fromkeys(_BLOCKS.split(), (_BOUNDARY, _BOUNDARY)),
     "li": (f"{_BOUNDARY}- ", _BOUNDARY),
     "pre": (_BOUNDARY + _VERBATIM, _RUNNING + _BOUNDARY),
     "br": ("\v", ""),
 }
-# What a page has beside its text.
+# The parts of a page that are not its text.
 _NO_TEXT = "script style noscript template svg nav header footer aside form button iframe object head".split()
 _NO_TEXT_OF_A_BOOK = [name for name in _NO_TEXT if name not in ("header", "footer", "aside")] + ["rt", "rp", "rtc"]
 _NOTES = re.compile(r"\b(footnote|endnote|rearnote)\b")
-# Where a word may be broken; not the joiners, which change how letters are written.
+# Invisible characters that mark where a word may break; not the joiners, which change how letters are written.
 _INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x2060, 0xFEFF))
 _LAYOUT = ["table", "h1", "h2", "h3"]
 _NOTE_TYPES = re.compile(r"\b(noteref|pagebreak)\b")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _ENCRYPTION = "META-INF/encryption.xml"
-# Fonts may be scrambled in a book that is free to read.
+# A book that is not protected may still have obfuscated fonts.
 _FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
 
 
 _MIB = 2**20
-# Far above any text that people wrote, and what a machine reads within a minute and some GiB of memory.
+# Far above any text written by people, yet readable within a minute and a few GiB of memory.
 MOST_TEXT_BYTES = 256 * _MIB  # of a plain file
-MOST_PAGE_BYTES = 16 * _MIB  # of a page of HTML, whose tree takes thirty times as much memory
-MOST_BOOK_BYTES = 64 * _MIB  # of an e-book's parts together, unpacked
-_MOST_COMPARISONS = 10**10  # characters of a page that are looked through to find its main part
+MOST_PAGE_BYTES = 16 * _MIB  # of an HTML page, whose tree takes thirty times as much memory
+MOST_BOOK_BYTES = 64 * _MIB  # of all parts of an e-book, unpacked
+_MOST_COMPARISONS = 10**10  # characters compared to find a page's main part
 
 
 class UnreadableFileError(Exception):
-    """One file gives no text, for the reason given; whether that ends the run is for the caller to say."""
+    """No text can be extracted from a file, for the reason given; the caller decides whether that ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedText:
-    """A text, the title it gives itself, and how many parts it came in."""
+    """A text with its own title and the number of its parts."""
 
     text: str
     title: str
     num_parts: int = 1
-    notes: tuple[str, ...] = ()  # what a reader should know of: pages without text, what is left out
-    has_references: bool = False  # it had a list of them, whether that is still in the text or not
+    notes: tuple[str, ...] = ()  # what a reader should know: pages without text, what was left out
+    has_references: bool = False  # the file has a list of references, which the text may leave out
 
 
 def read_html(path: Path) -> MarkedText:
-    """Read a web page: the paragraphs, headings and list items of what trafilatura takes for its main part.
+    """Read a web page: the paragraphs, headings and list items of its main part, as trafilatura identifies it.
 
     Raises:
-        UnreadableFileError: it is no text.
+        UnreadableFileError: it is not text.
     """
     with path.open("rb") as file:
         content = read_bounded(file, MOST_PAGE_BYTES, "the page")
     if b"\0" in content and content[:2] not in _UTF16_MARKS:
-        raise UnreadableFileError("no text: it holds NUL characters")
+        raise UnreadableFileError("not text: it contains NUL characters")
     soup, has_formulas = _parsed(content)
     page = str(soup) if has_formulas else content  # before the text is taken out of the soup
     title, paragraphs = _page_text(soup)
@@ -77,10 +77,10 @@ def read_html(path: Path) -> MarkedText:
 
 
 def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
-    """Read to the end of a file.
+    """Read the rest of a file.
 
     Raises:
-        UnreadableFileError: that is further off than `most` bytes.
+        UnreadableFileError: there are more than `most` bytes.
     """
     content = file.read(most + 1)
     if len(content) > most:
@@ -89,12 +89,12 @@ def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
 
 
 def _main_part(page: str | bytes, paragraphs: list[str]) -> list[str]:
-    """Leave out what trafilatura does not keep, unless it finds hardly anything: it judges long pages alone."""
+    """Drop what trafilatura leaves out, unless it keeps less than half: it is made for long pages."""
     import trafilatura
 
     try:
         kept = _letters(trafilatura.extract(page, favor_recall=True, include_comments=False) or "")
-    except RecursionError:  # a page may be nested deeper than Python goes
+    except RecursionError:  # a page may be nested deeper than Python's limit
         return paragraphs
     if len(paragraphs) * len(kept) > _MOST_COMPARISONS:
         return paragraphs
@@ -110,7 +110,7 @@ def read_epub(path: Path) -> MarkedText:
     """Read an e-book: the parts of its spine, in order.
 
     Raises:
-        UnreadableFileError: no zip file, no book inside, or protected.
+        UnreadableFileError: it is not a zip file, contains no book, or is protected or too large.
     """
     from lxml import etree
 
@@ -125,17 +125,17 @@ def read_epub(path: Path) -> MarkedText:
             parts = [_page_text(_parsed(content)[0], is_book=True)[1] for content in _parts(archive, spine)]
             texts = ["\n\n".join(part) for part in parts]
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
-        raise UnreadableFileError(f"damaged: no whole e-book ({str(error).strip(chr(39))})") from error
-    except (etree.XMLSyntaxError, RuntimeError, ValueError) as error:  # RuntimeError: a zip file with a password
+        raise UnreadableFileError(f"damaged: not a complete e-book ({str(error).strip(chr(39))})") from error
+    except (etree.XMLSyntaxError, RuntimeError, ValueError) as error:  # RuntimeError: the zip file has a password
         raise UnreadableFileError(f"damaged or protected ({error})") from error
     title = root.findtext(".//{http://purl.org/dc/elements/1.1/}title") or ""
     texts = [text for text in texts if text]
-    notes = (f"parts that the book names and does not hold: {', '.join(missing)}",) if missing else ()
+    notes = (f"parts that the book lists but does not contain: {', '.join(missing)}",) if missing else ()
     return MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts), notes=notes)
 
 
 def _unpacked(archive: zipfile.ZipFile, name: str, most: int = MOST_PAGE_BYTES) -> bytes:
-    """Unpack a part of an e-book, whatever size it says it has."""
+    """Unpack a part of an e-book without trusting the size that it declares."""
     with archive.open(name) as part:
         return read_bounded(part, most, name)
 
@@ -154,7 +154,7 @@ def _parts(archive: zipfile.ZipFile, spine: list[str]) -> Iterator[bytes]:
 
 
 def read_markdown(path: Path) -> MarkedText:
-    """Read Markdown as it is written; a block of settings at its top is left out, its first heading is the title.
+    """Read Markdown as it is, without its front matter; the first heading is the title.
 
     Raises:
         UnreadableFileError: it is not UTF-8.
@@ -165,7 +165,7 @@ def read_markdown(path: Path) -> MarkedText:
 
 
 def read_plain(path: Path) -> MarkedText:
-    """Read a text as it is; nothing is reflowed.
+    """Read a plain text as it is, without reflowing lines.
 
     Raises:
         UnreadableFileError: it is not UTF-8.
@@ -182,19 +182,19 @@ def _decoded(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UnreadableFileError("not UTF-8 text; convert it, for instance with iconv") from error
     if "\0" in text:
-        raise UnreadableFileError("no text: it holds NUL characters")
+        raise UnreadableFileError("not text: it contains NUL characters")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _parsed(content: bytes) -> tuple[Any, bool]:
-    """Parse a page of HTML or XHTML, its formulas written as TeX, else by their letters; tell whether it has any."""
+    """Parse HTML or XHTML, with formulas as TeX where it is given, else as text; and return whether it has any."""
     from bs4 import BeautifulSoup
 
     try:
         content.decode("utf-8")
         encoding = "utf-8"
     except UnicodeDecodeError:
-        encoding = None  # the page may name it
+        encoding = None  # the page may declare it
     soup: Any = BeautifulSoup(content, "lxml", from_encoding=encoding)
     formulas = soup.find_all("math")
     for formula in formulas:
@@ -208,21 +208,21 @@ def _parsed(content: bytes) -> tuple[Any, bool]:
 
 
 def _page_text(soup: Any, *, is_book: bool = False) -> tuple[str, list[str]]:
-    """Return the title and all paragraphs of a parsed page, of which nothing is left then."""
+    """Return the title and all paragraphs of a parsed page; this modifies the tree."""
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for name in ("epub:type", "role"):
         for note in soup.find_all(attrs={name: _NOTES}):
-            if note.find(attrs={name: _NOTES}) is None:  # not the list of them
+            if note.find(attrs={name: _NOTES}) is None:  # a single note, not the list of notes
                 _replace(soup, note, f"[Footnote: {' '.join(note.get_text(' ').split())}]")
     without = soup.find_all(_NO_TEXT_OF_A_BOOK if is_book else [*_NO_TEXT, *_NO_TEXT_OF_A_BOOK])
     for item in [*without, *soup.find_all(attrs={"epub:type": _NOTE_TYPES})]:
-        if not (item.name == "header" and item.find_parent(["article", "main"])):  # the title of what is there
+        if not (item.name == "header" and item.find_parent(["article", "main"])):  # such a header is a title
             item.decompose()
     for table in soup.find_all("table"):
-        if table.find(_LAYOUT) is None:  # else a page set out by a table
+        if table.find(_LAYOUT) is None:  # otherwise the table is the page's layout
             _replace(soup, table, _mark("Table", table.find("caption")) or "[Table]")
     for figure in soup.find_all("figure"):
-        # A figure may be a frame around text: only what is drawn or pictured is replaced by its mark.
+        # A figure may just frame text: only images and drawings are replaced by a mark.
         if figure.find(["img", "canvas", "video"]) is not None or not figure.get_text().strip():
             _replace(soup, figure, _mark("Figure", figure.find("figcaption")))
     return title, list(_paragraphs(soup.body or soup))
@@ -240,11 +240,11 @@ def _replace(soup: Any, item: Any, text: str) -> None:
 
 
 def _paragraphs(root: Any) -> Iterator[str]:
-    """Yield what stands between the boundaries of blocks, in the order of the page."""
+    """Yield the text between block boundaries, in page order."""
     from bs4.element import PreformattedString
 
     texts: list[str] = []
-    stack = [root]  # by hand: a page's nesting may be deeper than Python's own limit
+    stack = [root]  # no recursion: a page may be nested deeper than Python's limit
     while stack:
         node = stack.pop()
         if not isinstance(node, str):
@@ -257,7 +257,7 @@ def _paragraphs(root: Any) -> Iterator[str]:
         if part in (_VERBATIM, _RUNNING):
             is_verbatim = part == _VERBATIM
         elif part and part.strip():
-            # A line break of the text's own (of verse) stays; those of the file do not.
+            # Keep line breaks that belong to the text (as in verse), not those of the file.
             lines = [line if is_verbatim else " ".join(line.split()) for line in part.split("\v")]
             yield "\n".join(lines).strip("\n" if is_verbatim else None)
 
@@ -275,7 +275,7 @@ def _package_path(archive: zipfile.ZipFile) -> str:
 
 
 def _spine(root: Any, folder: PurePosixPath, stored: Collection[str]) -> list[str]:
-    """List the parts by their names in the zip file."""
+    """List the parts in reading order, by their names in the zip file."""
     names = {item.get("id"): item.get("href") for item in root.iter("{*}item")}
     navigation = {item.get("id") for item in root.iter("{*}item") if "nav" in (item.get("properties") or "").split()}
     spine = [item.get("idref") for item in root.iter("{*}itemref") if item.get("idref") not in navigation]
@@ -285,9 +285,9 @@ def _spine(root: Any, folder: PurePosixPath, stored: Collection[str]) -> list[st
 
 
 def _name_key(name: str) -> str:
-    """Write a name as every program would: zip files differ in letters' composition, case, encoding, percent signs."""
+    """Normalize a name: zip files differ in Unicode composition, case, encoding and percent-escapes."""
     with suppress(UnicodeError):
-        name = name.encode("cp437").decode("utf-8")  # what zipfile takes names for that do not say they are UTF-8
+        name = name.encode("cp437").decode("utf-8")  # zipfile assumes cp437 for names not flagged as UTF-8
     return unicodedata.normalize("NFC", unquote(name)).casefold()
 
 

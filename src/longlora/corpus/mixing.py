@@ -1,4 +1,4 @@
-"""Mixes long and short question sets in a given ratio, as LongAlpaca-12k has nine long rows for three short ones."""
+"""Mix long and short question sets in a given ratio, like LongAlpaca-12k, with nine long rows to three short ones."""
 
 import logging
 import random
@@ -17,9 +17,9 @@ class Part:
     """One of the two sources."""
 
     source: str
-    num_rows: int  # usable rows there are
+    num_rows: int  # usable rows
     num_used: int
-    num_characters: int  # of the rows used, in all messages
+    num_characters: int  # in all messages of the rows used
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Mix:
 
 
 def parse_ratio(text: str) -> tuple[int, int]:
-    """Read a ratio such as `9:3`.
+    """Parse a ratio such as `9:3`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a ratio of two whole numbers above 0.
     """
     left, _, right = (part.strip() for part in text.partition(":"))
     if left.isdigit() and right.isdigit() and int(left) > 0 and int(right) > 0:
@@ -48,13 +48,12 @@ def parse_ratio(text: str) -> tuple[int, int]:
 
 
 def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int = 0) -> Mix:
-    """Write as many rows as there are in the ratio, none twice, in an order and a choice that `seed` decides.
+    """Write as many rows as the ratio allows, none twice, chosen and shuffled with `seed`.
 
-    Rows come out as `messages` with the `source` they come from, whatever form they had. All of both sources is held in
-    memory.
+    Rows are written as `messages` with their `source`, whatever their original format. Both sources are held in memory.
 
     Raises:
-        DataError: a source holds too few rows for the ratio, or `out` is one of the sources.
+        DataError: a source has too few rows for the ratio, or `out` is one of the sources.
     """
     for source in (long, short):
         if Path(source).exists() and out.exists() and out.samefile(source):
@@ -63,7 +62,7 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
     times = min(len(rows) // share for _, rows, share in sources)
     if times == 0:
         sizes = " and ".join(str(len(rows)) for _, rows, _ in sources)
-        raise DataError(f"a ratio of {ratio[0]}:{ratio[1]} needs as many rows, found {sizes}; use a smaller ratio")
+        raise DataError(f"a ratio of {ratio[0]}:{ratio[1]} needs that many rows, found {sizes}; use a smaller ratio")
     choose = random.Random(seed)
     mixed: list[Row] = []
     parts = []
@@ -81,7 +80,7 @@ def _conversations(source: str) -> list[Row]:
     rows, skipped = read_rows(source)
     found = list(rows)
     if not found[0].messages:
-        raise DataError(f"{source} holds texts; conversations can be mixed, texts are given to training as they are")
+        raise DataError(f"{source} contains texts; only conversations can be mixed, texts are used in training as is")
     if skipped.counts:
         logger.warning("skipped %d rows of %s: %s", skipped.counts.total(), source, skipped.summary())
     return found

@@ -1,6 +1,6 @@
-"""Texts that are nearly the same, and texts that hold parts of one another, by the runs of words in common.
+"""Find near-duplicate texts, and texts that contain parts of others, by the runs of words they share.
 
-`NearDuplicates` estimates by MinHash the share of runs of five words that two texts have in common. `RunIndex` counts
+`NearDuplicates` estimates with MinHash the share of five-word runs that two texts have in common. `RunIndex` measures
 how much of a text occurs in other texts, by runs of thirteen words.
 """
 
@@ -15,16 +15,16 @@ from datasketch import MinHash, MinHashLSH
 
 _SHINGLE_WORDS = 5
 _NUM_PERMUTATIONS = 128
-RUN_WORDS = 13  # words of a run of `RunIndex`: the length of GPT-3's check of its data (arXiv 2005.14165, appendix C)
+RUN_WORDS = 13  # words in a run of `RunIndex`, as in GPT-3's contamination check (arXiv 2005.14165, appendix C)
 
-# Every eighth run is kept, chosen by its hash and so the same ones in every text; all of a text too short for that.
+# About one run in eight is kept, chosen by its hash so that all texts keep the same runs; short texts keep all runs.
 _SAMPLE = 8
 _FEWEST = 8
 _WORD = re.compile(r"\w+")
 
 
 def signature(text: str, *, run_words: int = _SHINGLE_WORDS) -> MinHash:
-    """Sketch a text by its runs of words; one that is shorter is the one run that it has."""
+    """Return the MinHash of a text's runs of words; a text shorter than a run counts as one run."""
     sketch = MinHash(num_perm=_NUM_PERMUTATIONS, hashfunc=partial(_hash, num_bytes=4))
     sketch.update_batch(sorted(_runs(text, run_words)))
     return sketch
@@ -40,47 +40,47 @@ def _hash(run: bytes, *, num_bytes: int) -> int:
 
 
 class NearDuplicates:
-    """Remembers texts by a key, and finds one that a new text nearly repeats.
+    """An index of texts by key, which finds one that a new text nearly repeats.
 
-    `threshold` is the share of common runs of five words (Jaccard's index) from which two texts are nearly the same. It
-    is estimated from 128 hashes, with a standard error of at most 0.045.
+    Two texts are near duplicates if the Jaccard index of their five-word runs is at least `threshold`. The index is
+    estimated from 128 hashes, with a standard error of at most 0.045.
     """
 
     def __init__(self, threshold: float = 0.8) -> None:
         self._threshold = threshold
-        # The index may propose too many, since every proposal is checked, but hardly miss one.
+        # False positives are harmless, since every candidate is checked; false negatives must be rare.
         self._index = MinHashLSH(threshold=threshold, num_perm=_NUM_PERMUTATIONS, weights=(0.05, 0.95))
         self._signatures: dict[Hashable, MinHash] = {}
 
     def find(self, sketch: MinHash) -> tuple[Hashable, float] | None:
-        """Return the key of the text most like a new one, and how alike they are; None if none is alike enough."""
+        """Return the key of the most similar text and the Jaccard index; None if none reaches the threshold."""
         found = [(key, float(sketch.jaccard(self._signatures[key]))) for key in self._index.query(sketch)]
         found = [(key, share) for key, share in found if share >= self._threshold]
         return max(found, key=lambda pair: pair[1], default=None)
 
     def add(self, key: Hashable, sketch: MinHash) -> None:
-        """Remember a text."""
+        """Add a text by its MinHash."""
         self._signatures[key] = sketch
         self._index.insert(key, sketch)
 
 
 class RunIndex:
-    """Remembers texts by their runs of words, to tell what share of a new one stands in one of them."""
+    """An index of texts by their runs of words, to find what share of a new text occurs in one of them."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._places: dict[int, array[int]] = defaultdict(lambda: array("L"))
 
     def add(self, name: str, text: str) -> None:
-        """Remember a text."""
+        """Add a text."""
         for run in _sampled_runs(text):
             self._places[run].append(len(self._names))
         self._names.append(name)
 
     def find(self, text: str) -> tuple[str, float] | None:
-        """Return the text that shares most runs with a new one, and the share of the new one's runs; None without any.
+        """Return the text that contains the most runs of a new one, and the share of those runs; None if there is none.
 
-        The share is of containment: an excerpt of a known book shares all of its runs, if it has a hundred words or so.
+        The share measures containment: for an excerpt of a known book, of about a hundred words or more, it is 1.
         """
         runs = _sampled_runs(text)
         counts: Counter[int] = Counter()

@@ -1,7 +1,7 @@
-"""How good the questions of a set are, as far as rules can tell: where their evidence stands, and what they give away.
+"""Measure the quality of questions by rules: where their evidence is in the document, and what they give away.
 
 Evidence is what a row's `provenance` quotes, else the passages of its document that its answer repeats. Whether an
-answer follows from its evidence is not told here: that takes a reader.
+answer follows from its evidence is not checked: that takes a reader.
 """
 
 import re
@@ -14,17 +14,17 @@ from typing import Any
 from longlora.corpus.qa.replies import GRAMMAR, SHORTEST_QUOTE, Passages, normalise
 from longlora.corpus.question_rows import Row
 
-SHOWN = 5  # examples that are kept of each finding
-DEPTHS = 10  # parts of a document, from its beginning to its end, that evidence is counted in
+SHOWN = 5  # examples kept of each finding
+DEPTHS = 10  # equal parts of a document, from beginning to end, by which evidence is counted
 
-_SAMPLE = 30  # rows that a page shows
+_SAMPLE = 30  # rows shown on the page
 _WORD = re.compile(r"\w+")
 _ASKING = frozenset("who whom whose what which when where why how".split())
 
 
 @dataclass
 class Finding:
-    """One thing that is wrong: how many rows, and the first few of them."""
+    """A kind of problem: the number of rows that have it, and the first few of them."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -38,16 +38,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A passage that proves an answer."""
+    """A passage that supports an answer."""
 
     text: str
-    depth: float | None  # where it stands in the document, from 0 to 1; None if it does not
-    is_unique: bool  # it stands nowhere else in the document
+    depth: float | None  # its relative position in the document, from 0 to 1; None if it is not there
+    is_unique: bool  # it occurs only once in the document
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A row and what was found of it."""
+    """A row with its evidence."""
 
     name: str
     document: str
@@ -62,22 +62,22 @@ class Quality:
     """Measures of the rows that ask about a document."""
 
     num_questions: int = 0
-    num_proven: int = 0  # rows whose evidence all stands in their document, and which have any
-    num_found: int = 0  # passages that stand in their document
-    num_unique: int = 0  # of those, in one place alone
+    num_proven: int = 0  # rows with evidence, all of it found in their document
+    num_found: int = 0  # passages found in their document
+    num_unique: int = 0  # those that occur only once
     depths: list[int] = field(default_factory=lambda: [0] * DEPTHS)  # passages by the tenth in which they begin
-    kinds: Counter[str] = field(default_factory=Counter)  # questions by their prompt's kind, else by the word that asks
+    kinds: Counter[str] = field(default_factory=Counter)  # questions by their prompt's kind, else by question word
     documents: Counter[str] = field(default_factory=Counter)  # questions by document
     question_words: list[int] = field(default_factory=list)
     answer_words: list[int] = field(default_factory=list)
     not_found: Finding = field(default_factory=Finding)
     given_away: Finding = field(default_factory=Finding)
-    num_same_words: int = 0  # questions that ask, word for word, what an earlier one asks of any document
+    num_same_words: int = 0  # questions that repeat an earlier one, about any document, word for word
     sample: list[Judged] = field(default_factory=list)
     _asked: set[str] = field(default_factory=set)
 
     def add(self, row: Row) -> None:
-        """Look at a row; one that asks about no document is passed over."""
+        """Measure a row; one that does not ask about a document is ignored."""
         if not row.document or not row.question:
             return
         passages = _passages(row.document)
@@ -108,7 +108,7 @@ class Quality:
             self.sample.append(Judged(row.name, document, kind, row.question, row.answer, evidence))
 
     def describe(self) -> list[str]:
-        """Say what was measured, in lines; empty without a question about a document."""
+        """Return the measures as lines of text; empty if no row asks about a document."""
         if not self.num_questions:
             return []
         thirds = [sum(self.depths[at] for at in part) for part in (range(3), range(3, 7), range(7, 10))]
@@ -122,14 +122,14 @@ class Quality:
         return [
             f"{self.num_questions:,} questions about {len(self.documents):,} documents: {kinds}",
             f"evidence: {self.num_proven / self.num_questions:.0%} of them have some, all of it in the document; "
-            f"{self.num_unique / max(1, self.num_found):.0%} of {self.num_found:,} passages stand there once",
-            f"where it stands: {spread}",
-            f"{self.num_same_words:,} questions repeat an earlier one word for word; a question has "
-            f"{median(self.question_words):.0f} words at the median, an answer {median(self.answer_words):.0f}",
+            f"{self.num_unique / max(1, self.num_found):.0%} of {self.num_found:,} passages occur there only once",
+            f"where it is: {spread}",
+            f"{self.num_same_words:,} questions repeat an earlier one word for word; the median question has "
+            f"{median(self.question_words):.0f} words, the median answer {median(self.answer_words):.0f}",
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the measures alone."""
+        """Return the measures without the sample."""
         hidden = ("sample", "_asked", "question_words", "answer_words", "not_found", "given_away")
         return {name: value for name, value in vars(self).items() if name not in hidden} | {
             "not_found": self.not_found.count,
@@ -148,7 +148,7 @@ def _evidence(quote: str, passages: Passages) -> Evidence:
 
 
 def _repeated(answer: str, passages: Passages) -> list[str]:
-    """Cut out of an answer the longest runs of words that its document has too."""
+    """Return the longest runs of words of an answer that also occur in its document."""
     words = answer.split()
     found = []
     begin = 0

@@ -1,4 +1,4 @@
-"""Rows of question sets and of texts: taken apart into document, question and answer, and written."""
+"""Read rows of question sets, split into document, question and answer, or of texts; and write rows."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,26 +22,26 @@ from longlora.errors import DataError
 from longlora.support.files import flush, replaced_file
 from longlora.support.locate import Part, locate
 
-# A message whose middle lines are shorter is a question with a remark, not one about a document.
+# A message whose middle lines are shorter than this is a question with a remark, not one about a document.
 _SHORTEST_DOCUMENT = 400  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of a file; a text is a row with a document alone."""
+    """A row of a file; a text is a row that has only a document."""
 
     name: str = ""
     messages: tuple[Message, ...] = ()
-    document: str  # the longest message without its first line and its last, the question; empty if it holds none
+    document: str  # the longest message without its first line and its last, the question; empty if there is none
     question: str = ""
     answer: str = ""
     tools: tuple[dict[str, Any], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What `corpus make-qa` says of a row: quotations, the kind of question, the document's name."""
+    """What `corpus make-qa` records about a row: quotations, the kind of question, the document's name."""
 
     @property
     def kind(self) -> str:
-        """What sort of row it is, in words."""
+        """The kind of row, in words."""
         if not self.messages:
             return "text"
         parts = ["document and question" if self.document else "question without a document"]
@@ -53,15 +53,15 @@ class Row:
 
 
 def read_rows(source: str | Path, *, text_column: str = "text") -> tuple[Iterator[Row], Skipped]:
-    """Read conversations, or else texts, and what of them had to be skipped (complete after the last row).
+    """Read conversations, or else texts; return the rows, and what was skipped (complete after the last row).
 
-    A source is whatever training reads: a file, a folder, a glob, a saved data set, the name of one on the hub.
+    A source is anything that training reads: a file, a folder, a glob, a saved data set, or the name of one on the hub.
 
     Raises:
-        DataError: it is neither, or cannot be read; while reading, that it holds nothing usable.
+        DataError: the source is neither, contains nothing usable, or cannot be read (also while iterating).
     """
     parts = locate(str(source))
-    # A README beside tables, as in a data set of the hub, is no row.
+    # A README next to tables, as in data sets on the hub, is not a row.
     tables = [part for part in parts if part.kind != "file" or is_table(Path(part.location))]
     conversations: ItemKind[Row] = replace(cast(ItemKind[Any], CONVERSATIONS), of_row=_row)
     for kind, chosen in ((conversations, tables or parts), (_texts(text_column), parts)):
@@ -71,22 +71,22 @@ def read_rows(source: str | Path, *, text_column: str = "text") -> tuple[Iterato
             first = next(rows, None)
         except UnreadableError as error:
             if not isinstance(error, MissingColumnError):
-                said = f"is {error}; name a file of conversations (docs/conversations.md)"
+                said = f"is {error}; give a file of conversations (docs/conversations.md)"
             elif kind is conversations:
                 continue
             else:
-                remedy = "it needs the columns of a conversation (docs/conversations.md), or a text: --text-column"
+                remedy = "it needs the columns of a conversation (docs/conversations.md) or a text (--text-column)"
                 said = f"has {error}; {remedy}"
             raise DataError(f"{source} {said}") from error
         if first is not None:
             return _all(source, first, rows), skipped
         if len(parts) == 1:
             break
-    raise DataError(f"{source} holds no usable row: {skipped.summary() or 'it is empty'}")
+    raise DataError(f"{source} contains no usable row: {skipped.summary() or 'it is empty'}")
 
 
 def _read(parts: Sequence[Part], kind: ItemKind[Row], skipped: Skipped) -> Iterator[Row]:
-    """Read what there is; a single file is refused where one of many is skipped."""
+    """Read all parts; an unreadable file is skipped if there are others, and refused if it is the only one."""
     for part in parts:
         if part.kind == "file" and len(parts) == 1:
             items = read_file(Path(part.location), kind, skipped)
@@ -99,9 +99,9 @@ def _read(parts: Sequence[Part], kind: ItemKind[Row], skipped: Skipped) -> Itera
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows one by one, as lines for a name that ends in .jsonl and as a JSON list for any other; their number.
+    """Write rows one by one, as JSON lines if the suffix is .jsonl, else as a JSON list; return their number.
 
-    A reader sees the old file or the whole new one.
+    The file is replaced atomically.
     """
     begin, between, end = ("", "\n", "\n") if path.suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
     number = 0

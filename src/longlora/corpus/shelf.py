@@ -1,8 +1,8 @@
-"""A shelf of files to one JSONL, record by record: in several processes, and going on where an earlier run stopped.
+"""Extract texts from many files into one JSONL, in several processes, resuming where an earlier run stopped.
 
-`corpus.jsonl` holds a record for each text, in the order of the files. `settings.json` says what the texts were made
-with, `skipped.json` which files gave no record and why. A record is appended with one write that ends in a newline; a
-run that is killed while writing leaves a line without one, which the next run cuts off before it goes on.
+`corpus.jsonl` contains a record for each text, in the order of the files; `settings.json` the extraction settings;
+`skipped.json` the files without a record, with the reason. A record is appended with one write that ends in a newline;
+a run that is killed while writing leaves an incomplete line, which the next run removes before it resumes.
 """
 
 import json
@@ -34,7 +34,7 @@ SETTINGS_FILE = "settings.json"
 SKIPPED_FILE = "skipped.json"
 TEXT_FOLDER = "texts"
 
-# Of one file. A thousand pages take some minutes.
+# Limits for one file. A thousand pages take a few minutes.
 _MOST_SECONDS = 3600.0
 _MOST_MEMORY_BYTES = 8 << 30
 _LIBRARIES = ("pypdfium2", "bs4", "lxml.etree", "trafilatura")
@@ -43,14 +43,14 @@ _DOCLING = ("docling.document_converter",)
 
 @dataclass
 class ShelfResult:
-    """What became of the files."""
+    """The outcome for all files."""
 
     num_written: int = 0
     num_done_before: int = 0
     num_words: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)  # books and papers written
-    skipped: dict[str, str] = field(default_factory=dict)  # files without a record, and why
-    marked: dict[str, str] = field(default_factory=dict)  # files with a record that nearly repeats an earlier file's
+    kinds: Counter[str] = field(default_factory=Counter)  # number of books and papers written
+    skipped: dict[str, str] = field(default_factory=dict)  # files without a record, with the reason
+    marked: dict[str, str] = field(default_factory=dict)  # files marked as near duplicates, with the earlier file
 
 
 def read_shelf(
@@ -63,12 +63,12 @@ def read_shelf(
     write_texts: bool = False,
     progress: bool = True,
 ) -> ShelfResult:
-    """Read files into `folder`; those whose content has a record there already are not read again.
+    """Extract texts from files into `folder`; files whose content already has a record there are not read again.
 
     Raises:
-        ConfigError: the folder holds texts made with other settings, another process is writing to it, or the engine
-            asked for is not installed.
-        DataError: what the folder holds is no corpus.
+        ConfigError: the folder contains texts extracted with other settings, another process is writing to it, or the
+            requested engine is not installed.
+        DataError: the folder contains something other than a valid corpus.
     """
     settings = settings or Settings()
     check_engine(settings.engine)
@@ -90,7 +90,7 @@ def read_shelf(
 
 
 class _Shelf:
-    """Writes records, and knows which texts there are."""
+    """The corpus on disk: appends records, and detects duplicates."""
 
     def __init__(self, folder: Path, rule: NearDuplicateRule, *, write_texts: bool) -> None:
         self.result = ShelfResult()
@@ -104,11 +104,11 @@ class _Shelf:
                     self._near.add(record.file, signature(record.text))
 
     def is_new(self, path: Path) -> bool:
-        """Tell whether a file's content has no record yet."""
+        """Return whether a file's content has no record yet."""
         try:
             earlier = self._files.get(sha256_of(path))
         except OSError:
-            return True  # the reader says why
+            return True  # reading it reports why
         if earlier == str(path):
             self.result.num_done_before += 1
         elif earlier is not None:
@@ -116,7 +116,7 @@ class _Shelf:
         return earlier is None
 
     def put(self, path: Path, found: "_Found | str") -> None:
-        """Write what was found, unless it repeats what is there; a string says why nothing was."""
+        """Append what was found, unless it duplicates an earlier record; a string is the reason that nothing was."""
         if isinstance(found, str):
             self.result.skipped[str(path)] = found
             return
@@ -138,7 +138,7 @@ class _Shelf:
         self._append(record)
 
     def _append(self, record: Record) -> None:
-        if self._write_texts:  # before the record, without which the file is read again
+        if self._write_texts:  # before the record: without one, the file is read again
             texts = self._folder / TEXT_FOLDER
             texts.mkdir(exist_ok=True)
             write_atomically(texts / f"{Path(record.file).stem}-{record.sha256[:8]}.txt", record.text + "\n")
@@ -152,33 +152,33 @@ class _Shelf:
         self.result.kinds[record.document_kind] += 1
 
 
-_Found = tuple[Record, Any]  # with the record's sketch, which is made in its process too
+_Found = tuple[Record, Any]  # with the record's MinHash, computed in the same process
 
 
 def _extract(path: Path, settings: Settings) -> _Found | str:
-    """Read a file, and sketch its text."""
+    """Extract a file's record and the MinHash of its text; a string is the reason for a failure."""
     try:
         record = extract(path, settings)
     except UnreadableFileError as error:
         return str(error)
-    except Exception as error:  # of whatever library: one file does not end the run
-        return f"the reader failed ({type(error).__name__}: {first_line(error)}); convert it by another program"
+    except Exception as error:  # from any library: one file must not end the run
+        return f"the reader failed ({type(error).__name__}: {first_line(error)}); convert it with another program"
     return record, signature(record.text)
 
 
 def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Generator[tuple[Path, _Found | str]]:
-    """Yield files in their order with what they give, several read at once."""
+    """Yield files with their results in order, reading several at once."""
     stop = Event()
     with thread_pool(processes) as pool:
         try:
             yield from zip(files, pool.map(partial(_extract_apart, settings=settings, stop=stop), files), strict=True)
-        finally:  # whoever takes no more, on Ctrl-C or a full disk, does not wait for what is left
+        finally:  # a consumer that stops early, on Ctrl-C or a full disk, does not wait for the remaining files
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _extract_apart(path: Path, *, settings: Settings, stop: Event) -> _Found | str:
-    """Read a file in a process of its own: a damaged one may end it, or take all time and memory there are."""
+    """Read a file in a separate process: a damaged one may crash it, or take unbounded time or memory."""
     docling = settings.uses_docling
     try:
         return call_apart(
@@ -187,7 +187,7 @@ def _extract_apart(path: Path, *, settings: Settings, stop: Event) -> _Found | s
             settings,
             stop=stop,
             seconds=_MOST_SECONDS,
-            memory_bytes=resource.RLIM_INFINITY if docling else _MOST_MEMORY_BYTES,  # CUDA takes addresses by the TiB
+            memory_bytes=resource.RLIM_INFINITY if docling else _MOST_MEMORY_BYTES,  # CUDA reserves TiB of addresses
             preload=(__name__, *(_DOCLING if docling else _LIBRARIES)),
         )
     except DataError as error:
@@ -203,6 +203,6 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
             raise DataError(f"{path} cannot be read ({error}); choose another folder") from error
         check_same_settings(path, there, settings)
     elif (folder / RECORDS_FILE).exists():
-        raise DataError(f"{folder} holds a {RECORDS_FILE} without {SETTINGS_FILE}; choose another folder")
+        raise DataError(f"{folder} contains {RECORDS_FILE} without {SETTINGS_FILE}; choose another folder")
     else:
         write_atomically(path, json.dumps(settings, indent=2) + "\n")

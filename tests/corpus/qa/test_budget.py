@@ -102,7 +102,7 @@ def test_estimates_that_were_too_low_are_corrected() -> None:
     [
         ({"max_tokens": 0}, "--max-tokens must be above 0, got 0"),
         ({"max_cost": -1.0, "price_in": 1, "price_out": 1}, "--max-cost must be above 0"),
-        ({"max_cost": 5.0}, "--max-cost 5.0 can only be held with --price-in and --price-out"),
+        ({"max_cost": 5.0}, "--max-cost 5.0 needs --price-in and --price-out"),
     ],
 )
 def test_limits_that_cannot_be_held(values: dict[str, Any], message: str) -> None:

@@ -78,7 +78,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
     class Slow:
         is_fast = False
 
-    with pytest.raises(ConfigError, match="the tokenizer of 'old' cannot say where its tokens stand"):
+    with pytest.raises(ConfigError, match="the tokenizer of 'old' does not provide the positions of its tokens"):
         TokenizerTokens(Slow(), name="old")
 
 

@@ -82,7 +82,7 @@ def test_consent_is_asked_for(
     monkeypatch.setattr(sys, "stdin", answers)
     code, out, err = run(*arguments)
     assert (code, "stopped, not confirmed" in out) == (1, True), err
-    assert "cost not known without --price-in and --price-out" in err
+    assert "cost unknown without --price-in and --price-out" in err
     assert not server.requests
 
 
@@ -93,7 +93,7 @@ def test_what_is_left_is_said(run: Run, server: ChatServer, texts: Path, tmp_pat
     where = ["--out", tmp_path / "qa.json", "--model", "scholar", "--base-url", server.base_url, *OPTIONS, "--yes"]
     code, out, err = run("corpus", "make-qa", texts / "a-short.txt", *where)
     assert code == 1, err
-    assert "1 calls came to nothing: 1 status 400" in out
+    assert "1 calls failed: 1 status 400" in out
     assert "not complete: at least 1 calls have no reply; the same command asks them again" in out
     assert len(records(tmp_path / "qa.json")) == 8
     server.answer = lambda request, before: completion("[]")
@@ -107,20 +107,20 @@ def test_prompts_to_begin_with(run: Run, tmp_path: Path) -> None:
     assert (code, f"--prompts {tmp_path / 'mine'}" in out) == (0, True)
     assert prompts_digest(load_prompts(tmp_path / "mine")) == prompts_digest(load_prompts())
     code, _, err = run("corpus", "qa-prompts", tmp_path / "mine")
-    assert (code, "exists already" in err) == (2, True)
+    assert (code, "already exists" in err) == (2, True)
 
 
 MISTAKES = {
-    "": "name one answering model, --model NAME at a server or --local MODEL; found neither",
+    "": "give one answering model, --model NAME on a server or --local MODEL; found neither",
     "--model a --local tiny": "found both",
     "--local tiny --base-url http://localhost/v1": "no --base-url, no --tokenizer",
-    "--model a": "--window must say how many tokens",
+    "--model a": "--window must be the number of tokens",
     "--model a --window 9000": "set OPENAI_API_KEY, or --base-url",
-    "--model a --window 9000 --base-url localhost:8000/v1": "--base-url must be an address as in http://localhost:8000",
+    "--model a --window 9000 --base-url localhost:8000/v1": "--base-url must be an address such as http://localhost:8000",
     "--model a --window 9000 --base-url http://": "--base-url must be an address",
     "--model a --window 9000 --base-url http://localhost:99999/v1": "--base-url must be an address",
     "--model a --window 9000 --base-url http://localhost/v1 --timeout 0": "--timeout must be above 0",
-    "--model a --window 9000 --base-url http://localhost/v1 --price-in 1": "--price-in and --price-out come together",
+    "--model a --window 9000 --base-url http://localhost/v1 --price-in 1": "--price-in and --price-out must be given",
     "--model a --window 9000 --base-url http://localhost/v1 --questions 0": "--questions must be at least 1, got 0",
     "--model a --window 9000 --base-url http://localhost/v1 --max-document-tokens 0": "--max-document-tokens must be",
     "--model a --window 9000 --base-url http://localhost/v1 --temperature -1": "--temperature must not be negative",
@@ -130,7 +130,7 @@ MISTAKES = {
     "--model a --window 9000 --base-url http://localhost/v1 --attempts 0": "--attempts must be at least 1",
     "--model a --window 9000 --base-url http://localhost/v1 --requests-per-minute 0": "--requests-per-minute must be",
     "--model a --window 9000 --base-url http://localhost/v1 --tokens-per-minute -1": "--tokens-per-minute must be",
-    "--model a --window 9000 --base-url http://localhost/v1 --prompts nowhere": "--prompts nowhere must hold .txt",
+    "--model a --window 9000 --base-url http://localhost/v1 --prompts nowhere": "--prompts nowhere must contain .txt",
 }
 
 
@@ -194,5 +194,5 @@ def test_the_whole_way(run: Run, server: ChatServer, texts: Path, tmp_path: Path
 def test_the_whole_way_says_mistakes_before_it_reads(run: Run, texts: Path, tmp_path: Path) -> None:
     command = ["corpus", "build", texts, "--out", tmp_path / "data", "--tokenizer", "tiny", "--context", 1000]
     status, _, err = run(*command, "--model", "scholar")
-    assert status == 2 and "--window must say" in err
+    assert status == 2 and "--window must be" in err
     assert not (tmp_path / "data").exists()

@@ -133,7 +133,7 @@ def test_a_server_that_refuses_ends_the_run_at_once(
 
 def test_too_many_failures_in_a_row_end_the_run(make: Make, server: ChatServer) -> None:
     server.answer = lambda request, before: status(400, "never")
-    with pytest.raises(ConfigError, match="10 calls in a row came to nothing, the last with status 400"):
+    with pytest.raises(ConfigError, match="10 calls in a row failed, the last with status 400"):
         make(concurrency=1)
     assert len(server.requests) == MOST_FAILURES_IN_A_ROW
 
@@ -222,7 +222,7 @@ def test_a_server_without_forms_is_asked_by_the_prompt_alone(
     summary = make(source=texts / "a-short.txt", concurrency=1)
     assert (summary.is_complete, summary.num_records, summary.failures) == (True, 10, {})
     assert len(server.requests) == 5 + 1
-    assert [record.message[:42] for record in caplog.records] == ["the server does not take response_format ("]
+    assert [record.message[:36] for record in caplog.records] == ["the server rejects response_format ("]
 
 
 def test_a_limit_that_is_too_large_is_no_unknown_parameter(make: Make, server: ChatServer, texts: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_run_that_stops_does_not_wait_for_another_attempt(make: Make, server: 
 
 @pytest.mark.parametrize("body", ["hello", "null", "[]", "{}", '{"choices": {}}', '{"choices": [{"index": 0}]}'])
 def test_what_is_no_chat_completion(body: str) -> None:
-    with pytest.raises(UnansweredError, match="the reply is no chat completion"):
+    with pytest.raises(UnansweredError, match="the reply is not a chat completion"):
         read_answer(body, "asked")
 
 

@@ -97,7 +97,7 @@ def test_an_interrupt_keeps_what_is_under_way(
     server.answer = interrupting
     status, _, error = run(*command(server, texts, out))
     assert status == 130, error
-    assert "interrupted: waiting for the calls under way" in error
+    assert "interrupted: waiting for the calls in progress" in error
     assert "the same command resumes where it stopped" in error
     assert len(replies(out)) == len(server.requests) <= 9
     server.answer = scholar

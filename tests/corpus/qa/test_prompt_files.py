@@ -37,16 +37,16 @@ def write(folder: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("books/who.txt", "{{ material }}", r"books/who.txt must hold {{count}}, found {{material}}"),
-        ("books/who.txt", "Ask.", r"must hold {{count}}, {{material}}, found no placeholder"),
-        ("papers/who.txt", "{{material}} {{count}} {{titel}}", r"holds {{titel}}, which nothing fills; known there: "),
-        ("books/notes.txt", "{{material}} {{count}}", r"holds {{count}}, which nothing fills"),
-        ("books/record.txt", "{{document}}", r"must hold {{question}}"),
-        ("shared/judge.txt", "{{material}}", r"must hold {{pairs}}"),
+        ("books/who.txt", "{{ material }}", r"books/who.txt must contain {{count}}, found {{material}}"),
+        ("books/who.txt", "Ask.", r"must contain {{count}}, {{material}}, found no placeholder"),
+        ("papers/who.txt", "{{material}} {{count}} {{titel}}", r"contains unknown {{titel}}; known there: "),
+        ("books/notes.txt", "{{material}} {{count}}", r"contains unknown {{count}}; known there"),
+        ("books/record.txt", "{{document}}", r"must contain {{question}}"),
+        ("shared/judge.txt", "{{material}}", r"must contain {{pairs}}"),
         (
             "books/who.txt",
             "over: parts\n---\n{{material}} {{count}}",
-            "must be over `whole` or `section`, found 'parts'",
+            "must be `whole` or `section`, found 'parts'",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What interrupts the text of a column: captions, footnotes, tables and the labels of figures."""
+"""Find what interrupts the text of a column: captions, footnotes, tables and figure labels."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +12,9 @@ from longlora.corpus.pdf.lines import Line, split
 
 Kind = Literal["body", "caption", "footnote", "table", "label"]
 
-_SMALLER = 0.94  # of the body's size of type
-_WIDE_GAP = 1.25  # of the usual distance between lines
-_TABLE_GAP = 3.0  # of the usual distance between lines, beside a caption
+_SMALLER = 0.94  # times the body's type size
+_WIDE_GAP = 1.25  # times the usual line spacing
+_TABLE_GAP = 3.0  # times the usual line spacing, next to a caption
 _FOOTNOTES_BELOW = 0.5  # of the page's height
 _FEWEST_CELLS = 3
 _WORDS_OF_A_CELL = 4
@@ -23,7 +23,7 @@ _NOTE = re.compile(r"(?P<mark>\d{1,3}|[*∗†‡§¶]+)(?P<dot>[.)])?\s*(?=\S)"
 
 @dataclass(frozen=True)
 class Block:
-    """Lines of one kind that follow one another in a column."""
+    """Consecutive lines of one kind in a column."""
 
     kind: Kind
     lines: Sequence[Line]
@@ -32,9 +32,9 @@ class Block:
 def split_column(
     lines: Sequence[Line], *, body_size: float, page_height: float, note_is_open: bool = False
 ) -> Iterator[Block]:
-    """Cut the lines of a column into text and what interrupts it, in the order of the page.
+    """Split the lines of a column into text and what interrupts it, in page order.
 
-    With `note_is_open` small lines at the foot go on with a note of the column before, and need no mark.
+    With `note_is_open`, small lines at the foot continue a note of the previous column and need no mark.
     """
     leading = usual_leading(lines)
     first_note = _first_footnote(lines, body_size, page_height, note_is_open)
@@ -48,26 +48,26 @@ def split_column(
         end = _end_of_caption(lines, begin, first_note, leading)
         kinds[begin:end] = ["caption"] * (end - begin)
         if lines[begin].text.lower().startswith("tab"):
-            # Rows with cells stand below a table's caption, or above it where there are none below.
+            # A table's rows are below its caption or, if there are none, above it.
             for edge, rows in ((end - 1, range(end, len(lines))), (begin, range(begin - 1, -1, -1))):
                 if _mark(lines, kinds, "table", edge, rows, _TABLE_GAP * leading, least=2):
                     break
         else:
-            # What stands right above a figure's caption in short cells are its labels.
+            # Short cells right above a figure's caption are its labels.
             _mark(lines, kinds, "label", begin, range(begin - 1, -1, -1), _TABLE_GAP * leading)
-    # A caption begins a block of its own, so that two of them do not become one.
+    # Every caption begins a new block, so that adjacent captions are not joined.
     for part in split(range(len(lines)), lambda above, index: kinds[above] != kinds[index] or index in captions):
         yield Block(kinds[part[0]], lines[part[0] : part[-1] + 1])
 
 
 def usual_leading(lines: Sequence[Line]) -> float:
-    """Return the distance from line to line that is usual in a column, in points."""
+    """Return the median line spacing of a column, in points."""
     steps = [below.baseline - above.baseline for above, below in pairwise(lines)]
     return median([step for step in steps if step > 0] or [1.2 * lines[0].size if lines else 12.0])
 
 
 def note_mark(line: Line) -> str | None:
-    """Return the mark with which a footnote begins: a raised number or a symbol."""
+    """Return the mark at the beginning of a footnote, a raised number or a symbol; None if there is none."""
     match = _NOTE.match(line.text)
     if match is None:
         return None
@@ -77,7 +77,7 @@ def note_mark(line: Line) -> str | None:
 
 
 def _first_footnote(lines: Sequence[Line], body_size: float, page_height: float, note_is_open: bool) -> int:
-    """Find the first of the small lines at a column's foot that begins with a mark; the number of lines if none."""
+    """Return the index of the first small line at a column's foot with a footnote mark; if none, the line count."""
     begin = len(lines)
     while begin > 0 and lines[begin - 1].size <= _SMALLER * body_size:
         begin -= 1
@@ -93,7 +93,7 @@ def _begins_caption(lines: Sequence[Line], index: int, leading: float, body_size
     match = CAPTION.match(line.text)
     if match is None:
         return False
-    # A sentence may begin with "Figure 3 shows", and a line with "Figure 3. The", but hardly with "Figure 3:".
+    # Text may begin with "Figure 3 shows", and a line with "Figure 3. The", but hardly with "Figure 3:".
     if match.group("end") in (":", "|"):
         return True
     gap = line.baseline - lines[index - 1].baseline if index else float("inf")
@@ -103,7 +103,7 @@ def _begins_caption(lines: Sequence[Line], index: int, leading: float, body_size
 
 
 def _end_of_caption(lines: Sequence[Line], begin: int, limit: int, leading: float) -> int:
-    """A caption ends at a gap, at another size of type, or where cells or another caption begin."""
+    """Return the end of a caption: a gap, a change of type size, or the beginning of cells or another caption."""
     own_leading = leading
     for end in range(begin + 1, limit):
         line = lines[end]
@@ -123,7 +123,7 @@ def _end_of_caption(lines: Sequence[Line], begin: int, limit: int, leading: floa
 def _mark(
     lines: Sequence[Line], kinds: list[Kind], kind: Kind, edge: int, order: Iterable[int], gap: float, least: int = 1
 ) -> bool:
-    """Mark the rows of cells that follow an edge without a gap, if there are as many."""
+    """Mark the rows of cells adjacent to `edge`, without gaps in between; return whether there are at least `least`."""
     rows = []
     for index in order:
         is_near = abs(lines[index].baseline - lines[edge].baseline) <= gap

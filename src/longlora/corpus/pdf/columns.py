@@ -1,8 +1,8 @@
-"""Reading order: pdfium's, which is the file's, unless it jumps between columns; then a page is cut along gutters.
+"""Determine the reading order: pdfium's (the file's), or columns along gutters where that jumps between columns.
 
-A gutter is found by where words are not: a strip at least half an em wide and six lines high, with prose on both sides.
-What crosses it (a title, an abstract, a wide table) cuts the page into bands that are read from top to bottom; within a
-band the left side is read before the right, each cut again in the same way.
+A gutter is a strip without words, at least half an em wide and six lines high, with prose on both sides. Anything that
+crosses it (a title, an abstract, a wide table) divides the page into bands, which are read from top to bottom. Within a
+band, the left side is read before the right; each side is divided again in the same way.
 """
 
 import itertools
@@ -19,32 +19,32 @@ from longlora.corpus.pdf.words import Box, Word, around
 _FEWEST_LINES = 6
 _FEWEST_LINES_OF_A_KNOWN_GUTTER = 2
 _FEWEST_WORDS_OF_A_LINE = 3.0
-# In sizes of type.
+# In units of the type size.
 _NARROWEST_COLUMN = 8
 _NARROWEST_GUTTER = 0.5
-_NARROWEST_KNOWN_GUTTER = 0.8  # fewer lines must be told from spaces that stand above one another
-_SAME_LINE = 2.0  # how far up pdfium may go within a formula
+_NARROWEST_KNOWN_GUTTER = 0.8  # wider, since within few lines, spaces may be aligned by chance
+_SAME_LINE = 2.0  # how far up pdfium may move within a formula
 _SAME_PLACE = 6.0  # points by which a gutter may move from page to page
 _FEWEST_WORDS_OF_A_COLUMN = 60
 
 
 @dataclass(frozen=True)
 class Column:
-    """Words that are read from top to bottom, within the box that they stand in."""
+    """Words that are read from top to bottom, and the box around them."""
 
     words: list[Word]
     box: Box
 
 
 def find_gutters(pages: Sequence[Page]) -> list[float]:
-    """Return the places, in points from the left, at which several pages have a gutter."""
+    """Return the positions, in points from the left, at which several pages have a gutter."""
     gutters = (_best_gutter(page.words, []) for page in pages if not page.is_scattered)
     found = [(gutter.left + gutter.right) / 2 for gutter in gutters if gutter]
     return [x for x in found if sum(abs(x - other) <= _SAME_PLACE for other in found) >= 2]
 
 
 def reading_order(words: Sequence[Word], known_gutters: Sequence[float] = ()) -> list[Column]:
-    """Return the columns of a page as they are read; a gutter of other pages is believed on less evidence."""
+    """Return the columns of a page in reading order; gutters known from other pages need less evidence."""
     gutters: list[Box] = []
     by_gutters = list(_cut(words, known_gutters, gutters))
     in_file = list(_runs(words, gutters))
@@ -53,7 +53,7 @@ def reading_order(words: Sequence[Word], known_gutters: Sequence[float] = ()) ->
 
 
 def _runs(words: Sequence[Word], gutters: Sequence[Box]) -> Iterator[list[Word]]:
-    """Cut pdfium's order where it goes up the page or over a gutter; what little stands beside a text stays with it."""
+    """Split pdfium's order where it moves up the page or across a gutter; short pieces stay with adjacent text."""
     runs: list[list[Column]] = []
     for part in split(words, lambda one, other: one.row != other.row or _are_parted([one], [other], gutters)):
         piece = Column(part, around(part))
@@ -72,7 +72,7 @@ def _runs(words: Sequence[Word], gutters: Sequence[Box]) -> Iterator[list[Word]]
 
 
 def _is_next(run: Sequence[Column], piece: Column) -> bool:
-    """Tell whether a piece stands beside the last of a run or below it."""
+    """Return whether a piece is next to the end of a run or below it."""
     last, word, box = run[-1].words[-1], piece.words[0], around(_boxes(run))
     is_below = piece.box.left < box.right and piece.box.right > box.left
     is_beside = abs(word.baseline - last.baseline) < 0.5 * last.size
@@ -84,7 +84,7 @@ def _boxes(columns: Iterable[Column]) -> list[Box]:
 
 
 def _are_parted(some: Sequence[Box], others: Sequence[Box], gutters: Sequence[Box]) -> bool:
-    """Tell whether a gutter has some of one on its left and some of the other on its right, or the other way round."""
+    """Return whether a gutter has boxes on both of its sides."""
     for gutter in gutters:
         sides = [
             {box.right <= gutter.left + 1 for box in boxes if gutter.top <= box.middle <= gutter.bottom}
@@ -96,13 +96,13 @@ def _are_parted(some: Sequence[Box], others: Sequence[Box], gutters: Sequence[Bo
 
 
 def _goes_back(runs: Sequence[Sequence[Word]]) -> bool:
-    """Tell whether something long stands neither right of nor below what the file has before it."""
+    """Return whether any long run is neither to the right of its predecessor in the file nor below it."""
     boxes = [around(run) for run in runs if len(run) >= _FEWEST_WORDS_OF_A_COLUMN]
     return any(box.left <= before.left + 1 and box.top < before.top for before, box in itertools.pairwise(boxes))
 
 
 def _cut(words: Sequence[Word], known: Sequence[float], found: list[Box]) -> Iterator[list[Word]]:
-    """Cut into columns along gutters, which are added to `found`."""
+    """Split into columns along gutters, which are added to `found`."""
     gutter = _best_gutter(words, known)
     if gutter is None:
         if words:
@@ -121,13 +121,13 @@ def _cut(words: Sequence[Word], known: Sequence[float], found: list[Box]) -> Ite
 
 
 def _bands(words: Sequence[Word], gutter: Box) -> Iterator[tuple[list[Word], bool]]:
-    """Cut into bands from top to bottom, and tell of each whether its text crosses the gutter."""
+    """Yield bands from top to bottom, each with whether its text crosses the gutter."""
     left, right = gutter.left + 0.25 * gutter.width, gutter.right - 0.25 * gutter.width
-    # At least half of the gutter stays white beside a word, or a note's mark, that is a little too long for its column.
+    # A word or a note's mark may stick out of its column a little, which leaves at least half of the gutter white.
     crossing = [word for word in words if word.left < right and word.right > left + 0.25 * gutter.width]
     edges: list[list[float]] = []
     for top, bottom in sorted((word.top, word.bottom) for word in crossing):
-        # Lines of one block are less than their own height apart.
+        # The gap between lines of one block is less than their height.
         if edges and top - edges[-1][1] < 0.8 * (bottom - top) and not _has_columns(words, gutter, edges[-1][1], top):
             edges[-1][1] = max(edges[-1][1], bottom)
         else:
@@ -146,12 +146,12 @@ def _has_columns(words: Sequence[Word], gutter: Box, top: float, bottom: float) 
 
 
 def _best_gutter(words: Sequence[Word], known: Sequence[float]) -> Box | None:
-    """Find the gutter beside most lines."""
+    """Return the gutter that divides the most lines, or None."""
     size = typical_size(words)
     page = around(words) if words else Box(0, 0, 0, 0)
     if size == 0 or page.width < 2 * _NARROWEST_COLUMN * size:
         return None
-    # Words are drawn on a grid of points; lines touch, so that the white between them is not taken for a gap.
+    # Draw the words on a grid of points, high enough that lines touch: the white between them is no gap.
     grid = np.zeros((int(page.height + size) + 2, int(page.width) + 2), dtype=bool)
     for word in words:
         top, bottom = int(max(0.0, word.top - page.top)), int(word.bottom - page.top + 0.4 * size) + 1
@@ -172,7 +172,7 @@ def _best_gutter(words: Sequence[Word], known: Sequence[float]) -> Box | None:
 
 
 def _candidates(grid: np.ndarray, size: float, known: Sequence[float]) -> list[tuple[int, int, int, bool]]:
-    """List where white runs down beside text on both sides, as `(x, top, bottom, is_known)`, the longest first."""
+    """List vertical white strips with text on both sides, as `(x, top, bottom, is_known)`, the longest first."""
     has_text = grid.any(axis=1)
     leftmost = np.where(has_text, grid.argmax(axis=1), grid.shape[1])
     rightmost = np.where(has_text, grid.shape[1] - 1 - grid[:, ::-1].argmax(axis=1), -1)
@@ -185,7 +185,7 @@ def _candidates(grid: np.ndarray, size: float, known: Sequence[float]) -> list[t
         for top, bottom in zip(changes[::2], changes[1::2], strict=True):
             if bottom - top < least:
                 continue
-            # The side with less text says how much the strip divides.
+            # The side with less text determines how much the strip divides.
             support = min((leftmost[top:bottom] < x).sum(), (rightmost[top:bottom] > x).sum())
             if support >= least:
                 found.append((int(support), x, top, bottom, is_known))
@@ -193,7 +193,7 @@ def _candidates(grid: np.ndarray, size: float, known: Sequence[float]) -> list[t
 
 
 def _is_between_prose(words: Sequence[Word], gutter: Box) -> bool:
-    """Columns of prose have several words to a line; those of a table, a list of contents or a formula have not."""
+    """Return whether both sides have several words per line, unlike tables, tables of contents or formulas."""
     beside = [word for word in words if gutter.top <= word.middle <= gutter.bottom]
     left = [word for word in beside if word.right <= gutter.left + 1]
     right = [word for word in beside if word.left >= gutter.right - 1]

@@ -1,4 +1,4 @@
-"""From a PDF to its text."""
+"""Extract the text of a PDF."""
 
 import re
 import unicodedata
@@ -18,14 +18,14 @@ from longlora.corpus.pdf.pdfium import Page, read_pages
 
 References = Literal["keep", "drop"]
 
-# What programs write into a file's title when its author did not: names of files, of templates, of the program.
+# Titles that programs write if the author gave none: names of files, templates or the program.
 _NO_TITLE = re.compile(
     r"untitled|microsoft (?:word|powerpoint)|powerpoint presentation|template|\.(tex|dvi|e?ps|docx?|pdf|indd|html?)\b|"
     r"^\s*$|^(?:https?:|arxiv:)|^\S*[_\d]\S*$|^(?:layout|slide|document|title|paper|manuscript|article|main)\b\s*\d*$",
     re.IGNORECASE,
 )
 _LONGEST_TITLE = 300  # characters
-_TITLE_SIZE = 1.15  # of the body's
+_TITLE_SIZE = 1.15  # times the body's type size
 
 _REFERENCES = re.compile(
     r"(?:\d{1,2}\.?\s+|[IVX]+\.\s+)?(?:references(?: cited)?|bibliography|literature cited|works cited)[.:]?",
@@ -41,36 +41,36 @@ _LONGEST_HEADING = 60  # characters
 
 
 LeftOut = dict[str, list[tuple[int, str]]]
-"""What is left out on purpose, by kind: words with the numbers of their pages."""
+"""What is left out on purpose, by kind: page numbers and words."""
 
 _LEFT_OUT = {"table": "tables", "label": "labels of figures"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PdfText:
-    """A document's text, and what was done to it."""
+    """A document's text, and how it was extracted."""
 
     text: str
     title: str
     num_pages: int
     pages_without_text: list[int]
-    pages_as_they_are: list[int]  # pages whose lines are pdfium's, since ours would have torn its words apart
-    paragraphs: list[Paragraph]  # all of them, the references too
+    pages_as_they_are: list[int]  # pages with pdfium's own lines, as rebuilding them would have split words
+    paragraphs: list[Paragraph]  # all, including the references
     left_out: LeftOut
 
 
 def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
-    """Read a PDF's text in reading order; paragraphs stand apart by an empty line.
+    """Extract a PDF's text in reading order, with an empty line between paragraphs.
 
     Raises:
-        UnreadableFileError: it has no text to give, for the reason said.
+        UnreadableFileError: no text can be extracted; the message gives the reason.
     """
     pages, metadata = read_pages(path)
     paragraphs, left_out, as_they_are = read_paragraphs(pages)
     kept = paragraphs
     if references == "drop":
         listed = find_references(paragraphs)
-        # A footnote of the text may stand below the list that the page goes on with.
+        # A footnote of the text may be below the list, if both are on the same page.
         kept = [it for index, it in enumerate(paragraphs) if index not in listed or it.kind != "body"]
         dropped = [line for index in listed if paragraphs[index].kind == "body" for line in paragraphs[index].lines]
         left_out["references"] = _words_of(dropped)
@@ -86,7 +86,7 @@ def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
 
 
 def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], LeftOut, list[int]]:
-    """Return the paragraphs of pages in reading order, what is left out, and the pages whose lines are pdfium's own."""
+    """Return the paragraphs of pages in reading order, what was left out, and the pages with pdfium's own lines."""
     left_out: LeftOut = defaultdict(list)
     cleaned = []
     for page in pages:
@@ -121,10 +121,10 @@ def _words_of(lines: Iterable[Line]) -> list[tuple[int, str]]:
 
 
 def find_references(paragraphs: Sequence[Paragraph]) -> range:
-    """Return the places of the last list of references, its heading included; an empty range if there is none.
+    """Return the paragraph indices of the last list of references, including its heading; empty if there is none.
 
-    It begins with a heading such as `References`, most of what follows looks like entries (a number, or a year), and it
-    ends with the document or where an appendix begins.
+    The list begins with a heading such as `References`; most of what follows looks like entries (a number or a year);
+    and it ends with the document or at an appendix.
     """
     for begin in range(len(paragraphs) - 1, -1, -1):
         heading = paragraphs[begin]
@@ -140,7 +140,7 @@ def find_references(paragraphs: Sequence[Paragraph]) -> range:
 
 
 def _is_appendix(paragraph: Paragraph, heading: Paragraph) -> bool:
-    """A heading as large as that of the references, or in bold like it, that is none of an entry."""
+    """Return whether a paragraph is the heading of an appendix, in the same type as the heading of the references."""
     if paragraph.kind != "body" or len(paragraph.text) > _LONGEST_HEADING or len(paragraph.lines) > 2:
         return False
     line, other = paragraph.lines[0], heading.lines[0]
@@ -149,8 +149,8 @@ def _is_appendix(paragraph: Paragraph, heading: Paragraph) -> bool:
 
 
 def _title(metadata: str, paragraphs: Sequence[Paragraph]) -> str:
-    """Believe the metadata if they name a title, else the largest line of the first page if it stands out."""
-    # Symbols are letters in the numbers of a font of its own.
+    """Return the title from the metadata if it looks like one, else the largest line of page 1 if it stands out."""
+    # Many symbols mean that letters are coded as the glyph numbers of a font.
     num_symbols = sum(unicodedata.category(character).startswith("S") for character in metadata)
     if not _NO_TITLE.search(metadata) and 10 * num_symbols < len(metadata):
         return " ".join(metadata.split())[:_LONGEST_TITLE]

@@ -1,4 +1,4 @@
-"""Figures: where they stand, and which words are their labels rather than text."""
+"""Find figures, and the words that are their labels rather than text."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,18 +13,18 @@ CAPTION = re.compile(
     r"(?P<number>[A-Z]?\d+(?:[.\-]\d+)*[a-z]?|[IVXL]{1,6})\b\s*(?P<end>[.:|)–—-]|$)?",
     re.IGNORECASE,
 )
-_FEWEST_PATHS = 4  # a single frame or a shade behind text is no figure
-_WORDS_OF_PROSE = 6  # in a row without a gap
+_FEWEST_PATHS = 4  # a single frame, or shading behind text, is not a figure
+_WORDS_OF_PROSE = 6  # in sequence, without a wide gap
 _PROSE_SHARE = 0.4
-_MOST_CELLS = 2_000_000  # that a page's drawings may cover together; with more it is no page with figures, but one
+_MOST_CELLS = 2_000_000  # covered by all drawings of a page; above that, the whole page is a drawing
 # In points.
-_CELL = 6  # drawings nearer than this belong together
+_CELL = 6  # drawings closer than this belong together
 _SMALLEST_FIGURE = (40.0, 25.0)
 _CAPTION_DISTANCE = 45.0
 
 
 def without_labels(page: Page) -> tuple[Page, list[Word]]:
-    """Return the page without the labels of its figures, and these."""
+    """Return the page without its figures' labels, and the labels."""
     num_cells = sum((box.width / _CELL + 2) * (box.height / _CELL + 2) for box in page.drawings)
     if page.is_scattered or num_cells > _MOST_CELLS:
         return page, []
@@ -37,18 +37,18 @@ def without_labels(page: Page) -> tuple[Page, list[Word]]:
 
 
 def _figures(drawings: Sequence[Drawing]) -> Iterator[Box]:
-    """Yield groups of drawings that are large and many enough to be a figure."""
+    """Yield the boxes of groups of drawings that are large and numerous enough to be figures."""
     for group in _groups(drawings):
         box = around(group)
         width, height = _SMALLEST_FIGURE
         is_figure = len(group) >= _FEWEST_PATHS or any(not drawing.is_path for drawing in group)
         if box.width >= width and box.height >= height and is_figure:
-            # Labels stand a little outside of their axes.
+            # Labels extend a little beyond the axes.
             yield Box(box.left - 2 * _CELL, box.top - _CELL, box.right + _CELL, box.bottom + _CELL)
 
 
 def _groups(drawings: Sequence[Drawing]) -> Iterator[list[Drawing]]:
-    """Group drawings that touch, by painting them on a coarse grid."""
+    """Group touching drawings, by painting them on a coarse grid."""
     painted: dict[tuple[int, int], list[int]] = {}
     for index, box in enumerate(drawings):
         for x in range(int(box.left // _CELL), int(box.right // _CELL) + 1):
@@ -68,22 +68,22 @@ def _groups(drawings: Sequence[Drawing]) -> Iterator[list[Drawing]]:
 
 
 def _is_figure(box: Box, page: Page) -> bool:
-    """Labels are short; a box around a paragraph or a listing is drawn too, but its text is to be read."""
+    """Return whether a box has a caption and contains short labels, rather than framing prose or a listing."""
     words = [word for word in page.words if box.holds(word)]
     is_code = sum(word.is_typewriter for word in words) * 2 > len(words)
     return bool(words) and not is_code and _prose_share(words) <= _PROSE_SHARE and _has_caption(page, box)
 
 
 def _prose_share(words: Sequence[Word]) -> float:
-    """Share of the words that stand in a row of several without a gap."""
+    """Return the share of words that are in longer sequences without a wide gap."""
     lines = make_lines(words, page=0, column=around(words))
     lengths = [len(cell.split()) for line in lines for cell in line.cells]
     return sum(length for length in lengths if length >= _WORDS_OF_PROSE) / max(1, sum(lengths))
 
 
 def _has_caption(page: Page, box: Box) -> bool:
-    """Whether words such as `Figure 3` stand above or below."""
-    # A caption may begin left of what it describes.
+    """Return whether there is text such as `Figure 3` above or below."""
+    # A caption may begin to the left of its figure.
     above, below = box.top - _CAPTION_DISTANCE, box.bottom + _CAPTION_DISTANCE
     region = Box(box.left - 3 * _CAPTION_DISTANCE, above, box.right, below)
     return any(

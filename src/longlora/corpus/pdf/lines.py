@@ -1,4 +1,4 @@
-"""Words to lines: which words stand side by side."""
+"""Assemble words into lines."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,66 +12,66 @@ from longlora.corpus.pdf.words import Box, Word, around
 
 Item = TypeVar("Item")
 
-# In units of the size of type.
+# In units of the type size.
 _CELL_GAP = 1.1
-_SCRIPT_SHIFT = 0.45  # of a superscript or subscript from its line; lines are at least one size apart
+_SCRIPT_SHIFT = 0.45  # of a superscript or subscript from its line; lines are at least 1 apart
 _RAISED = 0.15
-_STACKED = 0.5  # how far a subscript may begin left of its superscript
+_STACKED = 0.5  # how far to the left of its superscript a subscript may begin
 _INITIAL_SIZE = 1.8
-_MOST_PARTED = 0.05  # of the pairs of words
+_MOST_PARTED = 0.05  # share of the pairs of words
 _FEWEST_PARTED = 3
 
 
 @dataclass(frozen=True)
 class Line:
-    """Words side by side, from left to right."""
+    """A line of words, from left to right."""
 
     words: Sequence[Word]
     page: int
-    column: Box  # the region that the line was found in: its left and right tell an indented or a short line
+    column: Box  # the region that contains the line; its left and right edges show indented and short lines
 
     @cached_property
     def box(self) -> Box:
-        """What the line covers."""
+        """The area that the line covers."""
         return around(self.words)
 
     @cached_property
     def size(self) -> float:
-        """Size of type of most of its characters, in points."""
+        """Type size of most characters, in points."""
         return typical_size(self.words)
 
     @cached_property
     def baseline(self) -> float:
-        """Where most of its letters stand."""
+        """Median baseline of the characters, in points from the top."""
         return median(word.baseline for word in self.words for _ in word.text)
 
     @cached_property
     def is_bold(self) -> bool:
-        """Whether all of it is."""
+        """Whether all words are bold."""
         return all(word.is_bold for word in self.words)
 
     @cached_property
     def is_code(self) -> bool:
-        """Whether all of it is in a typewriter's face."""
+        """Whether all words are in a monospaced font."""
         return all(word.is_typewriter for word in self.words)
 
     @cached_property
     def text(self) -> str:
-        """The line as it is read."""
+        """The words, joined."""
         return joined(self.words)
 
     @cached_property
     def cells(self) -> list[str]:
-        """The parts between gaps too wide for a space of prose."""
+        """The parts between gaps that are too wide for spaces in prose."""
         return [joined(cell) for cell in split(self.words, lambda one, other: _is_wide(one, other, self.size))]
 
     def is_raised(self, word: Word) -> bool:
-        """Whether a word stands above the line in smaller type, as the mark of a footnote does."""
+        """Return whether a word is raised above the line in smaller type, like the mark of a footnote."""
         return word.size < 0.9 * self.size and self.baseline - word.baseline > _RAISED * self.size
 
 
 def split(items: Sequence[Item], parts: Callable[[Item, Item], bool]) -> Iterator[list[Item]]:
-    """Cut a sequence between neighbours that something parts."""
+    """Split a sequence between neighbors for which `parts` is true."""
     run: list[Item] = []
     for item in items:
         if run and parts(run[-1], item):
@@ -87,7 +87,7 @@ def _is_wide(word: Word, following: Word, size: float) -> bool:
 
 
 def typical_size(words: Iterable[Word]) -> float:
-    """Return the size of type that most characters have, to half a point; 0 without words."""
+    """Return the most common type size, by characters, rounded to half a point; 0 without words."""
     counts: Counter[float] = Counter()
     for word in words:
         counts[round(word.size * 2) / 2] += len(word.text)
@@ -95,12 +95,12 @@ def typical_size(words: Iterable[Word]) -> float:
 
 
 def joined(words: Iterable[Word]) -> str:
-    """Join words of a line, with a space where pdfium has one."""
+    """Join words of a line, with spaces where pdfium has them."""
     return "".join(word.text + " " * word.ends_at_space for word in words).rstrip()
 
 
 def make_lines(words: Iterable[Word], *, page: int, column: Box) -> list[Line]:
-    """Put the words of one column, in pdfium's order, together to lines, from top to bottom."""
+    """Assemble the words of one column, given in pdfium's order, into lines from top to bottom."""
     placed = _with_initials_set_down(list(words))
     rows: list[list[int]] = []
     size = baseline = 0.0
@@ -110,14 +110,14 @@ def make_lines(words: Iterable[Word], *, page: int, column: Box) -> list[Line]:
             rows.append([])
             size = 0.0
         rows[-1].append(index)
-        # The main type decides where the line stands, not a superscript that came first.
+        # The line's position is that of its main type, not of a superscript that came first.
         if word.size >= size:
             size, baseline = word.size, word.baseline
     return [Line(_side_by_side([placed[index] for index in sorted(row)]), page, column) for row in rows]
 
 
 def _side_by_side(words: Sequence[Word]) -> list[Word]:
-    """Put what pdfium has one after the other from left to right; what it has elsewhere comes in between."""
+    """Order words from left to right, keeping sequences from one of pdfium's lines together where possible."""
     ordered: list[Word] = []
     units = split(words, lambda one, other: one.row != other.row or other.left < one.left - _STACKED * one.size)
     for unit in sorted(units, key=lambda unit: unit[0].left):
@@ -127,12 +127,12 @@ def _side_by_side(words: Sequence[Word]) -> list[Word]:
 
 
 def pdfium_lines(words: Sequence[Word], *, page: int) -> list[Line]:
-    """Take pdfium's own lines, in its own order."""
+    """Return pdfium's own lines, in its order."""
     return [Line(row, page, around(words)) for row in split(words, lambda one, other: one.row != other.row)]
 
 
 def parts_words(lines: Iterable[Line], words: Sequence[Word]) -> bool:
-    """Tell whether lines part more of the words that stand side by side in pdfium's lines than a few in a hundred."""
+    """Return whether lines separate more than a few percent of the words that are adjacent in pdfium's lines."""
     beside = Counter(
         (one.text, other.text) for one, other in pairwise(words) if one.row == other.row and _is_beside(one, other)
     )
@@ -141,13 +141,13 @@ def parts_words(lines: Iterable[Line], words: Sequence[Word]) -> bool:
 
 
 def _is_beside(word: Word, following: Word) -> bool:
-    """Words of one line of prose, rather than parts of a formula or cells of a table."""
+    """Return whether two words are adjacent in a line of prose, not parts of a formula or cells of a table."""
     is_alike = abs(word.baseline - following.baseline) < 0.1 * word.size > abs(word.size - following.size)
     return is_alike and following.left - word.left >= 0 and not _is_wide(word, following, word.size)
 
 
 def _with_initials_set_down(words: list[Word]) -> list[Word]:
-    """A large initial that hangs over several lines belongs to the first of them."""
+    """Move drop caps, large initials beside several lines, to the first of these lines."""
     size = typical_size(words)
     placed = {id(word): word for word in words}
     for word in words:
@@ -165,6 +165,6 @@ def _with_initials_set_down(words: list[Word]) -> list[Word]:
             placed[id(word)] = replace(
                 word, top=first - size, bottom=first, baseline=first, size=size, ends_at_space=False
             )
-            # The lines beside it are no more indented than those below.
+            # The lines beside it do not count as indented.
             placed |= {id(other): replace(other, left=word.left) for other in beside if other.baseline > first}
     return list(placed.values())

@@ -1,4 +1,4 @@
-"""Running heads, feet and page numbers: what stands at the edges of pages and comes again."""
+"""Remove running heads, running feet and page numbers: what repeats at the edges of pages."""
 
 import re
 from collections import Counter
@@ -10,9 +10,9 @@ from longlora.corpus.pdf.pdfium import Page
 from longlora.corpus.pdf.words import around
 
 _NUM_EDGE_ROWS = 3  # a head of two lines and a page number
-_NEAR_PAGES = 4  # left and right pages differ, and so do the first pages of chapters
+_NEAR_PAGES = 4  # several, as left and right pages differ, and so do the first pages of chapters
 _SAME_HEIGHT = 4.0  # points
-_APART = 1.6  # of the size of type: from a head to the text
+_APART = 1.6  # times the type size: between a head and the text
 _FEWEST_NUMBERED_PAGES = 3
 _PAGE_NUMBER = re.compile(
     r"(?:page\s*)?[-–—\[(|·]*\s*(\d{1,4}|[ivxlcdm]{1,7})\s*[-–—\])|·]*(?:\s*(?:of|/)\s*\d{1,4})?", re.I
@@ -24,7 +24,7 @@ class _Row:
     page: int
     line: Line
     is_outermost: bool  # the first or the last row of its page
-    is_apart: bool  # white stands between it and the text
+    is_apart: bool  # there is white space between it and the text
 
     @property
     def band(self) -> int:
@@ -32,18 +32,18 @@ class _Row:
 
     @property
     def number(self) -> str:
-        """The page's number, if there is nothing else in the row."""
+        """The page number, if the row contains nothing else."""
         alone = _PAGE_NUMBER.fullmatch(self.line.text)
         return alone.group(1) if alone else ""
 
     @property
     def outer_numbers(self) -> set[int]:
-        """The numbers with which the row begins and ends."""
+        """The numbers at the beginning and the end of the row."""
         words = self.line.text.split()
         return {int(word) for word in (words[0], words[-1], self.number) if re.fullmatch(r"\d{1,4}", word)}
 
     def repeats(self, other: "_Row") -> bool:
-        """Tell whether two rows say the same, but for numbers that count pages: chapters are counted more slowly."""
+        """Return whether two rows are the same, except for numbers that count pages (not chapters)."""
         parts, others = re.split(r"(\d+)", self.line.text.casefold()), re.split(r"(\d+)", other.line.text.casefold())
         return (
             parts[::2] == others[::2]
@@ -57,7 +57,7 @@ class _Row:
 
 
 def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, str]]]:
-    """Return the pages without what comes again at their edges and without their numbers, and these with their page."""
+    """Return the pages without running heads, feet and page numbers; and the removed words with their pages."""
     rows = [_edge_rows(index, page) for index, page in enumerate(pages)]
     numbering = _numbering(rows)
     texts = [[word.text for word in page.words] for page in pages]
@@ -67,7 +67,7 @@ def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, 
         near = [
             row
             for other in range(max(0, index - _NEAR_PAGES), min(len(pages), index + _NEAR_PAGES + 1))
-            if texts[other] != texts[index]  # a page that comes twice makes no heads of its lines
+            if texts[other] != texts[index]  # a page that occurs twice does not turn its lines into heads
             for row in rows[other]
         ]
         dropped = [
@@ -75,11 +75,11 @@ def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, 
             for row in rows[index]
             if any(row.repeats(other) for other in near) or _is_number(row, numbering, len(pages))
         ]
-        # A word is known by its place: the same objects are in the page and in its rows.
+        # Words are identified by `id`: the page and its rows contain the same objects.
         words = {id(word): (page.number, word.text) for row in dropped for word in row.line.words}
         left_out += words.values()
         cleaned.append(replace(page, words=[word for word in page.words if id(word) not in words]))
-    if not any(page.words for page in cleaned):  # a text that says the same on every page is its text
+    if not any(page.words for page in cleaned):  # all pages are the same: that is the text
         return list(pages), []
     return cleaned, left_out
 
@@ -98,9 +98,9 @@ def _edge_rows(index: int, page: Page) -> list[_Row]:
 
 
 def _numbering(rows: Sequence[Sequence[_Row]]) -> set[tuple[int, int]]:
-    """Find by how much printed page numbers differ from the count of pages, and at what height they stand.
+    """Find the offsets of printed page numbers from page indices, and the heights of the numbers.
 
-    Enough pages must agree in both: a footnote's number may be that of the page by chance.
+    Enough pages must agree on both: a footnote's number may equal the page number by chance.
     """
     found: Counter[tuple[int, int]] = Counter()
     for index, page in enumerate(rows):
@@ -109,13 +109,13 @@ def _numbering(rows: Sequence[Sequence[_Row]]) -> set[tuple[int, int]]:
 
 
 def _is_number(row: _Row, numbering: set[tuple[int, int]], num_pages: int) -> bool:
-    """A number alone on its line, or a head whose first or last word counts the pages."""
+    """Return whether a row is a page number alone, or a head that begins or ends with the page number."""
     offsets = {number - row.page for number in row.outer_numbers}
     stands_apart = row.is_outermost and row.is_apart
     if any((offset, row.band + step) in numbering for offset in offsets for step in (-1, 0, 1)):
         return bool(row.number) or stands_apart
     if not row.number or not stands_apart:
         return False
-    # First pages of chapters have their number at the foot where the others have it in the head.
+    # The first pages of chapters may have their number at the foot, while the others have it in the head.
     is_counted = any(offset in offsets for offset, _ in numbering)
     return is_counted or not row.number.isdigit() or num_pages < _FEWEST_NUMBERED_PAGES

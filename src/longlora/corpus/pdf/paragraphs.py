@@ -1,4 +1,4 @@
-"""Lines to paragraphs, over columns and pages: which belong together, and what they say when they are joined."""
+"""Assemble lines into paragraphs, across columns and pages, and join their text."""
 
 import re
 import unicodedata
@@ -10,13 +10,13 @@ from longlora.corpus.pdf.asides import Block, Kind, note_mark, usual_leading
 from longlora.corpus.pdf.drawings import CAPTION
 from longlora.corpus.pdf.lines import Line, joined, split
 
-_WIDE_GAP = 1.3  # of the usual distance between lines
-_INDENT = 0.7  # sizes of type
-_ROOM = 0.6  # sizes of type that must be left beside a word before it is said to have had room
+_WIDE_GAP = 1.3  # times the usual line spacing
+_INDENT = 0.7  # times the type size
+_ROOM = 0.6  # times the type size: space that must remain after a word for it to have had room
 _OTHER_SIZE = 0.08
 _SAME_EDGE = 2.0  # points
 _MOST_LINES_OF_A_FOOT = 3
-_NEIGHBOURS = 6  # lines that tell the edges of a column at some place of it
+_NEIGHBOURS = 6  # lines above and below that determine the edges of a column at a line
 _ITEM = re.compile(r"[•‣◦▪■●–*]\s|\(?(\d{1,3}|[a-z]|[ivx]{1,5})[.)]\s|\[\w+\]\s")
 _KINDS = {"Fig": "Figure", "Tab": "Table"}
 _ENDS_SENTENCE = re.compile(r"[.!?:;…][\"'”’)\]]*$")
@@ -24,7 +24,7 @@ _HYPHENS = "-\u00ad\u2010"
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _LAST_PART = re.compile(r"([^\W\d_]+)$")
 _FIRST_PART = re.compile(r"^([^\W\d_]+)")
-# Ligatures are letters; other characters with a compatible spelling (², ½, ™) mean more than it.
+# Only ligatures: other characters with a compatibility decomposition (², ½, ™) would lose meaning.
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 _SPACES = re.compile(r"[\s\u00a0\u2000-\u200b\ufeff]+")
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
@@ -32,7 +32,7 @@ _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(co
 
 @dataclass
 class Paragraph:
-    """Lines that belong together, and what they say."""
+    """A paragraph: its lines and their joined text."""
 
     kind: Kind
     lines: list[Line]
@@ -42,7 +42,7 @@ class Paragraph:
 
 
 def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
-    """Reflow blocks in reading order; what interrupts a paragraph is put after it."""
+    """Reflow blocks in reading order; whatever interrupts a paragraph is placed after it."""
     paragraphs: list[Paragraph] = []
     waiting: list[Paragraph] = []
     running: Paragraph | None = None
@@ -51,7 +51,7 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
         if block.kind == "body":
             pieces = list(_pieces(block.lines))
             may_go_on = (
-                True  # within a block the ends of paragraphs are known; its first piece may belong to the one before
+                True  # only a block's first piece may continue an earlier paragraph; within it the ends are known
             )
             for number, piece in enumerate(pieces):
                 if running is not None and _parts_word(running, pieces, number):
@@ -66,7 +66,7 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
         elif block.kind == "footnote":
             for lines in split(block.lines, lambda _, line: note_mark(line) is not None):
                 if note_mark(lines[0]) is None and note is not None:
-                    note.lines.extend(lines)  # it goes on in another column
+                    note.lines.extend(lines)  # continued in another column
                 else:
                     note = Paragraph("footnote", lines)
                     waiting.append(note)
@@ -78,12 +78,12 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
 
 
 def ends_sentence(text: str) -> bool:
-    """Tell whether a line's last character ends a sentence, quotation marks and brackets aside."""
+    """Return whether a line ends a sentence, ignoring closing quotation marks and brackets."""
     return bool(_ENDS_SENTENCE.search(text))
 
 
 def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
-    """Cut the lines of one column into paragraphs; the first and the last may go on in other columns."""
+    """Split the lines of one column into paragraphs; the first and the last may continue in other columns."""
     leading = usual_leading(lines)
     edges = [_edges(lines, index) for index in range(len(lines))]
     begin = 0
@@ -101,13 +101,13 @@ def _pieces(lines: Sequence[Line]) -> Iterator[Paragraph]:
 
 
 def _edges(lines: Sequence[Line], index: int) -> tuple[float, float]:
-    """Left and right edge of the text around a line, in points."""
+    """Return the left and right edges of the text around a line, in points."""
     line = lines[index]
     near = [other for other in lines[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1] if _same_size(other, line)]
     if len(near) == 1:
         return line.box.left, line.column.right
     lefts = [other.box.left for other in near]
-    # A single line that sticks out does not make an edge.
+    # A single line that sticks out does not define the edge.
     shared = [left for left in lefts if sum(abs(left - other) <= _SAME_EDGE for other in lefts) >= 2]
     return min(shared or lefts), max(other.box.right for other in near)
 
@@ -115,7 +115,7 @@ def _edges(lines: Sequence[Line], index: int) -> tuple[float, float]:
 def _begins(
     lines: Sequence[Line], begin: int, index: int, leading: float, edges: Sequence[tuple[float, float]]
 ) -> bool:
-    """Tell whether a line begins a paragraph, `begin` being the first line of the one before."""
+    """Return whether a line begins a paragraph; `begin` is the first line of the previous one."""
     line, above = lines[index], lines[index - 1]
     if line.baseline - above.baseline > _WIDE_GAP * max(leading, 1.1 * line.size) or _is_other_type(line, above):
         return True
@@ -128,12 +128,12 @@ def _begins(
     is_item, in_item = bool(_ITEM.match(line.text)), bool(_ITEM.match(lines[begin].text))
     if is_item and (in_item or ends_sentence(above.text) or indent > _INDENT * line.size):
         return True
-    # The lines of a title have different lengths, and one middle.
+    # The lines of a centered title have different lengths but the same middle.
     is_centred = abs(line.box.left + line.box.right - above.box.left - above.box.right) < 0.4 * line.size
     is_indented = indent > _INDENT * line.size >= indent_above and not is_centred
     if is_indented and not in_item and not _hangs(lines, begin, index, left):
         return True
-    # Back at the edge after two lines and more inside of it: a quotation or an entry of a list has ended.
+    # Back at the edge after two or more indented lines: a quotation or a list item has ended.
     if indent <= _INDENT * line.size < indent_above and (index - begin >= 2 or in_item):
         return True
     starts_anew = not line.text[:1].islower() and (ends_sentence(above.text) or line.text[:1].isupper())
@@ -141,7 +141,7 @@ def _begins(
 
 
 def _hangs(lines: Sequence[Line], begin: int, index: int, left: float) -> bool:
-    """Tell whether most lines around stand inside of the edge, as in lists of references."""
+    """Return whether most surrounding lines are indented, as in lists of references (hanging indents)."""
     near = lines[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1]
     inside = sum(other.box.left - left > _INDENT * other.size for other in near)
     return index - begin == 1 and inside * 2 >= len(near) > 3
@@ -156,12 +156,12 @@ def _same_size(line: Line, other: Line) -> bool:
 
 
 def _is_other_type(line: Line, other: Line) -> bool:
-    """Another size, or a line of bold beside one that is not: a heading."""
+    """Return whether the type size differs, or only one line is bold, as for a heading."""
     return not _same_size(line, other) or line.is_bold != other.is_bold
 
 
 def _is_edge_of_code(lines: Sequence[Line], begin: int, index: int, left: float) -> bool:
-    """Tell whether a listing begins or ends; a line of prose may be all in a typewriter's face by chance."""
+    """Return whether a listing begins or ends; a line of prose may be all monospaced by chance."""
     if lines[index - 1].is_code:
         return all(other.is_code for other in lines[begin:index])
     is_alone = index + 1 == len(lines) or not lines[index + 1].is_code
@@ -170,7 +170,7 @@ def _is_edge_of_code(lines: Sequence[Line], begin: int, index: int, left: float)
 
 
 def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
-    """Tell whether a paragraph goes on in the next column, page, or below what interrupts it."""
+    """Return whether a paragraph continues in the next column, on the next page, or below an interruption."""
     last, first = running.lines[-1], piece.lines[0]
     if _is_other_type(last, first) or _ITEM.match(first.text) or _is_listing(running) != _is_listing(piece):
         return False
@@ -180,7 +180,7 @@ def _goes_on(running: Paragraph, piece: Paragraph) -> bool:
 
 
 def _parts_word(running: Paragraph, pieces: Sequence[Paragraph], number: int) -> bool:
-    """Tell a foot below the first part of a broken word, or a head above the second: those that come but once stay."""
+    """Return whether a piece separates the parts of a broken word: a foot or head that was not removed as a repeat."""
     last, first = running.lines[-1], pieces[number].lines[0]
     if last.text[-1:] not in "-\u00ad" or _goes_on_in_word(last, first):
         return False
@@ -211,7 +211,7 @@ def _write_texts(paragraphs: Sequence[Paragraph], blocks: Sequence[Block]) -> No
 
 
 def _without_marks(line: Line, marks: set[tuple[int, str | None]]) -> str:
-    """Leave out the marks of notes, but not the spaces behind them."""
+    """Remove the marks of notes, but not the spaces after them."""
     is_mark = [line.is_raised(word) and (line.page, word.text) in marks for word in line.words]
     return joined(replace(word, text="") if mark else word for word, mark in zip(line.words, is_mark, strict=True))
 
@@ -221,14 +221,14 @@ def _is_listing(paragraph: Paragraph) -> bool:
 
 
 def _listing(lines: Sequence[Line]) -> str:
-    """Code keeps its lines, and their indentation in spaces of its letters' width."""
+    """Return code with its line breaks, and its indentation as spaces."""
     left = min(line.box.left for line in lines)
     letter = max(lines[0].box.width / max(1, len(lines[0].text)), 0.1)
     return "\n".join(" " * round((line.box.left - left) / letter) + clean(line.text) for line in lines)
 
 
 def _labelled(paragraph: Paragraph, text: str) -> str:
-    """Mark captions as `[Figure 3: …]` and notes as `[Footnote 3: …]`."""
+    """Format captions as `[Figure 3: …]` and notes as `[Footnote 3: …]`."""
     if paragraph.kind == "caption" and (match := CAPTION.match(text)):
         kind = match.group("kind").rstrip(".").capitalize()
         name = f"{_KINDS.get(kind, kind)} {match.group('number')}"
@@ -242,7 +242,7 @@ def _labelled(paragraph: Paragraph, text: str) -> str:
 
 
 class Vocabulary:
-    """How often a document writes a word, to tell a hyphen of spelling from one of typesetting."""
+    """The frequency of words in a document, which distinguishes spelling hyphens from line-break hyphens."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._counts: Counter[str] = Counter()
@@ -252,10 +252,10 @@ class Vocabulary:
             self._counts.update(words[:-1] if line and line[-1] in _HYPHENS else words)
 
     def join(self, line: str, following: str) -> str:
-        """Join two lines of a paragraph, with a space, with nothing, or with the hyphen that the first one ends in.
+        """Join two lines of a paragraph with a space, with nothing, or with the hyphen at the end of the first.
 
-        A broken word loses its hyphen unless the document elsewhere writes it with one, and more often than without; or
-        unless it goes on with a capital or a number.
+        A broken word loses its hyphen, unless the document elsewhere has it more often with a hyphen than without, or
+        it continues with a capital letter or a number.
         """
         if not line or not following:
             return line + following
@@ -273,13 +273,13 @@ class Vocabulary:
 
 
 def clean(text: str) -> str:
-    """Write ligatures as letters and every space as one, and drop what is no character of a text.
+    """Replace ligatures by letters and any white space by single spaces, and drop control characters.
 
-    A soft hyphen is seen at the end of a line only.
+    A soft hyphen is visible only at the end of a line.
     """
     if text.endswith("\u00ad"):
         text = text[:-1] + "-"
-    # pdfium counts in UTF-16: a letter beyond its first 65,536 comes as two halves.
+    # pdfium counts in UTF-16: a character beyond U+FFFF comes as a surrogate pair.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = unicodedata.normalize("NFC", text.translate(_LIGATURES).replace("\u00ad", "").translate(_CONTROLS))
     return _SPACES.sub(" ", text).strip()

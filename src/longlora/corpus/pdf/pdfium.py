@@ -1,4 +1,4 @@
-"""The pages of a PDF, words and drawings, if there is a text to read."""
+"""Read a PDF's pages with pdfium, as words and drawings, and check that there is text to read."""
 
 import re
 from collections import Counter
@@ -11,24 +11,24 @@ from typing import Any
 from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf.words import Box, View, Word, around, read_words
 
-_BACKGROUND_SHARE = 0.8  # of the page: a drawing as large as this is its background, or a scan of it
+_BACKGROUND_SHARE = 0.8  # of the page's area: such a large drawing is its background or a scan
 _MOST_UNMAPPED_SHARE = 0.2
 _FEWEST_WORDS_OF_TEXT = 5  # on a page with a scan
-_FEWEST_PAGES_READ = 0.25  # beside scans: a cover is not the paper
-_READABLE_SHARE = 0.85  # of words of three Latin letters and more: with a vowel
+_FEWEST_PAGES_READ = 0.25  # share of pages with text among scans: a cover page is not the paper
+_READABLE_SHARE = 0.85  # of words with at least three Latin letters: those with a vowel
 _VOWEL = re.compile(r"[aeiouy\u00e0-\u00ff]", re.IGNORECASE)
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u00ff]{3,}")
-# Far above any document that people wrote, and some GiB of memory.
+# Far above any document written by people, and a few GiB of memory.
 _MOST_PAGES = 20_000
 _MOST_WORDS = 5_000_000
-# What columns and figures are looked for in. A map, a drawing or a damaged page has more, and time grows with its cube.
-_LARGEST_PAGE = 14_400  # points, as PDF has it
+# Limits for the search for columns and figures, whose time grows cubically: maps and damaged pages may exceed them.
+_LARGEST_PAGE = 14_400  # points, the limit of PDF
 _MOST_WORDS_OF_A_PAGE = 10_000
 _MOST_ROWS_OF_A_PAGE = 500
 _ERRORS = {
     3: "damaged: pdfium finds no document in it",
-    4: "encrypted, and it asks for a password: save a copy without one",
-    5: "of an unknown encryption",
+    4: "encrypted, and needs a password: save a copy without one",
+    5: "encrypted with a method that pdfium does not support",
 }
 
 
@@ -49,11 +49,11 @@ class Page:
     words: list[Word]
     drawings: list[Drawing] = field(default_factory=list)
     has_scan: bool = False  # an image covers the page
-    turned: list[Word] = field(default_factory=list)  # words that do not stand upright: stamps and marks in margins
+    turned: list[Word] = field(default_factory=list)  # words that are not upright: stamps and marks in margins
 
     @property
     def is_scattered(self) -> bool:
-        """Words are so many, or stand in so many places or so far apart, that there are no columns to look for."""
+        """Whether there are too many words or rows, or too far apart, to look for columns."""
         if not self.words:
             return False
         box = around(self.words)
@@ -66,10 +66,10 @@ class Page:
 
 
 def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
-    """Read every page of a PDF, and its metadata.
+    """Read all pages of a PDF, and its metadata.
 
     Raises:
-        UnreadableFileError: empty, truncated, damaged, encrypted, scanned, or in fonts that do not tell their letters.
+        UnreadableFileError: empty, truncated, damaged, encrypted, scanned, or in fonts without a Unicode mapping.
     """
     import pypdfium2
 
@@ -99,15 +99,15 @@ def _read_all(document: Any, counts: Counter[str]) -> list[Page]:
 
 
 def _check_whole(path: Path) -> None:
-    """Refuse what does not begin or end as a PDF; what stands behind the end is padding unless it is part of a PDF."""
+    """Check that a file begins and ends like a PDF; there may be padding after the end, but no PDF objects."""
     content = path.read_bytes()
     if not content:
-        raise UnreadableFileError("empty: it holds no bytes")
+        raise UnreadableFileError("empty: it has no bytes")
     if b"%PDF-" not in content[:1024]:
-        raise UnreadableFileError("no PDF: it does not begin with %PDF")
+        raise UnreadableFileError("not a PDF: it does not begin with %PDF")
     end = content.rfind(b"%%EOF")
     if end < 0 or re.search(rb"\d+ \d+ obj\b", content[end:]):
-        raise UnreadableFileError("truncated: the mark at a PDF's end is missing; fetch it again")
+        raise UnreadableFileError("truncated: the end-of-file marker of a PDF is missing; download it again")
 
 
 def _check_readable(pages: list[Page], counts: Counter[str]) -> None:
@@ -116,22 +116,22 @@ def _check_readable(pages: list[Page], counts: Counter[str]) -> None:
     num_read = len(pages) - len(without_text)
     if num_scans and num_read < _FEWEST_PAGES_READ * (num_read + num_scans):
         raise UnreadableFileError(
-            f"scanned: {num_scans} of {len(pages)} pages are images without text; recognise the text first, for "
-            "instance with ocrmypdf"
+            f"scanned: {num_scans} of {len(pages)} pages are images without text; run OCR first, for instance with "
+            "ocrmypdf"
         )
     if not any(page.words for page in pages):
         raise UnreadableFileError(f"without text on any of its {len(pages)} pages")
-    # pdfium doubts fonts that name no letters; those of old TeX mean what they say.
+    # pdfium doubts fonts without letter names, but in those of old TeX the codes are right.
     num_unmapped = counts["no letter"] + (0 if _reads_well(pages) else counts["doubted"])
     if num_unmapped > _MOST_UNMAPPED_SHARE * counts["characters"]:
         raise UnreadableFileError(
-            f"in fonts that do not tell their letters ({num_unmapped} of {counts['characters']} characters); "
-            "recognise the text anew, for instance with ocrmypdf --force-ocr"
+            f"in fonts without a valid Unicode mapping ({num_unmapped} of {counts['characters']} characters); "
+            "run OCR first, for instance with ocrmypdf --force-ocr"
         )
 
 
 def _reads_well(pages: list[Page]) -> bool:
-    """Tell whether nearly all longer words have a vowel; letters mixed up, or numbers of glyphs, have few."""
+    """Return whether nearly all longer words have a vowel; scrambled letters or glyph numbers have few."""
     words = [word for page in pages for it in page.words for word in _LATIN.findall(it.text)]
     return sum(bool(_VOWEL.search(word)) for word in words) > _READABLE_SHARE * len(words)
 
@@ -144,7 +144,7 @@ def _read_page(document: Any, index: int, counts: Counter[str]) -> Page:
         for word in words:
             turns[word.turn] += len(word.text)
         if words and (turn := turns.most_common(1)[0][0]) > 0:
-            page.set_rotation((page.get_rotation() + 90 * turn) % 360)  # it lies on its side
+            page.set_rotation((page.get_rotation() + 90 * turn) % 360)  # the page's text is sideways
             words, found = read_words(page)
         view = View(page)
         boxes = list(_drawings(page, view))

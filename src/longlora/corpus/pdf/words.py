@@ -1,4 +1,4 @@
-"""A page's words as pdfium separates them, with their places and their type."""
+"""Read a page's words as separated by pdfium, with their positions and type."""
 
 import ctypes
 import math
@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_HYPHENS = (0x02, 0xFFFE)  # how pdfium tells a hyphen at a line's end, which no line break follows
-# TeX's own encodings (OT1, T1) as they come through fonts drawn in dots, which name no letters.
+_HYPHENS = (0x02, 0xFFFE)  # pdfium's codes for a hyphen at a line's end, without a line break after it
+# Codes of TeX's encodings (OT1, T1), as bitmap fonts without letter names pass them through.
 _LIGATURES = dict(zip((*range(0x0B, 0x10), *range(0x1B, 0x20)), 2 * ("ff", "fi", "fl", "ffi", "ffl"), strict=True))
-# An accent that is printed over its letter, as TeX's older fonts have it, and what is written behind the letter.
+# Accents that are printed over their letters, as in TeX's older fonts, and their combining characters.
 _ACCENTS = dict(
     zip(
         "`\u00b4\u02c6^\u02dc~\u00a8\u02c7\u02d8\u02d9\u02da\u00af\u02dd\u00b8\u02db",
@@ -19,11 +19,11 @@ _ACCENTS = dict(
         strict=True,
     )
 )
-_LETTERS_BESIDE_AN_ACCENT = 40  # pdfium may have one that stands high only after the word
+_LETTERS_BESIDE_AN_ACCENT = 40  # pdfium may put a high accent only after the word
 _PRIVATE_USE = range(0xE000, 0xF900)
-_LEAST_SPACE = 0.35  # between words, in the height of a small letter
-_LEAST_SIZE = 0.2  # of type, in the height of a letter: the largest brackets of a formula have three sizes
-_LEAST_HEIGHT = 0.7  # of type, in its size: what most letters with an ascender have
+_LEAST_SPACE = 0.35  # between words, times the height of a small letter
+_LEAST_SIZE = 0.2  # times the letter's height: the largest brackets in formulas are three times their type size
+_LEAST_HEIGHT = 0.7  # times the type size: the height of most letters with an ascender
 _TYPEWRITER_NAME = re.compile(rb"mono|courier|consol|typewriter|cmtt|lmtt|sftt|menlo|source ?code")
 _BOLD_NAME = re.compile(rb"bold|black|heavy|demi|medi$|cmb|bx\d")
 
@@ -49,36 +49,36 @@ class Box:
 
     @property
     def middle(self) -> float:
-        """The height at which the box stands on the page, in points from its top."""
+        """Vertical center of the box, in points from the top of the page."""
         return (self.top + self.bottom) / 2
 
     def holds(self, other: "Box") -> bool:
-        """Tell whether the middle of another box lies inside."""
+        """Return whether the center of another box is inside."""
         return self.left <= (other.left + other.right) / 2 <= self.right and self.top <= other.middle <= self.bottom
 
 
 def around(boxes: Iterable[Box]) -> Box:
-    """Return the smallest box around others, of which there must be one."""
+    """Return the smallest box around others; there must be at least one."""
     lefts, tops, rights, bottoms = zip(*((box.left, box.top, box.right, box.bottom) for box in boxes), strict=True)
     return Box(min(lefts), min(tops), max(rights), max(bottoms))
 
 
 @dataclass(frozen=True, slots=True)
 class Word(Box):
-    """One of pdfium's words, or the part of one that stands on one baseline and in one size."""
+    """One of pdfium's words, or a part of one with the same baseline and type."""
 
     text: str
     baseline: float
     size: float
     is_bold: bool
-    is_typewriter: bool  # in a face whose letters are all of one width: code, most often
+    is_typewriter: bool  # in a monospaced font: usually code
     ends_at_space: bool
-    row: int  # which of pdfium's lines it stands in
-    turn: int = 0  # quarters to turn the page clockwise so that it stands upright; -1 if no quarter does that
+    row: int  # the number of its line in pdfium's order
+    turn: int = 0  # clockwise quarter turns of the page that make it upright; -1 if it is at another angle
 
 
 def read_words(page: Any) -> tuple[list[Word], Counter[str]]:
-    """Return a page's words in pdfium's order, and how many characters are known and how many are in doubt."""
+    """Return a page's words in pdfium's order, and the counts of all, unmapped and doubted characters."""
     text = page.get_textpage()
     try:
         reader = _Words(text, View(page))
@@ -88,7 +88,7 @@ def read_words(page: Any) -> tuple[list[Word], Counter[str]]:
 
 
 class View:
-    """Turns the file's coordinates, y upwards and perhaps lying on the side, into the reader's."""
+    """Converts the file's coordinates, with y upwards and perhaps rotated, to those of the upright page."""
 
     def __init__(self, page: Any) -> None:
         self._left, self._bottom, self._right, self._top = page.get_bbox()
@@ -96,19 +96,19 @@ class View:
         self.width, self.height = page.get_size()
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point of the file stands."""
+        """Convert a point."""
         left, bottom, right, top = x - self._left, y - self._bottom, self._right - x, self._top - y
         return ((left, top), (bottom, left), (right, bottom), (top, right))[self.quarters]
 
     def box(self, left: float, bottom: float, right: float, top: float) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of a box of the file."""
+        """Convert a box; return its left, top, right and bottom."""
         x, y = self.point(left, bottom)
         other_x, other_y = self.point(right, top)
         return min(x, other_x), min(y, other_y), max(x, other_x), max(y, other_y)
 
 
 class _Style(NamedTuple):
-    """What is the same for all characters of one text object."""
+    """The properties shared by all characters of a text object."""
 
     baseline: float
     size: float
@@ -118,20 +118,20 @@ class _Style(NamedTuple):
 
 
 class _Words:
-    """Takes a page's words and lines as pdfium separates them."""
+    """Reads a page's words and lines as separated by pdfium."""
 
     def __init__(self, text: Any, view: View) -> None:
         import pypdfium2
 
         self.counts: Counter[str] = Counter()
-        """Characters, those that are no letter, and those that pdfium doubts."""
+        """Numbers of all characters, of those that are no letter, and of those that pdfium doubts."""
         self._raw, self._text, self._view = pypdfium2.raw, text, view
         self._codes = [self._raw.FPDFText_GetUnicode(text.raw, index) for index in range(text.count_chars())]
         self._styles: dict[int | None, _Style] = {}
         self._sizes: dict[int | None, float] = {}
         self._row = 0
         self._letters: dict[int, str] = {}
-        """What stands in the place of a character: a letter with its accent, nothing in the place of the accent."""
+        """Replacements of characters, by index: a letter with its accent, and nothing for the accent."""
         for index, code in enumerate(self._codes):
             if chr(code) in _ACCENTS:
                 self._compose(index)
@@ -139,7 +139,7 @@ class _Words:
     def read(self) -> Iterator[Word]:
         """Yield the words in pdfium's order.
 
-        Where type or baseline change within a word, as before the mark of a note, its parts are yielded one by one.
+        A word whose type or baseline changes, as before the mark of a note, is yielded in parts.
         """
         letters: list[str] = []
         first = last = 0
@@ -165,7 +165,7 @@ class _Words:
             yield self._word(letters, first, last, style, ends_at_space=True)
 
     def _letter(self, index: int, code: int) -> str:
-        """What a character says; empty for what is none."""
+        """Return a character's text; empty for control characters."""
         if index in self._letters:
             return self._letters[index]
         if code in _HYPHENS:
@@ -181,7 +181,7 @@ class _Words:
         return self._raw.FPDFText_IsGenerated(self._text.raw, index) == 1
 
     def _compose(self, accent: int) -> None:
-        """Give an accent to the letter that it stands over, or under."""
+        """Combine an accent with the letter above or below it."""
         box = self._box(accent, is_tight=True)
         x = (box.left + box.right) / 2
         beside = range(max(0, accent - _LETTERS_BESIDE_AN_ACCENT), min(len(self._codes), accent + 3))
@@ -197,7 +197,7 @@ class _Words:
                 return
 
     def _close_gap(self, accent: int, height: float) -> None:
-        """Take away the spaces that pdfium sees beside an accent, where there is none between the letters around."""
+        """Remove spaces that pdfium inserts next to an accent, if there is none between the letters around it."""
         before, after = accent - 1, accent + 1
         while before > 0 and self._is_generated(before):
             before -= 1
@@ -236,18 +236,18 @@ class _Words:
         x, y = ctypes.c_double(), ctypes.c_double()
         raw.FPDFText_GetCharOrigin(handle, index, ctypes.byref(x), ctypes.byref(y))
         matrix = self._matrix(index)
-        quarters = math.atan2(matrix.b, matrix.a) / (math.pi / 2)  # of its baseline: type may be slanted
+        quarters = math.atan2(matrix.b, matrix.a) / (math.pi / 2)  # of the baseline, as type may be slanted
         turn = (round(quarters) - self._view.quarters) % 4 if abs(quarters - round(quarters)) < 0.07 else -1
         name = ctypes.create_string_buffer(256)
         raw.FPDFText_GetFontInfo(handle, index, name, len(name), None)
         face = name.value.lower()
-        # The weight is a guess from the thickness of stems: a name says more.
+        # pdfium guesses the weight from stem thickness; the font's name is more reliable.
         is_bold = bool(_BOLD_NAME.search(face)) if face else raw.FPDFText_GetFontWeight(handle, index) >= 600
         baseline = self._view.point(x.value, y.value)[1]
         return _Style(baseline, self._size(index), is_bold, bool(_TYPEWRITER_NAME.search(face)), turn)
 
     def _size(self, index: int) -> float:
-        """Size of type; that of fonts drawn in dots is often said to be 1, and is told from their letters' heights."""
+        """Return the type size; bitmap fonts often declare 1, so theirs is derived from the letters' heights."""
         size = self._said_size(index)
         if size > _LEAST_SIZE * self._height(index):
             return size

@@ -1,8 +1,8 @@
-"""Questions and answers about whole documents, written by a language model and checked against the text.
+"""Generate questions and answers about whole documents with a language model, and check them against the text.
 
-`make.make_questions` tells the story. The questions of one document come out of `document_qa`, which asks for replies
-and does not know where they come from: a server or a local model, through the journal (`asking`), the journal alone
-(when the records are written), or nobody (when the costs are estimated).
+`make.make_questions` has all steps. `document_qa` produces the questions about one document. It requests replies
+without knowing their source: a server or a local model, through the journal (`asking`); the journal alone (when writing
+the records); or no model at all (when estimating the cost).
 """
 
 from longlora.corpus.qa.answering_model import choose_model

@@ -1,4 +1,4 @@
-"""Which model answers, how long its window is, and what counts its tokens."""
+"""Choose the answering model, its window and its token counter."""
 
 import asyncio
 import logging
@@ -17,13 +17,13 @@ logger = logging.getLogger("longlora")
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringModel:
-    """A model to ask, and its measures."""
+    """An answering model with its window and token counter."""
 
     name: str
     window: int  # tokens
-    tokenizer: str | None  # name of what counts the tokens; None where characters do
+    tokenizer: str | None  # name of the tokenizer that counts tokens; None if they are estimated from characters
     counter: TokenCounter
-    answerer: Answerer | None  # None where nothing is to be asked
+    answerer: Answerer | None  # None if nothing is to be asked
 
 
 def choose_model(
@@ -38,15 +38,15 @@ def choose_model(
     attempts: int = 6,
     is_asked: bool = True,
 ) -> AnsweringModel:
-    """Open what a user named: a model at a server, or one in this process.
+    """Return the answering model that the user chose: one on a server, or one in this process.
 
     Raises:
-        ConfigError: neither or both were named, the window is not known, or the openai package is missing.
-        CheckpointError: the local model, or the tokenizer, cannot be loaded.
+        ConfigError: neither or both were given, the window is unknown, or the openai package is missing.
+        CheckpointError: the local model or the tokenizer cannot be loaded.
     """
     if bool(model) == bool(local):
         found = "both" if model else "neither"
-        raise ConfigError(f"name one answering model, --model NAME at a server or --local MODEL; found {found}")
+        raise ConfigError(f"give one answering model, --model NAME on a server or --local MODEL; found {found}")
     if local:
         if base_url or tokenizer:
             raise ConfigError(
@@ -55,8 +55,8 @@ def choose_model(
         return _local_model(local, window, is_asked=is_asked)
     if window is None:
         raise ConfigError(
-            "--window must say how many tokens the answering model reads and writes in one call (for vLLM its "
-            "--max-model-len); a server does not tell"
+            "--window must be the number of tokens that the answering model reads and writes in one call (for vLLM its "
+            "--max-model-len); a server does not report it"
         )
     answerer = None
     if is_asked:
@@ -89,9 +89,9 @@ def _local_model(local: str, window: int | None, *, is_asked: bool) -> Answering
 
 
 class LocalModel:
-    """A model in this process, asked by transformers' generation through its chat template.
+    """A model in this process, which answers through its chat template and transformers' generation.
 
-    It answers one call at a time, in a thread, so that Ctrl-C is heard.
+    It answers one call at a time, in a thread, so that Ctrl-C still works.
     """
 
     def __init__(self, name: str) -> None:
@@ -106,24 +106,24 @@ class LocalModel:
 
     @property
     def positions(self) -> int | None:
-        """Tokens that the model reads, as its configuration says."""
+        """The model's context length in tokens, from its configuration."""
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
     async def answer(self, call: Call, begin: Begin) -> None:
-        """Let the model answer; see `asking.Answerer` for what it raises."""
+        """Answer a call; see `asking.Answerer` for the errors."""
         async with self._turn, begin() as attempt:
             attempt.may_be_charged = False
             attempt.answer = await asyncio.to_thread(self.generate, call)
 
     async def close(self) -> None:
-        """End a generation that is under way."""
+        """Stop a running generation."""
         self._is_closed = True
 
     def generate(self, call: Call) -> Answer:
         """Generate an answer.
 
         Raises:
-            UnansweredError: the prompt does not fit the GPU's memory.
+            UnansweredError: the prompt does not fit into GPU memory.
         """
         import torch
         from transformers import StoppingCriteriaList
@@ -135,7 +135,7 @@ class LocalModel:
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
-            tokenizer_kwargs={"verbose": False},  # whether the window is right was looked at before
+            tokenizer_kwargs={"verbose": False},  # the window was checked before
         ).to(self._model.device)
         prompt_tokens = inputs["input_ids"].shape[1]
         settings = plain_settings(
@@ -150,7 +150,7 @@ class LocalModel:
                     stopping_criteria=StoppingCriteriaList([self._closed]),
                 )
         except torch.cuda.OutOfMemoryError as error:
-            raise UnansweredError(f"a prompt of {prompt_tokens} tokens does not fit the GPU's memory") from error
+            raise UnansweredError(f"a prompt of {prompt_tokens} tokens does not fit into GPU memory") from error
         new = output[0, prompt_tokens:]
         return Answer(
             text=self.tokenizer.decode(new, skip_special_tokens=True),

@@ -1,4 +1,4 @@
-"""Gets replies to calls that have none: so many at once, as fast as allowed, within the budget, into the journal."""
+"""Send calls that have no reply yet: concurrently, within rate limits and the budget, and into the journal."""
 
 import asyncio
 import logging
@@ -18,14 +18,14 @@ from longlora.support.progress import Advance
 
 logger = logging.getLogger("longlora")
 
-_SECONDS_OF_SILENCE = 60.0  # after which it is said that a call waits
+_SECONDS_OF_SILENCE = 60.0  # before a notice that a call is still waiting
 
-MOST_FAILURES_IN_A_ROW = 10  # calls that came to nothing, with none answered between them, after which the run stops
+MOST_FAILURES_IN_A_ROW = 10  # consecutive failed calls after which the run stops
 
 
 @dataclass
 class Attempt:
-    """What became of an attempt to have a call answered: it was lost, unless whoever sent it says otherwise."""
+    """The outcome of an attempt to get a call answered: lost, unless the sender sets something else."""
 
     answer: Answer | None = None
     failure: str = "no reply"
@@ -36,24 +36,24 @@ Begin = Callable[[], AbstractAsyncContextManager[Attempt]]
 
 
 class Answerer(Protocol):
-    """A model that answers calls, near or far."""
+    """A model that answers calls, local or remote."""
 
     async def answer(self, call: Call, begin: Begin) -> None:
-        """Send a call, each time within `async with begin() as attempt`, until an attempt has its answer.
+        """Send a call, each time within `async with begin() as attempt`, until an attempt is answered.
 
         Raises:
-            UnansweredError: this call is not answered.
-            RefusedError: no call will be.
+            UnansweredError: this call fails.
+            RefusedError: every call would fail.
         """
 
     async def close(self) -> None:
-        """Give back what it holds."""
+        """Release all resources."""
 
 
 class RateLimiter:
-    """Spaces calls evenly, so that no minute sees more of them, or of their tokens, than allowed.
+    """A rate limiter that spaces calls evenly, so that no minute exceeds the limits on requests and tokens.
 
-    A leaky bucket, as in aiolimiter, would let a whole minute's share out at once, and twice the limit in one minute.
+    A leaky bucket, as in aiolimiter, allows a whole minute's quota as a burst, and so twice the limit in one minute.
     """
 
     def __init__(self, sending: Sending) -> None:
@@ -62,7 +62,7 @@ class RateLimiter:
         self._turn = asyncio.Lock()
 
     async def wait(self, num_tokens: int) -> None:
-        """Wait for a call's turn; whoever came first goes first."""
+        """Wait for a call's turn, first come, first served."""
         async with self._turn:
             loop = asyncio.get_running_loop()
             await asyncio.sleep(self._next - loop.time())
@@ -70,15 +70,15 @@ class RateLimiter:
 
 
 class BudgetSpentError(Exception):
-    """What is left does not pay for the next call."""
+    """The remaining budget does not cover the next call."""
 
 
 class Budget:
-    """Lets a call go out only if the most that it can take is left.
+    """A budget that allows a call only if the most it can use is left.
 
-    What has been spent is the journal's count. A call that does not fit waits while others are under way, since they
-    mostly take less than was reserved for them. Estimates are corrected by the largest ratio of counted to estimated
-    prompt tokens so far: the limits can only be exceeded by what a server counts beyond that in the calls under way.
+    The journal counts what has been spent. A call that does not fit waits while others are in progress, since most use
+    less than was reserved for them. Estimates are corrected by the largest ratio of counted to estimated prompt tokens
+    so far, so the limits can only be exceeded by what the server counts beyond that for calls in progress.
     """
 
     def __init__(self, sending: Sending, spent: Spent) -> None:
@@ -89,10 +89,10 @@ class Budget:
         self._ratio = 1.0
 
     async def reserve(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
-        """Set aside what a call may take, and return that.
+        """Reserve the most that a call may use, and return the reservation.
 
         Raises:
-            BudgetSpentError: it does not fit, and nothing under way will give anything back.
+            BudgetSpentError: it does not fit, and no call in progress will release anything.
         """
         while not self._fits(wanted := (round(prompt_tokens * self._ratio + 0.5), completion_tokens)):
             if not self._reserved:
@@ -103,12 +103,12 @@ class Budget:
         return wanted
 
     def release(self, reserved: tuple[int, int]) -> None:
-        """Give a reservation back, once the journal has counted what was spent."""
+        """Release a reservation, once the journal has counted what was spent."""
         self._reserved.remove(reserved)
         self._released.set()
 
     def learn(self, *, estimated: int, counted: int) -> None:
-        """Compare an estimate of a prompt with the model's count."""
+        """Correct future estimates by the model's own count of a prompt's tokens."""
         self._ratio = max(self._ratio, counted / max(1, estimated))
 
     def _fits(self, wanted: tuple[int, int]) -> bool:
@@ -119,7 +119,7 @@ class Budget:
 
 
 class Caller:
-    """Answers calls out of the journal, or by the model and then into the journal."""
+    """Answers calls from the journal, or asks the model and adds the reply to the journal."""
 
     def __init__(
         self,
@@ -146,19 +146,19 @@ class Caller:
         self._failures_in_a_row = 0
 
     def stop(self, reason: str | Exception) -> None:
-        """Send nothing more; what is under way is waited for. The first reason counts."""
+        """Send no more calls; those in progress still finish. The first reason is kept."""
         self.stopped_by = self.stopped_by or reason
         for task in self._asking.values():
-            if task not in self._under_way:  # it waits for its turn, the budget, or another attempt
+            if task not in self._under_way:  # waiting for its turn, the budget, or another attempt
                 task.cancel()
 
     async def ask(self, call: Call) -> Reply | None:
-        """Give a call's reply; where there is none, the reason is counted in `failures` unless the run has stopped."""
+        """Return a call's reply; if there is none, count the reason in `failures` unless the run has stopped."""
         key = call.key
         if (reply := self._journal.find(key)) or self.stopped_by is not None:
             return reply
         if key not in self._asking:
-            # Two sections may be the same, word for word: both wait for one call.
+            # Two sections may be identical: both wait for the same call.
             self._asking[key] = asyncio.create_task(self._ask_anew(call))
             self._asking[key].add_done_callback(lambda _: self._asking.pop(key))
         asked = self._asking[key]
@@ -177,21 +177,21 @@ class Caller:
             self.failures[str(error)] += 1
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
-                in_a_row = f"{self._failures_in_a_row} calls in a row came to nothing, the last with {error}"
+                in_a_row = f"{self._failures_in_a_row} calls in a row failed, the last with {error}"
                 self.stop(RefusedError(in_a_row))
             return None
         self._failures_in_a_row = 0
         self.num_answered += 1
         spent = self._journal.spent
-        is_first = call.seed == self._first_seed  # what is asked again has been counted
+        is_first = call.seed == self._first_seed  # a repeated call has been counted before
         self._advance(int(is_first), f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out")
         return self._journal.find(call.key)
 
     @asynccontextmanager
     async def _attempt(self, call: Call, estimate: int) -> AsyncIterator[Attempt]:
-        """Reserve the most that an attempt can take, wait for its turn, and write down that it goes out, and its end.
+        """Reserve the most that an attempt can use, wait for its turn, and record its start and its end.
 
-        A run that has stopped cancels the task: the openai client takes an exception for a fault of the connection.
+        A stopped run cancels the task, as the openai client would take any other exception for a connection error.
         """
         try:
             reserved = await self._budget.reserve(estimate, call.max_tokens)
@@ -221,7 +221,7 @@ class Caller:
                 raise asyncio.CancelledError
 
     def _write_down(self, call: Call, attempt: Attempt, estimate: int, *, seconds: float) -> None:
-        """What the model did not count is estimated."""
+        """Record the end of an attempt; token counts that the model does not report are estimated."""
         if (answer := attempt.answer) is None:
             self._journal.failed(call, attempt.failure, may_be_charged=attempt.may_be_charged)
             return

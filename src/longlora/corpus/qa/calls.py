@@ -1,8 +1,8 @@
-"""What is asked of a model and what comes back, and the journal of both, from which a run resumes.
+"""Calls to a model, their replies, and the journal of both, from which a run resumes.
 
-The journal's first line holds the settings. A call is written down before it is sent, with what is reserved for it, and
-again with its reply, which is on disk before anything is made of it. A process that is killed thus leaves calls without
-an end: their reservation counts as spent.
+The journal's first line contains the settings. A call is recorded before it is sent, with the tokens reserved for it,
+and again with its reply, which is on disk before it is used. A killed process leaves calls without an end: their
+reservations count as spent.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from longlora.support.journal import Journal
 
 Step = Literal["notes", "condense", "questions", "judge"]
 
-CHAT_TOKENS = 64  # tokens left free in every prompt for what a chat template writes around it
+CHAT_TOKENS = 64  # tokens left free in every prompt for the chat template
 
 _JOURNAL_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One prompt, and what it is for."""
+    """One prompt with its parameters and purpose."""
 
     step: Step
     model: str
@@ -35,22 +35,22 @@ class Call:
     seed: int
     template: str
     template_sha256: str
-    document: str  # digest of the document that it is about
-    sections: tuple[tuple[int, int], ...]  # where its material stands there, in characters
+    document: str  # digest of the document
+    sections: tuple[tuple[int, int], ...]  # positions of its material in the document, in characters
 
     @property
     def key(self) -> str:
-        """Digest of all that decides the reply; the same call is never sent twice."""
+        """Digest of everything that determines the reply; the same call is never sent twice."""
         parts = [self.model, self.prompt, self.max_tokens, self.temperature, self.seed]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model gave back; None is what it does not say."""
+    """A model's answer; None stands for what it does not report."""
 
     text: str
-    finish: str | None  # `stop`, or `length` at the most tokens
+    finish: str | None  # `stop`, or `length` if `max_tokens` was reached
     prompt_tokens: int | None
     completion_tokens: int | None
     model: str
@@ -58,20 +58,20 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer as the journal keeps it."""
+    """An answer as recorded in the journal."""
 
     text: str
     finish: str | None
     prompt_tokens: int
     completion_tokens: int
-    is_counted: bool  # by the model; else estimated
+    is_counted: bool  # token counts are the model's, not estimates
     model: str
-    time: str  # when it came, UTC
-    seconds: float  # from sending to the reply, the last attempt alone
+    time: str  # of arrival, UTC
+    seconds: float  # from sending to the reply, for the last attempt only
 
 
 Ask = Callable[[Call], Awaitable[Reply | None]]
-"""Gives a call's reply; with None there is none, now: its questions are left out, and asked again by the next run."""
+"""Returns a call's reply, or None if there is none now: its questions are left out, and the next run asks again."""
 
 
 class UnansweredError(Exception):
@@ -79,11 +79,11 @@ class UnansweredError(Exception):
 
 
 class RefusedError(Exception):
-    """The server takes no call of ours: no key, no such model."""
+    """The server accepts none of our calls: no key, no such model."""
 
 
 class CallJournal:
-    """Finds replies, and keeps new ones. One process at a time has it open.
+    """A journal of calls and replies, open in one process at a time.
 
     Raises:
         ConfigError: it belongs to a set with other settings, or another process has it open.
@@ -103,7 +103,7 @@ class CallJournal:
         return len(self._replies)
 
     def find(self, key: str) -> Reply | None:
-        """Reply to a call, if there is one."""
+        """Return the reply to a call, or None."""
         return self._replies.get(key)
 
     @property
@@ -112,15 +112,15 @@ class CallJournal:
         return sum(reply.seconds for reply in self._replies.values()) / len(self) if self._replies else None
 
     def sent(self, call: Call, prompt_tokens: int, completion_tokens: int) -> None:
-        """Write down that a call goes out, and the most it is thought to take."""
+        """Record that a call is sent, with the most tokens it is expected to use."""
         self._write({"sent": call.key, "tokens": [prompt_tokens, completion_tokens]})
 
     def failed(self, call: Call, reason: str, *, may_be_charged: bool) -> None:
-        """Write down that a call came to nothing."""
+        """Record that a call failed."""
         self._write({"failed": call.key, "reason": reason, "may_be_charged": may_be_charged})
 
     def answered(self, call: Call, reply: Reply) -> None:
-        """Write down a reply; it is on disk when this returns."""
+        """Record a reply; it is on disk when this returns."""
         about = ("step", "template", "template_sha256", "document", "sections", "seed")
         origin = {name: getattr(call, name) for name in about}
         self._write({"reply": call.key, **origin, **asdict(reply)}, is_synced=True)
@@ -138,7 +138,7 @@ class CallJournal:
     def _replay(self, line: dict[str, Any]) -> None:
         if "sent" in line:
             prompt_tokens, completion_tokens = line["tokens"]
-            self._note_failed(line["sent"], True)  # it was under way when a process ended
+            self._note_failed(line["sent"], True)  # an earlier attempt was in progress when its process ended
             self._under_way[line["sent"]] = prompt_tokens, completion_tokens
         elif "failed" in line:
             self._note_failed(line["failed"], line["may_be_charged"])

@@ -1,4 +1,4 @@
-"""Documents in sections: how long a text is in tokens, what fits one prompt, and where a text is cut to fit it."""
+"""Divide documents into sections that fit into a prompt, and count their tokens."""
 
 import hashlib
 import math
@@ -17,48 +17,48 @@ from longlora.errors import ConfigError
 
 HEADING_TOKENS = 16  # left free for the line above each section's notes
 
-_SMALLEST_ROOM = 128  # tokens of text below which it makes no sense to ask about it
+_SMALLEST_ROOM = 128  # tokens of text; it makes no sense to ask about fewer
 _LONGEST_WHAT = "notes on all 9999 sections of a paper, in order, with passages copied from it"
 _BOUNDARIES = ("\n\n", "\n", ". ", " ")
 
 
 @dataclass(frozen=True)
 class EstimatedTokens:
-    """Takes every token for the same number of characters."""
+    """Estimates tokens as a fixed number of characters each."""
 
     chars_per_token: float
 
     def starts(self, text: str) -> Sequence[int]:
-        """Characters at which the text's tokens begin, ascending."""
+        """Return the positions, in characters, at which the text's tokens begin, ascending."""
         return [int(number * self.chars_per_token) for number in range(self.count(text))]
 
     def count(self, text: str) -> int:
-        """Tokens of a text, rounded up."""
+        """Return the number of tokens of a text, rounded up."""
         return math.ceil(len(text) / self.chars_per_token)
 
 
 class TokenizerTokens:
-    """Counts with a tokenizer.
+    """Counts tokens with a tokenizer.
 
     Raises:
-        ConfigError: it cannot say where its tokens stand in a text.
+        ConfigError: the tokenizer does not provide the positions of its tokens in a text.
     """
 
     def __init__(self, tokenizer: Any, *, name: str) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
-                f"the tokenizer of {name!r} cannot say where its tokens stand in a text; choose another with "
-                "--tokenizer, or leave it out and set --chars-per-token"
+                f"the tokenizer of {name!r} does not provide the positions of its tokens in a text; choose another "
+                "with --tokenizer, or leave it out and set --chars-per-token"
             )
         self._tokenizer = tokenizer
 
     def starts(self, text: str) -> Sequence[int]:
-        """Characters at which the text's tokens begin, ascending."""
+        """Return the positions, in characters, at which the text's tokens begin, ascending."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [start for start, _ in encoded["offset_mapping"]]
 
     def count(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
+        """Return the number of tokens of a text, without special tokens."""
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -66,14 +66,14 @@ TokenCounter = EstimatedTokens | TokenizerTokens
 
 
 class ShelfText(NamedTuple):
-    """A text and, where it was read by `corpus from-pdf`, what kind of document it was."""
+    """A text and, if `corpus from-pdf` extracted it, the kind of its document."""
 
     text: str
     kind: Kind | None = None
 
 
 def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
-    """Texts as in training, with the kind that their record names."""
+    """Return the kind of items that are texts as in training, with the document kind from their record."""
     plain: ItemKind[Any] = text_kind(column)
 
     def of_row(row: Mapping[str, Any]) -> ShelfText:
@@ -85,26 +85,26 @@ def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A text to ask about, after it was cut."""
+    """A text to ask about, cut to the maximum length."""
 
     name: str
     text: str = field(repr=False)
-    sha256: str  # of the text as it was read, before it was cut
+    sha256: str  # of the text before it was cut
     kind: Kind
     num_tokens: int
     is_cut: bool
-    sections: tuple[tuple[int, int], ...]  # beginning and end of each, in characters; together they are the text
+    sections: tuple[tuple[int, int], ...]  # beginning and end of each, in characters; together they cover the text
 
     def section(self, number: int) -> str:
-        """Text of a section, counted from 0."""
+        """Return the text of a section, counted from 0."""
         begin, end = self.sections[number]
         return self.text[begin:end]
 
 
 class Documents:
-    """Reads documents, as often as they are iterated, and lays each out once.
+    """Documents that are read again at each iteration, but divided into sections only once.
 
-    A text that comes a second time is left out and named in `repeated`.
+    Repeated texts are left out; their names are in `repeated`.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Documents:
         self._laid_out: dict[str, Document] = {}  # without their text
 
     def __iter__(self) -> Iterator[Document]:
-        """Read from the first document on."""
+        """Read all documents from the beginning."""
         self.repeated.clear()
         seen: set[str] = set()
         for name, (text, kind) in self._source:
@@ -153,16 +153,16 @@ class Documents:
 
 
 def cut_sections(text: str, starts: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Cut a text into sections of at most `room` tokens and about the same length, as `(begin, end)` in characters.
+    """Cut a text into sections of at most `room` tokens and about equal length, as `(begin, end)` in characters.
 
-    The cuts are looked for before the even length is reached: between paragraphs, else lines, sentences, words.
+    Each cut is at a boundary at or before the equal length: between paragraphs, else lines, sentences, words.
     """
     sections = []
     begin, token = 0, 0
     while (left := len(starts) - token) > room:
         even = math.ceil(left / math.ceil(left / room))
         end = _boundary(text, starts[token + even // 2], starts[token + even])
-        end = max(end, begin + 1)  # tokens of one character may share their place
+        end = max(end, begin + 1)  # several tokens may share the position of one character
         sections.append((begin, end))
         begin, token = end, bisect_left(starts, end)
     if begin < len(text):
@@ -171,7 +171,7 @@ def cut_sections(text: str, starts: Sequence[int], room: int) -> list[tuple[int,
 
 
 def cut_length(text: str, starts: Sequence[int], most: int) -> int:
-    """Characters of the longest beginning of at most `most` tokens that ends between paragraphs, lines or words."""
+    """Return the length, in characters, of a prefix of at most `most` tokens that ends at a boundary of the text."""
     return len(text) if len(starts) <= most else max(1, _boundary(text, starts[most // 2], starts[most]))
 
 
@@ -183,21 +183,21 @@ def _boundary(text: str, low: int, high: int) -> int:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Choose at most `most` of `count` places, evenly: the middles of as many equal parts."""
+    """Choose at most `most` of `count` positions, evenly spaced: the middles of equal parts."""
     if count <= most:
         return list(range(count))
     return [int((number + 0.5) * count / most) for number in range(most)]
 
 
 def material_room(prompts: PromptSet, settings: Settings, counter: TokenCounter) -> int:
-    """Tokens of a document, or of notes, that every prompt has room for beside its own words and the reply.
+    """Return how many tokens of material fit into every prompt, next to its own words and the reply.
 
     Raises:
-        ConfigError: too few, or too few to put two sections' notes together.
+        ConfigError: too few to ask about, or too few for the notes on two sections.
     """
     replies = {prompts.notes: settings.notes_tokens, prompts.condense: settings.notes_tokens}
     replies |= dict.fromkeys(prompts.questions, settings.reply_tokens)
-    if settings.judge:  # it reads a whole reply of pairs and gives its verdicts
+    if settings.judge:  # it reads a whole reply of pairs and writes its verdicts
         replies[prompts.judge] = 2 * settings.reply_tokens
     filled = {"material": "", "count": 99, "what": _LONGEST_WHAT, "part": _LONGEST_WHAT, "pairs": ""}
     taken = max(counter.count(template.fill(**filled)) + tokens for template, tokens in replies.items())

@@ -1,8 +1,8 @@
-"""The questions about one document: which calls it takes, and what becomes of their replies.
+"""Ask questions about one document: make the calls, check the replies, and turn them into records.
 
-A document that fits the window is one section, and everything is asked over its text. A longer one is read section by
-section: notes are taken on each, put together until they fit, and what concerns the whole is asked over the notes; what
-concerns details is asked over single sections.
+A document that fits the window is one section, and all questions are asked over its text. A longer one is read section
+by section: notes are taken on each and condensed until they fit. Questions about the whole document are asked over the
+notes, questions about details over single sections.
 """
 
 import asyncio
@@ -35,33 +35,33 @@ Read = TypeVar("Read", bound=Sequence[Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a question is asked over."""
+    """The text that a question is asked over."""
 
     text: str
-    what: str  # says it to the model
+    what: str  # describes it to the model
     scope: Literal["document", "notes", "section"]
     sections: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A pair and what was found about it, or a reply without any."""
+    """A pair with the results of its checks, or a reply without any pair."""
 
     pair: Pair | None
     call: Call
     reply: Reply
     scope: str
-    dropped: str | None = None  # why it is no record
-    judgement: str | None = None  # the judge's reason for calling it supported
+    dropped: str | None = None  # the reason, if it does not become a record
+    judgement: str | None = None  # the judge's reason for the verdict "supported"
 
 
 class DocumentQA:
-    """Asks about one document; the order of the replies in time changes nothing."""
+    """Asks about one document; the results do not depend on the order in which replies arrive."""
 
     def __init__(
         self, document: Document, prompts: PromptSet, *, settings: Settings, counter: TokenCounter, room: int, ask: Ask
     ) -> None:
-        self.num_unanswered = 0  # calls that had no reply; those not counted that wait for them
+        self.num_unanswered = 0  # calls without a reply, not including calls that depend on them
         self._document = document
         self._prompts = prompts
         self._settings = settings
@@ -74,7 +74,7 @@ class DocumentQA:
         return Passages(self._document.text)
 
     async def candidates(self) -> list[Candidate]:
-        """Do all that can be done now; candidates come in a fixed order."""
+        """Make all calls that are possible now, and return the candidates in a fixed order."""
         whole, single = (
             [template for template in self._prompts.questions if template.over == over] for over in ("whole", "section")
         )
@@ -85,9 +85,9 @@ class DocumentQA:
         )
 
     def records(self, candidates: Sequence[Candidate], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
-        """Turn what passed into records of LongAlpaca's form: document and question, answer, origin.
+        """Yield records in LongAlpaca's format, document with question and answer, plus provenance, for what passed.
 
-        Reasons for what did not pass are counted in `dropped`.
+        The reasons for everything else are counted in `dropped`.
         """
         questions = QuestionDeduplicator(self._settings.duplicate_similarity)
         document = self._document
@@ -143,7 +143,7 @@ class DocumentQA:
         )
 
     async def _notes(self) -> Material | None:
-        """Take notes on every section, and condense neighbours until all fit one prompt; None where one is missing."""
+        """Take notes on every section, and condense neighbors until all fit one prompt; None if any is missing."""
         count = len(self._document.sections)
         parts = [f"section {number + 1} of the {count} sections" for number in range(count)]
         calls = [
@@ -157,7 +157,7 @@ class DocumentQA:
         return self._of_notes(notes, what) if notes is not None else None
 
     def _groups(self, notes: Sequence[str]) -> list[list[str]]:
-        """Put neighbours together: as many as fit, two at least, so that every round leaves at most half."""
+        """Group neighbors, as many as fit but at least two, so that each round at least halves their number."""
         groups: list[list[str]] = [[]]
         room = self._room
         for note in notes:
@@ -182,7 +182,7 @@ class DocumentQA:
         return found[2] if found else None
 
     async def _over_material(self, template: Template, material: Material) -> list[Candidate]:
-        """Ask for pairs and check each."""
+        """Ask for pairs, and check each."""
         count = self._settings.questions
         found = await self._read(self._call("questions", template, material, count=count), read_pairs)
         if found is None:
@@ -214,7 +214,7 @@ class DocumentQA:
         return self._settings.quotes == "fuzzy" and self._passages.similarity(quote) >= self._settings.quote_similarity
 
     async def _judged(self, candidates: list[Candidate], material: Material) -> list[Candidate]:
-        """Let the model read the material again and judge its answers, all pairs of a reply at once."""
+        """Have the model read the material again and judge its answers, all pairs of a reply in one call."""
         passed = [(place, one.pair) for place, one in enumerate(candidates) if one.pair is not None and not one.dropped]
         if not passed:
             return candidates
@@ -249,7 +249,7 @@ class DocumentQA:
         )
 
     async def _read(self, call: Call, read: Callable[[str], Read]) -> tuple[Call, Reply, Read] | None:
-        """Ask, again with the next seed where there is nothing to read in a reply; None without a reply."""
+        """Ask, and repeat with the next seed if the reply cannot be read; None if there is no reply."""
         last = call.seed + self._settings.tries - 1
         while (reply := await self._ask(call)) is not None:
             value = read(reply.text)
@@ -269,7 +269,7 @@ async def _joined(*parts: Awaitable[list[Candidate]]) -> list[Candidate]:
 
 
 def _all_or_none(notes: Sequence[str | None]) -> list[str] | None:
-    """The whole cannot be asked about over a part."""
+    """Return None unless all notes are there: part of a document is no basis for questions about the whole."""
     there = [note for note in notes if note is not None]
     return there if len(there) == len(notes) else None
 

@@ -1,4 +1,4 @@
-"""A model behind a server that speaks OpenAI's chat completions: vLLM, `transformers serve`, llama.cpp, hosted ones."""
+"""Ask a model through OpenAI's chat completions API: vLLM, `transformers serve`, llama.cpp, or a hosted service."""
 
 import json
 import logging
@@ -21,11 +21,11 @@ from longlora.support.wording import without_credentials
 logger = logging.getLogger("longlora")
 
 _REFUSED = {401, 402, 403, 404, 405}
-_CONNECT_SECONDS = 10.0  # a server that works is slow to answer, not to be reached
-_MAY_HAVE_WORKED = {408, 504}  # the time ran out while the model was at work
+_CONNECT_SECONDS = 10.0  # a busy server is slow to answer, not to connect
+_MAY_HAVE_WORKED = {408, 504}  # timeouts while the model may have been generating
 _NEVER_CONNECTED = (".connect_tcp.failed", ".start_tls.failed")
 _FORMS: dict[str, type[BaseModel]] = {"questions": Pairs, "judge": Verdicts}
-# What a server says of a parameter that it does not take.
+# Optional parameters, with what a server's error says if it does not support them.
 _OPTIONAL = {
     "temperature": r"'temperature'",
     "seed": r"'seed'",
@@ -36,7 +36,7 @@ _SENT: ContextVar[tuple[Call, Begin]] = ContextVar("sent")
 
 
 class _HttpClient(openai.DefaultAsyncHttpxClient):
-    """Makes an attempt of every request, those that the openai client repeats by itself too."""
+    """An HTTP client that makes every request an attempt, including the openai client's own retries."""
 
     async def send(self, request: Any, **options: Any) -> Any:
         call, begin = _SENT.get()
@@ -54,31 +54,31 @@ class _HttpClient(openai.DefaultAsyncHttpxClient):
                 attempt.failure = f"status {response.status_code}"
                 attempt.may_be_charged = response.status_code in _MAY_HAVE_WORKED
         if response.status_code >= 400 and "insufficient_quota" in response.text:
-            response.headers["x-should-retry"] = "false"  # else the openai client takes it for a limit of the rate
+            response.headers["x-should-retry"] = "false"  # otherwise the openai client treats it as a rate limit
         return response
 
 
 class Endpoint:
-    """Sends calls to a server; faults that may pass are repeated by the openai client.
+    """Sends calls to a server; the openai client retries after transient errors.
 
-    A server that does not know a parameter says so, and a warning tells that it is sent under another name, or not at
-    all from then on. Without `response_format` the form of a reply is the prompt's affair.
+    A parameter that the server rejects is sent under another name or left out from then on, with a warning. Without
+    `response_format`, only the prompt determines the format of a reply.
 
     Raises:
-        ConfigError: the address is none, or OpenAI's own server has no key.
+        ConfigError: the address is invalid, or there is no key for OpenAI's own server.
     """
 
     def __init__(self, *, base_url: str | None, timeout_seconds: float, attempts: int = 6) -> None:
         key = os.environ.get("OPENAI_API_KEY")
         url = base_url or os.environ.get("OPENAI_BASE_URL")
         if not key and not url:
-            raise ConfigError("set OPENAI_API_KEY, or --base-url for a server of your own (http://localhost:8000/v1)")
+            raise ConfigError("set OPENAI_API_KEY, or --base-url for your own server (http://localhost:8000/v1)")
         _check_url(url)
         require("be above 0", timeout=timeout_seconds)
         require("be at least 1", attempts=attempts)
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
-            api_key=key or "none",  # a server of one's own asks for no key, but the client does
+            api_key=key or "none",  # the client requires a key even if the server does not
             max_retries=attempts - 1,
             timeout=openai.Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS)),
             http_client=_HttpClient(),
@@ -89,13 +89,13 @@ class Endpoint:
         self._left_out: set[str] = set()
 
     async def answer(self, call: Call, begin: Begin) -> None:
-        """Send a call; see `asking.Answerer` for what it raises."""
+        """Send a call; see `asking.Answerer` for the errors."""
         _SENT.set((call, begin))
         num_unreadable = 0
         while True:
             sent = self._arguments(call)
             try:
-                # Raw: the client would make an object of anything that a server sends.
+                # Raw, as the client would build an object from anything that a server sends.
                 await self._client.chat.completions.with_raw_response.parse(**sent)
                 return
             except UnansweredError:
@@ -129,44 +129,44 @@ class Endpoint:
         return {name: value for name, value in arguments.items() if name not in self._left_out}
 
     def _adapt(self, error: openai.APIStatusError, sent: dict[str, Any]) -> bool:
-        """Leave out, or rename, what the server says it does not know; whether the call is worth sending again.
+        """Leave out or rename a parameter that the server rejects; return whether to send the call again.
 
-        Calls that were under way with the same parameter come here too, when it is left out already.
+        Calls in progress with the same parameter also end up here, when it has already been left out.
         """
         message = str(error.body or error)
         if error.status_code not in (400, 422):
             return False
         if "max_tokens" in sent and "max_completion_tokens" in message and "instead" in message:
             if self._limit_name == "max_tokens":
-                logger.warning("the server takes max_completion_tokens instead of max_tokens; it is sent from now on")
+                logger.warning("the server expects max_completion_tokens instead of max_tokens; using it from now on")
             self._limit_name = "max_completion_tokens"
             return True
         for name, pattern in _OPTIONAL.items():
             if name in sent and (error.param == name or re.search(pattern, message, re.IGNORECASE)):
                 if name not in self._left_out:
                     reason = _short(message)
-                    logger.warning("the server does not take %s (%s); it is left out from now on", name, reason)
+                    logger.warning("the server rejects %s (%s); it is left out from now on", name, reason)
                 self._left_out.add(name)
                 return True
         return False
 
 
 def read_answer(body: str, model: str) -> Answer:
-    """Read a chat completion.
+    """Parse a chat completion.
 
     Raises:
-        UnansweredError: it is none: no JSON, or no choice in it.
+        UnansweredError: it is not one: not JSON, or without a choice.
     """
     try:
         value = json.loads(body)
         choice = value["choices"][0]
         content = choice["message"].get("content")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        message = f"the reply is no chat completion ({type(error).__name__}): {_short(body)}"
+        message = f"the reply is not a chat completion ({type(error).__name__}): {_short(body)}"
         raise UnansweredError(message) from error
     usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
     return Answer(
-        # Half a surrogate pair passes as JSON, but no file takes it.
+        # Half a surrogate pair is valid JSON, but cannot be written to a file.
         text=content.encode("utf-8", "replace").decode() if isinstance(content, str) else "",
         finish=choice.get("finish_reason"),
         prompt_tokens=_count(usage.get("prompt_tokens")),
@@ -182,7 +182,7 @@ def _check_url(url: str | None) -> None:
     except ValueError:
         is_address = False
     if not is_address:
-        raise ConfigError(f"--base-url must be an address as in http://localhost:8000/v1, found {url!r}")
+        raise ConfigError(f"--base-url must be an address such as http://localhost:8000/v1, found {url!r}")
 
 
 def _count(value: Any) -> int | None:
@@ -190,6 +190,6 @@ def _count(value: Any) -> int | None:
 
 
 def _short(text: str) -> str:
-    """A line of what a server says, without the credentials that it may repeat: it goes into the journal."""
+    """Return a server's message as one short line for the journal, without credentials that it may repeat."""
     line = without_credentials(" ".join(text.split()), known=os.environ.get("OPENAI_API_KEY", ""))
     return line if len(line) <= 200 else line[:199] + "…"

@@ -1,4 +1,4 @@
-"""What a set will take at most, found by making it without a model."""
+"""Estimate the maximum cost of a set of questions, with a dry run that needs no model."""
 
 import json
 from collections import Counter
@@ -7,13 +7,13 @@ from longlora.corpus.qa.calls import CHAT_TOKENS, Call, CallJournal, Reply
 from longlora.corpus.qa.chunks import Document, TokenCounter
 from longlora.corpus.qa.qa_settings import Sending, Spent
 
-_ASSUMED_TOKENS_PER_SECOND = 30  # that one call writes, before any call was timed
+_ASSUMED_TOKENS_PER_SECOND = 30  # generated per call, until one has been timed
 
 
 class Estimate:
-    """Answers calls with as many words as a model may write, and counts those that the journal has no reply to.
+    """Answers calls with placeholder replies of maximum length, and counts the calls without a reply in the journal.
 
-    Not counted: calls repeated after a fault or an unreadable reply.
+    Calls repeated after an error or an unreadable reply are not counted.
     """
 
     def __init__(self, journal: CallJournal, counter: TokenCounter, *, questions: int) -> None:
@@ -28,7 +28,7 @@ class Estimate:
 
     @property
     def num_calls(self) -> int:
-        """All of them."""
+        """Calls of all steps."""
         return self.calls.total()
 
     def add(self, document: Document) -> None:
@@ -37,7 +37,7 @@ class Estimate:
         self._document_tokens += document.num_tokens
 
     async def ask(self, call: Call) -> Reply:
-        """Count a call."""
+        """Count a call, and return its reply from the journal or a placeholder."""
         key = call.key
         if reply := self._journal.find(key):
             return reply
@@ -57,26 +57,26 @@ class Estimate:
         )
 
     def _text(self, call: Call) -> str:
-        """Words of the material itself: they pass for notes, and for quotations that a judge is then asked about."""
+        """Return words of the material itself: they pass as notes, and as quotations that a judge is asked about."""
         if call.step in ("notes", "condense"):
             starts = self._counter.starts(call.material)
             return call.material[: starts[call.max_tokens]] if len(starts) > call.max_tokens else call.material
         words = max(call.material.splitlines() or [""], key=len).split()
-        quote = " ".join(words[:-1][:20])  # the last one may be cut
+        quote = " ".join(words[:-1][:20])  # the last word may be cut
         answer = "word " * (call.max_tokens // self._questions)
         return json.dumps(
             [{"question": f"{call.template} {n}", "answer": answer, "quotes": [quote]} for n in range(self._questions)]
         )
 
     def describe(self, sending: Sending) -> str:
-        """Calls, tokens, price and time, each as the most that is to be expected."""
+        """Return the expected maxima of calls, tokens, price and time, as text."""
         steps = ", ".join(f"{count:,} {step}" for step, count in sorted(self.calls.items()))
         cost, spent = sending.cost(self.tokens), sending.cost(self._journal.spent)
         lines = [
             f"{self._num_documents:,} documents of {self._document_tokens:,} tokens; "
             f"{self.num_calls:,} calls to make ({steps}), {len(self._journal):,} in the journal",
             f"at most {self.tokens.prompt_tokens:,} tokens to read and {self.tokens.completion_tokens:,} to write",
-            "cost not known without --price-in and --price-out"
+            "cost unknown without --price-in and --price-out"
             if cost is None or spent is None
             else f"at most {cost:,.2f} at the given prices, after {spent:,.2f} so far",
             self._time(sending),
@@ -88,7 +88,7 @@ class Estimate:
         return "\n".join(lines)
 
     def _time(self, sending: Sending) -> str:
-        """How long it takes: at the speed of the calls so far, or as long as if all replies had their full length."""
+        """Describe the time needed: at the speed of earlier calls, or with all replies at their maximum length."""
         read, written, at_once = self.tokens.prompt_tokens, self.tokens.completion_tokens, sending.concurrency
         if (seconds_per_call := self._journal.seconds_per_call) is None:
             working = written / _ASSUMED_TOKENS_PER_SECOND

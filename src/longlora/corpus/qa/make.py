@@ -1,4 +1,4 @@
-"""How a set of questions is made: count what it takes, ask, write.
+"""Make a set of questions: estimate the cost, ask, write the records.
 
 Read `make_questions` from top to bottom.
 """
@@ -38,18 +38,18 @@ About = Callable[[Document, Ask], DocumentQA]
 
 @dataclass(kw_only=True)
 class Summary:
-    """What a run did, and what is left to do."""
+    """The results of a run, and what remains to be done."""
 
-    num_records: int = 0  # of all runs, in the file; with 0 no file is written
+    num_records: int = 0  # of all runs, in the file; if 0, no file is written
     num_documents: int = 0
     num_answered: int = 0  # calls of this run
-    num_unanswered: int = 0  # calls that still have no reply, those not counted that wait for them
-    dropped: Counter[str] = field(default_factory=Counter)  # pairs and replies that are no records, by reason
-    repeated: list[str] = field(default_factory=list)  # documents whose text came before under another name
-    failures: Counter[str] = field(default_factory=Counter)  # calls of this run that came to nothing, by reason
+    num_unanswered: int = 0  # calls still without a reply, not including calls that depend on them
+    dropped: Counter[str] = field(default_factory=Counter)  # pairs and replies that did not become records, by reason
+    repeated: list[str] = field(default_factory=list)  # documents with the same text as an earlier one
+    failures: Counter[str] = field(default_factory=Counter)  # failed calls of this run, by reason
     stopped_by: str | None = None
     spent: Spent = field(default_factory=Spent)  # by all runs together
-    cost: float | None = None  # of what was spent; None without prices
+    cost: float | None = None  # of all tokens spent; None without prices
 
     @property
     def is_complete(self) -> bool:
@@ -57,23 +57,23 @@ class Summary:
         return self.num_unanswered == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a machine may want to read."""
+        """Return the summary for JSON."""
         values = vars(self) | vars(self.spent) | {"is_complete": self.is_complete}
         del values["spent"]
         return values
 
     def describe(self, out: Path) -> str:
-        """What was written, what was dropped and why, what is left."""
+        """Return lines of text: what was written, what was dropped and why, and what remains."""
         written = f", written to {out}" if self.num_records else "; nothing is written"
         lines = [f"{self.num_records:,} records from {self.num_documents:,} documents{written}"]
         if self.dropped:
             lines.append(f"dropped {self.dropped.total():,}: {_counts(self.dropped)}")
         if self.repeated:
-            lines.append(f"{len(self.repeated):,} documents came twice: {', '.join(self.repeated[:5])}")
+            lines.append(f"{len(self.repeated):,} documents repeat earlier ones: {', '.join(self.repeated[:5])}")
         cost = "" if self.cost is None else f", {self.cost:,.2f} at the given prices"
         lines.append(f"{self.spent.prompt_tokens:,} tokens read and {self.spent.completion_tokens:,} written{cost}")
         if self.failures:
-            lines.append(f"{self.failures.total():,} calls came to nothing: {_counts(self.failures)}")
+            lines.append(f"{self.failures.total():,} calls failed: {_counts(self.failures)}")
         if not self.is_complete:
             why = f"stopped, {self.stopped_by}" if self.stopped_by else "not complete"
             lines.append(
@@ -84,7 +84,7 @@ class Summary:
 
 
 def journal_path(out: Path) -> Path:
-    """Where the journal of a set lies."""
+    """Return the path of a set's journal."""
     return out.with_name(f"{out.name}.journal.jsonl")
 
 
@@ -100,13 +100,13 @@ def make_questions(
     confirm: Callable[[Estimate], bool],
     progress: bool = True,
 ) -> Summary:
-    """Ask about every document what has not been asked, and write all records; without an answerer only write them.
+    """Ask all questions that have no reply yet, and write all records; without an answerer, only write them.
 
     Raises:
-        ConfigError: the journal has other settings, a window is too small, the server takes no call, or `out` is a file
-            that this did not write.
+        ConfigError: the journal has other settings, a window is too small, the server accepts no calls, or `out` is a
+            file that this function did not write.
         DataError: there is nothing to read, or the journal is damaged.
-        KeyboardInterrupt: after Ctrl-C, when the calls under way have ended.
+        KeyboardInterrupt: after Ctrl-C, when the calls in progress have ended.
     """
     kinds = prompts if settings.kind == "auto" else {settings.kind: prompts[settings.kind]}
     room = {kind: material_room(one, settings, counter) for kind, one in kinds.items()}
@@ -143,34 +143,34 @@ def make_questions(
                     asyncio.run(_ask(documents, about, caller, num_at_once=sending.concurrency))
                 _note_end(caller, journal, summary)
         records = _records(read("writing"), about, journal, summary)
-        if (first := next(records, None)) is not None:  # an empty set is of no use, and an older one may stand there
+        if (first := next(records, None)) is not None:  # an empty set is useless, and must not replace an older one
             summary.num_records = write_rows(out, chain([first], records))
         summary.repeated, summary.cost = documents.repeated, sending.cost(journal.spent)
     return summary
 
 
 async def _ask(documents: Documents, about: About, caller: Caller, *, num_at_once: int) -> None:
-    """Put every reply that can be had into the journal.
+    """Get replies to all calls into the journal, as far as possible.
 
-    As many documents are worked on at once as calls may be under way: each has at least one to send.
+    As many documents are processed concurrently as there may be calls in progress: each has at least one to send.
     """
     waiting, turn = iter(documents), asyncio.Lock()
     asyncio.get_running_loop().set_default_executor(thread_pool(_THREADS))
 
     async def work() -> None:
         while caller.stopped_by is None:
-            async with turn:  # and a thread, so that calls go on while a long book is read and measured
+            async with turn:  # in a thread, so that calls continue while a long book is read and measured
                 document = await asyncio.to_thread(next, waiting, None)
             if document is None:
                 return
-            await about(document, caller.ask).candidates()  # what counts is in the journal
+            await about(document, caller.ask).candidates()  # only their effect on the journal matters
 
     try:
         with _stopped_by_interrupt(caller):
             workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
             try:
                 await asyncio.gather(*workers)
-            except Exception as error:  # a document cannot be read: what is under way is paid for
+            except Exception as error:  # e.g. an unreadable document; finish the calls in progress, which are paid for
                 caller.stop(error)
                 await asyncio.gather(*workers, return_exceptions=True)
                 raise
@@ -182,7 +182,7 @@ def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
     if isinstance(caller.stopped_by, RefusedError):
         raise ConfigError(
             f"the model cannot be asked: {caller.stopped_by}; check --base-url, --model and the key. "
-            f"What was answered is kept in {journal.path}"
+            f"All replies so far are in {journal.path}"
         )
     if caller.stopped_by == _INTERRUPTED:
         raise KeyboardInterrupt
@@ -193,7 +193,7 @@ def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
 def _records(
     documents: Iterator[Document], about: About, journal: CallJournal, summary: Summary
 ) -> Iterator[dict[str, Any]]:
-    """Make every record that the journal's replies allow, in the documents' order."""
+    """Yield all records that the journal's replies allow, in the documents' order."""
 
     async def find(call: Call) -> Reply | None:
         return journal.find(call.key)
@@ -208,15 +208,15 @@ def _records(
 
 @contextmanager
 def _stopped_by_interrupt(caller: Caller) -> Iterator[None]:
-    """Let Ctrl-C end the run once what is under way has come back; a second one leaves that behind."""
+    """Let Ctrl-C end the run once the calls in progress have ended; a second one abandons them."""
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
-        logger.warning("interrupted: waiting for the calls under way; Ctrl-C again leaves them behind")
+        logger.warning("interrupted: waiting for the calls in progress; press Ctrl-C again to abandon them")
         caller.stop(_INTERRUPTED)
         loop.remove_signal_handler(signal.SIGINT)
 
-    # Not possible in a thread, nor on Windows: there Ctrl-C leaves the calls behind at once.
+    # Not possible in a thread or on Windows: there, Ctrl-C abandons the calls immediately.
     with suppress(NotImplementedError, RuntimeError, ValueError):
         loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
@@ -228,7 +228,7 @@ def _stopped_by_interrupt(caller: Caller) -> Iterator[None]:
 
 @contextmanager
 def _each_warning_once() -> Iterator[None]:
-    """Leave out what was said already: documents are read several times, and so are those that are skipped."""
+    """Suppress repeated warnings: documents are read several times, including those that are skipped."""
     said: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -246,9 +246,9 @@ def _each_warning_once() -> Iterator[None]:
 def _check_out(out: Path, *, is_written_only: bool) -> None:
     has_journal = journal_path(out).exists()
     if out.is_dir():
-        raise ConfigError(f"{out} is a folder; name a file, .json or .jsonl")
+        raise ConfigError(f"{out} is a folder; give a file, .json or .jsonl")
     if out.exists() and not has_journal:
-        raise ConfigError(f"{out} exists and has no journal beside it; choose another name or move it away")
+        raise ConfigError(f"{out} exists and has no journal next to it; choose another name or move it away")
     if is_written_only and not has_journal:
         raise ConfigError(
             f"there is no journal {journal_path(out)} to write from; leave out --from-journal to make one"

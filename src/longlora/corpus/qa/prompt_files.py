@@ -1,9 +1,9 @@
-"""The prompts: text files with `{{placeholders}}`, shipped with the package, replaceable by a user's own.
+"""Load prompts: text files with `{{placeholders}}`, included in the package and replaceable by the user's own.
 
-A folder of prompts has three parts. `books/` and `papers/` hold a file for each kind of question, and two more:
-`notes.txt` (on one section of a long document) and `record.txt` (what the trained model is to read). `shared/` holds
-`reply_form.txt`, `judge.txt` and `condense.txt`. A file may begin with `over: section` and a line `---`: its questions
-are then asked of single sections, not of the whole.
+A folder of prompts has three parts. `books/` and `papers/` contain a file for each kind of question, and two more:
+`notes.txt` (for notes on one section of a long document) and `record.txt` (what the trained model will read). `shared/`
+contains `reply_form.txt`, `judge.txt` and `condense.txt`. A file may begin with `over: section` and a line `---`: its
+questions are then asked about single sections instead of the whole.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _REPLY_FORM = re.compile(r"\{\{\s*reply_form\s*\}\}")
 _HEAD = re.compile(r"over:[ \t]*(\w*)[ \t]*\n---[ \t]*\n")
 _OF_QUESTIONS = ({"material", "count"}, {"what", "reply_form"})
-# Placeholders that a file must have, and those that it may have.
+# Placeholders that a file must contain, and those that it may contain.
 _KNOWN: dict[str, tuple[set[str], set[str]]] = {
     "notes": ({"material"}, {"part"}),
     "record": ({"document", "question"}, set()),
@@ -45,11 +45,11 @@ class Template:
 
     @property
     def sha256(self) -> str:
-        """Digest of what the prompt says, without what is filled in."""
+        """Digest of the prompt's own text, without the values of placeholders."""
         return hashlib.sha256(f"{self.over}\n{self.text}".encode()).hexdigest()
 
     def fill(self, **values: object) -> str:
-        """Put values in the placeholders' places; values that hold braces themselves are left as they are."""
+        """Replace the placeholders with values; braces in values have no meaning."""
         return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), self.text)
 
 
@@ -68,35 +68,35 @@ class PromptSet:
 
 
 def load_prompts(folder: Path | None = None) -> dict[str, PromptSet]:
-    """Read the prompts for books and papers; what a user's folder lacks comes from the package.
+    """Read the prompts for books and papers; files that the user's folder lacks come from the package.
 
-    The kinds of questions are those of the user's folder alone, if it has any for that kind of document.
+    If the user's folder has questions for a kind of document, they replace all of the package's for that kind.
 
     Raises:
-        ConfigError: the folder holds no prompts, or a file lacks a placeholder or has an unknown one.
+        ConfigError: the folder contains no prompts, or a file lacks a placeholder or has an unknown one.
     """
     if folder is not None and not any(any((folder / part).glob("*.txt")) for part in (*FOLDERS.values(), "shared")):
         raise ConfigError(
-            f"--prompts {folder} must hold .txt files in books/, papers/ or shared/, found none; "
-            "`longlora corpus qa-prompts DIR` writes the package's own to begin with"
+            f"--prompts {folder} must contain .txt files in books/, papers/ or shared/, found none; "
+            "`longlora corpus qa-prompts DIR` writes the package's own as a starting point"
         )
     return {kind: _load_set(part, folder or SHIPPED) for kind, part in FOLDERS.items()}
 
 
 def prompts_digest(prompts: Mapping[str, PromptSet]) -> str:
-    """Digest of all prompts, for the journal's header."""
+    """Return a digest of all prompts, for the journal's header."""
     parts = [f"{kind}/{prompt.name}:{prompt.sha256}" for kind, one in sorted(prompts.items()) for prompt in one]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def write_prompts(folder: Path) -> None:
-    """Copy the package's prompts to a folder, to be changed there.
+    """Copy the package's prompts to a new folder, for editing.
 
     Raises:
-        ConfigError: there is something at that place.
+        ConfigError: the path already exists.
     """
     if folder.exists():
-        raise ConfigError(f"{folder} exists already; choose another place for the prompts")
+        raise ConfigError(f"{folder} already exists; choose another folder for the prompts")
     shutil.copytree(SHIPPED, folder)
 
 
@@ -116,7 +116,7 @@ def _load_set(part: str, folder: Path) -> PromptSet:
         record=find("record"),
         judge=find("judge", "shared"),
         condense=find("condense", "shared"),
-        # The form is a part of each prompt and so of its digest.
+        # The reply form is part of each prompt, and so of its digest.
         questions=tuple(replace(one, text=_REPLY_FORM.sub(lambda _: form, one.text)) for one in questions),
     )
 
@@ -129,16 +129,18 @@ def _read(path: Path) -> Template:
     over: Over = "whole"
     if head := _HEAD.match(text):
         if head[1] not in ("whole", "section"):
-            raise ConfigError(f"the prompt {path} must be over `whole` or `section`, found {head[1]!r}")
+            raise ConfigError(f"`over:` in the prompt {path} must be `whole` or `section`, found {head[1]!r}")
         over = "section" if head[1] == "section" else "whole"
         text = text[head.end() :]
     required, allowed = _KNOWN.get(path.stem, _OF_QUESTIONS)
     found = set(_PLACEHOLDER.findall(text))
     if missing := required - found:
-        raise ConfigError(f"the prompt {path} must hold {_names(missing)}, found {_names(found) or 'no placeholder'}")
+        raise ConfigError(
+            f"the prompt {path} must contain {_names(missing)}, found {_names(found) or 'no placeholder'}"
+        )
     if unknown := found - required - allowed:
         raise ConfigError(
-            f"the prompt {path} holds {_names(unknown)}, which nothing fills; known there: {_names(required | allowed)}"
+            f"the prompt {path} contains unknown {_names(unknown)}; known there: {_names(required | allowed)}"
         )
     return Template(name=path.stem, text=text, over=over)
 

@@ -1,10 +1,10 @@
-"""What a model wrote: pairs and verdicts are read, refusals found, quotations looked up in the document.
+"""Parse a model's replies: read pairs and verdicts, detect refusals, and find quotations in the document.
 
-`Pairs` and `Verdicts` are also the forms that a server is asked to keep replies to. They are read leniently all the
-same, since a server may know no such forms: whatever stands around the objects is passed over.
+`Pairs` and `Verdicts` are also the schemas that a server is asked to enforce. Since it may not support schemas, replies
+are parsed leniently: any text around the objects is ignored.
 
-Quotations are compared without what typesetting and models change: case, white space, quotation marks, dashes,
-ligatures, hyphens within words. One with an ellipsis is looked for piece by piece, in order.
+Quotations are matched regardless of what typesetting and models change: case, white space, quotation marks, dashes,
+ligatures, hyphens within words. A quotation with an ellipsis is matched piece by piece, in order.
 """
 
 import ast
@@ -49,7 +49,7 @@ _PART = re.compile(
     re.IGNORECASE,
 )
 
-SHORTEST_QUOTE = 3  # words of the shortest quotation that proves anything; less is found in every book
+SHORTEST_QUOTE = 3  # words; shorter quotations prove nothing, as they occur in any book
 
 _SAME = str.maketrans(
     {
@@ -57,26 +57,26 @@ _SAME = str.maketrans(
         **dict.fromkeys("“”„‟″«»", '"'),
         **dict.fromkeys("‐‑", "-"),
         "\u00ad": None,  # soft hyphen
-        "\u200b": None,  # space of no width
+        "\u200b": None,  # zero-width space
     }
 )
-# "exam-⏎ple" is "example"; whether "well-⏎known" had its hyphen before it was broken nobody knows, so none is kept.
+# "exam-⏎ple" is "example"; "well-⏎known" may have had its hyphen before the break, so no hyphens are kept.
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?:\s*\n\s*)?(?=[^\W\d_])")
 _DASHES = re.compile(r"[-‒–—―−]+")
-# A passage that itself holds quotation marks loses or changes them on its way through JSON. Apostrophes in words stay.
+# Quotation marks within a passage get lost or changed on the way through JSON. Apostrophes in words stay.
 _QUOTATION_MARKS = re.compile(r"""\"|(?<!\w)'|'(?!\w)""")
 _SPACE = re.compile(r"\s+")
 _ELLIPSIS = re.compile(r"\s*(?:\[\s*(?:\.\s*){3}\]|(?:\.\s*){3,}|…|\[…\])\s*")
 _WORD = re.compile(r"\w+")
 GRAMMAR = frozenset(
     "a an and are as at be by did do does for from had has have he her his in is it its of on or she that the their "
-    "them they this to was were will with".split()  # not who, when, why: they make another question
+    "them they this to was were will with".split()  # not who, when, why: they make it another question
 )
 _OUTSIDE = " \t\n\"'.,;:!?()[]-"
 
 
 def _whole(text: Any) -> Any:
-    """Replace halves of surrogate pairs, which JSON may carry and no file and no tokenizer takes."""
+    """Replace halves of surrogate pairs, which are valid JSON but which neither files nor tokenizers accept."""
     return text.strip().encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
 
 
@@ -92,7 +92,7 @@ def _texts(value: Any) -> list[str]:
 
 
 _Text = Annotated[str, BeforeValidator(_whole)]
-_Words = Annotated[_Text, AfterValidator(_not_empty)]  # unlike Field(min_length=1) no part of the schema
+_Words = Annotated[_Text, AfterValidator(_not_empty)]  # unlike Field(min_length=1), not part of the schema
 
 
 @dataclass(frozen=True)
@@ -131,35 +131,35 @@ _PAIR, _VERDICT = TypeAdapter(Pair), TypeAdapter(Verdict)
 
 
 def read_pairs(reply: str) -> list[Pair]:
-    """Find every pair in a reply, whatever stands around them; one that the end of the reply cut off is left out."""
+    """Return all complete pairs in a reply, ignoring any text around them."""
     return list(_read(reply, _PAIR))
 
 
 def read_verdicts(reply: str) -> dict[int, Verdict]:
-    """Find a judge's verdicts, by the number of the pair."""
+    """Return a judge's verdicts, by the number of the pair."""
     return {verdict.number: verdict for verdict in _read(reply, _VERDICT)}
 
 
 def without_thoughts(reply: str) -> str:
-    """Leave out what a model thinks aloud before it writes.
+    """Remove a model's thoughts from its reply.
 
-    Where its chat template opens the thought in the prompt, as DeepSeek-R1's does, the reply holds only its end.
+    If the chat template opens the thought in the prompt, like DeepSeek-R1's, the reply contains only the closing tag.
     """
     return _END_OF_THOUGHT.split(_THOUGHT.sub("", reply), maxsplit=1)[-1].strip()
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether an answer declines to answer."""
+    """Return whether an answer is a refusal to answer."""
     return _REFUSAL.search(answer) is not None
 
 
 def says_nothing(answer: str) -> bool:
-    """Whether an answer says that the text holds none; asked for a paper's limits, that may be the answer."""
+    """Return whether an answer says that the text gives none; for a paper's limitations, that may be the answer."""
     return _NO_ANSWER.search(answer) is not None
 
 
 def speaks_of_a_part(question: str) -> bool:
-    """Whether a question points at an excerpt or at notes, which who reads the whole document does not have."""
+    """Return whether a question refers to an excerpt or notes, which readers of the whole document do not have."""
     return _PART.search(question) is not None
 
 
@@ -172,7 +172,7 @@ def _read(reply: str, form: TypeAdapter[Form]) -> Iterator[Form]:
 
 
 def _objects(reply: str) -> Iterator[dict[str, Any]]:
-    """Decode every JSON object of a text that lies in no other, and the objects inside of it."""
+    """Decode all JSON objects of a text, including nested ones."""
     text = without_thoughts(reply)
     place = text.find("{")
     while place >= 0:
@@ -185,7 +185,7 @@ def _objects(reply: str) -> Iterator[dict[str, Any]]:
 
 
 def _python_object(text: str, place: int) -> tuple[Any, int]:
-    """Read an object that is Python rather than JSON, with single quotes or a comma before its end, and its end."""
+    """Parse an object in Python's syntax (single quotes, trailing comma); return it and its end."""
     if (found := _FLAT_OBJECT.match(text, place)) is not None:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return ast.literal_eval(" ".join(found[0].split())), found.end()
@@ -200,14 +200,14 @@ def _within(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def normalise(text: str) -> str:
-    """Write a text so that two prints of the same words become the same."""
+    """Normalize a text, so that different typesetting of the same words compares equal."""
     text = unicodedata.normalize("NFKC", _HYPHEN.sub("", text.translate(_SAME))).translate(_SAME)
     text = _DASHES.sub(" ", _QUOTATION_MARKS.sub("", text.casefold()))
     return _SPACE.sub(" ", text).strip()
 
 
 class Passages:
-    """A document to look quotations up in."""
+    """A document in which quotations can be found."""
 
     def __init__(self, text: str) -> None:
         self._text = normalise(text)
@@ -224,15 +224,15 @@ class Passages:
         return places
 
     def __len__(self) -> int:
-        """Characters, as they are compared."""
+        """Return the number of characters of the normalized text."""
         return len(self._text)
 
     def holds(self, quote: str) -> bool:
-        """Whether a quotation of at least three words stands in the document."""
+        """Return whether a quotation of at least three words occurs in the document."""
         return self.find(quote) >= 0
 
     def find(self, quote: str, start: int = 0) -> int:
-        """The character at which a quotation of at least three words begins, from `start` on; -1 if it is not there."""
+        """Return the position of a quotation of at least three words in the normalized text; -1 if it is not found."""
         first = -1
         pieces = [normalise(piece).strip(_OUTSIDE) for piece in _ELLIPSIS.split(quote)]
         pieces = [piece for piece in pieces if piece]
@@ -246,7 +246,7 @@ class Passages:
         return first
 
     def _find(self, piece: str, start: int) -> int:
-        """Find whole words: "art" is not in "heart"."""
+        """Find whole words only: "art" is not in "heart"."""
         while (place := self._text.find(piece, start)) >= 0:
             end = place + len(piece)
             opens = place == 0 or not (self._text[place - 1].isalnum() and piece[0].isalnum())
@@ -257,10 +257,10 @@ class Passages:
         return -1
 
     def similarity(self, quote: str) -> float:
-        """Share of a quotation's words that stand in the document in the same order, at the best place.
+        """Return the share of a quotation's words that occur in the same order in the best-matching window.
 
-        Where the rarest words of the quotation stand together decides which places are compared: difflib's matching
-        blocks between the quotation and as many words of the document, and a few more on both sides.
+        Windows are chosen where the quotation's rarest words occur together, and compared by difflib's matching blocks;
+        they are as long as the quotation, with a few more words on both sides.
         """
         words = _WORD.findall(normalise(quote))
         if len(words) < SHORTEST_QUOTE:
@@ -268,7 +268,7 @@ class Passages:
         return max((_in_order(words, self._words[begin:end]) for begin, end in self._near(words)), default=0.0)
 
     def _near(self, words: Sequence[str]) -> list[tuple[int, int]]:
-        """Name the windows in which the most words of a quotation fall, each word where the quotation has it."""
+        """Return the windows in which the most words are at the same offset as in the quotation."""
         margin = max(2, len(words) // 4)
         votes: Counter[int] = Counter()
         known = sorted((word for word in set(words) if word in self._places), key=lambda word: len(self._places[word]))
@@ -286,10 +286,10 @@ def _in_order(words: Sequence[str], window: Sequence[str]) -> float:
 
 
 class QuestionDeduplicator:
-    """Knows the questions of one document so far.
+    """Detects repeated questions about one document.
 
-    Only they are compared: the same question about two books is two records. They are few, so the similarity is
-    computed and not estimated by hashing.
+    The same question about two books is not a repetition. A document has few questions, so similarity is computed
+    exactly rather than estimated by hashing.
     """
 
     def __init__(self, similarity: float) -> None:
@@ -297,9 +297,9 @@ class QuestionDeduplicator:
         self._seen: list[frozenset[str]] = []
 
     def is_new(self, question: str) -> bool:
-        """Remember a question and say whether none before shares so many words with it.
+        """Add a question; return whether no earlier one is too similar to it.
 
-        The share is Jaccard's, words of both over words of either, without those that carry the grammar.
+        Similarity is the Jaccard index of their words, without function words.
         """
         words = frozenset("".join(c if c.isalnum() else " " for c in normalise(question)).split())
         words = (words - GRAMMAR) or words
