@@ -207,22 +207,20 @@ def test_a_wrong_argument(run: Run, arguments: tuple[str, ...], expected: str) -
     assert (status, expected in err, "Traceback" in err) == (2, True, False), err
 
 
-def test_help_imports_nothing_heavy_and_is_quick() -> None:
+def test_help_imports_little_and_nothing_heavy() -> None:
     program = """
-import sys, time
-started = time.process_time()
+import sys
 sys.argv = ["longlora", "--help"]
 from longlora.cli.main import main
 try:
     main()
 finally:
     assert not {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
-    print(time.process_time() - started, file=sys.stderr)
+    print(len(sys.modules), file=sys.stderr)
 """
     command = [sys.executable, "-c", program]
-    # Of three: a core that is shared takes longer over the same work.
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(3)]
-    assert min(float(run.stderr) for run in runs) < 0.5
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(run.stderr) < 500  # 0.3 s of a core; torch alone brings more than a thousand
 
 
 def test_every_command_has_help(run: Run) -> None:

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -368,8 +369,12 @@ def test_an_interrupt_inside_a_finalizer_is_not_lost(
 
     before = sys.unraisablehook
     monkeypatch.setattr(cli, "app", work)
-    with pytest.raises(KeyboardInterrupt):
-        cli.main()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert sys.unraisablehook is before
     assert "Exception ignored" not in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from longlora.corpus.checking import Report
 
-corpus = typer.Typer(help="Make training data out of documents and question sets, and check it.", no_args_is_help=True)
+corpus = typer.Typer(help="Make training data from documents and question sets, and check it.", no_args_is_help=True)
 corpus.command("make-qa")(make_qa.make_qa)
 corpus.command("qa-prompts")(make_qa.qa_prompts)
 
