@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import pickle
+import platform
 import random
 import resource
 import signal
@@ -40,8 +41,10 @@ COUNTS = Path(__file__).with_name("counts.json")
 REPORT = REPOSITORY / "build" / "faults"
 BATCH = 25
 HANG_SECONDS = 60  # of an input; a fault is a command or three, each of which has as long
-OUTCOMES = ("accepted", "refused", "healed", "traceback", "silent", "lost", "hang", "crash")
-BAD = ("traceback", "silent", "lost", "hang")
+OUTCOMES = ("accepted", "refused", "healed", "traceback", "silent", "lost", "executed", "hang", "crash")
+BAD = ("traceback", "silent", "lost", "executed", "hang")
+FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "pty.spawn", "subprocess.Popen", "urllib.Request"}
+SYSTEM = ("/proc", "/sys", "/usr", "/lib", "/etc", "/dev/null", "/dev/urandom", "/dev/shm")
 
 
 class Hang(BaseException):
@@ -73,6 +76,29 @@ def attempt(action: Callable[[], str | None], *, seconds: int = HANG_SECONDS) ->
         return "traceback", traceback.format_exc()
     finally:
         signal.alarm(0)
+
+
+def watch() -> list[str]:
+    """List from now on what no bad input may have done: processes started, and files opened that are not its own.
+
+    Python tells by `sys.addaudithook`, which cannot be taken back.
+    """
+    done: list[str] = []
+    own = (*SYSTEM, sys.prefix, sys.base_prefix, str(REPOSITORY), os.path.realpath(tempfile.gettempdir()))
+    platform.processor()  # asks `uname`, once
+    with suppress(ImportError):
+        import reportlab.rl_config  # noqa: F401 - reads files at home, once
+
+    def note(event: str, values: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(values[0], str) and os.path.isabs(values[0]):
+            opened = os.path.normpath(values[0])
+            if not opened.startswith(own) or opened == "/etc/passwd":
+                done.append(f"open {opened}")
+        elif event in FORBIDDEN:
+            done.append(f"{event} {values}")
+
+    sys.addaudithook(note)
+    return done
 
 
 def forked(work: Callable[[Any], None], log: Path) -> tuple[list[Any], int, int]:
@@ -177,11 +203,14 @@ def attack_with_inputs(world: World, counts: Counts, *, share: float, seed: int,
             def work(
                 send: Callable[[Any], None], attack: Any = attack, kind: str = kind, batch: list[int] = batch
             ) -> None:
+                done = watch()
                 for number in batch:
                     inputs = Inputs(
                         world, world.root / f"inputs-{kind}-{os.getpid()}", random.Random(f"{seed} {kind} {number}")
                     )
-                    send((number, *attempt(partial(attack, inputs))))
+                    outcome = attempt(partial(attack, inputs))
+                    send((number, *(("executed", "\n".join(done)) if done else outcome)))
+                    done.clear()
 
             values, status, memory = forked(work, REPORT / "inputs.log")
             for number, outcome, details in values:

@@ -69,8 +69,9 @@ Counts are written as they come. A campaign that was cut short goes on where it 
 
 An attack counts as *refused* where it ended in a message, *accepted* where what was left of the input was good,
 *healed* where the second start arrived at the bytes that an undisturbed run leaves. *Traceback*, *silent* (another
-result without a word), *lost* and *hang* (over 60 s; for a disturbed command longer in proportion where the machine has
-more work than cores) are failures. *Crash* is a library's that ends its process, as
+result without a word), *lost*, *executed* (a process started, or a file opened that is not the input's own; noticed in
+inputs since seed 1) and *hang* (over 60 s; for a disturbed command longer in proportion where the machine has more work
+than cores) are failures. *Crash* is a library's that ends its process, as
 PDFium may: the shelf and the page read each file in a process of its own and go on.
 """
 
