@@ -314,5 +314,17 @@ def test_ctrl_c_ends_with_130(recipe: Path, tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(("command", "is_resumed"), [("train", True), ("serve", False), ("web", False)])
+def test_what_can_be_resumed_after_a_signal_is_said_of_what_can(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, is_resumed: bool
+) -> None:
+    def end() -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(cli, "app", end)
+    status, _, said = run(command)
+    assert (status, "the same command resumes" in said) == (143, is_resumed)
+
+
 def _losses(run_directory: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_directory / "metrics.jsonl").read_text().splitlines()]

@@ -11,6 +11,7 @@ import pytest
 
 from longlora.corpus.extract import Settings, check_engine, check_installed, extract, find_files, read_by_docling
 from longlora.corpus.markup import UnreadableFileError
+from longlora.corpus.pdf import pdfium
 from longlora.errors import ConfigError, DataError
 
 
@@ -33,6 +34,20 @@ def scan(canvas: Any) -> None:
     from reportlab.lib.utils import ImageReader
 
     canvas.drawImage(ImageReader(Image.new("RGB", (60, 80), "white")), 0, 0, 596, 842)
+
+
+@pytest.mark.parametrize(("limit", "named"), [("_MOST_PAGES", "pages"), ("_MOST_WORDS", "words and drawings")])
+def test_more_than_memory_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, named: str) -> None:
+    def write_two(canvas: Any) -> None:
+        write(canvas)
+        canvas.showPage()
+        write(canvas)
+
+    path = save(tmp_path / "a.pdf", write_two)
+    assert extract(path, Settings()).text
+    monkeypatch.setattr(pdfium, limit, 1)
+    with pytest.raises(UnreadableFileError, match=f"too large: it has more than 1 {named}; split it"):
+        extract(path, Settings())
 
 
 def test_encrypted(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_plan_and_measurement_stand_side_by_side(
     assert summary["peak_memory_bytes"] == 9 * GIB
     assert (summary["first_loss"], summary["last_loss"]) == (pytest.approx(4.85), pytest.approx(1.05))
     assert f"at most 9.0 GiB of memory, NVIDIA H200 (planned {plan.memory.total / GIB:.1f})" in caplog.text
+    assert "loss 4.850 -> 1.050, means of the first and the last 2 logged losses; the last alone 1.000" in caplog.text
     assert "0.5 seconds per step (planned" in caplog.text and "2,000 tokens/s" in caplog.text
 
 

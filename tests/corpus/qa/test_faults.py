@@ -74,6 +74,18 @@ def test_what_a_server_asks_to_wait_is_waited(make: Make, server: ChatServer, te
     assert server.times[-1] - server.times[1] < 0.8
 
 
+def test_credentials_that_a_server_repeats_are_not_kept(
+    make: Make, server: ChatServer, texts: Path, tmp_path: Path
+) -> None:
+    said = json.dumps({"error": {"message": "no quota for key sk-abcd1234efgh5678"}}).encode()
+    server.answer = lambda request, before: Response(said, status=400)
+    summary = make(source=texts / "a-short.txt")
+    assert "no quota for key" in str(summary.failures)
+    in_journal = journal_path(tmp_path / "qa.json").read_text(encoding="utf-8")
+    assert "status 400" in in_journal
+    assert "sk-abcd" not in str(summary.failures) + in_journal
+
+
 def test_usage_that_is_missing_is_estimated(make: Make, server: ChatServer, texts: Path, tmp_path: Path) -> None:
     def silent(request: dict[str, Any], before: int) -> Response:
         reply = json.loads(scholar(request).body)

@@ -46,6 +46,14 @@ def test_the_seed_decides_what_is_sampled(base_model: Path) -> None:
     assert len({text(seed) for seed in range(4)}) > 1
 
 
+def test_the_models_own_penalty_does_not_change_what_it_quotes(base_model: Path) -> None:
+    model = LocalModel(str(base_model))
+    call = a_call(prompt="Why?", max_tokens=20)
+    plain = model.generate(call)
+    model._model.generation_config.repetition_penalty = 5.0
+    assert model.generate(call) == plain
+
+
 def test_a_prompt_that_does_not_fit_the_memory(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LocalModel(str(base_model))
 
