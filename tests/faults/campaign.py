@@ -83,8 +83,10 @@ def watch() -> list[str]:
 
     Python tells by `sys.addaudithook`, which cannot be taken back.
     """
+    from huggingface_hub.constants import HF_HOME  # where its token is
+
     done: list[str] = []
-    own = (*SYSTEM, sys.prefix, sys.base_prefix, str(REPOSITORY), os.path.realpath(tempfile.gettempdir()))
+    own = (*SYSTEM, HF_HOME, sys.prefix, sys.base_prefix, str(REPOSITORY), os.path.realpath(tempfile.gettempdir()))
     platform.processor()  # asks `uname`, once
     with suppress(ImportError):
         import reportlab.rl_config  # noqa: F401 - reads files at home, once
