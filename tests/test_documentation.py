@@ -16,16 +16,7 @@ from longlora.config import load_recipe, parse_recipe
 from longlora.recipes import recipe_names
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = [
-    "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in (
-            "corpus demo engines evaluation far-tokens finetuning index install longqa memory plan positions serve use"
-        ).split()
-    ),
-    *(path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "docs").glob("quickstart-*.md"))),
-]
+PAGES = ["README.md", *(path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "docs").glob("*.md")))]
 SHELLS = ("sh", "bash")
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of the click that newer typer carries inside
 
