@@ -1,13 +1,19 @@
 """Script in a document, a question, a file's name or a report's field is shown as text by a real browser."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.inference.test_web import CHROMIUM, ask, browser, served, upload, visit, wait_for_note
+from tests.faults.servers import free_port
+from tests.inference.test_web import CHROMIUM, PASSWORD, ask, browser, served, upload, visit, wait_for_note
 from tests.report.folders import write_retrieval
 
+from longlora.inference.conversation import Usage
+from longlora.inference.sessions import Session, SessionStore
+from longlora.inference.web import LOCALHOST, build_page, launch_page
 from longlora.report.write import write_report
 
 if TYPE_CHECKING:
@@ -48,6 +54,49 @@ def test_nothing_runs_on_the_chat_page(browser: "Browser", address: str, tmp_pat
     assert page.evaluate("window.ran") is None
     # gradio takes the tags out of what it shows; the questions around them arrived.
     assert page.inner_text("#chat").count("why") >= 1
+
+
+class Answer:
+    """An answer that is all script."""
+
+    def __init__(self) -> None:
+        self.text, self.stopped, self.stopping = "", False, threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        for script in SCRIPTS:
+            self.text += f"{script}\n\n"
+            yield script
+
+    def summary(self) -> str:
+        return f"answered {SCRIPTS[1]}"
+
+
+class Conversation:
+    """One whose model answers with script."""
+
+    def ask(self, question: str) -> tuple[Answer, list[str]]:
+        return Answer(), [SCRIPTS[0]]
+
+    def finish(self, question: str, answer: Answer) -> None:
+        assert answer.text
+
+    def usage(self) -> Usage:
+        return Usage(used=8, context=64, document=0)
+
+
+def test_nothing_runs_of_an_answer(browser: "Browser") -> None:
+    store = SessionStore(lambda: Session(Conversation(), lambda path, stop: ""))  # type: ignore[arg-type]
+    model: Any = SimpleNamespace(name=SCRIPTS[1], context=64)
+    built = build_page(model, store, suffixes=[".txt"], max_megabytes=1)
+    address = launch_page(built, host=LOCALHOST, port=free_port(), password=PASSWORD, max_megabytes=1)
+    try:
+        page = visit(browser, address)
+        ask(page, "why")
+        wait_for_note(page, "answered")
+        page.wait_for_timeout(1000)
+        assert page.evaluate("window.ran") is None
+    finally:
+        built.close()
 
 
 def test_nothing_runs_in_a_report(browser: "Browser", tmp_path: Path) -> None:
