@@ -61,6 +61,7 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
         "equal tokens": _arms_table(rows),
         "recall": _recall_table(rows),
         "fewer steps": _curve(rows),
+        "rates": _rates(rows),
     }
 
 
@@ -162,6 +163,18 @@ def _curve(rows: Sequence[Row]) -> str:
         for own in [select(found, steps=steps)]
     ]
     return markdown_table(["steps of full attention", "seeds", *_LENGTHS], lines)
+
+
+def _rates(rows: Sequence[Row]) -> str:
+    found = select(rows, positions="yarn", seed=0)
+    rates = sorted({row["learning_rate"] for row in found if row["steps"]})
+    lines = []
+    for name, steps in sorted({(row["arm"], row["steps"]) for row in found if row["steps"] <= EQUAL_TOKENS}):
+        by_rate = {row["learning_rate"]: row for row in select(found, arm=name, steps=steps)}
+        if len(by_rate) > 1:
+            cells = [_perplexities([by_rate[rate]])[-1] if rate in by_rate else "" for rate in rates]
+            lines.append([name, str(steps), *cells])
+    return markdown_table(["arm", "steps", *(f"peak rate {rate:g}" for rate in rates)], lines)
 
 
 def _operations(row: Row) -> float:

@@ -4,7 +4,10 @@ import pytest
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from longlora.models.chat_template import ensure_chat_template
+from longlora.data.answers import check_template
+from longlora.errors import ConfigError
+from longlora.evaluation.questions import render
+from longlora.models.chat_template import ensure_chat_template, render_chat
 from longlora.tiny import tiny_model_directory
 
 TURNS = [
@@ -51,3 +54,16 @@ def test_an_unknown_role_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     ensure_chat_template(tokenizer)
     with pytest.raises(TemplateError, match="role tool"):
         write(tokenizer, [{"role": "tool", "content": "4"}])
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{" + "[" * 5000, "{% for %}"])
+def test_a_template_that_refuses_is_named_wherever_it_is_used(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match="the chat template of the model refuses this conversation"):
+        render_chat(tokenizer, TURNS, ask=True)
+    with pytest.raises(ConfigError, match="the chat template of the model refuses this conversation"):
+        render(tokenizer, "What?", "It is", chat=True)
+    with pytest.raises(ConfigError, match="cannot render two plain questions and answers"):
+        check_template(tokenizer)

@@ -21,7 +21,7 @@ Span = tuple[int, int]
 Tools = Sequence[dict[str, Any]]
 
 # A template is code: unexpected messages may raise any of these.
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError)
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError)
 
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _KNOWN_FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError, DataError
+from longlora.models.chat_template import render_chat
 
 
 class TrialId(NamedTuple):
@@ -161,8 +162,7 @@ def render(tokenizer: PreTrainedTokenizerBase, asked: str, answer_start: str, *,
     """Render a prompt as text; in a chat, `answer_start` begins the model's turn."""
     if not uses_chat(tokenizer, chat):
         return f"{asked} {answer_start}"
-    turns = [{"role": "user", "content": asked}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + answer_start
+    return render_chat(tokenizer, [{"role": "user", "content": asked}], ask=True) + answer_start
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> list[int]:

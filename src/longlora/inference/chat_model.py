@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.errors import ConfigError
 from longlora.inference.streaming_cache import KeyRotation, key_rotations
-from longlora.models.chat_template import ensure_chat_template
+from longlora.models.chat_template import ensure_chat_template, render_chat
 from longlora.models.load import load_for_inference
 from longlora.models.positions import readable_context
 from longlora.support.choices import DtypeName, Quantization
@@ -90,12 +90,7 @@ class ChatModel:
             ConfigError: the template refuses them.
         """
         is_question = bool(messages) and messages[-1]["role"] == "user"
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_question)
-            )
-        except Exception as error:  # jinja's, and whatever a template raises itself
-            raise ConfigError(f"the chat template of {self.name} refuses this conversation: {error}") from error
+        return render_chat(self.tokenizer, messages, ask=is_question, name=self.name)
 
     def tokens(self, text: str) -> list[int]:
         """Tokenize text from the template, including its special tokens, or a part of it."""

@@ -7,12 +7,13 @@ every server that reads the tokenizer.
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, ConfigError, first_line
 
 _TEMPLATE_SECONDS = 10.0  # for three short messages; the largest known template takes a few milliseconds
 
@@ -42,6 +43,20 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     begins_with_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     tokenizer.chat_template = ("{{- bos_token -}}" if begins_with_bos else "") + _TURNS
     return True
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, ask: bool, name: str = "the model"
+) -> str:
+    """Write messages by a tokenizer's chat template, up to where an answer begins if `ask`.
+
+    Raises:
+        ConfigError: the template refuses them.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+    except Exception as error:  # jinja's, and whatever a template raises itself
+        raise ConfigError(f"the chat template of {name} refuses this conversation: {first_line(error)}") from error
 
 
 def check_template_ends(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
