@@ -57,8 +57,8 @@ def test_models_and_adapters_speak_in_32_and_in_4_bits(adapter: Path, avx512_bf1
     adapted, both = load_chat_model(str(adapter)), load_chat_model(str(adapter), quantization="nf4")
     kinds = [type(each.model.get_decoder().layers[0].mlp.up_proj).__name__ for each in (plain, packed, adapted, both)]
     assert kinds == ["Linear", "Linear4bit", "Linear", "Linear4bit"]
-    assert all(len(answer_of(each)) > 5 for each in (plain, packed, adapted, both))
-    assert answer_of(adapted) != answer_of(plain)
+    assert all(len(answer_of(each)) > 5 for each in (plain, packed))  # the adapters' weights are random: they may stop
+    assert answer_of(adapted) != answer_of(plain) and answer_of(both) != answer_of(packed)
     assert not avx512_bf16  # the tiny model's layers do not fit that kernel
 
 
