@@ -63,8 +63,10 @@ versions: $(DEVELOPMENT) ## Install wheel and sdist with the oldest, newest and 
 test-seeds: $(DEVELOPMENT) ## Run the tests that take a seed, slow ones too, each under 100 (SEEDS=…, TESTS=…)
 	@$(PYTEST) -n $(WORKERS) -m "slow or not slow" --seeds $(SEEDS) $(TESTS)
 
-fuzz: $(DEVELOPMENT) ## Give 10,170 bad inputs to what reads them (half an hour; SHARE=0.1 a tenth of them)
+fuzz: $(DEVELOPMENT) ## Give 10,170 bad inputs to what reads them (half an hour; SHARE=0.1 a tenth of them), then guided ones
 	@$(PY) -m tests.faults.campaign inputs --share $(SHARE) --seed $(SEED) --counts build/faults-counts.json
+	@$(PIP_INSTALL) atheris==3.0.0
+	@$(PY) -m tests.faults.guided build/faults/corpus
 
 faults: $(DEVELOPMENT) ## Disturb commands by 670 faults and start them again (two hours; SHARE=0.1, SEED=2), then the slow tests
 	@$(PY) -m tests.faults.campaign faults --share $(SHARE) --seed $(SEED) --counts build/faults-counts.json

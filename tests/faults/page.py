@@ -65,6 +65,10 @@ make fuzz    # bad inputs: each is refused by a message, or read as what it now 
 make faults  # a command in a process of its own, disturbed, and then started again without the fault
 ```
 
+`make fuzz` ends with a minute of inputs for each of five kinds that coverage of longlora's lines guides
+(`tests/faults/guided.py`, by atheris). Those that reach new lines are kept in `build/faults/corpus` and begin the next
+run; they are not counted here.
+
 Counts are written as they come. A campaign that was cut short goes on where it stopped; `SEED=2` makes other attacks.
 
 An attack counts as *refused* where it ended in a message, *accepted* where what was left of the input was good,
