@@ -90,6 +90,8 @@ class Arm:
     recall_share: float = 0.0
     """Share of the long rows that are made-up documents with facts and questions."""
     tuning: Literal["lora+", "lora"] = "lora+"
+    rank: int = 32
+    """Of LoRA."""
     far_target_weight: float = 0.0
     """Extra weight of targets that are more than a group from the beginning of their document."""
 
@@ -114,6 +116,8 @@ ARMS = {
     "full, far targets weighted": Arm(dense=1.0, far_target_weight=4.0),
     "full, LoRA alone": Arm(dense=1.0, tuning="lora"),
     "S², LoRA alone": Arm(s2=True, tuning="lora"),
+    "S², rank 8": Arm(s2=True, rank=8),
+    "S², rank 128": Arm(s2=True, rank=128),
 }
 
 
@@ -128,6 +132,7 @@ def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_ra
     settings |= {"max_steps": steps, "per_device_train_batch_size": sizes.rows_per_step, "dtype": sizes.dtype}
     settings |= {"rope": {"rope_type": positions}, "learning_rate": learning_rate, "warmup_steps": max(1, steps // 10)}
     settings |= {"attention": attention, "tuning": arm.tuning, "far_target_weight": arm.far_target_weight}
+    settings["lora"] = {**settings["lora"], "r": arm.rank, "lora_alpha": 2 * arm.rank}
     settings |= {"seed": seed, "save_steps": steps, "output_dir": tempfile.mkdtemp(), "data": {"source": "as laid out"}}
     return parse_recipe(settings)
 
