@@ -93,7 +93,9 @@ def test_costs_are_the_planners_and_of_the_layout(load) -> None:
 
     full = cost("full")
     assert cost("full", 5).attention == full.attention / 2
-    assert {cost(name).linear for name, arm in arms.ARMS.items() if arm.tuning == "lora+"} == {full.linear}
+    alike = {name for name, arm in arms.ARMS.items() if (arm.tuning, arm.rank) == ("lora+", arms.ARMS["full"].rank)}
+    assert {cost(name).linear for name in alike} == {full.linear}
+    assert cost("S², rank 8").linear < full.linear < cost("S², rank 128").linear
     assert cost("full, LoRA alone").linear < full.linear
     # Pairs of one head and row: a triangle of 1,024, four of 256, and for shifted heads three of 256 and two of 128.
     whole, group, half = (tokens * (tokens + 1) / 2 for tokens in (1024, 256, 128))
