@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
+from trl import SFTConfig
 
 from longlora.config import Recipe, parse_recipe
 from longlora.data import pack_rows, read_documents, tokenize_documents
 from longlora.demo.recall_text import write_recall_documents
 from longlora.demo.walkthrough import SHARED_SETTINGS
+from longlora.models.grouping import Grouping, set_grouping
 from longlora.models.load import compute_dtype, load_for_training, load_tokenizer, model_source
 from longlora.planner.compute import Flops, row_flops
 from longlora.tiny import TINY_MODEL
@@ -94,6 +96,19 @@ class Arm:
     """Of LoRA."""
     far_target_weight: float = 0.0
     """Extra weight of targets that are more than a group from the beginning of their document."""
+    lr_scheduler_type: str = "linear"
+
+    phases: tuple[float | None, ...] = ()
+    """Group sizes of S²-Attn, over the grid's, in equal parts of the run; None is full attention."""
+    is_interleaved: bool = False
+    """Whether the phases alternate step by step."""
+    dense_layer_every: int = 0
+    """One layer in so many, the last of each, has full attention in all steps."""
+
+    def times_group_at(self, step: int, steps: int) -> float | None:
+        """Return the group size of a step of the phases, from 0, over the grid's; None is full attention."""
+        count = len(self.phases)
+        return self.phases[step % count if self.is_interleaved else step * count // steps]
 
 
 ARMS = {
@@ -116,6 +131,16 @@ ARMS = {
     "full, far targets weighted": Arm(dense=1.0, far_target_weight=4.0),
     "full, LoRA alone": Arm(dense=1.0, tuning="lora"),
     "S², LoRA alone": Arm(s2=True, tuning="lora"),
+    "S², 4 sink tokens": Arm(s2=True, sink_tokens=4),
+    "S², first 40 % dense": Arm(s2=True, phases=(None, None, 1, 1, 1)),
+    "S², two steps of five dense": Arm(s2=True, phases=(1, 1, None, 1, None), is_interleaved=True),
+    "S², growing groups": Arm(s2=True, phases=(0.5, 1, 2, None)),
+    "S², every third layer dense": Arm(s2=True, dense_layer_every=3),
+    "S², every other layer dense": Arm(s2=True, dense_layer_every=2),
+    "full, constant rate": Arm(dense=1.0, lr_scheduler_type="constant_with_warmup"),
+    "S², last 40 % dense, constant rate": Arm(s2=True, dense=0.4, lr_scheduler_type="constant_with_warmup"),
+    "full, cosine": Arm(dense=1.0, lr_scheduler_type="cosine"),
+    "S², last 40 % dense, cosine": Arm(s2=True, dense=0.4, lr_scheduler_type="cosine"),
     "S², rank 8": Arm(s2=True, rank=8),
     "S², rank 128": Arm(s2=True, rank=128),
 }
@@ -132,6 +157,7 @@ def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_ra
     settings |= {"max_steps": steps, "per_device_train_batch_size": sizes.rows_per_step, "dtype": sizes.dtype}
     settings |= {"rope": {"rope_type": positions}, "learning_rate": learning_rate, "warmup_steps": max(1, steps // 10)}
     settings |= {"attention": attention, "tuning": arm.tuning, "far_target_weight": arm.far_target_weight}
+    settings["lr_scheduler_type"] = arm.lr_scheduler_type
     settings["lora"] = {**settings["lora"], "r": arm.rank, "lora_alpha": 2 * arm.rank}
     settings |= {"seed": seed, "save_steps": steps, "output_dir": tempfile.mkdtemp(), "data": {"source": "as laid out"}}
     return parse_recipe(settings)
@@ -205,7 +231,26 @@ def recall_rows(sizes: Sizes, cache_dir: Path) -> Dataset:
     return pack_rows(documents, context_length=length)
 
 
-def train(recipe: Recipe, rows: Dataset) -> tuple[PreTrainedModel, float]:
+class Phases(TrainerCallback):
+    """Changes the groups from step to step, or from layer to layer, as recipes cannot."""
+
+    def __init__(self, arm: Arm, sizes: Sizes) -> None:
+        self._arm, self._sizes = arm, sizes
+
+    def on_step_begin(
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs: Any
+    ) -> None:
+        """Set the groups of the next step."""
+        if self._arm.phases:
+            times = self._arm.times_group_at(state.global_step, state.max_steps)
+            group_size = None if times is None else int(times * self._sizes.group_size)
+            set_grouping(model, Grouping(group_size=group_size, sink_tokens=self._arm.sink_tokens))
+        if every := self._arm.dense_layer_every:
+            for layer in model.base_model.model.model.layers[every - 1 :: every]:
+                set_grouping(layer, Grouping(group_size=None))
+
+
+def train(arm: Arm, recipe: Recipe, rows: Dataset, sizes: Sizes) -> tuple[PreTrainedModel, float]:
     """Train on rows in order, with longlora's trainer; return the model and the seconds of the steps.
 
     Weights trained in float32 are then converted to the recipe's dtype, as after saving and loading.
@@ -217,6 +262,7 @@ def train(recipe: Recipe, rows: Dataset) -> tuple[PreTrainedModel, float]:
     run = RunDirectory(recipe)
     run.root.mkdir(parents=True, exist_ok=True)
     trainer = build_trainer(recipe, prepared, Rows(rows, None), run, arguments, Sigterm())
+    trainer.add_callback(Phases(arm, sizes))  # after the trainer's own choice of the groups
     seconds = trainer.train().metrics["train_runtime"]
     trainer.progress_bar.close()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
@@ -231,9 +277,14 @@ def cost(arm: Arm, recipe: Recipe, sizes: Sizes) -> Flops:
     They are the planner's; a `cut` or `pieces` row costs as much as separate rows of one group each.
     """
     first, dense = row_costs(arm, recipe, sizes)
-    dense_rows = round(recipe.max_steps * arm.dense) * sizes.rows_per_step
-    first_rows = recipe.max_steps * sizes.rows_per_step - dense_rows
-    return Flops(*(first_rows * early + dense_rows * late for early, late in zip(first, dense, strict=True)))
+    num_dense = round(recipe.max_steps * arm.dense)
+    rows = [first] * (recipe.max_steps - num_dense) + [dense] * num_dense
+    if arm.phases:
+        run, steps = planned_run(recipe), recipe.max_steps
+        sizes_in_tokens = {times: int(times * sizes.group_size) for times in arm.phases if times}
+        grouped = {times: row_flops(replace(run, group_size=size)) for times, size in sizes_in_tokens.items()}
+        rows = [grouped.get(arm.times_group_at(step, steps), dense) for step in range(steps)]
+    return Flops(*(sizes.rows_per_step * sum(parts) for parts in zip(*rows, strict=True)))
 
 
 def row_costs(arm: Arm, recipe: Recipe, sizes: Sizes) -> tuple[Flops, Flops]:
@@ -245,4 +296,7 @@ def row_costs(arm: Arm, recipe: Recipe, sizes: Sizes) -> tuple[Flops, Flops]:
         first = Flops(*(sizes.context_length // sizes.group_size * part for part in group))
     elif arm.s2:
         first = row_flops(run)
+    if arm.dense_layer_every:
+        share = run.architecture.num_layers // arm.dense_layer_every / run.architecture.num_layers
+        first = first._replace(attention=(1 - share) * first.attention + share * dense.attention)
     return first, dense

@@ -64,6 +64,7 @@ FEWER_OF_MORE = (60,)
 RATE = 1e-3
 RATES = (3e-4, 3e-3)  # the other rates: each arm is judged at the best of three
 DECIDING = ("full", "S²", "S², last 40 % dense", "rows of g, last 40 % dense")
+OTHER_POSITIONS = ("linear", "theta", "llama3", "dynamic")
 SEEDS = 5
 
 
@@ -80,7 +81,7 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """Yield the cells: untrained; all arms seed by seed; the curve to beat; other positions, steps and rates."""
-    for positions in ("", "yarn", "linear"):
+    for positions in ("", "yarn", *OTHER_POSITIONS):
         yield Cell(arm="base", positions=positions, steps=0, learning_rate=0.0, seed=0)
     for seed in range(SEEDS):
         common: dict[str, Any] = {"positions": "yarn", "seed": seed}
@@ -92,8 +93,9 @@ def cells() -> Iterator[Cell]:
         for steps in FEWER_OF_MORE:
             yield Cell(arm="full", steps=steps, learning_rate=RATE, **common)
         for arm in DECIDING:
+            for positions in OTHER_POSITIONS:
+                yield Cell(arm=arm, steps=EQUAL_TOKENS, learning_rate=RATE, positions=positions, seed=seed)
             yield Cell(arm=arm, steps=MORE_STEPS, learning_rate=RATE, **common)
-            yield Cell(arm=arm, steps=EQUAL_TOKENS, learning_rate=RATE, positions="linear", seed=seed)
             for rate in RATES:
                 yield Cell(arm=arm, steps=EQUAL_TOKENS, learning_rate=rate, **common)
 
@@ -193,7 +195,7 @@ class Bench:
         spent |= {"passes": round(len(rows) / len(self._rows), 2)}
         spent |= {"flops_linear": flops.linear, "flops_attention": flops.attention}
         started = time.monotonic()
-        model, seconds = _arms.train(recipe, rows)
+        model, seconds = _arms.train(arm, recipe, rows, sizes)
         spent |= {"seconds_training": round(time.monotonic() - started, 1), "seconds_steps": round(seconds, 1)}
         shutil.rmtree(recipe.output_dir)
         return model, spent

@@ -4,11 +4,13 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
+
+from longlora.models.grouping import Grouping, grouping_of, set_grouping
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "benchmarks" / "paper"
@@ -105,6 +107,40 @@ def test_costs_are_the_planners_and_of_the_layout(load) -> None:
     assert cost("S², groups of 128").attention < cost("S²").attention < cost("S², groups of 512").attention
     finished = 0.6 * shares["S²"] / whole + 0.4
     assert cost("S², last 40 % dense").attention / full.attention == pytest.approx(finished)
+    for name in ("S², first 40 % dense", "S², two steps of five dense"):
+        assert cost(name).attention / full.attention == pytest.approx(finished)
+    grown = ["S², groups of 128", "S²", "S², groups of 512", "full"]
+    assert cost("S², growing groups", 8).attention == pytest.approx(sum(cost(name, 2).attention for name in grown))
+    half_of_layers = 0.5 * shares["S²"] / whole + 0.5
+    assert cost("S², every other layer dense").attention / full.attention == pytest.approx(half_of_layers)
+
+
+def test_phases_set_the_groups_of_each_step_and_layer(load) -> None:
+    arms = load("_arms")
+
+    def group_sizes(name: str, step: int) -> list[int | None]:
+        layers = torch.nn.ModuleList([torch.nn.Linear(1, 1) for _ in range(6)])
+        model = Module(base_model=Module(model=Module(model=Module(layers=layers))))
+        set_grouping(model, Grouping(group_size=256))
+        phases = arms.Phases(arms.ARMS[name], arms.TINY)
+        phases.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=10), None, model)
+        return [grouping_of(layer, Grouping(group_size=1)).group_size for layer in layers]
+
+    assert [group_sizes("S², first 40 % dense", step)[0] for step in (0, 3, 4, 9)] == [None, None, 256, 256]
+    assert [group_sizes("S², growing groups", step)[0] for step in (0, 3, 5, 9)] == [128, 256, 512, None]
+    alternating = [group_sizes("S², two steps of five dense", step)[0] for step in range(5)]
+    assert alternating == [256, 256, None, 256, None]
+    assert group_sizes("S², every third layer dense", 0) == [256, 256, None, 256, 256, None]
+    assert group_sizes("S²", 0) == [256] * 6
+
+
+class Module(torch.nn.Module):
+    """A module with these children."""
+
+    def __init__(self, **children: torch.nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            setattr(self, name, child)
 
 
 def test_costs_of_a_step_are_the_planners(load) -> None:
