@@ -102,8 +102,8 @@ class Arm:
     """Group sizes of S²-Attn, over the grid's, in equal parts of the run; None is full attention."""
     is_interleaved: bool = False
     """Whether the phases alternate step by step."""
-    dense_layer_every: int = 0
-    """One layer in so many, the last of each, has full attention in all steps."""
+    full_attention_interval: int | None = None
+    """One layer in so many has full attention in all steps."""
 
     def times_group_at(self, step: int, steps: int) -> float | None:
         """Return the group size of a step of the phases, from 0, over the grid's; None is full attention."""
@@ -133,10 +133,14 @@ ARMS = {
     "S², LoRA alone": Arm(s2=True, tuning="lora"),
     "S², 4 sink tokens": Arm(s2=True, sink_tokens=4),
     "S², first 40 % dense": Arm(s2=True, phases=(None, None, 1, 1, 1)),
+    "S², first 20 % dense": Arm(s2=True, phases=(None, 1, 1, 1, 1)),
+    "S², 1 sink token, first 40 % dense": Arm(s2=True, sink_tokens=1, phases=(None, None, 1, 1, 1)),
     "S², two steps of five dense": Arm(s2=True, phases=(1, 1, None, 1, None), is_interleaved=True),
     "S², growing groups": Arm(s2=True, phases=(0.5, 1, 2, None)),
-    "S², every third layer dense": Arm(s2=True, dense_layer_every=3),
-    "S², every other layer dense": Arm(s2=True, dense_layer_every=2),
+    "S², one layer of six dense": Arm(s2=True, full_attention_interval=6),
+    "S², every third layer dense": Arm(s2=True, full_attention_interval=3),
+    "S², every other layer dense": Arm(s2=True, full_attention_interval=2),
+    "S², 1 sink token, every third layer dense": Arm(s2=True, sink_tokens=1, full_attention_interval=3),
     "full, constant rate": Arm(dense=1.0, lr_scheduler_type="constant_with_warmup"),
     "S², last 40 % dense, constant rate": Arm(s2=True, dense=0.4, lr_scheduler_type="constant_with_warmup"),
     "full, cosine": Arm(dense=1.0, lr_scheduler_type="cosine"),
@@ -152,7 +156,7 @@ def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_ra
     if arm.s2:
         group_size = int(arm.times_group * sizes.group_size)
         attention = {"pattern": "s2", "group_size": group_size, "sink_tokens": arm.sink_tokens}
-        attention["dense_finish"] = arm.dense
+        attention |= {"dense_finish": arm.dense, "full_attention_interval": arm.full_attention_interval}
     settings = {**SHARED_SETTINGS, "model_name_or_path": sizes.base, "context_length": sizes.context_length}
     settings |= {"max_steps": steps, "per_device_train_batch_size": sizes.rows_per_step, "dtype": sizes.dtype}
     settings |= {"rope": {"rope_type": positions}, "learning_rate": learning_rate, "warmup_steps": max(1, steps // 10)}
@@ -232,7 +236,7 @@ def recall_rows(sizes: Sizes, cache_dir: Path) -> Dataset:
 
 
 class Phases(TrainerCallback):
-    """Changes the groups from step to step, or from layer to layer, as recipes cannot."""
+    """Changes the groups from step to step, as recipes cannot."""
 
     def __init__(self, arm: Arm, sizes: Sizes) -> None:
         self._arm, self._sizes = arm, sizes
@@ -245,9 +249,6 @@ class Phases(TrainerCallback):
             times = self._arm.times_group_at(state.global_step, state.max_steps)
             group_size = None if times is None else int(times * self._sizes.group_size)
             set_grouping(model, Grouping(group_size=group_size, sink_tokens=self._arm.sink_tokens))
-        if every := self._arm.dense_layer_every:
-            for layer in model.base_model.model.model.layers[every - 1 :: every]:
-                set_grouping(layer, Grouping(group_size=None))
 
 
 def train(arm: Arm, recipe: Recipe, rows: Dataset, sizes: Sizes) -> tuple[PreTrainedModel, float]:
@@ -296,7 +297,4 @@ def row_costs(arm: Arm, recipe: Recipe, sizes: Sizes) -> tuple[Flops, Flops]:
         first = Flops(*(sizes.context_length // sizes.group_size * part for part in group))
     elif arm.s2:
         first = row_flops(run)
-    if arm.dense_layer_every:
-        share = run.architecture.num_layers // arm.dense_layer_every / run.architecture.num_layers
-        first = first._replace(attention=(1 - share) * first.attention + share * dense.attention)
     return first, dense

@@ -1,10 +1,12 @@
 """Load a pretrained model whose attention follows a named pattern, including two that recipes do not have.
 
 The patterns are `full`; `s2`, as in the paper; `rows`, with all heads cut at the same places; and `no shift`, the same
-under another name, for use with sinks. With the suffix ` sinkN`, every group also sees the first N tokens.
+under another name, for use with sinks. With the suffix ` sinkN`, every group also sees the first N tokens; with ` fullN`,
+one layer in N has full attention.
 """
 
 import copy
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,20 @@ from longlora.models.memory_optimizations import keep_hidden_states_in
 _NAME = "by pattern"
 _LOGITS_AT_A_TIME = 1024  # tokens
 _cuts: list[CutPoints] = []
-"""For the following forward passes."""
+"""For the following forward passes: of each layer, repeated."""
 
 
 def follow(pattern: str, tokens: int, group_size: int) -> None:
     """Make rows of `tokens` tokens attend by a pattern from now on."""
-    name, _, sinks = pattern.partition(" sink")
+    parts = re.fullmatch(r"(.*?)(?: sink(\d+))?(?: full(\d+))?", pattern)
+    assert parts
+    name, sinks, interval = parts.groups()
     cuts = cut_points(1, tokens, group_size=None if name == "full" else group_size, sink_tokens=int(sinks or 0))
     if name in ("rows", "no shift"):
         cuts = CutPoints(cuts.unshifted, None, cuts.sink_tokens, cuts.documents, cuts.group_size)
     _cuts[:] = [cuts]
+    if interval:
+        _cuts[:] = [cuts] * (int(interval) - 1) + [cut_points(1, tokens, group_size=None)]
 
 
 def load(path: Path, dtype: torch.dtype, device: torch.device, *, tuning: str) -> Any:
@@ -87,5 +93,6 @@ def _losses(head: torch.nn.Module, states: Tensor, targets: Tensor) -> Tensor:
 def _attend(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    output = attend_in_segments(query, key, value, _cuts[0], scale=scaling)  # (1, H, T, D)
+    cuts = _cuts[module.layer_idx % len(_cuts)]
+    output = attend_in_segments(query, key, value, cuts, scale=scaling)  # (1, H, T, D)
     return output.transpose(1, 2).contiguous(), None  # (1, T, H, D)

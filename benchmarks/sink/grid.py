@@ -39,7 +39,8 @@ from longlora.models.load import load_tokenizer  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BEFORE = ["full", "rows", "rows sink4", "s2", "s2 sink1", "s2 sink4", "s2 sink16", "no shift sink1"]
-TRAINED = ["full", "s2", "s2 sink1", "s2 sink4", "rows", "no shift sink1"]
+BEFORE += ["s2 full3", "s2 sink1 full3", "s2 sink1 full6"]
+TRAINED = ["full", "s2", "s2 sink1", "s2 sink4", "rows", "no shift sink1", "s2 sink1 full3"]
 
 
 @dataclass(frozen=True, kw_only=True)

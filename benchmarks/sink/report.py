@@ -29,6 +29,9 @@ NAMES = {
     "s2 sink4": "S², 4 sink tokens",
     "s2 sink16": "S², 16 sink tokens",
     "no shift sink1": "rows of g, 1 sink token",
+    "s2 full3": "S², every third layer full",
+    "s2 sink1 full3": "S², 1 sink token, every third layer full",
+    "s2 sink1 full6": "S², 1 sink token, one layer of six full",
 }
 
 

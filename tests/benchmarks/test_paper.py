@@ -115,32 +115,20 @@ def test_costs_are_the_planners_and_of_the_layout(load) -> None:
     assert cost("S², every other layer dense").attention / full.attention == pytest.approx(half_of_layers)
 
 
-def test_phases_set_the_groups_of_each_step_and_layer(load) -> None:
+def test_phases_set_the_groups_of_each_step(load) -> None:
     arms = load("_arms")
 
-    def group_sizes(name: str, step: int) -> list[int | None]:
-        layers = torch.nn.ModuleList([torch.nn.Linear(1, 1) for _ in range(6)])
-        model = Module(base_model=Module(model=Module(model=Module(layers=layers))))
-        set_grouping(model, Grouping(group_size=256))
+    def group_size(name: str, step: int) -> int | None:
+        layer = torch.nn.Linear(1, 1)
+        set_grouping(layer, Grouping(group_size=256))
         phases = arms.Phases(arms.ARMS[name], arms.TINY)
-        phases.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=10), None, model)
-        return [grouping_of(layer, Grouping(group_size=1)).group_size for layer in layers]
+        phases.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=10), None, layer)
+        return grouping_of(layer, Grouping(group_size=1)).group_size
 
-    assert [group_sizes("S², first 40 % dense", step)[0] for step in (0, 3, 4, 9)] == [None, None, 256, 256]
-    assert [group_sizes("S², growing groups", step)[0] for step in (0, 3, 5, 9)] == [128, 256, 512, None]
-    alternating = [group_sizes("S², two steps of five dense", step)[0] for step in range(5)]
-    assert alternating == [256, 256, None, 256, None]
-    assert group_sizes("S², every third layer dense", 0) == [256, 256, None, 256, 256, None]
-    assert group_sizes("S²", 0) == [256] * 6
-
-
-class Module(torch.nn.Module):
-    """A module with these children."""
-
-    def __init__(self, **children: torch.nn.Module) -> None:
-        super().__init__()
-        for name, child in children.items():
-            setattr(self, name, child)
+    assert [group_size("S², first 40 % dense", step) for step in (0, 3, 4, 9)] == [None, None, 256, 256]
+    assert [group_size("S², growing groups", step) for step in (0, 3, 5, 9)] == [128, 256, 512, None]
+    assert [group_size("S², two steps of five dense", step) for step in range(5)] == [256, 256, None, 256, None]
+    assert group_size("S²", 0) == 256
 
 
 def test_costs_of_a_step_are_the_planners(load) -> None:

@@ -78,14 +78,15 @@ def test_cells_are_measured_once_and_patterns_differ(load, tmp_path: Path, monke
     assert len(file.read_text().splitlines()) == len(rows)
 
 
-@pytest.mark.parametrize("pattern", ["full", "rows", "s2", "s2 sink1", "no shift sink1"])
+@pytest.mark.parametrize("pattern", ["full", "rows", "s2", "s2 sink1", "no shift sink1", "s2 sink1 full3"])
 def test_patterns_are_what_their_names_say(pattern: str, load) -> None:
     from longlora.attention import attend_in_segments
     from longlora.attention.reference import s2_mask
 
     patterns = load("_patterns")
     patterns.follow(pattern, 12, 4)
-    name, _, sinks = pattern.partition(" sink")
+    plain, _, interval = pattern.partition(" full")
+    name, _, sinks = plain.partition(" sink")
     eye = torch.eye(12, dtype=torch.float64)[None, None].expand(1, 4, 12, 12)
     seen = attend_in_segments(torch.zeros_like(eye), torch.zeros_like(eye), eye, patterns._cuts[0]) > 0  # (1, H, T, T)
     whole = {"group_size": 100, "cu_seqlens": torch.tensor([0, 12])} if name == "full" else {"group_size": 4}
@@ -93,6 +94,9 @@ def test_patterns_are_what_their_names_say(pattern: str, load) -> None:
     if name in ("rows", "no shift"):
         expected = expected[:, :1].expand(1, 4, 12, 12)
     assert torch.equal(seen, expected)
+    if interval:
+        last = attend_in_segments(torch.zeros_like(eye), torch.zeros_like(eye), eye, patterns._cuts[2]) > 0
+        assert len(patterns._cuts) == 3 and torch.equal(last, s2_mask(eye, group_size=100).expand(1, 4, 12, 12))
 
 
 def test_the_cost_is_a_ratio_of_pairs(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

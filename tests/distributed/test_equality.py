@@ -1,6 +1,7 @@
 """Two processes train what one process trains, whichever strategy divides the work."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.distributed.conftest import TrainCommand, complete, losses
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.config import parse_recipe
 from longlora.merge import merge_adapter
@@ -58,6 +60,34 @@ def test_two_processes_are_one(
     assert all((checkpoints[1] / f"rng_state_{rank}.pth").exists() for rank in (0, 1))
     start = json.loads((tmp_path / "two" / "environment.json").read_text())[-1]
     assert (start["strategy"], start["processes"]) == (strategy, 2)
+
+
+@pytest.fixture
+def untied_base(base_model: Path, tmp_path: Path) -> Path:
+    """The base with an output layer of its own, in float16 as Llama 2's."""
+    folder = tmp_path / "untied"
+    shutil.copytree(base_model, folder)
+    config = AutoConfig.from_pretrained(base_model, tie_word_embeddings=False)
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"tuning": "full"}, {"new_tokens": ["<a>", "<b>"]}], ids=str)
+def test_weights_that_the_main_process_alone_reads(
+    train_command: TrainCommand,
+    recipe_values: dict[str, Any],
+    untied_base: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+) -> None:
+    changes = {"model_name_or_path": str(untied_base), **changes}
+    train(parse_recipe({**recipe_values, **changes}))
+    complete(train_command("two", "--strategy", "fsdp2", *TWO, gradient_accumulation_steps=1, **changes))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    result = "model" if "tuning" in changes else "adapter"
+    assert_same_result(tmp_path / "one" / result, tmp_path / "two" / result, tolerance=1e-5)
 
 
 @pytest.mark.slow  # the same arithmetic by hand is in tests/training/test_sequence_parallel.py

@@ -8,7 +8,7 @@ from tests.models.small_models import SIZES, assert_close, mistral, random_token
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedModel
 
 from longlora.errors import ConfigError
-from longlora.models.grouping import default_grouping
+from longlora.models.grouping import Grouping, default_grouping, set_grouping
 from longlora.models.registration import set_group_size
 
 
@@ -66,14 +66,58 @@ def test_the_environment_sets_the_sink_tokens_of_models_that_have_none(model, se
     with pytest.raises(AssertionError, match="differs by"):
         assert_close(default, actual)
     monkeypatch.setenv("LONGLORA_SINK_TOKENS", "-2")
-    with pytest.raises(ConfigError, match="LONGLORA_SINK_TOKENS must be a number of tokens, at least 0, got '-2'"):
+    with pytest.raises(ConfigError, match="LONGLORA_SINK_TOKENS must be a whole number, at least 0, got '-2'"):
         trained_logits(model, seed)
+
+
+def four_layers(seed: int) -> PreTrainedModel:
+    return tiny_model(seed, LlamaConfig(**SIZES | {"num_hidden_layers": 4}))
+
+
+@pytest.mark.parametrize("by", ["call", "environment"])
+def test_one_layer_of_the_interval_trains_with_full_attention(seed, monkeypatch, by):
+    model = four_layers(seed)
+    groups = trained_logits(with_group_size(model, 16), seed)
+    expected = with_group_size(model, 16)
+    for number in (1, 3):
+        set_grouping(expected.model.layers[number], Grouping(group_size=None))
+    if by == "call":
+        set_group_size(model, 16, full_attention_interval=2)
+    else:
+        monkeypatch.setenv("LONGLORA_FULL_ATTENTION_INTERVAL", "2")
+    actual = trained_logits(model, seed)
+    assert torch.equal(actual, trained_logits(expected, seed))
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_close(groups, actual)
+
+
+def test_an_interval_counts_the_layers_without_a_window():
+    config = LlamaConfig(**SIZES)
+    config.layer_types = ["sliding_attention", "full_attention"] * 3
+    assert Grouping(group_size=4, full_attention_interval=2).full_layers(config) == [3]
+    assert Grouping(group_size=4, full_attention_interval=3).full_layers(config) == [5]
+    assert Grouping(group_size=None, full_attention_interval=3).full_layers(config) == []
+    with pytest.raises(ConfigError, match="full_attention_interval=4 exceeds the 3 layers of llama that could have"):
+        Grouping(group_size=4, full_attention_interval=4).full_layers(config)
+
+
+def test_refuses_an_interval_that_leaves_no_groups_or_no_full_attention(seed):
+    model = four_layers(seed)
+    with pytest.raises(ConfigError, match="full_attention_interval must be at least 2 layers, got 1"):
+        set_group_size(model, 8, full_attention_interval=1)
+    with pytest.raises(ConfigError, match="full_attention_interval=5 exceeds the 4 layers of llama"):
+        set_group_size(model, 8, full_attention_interval=5)
+    set_group_size(model, 8, full_attention_interval=2)
+    for layer in model.model.layers:
+        del layer.self_attn.layer_idx
+    with pytest.raises(ConfigError, match="LlamaAttention does not know which layer it is"):
+        model.train()(random_tokens(seed), use_cache=False)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "", "8.5"])
 def test_refuses_an_environment_without_a_number_of_tokens(model, value, seed, monkeypatch):
     monkeypatch.setenv("LONGLORA_GROUP_SIZE", value)
-    with pytest.raises(ConfigError, match=f"LONGLORA_GROUP_SIZE must be a number of tokens, at least 1, got '{value}'"):
+    with pytest.raises(ConfigError, match=f"LONGLORA_GROUP_SIZE must be a whole number, at least 1, got '{value}'"):
         trained_logits(model, seed)
 
 

@@ -46,6 +46,16 @@ def test_the_layers_are_told_once(seed, caplog, is_set):
     assert [record.levelname for record in caplog.records if "attention layers train" in record.message] == ["WARNING"]
 
 
+def test_layers_with_full_attention_are_told(seed, caplog):
+    model = tiny_model(seed, mixed()).train()
+    set_group_size(model, 3, full_attention_interval=2)
+    told = "1 of 4 attention layers train with S²-Attn (1); 1 train with full attention (3); the others keep their own"
+    assert told in caplog.text
+    plain = tiny_model(seed).train()
+    set_group_size(plain, 3, full_attention_interval=2)
+    assert "1 of 2 attention layers train with S²-Attn (0); 1 train with full attention (1)" in caplog.text
+
+
 def test_layers_are_told_in_the_second_step_where_the_last_is_of_another_kind(seed, caplog):
     """As with linear attention; here the last layer is not called at all."""
     model = tiny_model(seed, mixed()).train()

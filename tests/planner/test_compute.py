@@ -128,6 +128,16 @@ def test_pairs_are_those_of_the_cuts_that_s2_attention_makes(tokens: int, group:
     assert head_pairs(run) == expected
 
 
+def test_pairs_of_layers_with_full_attention(llama_7b: Any) -> None:
+    run = PlannedRun(architecture=llama_7b, context_length=4096)
+    full = head_pairs(replace(run, attention="full"))
+    mixed = head_pairs(replace(run, full_attention_interval=3))
+    assert mixed == (10 * full + 22 * head_pairs(run)) // 32  # layers 2, 5, … 29
+    assert head_pairs(replace(run, attention="full", full_attention_interval=3)) == full
+    with pytest.raises(ConfigError, match=r"full_attention_interval=33 must not exceed the 32 layers"):
+        replace(run, full_attention_interval=33)
+
+
 def test_a_quarter_of_the_row_leaves_0_234_of_the_pairs(llama_7b: Any) -> None:
     run = PlannedRun(architecture=llama_7b, context_length=65536)
     assert head_pairs(run) / head_pairs(replace(run, attention="full")) == pytest.approx(0.234375, rel=1e-3)

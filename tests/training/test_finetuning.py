@@ -55,8 +55,9 @@ def test_the_summary_says_what_was_measured(make_sft: MakeRecipe) -> None:
     assert summary["last_start"]["tokens_per_second"] < 2 * 128 / step  # rows of conversations are not quite full
 
 
-def test_a_run_that_was_killed_before_its_result_looks_back_all_the_same(make_sft: MakeRecipe) -> None:
-    recipe = make_sft(max_steps=4, save_steps=4)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_was_killed_before_its_result_looks_back_all_the_same(make_sft: MakeRecipe, dtype: str) -> None:
+    recipe = make_sft(max_steps=4, save_steps=4, dtype=dtype)
     root = Path(recipe.output_dir)
     adapter = train(recipe)
     weights, samples = (adapter / "adapter_model.safetensors").read_bytes(), (root / "samples.md").read_text()

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tests.families.families import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
@@ -89,7 +91,14 @@ def test_a_miniature_keeps_the_ratio_of_heads_and_reads_texts_that_are_there(tmp
     assert again == recipe
 
 
-@pytest.mark.parametrize("name", sorted({family.model_type for family in FAMILIES}))
+def types() -> Iterator[Any]:
+    """Every type of causal models in transformers that has its own configuration; those not of a family are slow."""
+    families = {family.model_type for family in FAMILIES}
+    for name in sorted(families | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() & CONFIG_MAPPING_NAMES.keys()):
+        yield pytest.param(name, marks=() if name in families else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", types())
 def test_a_tokenizer_of_any_type_has_a_row_for_each_token(name, tmp_path):
     """Beside the configuration of some types AutoTokenizer takes a class of theirs, with tokens of its own."""
     config = AutoConfig.for_model(name)

@@ -121,11 +121,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
-        if self.attention.pattern == "full" and self.attention.dense_finish > 0:
-            raise ValueError(
-                f"attention.dense_finish={self.attention.dense_finish} needs attention.pattern=s2: "
-                "a run with pattern=full is dense from the first step"
-            )
+        if self.attention.pattern == "full":
+            for name in ("dense_finish", "full_attention_interval"):
+                if value := getattr(self.attention, name):
+                    raise ValueError(
+                        f"attention.{name}={value} needs attention.pattern=s2: a run with pattern=full is dense in all "
+                        "steps and layers"
+                    )
         if self.group_size > self.context_length:
             raise ValueError(
                 f"attention.group_size={self.group_size} must not exceed context_length={self.context_length}; "

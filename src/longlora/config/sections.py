@@ -49,6 +49,9 @@ class AttentionConfig(Section):
     attention sink there and lose much without it; 1 recovers most of that (docs/sink.md)."""
     dense_finish: float = Field(default=0.0, ge=0, le=1)
     """Fraction of the steps that are trained with full attention, at the end of the run (0: the paper)."""
+    full_attention_interval: int | None = Field(default=None, ge=2)
+    """One layer in so many is trained with full attention in all steps, the last of each; layers with their own window
+    do not count. By default no layer is (the paper)."""
 
 
 class RopeConfig(Section):

@@ -15,6 +15,7 @@ from longlora.models.positions import readable_context
 
 GROUP_SIZE_VARIABLE = "LONGLORA_GROUP_SIZE"
 SINK_TOKENS_VARIABLE = "LONGLORA_SINK_TOKENS"
+FULL_ATTENTION_INTERVAL_VARIABLE = "LONGLORA_FULL_ATTENTION_INTERVAL"
 DEFAULT_GROUP_RATIO = 0.25
 _ATTRIBUTE = "s2_grouping"  # on modules
 USE_FULL_ATTENTION = (
@@ -27,7 +28,7 @@ class Grouping:
     """The settings of S²-Attn.
 
     Raises:
-        ConfigError: `group_size` is below 1, or `sink_tokens` below 0.
+        ConfigError: `group_size` is below 1, `sink_tokens` below 0, or `full_attention_interval` below 2.
     """
 
     group_size: int | None
@@ -36,11 +37,53 @@ class Grouping:
     sink_tokens: int = 0
     """How many tokens at the beginning of its document each group also sees; the paper has 0."""
 
+    full_attention_interval: int | None = None
+    """One layer in so many trains with full attention, the last of each; None, as in the paper, is no layer. Layers
+    with their own window do not count."""
+
     def __post_init__(self) -> None:
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(f"group_size must be at least 1 token, got {self.group_size}")
         if self.sink_tokens < 0:
             raise ConfigError(f"sink_tokens must be 0 or more, got {self.sink_tokens}")
+        if self.full_attention_interval is not None and self.full_attention_interval < 2:
+            raise ConfigError(
+                f"full_attention_interval must be at least 2 layers, got {self.full_attention_interval}; for full "
+                "attention in all of them, set no groups"
+            )
+
+    def full_layers(self, config: PreTrainedConfig) -> list[int]:
+        """Return the numbers of the layers that train with full attention although the others have groups.
+
+        Raises:
+            ConfigError: the interval is longer than the model.
+        """
+        if self.group_size is None or self.full_attention_interval is None:
+            return []
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        unwindowed = [number for number, kind in enumerate(kinds) if kind == "full_attention"]
+        if self.full_attention_interval > len(unwindowed):
+            raise ConfigError(
+                f"full_attention_interval={self.full_attention_interval} exceeds the {len(unwindowed)} layers of "
+                f"{config.model_type} that could have groups; choose a smaller one, or leave it out"
+            )
+        return unwindowed[self.full_attention_interval - 1 :: self.full_attention_interval]
+
+    def of_layer(self, layer: torch.nn.Module) -> "Grouping":
+        """Return the settings of an attention layer: these, or those of full attention.
+
+        Raises:
+            ConfigError: as for `full_layers`, or some layers have full attention and this one has no number.
+        """
+        assert isinstance(layer.config, PreTrainedConfig)
+        if not (full := self.full_layers(layer.config)):
+            return self
+        if (number := getattr(layer, "layer_idx", None)) is None:
+            raise ConfigError(
+                f"full_attention_interval={self.full_attention_interval}: {type(layer).__name__} does not know which "
+                "layer it is; leave full_attention_interval out"
+            )
+        return Grouping(group_size=None) if number in full else self
 
 
 def set_grouping(model: torch.nn.Module, grouping: Grouping) -> None:
@@ -50,22 +93,23 @@ def set_grouping(model: torch.nn.Module, grouping: Grouping) -> None:
 
 
 def grouping_of(module: torch.nn.Module, default: Grouping) -> Grouping:
-    """Return the settings of a layer, or the default if none were set."""
+    """Return the settings set on a model's module, or the default if none were set."""
     return getattr(module, _ATTRIBUTE, default)
 
 
 def default_grouping(config: PreTrainedConfig) -> Grouping:
     """Return the default settings: from the environment, otherwise groups of a quarter of the model's context.
 
-    The variables are `LONGLORA_GROUP_SIZE` and `LONGLORA_SINK_TOKENS`.
+    The variables are `LONGLORA_GROUP_SIZE`, `LONGLORA_SINK_TOKENS` and `LONGLORA_FULL_ATTENTION_INTERVAL`.
 
     Raises:
-        ConfigError: a variable is not a number of tokens, or the configuration does not state the model's context.
+        ConfigError: a variable is not a whole number, or the configuration does not state the model's context.
     """
     sink_tokens = _from_environment(SINK_TOKENS_VARIABLE, at_least=0) or 0
+    interval = _from_environment(FULL_ATTENTION_INTERVAL_VARIABLE, at_least=2)
     group_size = _from_environment(GROUP_SIZE_VARIABLE, at_least=1)
     if group_size is not None:
-        return Grouping(group_size=group_size, sink_tokens=sink_tokens)
+        return Grouping(group_size=group_size, sink_tokens=sink_tokens, full_attention_interval=interval)
     try:
         context = readable_context(config)
     except ConfigError as error:
@@ -73,7 +117,8 @@ def default_grouping(config: PreTrainedConfig) -> Grouping:
             f"{error}, so there is no default group size (a quarter of it): call longlora.set_group_size(model, …) or "
             f"set {GROUP_SIZE_VARIABLE}"
         ) from None
-    return Grouping(group_size=max(1, round(context * DEFAULT_GROUP_RATIO)), sink_tokens=sink_tokens)
+    group_size = max(1, round(context * DEFAULT_GROUP_RATIO))
+    return Grouping(group_size=group_size, sink_tokens=sink_tokens, full_attention_interval=interval)
 
 
 def _from_environment(variable: str, *, at_least: int) -> int | None:
@@ -81,5 +126,5 @@ def _from_environment(variable: str, *, at_least: int) -> int | None:
     if wanted is None:
         return None
     if not wanted.isdecimal() or int(wanted) < at_least:
-        raise ConfigError(f"{variable} must be a number of tokens, at least {at_least}, got {wanted!r}")
+        raise ConfigError(f"{variable} must be a whole number, at least {at_least}, got {wanted!r}")
     return int(wanted)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import enable_fsdp_ram_efficient_loading
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -18,6 +19,7 @@ from transformers import (
 
 from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
+from longlora.distributed import current_strategy
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.chat_template import check_template_ends
 from longlora.models.checkpoint import (
@@ -75,6 +77,10 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
     attention = _training_attention(config, recipe)
+    if current_strategy() == "fsdp2" and not (recipe.quantization or config.get_text_config().tie_word_embeddings):
+        # Only the main process reads the weights, and FSDP hands out their parts. accelerate 1.15 would tie embeddings
+        # again, which PEFT's wrapper around trained ones refuses.
+        enable_fsdp_ram_efficient_loading()
     dtype = compute_dtype(recipe.dtype)
     # Full fine-tuning, like the adapter, keeps float32 master weights and computes in `dtype` under autocast.
     weights_dtype = torch.float32 if recipe.tuning == "full" else dtype
@@ -340,7 +346,12 @@ def training_grouping(recipe: Recipe) -> Grouping:
     """Return the grouping for the steps before a dense finish."""
     if recipe.attention.pattern == "full":
         return Grouping(group_size=None)
-    return Grouping(group_size=recipe.group_size, sink_tokens=recipe.attention.sink_tokens)
+    attention = recipe.attention
+    return Grouping(
+        group_size=recipe.group_size,
+        sink_tokens=attention.sink_tokens,
+        full_attention_interval=attention.full_attention_interval,
+    )
 
 
 def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:

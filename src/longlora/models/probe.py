@@ -172,25 +172,30 @@ def knows_layers(config: PreTrainedConfig) -> bool:
     return "layers" in _model(config).said
 
 
-def tell_layers(config: PreTrainedConfig, grouped: Sequence[str], windowed: Sequence[str]) -> None:
-    """Log which layers train in groups and which do not, by name; as a warning if some do not.
+def tell_layers(config: PreTrainedConfig, grouped: Sequence[str], windowed: Sequence[str], grouping: Grouping) -> None:
+    """Log which layers train in groups and which do not, by name; as a warning if some keep their own window.
 
     Raises:
-        ConfigError: no layer does.
+        ConfigError: no layer does, or the model has fewer than the interval of those with full attention.
     """
     if not grouped:
         raise ConfigError(_why_none_is_grouped(config))
+    full = grouping.full_layers(config)
     _model(config).said.add("layers")
-    if not windowed:
-        logger.info("all %s attention layers train with S²-Attn", len(grouped))
-        return
     numbers = [number.group() if (number := re.search(r"\d+", name)) else name for name in grouped]
-    logger.warning(
-        "%s of %s attention layers train with S²-Attn (%s); the others keep their own window (%s)",
-        len(grouped),
-        len(grouped) + len(windowed),
-        ", ".join(numbers),
-        ", ".join(_windows(config)),
+    num_layers, in_groups = len(grouped) + len(windowed), [number for number in numbers if number not in map(str, full)]
+    if len(in_groups) == num_layers:
+        logger.info("all %s attention layers train with S²-Attn", num_layers)
+        return
+    others = [f"{len(full)} train with full attention ({', '.join(map(str, full))})"] if full else []
+    others += [f"the others keep their own window ({', '.join(_windows(config))})"] if windowed else []
+    logger.log(
+        logging.WARNING if windowed else logging.INFO,
+        "%s of %s attention layers train with S²-Attn (%s); %s",
+        len(in_groups),
+        num_layers,
+        ", ".join(in_groups),
+        "; ".join(others),
     )
 
 
@@ -210,7 +215,7 @@ def _windows(config: PreTrainedConfig) -> list[str]:
 
 
 @torch.compiler.disable
-def watch_layer(module: torch.nn.Module, mask: DeferredMask, *, is_grouped: bool) -> None:
+def watch_layer(module: torch.nn.Module, mask: DeferredMask, grouping: Grouping, *, is_grouped: bool) -> None:
     """Record a layer's call in training, and call `tell_layers` after the last layer.
 
     If the last layer has no number or another kind of attention, the first layer called again with a new mask shows
@@ -231,7 +236,7 @@ def watch_layer(module: torch.nn.Module, mask: DeferredMask, *, is_grouped: bool
         model.groups[name], model.masks[name] = is_grouped, weakref.ref(mask)
     if is_next_pass or number == getattr(config, "num_hidden_layers", 0) - 1:
         grouped = [name for name, trains_in_groups in model.groups.items() if trains_in_groups]
-        tell_layers(config, grouped, [name for name in model.groups if name not in grouped])
+        tell_layers(config, grouped, [name for name in model.groups if name not in grouped], grouping)
 
 
 def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoints, grouping: Grouping) -> None:

@@ -26,7 +26,13 @@ _DOCUMENTS = Grouping(group_size=None)
 _KINDS_OF_LAYERS_WITHOUT_A_MASK = {"full_attention", "sliding_attention"}
 
 
-def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_tokens: int = 0) -> None:
+def set_group_size(
+    model: torch.nn.Module,
+    group_size: int | None,
+    *,
+    sink_tokens: int = 0,
+    full_attention_interval: int | None = None,
+) -> None:
     """Set the group size, in tokens, of a model that trains with "s2"; None trains with full causal attention.
 
     Without this call, the group size is the environment variable `LONGLORA_GROUP_SIZE`, or a quarter of the model's
@@ -35,19 +41,21 @@ def set_group_size(model: torch.nn.Module, group_size: int | None, *, sink_token
     ordinary "sdpa" attention over packed rows needs.
 
     The model may be wrapped (PEFT, DDP). Each group also sees the first `sink_tokens` tokens of its document, where
-    pretrained models have an attention sink; the paper has 0. The environment variable is `LONGLORA_SINK_TOKENS`.
+    pretrained models have an attention sink; the paper has 0. One layer in every `full_attention_interval` trains with
+    full attention; the paper has none. The environment variables are `LONGLORA_SINK_TOKENS` and
+    `LONGLORA_FULL_ATTENTION_INTERVAL`.
 
     Raises:
-        ConfigError: the group size is below 1, the number of sink tokens below 0, the model uses an attention other
-            than "s2", or no layer would train in groups.
+        ConfigError: the group size is below 1, the number of sink tokens below 0, the interval below 2 or above the
+            number of layers, the model uses an attention other than "s2", or no layer would train in groups.
     """
-    grouping = Grouping(group_size=group_size, sink_tokens=sink_tokens)
+    grouping = Grouping(group_size=group_size, sink_tokens=sink_tokens, full_attention_interval=full_attention_interval)
     if group_size is not None:
-        _check_it_groups(model)
+        _check_it_groups(model, grouping)
     set_grouping(model, grouping)
 
 
-def _check_it_groups(model: torch.nn.Module) -> None:
+def _check_it_groups(model: torch.nn.Module, grouping: Grouping) -> None:
     loaded = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if loaded is None:
         raise ConfigError(f"set_group_size takes a transformers model, wrapped or not, got {type(model).__name__}")
@@ -63,7 +71,7 @@ def _check_it_groups(model: torch.nn.Module) -> None:
         layers = probe.layers_of(loaded)
     except probe.CannotTellError:  # the first training step will tell
         return
-    probe.tell_layers(loaded.config.get_text_config(), layers.grouped, layers.windowed)
+    probe.tell_layers(loaded.config.get_text_config(), layers.grouped, layers.windowed, grouping)
 
 
 def _s2_mask(**arguments: Any) -> DeferredMask | Tensor | None:
@@ -143,8 +151,9 @@ def _trains_in_segments(module: torch.nn.Module, mask: DeferredMask, query: Tens
 
     Also records which layers have groups, if the model has groups.
     """
-    if not mask.is_meta and grouping_of(module, mask.default_grouping).group_size is not None:
-        probe.watch_layer(module, mask, is_grouped=mask.window is None)
+    grouping = grouping_of(module, mask.default_grouping)
+    if not mask.is_meta and grouping.group_size is not None:
+        probe.watch_layer(module, mask, grouping, is_grouped=mask.window is None)
     keys_are_the_row = query.shape[2] == key.shape[2]
     if mask.window is not None:
         return keys_are_the_row and mask.is_cut
@@ -202,7 +211,7 @@ def _attend_in_segments(
     scores: dict[str, Any],
 ) -> Tensor:
     is_grouped = module.training and mask.window is None
-    grouping = grouping_of(module, mask.default_grouping) if is_grouped else _DOCUMENTS
+    grouping = grouping_of(module, mask.default_grouping).of_layer(module) if is_grouped else _DOCUMENTS
     cuts = mask.cuts(query.shape[2], grouping=grouping, **documents)
     if grouping.group_size is not None and not mask.is_meta:
         probe.tell_of_forward(module.config, mask, cuts, grouping)

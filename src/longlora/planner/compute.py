@@ -178,13 +178,14 @@ def head_pairs(run: PlannedRun) -> int:
     """Count the query-key pairs of all heads and layers in a row that is a single document."""
     shape, tokens, group = run.architecture, run.context_length, run.group_tokens
     in_window = shape.num_heads * window_pairs(tokens, shape.sliding_window or tokens)
+    full = shape.num_heads * window_pairs(tokens, tokens)
+    unshifted_heads = (shape.num_heads + 1) // 2
+    grouped = unshifted_heads * segment_pairs(tokens, group, first=group)
+    grouped += (shape.num_heads - unshifted_heads) * segment_pairs(tokens, group, first=group // 2)
+    num_full = run.num_unwindowed_layers // (run.full_attention_interval or run.num_unwindowed_layers + 1)
     if run.attention == "full":
-        others = shape.num_heads * window_pairs(tokens, tokens)
-    else:
-        unshifted_heads = (shape.num_heads + 1) // 2
-        others = unshifted_heads * segment_pairs(tokens, group, first=group)
-        others += (shape.num_heads - unshifted_heads) * segment_pairs(tokens, group, first=group // 2)
-    return in_window * shape.num_sliding_layers + others * (shape.num_layers - shape.num_sliding_layers)
+        num_full = run.num_unwindowed_layers
+    return in_window * shape.num_sliding_layers + full * num_full + grouped * (run.num_unwindowed_layers - num_full)
 
 
 def segment_pairs(tokens: int, group: int, *, first: int) -> int:

@@ -57,6 +57,7 @@ class PlannedRun:
     group_size: int | None = None  # tokens; None: a quarter of the context
     sink_tokens: int = 0  # first tokens of a document that each of its S²-Attn groups also sees
     dense_finish: float = 0.0  # fraction of the steps, at the end, with full attention
+    full_attention_interval: int | None = None  # one layer in so many has full attention, of those without a window
 
     gradient_checkpointing: bool = True
     offload_checkpoints: bool = False  # the inputs of layers in the host's memory until the backward pass
@@ -82,6 +83,11 @@ class PlannedRun:
                 f"sequence_parallel_size={self.sequence_parallel_size} must divide the number of GPUs, found "
                 f"{self.num_gpus}"
             )
+        if (self.full_attention_interval or 0) > self.num_unwindowed_layers:
+            raise ConfigError(
+                f"attention.full_attention_interval={self.full_attention_interval} must not exceed the "
+                f"{self.num_unwindowed_layers} layers of {self.architecture.name} that train in groups"
+            )
         check_head_split(self.sequence_parallel_size, self.architecture.num_heads, self.architecture.num_kv_heads)
         if self.four_bit and self.tuning == "full":
             raise ConfigError("weights in 4 bits cannot be trained; use tuning=lora+ or tuning=lora")
@@ -105,6 +111,11 @@ class PlannedRun:
     def group_tokens(self) -> int:
         """The group size of S²-Attn in tokens."""
         return self.group_size or max(1, round(self.context_length / 4))
+
+    @property
+    def num_unwindowed_layers(self) -> int:
+        """The number of layers without a window of their own."""
+        return self.architecture.num_layers - self.architecture.num_sliding_layers
 
     @property
     def sees_sinks(self) -> bool:

@@ -91,6 +91,8 @@ def _headline(plan: Plan) -> Text:
     attention = "full attention" if run.attention == "full" else "S²-Attn"
     if run.attention == "s2" and run.dense_finish:
         attention += f", the last {run.dense_finish:.0%} full"
+    if run.attention == "s2" and run.full_attention_interval:
+        attention += f", one layer of {run.full_attention_interval} full"
     if run.sees_sinks:
         attention += f", {run.sink_tokens:,} sink token{'s' * (run.sink_tokens > 1)}"
     gpus = "1 GPU" if run.num_gpus == 1 else f"{run.num_gpus} GPUs ({run.strategy})"

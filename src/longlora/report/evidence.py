@@ -285,7 +285,8 @@ def _averaged(run: TrainingRun) -> list[Point]:
 def _attention(recipe: Mapping[str, Any]) -> str:
     attention = recipe.get("attention") or {}
     finish = f", dense finish {attention['dense_finish']:g}" if attention.get("dense_finish") else ""
-    return f"{attention.get('pattern', '')}{finish}"
+    full = f", one layer of {interval} full" if (interval := attention.get("full_attention_interval")) else ""
+    return f"{attention.get('pattern', '')}{full}{finish}"
 
 
 def _left_out_tables(models: list[ModelResults]) -> list[Table]:

@@ -46,6 +46,8 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
         attention = f"S² with groups of {recipe.group_size:,} tokens"
         if sinks := recipe.attention.sink_tokens:
             attention += f" and {sinks} sink token{'s' * (sinks > 1)}"
+        if interval := recipe.attention.full_attention_interval:
+            attention += f", full attention in one layer of {interval}"
         if dense_steps := recipe.max_steps - recipe.first_dense_step:
             attention += f", full attention in the last {dense_steps} of {recipe.max_steps} steps"
     logger.info("attention: %s", attention)

@@ -89,6 +89,7 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
         sink_tokens=recipe.attention.sink_tokens,
         dense_finish=recipe.attention.dense_finish,
+        full_attention_interval=recipe.attention.full_attention_interval,
         batch_size=recipe.per_device_train_batch_size,
         accumulation_steps=recipe.gradient_accumulation_steps,
         steps=recipe.max_steps if recipe.num_train_epochs is None else 1,

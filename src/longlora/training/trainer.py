@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from longlora.config import Recipe
@@ -279,7 +280,7 @@ def build_trainer(
             bucket_weights(counts, extra=recipe.far_target_weight, beyond=beyond).astype("float32")
         )
         tell_far_targets(counts.tolist(), trainer.target_weights.tolist(), beyond)
-    if recipe.chunked_loss and (reason := why_not_in_pieces(prepared.model.config)):
+    if recipe.chunked_loss and (reason := why_not_in_pieces(prepared.model.config) or _why_not_divided(prepared.model)):
         logger.warning(
             "chunked_loss is not used, so the logits of whole rows take memory: %s; set chunked_loss: false to accept "
             "this",
@@ -291,6 +292,18 @@ def build_trainer(
     if grouping.group_size is not None and recipe.first_dense_step > 0:
         trainer.first_grouping = grouping
     return trainer
+
+
+def _why_not_divided(model: PreTrainedModel | PeftModel) -> str | None:
+    """Return why the chunked loss would be wrong under FSDP2, which divides the output layer's weights.
+
+    Under an adapter with trained norms, accelerate 1.15 does not gather them before the loss. TRL 1.16 then does, but
+    each process keeps only its own rows' gradient of its part.
+    """
+    is_trained = isinstance(model.get_output_embeddings(), AuxiliaryTrainingWrapper)
+    if current_strategy() == "fsdp2" and is_trained and not model.config.get_text_config().tie_word_embeddings:
+        return "under fsdp2 it loses gradients of an output layer that is trained beside an adapter"
+    return None
 
 
 def _activation_offloading(recipe: Recipe) -> bool:
