@@ -112,6 +112,11 @@ class PlannedRun:
         return self.attention == "s2" and self.sink_tokens > 0
 
     @property
+    def kernel_kv_size(self) -> int:
+        """The width of the keys in attention, per token that a GPU holds; GPUs that share a row may need the same."""
+        return self.architecture.kv_size * max(1, self.sequence_parallel_size // self.architecture.num_kv_heads)
+
+    @property
     def compute_bytes(self) -> int:
         """The bytes of one number in compute."""
         return 4 if self.dtype == "float32" else 2
@@ -158,9 +163,9 @@ class PlannedRun:
         linears = shape.attention_linears() + (shape.mlp_linears() if self.lora_targets == "all-linear" else [])
         counts = {"lora": shape.num_layers * sum(self.lora_rank * (left + right) for left, right in linears)}
         if self.trains_embeddings:
-            counts["embeddings"] = shape.embedding_parameters
+            counts["embeddings"] = shape.parameters.embeddings
         if self.trains_norms:
-            counts["norms"] = shape.norm_parameters
+            counts["norms"] = shape.parameters.norms
         return counts
 
     @property

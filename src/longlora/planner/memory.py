@@ -102,7 +102,7 @@ def _split_state(run: PlannedRun, total: int) -> int:
 def _weights(run: PlannedRun) -> list[Item]:
     shape, size, kinds = run.architecture, run.compute_bytes, run.trained_by_kind()
     # Only these are quantized: experts are not `nn.Linear`, and the vision part is left unchanged.
-    linear = shape.attention_parameters + (0 if shape.num_experts else shape.mlp_parameters)
+    linear = shape.parameters.attention + (0 if shape.num_experts else shape.parameters.mlp)
     if run.tuning == "full":
         size = 4 if run.mixed or run.strategy == "fsdp2" else size
         return [Item("weights", _split_weights(run, size * shape.num_parameters), _BITS[size])]
@@ -147,7 +147,7 @@ def _optimizer_bytes(run: PlannedRun) -> int:
     trained = run.trained_parameters
     if not run.optimizer.endswith("8bit"):
         return 8 * trained
-    embeddings = run.architecture.embedding_parameters if run.trains_embeddings else 0
+    embeddings = run.architecture.parameters.embeddings if run.trains_embeddings else 0
     return 8 * embeddings + round((2 + 8 / 256) * (trained - embeddings))
 
 
@@ -160,8 +160,8 @@ def _communication(run: PlannedRun) -> list[Item]:
         held = size * (2 * run.reduce_bucket_elements + live)
         return [Item("communication", held, "two buckets" + ", live weights" * bool(live))]
     if run.strategy == "fsdp2":
-        layer = (shape.attention_parameters + shape.mlp_parameters) // shape.num_layers
-        root = shape.embedding_parameters + shape.head_parameters
+        layer = (shape.parameters.attention + shape.parameters.mlp) // shape.num_layers
+        root = shape.parameters.embeddings + shape.parameters.lm_head
         gathered = size * ((0 if run.four_bit else 2 * layer) + root)
         return [
             Item("communication", gathered + 4 * trained // shape.num_layers, "gathered: 2 layers, embeddings, head")
@@ -184,9 +184,11 @@ def _kept(run: PlannedRun, moment: str) -> list[Item]:
 def _peak(run: PlannedRun, moment: str) -> list[Item]:
     copies = _autocast_copies(run)
     if moment == LOSS:
-        held = run.tokens * activations.loss_per_token(run) + activations.loss_fixed(run)
         note = "chunked cross-entropy" if run.chunked_loss else "all logits, three times in float32"
-        return [Item("logits and loss", held, note), Item("autocast copies", copies, "of all trained weights")]
+        return [
+            Item("logits and loss", activations.loss_bytes(run), note),
+            Item("autocast copies", copies, "of all trained weights"),
+        ]
     parts = activations.layer_moments(run)
     part = max(parts, key=lambda name: sum(parts[name]))
     kept, in_flight = (run.tokens * amount for amount in parts[part])
@@ -203,7 +205,7 @@ def _autocast_copies(run: PlannedRun) -> int:
         return 0
     if run.tuning == "full":
         shape = run.architecture
-        return run.compute_bytes * (shape.attention_parameters + shape.mlp_parameters + shape.head_parameters)
+        return run.compute_bytes * (shape.parameters.attention + shape.parameters.mlp + shape.parameters.lm_head)
     return run.compute_bytes * run.trained_by_kind()["lora"]
 
 

@@ -9,8 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from longlora.planner.compute import GIB, Duration
-from longlora.planner.exchange import LINKS, exchange_seconds, ulysses_bytes
+from longlora.planner.compute import GIB, LINKS, Duration, exchange_seconds, ulysses_bytes
 from longlora.planner.known_models import find_known_model
 from longlora.planner.plan import Plan
 from longlora.planner.savings import Change
