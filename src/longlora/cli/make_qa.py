@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from longlora.cli.options import AsJson, MaxDocuments, Split, TextColumn
 from longlora.errors import ConfigError
 
 Kind = Literal["auto", "book", "paper"]
@@ -52,9 +53,9 @@ def make_qa(
     ] = 0.85,
     judge: Judge = False,
     max_document_tokens: Annotated[int | None, typer.Option(help="Cut documents to this length first.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column with the text, for tabular data.")] = "text",
-    split: Annotated[str, typer.Option(help="Split, for data that has splits.")] = "train",
-    max_documents: Annotated[int | None, typer.Option(min=1, help="Read at most this many documents.")] = None,
+    text_column: TextColumn = "text",
+    split: Split = "train",
+    max_documents: MaxDocuments = None,
     concurrency: Annotated[int, typer.Option(help="Concurrent calls.")] = 8,
     requests_per_minute: Annotated[float | None, typer.Option(help="Maximum calls per minute.")] = None,
     tokens_per_minute: Annotated[
@@ -70,7 +71,7 @@ def make_qa(
     from_journal: Annotated[
         bool, typer.Option("--from-journal", help="Write the records from the journal without new calls.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let a language model write questions and answers about whole documents; the same command resumes."""
     options = locals()
