@@ -30,6 +30,7 @@ EXTRAS = {
     "web": "chat in a browser",
 }
 _SHOWN = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+# Environment variables that affect longlora.
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LONGLORA_GROUP_SIZE", "LONGLORA_SINK_TOKENS")
 _WRITTEN_BYTES = 2**26
 
@@ -62,7 +63,7 @@ def doctor(
         ("Devices", devices()),
         ("Extras", extras()),
         ("Folders", folders(folder)),
-        ("Environment", environment()),
+        ("Environment", (Finding(name, os.environ[name]) for name in _VARIABLES if name in os.environ)),
     ):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
@@ -156,11 +157,6 @@ def folders(folder: Path) -> Iterator[Finding]:
                 "runs", f"{folder.absolute()}: {first_line(error)}", "choose another with --folder", is_fault=True
             )
     yield runs
-
-
-def environment() -> Iterator[Finding]:
-    """Report the environment variables that affect longlora."""
-    return (Finding(name, os.environ[name]) for name in _VARIABLES if name in os.environ)
 
 
 def _needs() -> list[str]:

@@ -234,9 +234,7 @@ class StreamingCache(Cache):
                 f"a streaming window must hold its sinks and at least two tokens more; got window={window} with "
                 f"{num_sinks} sinks"
             )
-        layers = [_StreamingLayer(rotation, window=window, num_sinks=num_sinks) for rotation in rotations]
-        super().__init__(layers=list(layers))
-        self._streaming_layers = layers
+        super().__init__(layers=[_StreamingLayer(each, window=window, num_sinks=num_sinks) for each in rotations])
 
     def rebase(self) -> None:
         """Restart positions at the first token in the cache if they have grown large.
@@ -245,5 +243,5 @@ class StreamingCache(Cache):
         which is why it is not done at every token.
         """
         if self.get_seq_length() > REBASE_AFTER:
-            for layer in self._streaming_layers:
+            for layer in self.layers:
                 layer.rebase()

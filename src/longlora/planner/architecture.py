@@ -4,7 +4,7 @@ The configuration comes from a directory, from those bundled with longlora (`kno
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ class Family:
     sinks: bool = False  # a learned logit for each head
 
 
+_GEMMA = Family(tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True)
 FAMILIES = {
     "llama": Family(kv_heads_default=True, qkv_bias=None),
     "granite": Family(kv_heads_default=True, qkv_bias=None),
@@ -44,22 +45,18 @@ FAMILIES = {
     "qwen2": Family(qkv_bias=True, sliding="late"),
     "qwen3": Family(defaults={"head_dim": 128}, qkv_bias=None, qk_norm="head", sliding="late"),
     "qwen3_moe": Family(qkv_bias=None, qk_norm="head", experts_key="num_experts"),
-    "gemma": Family(tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True),
-    "gemma2": Family(
-        tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True, norms_per_layer=4, sliding=2
-    ),
-    "gemma3_text": Family(
-        tied=True,
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, norms_per_layer=4, sliding=2),
+    "gemma3_text": replace(
+        _GEMMA,
         defaults={
-            "head_dim": 256,
+            **_GEMMA.defaults,
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
             "vocab_size": 262_208,
             "max_position_embeddings": 131_072,
             "rope_theta": 1e6,
         },
-        qkv_bias=None,
-        wide_norms=True,
         norms_per_layer=4,
         qk_norm="head",
         sliding=6,

@@ -22,7 +22,6 @@ FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # NF4: an 8-bit scale per 6
 ZERO3_LIVE_PARAMETERS = 1_000_000_000  # weights gathered at once: DeepSpeed's default stage3_max_live_parameters
 OFFLOAD_STASH = 5  # tensors still on the GPU while they are copied to the host: TRL's max_fwd_stash_size
 
-PROCESSES, LOADING = "processes", "loading"
 LOSS, LAYER, STEP = "loss", "one layer again", "optimizer's step"
 _BITS = {2: "16 bits", 4: "32 bits"}
 
@@ -41,7 +40,7 @@ class Memory:
     """The memory of a run at its peak."""
 
     items: tuple[Item, ...]  # on each GPU
-    host_items: tuple[Item, ...]  # on a machine with all the GPUs; loading is over before the rest is needed
+    host_items: tuple[Item, ...]  # processes, loading, and what is needed once loading is over, for all the GPUs
     moments: dict[str, int]  # bytes on each GPU at each moment that may be the peak, before fragmentation
 
     @property
@@ -62,9 +61,8 @@ class Memory:
     @property
     def host_total(self) -> int:
         """The bytes needed in the host's memory, while loading or while training, whichever is more."""
-        by_name = {item.name: item.bytes for item in self.host_items}
-        processes, loading = by_name.pop(PROCESSES), by_name.pop(LOADING)
-        return processes + max(loading, sum(by_name.values()))
+        processes, loading, *later = (item.bytes for item in self.host_items)
+        return processes + max(loading, sum(later))
 
 
 def plan_memory(run: PlannedRun) -> Memory:
@@ -219,8 +217,8 @@ def _host(run: PlannedRun) -> tuple[Item, ...]:
     # Every process loads its own copy, in float32 if all weights are trained.
     loading = (4 if run.tuning == "full" else run.compute_bytes) * shape.num_parameters
     items = (
-        Item(PROCESSES, run.num_gpus * PROCESS_BYTES, "Python and its libraries"),
-        Item(LOADING, run.num_gpus * loading, "a copy of the weights in every process, until they are on the GPU"),
+        Item("processes", run.num_gpus * PROCESS_BYTES, "Python and its libraries"),
+        Item("loading", run.num_gpus * loading, "a copy of the weights in every process, until they are on the GPU"),
         Item("layer inputs", run.num_gpus * offloaded, "offloaded, pinned"),
         Item("optimizer", run.num_gpus * paged, "paged"),
     )

@@ -16,6 +16,18 @@ KEEP_FREE = 0.10
 KEEP_MORE_FREE = 0.30
 """The same in 4 bits or without checkpointing, where published runs took nearly that much more (docs/plan.md)."""
 
+# Names and values of a run's fields in a recipe, where they differ.
+_RECIPE_KEYS = {
+    "accumulation_steps": "gradient_accumulation_steps",
+    "batch_size": "per_device_train_batch_size",
+    "four_bit": "quantization",
+    "offload_checkpoints": "activation_offloading",
+    "optimizer": "optim",
+    "strategy": "hardware.strategy",
+    "train_embeddings": "lora.trainable",
+}
+_RECIPE_VALUES = {"four_bit": "nf4", "train_embeddings": ["norm"]}
+
 
 class Change(NamedTuple):
     """A change to a run."""
@@ -119,16 +131,3 @@ def _change(run: PlannedRun, name: str, what: str, **fields: Any) -> Change:
     new = {field: value for field, value in fields.items() if getattr(run, field) != value}
     recipe = {_RECIPE_KEYS.get(field, field): _RECIPE_VALUES.get(field, value) for field, value in new.items()}
     return Change(name, what, fields, recipe)
-
-
-# Names and values of a run's fields in a recipe, where they differ.
-_RECIPE_KEYS = {
-    "accumulation_steps": "gradient_accumulation_steps",
-    "batch_size": "per_device_train_batch_size",
-    "four_bit": "quantization",
-    "offload_checkpoints": "activation_offloading",
-    "optimizer": "optim",
-    "strategy": "hardware.strategy",
-    "train_embeddings": "lora.trainable",
-}
-_RECIPE_VALUES = {"four_bit": "nf4", "train_embeddings": ["norm"]}
