@@ -176,7 +176,7 @@ class SavedReadings:
 
 def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """Return a digest of a model's configuration and a sample of each weight, independent of where it is stored."""
-    # Also without the path that transformers records in a configuration and in nested ones.
+    # Without the path that transformers records in a configuration and in nested ones.
     config = json.loads(
         json.dumps(model.config.to_dict(), default=str),
         object_hook=lambda values: {name: value for name, value in values.items() if name != "_name_or_path"},

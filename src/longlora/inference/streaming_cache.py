@@ -168,8 +168,8 @@ class _StreamingLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Drop what no longer fits, append (B, H_kv, T, D), and return the keys and values to attend to."""
         if surplus := self._num_kept - self._num_staying(key_states.shape[2]):
-            halves = (self._split(states) for states in (self.keys, self.values))
-            self.keys, self.values = (torch.cat([sinks, recent[:, :, surplus:]], dim=2) for sinks, recent in halves)
+            parts = (self._split(states) for states in (self.keys, self.values))
+            self.keys, self.values = (torch.cat([sinks, recent[:, :, surplus:]], dim=2) for sinks, recent in parts)
             self._num_dropped += surplus
         keys, values = super().update(key_states, value_states)
         if self._num_dropped:
