@@ -14,19 +14,50 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "src")]
 from _report import markdown_table  # noqa: E402
 
 from longlora.planner import GIB, PlannedRun, find_architecture, find_gpu  # noqa: E402
-from longlora.planner.compute import plan_duration  # noqa: E402
-from longlora.planner.exchange import LINKS, exchange_seconds, halo_bytes, ring_bytes, ulysses_bytes  # noqa: E402
-from longlora.planner.plan import KEEP_FREE, longest_context  # noqa: E402
+from longlora.planner.compute import LINKS, exchange_seconds, plan_duration, ulysses_bytes  # noqa: E402
+from longlora.planner.plan import longest_context  # noqa: E402
+from longlora.planner.savings import KEEP_FREE  # noqa: E402
 from longlora.support.figures import new_figure, save_figure  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MODELS = {"8B": "meta-llama/Llama-3.1-8B", "13B": "meta-llama/Llama-2-13b-hf", "70B": "meta-llama/Llama-2-70b-hf"}
-WAYS = {"ring": ring_bytes, "ulysses": ulysses_bytes, "halo": halo_bytes}
 GPUS, TOKENS = 8, 2**20
 NUM_PARTS, NUM_HEADS, ROW = 4, 8, 64  # of the picture
 COLOURS = ("#1f5fa8", "#c2571a", "#4f8f3a", "#8a5aa8")
+
+
+def ring_bytes(run: PlannedRun) -> int:
+    """Return the bytes of the keys and values of all other GPUs, received in turn by ring attention."""
+    return run.compute_bytes * run.tokens * 2 * run.architecture.kv_size * (run.sequence_parallel_size - 1)
+
+
+def halo_bytes(run: PlannedRun) -> int:
+    """Return the bytes of the keys and values that S²-Attn's groups need from before a GPU's part of the row.
+
+    This is for the GPU that needs most. Sink tokens are negligible.
+    """
+    part = run.tokens
+    reach = max(_reach(first, run.group_tokens) for first in range(0, part * run.sequence_parallel_size, part))
+    return run.compute_bytes * reach * run.architecture.kv_size
+
+
+def _reach(first: int, group: int) -> int:
+    """Return how far a token's two groups reach back in total, each seen by half of the heads."""
+    return first % group + ((first - group // 2) % group if first >= group // 2 else first)
+
+
+WAYS = {"ring": ring_bytes, "ulysses": ulysses_bytes, "halo": halo_bytes}
+
+
+def exchanged_seconds(run: PlannedRun, bytes_per_second: float, way: str) -> float:
+    """Return the time of a row's exchanges as `exchange_seconds` does for Ulysses.
+
+    Backward, the ring sends keys and values again, and their gradients; the others send as much as forward.
+    """
+    passes = 2 + run.gradient_checkpointing + (way == "ring")
+    return passes * WAYS[way](run) * run.architecture.num_layers / bytes_per_second
 
 
 def main() -> int:
@@ -60,7 +91,7 @@ def exchanges() -> str:
         run = shared("8B", tokens, gpus)
         alone = seconds(run) - exchange_seconds(run, find_gpu("h100").bytes_between)
         for way, count in WAYS.items():
-            times = [f"{exchange_seconds(run, speed, way=way):,.1f}" for speed in LINKS.values()]
+            times = [f"{exchanged_seconds(run, speed, way):,.1f}" for speed in LINKS.values()]
             rows.append((f"{tokens:,}", str(gpus), way, f"{count(run) / 1e6:,.0f}", *times, f"{alone:,.0f}"))
     return markdown_table(("tokens", "GPUs", "way", "MB a layer", *LINKS, "all else"), rows)
 

@@ -62,6 +62,7 @@ def test_only_rope_options_that_are_set_are_passed_on() -> None:
         ({"lora": {"rank": 4}}, "unknown key 'lora.rank'"),
         ({"context_length": "long"}, "context_length='long'"),
         ({"context_length": 0}, "context_length=0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0"),
         ({"attention": {"dense_finish": 2}}, "attention.dense_finish=2"),
         ({"attention": {"pattern": "full", "dense_finish": 0.5}}, "needs attention.pattern=s2"),
         ({"attention": {"pattern": "full", "full_attention_interval": 3}}, "needs attention.pattern=s2"),

@@ -71,7 +71,7 @@ def test_a_stopped_answer_leaves_the_memory_in_order() -> None:
     answer = answer_to(chat_model, "def add(", memory, length=200)
     for count, _ in enumerate(answer):
         if count == 0:
-            answer.stop()
+            answer.stopping.set()
     assert answer.stopped and not answer.finished
     assert 0 < answer.num_written < 200
     assert memory.cache.get_seq_length() == len(memory.tokens) == answer.num_read + answer.num_written
@@ -97,7 +97,7 @@ def test_reading_can_be_stopped_between_two_pieces(chat_model: ChatModel, monkey
     def report(done: int, total: int) -> None:
         reports.append((done, total))
         if done >= 16:
-            answer.stop()
+            answer.stopping.set()
 
     answer = Answer(
         chat_model,
@@ -115,7 +115,7 @@ def test_reading_can_be_stopped_between_two_pieces(chat_model: ChatModel, monkey
 
 def test_what_goes_wrong_in_the_thread_is_told_to_the_reader(chat_model: ChatModel) -> None:
     answer = answer_to(chat_model, "Tell me.", Memory(chat_model))
-    answer._prompt[0] = 10_000  # no such token
+    answer.prompt[0] = 10_000  # no such token
     with pytest.raises(IndexError):
         list(answer)
 

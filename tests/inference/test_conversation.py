@@ -31,7 +31,7 @@ def say(conversation: Conversation, question: str) -> Answer:
 
 
 def prompt_text(chat_model: ChatModel, answer: Answer) -> str:
-    return chat_model.tokenizer.decode(answer._prompt)
+    return chat_model.tokenizer.decode(answer.prompt)
 
 
 def test_the_document_stands_before_the_first_question_in_the_papers_prompt(chat_model: ChatModel) -> None:
@@ -99,7 +99,7 @@ def test_a_document_that_is_too_long_loses_its_middle(chat_model: ChatModel) -> 
     assert 0.9 * (512 - 10 - 64 - 15) < kept <= 512 - 10 - 64 - 15
     answer, notes = conversation.ask("y" * 64)  # so much is kept free for a question
     assert notes == []
-    assert answer._max_new_tokens == 10
+    assert answer.max_new_tokens == 10
     with pytest.raises(DataError, match=r"long.txt has 2,020 tokens, and .* be cut"):
         start(chat_model, cut=False).set_document("long.txt", text)
 
@@ -118,7 +118,7 @@ def test_the_oldest_questions_are_forgotten_to_make_room(chat_model: ChatModel) 
     text = prompt_text(chat_model, answer)
     assert text.startswith(f"[INST]{DOCUMENT}\n\nagain again") and "first first" not in text
     assert first.text not in text or first.text == ""
-    assert len(answer._prompt) + 100 <= 512
+    assert len(answer.prompt) + 100 <= 512
     list(answer)
     assert answer.num_reused >= len(DOCUMENT)
 
@@ -129,7 +129,7 @@ def test_a_question_that_does_not_fit_is_refused_and_a_long_one_gets_a_short_ans
         conversation.ask("x" * 600)
     answer, notes = conversation.ask("x" * 480)
     assert notes == ["19 tokens of context are left for the answer"]
-    assert answer._max_new_tokens == 512 - 493
+    assert answer.max_new_tokens == 512 - 493
 
 
 @pytest.mark.parametrize("template", [None, CHATML], ids=["paper", "own"])

@@ -2,28 +2,29 @@ from pathlib import Path
 
 import pytest
 
+from longlora.cli.chat import read_document
 from longlora.errors import DataError
-from longlora.inference.documents import Document, cut_middle, join_documents, read_text
+from longlora.inference.documents import Document, cut_middle, join_documents
 
 
 def test_texts_are_read_and_joined_with_their_names(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("\ufeffOne.\n", encoding="utf-8")
     (tmp_path / "two.md").write_text("# Zwei\n\nÄ.\n", encoding="utf-8")
     paths = [tmp_path / "one.txt", tmp_path / "two.md"]
-    assert join_documents(paths[:1], read_text) == ("one.txt", "One.")
-    assert join_documents(paths, read_text) == ("one.txt, two.md", "one.txt\n\nOne.\n\n\ntwo.md\n\n# Zwei\n\nÄ.")
+    assert join_documents(paths[:1], read_document) == ("one.txt", "One.")
+    assert join_documents(paths, read_document) == ("one.txt, two.md", "one.txt\n\nOne.\n\n\ntwo.md\n\n# Zwei\n\nÄ.")
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"\xff\xfe\x00", "is not UTF-8 text"), (b" \n", "contains no text"), (None, "cannot be read")],
+    [(b"\xff\xfe\x00", "not UTF-8 text"), (b" \n", "without text"), (None, "cannot be read: .*No such file")],
 )
 def test_files_that_are_no_texts_are_refused(tmp_path: Path, content: bytes | None, complaint: str) -> None:
     path = tmp_path / "file.txt"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=complaint):
-        read_text(path)
+        read_document(path)
 
 
 @pytest.mark.parametrize("limit", [20, 57, 100])

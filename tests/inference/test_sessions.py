@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from longlora.cli.chat import read_document
 from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.conversation import Conversation, Usage
-from longlora.inference.documents import read_text
 from longlora.inference.sessions import Session, SessionStore, usage_html
 
 gradio = pytest.importorskip("gradio", reason="needs gradio")
@@ -18,7 +18,7 @@ gradio = pytest.importorskip("gradio", reason="needs gradio")
 @pytest.fixture
 def store(chat_model: ChatModel) -> SessionStore:
     settings = ChatSettings(max_new_tokens=8, cut=False)
-    return SessionStore(lambda: Session(Conversation(chat_model, settings), lambda path, stop: read_text(path)))
+    return SessionStore(lambda: Session(Conversation(chat_model, settings), lambda path, stop: read_document(path)))
 
 
 def text_of(shown: tuple[Any, ...]) -> list[str]:
@@ -65,9 +65,12 @@ def test_a_document_begins_anew_and_goes_again(store: SessionStore, tmp_path: Pa
 
 
 def test_mistakes_are_told_without_the_servers_folders(store: SessionStore, tmp_path: Path) -> None:
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\x80")
     (tmp_path / "long.txt").write_text("x" * 1000)
-    for name, complaint in (("binary.txt", "^binary.txt is not UTF-8"), ("long.txt", "^long.txt has 1,000 tokens")):
+    for name, complaint in (
+        ("binary.txt", "^binary.txt cannot be read: not UTF-8"),
+        ("long.txt", "^long.txt has 1,000 tokens"),
+    ):
         steps = store.enter("ann").open(str(tmp_path / name))
         with pytest.raises(gradio.Error) as told:
             list(steps)

@@ -219,7 +219,7 @@ def test_on_a_phone_the_page_opens_at_its_top(browser: "Browser", address: str) 
     [
         ("large.txt", b"word " * 400_000, "size"),
         ("picture.png", b"\x89PNG", "type"),
-        ("binary.txt", b"\xff\xfe\x00", "is not UTF-8 text"),
+        ("binary.txt", b"\xff\xfe\x00", "not UTF-8 text"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(

@@ -29,8 +29,9 @@ def test_low_rank_updates_and_whole_modules() -> None:
     )
     assert changes.by_weight["model.norm.weight"] == Change(tensors=("base_model.model.model.norm.weight",))
     assert len(changes.by_weight) == 1 + len(NORMS)
-    assert (changes.architecture, changes.output_embedding, changes.unties) == ("LlamaForCausalLM", None, False)
-    assert changes.shapes["model.embed_tokens.weight"] == (259, 36)
+    assert type(changes.model.model).__name__ == "LlamaForCausalLM"
+    assert (changes.tied_output, changes.unties) == (None, False)
+    assert changes.model.shapes["model.embed_tokens.weight"] == (259, 36)
 
 
 NORMS = [
@@ -79,7 +80,7 @@ def test_embeddings_that_are_kept_tied_are_found_under_either_name(kept: str) ->
     changes = find_changes(llama(tie_word_embeddings=True), adapter, [*Q_PROJ, f"base_model.model.{part}"])
     whole = Change(tensors=(f"base_model.model.{part}",))
     assert changes.by_weight["model.embed_tokens.weight"] == changes.by_weight["lm_head.weight"] == whole
-    assert changes.output_embedding == "lm_head.weight" and not changes.unties
+    assert changes.tied_output == "lm_head.weight" and not changes.unties
 
 
 def test_a_low_rank_update_of_embeddings_that_are_kept_tied() -> None:

@@ -221,7 +221,7 @@ def test_whole_logits_take_twelve_bytes_per_token_and_word(strategy: str, tuning
         sizes = {"hidden_size": 48, "intermediate_size": 64, "vocab_size": vocabulary}
         run = planned(1, strategy=strategy, tuning=tuning, sizes=sizes, chunked_loss=False)
         peaks.append(measure(run, sizes=sizes).peak)
-        counted.append(TOKENS * activations.loss_per_token(run))
+        counted.append(activations.loss_bytes(run))
     found = (peaks[1] - peaks[0]) / 4000 / TOKENS
     assert (counted[1] - counted[0]) / 4000 / TOKENS == activations.LOGIT_BYTES
     assert found == pytest.approx(activations.LOGIT_BYTES, rel=0.03)

@@ -71,7 +71,7 @@ def test_a_known_model_is_that_which_transformers_makes(model: KnownModel) -> No
     short = copy.deepcopy(model.config)  # all layers are alike, and two are quickly made
     short.get("text_config", short)["num_hidden_layers"] = 2
     _, counts = counted_by_transformers(short)
-    assert parse_architecture(short, model.name).parameters_by_kind() == counts
+    assert parse_architecture(short, model.name).parameters._asdict() == counts
 
 
 def test_known_models_say_where_they_are_from_and_are_many() -> None:
@@ -113,7 +113,7 @@ def test_every_family_at_odd_sizes(model_type: str, tied: bool) -> None:
         values |= {"use_sliding_window": True, "max_window_layers": 4}
     model, counts = counted_by_transformers(values)
     shape = parse_architecture(values, "odd")
-    assert shape.parameters_by_kind() == counts
+    assert shape.parameters._asdict() == counts
     assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     if FAMILIES[model_type].sliding:
         assert shape.num_sliding_layers == windows(model) > 0
@@ -136,7 +136,7 @@ def test_what_a_configuration_leaves_out() -> None:
 def test_a_wrong_count_would_be_noticed() -> None:
     values = {**ODD, "model_type": "qwen2"}
     _, counts = counted_by_transformers(values)
-    assert parse_architecture({**values, "model_type": "llama"}, "x").parameters_by_kind() != counts
+    assert parse_architecture({**values, "model_type": "llama"}, "x").parameters._asdict() != counts
 
 
 @pytest.mark.parametrize(
@@ -174,13 +174,13 @@ def test_a_model_that_reads_images_is_planned_by_its_language_model(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(values))
     _, counts = counted_by_transformers(values)
     assert counts["vision"] > 0
-    assert find_architecture(str(tmp_path)).parameters_by_kind() == counts
+    assert find_architecture(str(tmp_path)).parameters._asdict() == counts
 
 
 def test_hub_names_in_any_case_share_their_facts() -> None:
     one, other = find_architecture("meta-llama/llama-2-7b-hf"), find_architecture("meta-llama/Llama-2-7b-chat-hf")
     assert isinstance(one, Architecture)
-    assert one.parameters_by_kind() == other.parameters_by_kind()
+    assert one.parameters._asdict() == other.parameters._asdict()
 
 
 @pytest.mark.parametrize(

@@ -204,20 +204,20 @@ def test_operations_that_optimizations_repeat(llama_7b: Any) -> None:
     tokens, head = run.context_length, 32000 * 4096
     base = row_flops(run).linear
     assert row_flops(replace(run, reentrant_checkpointing=True)).linear - base == (
-        2 * tokens * llama_7b.mlp_parameters // 3  # the last of the three products of each feed-forward
+        2 * tokens * llama_7b.parameters.mlp // 3  # the last of the three products of each feed-forward
     )
     assert row_flops(replace(run, chunked_loss=True)).linear - base == 2 * tokens * head
-    assert row_flops(replace(run, tiled_mlp=4096)).linear - base == 2 * tokens * llama_7b.mlp_parameters
+    assert row_flops(replace(run, tiled_mlp=4096)).linear - base == 2 * tokens * llama_7b.parameters.mlp
     full = row_flops(replace(run, tuning="full")).linear
-    layers = llama_7b.attention_parameters + llama_7b.mlp_parameters
-    assert full == 2 * tokens * (4 * layers - llama_7b.mlp_parameters // 3 + 3 * head)
+    layers = llama_7b.parameters.attention + llama_7b.parameters.mlp
+    assert full == 2 * tokens * (4 * layers - llama_7b.parameters.mlp // 3 + 3 * head)
 
 
 def test_experts_cost_what_a_token_passes() -> None:
     values = {**SMALL, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
     shape = parse_architecture(values, "small")
     assert shape.active_mlp_parameters == 3 * (2 * 3 * 48 * 80 + 8 * 48)
-    assert shape.mlp_parameters == 3 * (8 * 3 * 48 * 80 + 8 * 48)
+    assert shape.parameters.mlp == 3 * (8 * 3 * 48 * 80 + 8 * 48)
 
 
 def test_a_dense_finish_lies_between(llama_7b: Any) -> None:

@@ -74,7 +74,7 @@ def allocated(row: dict[str, Any]) -> float:
         return (plan.moments[memory.LAYER] - optimizer) / GIB
     moments = dict(plan.moments)
     if row.get("finite_check") == "whole":
-        moments[memory.STEP] += WHOLE_CHECK_BYTES * run.architecture.embedding_parameters
+        moments[memory.STEP] += WHOLE_CHECK_BYTES * run.architecture.parameters.embeddings
     return max(moments.values()) / GIB
 
 

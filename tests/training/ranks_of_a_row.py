@@ -25,7 +25,7 @@ from longlora.attention import HeadShard
 from longlora.errors import ConfigError
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.planner import PlannedRun, parse_architecture
-from longlora.planner.exchange import ulysses_bytes
+from longlora.planner.compute import ulysses_bytes
 from longlora.training.sequence_parallel import IGNORED, SequenceParallel
 
 RANKS, VOCABULARY = 4, 61

@@ -172,12 +172,8 @@ def read_document(path: Path) -> str:
     """
     from longlora.corpus.extract import SUFFIXES, Settings, extract
     from longlora.corpus.markup import UnreadableFileError
-    from longlora.inference.documents import TEXT_SUFFIXES, read_text
 
-    suffix = path.suffix.lower()
-    if suffix in TEXT_SUFFIXES:
-        return read_text(path)
-    if suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}: convert it to text first")
     try:
         return extract(path, Settings(references="keep")).text

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from longlora.cli import make_qa
-from longlora.cli.options import AsJson, TextColumn
+from longlora.cli.options import AsJson, TextColumn, unfolded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -190,53 +190,35 @@ def _print_report(report: "Report", tokenizer: "PreTrainedTokenizerBase") -> Non
 
 
 @corpus.command()
+@unfolded
 def build(
     files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for all files; the same command resumes.")],
     tokenizer: Tokenizer,
     context: Annotated[int, typer.Option(min=1, help="Row length in training, in tokens; documents are cut to fit.")],
-    model: make_qa.Model = "",
-    base_url: make_qa.BaseUrl = None,
-    local: make_qa.Local = "",
-    window: make_qa.Window = None,
+    asking: make_qa.Asking,
     kind: Annotated[Kind, typer.Option(help="Kind of all documents.")] = "auto",
-    questions: make_qa.Questions = 2,
-    quotes: make_qa.QuoteRule = "exact",
-    judge: make_qa.Judge = False,
     short: Annotated[str | None, typer.Option(help="Short conversations to mix in.")] = None,
     ratio: Annotated[str, typer.Option(help="Ratio of long rows to short rows.")] = "9:3",
-    price_in: make_qa.PriceIn = None,
-    price_out: make_qa.PriceOut = None,
-    max_cost: make_qa.MaxCost = None,
     processes: Annotated[int, typer.Option(min=1, help="Files to read in parallel.")] = 1,
-    yes: make_qa.Yes = False,
 ) -> None:
     """Build a checked training file from documents: from-pdf, make-qa, mix and check in turn."""
     from longlora.corpus.qa import choose_model
     from longlora.corpus.shelf import RECORDS_FILE
 
-    if model or not local:  # a mistake is said before hours of reading
-        choose_model(model=model, base_url=base_url, local=local, window=window, tokenizer=None, is_asked=False)
+    server = {name: getattr(asking, name) for name in ("model", "base_url", "local", "window")}
+    if asking.model or not asking.local:  # a mistake is said before hours of reading
+        choose_model(**server, tokenizer=None, is_asked=False)
     texts, asked, mixed = out / "texts", out / "qa.jsonl", out / "train.jsonl"
     typer.echo(f"reading into {texts}")
     from_pdf(files, texts, kind=kind, processes=processes)
     typer.echo(f"asking into {asked}")
     make_qa.make_qa(
-        [str(texts / RECORDS_FILE)],
-        asked,
-        model=model,
-        base_url=base_url,
-        local=local,
-        window=window,
-        tokenizer=None if local else tokenizer,
-        questions=questions,
-        quotes=quotes,
-        judge=judge,
+        texts=[str(texts / RECORDS_FILE)],
+        out=asked,
+        tokenizer=None if asking.local else tokenizer,
         max_document_tokens=max(context // 2, context - _ROOM_FOR_QUESTIONS),
-        price_in=price_in,
-        price_out=price_out,
-        max_cost=max_cost,
-        yes=yes,
+        **vars(asking),
     )
     if short is not None:
         typer.echo(f"mixing into {mixed}")

@@ -17,7 +17,7 @@ from longlora import __version__
 from longlora.errors import LongLoRAError, first_line
 
 if TYPE_CHECKING:
-    from packaging.specifiers import SpecifierSet
+    from packaging.requirements import Requirement
 
 GIB = 2**30
 EXTRAS = {
@@ -30,6 +30,7 @@ EXTRAS = {
     "web": "chat in a browser",
 }
 _SHOWN = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+# Environment variables that affect longlora.
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LONGLORA_GROUP_SIZE", "LONGLORA_SINK_TOKENS")
 _WRITTEN_BYTES = 2**26
 
@@ -62,7 +63,7 @@ def doctor(
         ("Devices", devices()),
         ("Extras", extras()),
         ("Folders", folders(folder)),
-        ("Environment", environment()),
+        ("Environment", (Finding(name, os.environ[name]) for name in _VARIABLES if name in os.environ)),
     ):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
@@ -86,12 +87,12 @@ def versions() -> Iterator[Finding]:
     yield Finding("longlora", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}")
     if not _needs():
         yield Finding("packages", "not checked: longlora runs from a folder and is not installed", "pip install .")
-    for name, needed, found in _requirements(""):
-        if found is None or not needed.contains(found, prereleases=True):
-            wanted = f"{name}{needed}"
-            yield Finding(name, f"{found or 'not installed'}, needs {needed}", f"pip install '{wanted}'", is_fault=True)
-        elif name in _SHOWN:
-            yield Finding(name, found)
+    for needed, found, fits in _requirements(""):
+        if not fits:
+            state = f"{found or 'not installed'}, needs {needed.specifier}"
+            yield Finding(needed.name, state, f"pip install '{needed.name}{needed.specifier}'", is_fault=True)
+        elif needed.name in _SHOWN:
+            yield Finding(needed.name, found)
 
 
 def devices() -> Iterator[Finding]:
@@ -131,11 +132,7 @@ def devices() -> Iterator[Finding]:
 def extras() -> Iterator[Finding]:
     """Report the purpose of each extra, and whether it is completely installed."""
     for extra, purpose in EXTRAS.items():
-        missing = [
-            name
-            for name, needed, found in _requirements(extra)
-            if found is None or not needed.contains(found, prereleases=True)
-        ]
+        missing = [needed.name for needed, _, fits in _requirements(extra) if not fits]
         state = f"missing ({', '.join(missing)})" if missing else "installed"
         yield Finding(extra, f"{state}: {purpose}", f"pip install 'longlora[{extra}]'" if missing else "")
 
@@ -162,11 +159,6 @@ def folders(folder: Path) -> Iterator[Finding]:
     yield runs
 
 
-def environment() -> Iterator[Finding]:
-    """Report the environment variables that affect longlora."""
-    return (Finding(name, os.environ[name]) for name in _VARIABLES if name in os.environ)
-
-
 def _needs() -> list[str]:
     try:
         return importlib.metadata.requires("longlora") or []
@@ -174,27 +166,27 @@ def _needs() -> list[str]:
         return []
 
 
-def _requirements(extra: str) -> Iterator[tuple[str, "SpecifierSet", str | None]]:
-    """Yield name, allowed versions and installed version of the packages that longlora or an extra needs."""
+def _requirements(extra: str) -> Iterator[tuple["Requirement", str, bool]]:
+    """Yield what longlora or an extra needs, the installed version, empty if there is none, and whether it fits."""
     from packaging.requirements import Requirement
 
-    for line in _needs():
-        requirement = Requirement(line)
-        if requirement.marker is None:
-            belongs = not extra
-        else:
-            belongs = bool(extra) and requirement.marker.evaluate({"extra": extra})
-        if belongs:
+    for needed in map(Requirement, _needs()):
+        if needed.marker.evaluate({"extra": extra}) if needed.marker else not extra:
             try:
-                found = importlib.metadata.version(requirement.name)
+                found = importlib.metadata.version(needed.name)
             except importlib.metadata.PackageNotFoundError:
-                found = None
-            yield requirement.name, requirement.specifier, found
+                found = ""
+            yield needed, found, found != "" and needed.specifier.contains(found, prereleases=True)
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _room(name: str, folder: Path, remedy: str) -> Finding:
     folder = folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = _existing(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         return Finding(name, f"{folder} cannot be written", remedy, is_fault=True)
     return Finding(name, f"{folder}, {shutil.disk_usage(there).free / GIB:.1f} GiB free")
@@ -202,9 +194,8 @@ def _room(name: str, folder: Path, remedy: str) -> Finding:
 
 def _write_speed(folder: Path) -> float:
     """Return the write speed to disk in MB/s, measured with a temporary file."""
-    folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     block = os.urandom(2**20)  # not compressible
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=_existing(folder.absolute())) as file:
         began = time.perf_counter()
         for _ in range(_WRITTEN_BYTES // len(block)):
             file.write(block)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from longlora.cli.options import INTERRUPTED, AllowHost, Model
+from longlora.errors import CheckpointError, ConfigError
 from longlora.support.choices import DtypeName
 
 Engine = Literal["auto", "vllm", "transformers"]
@@ -36,7 +37,6 @@ def merge(
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
 ) -> None:
     """Merge an adapter into its base model, file by file, and check the result against the adapter."""
-    from longlora.errors import ConfigError
     from longlora.models.checkpoint import check_adapter
     from longlora.support.files import check_absent
 
@@ -71,7 +71,6 @@ def import_weights(
     ] = False,
 ) -> None:
     """Convert published LongLoRA weights to an adapter or a model that other programs can read."""
-    from longlora.errors import CheckpointError
     from longlora.support.files import check_absent
 
     folder = Path(source).expanduser()

@@ -3,58 +3,61 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from longlora.cli.options import AsJson, MaxDocuments, Split, TextColumn, unfolded
 from longlora.errors import ConfigError
 
 Kind = Literal["auto", "book", "paper"]
 Quotes = Literal["exact", "fuzzy", "off"]
 
 
-Model = Annotated[str, typer.Option(help="Name of the model on the server.")]
-BaseUrl = Annotated[str | None, typer.Option(help="Server URL, such as http://localhost:8000/v1; default: OpenAI's.")]
-Local = Annotated[str, typer.Option(help="Model directory or hub name to run locally instead of a server.")]
-Window = Annotated[int | None, typer.Option(help="Tokens the model reads and writes in one call.")]
-Questions = Annotated[int, typer.Option(help="Questions of each kind per call.")]
-QuoteRule = Annotated[Quotes, typer.Option(help="How an answer's quotations must match the text.")]
-Judge = Annotated[bool, typer.Option("--judge", help="Let the model check each answer against the text.")]
-PriceIn = Annotated[float | None, typer.Option(help="Price per million input tokens.")]
-PriceOut = Annotated[float | None, typer.Option(help="Price per million output tokens.")]
-MaxCost = Annotated[float | None, typer.Option(help="Maximum cost of all runs together.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Send calls without asking for confirmation.")]
+@dataclass(frozen=True)
+class Asking:
+    """The options of `make-qa` and `build` about the model that asks, what it asks, and its cost."""
+
+    model: Annotated[str, typer.Option(help="Name of the model on the server.")] = ""
+    base_url: Annotated[
+        str | None, typer.Option(help="Server URL, such as http://localhost:8000/v1; default: OpenAI's.")
+    ] = None
+    local: Annotated[str, typer.Option(help="Model directory or hub name to run locally instead of a server.")] = ""
+    window: Annotated[int | None, typer.Option(help="Tokens the model reads and writes in one call.")] = None
+    questions: Annotated[int, typer.Option(help="Questions of each kind per call.")] = 2
+    quotes: Annotated[Quotes, typer.Option(help="How an answer's quotations must match the text.")] = "exact"
+    judge: Annotated[bool, typer.Option("--judge", help="Let the model check each answer against the text.")] = False
+    price_in: Annotated[float | None, typer.Option(help="Price per million input tokens.")] = None
+    price_out: Annotated[float | None, typer.Option(help="Price per million output tokens.")] = None
+    max_cost: Annotated[float | None, typer.Option(help="Maximum cost of all runs together.")] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send calls without asking for confirmation.")] = False
 
 
+@unfolded
 def make_qa(
     texts: Annotated[list[str], typer.Argument(help="Documents: files, folders, globs, tables or data sets.")],
     out: Annotated[Path, typer.Option(help="File for the records: .json, or .jsonl for one record per line.")],
-    model: Model = "",
-    base_url: BaseUrl = None,
-    local: Local = "",
-    window: Window = None,
+    asking: Asking,
     kind: Annotated[Kind, typer.Option(help="Kind of documents.")] = "auto",
     prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompts; see `corpus qa-prompts`.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer for counting tokens; default: estimate from characters.")
     ] = None,
     chars_per_token: Annotated[float, typer.Option(help="Characters per token, without --tokenizer.")] = 3.0,
-    questions: Questions = 2,
     ask_sections: Annotated[int, typer.Option(help="Sections of a long document to ask about individually.")] = 8,
     reply_tokens: Annotated[int, typer.Option(help="Maximum tokens per reply.")] = 2048,
     notes_tokens: Annotated[int, typer.Option(help="Maximum tokens for the notes on a section.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Sent with every call.")] = 0,
-    quotes: QuoteRule = "exact",
     quote_similarity: Annotated[
         float, typer.Option(help="Share of a quotation's words that must match, for fuzzy.")
     ] = 0.85,
-    judge: Judge = False,
     max_document_tokens: Annotated[int | None, typer.Option(help="Cut documents to this length first.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column with the text, for tabular data.")] = "text",
-    split: Annotated[str, typer.Option(help="Split, for data that has splits.")] = "train",
-    max_documents: Annotated[int | None, typer.Option(min=1, help="Read at most this many documents.")] = None,
+    text_column: TextColumn = "text",
+    split: Split = "train",
+    max_documents: MaxDocuments = None,
     concurrency: Annotated[int, typer.Option(help="Concurrent calls.")] = 8,
     requests_per_minute: Annotated[float | None, typer.Option(help="Maximum calls per minute.")] = None,
     tokens_per_minute: Annotated[
@@ -62,28 +65,24 @@ def make_qa(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a reply.")] = 600.0,
     attempts: Annotated[int, typer.Option(help="Attempts per call if the server fails.")] = 6,
-    price_in: PriceIn = None,
-    price_out: PriceOut = None,
-    max_cost: MaxCost = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of all runs together.")] = None,
-    yes: Yes = False,
     from_journal: Annotated[
         bool, typer.Option("--from-journal", help="Write the records from the journal without new calls.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let a language model write questions and answers about whole documents; the same command resumes."""
-    options = locals()
+    options = locals() | vars(asking)
     from longlora.corpus.qa import Sending, Settings, choose_model, load_prompts, make_questions
     from longlora.corpus.qa.chunks import shelf_texts
     from longlora.data.sources import find_items
 
     sending = Sending(**_named(Sending.__dataclass_fields__, options))
     chosen = choose_model(
-        model=model,
-        base_url=base_url,
-        local=local,
-        window=window,
+        model=asking.model,
+        base_url=asking.base_url,
+        local=asking.local,
+        window=asking.window,
         tokenizer=tokenizer,
         chars_per_token=chars_per_token,
         timeout_seconds=timeout,
@@ -100,7 +99,7 @@ def make_qa(
         counter=chosen.counter,
         answerer=chosen.answerer,
         sending=sending,
-        confirm=lambda estimate: _confirm(estimate.describe(sending), is_agreed=yes),
+        confirm=lambda estimate: _confirm(estimate.describe(sending), is_agreed=asking.yes),
     )
     typer.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.describe(out))
     if not summary.is_complete or not summary.num_records:

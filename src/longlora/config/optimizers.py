@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection
+from functools import partial
 
 DEFAULT = "adamw_torch_fused"
 
@@ -24,19 +25,16 @@ SCHEDULES = "constant_with_warmup constant linear cosine cosine_with_restarts po
 """Schedules. Not included from transformers' list are those that need a metric, or settings not in recipes."""
 
 
-def check_optimizer(name: str) -> str:
-    """Return the name if it is a supported optimizer; otherwise raise a ValueError that suggests similar ones."""
-    return _check("optim", name, PACKAGES, "optimizer")
-
-
-def check_schedule(name: str) -> str:
-    """Return the name if it is a supported schedule; otherwise raise a ValueError that suggests similar ones."""
-    return _check("lr_scheduler_type", name, SCHEDULES, "schedule")
-
-
-def _check(key: str, name: str, known: Collection[str], kind: str) -> str:
+def _check(key: str, kind: str, known: Collection[str], name: str) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
     raise ValueError(f"{key}={name}: no {kind} of this name; {hint}")
+
+
+check_optimizer = partial(_check, "optim", "optimizer", PACKAGES)
+"""Return the name if it is a supported optimizer; otherwise raise a ValueError that suggests similar ones."""
+
+check_schedule = partial(_check, "lr_scheduler_type", "schedule", SCHEDULES)
+"""Return the name if it is a supported schedule; otherwise raise a ValueError that suggests similar ones."""

@@ -82,14 +82,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, is not valid YAML, or contains something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    try:
-        values = _parse(text)
-    except ConfigError as error:
+    except (UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must contain a mapping of keys to values, found {type(values).__name__}")

@@ -1,15 +1,16 @@
 """Stream one answer while the model generates it, with a stop at any token."""
 
-import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
 
 from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.reading import Memory, Progress
@@ -43,64 +44,47 @@ def text_pieces(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answe
         yield new
 
 
-class _Tokens(BaseStreamer):
-    """Passes tokens from `generate` in one thread to an iterator in another."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
-        self._is_prompt = True
-
-    def put(self, value: Tensor) -> None:
-        """Queue the next token, (1,); the first call brings the prompt, (1, T), which is skipped."""
-        if not self._is_prompt:
-            self._queue.put(value.flatten().tolist())
-        self._is_prompt = False
+class _Tokens(SimpleQueue[Tensor | None]):
+    """Passes tokens from `generate`, as its streamer, to an iterator in another thread."""
 
     def end(self) -> None:
         """Mark the end of the tokens."""
-        self._queue.put(None)
+        self.put(None)
 
     def __iter__(self) -> Iterator[int]:
-        for tokens in iter(self._queue.get, None):
-            yield from tokens
+        for token in islice(iter(self.get, None), 1, None):  # each (1,), after the prompt, (1, T)
+            yield int(token)
 
 
+@dataclass(eq=False)
 class Answer:
     """An answer in progress: iterate over it for the text, and read its numbers afterwards.
 
-    `generate` runs in its own thread. `stop()` ends it after the current token, with the memory in a consistent state;
-    so does abandoning the iteration.
+    `generate` runs in its own thread. Setting `stopping` ends it after the current token, with the memory in a
+    consistent state; so does abandoning the iteration.
     """
 
-    def __init__(
-        self,
-        chat_model: ChatModel,
-        prompt: Sequence[int],
-        memory: Memory,
-        settings: ChatSettings,
-        *,
-        max_new_tokens: int,
-        progress: Progress | None = None,
-    ) -> None:
-        self.text = ""
-        self.num_reused = self.num_read = 0  # prompt tokens already in memory, and read now
-        self.num_written = 0  # tokens of the answer
-        self.seconds_to_first_token: float | None = None
-        self.seconds = 0.0  # from the question to the end of the answer
-        self.finished = False  # whether the model ended the answer itself
-        self._model, self._tokenizer = chat_model.model, chat_model.tokenizer
-        self._prompt, self._memory, self._settings = list(prompt), memory, settings
-        self._max_new_tokens, self._progress = max_new_tokens, progress
-        self.stopping = threading.Event()  # set it, from any thread, to end at the next token
+    chat_model: ChatModel
+    prompt: list[int]
+    memory: Memory
+    settings: ChatSettings
+    _: KW_ONLY
+    max_new_tokens: int
+    progress: Progress | None = None
+
+    stopping: threading.Event = field(default_factory=threading.Event, init=False)  # set it to end at the next token
+    text: str = field(default="", init=False)
+    num_reused: int = field(default=0, init=False)  # prompt tokens already in memory
+    num_read: int = field(default=0, init=False)  # prompt tokens read now
+    num_written: int = field(default=0, init=False)  # tokens of the answer
+    seconds_to_first_token: float | None = field(default=None, init=False)
+    seconds: float = field(default=0.0, init=False)  # from the question to the end of the answer
+    finished: bool = field(default=False, init=False)  # whether the model ended the answer itself
 
     @property
     def stopped(self) -> bool:
         """Whether the answer was stopped."""
         return self.stopping.is_set()
-
-    def stop(self) -> None:
-        """End at the next token; may be called from any thread."""
-        self.stopping.set()
 
     def summary(self) -> str:
         """Summarize the tokens and the time that the answer took."""
@@ -133,36 +117,33 @@ class Answer:
             generation = thread.submit(self._generate, tokens)
             generation.add_done_callback(lambda _: tokens.end())  # after an error too
             try:
-                for piece in text_pieces(self._tokenizer, self._prompt, timed()):
+                for piece in text_pieces(self.chat_model.tokenizer, self.prompt, timed()):
                     self.text += piece
                     yield piece
             except BaseException:  # abandoned: an interrupt, a closed page
-                self.stop()
+                self.stopping.set()
                 raise
         self.seconds = time.perf_counter() - began
         generation.result()  # raises the error of the thread, if any
 
     def _generate(self, tokens: _Tokens) -> None:
-        memory = self._memory
-        self.num_reused = memory.begin(self._prompt)
-        self.num_read = memory.read(self._prompt[self.num_reused : -1], stop=self.stopping, progress=self._progress)
-        memory.note(self._prompt)
+        memory, model, tokenizer = self.memory, self.chat_model.model, self.chat_model.tokenizer
+        self.num_reused = memory.begin(self.prompt)
+        self.num_read = memory.read(self.prompt[self.num_reused : -1], stop=self.stopping, progress=self.progress)
+        memory.note(self.prompt)
         if self.stopped:
             return
+        temperature, top_p = self.settings.temperature, self.settings.top_p
         settings = plain_settings(
-            self._model,
-            self._tokenizer,
-            max_new_tokens=self._max_new_tokens,
-            temperature=self._settings.temperature,
-            top_p=self._settings.top_p,
+            model, tokenizer, max_new_tokens=self.max_new_tokens, temperature=temperature, top_p=top_p
         )
-        device = self._model.device
+        mask = torch.ones(1, memory.cache.get_seq_length() + 1, dtype=torch.long, device=model.device)
         try:
-            with plain_generation(self._model):
+            with plain_generation(model):
                 # generate gets the last token, and a mask that covers everything read before it.
-                output = self._model.generate(
-                    input_ids=torch.tensor([self._prompt[-1:]], device=device),
-                    attention_mask=torch.ones(1, memory.cache.get_seq_length() + 1, dtype=torch.long, device=device),
+                output = model.generate(
+                    input_ids=torch.tensor([self.prompt[-1:]], device=model.device),
+                    attention_mask=mask,
                     past_key_values=memory.cache,
                     generation_config=settings,
                     stopping_criteria=[lambda ids, _: torch.full((len(ids),), self.stopped, device=ids.device)],
@@ -176,4 +157,4 @@ class Answer:
         self.finished = output[-1] in (settings.eos_token_id or ())
         if not self.finished:  # the last token was generated, but not read
             memory.read(output[-1:])
-        memory.note([*self._prompt, *output[1:]])
+        memory.note([*self.prompt, *output[1:]])

@@ -75,7 +75,8 @@ class ChatModel:
     context: int = field(init=False)  # tokens that the model reads
 
     def __post_init__(self) -> None:
-        ensure_chat_template(self.tokenizer)
+        if ensure_chat_template(self.tokenizer):
+            logger.info("the tokenizer has no chat template: using the paper's prompt, [INST]…[/INST]")
         self.context = readable_context(self.model.config)
 
     @cached_property
@@ -129,6 +130,4 @@ def load_chat_model(
     model, tokenizer = load_for_inference(
         name, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code
     )
-    if ensure_chat_template(tokenizer):
-        logger.info("the tokenizer has no chat template: using the paper's prompt, [INST]…[/INST]")
     return ChatModel(model=model, tokenizer=tokenizer, name=name)

@@ -1,4 +1,4 @@
-"""Documents to chat about: read from files, and cut in the middle if they do not fit."""
+"""Documents to chat about: joined from files, and cut in the middle if they do not fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from longlora.errors import DataError
 
-TEXT_SUFFIXES = (".txt", ".md")
 ReadDocument = Callable[[Path], str]
 
 _CUT_MARK = "\n\n[…]\n\n"
@@ -21,23 +20,6 @@ class Document:
     text: str
     num_tokens: int  # of the whole document
     num_cut: int = 0  # tokens cut out of the middle
-
-
-def read_text(path: Path) -> str:
-    """Read a text file, in UTF-8.
-
-    Raises:
-        DataError: it is missing, not text, or empty.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if not text.strip():
-        raise DataError(f"{path} contains no text")
-    return text
 
 
 def join_documents(paths: list[Path], read_document: ReadDocument) -> tuple[str, str]:

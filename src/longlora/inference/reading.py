@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -153,10 +152,11 @@ class SavedReadings:
         """Save what was read of these tokens, and return notes for the user."""
         if any(type(layer) is not DynamicLayer for layer in cache.layers):
             return ["this model caches more than keys and values of all tokens, which cannot be saved to disk"]
-        tensors = {}
-        for index, layer in enumerate(cache.layers):
-            tensors[f"keys.{index}"] = layer.keys.to("cpu").contiguous()
-            tensors[f"values.{index}"] = layer.values.to("cpu").contiguous()
+        tensors = {
+            f"{kind}.{index}": getattr(layer, kind).to("cpu").contiguous()
+            for index, layer in enumerate(cache.layers)
+            for kind in ("keys", "values")
+        }
         label = {
             "fingerprint": fingerprint(model),
             "checksum": _checksum(tensors),
@@ -176,7 +176,12 @@ class SavedReadings:
 
 def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """Return a digest of a model's configuration and a sample of each weight, independent of where it is stored."""
-    digest = hashlib.sha256(json.dumps(_without_paths(model.config.to_dict()), sort_keys=True, default=str).encode())
+    # Without the path that transformers records in a configuration and in nested ones.
+    config = json.loads(
+        json.dumps(model.config.to_dict(), default=str),
+        object_hook=lambda values: {name: value for name, value in values.items() if name != "_name_or_path"},
+    )
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     digest.update(f"transformers {version('transformers')}".encode())
     for name, weight in model.state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -184,15 +189,6 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
         sample = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu").contiguous()
         digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
     return digest.hexdigest()
-
-
-def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Remove the model's path, which transformers records in a configuration and in nested ones."""
-    return {
-        name: _without_paths(value) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if name != "_name_or_path"
-    }
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

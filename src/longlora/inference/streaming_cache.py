@@ -49,12 +49,12 @@ class KeyRotation:
         self._shape, self._pair = ((-1, 2), -1) if interleaved else ((2, -1), -2)
         self.num_turning = 2 * len(inverse_frequencies)  # R
 
-    def __call__(self, keys: Tensor, shifts: Tensor) -> Tensor:
-        """Rotate keys (B, H_kv, L, D) by `shifts` positions per row, (B,); returns a new tensor of the same dtype."""
-        if self.num_turning == 0 or not shifts.any():
+    def __call__(self, keys: Tensor, shift: int) -> Tensor:
+        """Rotate keys (B, H_kv, L, D) by `shift` positions; returns a new tensor of the same dtype."""
+        if self.num_turning == 0 or shift == 0:
             return keys
         dtype = torch.promote_types(keys.dtype, torch.float32)
-        cosine, sine = _cosine_and_sine(self._inverse_frequencies, tuple(shifts.tolist()), dtype, keys.device)
+        cosine, sine = _cosine_and_sine(self._inverse_frequencies, shift, dtype, keys.device)
         turning, resting = keys[..., : self.num_turning], keys[..., self.num_turning :]
         one, two = turning.to(dtype).unflatten(-1, self._shape).unbind(self._pair)  # each (B, H_kv, L, R / 2)
         turned = torch.stack((one * cosine - two * sine, two * cosine + one * sine), dim=self._pair)
@@ -62,11 +62,9 @@ class KeyRotation:
 
 
 @lru_cache(maxsize=8)  # all layers of a forward pass ask for the same
-def _cosine_and_sine(
-    inverse_frequencies: Tensor, shifts: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
-    """Return cosine and sine, each (B, 1, 1, R / 2)."""
-    angles = torch.tensor(shifts, dtype=torch.float64)[:, None, None, None] * inverse_frequencies
+def _cosine_and_sine(inverse_frequencies: Tensor, shift: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Return cosine and sine, each (R / 2,)."""
+    angles = shift * inverse_frequencies
     return [angles.cos().to(device, dtype), angles.sin().to(device, dtype)]
 
 
@@ -135,7 +133,7 @@ def _cache_at(model: PreTrainedModel, start: int) -> DynamicCache:
 
 def _fitting(candidates: Sequence[KeyRotation], states: Tensor, moved: Tensor, complaint: str) -> KeyRotation:
     def error(rotate: KeyRotation) -> float:
-        return float((rotate(states, torch.tensor([_PROBE_SHIFT])).float() - moved.float()).norm())
+        return float((rotate(states, _PROBE_SHIFT).float() - moved.float()).norm())
 
     # A rotation of more dimensions than there are belongs to an encoder.
     best = min((rotate for rotate in candidates if rotate.num_turning <= states.shape[-1]), key=error)
@@ -155,53 +153,38 @@ class _StreamingLayer(DynamicLayer):
     values: Tensor
     is_croppable = False
 
-    def __init__(self, rotation: KeyRotation, *, window: int, num_sinks: int, left_padding: Sequence[int]) -> None:
+    def __init__(self, rotation: KeyRotation, *, window: int, num_sinks: int) -> None:
         super().__init__()
         self._rotate, self._window, self._num_sinks = rotation, window, num_sinks
-        self._given_padding = torch.tensor(left_padding, dtype=torch.long)
-        self.reset()
+        self._num_dropped = 0  # after the sinks
 
     def reset(self) -> None:
         self.is_initialized = False  # transformers 5.17 would keep equally many keys, all zeros
         super().reset()
-        self._padding = self._given_padding  # per row, before anything was dropped, (B,)
-        self._num_dropped = 0  # per row: first its padding, then what follows the sinks
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        num_rows = key_states.shape[0]
-        if not len(self._padding):
-            self._padding = torch.zeros(num_rows, dtype=torch.long)
-        if len(self._padding) != num_rows:
-            raise ConfigError(
-                f"left_padding names {len(self._padding)} rows, and the batch has {num_rows}; give one for each"
-            )
-        super().lazy_initialization(key_states, value_states)
+        self._num_dropped = 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Drop what no longer fits, append (B, H_kv, T, D), and return the keys and values to attend to."""
         if surplus := self._num_kept - self._num_staying(key_states.shape[2]):
-            self.keys, self.values = self._without(self.keys, surplus), self._without(self.values, surplus)
+            parts = (self._split(states) for states in (self.keys, self.values))
+            self.keys, self.values = (torch.cat([sinks, recent[:, :, surplus:]], dim=2) for sinks, recent in parts)
             self._num_dropped += surplus
         keys, values = super().update(key_states, value_states)
-        shifts = self._shifts
-        if shifts.any():
-            keys = torch.cat(
-                [self._rotate(keys[:, :, : self._num_sinks], shifts), keys[:, :, self._num_sinks :]], dim=2
-            )
+        if self._num_dropped:
+            sinks, recent = self._split(keys)
+            keys = torch.cat([self._rotate(sinks, self._num_dropped), recent], dim=2)
         return keys, values
 
     def rebase(self) -> None:
         """Restart positions at the first token in the cache: here, the recent keys move down to the sinks."""
-        if not self._num_kept:
-            return
-        sinks, recent = self.keys[:, :, : self._num_sinks], self.keys[:, :, self._num_sinks :]
-        self.keys = torch.cat([sinks, self._rotate(recent, -self._shifts)], dim=2)
-        self._padding, self._num_dropped = (self._padding - self._num_dropped).clamp_min(0), 0
+        if self._num_dropped:
+            sinks, recent = self._split(self.keys)
+            self.keys, self._num_dropped = torch.cat([sinks, self._rotate(recent, -self._num_dropped)], dim=2), 0
 
     def get_seq_length(self) -> int:
-        """Return the next token's position, which counts padding and dropped tokens."""
+        """Return the next token's position, which counts dropped tokens."""
         return self._num_dropped + self._num_kept
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -209,19 +192,9 @@ class _StreamingLayer(DynamicLayer):
         num_staying = self._num_staying(query_length)
         return num_staying + query_length, self.get_seq_length() - num_staying
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        if self.is_initialized:
-            self._padding = self._padding[beam_idx.to("cpu")]
-
     @property
     def _num_kept(self) -> int:
         return super().get_seq_length()
-
-    @property
-    def _shifts(self) -> Tensor:
-        """Positions by which each row's sinks must move up, (B,)."""
-        return (self._num_dropped - self._padding).clamp_min(0)
 
     def _num_staying(self, num_tokens: int) -> int:
         """Return how many of the kept tokens fit beside `num_tokens` new ones."""
@@ -234,52 +207,34 @@ class _StreamingLayer(DynamicLayer):
             )
         return min(self._num_kept, room)
 
-    def _without(self, states: Tensor, surplus: int) -> Tensor:
-        """Drop `surplus` of (B, H_kv, L, D): in each row, first its padding, then what follows the sinks."""
-        padding = (self._padding - self._num_dropped).clamp(0, surplus)  # to drop now, (B,)
-        if not padding.any():
-            return torch.cat([states[:, :, : self._num_sinks], states[:, :, self._num_sinks + surplus :]], dim=2)
-        columns = torch.arange(states.shape[2] - surplus)  # (L',)
-        sources = columns + torch.where(columns < self._num_sinks, padding[:, None], surplus)  # (B, L')
-        sources = sources.to(states.device)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-        return states.gather(2, sources)
+    def _split(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sinks' part of (B, H_kv, L, D), and the recent tokens' part."""
+        return states[:, :, : self._num_sinks], states[:, :, self._num_sinks :]
 
 
 class StreamingCache(Cache):
     """A cache with attention sinks and a recent window in every layer, for a model's forward pass or `generate`.
 
     While the text fits into the window, it works like transformers' ordinary cache. A piece of several tokens pushes
-    out as many as it needs, so no token ever sees more than `window`: the first of T tokens sees T - 1 fewer.
+    out as many as it needs, so no token ever sees more than `window`: the first of T tokens sees T - 1 fewer. Rows of a
+    batch have equally many tokens: padding before a text would stay in the place of its first tokens.
 
     Args:
         rotations: the model's `key_rotations`.
         window: maximum number of tokens that a query sees, including sinks and itself; at most the model's context.
         num_sinks: how many of the first tokens stay.
-        left_padding: number of padding tokens in front of each row, if any.
 
     Raises:
         ConfigError: the window does not leave room for two tokens beside the sinks.
     """
 
-    def __init__(
-        self,
-        rotations: Sequence[KeyRotation],
-        *,
-        window: int,
-        num_sinks: int = NUM_SINKS,
-        left_padding: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, rotations: Sequence[KeyRotation], *, window: int, num_sinks: int = NUM_SINKS) -> None:
         if num_sinks < 0 or window < num_sinks + 2:
             raise ConfigError(
                 f"a streaming window must hold its sinks and at least two tokens more; got window={window} with "
                 f"{num_sinks} sinks"
             )
-        layers = [
-            _StreamingLayer(rotation, window=window, num_sinks=num_sinks, left_padding=left_padding)
-            for rotation in rotations
-        ]
-        super().__init__(layers=list(layers))
-        self._streaming_layers = layers
+        super().__init__(layers=[_StreamingLayer(each, window=window, num_sinks=num_sinks) for each in rotations])
 
     def rebase(self) -> None:
         """Restart positions at the first token in the cache if they have grown large.
@@ -288,5 +243,5 @@ class StreamingCache(Cache):
         which is why it is not done at every token.
         """
         if self.get_seq_length() > REBASE_AFTER:
-            for layer in self._streaming_layers:
+            for layer in self.layers:
                 layer.rebase()

@@ -31,6 +31,7 @@ HELP = """\
 Ctrl-C stops an answer or the reading of a document; at the prompt it exits."""
 
 _METER_WIDTH = 24  # characters
+_WHITE_SPACE = " \t\n"
 _HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # control characters
 
 
@@ -212,37 +213,23 @@ class Wrapping:
     def __init__(self, write: Callable[[str], object], num_columns: Callable[[], int]) -> None:
         self._write, self._num_columns = write, num_columns
         self._column = 0
-        self._space = self._word = ""
+        self._held = ""  # white space, and the word after it
 
     def feed(self, text: str) -> None:
         """Add the next piece."""
         for character in text:
-            if character in " \t\n":
-                self._end_word()
-                self._space += character
-                if character == "\n":
-                    self.finish()
-            else:
-                self._word += character
-                if cell_len(character) > 1:
-                    self._end_word()
+            if character in _WHITE_SPACE and self._held.strip(_WHITE_SPACE):
+                self.finish()
+            self._held += character
+            if character == "\n" or cell_len(character) > 1:
+                self.finish()
 
     def finish(self) -> None:
-        """Write what was held back."""
-        self._end_word()
-        self._write(self._space)
-        self._column, self._space = self._after_space(), ""
-
-    def _end_word(self) -> None:
-        if not self._word:
-            return
-        begin, width = self._after_space(), cell_len(self._word)
-        if self._column and begin + width > self._num_columns():
-            self._space, begin = "\n", 0
-        self._write(self._space + self._word)
-        self._column = begin + width
-        self._space = self._word = ""
-
-    def _after_space(self) -> int:
-        """Return the column after the white space that was held back."""
-        return len((" " * self._column + self._space).expandtabs().rpartition("\n")[2])
+        """Write what was held back, on a new line if the word does not fit."""
+        word = self._held.lstrip(_WHITE_SPACE)
+        space = self._held.removesuffix(word)
+        begin = len((" " * self._column + space).expandtabs().rpartition("\n")[2])
+        if word and self._column and begin + cell_len(word) > self._num_columns():
+            space, begin = "\n", 0
+        self._write(space + word)
+        self._column, self._held = begin + cell_len(word), ""

@@ -6,6 +6,6 @@ model or an adapter.
 """
 
 from longlora.merge.card import write_adapter_card
-from longlora.merge.merging import MergedDtype, MergeReport, check_login, merge_adapter, push_to_hub
+from longlora.merge.merging import MergeReport, check_login, merge_adapter, push_to_hub
 
-__all__ = ["MergeReport", "MergedDtype", "check_login", "merge_adapter", "push_to_hub", "write_adapter_card"]
+__all__ = ["MergeReport", "check_login", "merge_adapter", "push_to_hub", "write_adapter_card"]

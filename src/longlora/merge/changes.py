@@ -48,16 +48,18 @@ class Changes:
     """An adapter's changes, by the names of the model's weights."""
 
     by_weight: dict[str, Change]
-    shapes: dict[str, tuple[int, ...]]  # of every weight of the merged model
-    architecture: str  # the model's class
-    input_embedding: str
-    output_embedding: str | None  # only if the base ties it to the input embedding
+    model: Skeleton  # the merged model
+
+    @property
+    def tied_output(self) -> str | None:
+        """The output embedding, if the base ties it to the input embedding."""
+        return self.model.output_embedding if self.model.is_tied else None
 
     @property
     def unties(self) -> bool:
         """Whether the adapter unties the base's tied embeddings."""
         change = self.by_weight.get
-        return self.output_embedding is not None and change(self.output_embedding) != change(self.input_embedding)
+        return self.model.is_tied and change(self.model.output_embedding) != change(self.model.input_embedding)
 
 
 def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collection[str]) -> Changes:
@@ -83,13 +85,7 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
         raise OtherWay(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
     if spare := sorted(set(tensors) - used - ({_PREFIX + base.output_embedding} if base.is_tied else set())):
         raise OtherWay(f"its file has more than low-rank updates and fully trained modules, such as {spare[0]}")
-    return Changes(
-        by_weight=by_weight,
-        shapes=base.shapes,
-        architecture=type(base.model).__name__,
-        input_embedding=base.input_embedding,
-        output_embedding=base.output_embedding if base.is_tied else None,
-    )
+    return Changes(by_weight=by_weight, model=base)
 
 
 def _check_kind(adapter: PeftConfig) -> None:

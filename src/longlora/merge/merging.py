@@ -5,7 +5,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, get_token
@@ -25,12 +25,11 @@ from longlora.models.generation import lasting_settings, saved_settings
 from longlora.models.load import apply_extension, load_adapter, load_config, load_tokenizer, model_source
 from longlora.models.positions import write_older_keys
 from longlora.models.shards import main_dtype, model_folder, opened, stored_weights
+from longlora.support.choices import DtypeName
 from longlora.support.files import whole_directory
 from longlora.support.whole import check_whole
 
 logger = logging.getLogger("longlora")
-
-MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _PROBE_TOKENS = 512
 # Root mean square of the differences, relative to that of the logits, that rounding the merged weights can cause. The
@@ -54,7 +53,7 @@ def merge_adapter(
     adapter: Path,
     output: Path,
     *,
-    dtype: MergedDtype = "auto",
+    dtype: DtypeName = "auto",
     older_readers: bool | None = None,
     check: bool = True,
 ) -> MergeReport:
@@ -118,7 +117,7 @@ def merge_adapter(
 
 
 def _merge_by_shard(
-    adapter: Path, peft_config: PeftConfig, base: str, config: PreTrainedConfig, directory: Path, dtype: MergedDtype
+    adapter: Path, peft_config: PeftConfig, base: str, config: PreTrainedConfig, directory: Path, dtype: DtypeName
 ) -> torch.dtype:
     """Write configuration and weights, and return the weights' type."""
     folder = model_folder(base)
@@ -135,14 +134,14 @@ def _merge_by_shard(
         merge = ShardMerge(base=folder, stored=stored, changes=changes, adapter=tensors, dtype=cast)
         merge.check(adapter, base)
         merge.write(directory)
-    config.architectures, config.dtype = [changes.architecture], cast or main_dtype(stored)
+    config.architectures, config.dtype = [type(changes.model.model).__name__], cast or main_dtype(stored)
     if changes.unties:
         config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     config.save_pretrained(directory)
     return config.dtype
 
 
-def _merge_in_memory(adapter: Path, config: PreTrainedConfig, directory: Path, dtype: MergedDtype) -> torch.dtype:
+def _merge_in_memory(adapter: Path, config: PreTrainedConfig, directory: Path, dtype: DtypeName) -> torch.dtype:
     """Write configuration and weights, and return the weights' type."""
     declared = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     resolved = declared if dtype == "auto" else getattr(torch, dtype)

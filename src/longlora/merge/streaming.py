@@ -34,7 +34,7 @@ class ShardMerge:
             OtherWay: they do not, for example because experts are stored separately but combined in the model.
             CheckpointError: the adapter belongs to another base, or to one with another vocabulary.
         """
-        shapes, by_weight, output = self.changes.shapes, self.changes.by_weight, self.changes.output_embedding
+        shapes, by_weight, output = self.changes.model.shapes, self.changes.by_weight, self.changes.tied_output
         for name, change in by_weight.items():
             if name not in self.stored and name != output:
                 raise OtherWay(f"the base stores {name} under another name")
@@ -82,14 +82,15 @@ class ShardMerge:
 
     def _merged(self, reader: Any, file: str) -> dict[str, Tensor]:
         changes, result = self.changes, dict[str, Tensor]()
+        first = changes.model.input_embedding
         # Files may contain tied weights twice. The second is then derived from the first.
-        second = changes.output_embedding if changes.input_embedding in self.stored else None
+        second = changes.tied_output if first in self.stored else None
         for name, place in self.stored.items():
             if place.file != file or name == second:
                 continue
             weight, dtype = reader.get_tensor(name), self._target(place)
             result[name] = changed(weight, changes.by_weight.get(name), self.adapter, dtype)
-            if second and name == changes.input_embedding and changes.unties:
+            if second and name == first and changes.unties:
                 own = changed(weight, changes.by_weight.get(second), self.adapter, dtype)
                 result[second] = own.clone() if own.data_ptr() == result[name].data_ptr() else own
         return result

@@ -5,8 +5,7 @@
     job.py           the run in plain values
     activations.py   run -> activations of layers and loss, per token
     memory.py        run -> itemized memory of one GPU and of the host
-    exchange.py      run -> communication between the GPUs that share a row
-    compute.py       run, GPU -> operations and time
+    compute.py       run, GPU -> operations, exchanges between GPUs, and time
     savings.py       run, memory -> changes that make it fit
     plan.py          run, memory -> whether it fits, the longest context, advice
     plan_report.py   plan -> a table, or JSON

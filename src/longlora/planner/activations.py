@@ -41,7 +41,8 @@ def layer_moments(run: PlannedRun) -> dict[str, Moment]:
         # The first norm in the backward pass: the one after the feed-forward if there is one, else the one before it.
         # The gradient that bypasses the feed-forward, or enters it, is in flight too.
         "a norm": Moment(
-            attention + (mlp if shape.norms_per_layer == 4 else 4 * hidden + 4), (NORM_GRADIENT_BYTES + b) * hidden
+            attention + (mlp if shape.family.norms_per_layer == 4 else 4 * hidden + 4),
+            (NORM_GRADIENT_BYTES + b) * hidden,
         ),
         # Gradients of output, query, key and value; FlashAttention accumulates the query's in float32. Those of the
         # copies for sink tokens are computed for half of the heads at a time.
@@ -50,7 +51,7 @@ def layer_moments(run: PlannedRun) -> dict[str, Moment]:
             b * (hidden + 2 * query + 2 * kv + run.sees_sinks * (query // 2 + kv)) + 4 * query + _exchanged(run),
         ),
     }
-    if shape.qk_norm != "none":
+    if shape.family.qk_norm != "none":
         in_flight = NORM_GRADIENT_BYTES * query + b * (hidden + query)
         moments["the queries' norm"] = Moment(attention - _kept_by_kernel(run), in_flight)
     return moments
@@ -76,24 +77,16 @@ def shared_by_layers(run: PlannedRun) -> int:
     return 24 + tables * 2 * run.architecture.head_dim * run.compute_bytes
 
 
-def loss_per_token(run: PlannedRun) -> int:
-    """Return the memory of the final norm and of the logits, or of the chunked loss that replaces them."""
-    shape = run.architecture
-    final = _norm(run, shape.hidden_size) + 4
+def loss_bytes(run: PlannedRun) -> int:
+    """Return the bytes, of all tokens, of the final norm and of the logits, or of the chunked loss instead of these."""
+    shape, b = run.architecture, run.compute_bytes
+    per_token = _norm(run, shape.hidden_size) + 4
     if not run.chunked_loss:
-        return final + run.trains_head * run.compute_bytes * shape.hidden_size + LOGIT_BYTES * shape.vocab_size
-    # The hidden state, its gradient in float32, and the gradient in the compute dtype.
-    return final + shape.hidden_size * (2 * run.compute_bytes + 4)
-
-
-def loss_fixed(run: PlannedRun) -> int:
-    """Return the bytes of chunked cross-entropy that do not grow with the row (in total, not per token)."""
-    if not run.chunked_loss:
-        return 0
-    shape = run.architecture
-    tile = min(run.tokens, LOSS_TILE[0]) * min(shape.vocab_size, LOSS_TILE[1]) * run.compute_bytes
-    head_gradient = 4 * shape.vocab_size * shape.hidden_size if run.trains_head else 0
-    return tile + head_gradient
+        return run.tokens * (per_token + run.trains_head * b * shape.hidden_size + LOGIT_BYTES * shape.vocab_size)
+    per_token += shape.hidden_size * (2 * b + 4)  # the hidden state, its gradient, and that in float32
+    tile = min(run.tokens, LOSS_TILE[0]) * min(shape.vocab_size, LOSS_TILE[1]) * b
+    head_gradient = run.trains_head * 4 * shape.vocab_size * shape.hidden_size
+    return run.tokens * per_token + tile + head_gradient
 
 
 def num_mlp_tiles(run: PlannedRun) -> int:
@@ -103,7 +96,7 @@ def num_mlp_tiles(run: PlannedRun) -> int:
 
 def _norm(run: PlannedRun, width: int) -> int:
     """Return the size of a norm's float32 copy, and of the normalized vector if the scale's gradient needs it."""
-    return width * (4 + run.trains_norms * (4 if run.architecture.wide_norms else run.compute_bytes))
+    return width * (4 + run.trains_norms * (4 if run.architecture.family.wide_norms else run.compute_bytes))
 
 
 def _kept_by_attention(run: PlannedRun) -> int:
@@ -114,15 +107,15 @@ def _kept_by_attention(run: PlannedRun) -> int:
     kept = _norm(run, hidden) + 4 - (4 * hidden if b == 4 else 0)
     # Autocast casts the input separately for every projection whose gradient needs it.
     kept += b * hidden * (num_linears - 1 if run.mixed else 1)
-    if shape.qk_norm != "none":
+    if shape.family.qk_norm != "none":
         kept += _norm(run, query + kv)
     kept += _kept_by_kernel(run)
-    if shape.fused:  # the projection's whole result, of which the value is a view
+    if shape.family.fused:  # the projection's whole result, of which the value is a view
         kept += b * (query + kv)
     if run.tuning != "full":
         kept += b * run.lora_rank * num_linears
         kept += b * query if run.mixed else 0  # autocast's copy of the output projection's input
-    if shape.norms_per_layer == 4:
+    if shape.family.norms_per_layer == 4:
         kept += _norm(run, hidden)
     return kept
 
@@ -130,13 +123,7 @@ def _kept_by_attention(run: PlannedRun) -> int:
 def _exchanged(run: PlannedRun) -> int:
     """Return the size of the copies of query, key and value gradients sent to the GPUs that own the tokens."""
     shape = run.architecture
-    return run.compute_bytes * (shape.query_size + 2 * _kv_size(run)) if run.sequence_parallel_size > 1 else 0
-
-
-def _kv_size(run: PlannedRun) -> int:
-    """Return the width of the kernel's keys per local token; GPUs that share a row may need the same heads."""
-    shape = run.architecture
-    return shape.kv_size * max(1, run.sequence_parallel_size // shape.num_kv_heads)
+    return run.compute_bytes * (shape.query_size + 2 * run.kernel_kv_size) if run.sequence_parallel_size > 1 else 0
 
 
 def _kept_by_kernel(run: PlannedRun) -> int:
@@ -145,7 +132,7 @@ def _kept_by_kernel(run: PlannedRun) -> int:
     With SDPA, sink tokens add second queries and outputs, and rows for the sinks before each group. The copies of keys
     and values replace the projected ones, which are freed.
     """
-    shape, b, kv_size = run.architecture, run.compute_bytes, _kv_size(run)
+    shape, b, kv_size = run.architecture, run.compute_bytes, run.kernel_kv_size
     kept = b * 2 * (shape.query_size + kv_size) + 4 * shape.num_heads
     kept += b * shape.query_size if run.sequence_parallel_size > 1 else 0  # outputs by heads, and by tokens
     if not run.sees_sinks:
@@ -159,7 +146,7 @@ def _kept_by_kernel(run: PlannedRun) -> int:
 def _kept_by_mlp(run: PlannedRun) -> int:
     shape, b = run.architecture, run.compute_bytes
     hidden, inner = shape.hidden_size, shape.active_intermediate_size
-    norms = _norm(run, hidden) * (shape.norms_per_layer // 2) + 4
+    norms = _norm(run, hidden) * (shape.family.norms_per_layer // 2) + 4
     inside = 3 * b * inner  # gate, its activation, up
     if run.trains_mlp:
         copies = max(1, len(shape.mlp_linears()) - 1) if run.mixed else 1

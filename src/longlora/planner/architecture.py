@@ -4,9 +4,9 @@ The configuration comes from a directory, from those bundled with longlora (`kno
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.planner.known_models import find_known_model
@@ -33,6 +33,7 @@ class Family:
     sinks: bool = False  # a learned logit for each head
 
 
+_GEMMA = Family(tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True)
 FAMILIES = {
     "llama": Family(kv_heads_default=True, qkv_bias=None),
     "granite": Family(kv_heads_default=True, qkv_bias=None),
@@ -44,22 +45,18 @@ FAMILIES = {
     "qwen2": Family(qkv_bias=True, sliding="late"),
     "qwen3": Family(defaults={"head_dim": 128}, qkv_bias=None, qk_norm="head", sliding="late"),
     "qwen3_moe": Family(qkv_bias=None, qk_norm="head", experts_key="num_experts"),
-    "gemma": Family(tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True),
-    "gemma2": Family(
-        tied=True, defaults={"head_dim": 256}, qkv_bias=None, wide_norms=True, norms_per_layer=4, sliding=2
-    ),
-    "gemma3_text": Family(
-        tied=True,
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, norms_per_layer=4, sliding=2),
+    "gemma3_text": replace(
+        _GEMMA,
         defaults={
-            "head_dim": 256,
+            **_GEMMA.defaults,
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
             "vocab_size": 262_208,
             "max_position_embeddings": 131_072,
             "rope_theta": 1e6,
         },
-        qkv_bias=None,
-        wide_norms=True,
         norms_per_layer=4,
         qk_norm="head",
         sliding=6,
@@ -80,12 +77,24 @@ WRAPPED = {"gemma3": "gemma3_text"}
 """Multimodal types, with the type of their language model, which is configured in `text_config`."""
 
 
+class Parameters(NamedTuple):
+    """Numbers of a model's parameters."""
+
+    embeddings: int  # the input embedding, which is also the output layer if tied
+    lm_head: int  # 0 if tied
+    norms: int  # scales
+    attention: int  # projections, biases and sinks
+    mlp: int  # including all experts and the router
+    vision: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The shape of a decoder-only model; `Family` describes what depends on the `model_type`."""
+    """The shape of a decoder-only model."""
 
     name: str
     model_type: str
+    family: Family  # what the `model_type` fixes
     hidden_size: int
     intermediate_size: int  # of one expert, if there are experts
     num_layers: int
@@ -99,15 +108,10 @@ class Architecture:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
-    norms_per_layer: int
-    qk_norm: str
-    fused: bool
-    wide_norms: bool
     num_experts: int
     experts_per_token: int
     sliding_window: int | None
     num_sliding_layers: int
-    sinks: bool
     vision_parameters: int  # of the vision encoder and projection, which stay frozen
 
     @property
@@ -126,62 +130,39 @@ class Architecture:
         return self.intermediate_size * max(1, self.experts_per_token)
 
     @property
-    def embedding_parameters(self) -> int:
-        """The parameters of the input embedding, which is also the output layer if tied."""
-        return self.vocab_size * self.hidden_size
-
-    @property
-    def head_parameters(self) -> int:
-        """The parameters of the output layer; 0 if tied."""
-        return 0 if self.tied else self.embedding_parameters
-
-    @property
-    def norm_parameters(self) -> int:
-        """The scales of all norms."""
-        qk_norms = {"none": 0, "head": 2 * self.head_dim, "all": self.query_size + self.kv_size}[self.qk_norm]
-        return self.num_layers * (self.norms_per_layer * self.hidden_size + qk_norms) + self.hidden_size
-
-    @property
-    def attention_parameters(self) -> int:
-        """The parameters of attention in all layers: projections, biases and sinks."""
-        weights = sum(fan_in * fan_out for fan_in, fan_out in self.attention_linears())
-        biases = self.qkv_bias * (self.query_size + 2 * self.kv_size) + self.output_bias * self.hidden_size
-        return self.num_layers * (weights + biases + self.sinks * self.num_heads)
-
-    @property
-    def mlp_parameters(self) -> int:
-        """The parameters of the feed-forwards in all layers, including all experts and the router."""
-        one = 3 * self.hidden_size * self.intermediate_size
-        one += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
-        router = self.num_experts * (self.hidden_size + self.mlp_bias)
-        return self.num_layers * (one * max(1, self.num_experts) + router)
-
-    @property
     def active_mlp_parameters(self) -> int:
         """The feed-forward weights in all layers that one token is multiplied with."""
         active = 3 * self.hidden_size * self.active_intermediate_size + self.num_experts * self.hidden_size
         return self.num_layers * active
 
     @property
+    def parameters(self) -> Parameters:
+        """The parameters by what they belong to."""
+        hidden, query, kv, inner = self.hidden_size, self.query_size, self.kv_size, self.intermediate_size
+        embedding = self.vocab_size * hidden
+        qk_norms = {"none": 0, "head": 2 * self.head_dim, "all": query + kv}[self.family.qk_norm]
+        attention = sum(fan_in * fan_out for fan_in, fan_out in self.attention_linears())
+        attention += self.qkv_bias * (query + 2 * kv) + self.output_bias * hidden + self.family.sinks * self.num_heads
+        mlp = max(1, self.num_experts) * (3 * hidden * inner + self.mlp_bias * (2 * inner + hidden))
+        router = self.num_experts * (hidden + self.mlp_bias)
+        return Parameters(
+            embeddings=embedding,
+            lm_head=0 if self.tied else embedding,
+            norms=self.num_layers * (self.family.norms_per_layer * hidden + qk_norms) + hidden,
+            attention=self.num_layers * attention,
+            mlp=self.num_layers * (mlp + router),
+            vision=self.vision_parameters,
+        )
+
+    @property
     def num_parameters(self) -> int:
         """The number of all parameters, counting tied ones once."""
-        return sum(self.parameters_by_kind().values())
-
-    def parameters_by_kind(self) -> dict[str, int]:
-        """Count parameters as `embeddings`, `lm_head`, `norms`, `attention`, `mlp`, `vision`."""
-        return {
-            "embeddings": self.embedding_parameters,
-            "lm_head": self.head_parameters,
-            "norms": self.norm_parameters,
-            "attention": self.attention_parameters,
-            "mlp": self.mlp_parameters,
-            "vision": self.vision_parameters,
-        }
+        return sum(self.parameters)
 
     def attention_linears(self) -> list[tuple[int, int]]:
         """Return the input and output widths of each projection in one layer's attention."""
         hidden, query, kv = self.hidden_size, self.query_size, self.kv_size
-        inputs = [(hidden, query + 2 * kv)] if self.fused else [(hidden, query), (hidden, kv), (hidden, kv)]
+        inputs = [(hidden, query + 2 * kv)] if self.family.fused else [(hidden, query), (hidden, kv), (hidden, kv)]
         return [*inputs, (query, hidden)]
 
     def mlp_linears(self) -> list[tuple[int, int]]:
@@ -189,7 +170,7 @@ class Architecture:
         if self.num_experts:
             return []
         hidden, inner = self.hidden_size, self.intermediate_size
-        return [*([(hidden, 2 * inner)] if self.fused else [(hidden, inner)] * 2), (inner, hidden)]
+        return [*([(hidden, 2 * inner)] if self.family.fused else [(hidden, inner)] * 2), (inner, hidden)]
 
 
 def find_architecture(name_or_path: str) -> Architecture:
@@ -260,6 +241,7 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
     return Architecture(
         name=name,
         model_type=model_type,
+        family=family,
         hidden_size=hidden,
         intermediate_size=read("moe_intermediate_size" if model_type == "qwen3_moe" else "intermediate_size"),
         num_layers=layers,
@@ -273,15 +255,10 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=attention_bias and family.qkv_bias is None,
         mlp_bias=family.expert_bias or (bool(config.get("mlp_bias", False)) and model_type in ("llama", "granite")),
-        norms_per_layer=family.norms_per_layer,
-        qk_norm=family.qk_norm,
-        fused=family.fused,
-        wide_norms=family.wide_norms,
         num_experts=experts,
         experts_per_token=read("num_experts_per_tok") if experts else 0,
         sliding_window=read("sliding_window") if num_sliding else None,
         num_sliding_layers=num_sliding,
-        sinks=family.sinks,
         vision_parameters=vision_parameters,
     )
 

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from longlora.errors import ConfigError
 from longlora.planner import activations
-from longlora.planner.exchange import LINKS, exchange_seconds
 from longlora.planner.job import PlannedRun
 
 GIB = 2**30
+
+LINKS = {"NVLink (H100)": 300e9, "PCIe 4.0 × 16": 21e9, "Ethernet, 100 Gbit/s for each GPU": 8e9}
+"""Bytes per second into one GPU: two thirds of the vendor's figure for one direction; assumed."""
 
 HOST_BYTES_PER_SECOND = 25e9  # between GPU and host, PCIe 4.0 × 16; assumed
 ATTENTION_BACKWARD = 2.5  # relative to forward, in FlashAttention: five products to two (arXiv 2307.08691, section 4.1)
@@ -158,8 +160,8 @@ def row_flops(run: PlannedRun) -> Flops:
     of the output layer, and a tiled feed-forward its own once more.
     """
     shape, tokens = run.architecture, run.context_length
-    layers = shape.attention_parameters + shape.active_mlp_parameters
-    head = shape.embedding_parameters  # the output layer has the embedding's shape, tied or not
+    layers = shape.parameters.attention + shape.active_mlp_parameters
+    head = shape.parameters.embeddings  # the output layer has the embedding's shape, tied or not
     lora = 0 if run.tuning == "full" else run.trained_by_kind()["lora"]
     weight_gradients = (layers if run.tuning == "full" else lora) + run.trains_head * head
     products = 2 * (layers + lora) + (2 + run.chunked_loss) * head + weight_gradients
@@ -213,6 +215,25 @@ def traffic_bytes(run: PlannedRun) -> int:
         per_token += SINK_PASS_BYTES * (shape.query_size + 2 * shape.kv_size)
     passes = 3 + run.gradient_checkpointing
     return passes * per_token * shape.num_layers * run.context_length
+
+
+def ulysses_bytes(run: PlannedRun) -> int:
+    """Return the bytes that one GPU receives in one layer's forward pass from those that share its rows.
+
+    These are queries, keys, values and outputs, all but the part that stays local. If there are fewer key-value heads
+    than GPUs, several GPUs receive the same head. docs/engines.md compares Ulysses with a ring and a halo.
+    """
+    size = run.sequence_parallel_size
+    return run.compute_bytes * run.tokens * 2 * (run.architecture.query_size + run.kernel_kv_size) * (size - 1) // size
+
+
+def exchange_seconds(run: PlannedRun, bytes_per_second: float) -> float:
+    """Return the time of a row's exchanges in all layers: forward, again under checkpointing, and backward.
+
+    They do not overlap with computation, and send as much backward as forward.
+    """
+    passes = 2 + run.gradient_checkpointing
+    return passes * ulysses_bytes(run) * run.architecture.num_layers / bytes_per_second
 
 
 def _seconds_per_row(run: PlannedRun, gpu: Gpu) -> float:

@@ -28,10 +28,10 @@ def check_head_split(sequence_parallel_size: int, num_heads: int, num_kv_heads: 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A training run. Defaults are those of `longlora train`.
+    """A training run. Defaults are those of `longlora train`; a recipe (`longlora.config`) checks each value by itself.
 
     Raises:
-        ConfigError: a value is out of range, or values exclude one another.
+        ConfigError: the model, the strategy and the memory optimizations exclude one another.
     """
 
     architecture: Architecture
@@ -71,11 +71,6 @@ class PlannedRun:
     rotary_cache_per_layer: bool = False  # as in transformers up to 4.37
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "num_gpus", "batch_size", "accumulation_steps", "steps", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.dense_finish <= 1:
-            raise ConfigError(f"dense_finish={self.dense_finish} must lie between 0 and 1")
         if self.strategy == "single" and self.num_gpus > 1:
             raise ConfigError(f"strategy=single is for one GPU, found {self.num_gpus}; use ddp, fsdp2, zero2 or zero3")
         if self.num_gpus % self.sequence_parallel_size:
@@ -89,18 +84,12 @@ class PlannedRun:
                 f"{self.num_unwindowed_layers} layers of {self.architecture.name} that train in groups"
             )
         check_head_split(self.sequence_parallel_size, self.architecture.num_heads, self.architecture.num_kv_heads)
-        if self.four_bit and self.tuning == "full":
-            raise ConfigError("weights in 4 bits cannot be trained; use tuning=lora+ or tuning=lora")
         if self.four_bit and self.strategy == "zero3":
             raise ConfigError("strategy=zero3 does not split weights in 4 bits; use ddp or zero2")
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ConfigError("offloading can be planned only with gradient_checkpointing; switch it on")
         if self.tiled_mlp and self.architecture.num_experts:
             raise ConfigError(f"tiled_mlp={self.tiled_mlp}: experts cannot be tiled; leave tiled_mlp out")
-        if self.group_size is not None and not 1 <= self.group_size <= self.context_length:
-            raise ConfigError(
-                f"group_size={self.group_size} must lie between 1 and context_length={self.context_length}"
-            )
 
     @property
     def tokens(self) -> int:
@@ -121,6 +110,11 @@ class PlannedRun:
     def sees_sinks(self) -> bool:
         """Whether groups also see sink tokens."""
         return self.attention == "s2" and self.sink_tokens > 0
+
+    @property
+    def kernel_kv_size(self) -> int:
+        """The width of the keys in attention, per token that a GPU holds; GPUs that share a row may need the same."""
+        return self.architecture.kv_size * max(1, self.sequence_parallel_size // self.architecture.num_kv_heads)
 
     @property
     def compute_bytes(self) -> int:
@@ -169,9 +163,9 @@ class PlannedRun:
         linears = shape.attention_linears() + (shape.mlp_linears() if self.lora_targets == "all-linear" else [])
         counts = {"lora": shape.num_layers * sum(self.lora_rank * (left + right) for left, right in linears)}
         if self.trains_embeddings:
-            counts["embeddings"] = shape.embedding_parameters
+            counts["embeddings"] = shape.parameters.embeddings
         if self.trains_norms:
-            counts["norms"] = shape.norm_parameters
+            counts["norms"] = shape.parameters.norms
         return counts
 
     @property

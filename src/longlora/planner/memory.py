@@ -22,7 +22,6 @@ FOUR_BIT_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # NF4: an 8-bit scale per 6
 ZERO3_LIVE_PARAMETERS = 1_000_000_000  # weights gathered at once: DeepSpeed's default stage3_max_live_parameters
 OFFLOAD_STASH = 5  # tensors still on the GPU while they are copied to the host: TRL's max_fwd_stash_size
 
-PROCESSES, LOADING = "processes", "loading"
 LOSS, LAYER, STEP = "loss", "one layer again", "optimizer's step"
 _BITS = {2: "16 bits", 4: "32 bits"}
 
@@ -41,7 +40,7 @@ class Memory:
     """The memory of a run at its peak."""
 
     items: tuple[Item, ...]  # on each GPU
-    host_items: tuple[Item, ...]  # on a machine with all the GPUs; loading is over before the rest is needed
+    host_items: tuple[Item, ...]  # processes, loading, and what is needed once loading is over, for all the GPUs
     moments: dict[str, int]  # bytes on each GPU at each moment that may be the peak, before fragmentation
 
     @property
@@ -62,9 +61,8 @@ class Memory:
     @property
     def host_total(self) -> int:
         """The bytes needed in the host's memory, while loading or while training, whichever is more."""
-        by_name = {item.name: item.bytes for item in self.host_items}
-        processes, loading = by_name.pop(PROCESSES), by_name.pop(LOADING)
-        return processes + max(loading, sum(by_name.values()))
+        processes, loading, *later = (item.bytes for item in self.host_items)
+        return processes + max(loading, sum(later))
 
 
 def plan_memory(run: PlannedRun) -> Memory:
@@ -102,7 +100,7 @@ def _split_state(run: PlannedRun, total: int) -> int:
 def _weights(run: PlannedRun) -> list[Item]:
     shape, size, kinds = run.architecture, run.compute_bytes, run.trained_by_kind()
     # Only these are quantized: experts are not `nn.Linear`, and the vision part is left unchanged.
-    linear = shape.attention_parameters + (0 if shape.num_experts else shape.mlp_parameters)
+    linear = shape.parameters.attention + (0 if shape.num_experts else shape.parameters.mlp)
     if run.tuning == "full":
         size = 4 if run.mixed or run.strategy == "fsdp2" else size
         return [Item("weights", _split_weights(run, size * shape.num_parameters), _BITS[size])]
@@ -147,7 +145,7 @@ def _optimizer_bytes(run: PlannedRun) -> int:
     trained = run.trained_parameters
     if not run.optimizer.endswith("8bit"):
         return 8 * trained
-    embeddings = run.architecture.embedding_parameters if run.trains_embeddings else 0
+    embeddings = run.architecture.parameters.embeddings if run.trains_embeddings else 0
     return 8 * embeddings + round((2 + 8 / 256) * (trained - embeddings))
 
 
@@ -160,8 +158,8 @@ def _communication(run: PlannedRun) -> list[Item]:
         held = size * (2 * run.reduce_bucket_elements + live)
         return [Item("communication", held, "two buckets" + ", live weights" * bool(live))]
     if run.strategy == "fsdp2":
-        layer = (shape.attention_parameters + shape.mlp_parameters) // shape.num_layers
-        root = shape.embedding_parameters + shape.head_parameters
+        layer = (shape.parameters.attention + shape.parameters.mlp) // shape.num_layers
+        root = shape.parameters.embeddings + shape.parameters.lm_head
         gathered = size * ((0 if run.four_bit else 2 * layer) + root)
         return [
             Item("communication", gathered + 4 * trained // shape.num_layers, "gathered: 2 layers, embeddings, head")
@@ -184,9 +182,11 @@ def _kept(run: PlannedRun, moment: str) -> list[Item]:
 def _peak(run: PlannedRun, moment: str) -> list[Item]:
     copies = _autocast_copies(run)
     if moment == LOSS:
-        held = run.tokens * activations.loss_per_token(run) + activations.loss_fixed(run)
         note = "chunked cross-entropy" if run.chunked_loss else "all logits, three times in float32"
-        return [Item("logits and loss", held, note), Item("autocast copies", copies, "of all trained weights")]
+        return [
+            Item("logits and loss", activations.loss_bytes(run), note),
+            Item("autocast copies", copies, "of all trained weights"),
+        ]
     parts = activations.layer_moments(run)
     part = max(parts, key=lambda name: sum(parts[name]))
     kept, in_flight = (run.tokens * amount for amount in parts[part])
@@ -203,7 +203,7 @@ def _autocast_copies(run: PlannedRun) -> int:
         return 0
     if run.tuning == "full":
         shape = run.architecture
-        return run.compute_bytes * (shape.attention_parameters + shape.mlp_parameters + shape.head_parameters)
+        return run.compute_bytes * (shape.parameters.attention + shape.parameters.mlp + shape.parameters.lm_head)
     return run.compute_bytes * run.trained_by_kind()["lora"]
 
 
@@ -217,8 +217,8 @@ def _host(run: PlannedRun) -> tuple[Item, ...]:
     # Every process loads its own copy, in float32 if all weights are trained.
     loading = (4 if run.tuning == "full" else run.compute_bytes) * shape.num_parameters
     items = (
-        Item(PROCESSES, run.num_gpus * PROCESS_BYTES, "Python and its libraries"),
-        Item(LOADING, run.num_gpus * loading, "a copy of the weights in every process, until they are on the GPU"),
+        Item("processes", run.num_gpus * PROCESS_BYTES, "Python and its libraries"),
+        Item("loading", run.num_gpus * loading, "a copy of the weights in every process, until they are on the GPU"),
         Item("layer inputs", run.num_gpus * offloaded, "offloaded, pinned"),
         Item("optimizer", run.num_gpus * paged, "paged"),
     )

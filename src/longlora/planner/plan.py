@@ -1,5 +1,6 @@
 """The plan of a run: its memory, whether it fits, the longest context that does, the duration, and advice."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -92,13 +93,13 @@ def make_plan(
 
 def longest_context(run: PlannedRun, memory_bytes: int) -> int:
     """Find the longest row that fits, rounded down to a multiple of 1,024 tokens (of 64 below 4,096), or 0."""
-    low, high = 0, LONGEST_CONTEXT
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = plan_memory(replace(run, context_length=middle, group_size=None)).total <= memory_bytes
-        low, high = (middle, high) if fits else (low, middle)
-    step = 1024 if low >= 4096 else 64
-    return low // step * step
+
+    def is_too_long(tokens: int) -> bool:
+        return plan_memory(replace(run, context_length=tokens, group_size=None)).total > memory_bytes
+
+    longest = bisect_left(range(1, LONGEST_CONTEXT), True, key=is_too_long)
+    step = 1024 if longest >= 4096 else 64
+    return longest // step * step
 
 
 def _advise(run: PlannedRun, memory_bytes: int, gpu: Gpu | None) -> Iterator[Advice]:

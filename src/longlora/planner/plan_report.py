@@ -9,8 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from longlora.planner.compute import GIB, Duration
-from longlora.planner.exchange import LINKS, exchange_seconds, ulysses_bytes
+from longlora.planner.compute import GIB, LINKS, Duration, exchange_seconds, ulysses_bytes
 from longlora.planner.known_models import find_known_model
 from longlora.planner.plan import Plan
 from longlora.planner.savings import Change
@@ -19,7 +18,8 @@ from longlora.support.wording import short_number
 
 def print_plan(plan: Plan, console: Console, changes: Sequence[Change] = ()) -> None:
     """Print a plan as tables and sentences; `changes` are those already applied to make it fit."""
-    for part in (_headline(plan), "", _memory(plan), "", _verdict(plan), *_found(changes), *_advice(plan)):
+    found = [Text.assemble("Switched on: ", (str(change), "cyan")) for change in changes]
+    for part in (_headline(plan), "", _memory(plan), "", _verdict(plan), *found, *_advice(plan)):
         console.print(part, highlight=False)
     console.print()
     console.print(_facts(plan), highlight=False)
@@ -156,10 +156,6 @@ def _host(plan: Plan) -> str:
         return f"{needed} and has {there}."
     largest = max(plan.memory.host_items, key=lambda item: item.bytes)
     return f"{needed} and has {there}; most of it is {largest.name}: {largest.note}."
-
-
-def _found(changes: Sequence[Change]) -> list[RenderableType]:
-    return [Text.assemble("Switched on: ", (str(change), "cyan")) for change in changes]
 
 
 def _advice(plan: Plan) -> list[RenderableType]:

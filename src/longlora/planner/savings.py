@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from longlora.planner.job import PlannedRun
@@ -15,6 +15,18 @@ KEEP_FREE = 0.10
 
 KEEP_MORE_FREE = 0.30
 """The same in 4 bits or without checkpointing, where published runs took nearly that much more (docs/plan.md)."""
+
+# Names and values of a run's fields in a recipe, where they differ.
+_RECIPE_KEYS = {
+    "accumulation_steps": "gradient_accumulation_steps",
+    "batch_size": "per_device_train_batch_size",
+    "four_bit": "quantization",
+    "offload_checkpoints": "activation_offloading",
+    "optimizer": "optim",
+    "strategy": "hardware.strategy",
+    "train_embeddings": "lora.trainable",
+}
+_RECIPE_VALUES = {"four_bit": "nf4", "train_embeddings": ["norm"]}
 
 
 class Change(NamedTuple):
@@ -79,70 +91,43 @@ def needed_changes(
 def _changes(run: PlannedRun) -> Iterator[Change]:
     """Yield the changes that this run can still make, the cheapest first."""
     full, several = run.tuning == "full", run.num_gpus > 1
+    change = partial(_change, run)
     if not run.chunked_loss:
-        yield _change("chunked loss", "chunked cross-entropy instead of whole logits", chunked_loss=True)
+        yield change("chunked loss", "chunked cross-entropy instead of whole logits", chunked_loss=True)
     if run.batch_size > 1:
         rows = run.batch_size * run.accumulation_steps
-        yield Change(
-            "single rows",
-            "one row at a time",
-            {"batch_size": 1, "accumulation_steps": rows},
-            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
-        )
+        yield change("single rows", "one row at a time", batch_size=1, accumulation_steps=rows)
     if several and run.strategy in ("single", "ddp"):
-        yield _strategy("split gradients and optimizer state", "zero2")
+        yield change("zero2", "split gradients and optimizer state", strategy="zero2")
     if several and run.strategy not in ("fsdp2", "zero3") and not run.four_bit:
-        yield _strategy("split the weights too", "fsdp2")
+        yield change("fsdp2", "split the weights too", strategy="fsdp2")
     if not run.gradient_checkpointing:
-        yield _change("checkpointing", "gradient checkpointing", gradient_checkpointing=True)
+        yield change("checkpointing", "gradient checkpointing", gradient_checkpointing=True)
     if run.optimizer in ("adamw", "adamw_foreach") and full:
-        yield Change("8-bit Adam", "8-bit optimizer state", {"optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"})
+        yield change("8-bit Adam", "8-bit optimizer state", optimizer="adamw_8bit")
     if not run.offload_checkpoints:
-        also = {} if run.gradient_checkpointing else {"gradient_checkpointing": True}
-        yield Change(
-            "offloading",
-            "layer inputs in host memory",
-            {"offload_checkpoints": True, "gradient_checkpointing": True},
-            {**also, "activation_offloading": True},
-        )
+        yield change("offloading", "layer inputs in host memory", gradient_checkpointing=True, offload_checkpoints=True)
     if not run.tiled_mlp and not run.architecture.num_experts:
-        yield _change("tiles", "feed-forward in tiles", tiled_mlp=run.architecture.hidden_size)  # tokens, as in ALST
+        yield change("tiles", "feed-forward in tiles", tiled_mlp=run.architecture.hidden_size)  # tokens, as in ALST
     heads, kv_heads = run.architecture.num_heads, run.architecture.num_kv_heads
     divisible = heads % run.num_gpus == 0 and (kv_heads % run.num_gpus == 0 or run.num_gpus % kv_heads == 0)
     if several and divisible and run.sequence_parallel_size == 1:
-        shared = {"sequence_parallel_size": run.num_gpus}
         steps = run.accumulation_steps * run.num_gpus
-        yield Change(
-            "shared rows",
-            "each row on all GPUs",
-            shared | {"accumulation_steps": steps},
-            shared | {"gradient_accumulation_steps": steps},
-        )
+        shared = {"sequence_parallel_size": run.num_gpus, "accumulation_steps": steps}
+        yield change("shared rows", "each row on all GPUs", **shared)
     if not full and not run.four_bit and run.strategy not in ("zero3", "fsdp2"):  # untested with these (docs/memory.md)
-        yield Change("4 bits", "frozen weights in 4 bits", {"four_bit": True}, {"quantization": "nf4"})
-    yield from _changes_of_what_is_trained(run)
-
-
-def _changes_of_what_is_trained(run: PlannedRun) -> Iterator[Change]:
-    if run.tuning == "full":
-        yield _change("LoRA+", "an adapter instead of all weights", tuning="lora+")
+        yield change("4 bits", "frozen weights in 4 bits", four_bit=True)
+    if full:
+        yield change("LoRA+", "an adapter instead of all weights", tuning="lora+")
     elif run.trains_embeddings:
         # Most trained parameters of LoRA+ are embeddings, in 32 bits with two moments. Several GPUs shard the state.
         if run.optimizer != "paged_adamw_8bit" and run.num_gpus == 1:
-            optimizer = "paged_adamw_8bit"
-            yield Change("paged Adam", "optimizer state in host memory", {"optimizer": optimizer}, {"optim": optimizer})
-        yield Change(
-            "no embeddings",
-            "norms alone trained beside LoRA, not embeddings",
-            {"train_embeddings": False},
-            {"lora.trainable": ["norm"]},
-        )
+            yield change("paged Adam", "optimizer state in host memory", optimizer="paged_adamw_8bit")
+        yield change("no embeddings", "norms alone trained beside LoRA, not embeddings", train_embeddings=False)
 
 
-def _change(name: str, what: str, **fields: Any) -> Change:
-    """Return a change with the same names in the recipe and in the run."""
-    return Change(name, what, fields, fields)
-
-
-def _strategy(what: str, strategy: str) -> Change:
-    return Change(strategy, what, {"strategy": strategy}, {"hardware.strategy": strategy})
+def _change(run: PlannedRun, name: str, what: str, **fields: Any) -> Change:
+    """Return a change to fields of the run, and to the recipe keys of those that have another value there."""
+    new = {field: value for field, value in fields.items() if getattr(run, field) != value}
+    recipe = {_RECIPE_KEYS.get(field, field): _RECIPE_VALUES.get(field, value) for field, value in new.items()}
+    return Change(name, what, fields, recipe)

@@ -5,6 +5,7 @@ parameter is refused, unless its value is the default (`n=1`, `logprobs=false`).
 """
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
@@ -115,21 +116,14 @@ class _Completion(_Request):
 Kind = TypeVar("Kind", bound=_Request)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Translator:
-    """Translates requests for one model into those of transformers' server.
+    """Translates requests for one model into those of transformers' server."""
 
-    Args:
-        name: the model's name for clients.
-        context_length: tokens of prompt and answer together.
-        tokenizer: the model's, with its chat template.
-        generation: the model's generation settings, as in its generation_config.json.
-    """
-
-    def __init__(
-        self, *, name: str, context_length: int, tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]
-    ) -> None:
-        self.name, self.context_length = name, context_length
-        self._tokenizer, self._generation = tokenizer, generation
+    name: str  # the model's, for clients
+    context_length: int  # tokens of prompt and answer together
+    tokenizer: PreTrainedTokenizerBase  # the model's, with its chat template
+    generation: dict[str, Any]  # the model's generation settings, as in its generation_config.json
 
     def chat(self, body: Any) -> dict[str, Any]:
         """Check and translate a request for the next message of a conversation.
@@ -141,7 +135,7 @@ class Translator:
         messages = [message.plain() for message in request.messages]
         template = request.chat_template_kwargs or {}
         try:
-            tokens = self._tokenizer.apply_chat_template(
+            tokens = self.tokenizer.apply_chat_template(
                 messages, tools=request.tools, add_generation_prompt=True, tokenize=True, return_dict=True, **template
             )
         except Exception as error:  # jinja's, and whatever a template raises itself
@@ -158,7 +152,7 @@ class Translator:
         """
         request = _checked(_Completion, body)
         prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
-        num_tokens = len(self._tokenizer(prompt, verbose=False)["input_ids"])
+        num_tokens = len(self.tokenizer(prompt, verbose=False)["input_ids"])
         if not num_tokens:
             raise RequestError("the prompt is empty", param="prompt")
         return self._asked(request, request.max_tokens, num_tokens) | {"prompt": prompt}
@@ -183,7 +177,7 @@ class Translator:
         # If the model's own settings do not sample, a temperature would be ignored. Sampling only from the 50 likeliest
         # tokens is transformers' default, not the API's.
         drawn = request.temperature != 0 and (request.temperature is not None or request.top_p is not None)
-        settings = {"generation_config": json.dumps({"top_k": 0} | self._generation | {"do_sample": True})}
+        settings = {"generation_config": json.dumps({"top_k": 0} | self.generation | {"do_sample": True})}
         return {
             "model": self.name,
             "max_tokens": max_tokens or min(DEFAULT_ANSWER, room),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.errors import ConfigError
 from longlora.merge import merge_adapter
@@ -29,9 +28,6 @@ logger = logging.getLogger("longlora")
 
 # Generic folder names; the parent folder's name says which model it is.
 _UNTOLD = ("adapter", "merged", "model")
-_TOKENIZER = re.compile(
-    r"tokenizer.*|.*chat_template.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,18 +113,13 @@ def _name(source: str) -> str:
 def _link(folder: Path, target: Path) -> None:
     """Make a directory of links to a model's files, except files rewritten to add a chat template or an end of turn."""
     tokenizer = load_tokenizer(str(folder))
-    was_added = ensure_chat_template(tokenizer)
     settings = saved_settings(folder, load_config(str(folder)))
-    stops = names_every_end(settings, tokenizer)
     target.mkdir()
-    for file in folder.iterdir():
-        is_written = (was_added and _TOKENIZER.fullmatch(file.name)) or (
-            not stops and file.name == GENERATION_CONFIG_NAME
-        )
-        if file.is_file() and not is_written and file.name != DIGESTS_FILE:
-            (target / file.name).symlink_to(file.resolve())
-    if not stops:
-        lasting_settings(settings, tokenizer).save_pretrained(target)
-    if was_added:
+    if ensure_chat_template(tokenizer):
         logger.warning("%s has no chat template: conversations are written with the paper's prompt", folder.name)
         tokenizer.save_pretrained(target)
+    if not names_every_end(settings, tokenizer):
+        lasting_settings(settings, tokenizer).save_pretrained(target)
+    for file in folder.iterdir():
+        if file.is_file() and file.name != DIGESTS_FILE and not (target / file.name).exists():
+            (target / file.name).symlink_to(file.resolve())

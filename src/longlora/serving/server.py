@@ -77,30 +77,29 @@ def serve(
     chosen = choose_engine(engine)
     if host not in LOCAL and not api_key:
         logger.warning("listening on %s: whoever reaches port %s can use the model; consider --api-key", host, port)
-    reached = _EVERYWHERE.get(host, host)
+    reached, patience = _EVERYWHERE.get(host, host), _PATIENCE[chosen]
     url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as served:
-        what = f"model {served.name}, {served.context_length:,} tokens"
-        line = f"serving {url}/v1 by {chosen}: {what}; Ctrl-C ends it"
+        line = f"serving {url}/v1 by {chosen}: model {served.name}, {served.context_length:,} tokens; Ctrl-C ends it"
         if chosen == "vllm":
             for taken in sockets:  # vLLM binds the port itself
                 taken.close()
             command = command_line("vllm", served, host=host, port=port)
-            with _running(command, served, patience=_PATIENCE[chosen], api_key=api_key) as server:
+            with _running(command, served, patience=patience, api_key=api_key) as server:
                 _wait_until_it_answers(server, url)
                 ready(line)
                 server.wait()
         else:
             inner_port = _free_port()
             command = command_line("transformers", served, host=_INNER, port=inner_port)
-            with _running(command, served, patience=_PATIENCE[chosen]) as server:
+            with _running(command, served, patience=patience) as server:
                 inner = f"http://{_INNER}:{inner_port}"
                 _wait_until_it_answers(server, inner)
                 front = _front(inner, served, api_key, Names.of(host, allowed_hosts))
                 for taken in sockets:
                     taken.listen()
                 ready(line)
-                _answer(front, sockets, until_ends=server, patience=_PATIENCE[chosen])
+                _answer(front, sockets, until_ends=server, patience=patience)
         raise ConfigError(f"the server ended with status {server.returncode}; its own messages are above")
 
 
