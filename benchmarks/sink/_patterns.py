@@ -1,8 +1,8 @@
 """Load a pretrained model whose attention follows a named pattern, including two that recipes do not have.
 
 The patterns are `full`; `s2`, as in the paper; `rows`, with all heads cut at the same places; and `no shift`, the same
-under another name, for use with sinks. With the suffix ` sinkN`, every group also sees the first N tokens; with ` fullN`,
-one layer in N has full attention.
+under another name, for use with sinks. With the suffix ` sinkN`, every group also sees the first N tokens; with
+` fullN`, one layer in N has full attention.
 """
 
 import copy

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from longlora.config import parse_recipe
 from longlora.errors import CheckpointError, ConfigError
@@ -148,3 +149,23 @@ def test_attention_dropout_is_set_to_zero_with_a_warning(
         model = load_for_training(parse_recipe({**values, "dtype": "float32", "data": {"source": "x"}})).model
     assert "attention_dropout=0.1 in the model's config is set to 0" in caplog.text
     model.train()(input_ids=torch.zeros(1, 128, dtype=torch.long))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of what is mapped")
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_weights_in_the_dtype_of_compute_stay_in_their_file(
+    base_model: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    """Processes share such pages; the plan counts no memory for them."""
+    shutil.copytree(base_model, folder := tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(base_model).to(stored).save_pretrained(folder)
+    values = {"model_name_or_path": str(folder), "output_dir": str(tmp_path / "run"), "data": {"source": "x"}}
+    recipe = parse_recipe({**values, "context_length": 128, "tuning": "lora", "dtype": "bfloat16"})
+    model = load_for_training(recipe).model
+    mapped = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(folder / "model.safetensors")):
+            mapped.append(range(*(int(address, 16) for address in line.partition(" ")[0].split("-"))))
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    in_file = [any(parameter.data_ptr() in addresses for addresses in mapped) for parameter in frozen]
+    assert in_file == [stored == torch.bfloat16] * len(frozen)

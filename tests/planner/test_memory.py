@@ -340,6 +340,24 @@ def test_the_host_holds_what_loads_or_what_comes_after(llama_7b: Any) -> None:
     assert plan_memory(long).host_total == 8 * 3 * GIB + 8 * 32 * GIB
 
 
+def test_under_fsdp2_the_main_process_alone_loads(llama_7b: Any) -> None:
+    run = PlannedRun(architecture=llama_7b, context_length=32768, num_gpus=8, strategy="fsdp2")
+    assert plan_memory(run).host_total == 8 * 3 * GIB + 2 * llama_7b.num_parameters
+    tied = replace(run, architecture=replace(llama_7b, tied=True))  # there accelerate cannot hand them out
+    assert plan_memory(tied).host_total == 8 * 3 * GIB + 8 * 2 * tied.architecture.num_parameters
+
+
+def test_weights_stored_in_the_dtype_of_compute_are_mapped(llama_7b: Any) -> None:
+    stored = replace(llama_7b, stored_dtype="bfloat16")
+    run = PlannedRun(architecture=stored, context_length=32768, num_gpus=8, strategy="ddp")
+    trained = 4 * (run.trained_by_kind()["embeddings"] + run.trained_by_kind()["norms"])
+    assert plan_memory(run).host_total == 8 * 3 * GIB + 8 * trained
+    assert plan_memory(replace(run, tuning="lora")).host_total == 8 * 3 * GIB
+    for converted in (replace(run, dtype="float16"), replace(run, tuning="full")):
+        size = 4 if converted.tuning == "full" else 2
+        assert plan_memory(converted).host_total == 8 * 3 * GIB + 8 * size * llama_7b.num_parameters
+
+
 def test_autocast_copies_every_trained_weight_until_the_loss_is_there(llama_7b: Any) -> None:
     items = amounts(PlannedRun(architecture=llama_7b, context_length=8192, tuning="full"))
     multiplied = llama_7b.parameters.attention + llama_7b.parameters.mlp + llama_7b.parameters.lm_head

@@ -113,6 +113,7 @@ class Architecture:
     sliding_window: int | None
     num_sliding_layers: int
     vision_parameters: int  # of the vision encoder and projection, which stay frozen
+    stored_dtype: str | None = None  # of the weights' files, where the configuration says it
 
     @property
     def query_size(self) -> int:
@@ -260,6 +261,7 @@ def parse_architecture(config: Mapping[str, Any], name: str) -> Architecture:
         sliding_window=read("sliding_window") if num_sliding else None,
         num_sliding_layers=num_sliding,
         vision_parameters=vision_parameters,
+        stored_dtype=config.get("dtype") or config.get("torch_dtype"),
     )
 
 

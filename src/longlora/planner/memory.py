@@ -214,12 +214,18 @@ def _host(run: PlannedRun) -> tuple[Item, ...]:
         offloaded = offloaded_bytes(num_layers=shape.num_layers, layer_input_bytes=layer_input)
     if run.optimizer == "paged_adamw_8bit":
         paged = _split_state(run, _optimizer_bytes(run))
-    # Every process loads its own copy, in float32 if all weights are trained.
+    copies, note = run.num_gpus, "a copy of the weights in every process, until they are on the GPU"
+    if run.strategy == "fsdp2" and not (run.four_bit or shape.tied):  # as models/load.py has it
+        copies, note = 1, "a copy of the weights in the main process, which hands them out"
     loading = (4 if run.tuning == "full" else run.compute_bytes) * shape.num_parameters
+    if run.tuning != "full" and shape.stored_dtype == run.dtype:
+        # Not converted, safetensors are mapped: pages of the file, which the processes share and the system may drop.
+        loading = 4 * (run.trained_parameters - run.trained_by_kind()["lora"])
+        note = "what is trained beside LoRA, in float32; the rest is mapped from its files"
     items = (
         Item("processes", run.num_gpus * PROCESS_BYTES, "Python and its libraries"),
-        Item("loading", run.num_gpus * loading, "a copy of the weights in every process, until they are on the GPU"),
+        Item("loading", copies * loading, note),
         Item("layer inputs", run.num_gpus * offloaded, "offloaded, pinned"),
         Item("optimizer", run.num_gpus * paged, "paged"),
     )
-    return tuple(item for item in items if item.bytes)
+    return items[:2] + tuple(item for item in items[2:] if item.bytes)
