@@ -140,6 +140,7 @@ ARMS = {
     "S², one layer of six dense": Arm(s2=True, full_attention_interval=6),
     "S², every third layer dense": Arm(s2=True, full_attention_interval=3),
     "S², every other layer dense": Arm(s2=True, full_attention_interval=2),
+    "S², every third layer dense, last 20 % dense": Arm(s2=True, full_attention_interval=3, dense=0.2),
     "S², 1 sink token, every third layer dense": Arm(s2=True, sink_tokens=1, full_attention_interval=3),
     "full, constant rate": Arm(dense=1.0, lr_scheduler_type="constant_with_warmup"),
     "S², last 40 % dense, constant rate": Arm(s2=True, dense=0.4, lr_scheduler_type="constant_with_warmup"),
