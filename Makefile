@@ -13,6 +13,8 @@ VERSIONS ?= build/versions
 # Under how many seeds `make test-seeds` runs each test; TESTS=tests/attention takes a part of them.
 SEEDS ?= 100
 TESTS ?= tests
+# Which llama-cpp-python `make llama-cpp` builds.
+LLAMA_CPP ?= 0.3.36
 # How many of their attacks `make fuzz` and `make faults` do, and with which seed. What was cut short goes on.
 SHARE ?= 1.0
 SEED ?= 0
@@ -39,7 +41,7 @@ FAILURES := build/gpu/tests.jsonl
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz faults test-slow test-oldest versions test-seeds docs pictures lint format bench gpu \
+.PHONY: help demo test fuzz faults test-slow test-oldest llama-cpp versions test-seeds docs pictures lint format bench gpu \
   models-page base-model clean
 
 help: ## List these words
@@ -53,6 +55,12 @@ test: lint ## Lint, then run the tests, offline
 
 test-slow: $(DEVELOPMENT) ## Run the tests that `make test` leaves out for time
 	@$(PYTEST) -n $(WORKERS) --dist loadfile -m slow
+
+llama-cpp: $(DEVELOPMENT) ## Build llama.cpp for the slow test of what it reads (half an hour on two cores)
+	@$(PY) -m pip download --quiet --no-deps --no-binary :all: --dest build/llama-cpp llama-cpp-python==$(LLAMA_CPP)
+	@tar -xzf build/llama-cpp/llama_cpp_python-$(LLAMA_CPP).tar.gz -C build/llama-cpp --strip-components=3 --wildcards \
+	  '*/llama.cpp/convert_hf_to_gguf.py' '*/llama.cpp/conversion/*' '*/llama.cpp/gguf-py/*'
+	@$(PIP_INSTALL) --no-deps --target build/llama-cpp/site llama-cpp-python==$(LLAMA_CPP) diskcache sentencepiece
 
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that pyproject.toml allows
 	@HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile

@@ -1,8 +1,8 @@
 """A real llama.cpp reads the exported positions as transformers does, or is named as a reader that does not.
 
-LONGLORA_LLAMA_CPP names a folder with the converter (`convert_hf_to_gguf.py`, `conversion/`, `gguf-py/`, from
-`vendor/llama.cpp` of llama_cpp_python's source distribution) and, in `site/`, what
-`pip install --target site llama-cpp-python sentencepiece` puts there. Building it takes long, so no test does.
+`make llama-cpp` builds what is needed into build/llama-cpp: the converter (from `vendor/llama.cpp` of llama_cpp_python's
+source distribution) and, in `site/`, the package. It takes half an hour on two cores, so no test does. LONGLORA_LLAMA_CPP
+names another folder.
 """
 
 import json
@@ -21,10 +21,11 @@ from longlora.models.positions import extend_positions, write_older_keys
 from longlora.rope import misread
 from longlora.tiny import tiny_model_directory
 
-LLAMA_CPP = os.environ.get("LONGLORA_LLAMA_CPP")
+BUILT = Path(__file__).parents[2] / "build" / "llama-cpp"
+LLAMA_CPP = Path(os.environ.get("LONGLORA_LLAMA_CPP", BUILT))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not LLAMA_CPP, reason="LONGLORA_LLAMA_CPP names no folder with llama.cpp"),
+    pytest.mark.skipif(not (LLAMA_CPP / "site").is_dir(), reason="no llama.cpp: `make llama-cpp` builds it"),
 ]
 
 LENGTH, COMPARED = 900, 128  # tokens read, and the last of them that are compared
@@ -40,7 +41,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "yarn, whole ramp": {"truncate": False},
     "longrope": {"long_factor": [1 + pair / 8 for pair in range(20)]},
 }
-CASES = [("llama", kind) for kind in OPTIONS] + [("qwen3", kind) for kind in ("linear", "theta", "yarn", "llama3")]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "qwen3": {},
+    "gemma3_text": {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma2": {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+}
+CASES = [("llama", kind) for kind in OPTIONS]
+CASES += [(family, kind) for family in FAMILIES for kind in ("linear", "theta", "yarn", "llama3")]
 
 # The converter knows tokenizers by a checksum of token ids. The tiny model's splits as that of SmolLM does.
 READ = """
@@ -52,6 +60,7 @@ sys.path[:0] = [str(root), str(root / "gguf-py"), str(root / "site")]
 import convert_hf_to_gguf, llama_cpp
 from conversion.base import TextModel
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"
+TextModel._set_vocab_sentencepiece = lambda self: self._set_vocab_gpt2()  # Gemma's way
 tokens, text, *folders = torch.load(sys.argv[2])
 for folder in folders:
     sys.argv = ["convert", folder, "--outfile", folder + "/model.gguf", "--outtype", "f32"]
@@ -97,6 +106,7 @@ def _export(folder: Path, family: str, kind: str) -> bool:
         values = {key: getattr(config, key) for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}
         values |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
         values |= {"max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2}
+        values |= FAMILIES[family]
         config = AutoConfig.for_model(family, **values)
     extend_positions(config, context_length=1024, rope_type=kind.split(",")[0], options=OPTIONS[kind])
     torch.manual_seed(0)
