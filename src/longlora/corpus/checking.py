@@ -10,10 +10,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from longlora.corpus.near_duplicates import NearDuplicates, RunIndex, signature
-from longlora.corpus.quality import SHOWN, Finding, Quality
+from longlora.corpus.quality import Quality
 from longlora.corpus.question_rows import Row, read_rows
 from longlora.data import EncodedConversation, encode_conversation
 from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer
+from longlora.data.row_readers import Finding
 from longlora.support.progress import shown
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -157,9 +158,8 @@ def check_file(
             report.quality.add(row)
         if against:
             _check_leak(row, seen, report)
-    for reason, count in skipped.counts.items():
-        report.num_rows += count
-        report.unusable[reason] = Finding(count, skipped.names[reason][:SHOWN])
+    report.num_rows += len(skipped)
+    report.unusable |= skipped.findings
     return report
 
 

@@ -81,8 +81,8 @@ def _conversations(source: str) -> list[Row]:
     found = list(rows)
     if not found[0].messages:
         raise DataError(f"{source} contains texts; only conversations can be mixed, texts are used in training as is")
-    if skipped.counts:
-        logger.warning("skipped %d rows of %s: %s", skipped.counts.total(), source, skipped.summary())
+    if skipped:
+        logger.warning("skipped %d rows of %s: %s", len(skipped), source, skipped.summary())
     return found
 
 

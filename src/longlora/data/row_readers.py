@@ -6,9 +6,9 @@ Files are not read with `load_dataset`, which stops at the first bad row and cop
 import gzip
 import json
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Generic, Literal, TypeVar, cast
 
@@ -30,7 +30,7 @@ _MOST_LIST_BYTES = 1 << 31
 _TOO_LONG_FOR_ONE = f"longer than {_MOST_LINE_BYTES >> 20} MiB"
 # Rows of a Parquet file in memory at once: a row may be a whole book.
 _PARQUET_ROWS = 64
-_NAMES_SHOWN = 5
+NAMES_SHOWN = 5  # of each finding
 _TOO_LONG = object()  # stands in for a line's value
 
 
@@ -47,6 +47,7 @@ class UnusableError(Exception):
 
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,14 @@ class ItemKind(Generic[Item]):
         names = list(columns)
         if missing := self.missing(set(names)):
             raise MissingColumnError(f"no {missing} (columns: {', '.join(map(str, names)) or 'none'})")
+
+    def into(self, make: Callable[[Item, Mapping[str, Any]], Made]) -> "ItemKind[Made]":
+        """Return the kind of what is made from these items and their rows; a whole file has an empty row."""
+        return replace(
+            cast(ItemKind[Any], self),
+            of_row=lambda row: make(self.of_row(row), row),
+            of_text=lambda text: make(self.of_text(text), {}),
+        )
 
 
 def text_kind(column: str = "text") -> ItemKind[str]:
@@ -118,24 +127,35 @@ def check_unicode(text: str) -> None:
         raise UnusableError("not UTF-8 text") from error
 
 
+@dataclass
+class Finding:
+    """A kind of problem: how many rows or files have it, and the first few of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count a row or file."""
+        self.count += 1
+        if len(self.examples) < NAMES_SHOWN:
+            self.examples.append(example)
+
+
 class Skipped:
-    """What was skipped: for each reason, the first few names and the count."""
+    """What was skipped, by reason."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.names: dict[str, list[str]] = defaultdict(list)
+        self.findings: defaultdict[str, Finding] = defaultdict(Finding)
 
-    def add(self, reason: str, name: str) -> None:
-        """Count one file or row."""
-        self.counts[reason] += 1
-        if len(self.names[reason]) < _NAMES_SHOWN:
-            self.names[reason].append(name)
+    def __len__(self) -> int:
+        """Return the number of skipped files and rows."""
+        return sum(finding.count for finding in self.findings.values())
 
     def summary(self) -> str:
         """Return each reason with its count and up to five names, most frequent first."""
         return "; ".join(
-            f"{count} {reason}: {', '.join(self.names[reason])}{', …' if count > _NAMES_SHOWN else ''}"
-            for reason, count in self.counts.most_common()
+            f"{found.count} {reason}: {', '.join(found.examples)}{', …' if found.count > NAMES_SHOWN else ''}"
+            for reason, found in sorted(self.findings.items(), key=lambda item: -item[1].count)
         )
 
 
@@ -157,7 +177,7 @@ def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tu
             try:
                 yield str(path), kind.of_text(_read_text(path))
             except UnusableError as error:
-                skipped.add(str(error), str(path))
+                skipped.findings[str(error)].add(str(path))
             return
         rows = _parquet_rows(path, kind) if path.name.lower().endswith(_PARQUET) else _json_rows(path, skipped)
         yield from _items(rows, str(path), kind, skipped)
@@ -217,7 +237,7 @@ def _items(
         try:
             item = kind.of_row(row)
         except UnusableError as error:
-            skipped.add(str(error), f"{name}:{number}")
+            skipped.findings[str(error)].add(f"{name}:{number}")
         else:
             yield f"{name}:{number}", item
 
@@ -243,10 +263,9 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
         for number, value in _json_lines(stream) if _holds_json_lines(stream, path) else _json_list(stream):
             if isinstance(value, dict):
                 yield number, value
-            elif value is _TOO_LONG:
-                skipped.add(_TOO_LONG_FOR_ONE, f"{path}:{number}")
             else:
-                skipped.add("not a JSON object", f"{path}:{number}")
+                reason = _TOO_LONG_FOR_ONE if value is _TOO_LONG else "not a JSON object"
+                skipped.findings[reason].add(f"{path}:{number}")
 
 
 def _holds_json_lines(stream: IO[bytes], path: Path) -> bool:

@@ -129,25 +129,34 @@ def _read_parts(
     if num_read == 0:
         reasons = skipped.summary() or "it holds no rows"
         raise DataError(f"no readable {kind.name} in {source_name}: {reasons}; {kind.remedy}")
-    if skipped.counts:
-        logger.warning("skipped %d files or rows: %s", skipped.counts.total(), skipped.summary())
+    if skipped:
+        logger.warning("skipped %d files or rows: %s", len(skipped), skipped.summary())
 
 
 def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield the items of a file or data set; what cannot be read is added to `skipped`.
+    """Yield the items of one of several files or data sets; if it cannot be read, it is added to `skipped`.
 
     Raises:
         DataError: a table that the user named lacks the columns.
     """
     try:
-        if part.kind == "file":
-            yield from read_file(Path(part.location), kind, skipped)
-        else:
-            yield from read_dataset(part.location, part.kind, kind, split, skipped)
+        yield from read_whole(part, kind, split, skipped)
     except MissingColumnError as error:
         # A folder of texts may well contain a settings.json, but a table that the user named must be the intended one.
         if part.is_named:
             raise DataError(f"{part.location} has {error}; {kind.column_remedy}") from error
-        skipped.add(f"with {error}", part.location)
+        skipped.findings[f"with {error}"].add(part.location)
     except UnreadableError as error:
-        skipped.add(str(error), part.location)
+        skipped.findings[str(error)].add(part.location)
+
+
+def read_whole(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield the items of a file or data set; unusable rows are added to `skipped`.
+
+    Raises:
+        UnreadableError: it cannot be read, or lacks the columns.
+        DataError: as `read_dataset`.
+    """
+    if part.kind == "file":
+        return read_file(Path(part.location), kind, skipped)
+    return read_dataset(part.location, part.kind, kind, split, skipped)

@@ -144,6 +144,7 @@ class Caller:
         self._asking: dict[str, asyncio.Task[Reply | None]] = {}
         self._under_way: set[asyncio.Task[Any] | None] = set()
         self._failures_in_a_row = 0
+        self._has_told_silence = False
 
     def stop(self, reason: str | Exception) -> None:
         """Send no more calls; those in progress still finish. The first reason is kept."""
@@ -204,8 +205,7 @@ class Caller:
             self._journal.sent(call, *reserved)
             self._under_way.add(task)
             begun = time.perf_counter()
-            silence = "no reply for %.0f s; the run waits for the model", _SECONDS_OF_SILENCE
-            notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, logger.warning, *silence)
+            notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, self._tell_silence)
             try:
                 yield attempt
             except UnansweredError as error:
@@ -219,6 +219,11 @@ class Caller:
             self._budget.release(reserved)
             if attempt.answer is None and self.stopped_by is not None:
                 raise asyncio.CancelledError
+
+    def _tell_silence(self) -> None:
+        if not self._has_told_silence:
+            logger.warning("no reply for %.0f s; the run waits for the model", _SECONDS_OF_SILENCE)
+        self._has_told_silence = True
 
     def _write_down(self, call: Call, attempt: Attempt, estimate: int, *, seconds: float) -> None:
         """Record the end of an attempt; token counts that the model does not report are estimated."""

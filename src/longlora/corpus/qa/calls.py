@@ -58,16 +58,16 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer as recorded in the journal."""
+    """An answer as recorded in the journal; the defaults are those of a placeholder."""
 
     text: str
-    finish: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    is_counted: bool  # token counts are the model's, not estimates
+    finish: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    is_counted: bool = False  # token counts are the model's, not estimates
     model: str
-    time: str  # of arrival, UTC
-    seconds: float  # from sending to the reply, for the last attempt only
+    time: str = ""  # of arrival, UTC
+    seconds: float = 0.0  # from sending to the reply, for the last attempt only
 
 
 Ask = Callable[[Call], Awaitable[Reply | None]]

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -16,7 +16,7 @@ from typing import Any
 
 from longlora.corpus.qa.asking import Answerer, Caller
 from longlora.corpus.qa.calls import Ask, Call, CallJournal, RefusedError, Reply
-from longlora.corpus.qa.chunks import Document, Documents, ShelfText, TokenCounter, material_room
+from longlora.corpus.qa.chunks import Document, ShelfText, TokenCounter, material_room, read_in_sections
 from longlora.corpus.qa.document_qa import DocumentQA
 from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.prompt_files import PromptSet, prompts_digest
@@ -31,7 +31,7 @@ logger = logging.getLogger("longlora")
 
 _INTERRUPTED = "interrupted"
 _MOST_REASONS_SHOWN = 5
-_THREADS = 4  # to read documents, resolve host names and run a local model; calls to a server need none
+_THREADS = 4  # to resolve host names and run a local model; calls to a server need none
 
 About = Callable[[Document, Ask], DocumentQA]
 
@@ -102,6 +102,8 @@ def make_questions(
 ) -> Summary:
     """Ask all questions that have no reply yet, and write all records; without an answerer, only write them.
 
+    All documents are held in memory.
+
     Raises:
         ConfigError: the journal has other settings, a window is too small, the server accepts no calls, or `out` is a
             file that this function did not write.
@@ -110,23 +112,20 @@ def make_questions(
     """
     kinds = prompts if settings.kind == "auto" else {settings.kind: prompts[settings.kind]}
     room = {kind: material_room(one, settings, counter) for kind, one in kinds.items()}
-    documents = Documents(source, settings=settings, counter=counter, room=room)
     _check_out(out, is_written_only=answerer is None)
 
     def about(document: Document, ask: Ask) -> DocumentQA:
         kind = document.kind
-        return DocumentQA(document, prompts[kind], settings=settings, counter=counter, room=room[kind], ask=ask)
-
-    def read(description: str) -> Iterator[Document]:
-        return shown(documents, description, total=documents.num_documents, progress=progress)
+        return DocumentQA(document, prompts[kind], settings=settings, counter=counter, room=room[kind], ask_model=ask)
 
     header = asdict(settings) | {"prompts": prompts_digest(prompts)}
-    with _each_warning_once(), CallJournal(journal_path(out), header) as journal:
+    with CallJournal(journal_path(out), header) as journal:
         summary = Summary(spent=journal.spent)
+        texts = shown(source, "reading", total=source.num_documents, progress=progress)
+        documents, summary.repeated = read_in_sections(texts, settings=settings, counter=counter, room=room)
         if answerer is not None:
-            estimate = Estimate(journal, counter, questions=settings.questions)
-            for document in read("measuring"):
-                estimate.add(document)
+            estimate = Estimate(documents, journal, counter, settings.questions)
+            for document in shown(documents, "measuring", total=len(documents), progress=progress):
                 asyncio.run(about(document, estimate.ask).candidates())
             if estimate.num_calls and not confirm(estimate):
                 summary.stopped_by = "not confirmed"
@@ -142,38 +141,31 @@ def make_questions(
                     )
                     asyncio.run(_ask(documents, about, caller, num_at_once=sending.concurrency))
                 _note_end(caller, journal, summary)
-        records = _records(read("writing"), about, journal, summary)
+        written = shown(documents, "writing", total=len(documents), progress=progress)
+        records = _records(written, about, journal, summary)
         if (first := next(records, None)) is not None:  # an empty set is useless, and must not replace an older one
             summary.num_records = write_rows(out, chain([first], records))
-        summary.repeated, summary.cost = documents.repeated, sending.cost(journal.spent)
+        summary.cost = sending.cost(journal.spent)
     return summary
 
 
-async def _ask(documents: Documents, about: About, caller: Caller, *, num_at_once: int) -> None:
+async def _ask(documents: Sequence[Document], about: About, caller: Caller, *, num_at_once: int) -> None:
     """Get replies to all calls into the journal, as far as possible.
 
     As many documents are processed concurrently as there may be calls in progress: each has at least one to send.
     """
-    waiting, turn = iter(documents), asyncio.Lock()
+    waiting = iter(documents)
     asyncio.get_running_loop().set_default_executor(thread_pool(_THREADS))
 
     async def work() -> None:
-        while caller.stopped_by is None:
-            async with turn:  # in a thread, so that calls continue while a long book is read and measured
-                document = await asyncio.to_thread(next, waiting, None)
-            if document is None:
+        for document in waiting:  # shared by all workers
+            if caller.stopped_by is not None:
                 return
             await about(document, caller.ask).candidates()  # only their effect on the journal matters
 
     try:
         with _stopped_by_interrupt(caller):
-            workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
-            try:
-                await asyncio.gather(*workers)
-            except Exception as error:  # e.g. an unreadable document; finish the calls in progress, which are paid for
-                caller.stop(error)
-                await asyncio.gather(*workers, return_exceptions=True)
-                raise
+            await asyncio.gather(*(work() for _ in range(num_at_once)))
     finally:
         await caller.answerer.close()
 
@@ -191,7 +183,7 @@ def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
 
 
 def _records(
-    documents: Iterator[Document], about: About, journal: CallJournal, summary: Summary
+    documents: Iterable[Document], about: About, journal: CallJournal, summary: Summary
 ) -> Iterator[dict[str, Any]]:
     """Yield all records that the journal's replies allow, in the documents' order."""
 
@@ -224,23 +216,6 @@ def _stopped_by_interrupt(caller: Caller) -> Iterator[None]:
     finally:
         with suppress(NotImplementedError, RuntimeError, ValueError):
             loop.remove_signal_handler(signal.SIGINT)
-
-
-@contextmanager
-def _each_warning_once() -> Iterator[None]:
-    """Suppress repeated warnings: documents are read several times, including those that are skipped."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        num_before = len(said)
-        said.add(record.getMessage())
-        return len(said) > num_before
-
-    logger.addFilter(is_new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_new)
 
 
 def _check_out(out: Path, *, is_written_only: bool) -> None:
