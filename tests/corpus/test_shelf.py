@@ -136,18 +136,15 @@ def test_a_file_that_crashes_its_reader(files: list[Path], tmp_path: Path, monke
     assert "makes the reader crash" in result.skipped[str(files[1])]
 
 
-def test_a_file_that_its_reader_does_not_expect(files: list[Path], tmp_path: Path) -> None:
-    book = tmp_path / "deep.epub"
+def test_a_file_that_its_reader_does_not_expect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_extract", die_of_b)
+    book, text = tmp_path / "deep.epub", tmp_path / "unexpected.txt"
     book.write_bytes(b"PK")
-    assert shelf._extract(book, Settings()) == "damaged: not a complete e-book (File is not a zip file)"
-
-    class Broken(Settings):
-        @property
-        def kind(self) -> str:  # type: ignore[override]
-            raise MemoryError("of 2 GiB")
-
-    said = "the reader failed (MemoryError: of 2 GiB); convert it with another program"
-    assert shelf._extract(files[0], Broken.__new__(Broken)) == said
+    text.write_text("a text")
+    assert read_shelf([book, text], tmp_path / "out", progress=False).skipped == {
+        str(book): "damaged: not a complete e-book (File is not a zip file)",
+        str(text): "the reader failed (LookupError: of a glyph); convert it with another program",
+    }
 
 
 def test_a_text_to_read_is_written_before_its_record(files: list[Path], tmp_path: Path) -> None:

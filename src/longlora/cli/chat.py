@@ -171,7 +171,6 @@ def read_document(path: Path) -> str:
         DataError: the format is unknown, or the file cannot be read.
     """
     from longlora.corpus.extract import SUFFIXES, Settings, extract
-    from longlora.corpus.markup import UnreadableFileError
     from longlora.inference.documents import TEXT_SUFFIXES, read_text
 
     suffix = path.suffix.lower()
@@ -181,5 +180,5 @@ def read_document(path: Path) -> str:
         raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}: convert it to text first")
     try:
         return extract(path, Settings(references="keep")).text
-    except UnreadableFileError as error:
+    except DataError as error:
         raise DataError(f"{path} cannot be read: {error}") from error

@@ -63,7 +63,7 @@ def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
     """Extract a PDF's text in reading order, with an empty line between paragraphs.
 
     Raises:
-        UnreadableFileError: no text can be extracted; the message gives the reason.
+        DataError: no text can be extracted; the message gives the reason.
     """
     pages, metadata = read_pages(path)
     paragraphs, left_out, as_they_are = read_paragraphs(pages)
