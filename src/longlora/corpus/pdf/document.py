@@ -102,7 +102,7 @@ def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], LeftOut, li
     as_they_are = []
     for page in pages:
         parts = [] if page.is_scattered else reading_order(page.words, gutters)
-        columns = [make_lines(it.words, page=page.number, column=it.box) for it in parts]
+        columns = [make_lines(words, page=page.number) for words in parts]
         if page.is_scattered or parts_words([line for lines in columns for line in lines], page.words):
             as_they_are.append(page.number)
             columns = [pdfium_lines(page.words, page=page.number)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from longlora.corpus.pdf.lines import Line, make_lines
 from longlora.corpus.pdf.pdfium import Page
-from longlora.corpus.pdf.words import around
 
 _NUM_EDGE_ROWS = 3  # a head of two lines and a page number
 _NEAR_PAGES = 4  # several, as left and right pages differ, and so do the first pages of chapters
@@ -87,7 +86,7 @@ def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, 
 def _edge_rows(index: int, page: Page) -> list[_Row]:
     if not page.words or page.is_scattered:
         return []
-    lines = make_lines(page.words, page=page.number, column=around(page.words))
+    lines = make_lines(page.words)
     rows = []
     for order in (lines, lines[::-1]):
         for place, line in enumerate(order[:_NUM_EDGE_ROWS]):

@@ -44,7 +44,6 @@ class Page:
     """Words in pdfium's order, and drawings."""
 
     number: int
-    width: float
     height: float
     words: list[Word]
     drawings: list[Drawing] = field(default_factory=list)
@@ -101,8 +100,6 @@ def _read_all(document: Any, counts: Counter[str]) -> list[Page]:
 def _check_whole(path: Path) -> None:
     """Check that a file begins and ends like a PDF; there may be padding after the end, but no PDF objects."""
     content = path.read_bytes()
-    if not content:
-        raise DataError("empty: it has no bytes")
     if b"%PDF-" not in content[:1024]:
         raise DataError("not a PDF: it does not begin with %PDF")
     end = content.rfind(b"%%EOF")
@@ -155,7 +152,7 @@ def _read_page(document: Any, index: int, counts: Counter[str]) -> Page:
     drawings = [box for box in boxes if box.width * box.height < area]
     has_scan = any(not box.is_path and box.width * box.height >= area for box in boxes)
     upright, turned = ([word for word in words if (word.turn == 0) is is_upright] for is_upright in (True, False))
-    return Page(index + 1, view.width, view.height, upright, drawings, has_scan, turned)
+    return Page(index + 1, view.height, upright, drawings, has_scan, turned)
 
 
 def _drawings(page: Any, view: View) -> Iterator[Drawing]:
@@ -165,9 +162,9 @@ def _drawings(page: Any, view: View) -> Iterator[Drawing]:
     wanted = [kinds.FPDF_PAGEOBJ_PATH, kinds.FPDF_PAGEOBJ_IMAGE, kinds.FPDF_PAGEOBJ_SHADING, kinds.FPDF_PAGEOBJ_FORM]
     for item in page.get_objects(filter=wanted, max_depth=1):
         try:
-            left, top, right, bottom = view.box(*item.get_bounds())
+            box = view.box(*item.get_bounds())
         except pypdfium2.PdfiumError:
             continue  # an object without extent
-        seen = (max(left, 0.0), max(top, 0.0), min(right, view.width), min(bottom, view.height))
+        seen = max(box.left, 0.0), max(box.top, 0.0), min(box.right, view.width), min(box.bottom, view.height)
         if seen[0] <= seen[2] and seen[1] <= seen[3]:
             yield Drawing(*seen, is_path=item.type == kinds.FPDF_PAGEOBJ_PATH)
