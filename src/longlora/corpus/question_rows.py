@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from longlora.data.conversations import CONVERSATIONS, Conversation, Message
-from longlora.data.row_readers import ItemKind, MissingColumnError, Skipped, UnreadableError, is_table, text_kind
-from longlora.data.sources import read_part, read_whole
+from longlora.data.row_readers import (
+    ItemKind,
+    MissingColumnError,
+    Skipped,
+    UnreadableError,
+    is_table,
+    read_part,
+    text_kind,
+)
+from longlora.data.sources import read_or_skip
 from longlora.errors import DataError
 from longlora.support.files import flush, replaced_file
 from longlora.support.locate import Part, locate
@@ -75,7 +83,7 @@ def read_rows(source: str | Path, *, text_column: str = "text") -> tuple[Iterato
 
 def _read(source: str | Path, parts: Sequence[Part], kind: ItemKind[Row], skipped: Skipped) -> Iterator[Row]:
     """Read all parts; an unreadable file is skipped if there are others, and refused if it is the only one."""
-    read = read_whole if len(parts) == 1 else read_part
+    read = read_part if len(parts) == 1 else read_or_skip
     try:
         for part in parts:
             for name, row in read(part, kind, "train", skipped):

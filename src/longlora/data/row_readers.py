@@ -10,13 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Generic, Literal, TypeVar, cast
+from typing import IO, Any, Generic, TypeVar, cast
 
 import pyarrow
 import pyarrow.parquet
 from datasets import DatasetDict, load_dataset, load_from_disk
 
 from longlora.errors import DataError, first_line
+from longlora.support.locate import Part
 
 _PARQUET = ".parquet"
 _TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", _PARQUET)
@@ -164,40 +165,36 @@ def is_table(path: Path) -> bool:
     return path.name.lower().endswith(_TABLES)
 
 
-def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield `(name, item)` for each item of a file; rows are named `path:number`, counted from 1.
+def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield `(name, item)` for each item of a file or data set; rows are named `location:number`, counted from 1.
+
+    `split` applies to data sets, those of the hub being streamed. Single bad rows are added to `skipped`.
 
     Raises:
-        UnreadableError: the whole file is unusable. Single bad rows are added to `skipped` instead.
+        UnreadableError: the whole file or data set is unusable, or lacks the columns.
+        DataError: no such data set or split, or the hub cannot be reached or the connection is lost halfway.
     """
+    if part.kind != "file":
+        name = part.location
+        rows = _saved_rows(name, split, kind) if part.kind == "saved" else _hub_rows(name, split)
+        yield from _items(enumerate(rows, start=1), name, kind, skipped)
+        return
+    path = Path(part.location)
     try:
         if not path.is_file():
             raise UnreadableError("unreadable (not a regular file)")
-        if not is_table(path):
-            try:
-                yield str(path), kind.of_text(_read_text(path))
-            except UnusableError as error:
-                skipped.findings[str(error)].add(str(path))
+        if is_table(path):
+            numbered = _parquet_rows(path, kind) if path.name.lower().endswith(_PARQUET) else _json_rows(path, skipped)
+            yield from _items(numbered, str(path), kind, skipped)
             return
-        rows = _parquet_rows(path, kind) if path.name.lower().endswith(_PARQUET) else _json_rows(path, skipped)
-        yield from _items(rows, str(path), kind, skipped)
+        try:
+            yield str(path), kind.of_text(_read_text(path))
+        except UnusableError as error:
+            skipped.findings[str(error)].add(str(path))
     except (EOFError, zlib.error) as error:
         raise UnreadableError("not valid gzip") from error
     except OSError as error:
         raise UnreadableError(f"unreadable ({error.strerror or error})") from error
-
-
-def read_dataset(
-    name: str, place: Literal["saved", "hub"], kind: ItemKind[Item], split: str, skipped: Skipped
-) -> Iterator[tuple[str, Item]]:
-    """Yield `(name, item)` for each row of a directory from `save_to_disk`, or of a data set streamed from the hub.
-
-    Raises:
-        UnreadableError: the directory is damaged, or the columns are missing.
-        DataError: no such data set or split, or the hub cannot be reached or the connection is lost halfway.
-    """
-    rows = _saved_rows(name, split, kind) if place == "saved" else _hub_rows(name, split)
-    yield from _items(enumerate(rows, start=1), name, kind, skipped)
 
 
 def _saved_rows(path: str, split: str, kind: ItemKind[Any]) -> Iterable[dict[str, Any]]:

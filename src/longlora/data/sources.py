@@ -19,8 +19,7 @@ from longlora.data.row_readers import (
     Skipped,
     UnreadableError,
     is_table,
-    read_dataset,
-    read_file,
+    read_part,
     text_kind,
 )
 from longlora.errors import DataError
@@ -121,7 +120,7 @@ def _read_parts(
     parts: list[Part], source_name: str, kind: ItemKind[Item], split: str, max_items: int | None
 ) -> Iterator[tuple[str, Item]]:
     skipped = Skipped()
-    items = (item for part in parts for item in read_part(part, kind, split, skipped))
+    items = (item for part in parts for item in read_or_skip(part, kind, split, skipped))
     num_read = 0
     for item in islice(items, max_items):
         num_read += 1
@@ -133,14 +132,14 @@ def _read_parts(
         logger.warning("skipped %d files or rows: %s", len(skipped), skipped.summary())
 
 
-def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+def read_or_skip(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
     """Yield the items of one of several files or data sets; if it cannot be read, it is added to `skipped`.
 
     Raises:
-        DataError: a table that the user named lacks the columns.
+        DataError: a table that the user named lacks the columns; or as `read_part`.
     """
     try:
-        yield from read_whole(part, kind, split, skipped)
+        yield from read_part(part, kind, split, skipped)
     except MissingColumnError as error:
         # A folder of texts may well contain a settings.json, but a table that the user named must be the intended one.
         if part.is_named:
@@ -148,15 +147,3 @@ def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) ->
         skipped.findings[f"with {error}"].add(part.location)
     except UnreadableError as error:
         skipped.findings[str(error)].add(part.location)
-
-
-def read_whole(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield the items of a file or data set; unusable rows are added to `skipped`.
-
-    Raises:
-        UnreadableError: it cannot be read, or lacks the columns.
-        DataError: as `read_dataset`.
-    """
-    if part.kind == "file":
-        return read_file(Path(part.location), kind, skipped)
-    return read_dataset(part.location, part.kind, kind, split, skipped)
