@@ -129,7 +129,6 @@ def check_file(
     context_length: int | None = None,
     against: Sequence[str] = (),
     text_column: str = "text",
-    progress: bool = True,
 ) -> Report:
     """Check a file the way training would read it, and compare it with files that must not share its documents.
 
@@ -142,12 +141,12 @@ def check_file(
     seen = _Seen()
     for other in against:
         known, _ = read_rows(other, text_column=text_column)
-        for row in shown(known, f"Reading {other}", total=None, progress=progress):
+        for row in shown(known, f"Reading {other}", total=None):
             seen.add(row)
     report = Report(source, context_length)
     rows, skipped = read_rows(source, text_column=text_column)
     earlier: set[str] = set()
-    for row in shown(rows, f"Checking {source}", total=None, progress=progress):
+    for row in shown(rows, f"Checking {source}", total=None):
         report.num_rows += 1
         _check_tokens(row, tokenizer, report)
         digest = _digest("\0".join((row.document, row.question, row.answer)))

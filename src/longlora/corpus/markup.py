@@ -132,10 +132,10 @@ def read_epub(path: Path) -> MarkedText:
     return MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts), notes=notes)
 
 
-def _unpacked(archive: zipfile.ZipFile, name: str, most: int = MOST_PAGE_BYTES) -> bytes:
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
     """Unpack a part of an e-book without trusting the size that it declares."""
     with archive.open(name) as part:
-        return read_bounded(part, most, name)
+        return read_bounded(part, MOST_PAGE_BYTES, name)
 
 
 def _parts(archive: zipfile.ZipFile, spine: list[str]) -> Iterator[bytes]:

@@ -62,7 +62,6 @@ def read_shelf(
     near_duplicates: NearDuplicateRule = "drop",
     processes: int = 1,
     write_texts: bool = False,
-    progress: bool = True,
 ) -> ShelfResult:
     """Extract texts from files into `folder`; files whose content already has a record there are not read again.
 
@@ -81,7 +80,7 @@ def read_shelf(
         waiting = [path for path in files if shelf.is_new(path)]
         done = len(files) - len(waiting)
         with (
-            progress_bar("Reading", total=len(files), completed=done, progress=progress) as advance,
+            progress_bar("Reading", total=len(files), completed=done) as advance,
             closing(_extracted(waiting, settings, processes)) as read,
         ):
             for path, found in read:

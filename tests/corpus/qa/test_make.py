@@ -234,7 +234,7 @@ def test_progress_counts_each_call_once(
     counted: list[int] = []
 
     @contextmanager
-    def bar(description: str, *, total: int, progress: bool) -> Iterator[Callable[[int, str], None]]:
+    def bar(description: str, *, total: int) -> Iterator[Callable[[int, str], None]]:
         yield lambda count, text: counted.append(count)
         assert sum(counted) == total
 

@@ -205,12 +205,9 @@ class DocumentQA:
             return None
         if not pair.quotes:
             return NO_QUOTATION
-        return None if all(map(self._is_in_document, pair.quotes)) else "quotation not found"
-
-    def _is_in_document(self, quote: str) -> bool:
-        if self._passages.holds(quote):
-            return True
-        return self.settings.quotes == "fuzzy" and self._passages.similarity(quote) >= self.settings.quote_similarity
+        passages, is_fuzzy, least = self._passages, self.settings.quotes == "fuzzy", self.settings.quote_similarity
+        found = (passages.holds(quote) or (is_fuzzy and passages.similarity(quote) >= least) for quote in pair.quotes)
+        return None if all(found) else "quotation not found"
 
     async def _judged(self, candidates: list[Candidate], material: Material) -> list[Candidate]:
         """Have the model read the material again and judge its answers, all pairs of a reply in one call."""

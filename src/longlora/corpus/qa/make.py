@@ -98,7 +98,6 @@ def make_questions(
     answerer: Answerer | None,
     sending: Sending,
     confirm: Callable[[Estimate], bool],
-    progress: bool = True,
 ) -> Summary:
     """Ask all questions that have no reply yet, and write all records; without an answerer, only write them.
 
@@ -121,16 +120,16 @@ def make_questions(
     header = asdict(settings) | {"prompts": prompts_digest(prompts)}
     with CallJournal(journal_path(out), header) as journal:
         summary = Summary(spent=journal.spent)
-        texts = shown(source, "reading", total=source.num_documents, progress=progress)
+        texts = shown(source, "reading", total=source.num_documents)
         documents, summary.repeated = read_in_sections(texts, settings=settings, counter=counter, room=room)
         if answerer is not None:
             estimate = Estimate(documents, journal, counter, settings.questions)
-            for document in shown(documents, "measuring", total=len(documents), progress=progress):
+            for document in shown(documents, "measuring", total=len(documents)):
                 asyncio.run(about(document, estimate.ask).candidates())
             if estimate.num_calls and not confirm(estimate):
                 summary.stopped_by = "not confirmed"
             elif estimate.num_calls:
-                with progress_bar("asking", total=estimate.num_calls, progress=progress) as advance:
+                with progress_bar("asking", total=estimate.num_calls) as advance:
                     caller = Caller(
                         answerer,
                         journal=journal,
@@ -141,8 +140,7 @@ def make_questions(
                     )
                     asyncio.run(_ask(documents, about, caller, num_at_once=sending.concurrency))
                 _note_end(caller, journal, summary)
-        written = shown(documents, "writing", total=len(documents), progress=progress)
-        records = _records(written, about, journal, summary)
+        records = _records(shown(documents, "writing", total=len(documents)), about, journal, summary)
         if (first := next(records, None)) is not None:  # an empty set is useless, and must not replace an older one
             summary.num_records = write_rows(out, chain([first], records))
         summary.cost = sending.cost(journal.spent)
