@@ -69,10 +69,6 @@ class RateLimiter:
             self._next = loop.time() + self._sending.minimum_seconds(1, num_tokens)
 
 
-class BudgetSpentError(Exception):
-    """The remaining budget does not cover the next call."""
-
-
 class Budget:
     """A budget that allows a call only if the most it can use is left.
 
@@ -88,15 +84,11 @@ class Budget:
         self._released = asyncio.Event()
         self._ratio = 1.0
 
-    async def reserve(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
-        """Reserve the most that a call may use, and return the reservation.
-
-        Raises:
-            BudgetSpentError: it does not fit, and no call in progress will release anything.
-        """
+    async def reserve(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int] | None:
+        """Reserve the most that a call may use; None if it does not fit, and no call in progress will release any."""
         while not self._fits(wanted := (round(prompt_tokens * self._ratio + 0.5), completion_tokens)):
             if not self._reserved:
-                raise BudgetSpentError
+                return None
             self._released.clear()
             await self._released.wait()
         self._reserved.append(wanted)
@@ -133,7 +125,7 @@ class Caller:
     ) -> None:
         self.num_answered = 0
         self.failures: Counter[str] = Counter()
-        self.stopped_by: str | Exception | None = None
+        self.stopped_by: str | RefusedError | None = None
         self.answerer = answerer
         self._journal = journal
         self._budget = Budget(sending, journal.spent)
@@ -146,7 +138,7 @@ class Caller:
         self._failures_in_a_row = 0
         self._has_told_silence = False
 
-    def stop(self, reason: str | Exception) -> None:
+    def stop(self, reason: str | RefusedError) -> None:
         """Send no more calls; those in progress still finish. The first reason is kept."""
         self.stopped_by = self.stopped_by or reason
         for task in self._asking.values():
@@ -194,11 +186,10 @@ class Caller:
 
         A stopped run cancels the task, as the openai client would take any other exception for a connection error.
         """
-        try:
-            reserved = await self._budget.reserve(estimate, call.max_tokens)
-        except BudgetSpentError:
+        reserved = await self._budget.reserve(estimate, call.max_tokens)
+        if reserved is None:
             self.stop("the budget is spent")
-            raise asyncio.CancelledError from None
+            raise asyncio.CancelledError
         attempt, task = Attempt(), asyncio.current_task()
         try:
             await self._limiter.wait(sum(reserved))

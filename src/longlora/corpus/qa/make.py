@@ -5,10 +5,8 @@ Read `make_questions` from top to bottom.
 
 import asyncio
 import logging
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -161,11 +159,16 @@ async def _ask(documents: Sequence[Document], about: About, caller: Caller, *, n
                 return
             await about(document, caller.ask).candidates()  # only their effect on the journal matters
 
+    workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
     try:
-        with _stopped_by_interrupt(caller):
-            await asyncio.gather(*(work() for _ in range(num_at_once)))
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    except asyncio.CancelledError:  # what `asyncio.run` makes of Ctrl-C; it lets a second one through
+        logger.warning("interrupted: waiting for the calls in progress; press Ctrl-C again to abandon them")
+        caller.stop(_INTERRUPTED)
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         await caller.answerer.close()
+    await asyncio.gather(*workers)  # raises what one of them has raised
 
 
 def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
@@ -177,7 +180,7 @@ def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
     if caller.stopped_by == _INTERRUPTED:
         raise KeyboardInterrupt
     summary.num_answered, summary.failures = caller.num_answered, caller.failures
-    summary.stopped_by = str(caller.stopped_by) if caller.stopped_by else None
+    summary.stopped_by = caller.stopped_by
 
 
 def _records(
@@ -194,26 +197,6 @@ def _records(
         summary.num_documents += 1
         summary.num_unanswered += qa.num_unanswered
         yield from qa.records(candidates, summary.dropped)
-
-
-@contextmanager
-def _stopped_by_interrupt(caller: Caller) -> Iterator[None]:
-    """Let Ctrl-C end the run once the calls in progress have ended; a second one abandons them."""
-    loop = asyncio.get_running_loop()
-
-    def interrupt() -> None:
-        logger.warning("interrupted: waiting for the calls in progress; press Ctrl-C again to abandon them")
-        caller.stop(_INTERRUPTED)
-        loop.remove_signal_handler(signal.SIGINT)
-
-    # Not possible in a thread or on Windows: there, Ctrl-C abandons the calls immediately.
-    with suppress(NotImplementedError, RuntimeError, ValueError):
-        loop.add_signal_handler(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_signal_handler(signal.SIGINT)
 
 
 def _check_out(out: Path, *, is_written_only: bool) -> None:
