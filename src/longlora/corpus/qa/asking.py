@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from longlora.corpus.qa.calls import CHAT_TOKENS, Answer, Call, CallJournal, RefusedError, Reply, UnansweredError
 from longlora.corpus.qa.chunks import TokenCounter
@@ -134,15 +134,14 @@ class Caller:
         self._places = asyncio.Semaphore(sending.concurrency)
         self._first_seed, self._advance = first_seed, advance
         self._asking: dict[str, asyncio.Task[Reply | None]] = {}
-        self._under_way: set[asyncio.Task[Any] | None] = set()
         self._failures_in_a_row = 0
         self._has_told_silence = False
 
     def stop(self, reason: str | RefusedError) -> None:
         """Send no more calls; those in progress still finish. The first reason is kept."""
         self.stopped_by = self.stopped_by or reason
-        for task in self._asking.values():
-            if task not in self._under_way:  # waiting for its turn, the budget, or another attempt
+        for key, task in self._asking.items():
+            if key not in self._journal.under_way:  # waiting for its turn, the budget, or another attempt
                 task.cancel()
 
     async def ask(self, call: Call) -> Reply | None:
@@ -190,11 +189,10 @@ class Caller:
         if reserved is None:
             self.stop("the budget is spent")
             raise asyncio.CancelledError
-        attempt, task = Attempt(), asyncio.current_task()
+        attempt = Attempt()
         try:
             await self._limiter.wait(sum(reserved))
             self._journal.sent(call, *reserved)
-            self._under_way.add(task)
             begun = time.perf_counter()
             notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, self._tell_silence)
             try:
@@ -204,7 +202,6 @@ class Caller:
                 raise
             finally:
                 notice.cancel()
-                self._under_way.discard(task)
                 self._write_down(call, attempt, estimate, seconds=time.perf_counter() - begun)
         finally:
             self._budget.release(reserved)
