@@ -13,7 +13,8 @@ from longlora.corpus.near_duplicates import NearDuplicates, RunIndex, signature
 from longlora.corpus.quality import Quality
 from longlora.corpus.question_rows import Row, read_rows
 from longlora.data import EncodedConversation, encode_conversation
-from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer
+from longlora.data.answers import check_tokenizer
+from longlora.data.encode import IGNORED, UnusableConversationError
 from longlora.data.row_readers import Finding
 from longlora.support.progress import shown
 
