@@ -211,6 +211,8 @@ def test_a_call_apart_is_bounded_and_ends_when_told() -> None:
         call(time.sleep, 50, seconds=0.5)
     with pytest.raises(DataError, match=r"more than 1 GiB of memory"):
         call(bytearray, 1 << 31)
+    with pytest.raises(DataError, match="it takes all memory to read"):
+        call_apart(bytearray, 1 << 62, stop=stop, seconds=60, memory_bytes=resource.RLIM_INFINITY)
     with pytest.raises(DataError, match="crash"):
         call(os.abort)
     threading.Timer(0.2, stop.set).start()

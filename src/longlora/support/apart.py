@@ -74,7 +74,8 @@ def _answer(sending: Connection, memory_bytes: int, function: Callable[..., Any]
     except LongLoRAError as error:
         outcome = (None, error)
     except MemoryError:
-        outcome = (None, DataError(f"it takes more than {memory_bytes / 2**30:.0f} GiB of memory to read"))
+        limit = "all" if memory_bytes == resource.RLIM_INFINITY else f"more than {memory_bytes / 2**30:.0f} GiB of"
+        outcome = (None, DataError(f"it takes {limit} memory to read"))
     except Exception as error:
         outcome = (None, RuntimeError(f"{type(error).__name__}: {first_line(error)}"))
     sending.send(outcome)
