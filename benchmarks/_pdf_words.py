@@ -32,8 +32,8 @@ import pypdfium2
 import torch
 
 from longlora.corpus.extract import pdf_notes
-from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf.document import read_pdf
+from longlora.errors import DataError
 
 LEAST = 0.98
 RUN = 6
@@ -123,7 +123,7 @@ def measure(path: Path) -> Measured:
     row = Measured(name=path.name, producer=" ".join(producer.replace("|", " ").split())[:32], pages=len(plain))
     try:
         read = read_pdf(path)
-    except UnreadableFileError as error:
+    except DataError as error:
         row.refused = str(error)
         return row
     row.left_out = {kind: len(words) for kind, words in read.left_out.items()}

@@ -1,4 +1,4 @@
-"""Stands in for a file that a library crashes on. A module of its own, since every process loads it."""
+"""Stands in for files that a library crashes or fails on. A module of its own, since every process loads it."""
 
 import os
 from pathlib import Path
@@ -13,4 +13,6 @@ _extract = shelf._extract
 def die_of_b(path: Path, settings: Settings) -> Any:
     if path.name == "b.md":
         os._exit(1)
+    if path.name == "unexpected.txt":
+        raise LookupError("of a glyph\nin its font")
     return _extract(path, settings)

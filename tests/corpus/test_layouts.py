@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf.document import PdfText, read_pdf
 from longlora.corpus.pdf.pdfium import read_pages
+from longlora.errors import DataError
 
 SAMPLES = Path(__file__).parent / "samples"
 LEAST = 0.98
@@ -311,7 +311,7 @@ def test_ligatures_of_fonts_without_names(tmp_path: Path) -> None:
 
 def test_letters_mixed_up_are_refused(tmp_path: Path) -> None:
     mixed = str.maketrans("abcdefghijklmnopqrstuvwxyz", "bcdfghjklmnpqrstvwxzaeiouy")
-    with pytest.raises(UnreadableFileError, match="in fonts without a valid Unicode mapping"):
+    with pytest.raises(DataError, match="in fonts without a valid Unicode mapping"):
         read_pdf(drawn_in_dots(tmp_path / "a.pdf", [line.translate(mixed) for line in DOTS]))
 
 

@@ -43,7 +43,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def test_lengths_are_those_of_training(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [asked(prose(1), "Why?"), {"instruction": "Who?", "output": "One of two."}]
-    lengths = check_file(write(tmp_path / "a.jsonl", rows), tokenizer, progress=False)
+    lengths = check_file(write(tmp_path / "a.jsonl", rows), tokenizer)
     for row, prompt, answer in zip(rows, lengths.prompts, lengths.answers, strict=True):
         bos = tokenizer.bos_token if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""
         text = f"{bos}[INST]{row['instruction']}[/INST]"
@@ -57,7 +57,7 @@ def test_lengths_are_those_of_training(tmp_path: Path, tokenizer: PreTrainedToke
 def test_kinds_and_rows_that_are_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user", "assistant")]
     rows = [{"messages": turns}, {"messages": turns[:2]}, {"messages": [*turns[:2], turns[2] | {"content": " "}]}]
-    lengths = check_file(write(tmp_path / "a.jsonl", rows), tokenizer, progress=False)
+    lengths = check_file(write(tmp_path / "a.jsonl", rows), tokenizer)
     assert lengths.kinds == {"question without a document, several answers, system message": 1}
     assert {reason: found.count for reason, found in lengths.unusable.items()} == {
         "without an answer": 1,
@@ -67,7 +67,7 @@ def test_kinds_and_rows_that_are_left_out(tmp_path: Path, tokenizer: PreTrainedT
 
 def test_lengths_of_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "one two three"}, {"text": "four"}])
-    lengths = check_file(path, tokenizer, progress=False)
+    lengths = check_file(path, tokenizer)
     assert lengths.lengths == {"text": [len(tokenizer(text)["input_ids"]) for text in ("one two three", "four")]}
     assert lengths.to_dict()["kinds"] == {"text": 2}
 
@@ -78,12 +78,12 @@ def test_percentiles_are_lengths_that_occur() -> None:
 
 def test_files_that_are_neither(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(DataError, match=r"it needs the columns of a conversation .* or a text \(--text-column\)"):
-        check_file(write(tmp_path / "a.jsonl", [{"body": "x"}]), tokenizer, progress=False)
+        check_file(write(tmp_path / "a.jsonl", [{"body": "x"}]), tokenizer)
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(DataError, match=r"b\.json is not valid JSON"):
-        check_file(str(tmp_path / "b.json"), tokenizer, progress=False)
+        check_file(str(tmp_path / "b.json"), tokenizer)
     with pytest.raises(DataError, match=r"contains no usable row: 1 with an empty answer"):
-        check_file(write(tmp_path / "c.jsonl", [asked("x", "y", "")]), tokenizer, progress=False)
+        check_file(write(tmp_path / "c.jsonl", [asked("x", "y", "")]), tokenizer)
 
 
 def test_a_file_that_breaks_off(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -91,13 +91,13 @@ def test_a_file_that_breaks_off(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
     packed = gzip.compress(rows.encode())
     (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) * 3 // 4])
     with pytest.raises(DataError, match=r"a\.jsonl\.gz is not valid gzip"):
-        check_file(str(tmp_path / "a.jsonl.gz"), tokenizer, progress=False)
+        check_file(str(tmp_path / "a.jsonl.gz"), tokenizer)
 
 
 def test_a_file_without_faults(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     ours = write(tmp_path / "a.jsonl", [asked(prose(1), "Why?"), asked(prose(1), "Who?"), asked(prose(2), "Why?")])
     other = write(tmp_path / "b.jsonl", [asked(prose(3), "Why?"), {"instruction": "Where is it?", "output": "Here."}])
-    report = check_file(ours, tokenizer, context_length=100_000, against=[other], progress=False)
+    report = check_file(ours, tokenizer, context_length=100_000, against=[other])
     assert report.describe() == [] and report.num_rows == 3
 
 
@@ -105,8 +105,8 @@ def test_faults(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     long = asked(prose(1, 600), "Why?")
     rows = [long, long, asked("x", "y", ""), {"instruction": "Say much", "output": prose(2)}, {"instruction": "q", "output": "a"}]  # fmt: skip  # noqa: E501
     path = write(tmp_path / "a.jsonl", rows)
-    total = check_file(path, tokenizer, progress=False).lengths["row"][0]
-    report = check_file(path, tokenizer, context_length=500, progress=False)
+    total = check_file(path, tokenizer).lengths["row"][0]
+    report = check_file(path, tokenizer, context_length=500)
     assert report.num_rows == 5
     assert (report.cut.count, report.num_cut_tokens) == (2, 2 * (total - 500))
     assert report.cut.examples[0] == f"{path}:1 ({total - 500:,} tokens)"
@@ -136,7 +136,7 @@ def test_leaks(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         {"instruction": "Name three towns on the river, please.", "output": "None."},
     ]
     ours = write(tmp_path / "ours.jsonl", rows)
-    report = check_file(ours, tokenizer, context_length=1 << 20, against=[other], progress=False)
+    report = check_file(ours, tokenizer, context_length=1 << 20, against=[other])
     assert [example.split()[0] for example in report.leaked_documents.examples] == [f"{ours}:{n}" for n in (1, 2, 3)]
     assert report.leaked_rows.examples == [f"{ours}:1 and {other}:1"]
     assert report.leaked_questions.examples == [f"{ours}:5 and {other}:2"]
@@ -145,7 +145,7 @@ def test_leaks(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 def test_leaks_between_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     train = write(tmp_path / "a.jsonl", [{"text": prose(1)}, {"text": prose(2)}, {"text": prose(2)}])
     other = write(tmp_path / "b.jsonl", [{"text": prose(1)}])
-    report = check_file(train, tokenizer, context_length=10, against=[other], progress=False)
+    report = check_file(train, tokenizer, context_length=10, against=[other])
     assert (report.leaked_documents.count, report.leaked_rows.count, report.repeated.count) == (1, 0, 1)
     assert report.num_texts == 3 and report.cut.count == 0
 
@@ -177,7 +177,7 @@ def test_measures_of_questions(tmp_path: Path, tokenizer: PreTrainedTokenizerBas
         {"instruction": "A question without a document", "output": "It has none."},
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    report = check_file(path, tokenizer, context_length=100_000, progress=False)
+    report = check_file(path, tokenizer, context_length=100_000)
     quality = report.quality
     assert (quality.num_questions, quality.num_proven, len(quality.documents)) == (5, 3, 1)
     assert (quality.num_found, quality.num_unique) == (4, 3)  # the fourth row's answer repeats its document
@@ -211,12 +211,12 @@ def test_whatever_training_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     (tmp_path / "hub" / "README.md").write_text("---\nlicense: mit\n---\n# A data set")
     for name in ("saved", "splits", "hub"):
         trained_on = list(read_conversations(str(tmp_path / name)))
-        assert check_file(str(tmp_path / name), tokenizer, progress=False).num_rows == len(trained_on) == 2
+        assert check_file(str(tmp_path / name), tokenizer).num_rows == len(trained_on) == 2
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in "ab":
         (folder / f"{name}.txt").write_text(prose(3))
-    assert check_file(str(folder), tokenizer, progress=False).kinds == {"text": 2}
+    assert check_file(str(folder), tokenizer).kinds == {"text": 2}
 
 
 def test_the_commands(tmp_path: Path) -> None:

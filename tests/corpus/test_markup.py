@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from longlora.corpus.markup import UnreadableFileError, read_epub, read_html, read_markdown, read_plain
+from longlora.corpus.markup import read_epub, read_html, read_markdown, read_plain
+from longlora.errors import DataError
 
 PAGE = """<html><head><title>A  Title</title><style>p {}</style></head><body>
 <nav><a href="/">Home</a></nav><h1>The  Heading</h1>
@@ -204,18 +205,18 @@ def encryption(algorithm: str, name: str) -> str:
 
 def test_a_protected_e_book(tmp_path: Path) -> None:
     marks = encryption("http://www.w3.org/2001/04/xmlenc#aes128-cbc", "book/two.xhtml")
-    with pytest.raises(UnreadableFileError, match=r"encrypted: .* \(DRM\)"):
+    with pytest.raises(DataError, match=r"encrypted: .* \(DRM\)"):
         read_epub(make_epub(tmp_path / "a.epub", **{"META-INF__encryption": marks}))
     fonts = encryption("http://www.idpf.org/2008/embedding", "book/two.xhtml")
     assert read_epub(make_epub(tmp_path / "b.epub", **{"META-INF__encryption": fonts})).num_parts == 2
 
 
 def test_damaged_e_books(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match="damaged: not a complete e-book"):
+    with pytest.raises(DataError, match="damaged: not a complete e-book"):
         read_epub(make_epub(tmp_path / "a.epub", rootfile='<rootfile full-path="gone.opf"/>'))
-    with pytest.raises(UnreadableFileError, match="names no book"):
+    with pytest.raises(DataError, match="names no book"):
         read_epub(make_epub(tmp_path / "b.epub", rootfile=""))
-    with pytest.raises(UnreadableFileError, match=r"damaged or protected"):
+    with pytest.raises(DataError, match=r"damaged or protected"):
         read_epub(make_epub(tmp_path / "c.epub", rootfile="<rootfile"))
 
 

@@ -25,11 +25,13 @@ def sources(tmp_path: Path) -> tuple[str, str]:
 
 def test_as_many_rows_as_there_are(sources: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "mixed.jsonl"
-    result = mix(*sources, out, ratio=(9, 3), seed=1)
-    assert (result.long.num_rows, result.long.num_used) == (21, 18)
-    assert (result.short.num_rows, result.short.num_used) == (10, 6)
+    parts = mix(*sources, out, ratio=(9, 3), seed=1)
+    assert {name: (part.num_rows, part.num_used) for name, part in parts.items()} == {
+        "long": (21, 18),
+        "short": (10, 6),
+    }
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == result.num_rows == 24
+    assert len(rows) == 24
     questions = [row["messages"][0]["content"] for row in rows]
     assert Counter(question.split()[0] for question in questions) == {"long": 18, "short": 6}
     assert len(set(questions)) == 24  # none twice

@@ -12,9 +12,7 @@ from longlora.corpus.pdf.lines import joined, make_lines
 from longlora.corpus.pdf.margins import without_margins
 from longlora.corpus.pdf.paragraphs import Paragraph, Vocabulary, clean, make_paragraphs
 from longlora.corpus.pdf.pdfium import Page
-from longlora.corpus.pdf.words import Box, Word
-
-WIDE = Box(0, 0, 400, 600)
+from longlora.corpus.pdf.words import Word
 
 
 def row(text: str, left: float, baseline: float, *, size: float = 10.0, is_bold: bool = False) -> list[Word]:
@@ -42,7 +40,7 @@ def row(text: str, left: float, baseline: float, *, size: float = 10.0, is_bold:
 
 
 def page(number: int, *rows: list[Word]) -> Page:
-    return Page(number, WIDE.right, WIDE.bottom, [word for words in rows for word in words])
+    return Page(number, 600, [word for words in rows for word in words])
 
 
 def texts(pages: list[Page]) -> list[str]:
@@ -84,14 +82,14 @@ def test_words_are_joined_as_pdfium_has_them() -> None:
 
 def test_a_line_whose_parts_the_file_has_in_another_order() -> None:
     words = row("is one line", 30, 100) + [replace(word, row=1) for word in row("This", 0, 100)]
-    (line,) = make_lines(words, page=1, column=WIDE)
+    (line,) = make_lines(words, page=1)
     assert line.text == "This is one line"
 
 
 def test_stacked_scripts_keep_their_order() -> None:
     base, after = row("X", 0, 100), row("Y", 12, 100)
     scripts = [*row("t", 6, 96, size=6), *row("i", 5.5, 103, size=6)]
-    (line,) = make_lines([replace(word, row=1) for word in base + scripts + after], page=1, column=WIDE)
+    (line,) = make_lines([replace(word, row=1) for word in base + scripts + after], page=1)
     assert line.text == "X t i Y"
 
 
@@ -111,7 +109,7 @@ def test_a_page_whose_words_would_be_parted_stays_as_pdfium_has_it() -> None:
 
 def test_superscripts_stay_in_their_line() -> None:
     raised = row("2", 35, 96.5, size=6)
-    (line, below) = make_lines(raised + row("area of", 0, 100) + row("next line", 0, 112), page=1, column=WIDE)
+    (line, below) = make_lines(raised + row("area of", 0, 100) + row("next line", 0, 112), page=1)
     assert line.text == "area of 2" and below.text == "next line"
     assert line.is_raised(line.words[-1]) and not line.is_raised(line.words[0])
 
@@ -128,7 +126,7 @@ def columns_page(number: int, left: float = 40, right: float = 220) -> Page:
 
 
 def test_columns_are_read_one_after_the_other() -> None:
-    order = [word.text for column in reading_order(columns_page(1).words) for word in column.words]
+    order = [word.text for column in reading_order(columns_page(1).words) for word in column]
     marks = [text for text in order if text[0] in "LR" and text[1:].isdigit()]
     assert marks == [f"L{index}" for index in range(12)] + [f"R{index}" for index in range(12)]
     assert order[:2] == ["A", "title"] and order[-2:] == ["of", "them"]
@@ -137,7 +135,7 @@ def test_columns_are_read_one_after_the_other() -> None:
 def test_a_table_is_not_read_by_columns() -> None:
     rows = [row(f"name{index}", 40, 80 + 12 * index) + row(f"{index}.5", 220, 80 + 12 * index) for index in range(12)]
     (column,) = reading_order([word for words in rows for word in words])
-    assert [word.text for word in column.words][:4] == ["name0", "0.5", "name1", "1.5"]
+    assert [word.text for word in column][:4] == ["name0", "0.5", "name1", "1.5"]
 
 
 def in_rows(words: list[Word]) -> list[Word]:
@@ -146,7 +144,7 @@ def in_rows(words: list[Word]) -> list[Word]:
 
 
 def test_columns_that_the_file_has_row_by_row() -> None:
-    order = [word.text for column in reading_order(in_rows(columns_page(1).words)) for word in column.words]
+    order = [word.text for column in reading_order(in_rows(columns_page(1).words)) for word in column]
     marks = [text for text in order if text[0] in "LR" and text[1:].isdigit()]
     assert marks == [f"L{index}" for index in range(12)] + [f"R{index}" for index in range(12)]
 
@@ -154,7 +152,7 @@ def test_columns_that_the_file_has_row_by_row() -> None:
 def test_the_order_of_the_file_tells_of_columns_that_white_does_not() -> None:
     index = [row(f"word {number}", left, 80 + 12 * number) for left in (40, 120, 200) for number in range(8)]
     columns = reading_order([word for words in index for word in words])
-    assert [column.words[0].left for column in columns] == [40, 120, 200]
+    assert [column[0].left for column in columns] == [40, 120, 200]
 
 
 def test_other_pages_tell_of_a_gutter() -> None:
@@ -166,7 +164,7 @@ def test_other_pages_tell_of_a_gutter() -> None:
     assert len(reading_order(words)) == 1
     known = find_gutters([columns_page(1), columns_page(2)])
     left, right = reading_order(words, known)
-    assert left.words[0].text == "L0" and right.words[0].text == "R0"
+    assert left[0].text == "L0" and right[0].text == "R0"
 
 
 def test_heads_and_numbers_are_left_out() -> None:
@@ -212,8 +210,7 @@ def test_a_first_line_that_is_no_head_stays() -> None:
 
 def paragraphs(*rows: list[Word], size: float = 10.0) -> list[str]:
     words = [word for words in rows for word in words]
-    column = Box(40, 0, 300, 600)
-    lines = make_lines(words, page=1, column=column)
+    lines = make_lines(words, page=1)
     return [it.text for it in make_paragraphs(list(split_column(lines, body_size=size, page_height=600)))]
 
 
@@ -320,7 +317,7 @@ def test_a_sentence_on_a_figure_is_no_caption() -> None:
 
 
 def listed(*parts: str) -> list[Paragraph]:
-    lines = [make_lines(row(part, 40, 80), page=1, column=WIDE) for part in parts]
+    lines = [make_lines(row(part, 40, 80), page=1) for part in parts]
     return [Paragraph("body", line, text=part) for part, line in zip(parts, lines, strict=True)]
 
 

@@ -47,7 +47,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_shelf(files: list[Path], tmp_path: Path) -> None:
-    result = read_shelf(files, tmp_path / "out", processes=2, write_texts=True, progress=False)
+    result = read_shelf(files, tmp_path / "out", processes=2, write_texts=True)
     assert names(tmp_path / "out") == ["a.txt", "b.md"]
     assert (result.num_written, result.num_words) == (2, 800)
     assert "nearly the same text as" in result.skipped[str(files[2])]
@@ -68,14 +68,14 @@ def test_many_files_at_once(tmp_path: Path, seed: int) -> None:
     files = [tmp_path / f"{number:02}.txt" for number in range(12)]
     for number, path in enumerate(files):
         path.write_text(words(seed + number, 50))
-    result = read_shelf(files, tmp_path / "out", processes=2, progress=False)
+    result = read_shelf(files, tmp_path / "out", processes=2)
     assert result.num_written == len(files) and result.skipped == {}
     assert names(tmp_path / "out") == [path.name for path in files]
 
 
 @pytest.mark.parametrize("rule", ["mark", "keep"])
 def test_near_duplicates_may_stay(files: list[Path], tmp_path: Path, rule: Any) -> None:
-    result = read_shelf(files[:3], tmp_path / "out", near_duplicates=rule, progress=False)
+    result = read_shelf(files[:3], tmp_path / "out", near_duplicates=rule)
     marks = [record.get("near_duplicate_of") for record in records(tmp_path / "out")]
     assert marks == [None, None, str(files[0]) if rule == "mark" else None]
     assert result.marked == ({str(files[2]): str(files[0])} if rule == "mark" else {})
@@ -83,14 +83,14 @@ def test_near_duplicates_may_stay(files: list[Path], tmp_path: Path, rule: Any) 
 
 def test_a_killed_run_goes_on(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    whole = read_shelf(files, tmp_path / "whole", progress=False)
-    read_shelf(files[:1], out, progress=False)
+    whole = read_shelf(files, tmp_path / "whole")
+    read_shelf(files[:1], out)
     with (out / "corpus.jsonl").open("ab") as file:  # what a write that was cut off leaves
         file.write((tmp_path / "whole/corpus.jsonl").read_bytes().splitlines()[1][:300])
     read: list[Path] = []
     real = shelf._extracted
     monkeypatch.setattr(shelf, "_extracted", lambda waiting, *rest: (read.extend(waiting), real(waiting, *rest))[1])
-    result = read_shelf(files, out, progress=False)
+    result = read_shelf(files, out)
     assert (out / "corpus.jsonl").read_bytes() == (tmp_path / "whole/corpus.jsonl").read_bytes()
     assert (result.num_done_before, result.num_written) == (1, 1)
     assert files[0] not in read
@@ -124,39 +124,36 @@ def test_a_run_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path, seed
 def test_a_copy_is_not_read_twice(files: list[Path], tmp_path: Path) -> None:
     copy = tmp_path / "copy.txt"
     copy.write_text(files[0].read_text())
-    result = read_shelf([files[0], copy], tmp_path / "out", near_duplicates="keep", progress=False)
+    result = read_shelf([files[0], copy], tmp_path / "out", near_duplicates="keep")
     assert result.skipped == {str(copy): f"the same file as {files[0]}"}
-    assert read_shelf([copy], tmp_path / "out", near_duplicates="keep", progress=False).skipped == result.skipped
+    assert read_shelf([copy], tmp_path / "out", near_duplicates="keep").skipped == result.skipped
 
 
 def test_a_file_that_crashes_its_reader(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "_extract", die_of_b)
-    result = read_shelf(files[:3], tmp_path / "out", near_duplicates="keep", progress=False)
+    result = read_shelf(files[:3], tmp_path / "out", near_duplicates="keep")
     assert names(tmp_path / "out") == ["a.txt", "c.txt"]
     assert "makes the reader crash" in result.skipped[str(files[1])]
 
 
-def test_a_file_that_its_reader_does_not_expect(files: list[Path], tmp_path: Path) -> None:
-    book = tmp_path / "deep.epub"
+def test_a_file_that_its_reader_does_not_expect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_extract", die_of_b)
+    book, text = tmp_path / "deep.epub", tmp_path / "unexpected.txt"
     book.write_bytes(b"PK")
-    assert shelf._extract(book, Settings()) == "damaged: not a complete e-book (File is not a zip file)"
-
-    class Broken(Settings):
-        @property
-        def kind(self) -> str:  # type: ignore[override]
-            raise MemoryError("of 2 GiB")
-
-    said = "the reader failed (MemoryError: of 2 GiB); convert it with another program"
-    assert shelf._extract(files[0], Broken.__new__(Broken)) == said
+    text.write_text("a text")
+    assert read_shelf([book, text], tmp_path / "out").skipped == {
+        str(book): "damaged: not a complete e-book (File is not a zip file)",
+        str(text): "the reader failed (LookupError: of a glyph); convert it with another program",
+    }
 
 
 def test_a_text_to_read_is_written_before_its_record(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/texts").write_text("a file in the way, as a full disk is")
     with pytest.raises(OSError):
-        read_shelf(files[:1], tmp_path / "out", write_texts=True, progress=False)
+        read_shelf(files[:1], tmp_path / "out", write_texts=True)
     (tmp_path / "out/texts").unlink()
-    assert read_shelf(files[:1], tmp_path / "out", write_texts=True, progress=False).num_written == 1
+    assert read_shelf(files[:1], tmp_path / "out", write_texts=True).num_written == 1
     assert len(list((tmp_path / "out/texts").iterdir())) == 1
 
 
@@ -165,39 +162,39 @@ def test_the_kind_is_told_or_chosen(tmp_path: Path) -> None:
     (tmp_path / "paper.txt").write_text(paper)
     (tmp_path / "novel.txt").write_text("Chapter 1\n\n" + "He went on to the mill. " * 90)
     files = [tmp_path / "paper.txt", tmp_path / "novel.txt"]
-    result = read_shelf(files, tmp_path / "out", progress=False)
+    result = read_shelf(files, tmp_path / "out")
     assert [record["document_kind"] for record in records(tmp_path / "out")] == ["paper", "book"]
     assert result.kinds == {"book": 1, "paper": 1}
-    read_shelf(files, tmp_path / "books", settings=Settings(kind="book"), progress=False)
+    read_shelf(files, tmp_path / "books", settings=Settings(kind="book"))
     assert [record["document_kind"] for record in records(tmp_path / "books")] == ["book", "book"]
 
 
 def test_other_settings_need_another_folder(files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    read_shelf(files[:1], out, progress=False)
+    read_shelf(files[:1], out)
     with pytest.raises(ConfigError, match="references 'drop' there and 'keep' now"):
-        read_shelf(files, out, settings=Settings(references="keep"), progress=False)
+        read_shelf(files, out, settings=Settings(references="keep"))
     (out / "settings.json").write_text("{")
     with pytest.raises(DataError, match=r"settings\.json cannot be read"):
-        read_shelf(files, out, progress=False)
+        read_shelf(files, out)
     (out / "settings.json").unlink()
     with pytest.raises(DataError, match=r"contains corpus\.jsonl without settings\.json"):
-        read_shelf(files, out, progress=False)
+        read_shelf(files, out)
 
 
 def test_one_process_at_a_time(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="another process is writing to"):
-        read_shelf(files, tmp_path / "out", progress=False)
-    assert read_shelf(files, tmp_path / "out", progress=False).num_written == 2
+        read_shelf(files, tmp_path / "out")
+    assert read_shelf(files, tmp_path / "out").num_written == 2
 
 
 def test_a_corpus_that_something_else_wrote(files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    read_shelf(files[:1], out, progress=False)
+    read_shelf(files[:1], out)
     (out / "corpus.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(DataError, match=r"corpus\.jsonl cannot be read in line 1 \(TypeError"):
-        read_shelf(files, out, progress=False)
+        read_shelf(files, out)
 
 
 def test_the_command(files: list[Path], tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from longlora.corpus.extract import Settings, check_engine, check_installed, extract, find_files, read_by_docling
-from longlora.corpus.markup import UnreadableFileError
+from longlora.corpus.extract import Settings, check_installed, extract, find_files, read_by_docling
 from longlora.corpus.pdf import pdfium
+from longlora.corpus.shelf import read_shelf
 from longlora.errors import ConfigError, DataError
 
 
@@ -46,7 +46,7 @@ def test_more_than_memory_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = save(tmp_path / "a.pdf", write_two)
     assert extract(path, Settings()).text
     monkeypatch.setattr(pdfium, limit, 1)
-    with pytest.raises(UnreadableFileError, match=f"too large: it has more than 1 {named}; split it"):
+    with pytest.raises(DataError, match=f"too large: it has more than 1 {named}; split it"):
         extract(path, Settings())
 
 
@@ -54,7 +54,7 @@ def test_encrypted(tmp_path: Path) -> None:
     from reportlab.lib.pdfencrypt import StandardEncryption
 
     path = save(tmp_path / "a.pdf", write, encrypt=StandardEncryption("secret", strength=128))
-    with pytest.raises(UnreadableFileError, match="encrypted, and needs a password: save a copy without one"):
+    with pytest.raises(DataError, match="encrypted, and needs a password: save a copy without one"):
         extract(path, Settings())
 
 
@@ -68,7 +68,7 @@ def test_encryption_that_opens_without_a_password(tmp_path: Path) -> None:
 def test_truncated(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pdf", write)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UnreadableFileError, match=r"truncated: .* download it again"):
+    with pytest.raises(DataError, match=r"truncated: .* download it again"):
         extract(path, Settings())
 
 
@@ -82,12 +82,12 @@ def test_bytes_of_nul_behind_the_end(tmp_path: Path, count: int) -> None:
 def test_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(b"%PDF-1.4\nnothing of a document\n%%EOF\n")
-    with pytest.raises(UnreadableFileError, match="damaged: pdfium finds no document in it"):
+    with pytest.raises(DataError, match="damaged: pdfium finds no document in it"):
         extract(path, Settings())
 
 
 def test_scanned(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match=r"scanned: 1 of 1 pages are images .* ocrmypdf"):
+    with pytest.raises(DataError, match=r"scanned: 1 of 1 pages are images .* ocrmypdf"):
         extract(save(tmp_path / "a.pdf", scan), Settings())
 
 
@@ -115,7 +115,7 @@ def test_pages_beside_scans(tmp_path: Path, written: int, scanned: int) -> None:
 
     path = save(tmp_path / "a.pdf", act)
     if written == 1:  # a cover, or a stamp
-        with pytest.raises(UnreadableFileError, match="scanned: 6 of 8 pages are images"):
+        with pytest.raises(DataError, match="scanned: 6 of 8 pages are images"):
             extract(path, Settings())
     else:
         record = extract(path, Settings())
@@ -128,7 +128,7 @@ def test_other_padding_behind_the_end(tmp_path: Path) -> None:
     path.write_bytes(whole + b"<!-- served by a proxy -->" * 5000)
     assert extract(path, Settings()).text == "A page with a line of text on it."
     path.write_bytes(whole + b"\n7 0 obj\n<</Length 12")  # an addition that broke off
-    with pytest.raises(UnreadableFileError, match="truncated"):
+    with pytest.raises(DataError, match="truncated"):
         extract(path, Settings())
 
 
@@ -158,12 +158,12 @@ def test_pages_without_text_are_noted(tmp_path: Path) -> None:
 def test_other_reasons(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UnreadableFileError, match=reason):
+    with pytest.raises(DataError, match=reason):
         extract(path, Settings())
 
 
 def test_pages_without_a_word(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match="without text on any of its 1 pages"):
+    with pytest.raises(DataError, match="without text on any of its 1 pages"):
         extract(save(tmp_path / "a.pdf"), Settings())
 
 
@@ -181,12 +181,12 @@ def test_fonts_that_do_not_tell_their_letters(tmp_path: Path) -> None:
     body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in enumerate(objects, start=1))
     path = tmp_path / "a.pdf"
     path.write_text(f"%PDF-1.4\n{body}trailer<</Root 1 0 R/Size 7>>\n%%EOF\n")
-    with pytest.raises(UnreadableFileError, match=r"fonts without a valid Unicode mapping \(\d+ of \d+ characters\)"):
+    with pytest.raises(DataError, match=r"fonts without a valid Unicode mapping \(\d+ of \d+ characters\)"):
         extract(path, Settings())
 
 
 def test_a_file_that_vanished(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match="unreadable \\(No such file"):
+    with pytest.raises(DataError, match="unreadable \\(No such file"):
         extract(tmp_path / "gone.txt", Settings())
 
 
@@ -208,7 +208,7 @@ def test_a_document_of_which_nothing_is_left_is_no_record(tmp_path: Path) -> Non
             canvas.drawString(72, 700 - 15 * number, text)
 
     path = save(tmp_path / "a.pdf", act)
-    with pytest.raises(UnreadableFileError, match=r"without text .*; left out: 10 words of references"):
+    with pytest.raises(DataError, match=r"without text .*; left out: 10 words of references"):
         extract(path, Settings())
     assert "One." in extract(path, Settings(references="keep")).text
 
@@ -246,11 +246,11 @@ def test_docling_as_its_documentation_has_it(tmp_path: Path, monkeypatch: pytest
     read = read_by_docling(tmp_path / "a.pdf")
     assert (read.text, read.title, read.num_parts) == ("# A heading", "Its name", 2)
     errors.append("stage 1 failed")
-    with pytest.raises(UnreadableFileError, match="docling: stage 1 failed"):
+    with pytest.raises(DataError, match="docling: stage 1 failed"):
         read_by_docling(tmp_path / "a.pdf")
     result.errors = []
     monkeypatch.setattr("longlora.corpus.extract.version", lambda package: "2.0")
-    with pytest.raises(UnreadableFileError, match="without text"):
+    with pytest.raises(DataError, match="without text"):
         extract(save(tmp_path / "a.pdf"), Settings(engine="docling"))
 
 
@@ -259,13 +259,12 @@ def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "docling", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--engine docling needs docling, which is not installed: pip install"):
-        check_engine("docling")
-    check_engine("auto")
+        read_shelf([], tmp_path, settings=Settings(engine="docling"))
     monkeypatch.setattr("longlora.corpus.extract.find_spec", lambda name: None if name in ("bs4", "lxml") else 1)
     with pytest.raises(ConfigError, match=r"this needs bs4, lxml, which are not installed: pip install 'longlora\[co"):
         check_installed()
 
 
 def test_the_engine_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longlora.corpus.extract.has_docling", lambda: False)
+    monkeypatch.setattr("longlora.corpus.extract.find_spec", lambda name: None)
     assert "pypdfium2" in extract(save(tmp_path / "a.pdf", write), Settings(engine="auto")).tool

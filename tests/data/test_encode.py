@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from longlora.data.encode import (
-    IGNORED,
-    EncodedConversation,
-    UnusableConversationError,
-    check_tokenizer,
-    encode_conversation,
-)
+from longlora.data.answers import check_tokenizer
+from longlora.data.encode import IGNORED, EncodedConversation, UnusableConversationError, encode_conversation
 from longlora.errors import ConfigError
 from longlora.models.chat_template import ensure_chat_template
 

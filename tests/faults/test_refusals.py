@@ -27,7 +27,6 @@ from longlora.cli import main as cli
 from longlora.config import load_recipe
 from longlora.corpus import markup
 from longlora.corpus.extract import Settings, extract
-from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf import columns, drawings, pdfium
 from longlora.data import read_conversations, read_documents, row_readers
 from longlora.errors import CheckpointError, ConfigError, DataError
@@ -157,7 +156,7 @@ def test_a_document_that_unpacks_to_too_much(tmp_path: Path, suffix: str, monkey
     text = "the sea was calm " * (1 << 17)
     path = tmp_path / f"bomb.{suffix}"
     path.write_bytes(epub([text]) if suffix == "epub" else text.encode())
-    with pytest.raises(UnreadableFileError, match=r"^too large: .* more than 1 MiB"):
+    with pytest.raises(DataError, match=r"^too large: .* more than 1 MiB"):
         extract(path, Settings())
 
 
@@ -165,7 +164,7 @@ def test_an_e_book_of_many_parts_that_unpack_to_too_much(tmp_path: Path, monkeyp
     monkeypatch.setattr(markup, "MOST_BOOK_BYTES", 1 << 16)
     path = tmp_path / "bomb.epub"
     path.write_bytes(epub(["the sea was calm " * 500] * 20))
-    with pytest.raises(UnreadableFileError, match="its parts have more than 0 MiB together"):
+    with pytest.raises(DataError, match="its parts have more than 0 MiB together"):
         extract(path, Settings())
 
 
@@ -212,6 +211,8 @@ def test_a_call_apart_is_bounded_and_ends_when_told() -> None:
         call(time.sleep, 50, seconds=0.5)
     with pytest.raises(DataError, match=r"more than 1 GiB of memory"):
         call(bytearray, 1 << 31)
+    with pytest.raises(DataError, match="it takes all memory to read"):
+        call_apart(bytearray, 1 << 62, stop=stop, seconds=60, memory_bytes=resource.RLIM_INFINITY)
     with pytest.raises(DataError, match="crash"):
         call(os.abort)
     threading.Timer(0.2, stop.set).start()

@@ -1,8 +1,8 @@
 """A real llama.cpp reads the exported positions as transformers does, or is named as a reader that does not.
 
-`make llama-cpp` builds what is needed into build/llama-cpp: the converter (from `vendor/llama.cpp` of llama_cpp_python's
-source distribution) and, in `site/`, the package. It takes half an hour on two cores, so no test does. LONGLORA_LLAMA_CPP
-names another folder.
+`make llama-cpp` builds what is needed into build/llama-cpp: the converter (from `vendor/llama.cpp` of the source
+distribution of llama_cpp_python) and, in `site/`, the package. It takes half an hour on two cores, so no test does.
+LONGLORA_LLAMA_CPP names another folder.
 """
 
 import json

@@ -4,7 +4,7 @@ import pytest
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from longlora.data.answers import check_template
+from longlora.data.answers import check_tokenizer
 from longlora.errors import ConfigError
 from longlora.evaluation.questions import render
 from longlora.models.chat_template import ensure_chat_template, render_chat
@@ -66,4 +66,4 @@ def test_a_template_that_refuses_is_named_wherever_it_is_used(
     with pytest.raises(ConfigError, match="the chat template of the model refuses this conversation"):
         render(tokenizer, "What?", "It is", chat=True)
     with pytest.raises(ConfigError, match="cannot render two plain questions and answers"):
-        check_template(tokenizer)
+        check_tokenizer(tokenizer)

@@ -171,11 +171,10 @@ def read_document(path: Path) -> str:
         DataError: the format is unknown, or the file cannot be read.
     """
     from longlora.corpus.extract import SUFFIXES, Settings, extract
-    from longlora.corpus.markup import UnreadableFileError
 
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}: convert it to text first")
     try:
         return extract(path, Settings(references="keep")).text
-    except UnreadableFileError as error:
+    except DataError as error:
         raise DataError(f"{path} cannot be read: {error}") from error

@@ -92,15 +92,15 @@ def mix_rows(
 
     from longlora.corpus.mixing import mix, parse_ratio
 
-    result = mix(long, short, out, ratio=parse_ratio(ratio), seed=seed)
+    parts = mix(long, short, out, ratio=parse_ratio(ratio), seed=seed)
     if as_json:
-        typer.echo(json.dumps(asdict(result), indent=2))
+        typer.echo(json.dumps({name: asdict(part) for name, part in parts.items()}, indent=2))
         return
-    for name, part in (("long", result.long), ("short", result.short)):
+    for name, part in parts.items():
         typer.echo(
             f"{name:5}  {part.num_used:,} of {part.num_rows:,} rows, {part.num_characters:,} characters  {part.source}"
         )
-    typer.echo(f"{result.num_rows:,} rows written to {out}")
+    typer.echo(f"{sum(part.num_used for part in parts.values()):,} rows written to {out}")
 
 
 Tokenizer = Annotated[str, typer.Option(help="Tokenizer for counting: a model directory, a hub name, or `tiny`.")]

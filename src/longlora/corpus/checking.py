@@ -10,10 +10,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from longlora.corpus.near_duplicates import NearDuplicates, RunIndex, signature
-from longlora.corpus.quality import SHOWN, Finding, Quality
+from longlora.corpus.quality import Quality
 from longlora.corpus.question_rows import Row, read_rows
 from longlora.data import EncodedConversation, encode_conversation
-from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer
+from longlora.data.answers import check_tokenizer
+from longlora.data.encode import IGNORED, UnusableConversationError
+from longlora.data.row_readers import Finding
 from longlora.support.progress import shown
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -128,7 +130,6 @@ def check_file(
     context_length: int | None = None,
     against: Sequence[str] = (),
     text_column: str = "text",
-    progress: bool = True,
 ) -> Report:
     """Check a file the way training would read it, and compare it with files that must not share its documents.
 
@@ -141,12 +142,12 @@ def check_file(
     seen = _Seen()
     for other in against:
         known, _ = read_rows(other, text_column=text_column)
-        for row in shown(known, f"Reading {other}", total=None, progress=progress):
+        for row in shown(known, f"Reading {other}", total=None):
             seen.add(row)
     report = Report(source, context_length)
     rows, skipped = read_rows(source, text_column=text_column)
     earlier: set[str] = set()
-    for row in shown(rows, f"Checking {source}", total=None, progress=progress):
+    for row in shown(rows, f"Checking {source}", total=None):
         report.num_rows += 1
         _check_tokens(row, tokenizer, report)
         digest = _digest("\0".join((row.document, row.question, row.answer)))
@@ -157,9 +158,8 @@ def check_file(
             report.quality.add(row)
         if against:
             _check_leak(row, seen, report)
-    for reason, count in skipped.counts.items():
-        report.num_rows += count
-        report.unusable[reason] = Finding(count, skipped.names[reason][:SHOWN])
+    report.num_rows += len(skipped)
+    report.unusable |= skipped.findings
     return report
 
 

@@ -1,12 +1,11 @@
 """Extract one record, a text with its metadata, from a file of any supported kind."""
 
-import hashlib
 import logging
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from longlora import __version__
-from longlora.corpus.markup import MarkedText, UnreadableFileError, read_epub, read_html, read_markdown, read_plain
+from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
 from longlora.errors import ConfigError, DataError
-from longlora.support.packages import require_package
+from longlora.support.digests import sha256_of
 
 if TYPE_CHECKING:
     from longlora.corpus.pdf.document import PdfText
@@ -68,7 +67,7 @@ class Settings:
     @property
     def uses_docling(self) -> bool:
         """Whether docling reads PDFs."""
-        return self.engine == "docling" or (self.engine == "auto" and has_docling())
+        return self.engine == "docling" or (self.engine == "auto" and find_spec("docling") is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +84,6 @@ class Record:
     tool: str  # program, library and version that extracted the text
     notes: list[str]  # what a reader should know: pages without text, references left out
     near_duplicate_of: str | None = None  # an earlier file with nearly the same text, if near duplicates are marked
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the fields as written to the corpus, without those that are None."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def find_files(sources: list[str]) -> list[Path]:
@@ -130,12 +125,6 @@ def _readable_files(folder: Path) -> Iterator[Path]:
         logger.warning("%s has %d files of unsupported kinds (%s)", folder, others.total(), kinds)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_installed() -> None:
     """Check that the libraries of the extra `corpus` are installed.
 
@@ -150,35 +139,25 @@ def check_installed() -> None:
         )
 
 
-def check_engine(engine: Engine) -> None:
-    """Check that an engine is available.
-
-    Raises:
-        ConfigError: docling was requested and is not installed.
-    """
-    if engine == "docling":
-        require_package("docling", wanted_by="--engine docling")
-
-
 def extract(path: Path, settings: Settings) -> Record:
     """Extract the record of a file.
 
     Raises:
-        UnreadableFileError: no text can be extracted; the message gives the reason.
+        DataError: no text can be extracted; the message gives the reason.
     """
     try:
         digest = sha256_of(path)
         with path.open("rb") as file:
             begin = file.read(1024)
         if not begin:
-            raise UnreadableFileError("empty: it has no bytes")
+            raise DataError("empty: it has no bytes")
         # A server may deliver a PDF under the URL of a page.
         kind = "pdf" if begin.startswith(b"%PDF-") else SUFFIXES[path.suffix.lower()]
         marked, tool = _read_pdf(path, settings) if kind == "pdf" else (_MARKUP[kind](path), "")
     except OSError as error:
-        raise UnreadableFileError(f"unreadable ({error.strerror or error})") from error
+        raise DataError(f"unreadable ({error.strerror or error})") from error
     if not marked.text.strip():
-        raise UnreadableFileError("; ".join(["without text that training could use", *marked.notes]))
+        raise DataError("; ".join(["without text that training could use", *marked.notes]))
     document_kind = settings.kind
     if document_kind == "auto":
         document_kind = detect_kind(marked.text, has_references=marked.has_references)
@@ -203,11 +182,6 @@ def detect_kind(text: str, *, has_references: bool = False) -> Kind:
     lists = has_references or _REFERENCES.search(text, len(text) // 2) is not None
     is_paper = (lists and _ABSTRACT.search(text[:_ABSTRACT_WITHIN])) or (is_short and (lists or cites))
     return "paper" if is_paper else "book"
-
-
-def has_docling() -> bool:
-    """Return whether docling is installed."""
-    return find_spec("docling") is not None
 
 
 def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str]:
@@ -265,12 +239,12 @@ def read_by_docling(path: Path) -> MarkedText:
     longlora's tests do not run docling, as they do not install it.
 
     Raises:
-        UnreadableFileError: docling cannot convert it.
+        DataError: docling cannot convert it.
     """
     from docling.document_converter import DocumentConverter
 
     result = DocumentConverter().convert(path, raises_on_error=False)
     if result.document is None or result.errors:
-        raise UnreadableFileError(f"docling: {'; '.join(str(error) for error in result.errors) or 'no document'}")
+        raise DataError(f"docling: {'; '.join(str(error) for error in result.errors) or 'no document'}")
     text = result.document.export_to_markdown()
     return MarkedText(text=text, title=result.document.name or "", num_parts=len(result.document.pages))

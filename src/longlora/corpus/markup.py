@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote
 
+from longlora.errors import DataError
+
 _BLOCKS = "p h1 h2 h3 h4 h5 h6 dt dd blockquote figcaption caption div section article tr hr td th ul ol dl main body"
 # Noncharacters, which occur in no text: the end of a paragraph, and the beginning and end of verbatim text.
 _BOUNDARY, _VERBATIM, _RUNNING = "\ufdd0", "\ufdd1", "\ufdd2"
@@ -45,10 +47,6 @@ MOST_BOOK_BYTES = 64 * _MIB  # of all parts of an e-book, unpacked
 _MOST_COMPARISONS = 10**10  # characters compared to find a page's main part
 
 
-class UnreadableFileError(Exception):
-    """No text can be extracted from a file, for the reason given; the caller decides whether that ends the run."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class MarkedText:
     """A text with its own title and the number of its parts."""
@@ -64,12 +62,12 @@ def read_html(path: Path) -> MarkedText:
     """Read a web page: the paragraphs, headings and list items of its main part, as trafilatura identifies it.
 
     Raises:
-        UnreadableFileError: it is not text.
+        DataError: it is not text.
     """
     with path.open("rb") as file:
         content = read_bounded(file, MOST_PAGE_BYTES, "the page")
     if b"\0" in content and content[:2] not in _UTF16_MARKS:
-        raise UnreadableFileError("not text: it contains NUL characters")
+        raise DataError("not text: it contains NUL characters")
     soup, has_formulas = _parsed(content)
     page = str(soup) if has_formulas else content  # before the text is taken out of the soup
     title, paragraphs = _page_text(soup)
@@ -80,11 +78,11 @@ def read_bounded(file: IO[bytes], most: int, what: str) -> bytes:
     """Read the rest of a file.
 
     Raises:
-        UnreadableFileError: there are more than `most` bytes.
+        DataError: there are more than `most` bytes.
     """
     content = file.read(most + 1)
     if len(content) > most:
-        raise UnreadableFileError(f"too large: {what} has more than {most // _MIB} MiB; split it")
+        raise DataError(f"too large: {what} has more than {most // _MIB} MiB; split it")
     return content
 
 
@@ -110,7 +108,7 @@ def read_epub(path: Path) -> MarkedText:
     """Read an e-book: the parts of its spine, in order.
 
     Raises:
-        UnreadableFileError: it is not a zip file, contains no book, or is protected or too large.
+        DataError: it is not a zip file, contains no book, or is protected or too large.
     """
     from lxml import etree
 
@@ -125,19 +123,19 @@ def read_epub(path: Path) -> MarkedText:
             parts = [_page_text(_parsed(content)[0], is_book=True)[1] for content in _parts(archive, spine)]
             texts = ["\n\n".join(part) for part in parts]
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
-        raise UnreadableFileError(f"damaged: not a complete e-book ({str(error).strip(chr(39))})") from error
+        raise DataError(f"damaged: not a complete e-book ({str(error).strip(chr(39))})") from error
     except (etree.XMLSyntaxError, RuntimeError, ValueError) as error:  # RuntimeError: the zip file has a password
-        raise UnreadableFileError(f"damaged or protected ({error})") from error
+        raise DataError(f"damaged or protected ({error})") from error
     title = root.findtext(".//{http://purl.org/dc/elements/1.1/}title") or ""
     texts = [text for text in texts if text]
     notes = (f"parts that the book lists but does not contain: {', '.join(missing)}",) if missing else ()
     return MarkedText(text="\n\n".join(texts), title=" ".join(title.split()), num_parts=len(texts), notes=notes)
 
 
-def _unpacked(archive: zipfile.ZipFile, name: str, most: int = MOST_PAGE_BYTES) -> bytes:
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
     """Unpack a part of an e-book without trusting the size that it declares."""
     with archive.open(name) as part:
-        return read_bounded(part, most, name)
+        return read_bounded(part, MOST_PAGE_BYTES, name)
 
 
 def _parts(archive: zipfile.ZipFile, spine: list[str]) -> Iterator[bytes]:
@@ -147,9 +145,7 @@ def _parts(archive: zipfile.ZipFile, spine: list[str]) -> Iterator[bytes]:
             content = _unpacked(archive, name)
             left -= len(content)
             if left < 0:
-                raise UnreadableFileError(
-                    f"too large: its parts have more than {MOST_BOOK_BYTES // _MIB} MiB together; split it"
-                )
+                raise DataError(f"too large: its parts have more than {MOST_BOOK_BYTES // _MIB} MiB together; split it")
             yield content
 
 
@@ -157,7 +153,7 @@ def read_markdown(path: Path) -> MarkedText:
     """Read Markdown as it is, without its front matter; the first heading is the title.
 
     Raises:
-        UnreadableFileError: it is not UTF-8.
+        DataError: it is not UTF-8.
     """
     text = re.sub(r"\A---\n.*?\n(---|\.\.\.)\n", "", _decoded(path), flags=re.DOTALL)
     heading = re.search(r"^#{1,6}\s+(.+?)\s*#*$", text, re.MULTILINE)
@@ -168,7 +164,7 @@ def read_plain(path: Path) -> MarkedText:
     """Read a plain text as it is, without reflowing lines.
 
     Raises:
-        UnreadableFileError: it is not UTF-8.
+        DataError: it is not UTF-8.
     """
     return MarkedText(text=_decoded(path).strip(), title="")
 
@@ -180,9 +176,9 @@ def _decoded(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UnreadableFileError("not UTF-8 text; convert it, for instance with iconv") from error
+        raise DataError("not UTF-8 text; convert it, for instance with iconv") from error
     if "\0" in text:
-        raise UnreadableFileError("not text: it contains NUL characters")
+        raise DataError("not text: it contains NUL characters")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -271,7 +267,7 @@ def _xml(archive: zipfile.ZipFile, name: str) -> Any:
 def _package_path(archive: zipfile.ZipFile) -> str:
     for item in _xml(archive, "META-INF/container.xml").iter("{*}rootfile"):
         return str(item.get("full-path"))
-    raise UnreadableFileError("damaged: META-INF/container.xml names no book")
+    raise DataError("damaged: META-INF/container.xml names no book")
 
 
 def _spine(root: Any, folder: PurePosixPath, stored: Collection[str]) -> list[str]:
@@ -298,4 +294,4 @@ def _check_unprotected(archive: zipfile.ZipFile, spine: list[str]) -> None:
         algorithms = [item.get("Algorithm") for item in data.iter("{*}EncryptionMethod")]
         names = [unquote(item.get("URI", "")) for item in data.iter("{*}CipherReference")]
         if any(algorithm not in _FONT_ALGORITHMS for algorithm in algorithms) and any(name in spine for name in names):
-            raise UnreadableFileError("encrypted: the book is protected against copying (DRM)")
+            raise DataError("encrypted: the book is protected against copying (DRM)")

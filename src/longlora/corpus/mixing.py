@@ -22,19 +22,6 @@ class Part:
     num_characters: int  # in all messages of the rows used
 
 
-@dataclass(frozen=True)
-class Mix:
-    """What was written."""
-
-    long: Part
-    short: Part
-
-    @property
-    def num_rows(self) -> int:
-        """Rows written."""
-        return self.long.num_used + self.short.num_used
-
-
 def parse_ratio(text: str) -> tuple[int, int]:
     """Parse a ratio such as `9:3`.
 
@@ -47,8 +34,8 @@ def parse_ratio(text: str) -> tuple[int, int]:
     raise ConfigError(f"--ratio must be two whole numbers above 0, long rows to short ones, as in 9:3; got {text!r}")
 
 
-def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int = 0) -> Mix:
-    """Write as many rows as the ratio allows, none twice, chosen and shuffled with `seed`.
+def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int = 0) -> dict[str, Part]:
+    """Write as many rows as the ratio allows, none twice, chosen and shuffled with `seed`; return what is in each part.
 
     Rows are written as `messages` with their `source`, whatever their original format. Both sources are held in memory.
 
@@ -65,15 +52,15 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
         raise DataError(f"a ratio of {ratio[0]}:{ratio[1]} needs that many rows, found {sizes}; use a smaller ratio")
     choose = random.Random(seed)
     mixed: list[Row] = []
-    parts = []
-    for name, rows, share in sources:
+    parts = {}
+    for kind, (name, rows, share) in zip(("long", "short"), sources, strict=True):
         chosen = choose.sample(rows, times * share)
         characters = sum(len(message["content"]) for row in chosen for message in row.messages)
-        parts.append(Part(name, len(rows), len(chosen), characters))
+        parts[kind] = Part(name, len(rows), len(chosen), characters)
         mixed += chosen
     choose.shuffle(mixed)
     write_rows(out, map(_record, mixed))
-    return Mix(*parts)
+    return parts
 
 
 def _conversations(source: str) -> list[Row]:
@@ -81,8 +68,8 @@ def _conversations(source: str) -> list[Row]:
     found = list(rows)
     if not found[0].messages:
         raise DataError(f"{source} contains texts; only conversations can be mixed, texts are used in training as is")
-    if skipped.counts:
-        logger.warning("skipped %d rows of %s: %s", skipped.counts.total(), source, skipped.summary())
+    if skipped:
+        logger.warning("skipped %d rows of %s: %s", len(skipped), source, skipped.summary())
     return found
 
 

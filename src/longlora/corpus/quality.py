@@ -13,27 +13,13 @@ from typing import Any
 
 from longlora.corpus.qa.replies import GRAMMAR, SHORTEST_QUOTE, Passages, normalise
 from longlora.corpus.question_rows import Row
+from longlora.data.row_readers import Finding
 
-SHOWN = 5  # examples kept of each finding
 DEPTHS = 10  # equal parts of a document, from beginning to end, by which evidence is counted
 
 _SAMPLE = 30  # rows shown on the page
 _WORD = re.compile(r"\w+")
 _ASKING = frozenset("who whom whose what which when where why how".split())
-
-
-@dataclass
-class Finding:
-    """A kind of problem: the number of rows that have it, and the first few of them."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, example: str) -> None:
-        """Count a row."""
-        self.count += 1
-        if len(self.examples) < SHOWN:
-            self.examples.append(example)
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,21 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from longlora.data.conversations import CONVERSATIONS, Message
+from longlora.data.conversations import CONVERSATIONS, Conversation, Message
 from longlora.data.row_readers import (
     ItemKind,
     MissingColumnError,
     Skipped,
     UnreadableError,
     is_table,
-    read_dataset,
-    read_file,
+    read_part,
     text_kind,
 )
-from longlora.data.sources import read_part
+from longlora.data.sources import read_or_skip
 from longlora.errors import DataError
 from longlora.support.files import flush, replaced_file
 from longlora.support.locate import Part, locate
@@ -63,39 +63,35 @@ def read_rows(source: str | Path, *, text_column: str = "text") -> tuple[Iterato
     parts = locate(str(source))
     # A README next to tables, as in data sets on the hub, is not a row.
     tables = [part for part in parts if part.kind != "file" or is_table(Path(part.location))]
-    conversations: ItemKind[Row] = replace(cast(ItemKind[Any], CONVERSATIONS), of_row=_row)
-    for kind, chosen in ((conversations, tables or parts), (_texts(text_column), parts)):
+    conversations, texts = CONVERSATIONS.into(_row), text_kind(text_column).into(lambda text, _: Row(document=text))
+    for kind, chosen in ((conversations, tables or parts), (texts, parts)):
         skipped = Skipped()
-        rows = _read(chosen, kind, skipped)
+        rows = _read(source, chosen, kind, skipped)
         try:
             first = next(rows, None)
-        except UnreadableError as error:
-            if not isinstance(error, MissingColumnError):
-                said = f"is {error}; give a file of conversations (docs/conversations.md)"
-            elif kind is conversations:
+        except MissingColumnError as error:
+            if kind is conversations:
                 continue
-            else:
-                remedy = "it needs the columns of a conversation (docs/conversations.md) or a text (--text-column)"
-                said = f"has {error}; {remedy}"
-            raise DataError(f"{source} {said}") from error
+            remedy = "it needs the columns of a conversation (docs/conversations.md) or a text (--text-column)"
+            raise DataError(f"{source} has {error}; {remedy}") from error
         if first is not None:
-            return _all(source, first, rows), skipped
+            return chain([first], rows), skipped
         if len(parts) == 1:
             break
     raise DataError(f"{source} contains no usable row: {skipped.summary() or 'it is empty'}")
 
 
-def _read(parts: Sequence[Part], kind: ItemKind[Row], skipped: Skipped) -> Iterator[Row]:
+def _read(source: str | Path, parts: Sequence[Part], kind: ItemKind[Row], skipped: Skipped) -> Iterator[Row]:
     """Read all parts; an unreadable file is skipped if there are others, and refused if it is the only one."""
-    for part in parts:
-        if part.kind == "file" and len(parts) == 1:
-            items = read_file(Path(part.location), kind, skipped)
-        elif part.kind == "file":
-            items = read_part(part, kind, "train", skipped)
-        else:
-            items = read_dataset(part.location, part.kind, kind, "train", skipped)
-        for name, row in items:
-            yield replace(row, name=name)
+    read = read_part if len(parts) == 1 else read_or_skip
+    try:
+        for part in parts:
+            for name, row in read(part, kind, "train", skipped):
+                yield replace(row, name=name)
+    except MissingColumnError:
+        raise
+    except UnreadableError as error:
+        raise DataError(f"{source} is {error}; give a file of conversations (docs/conversations.md)") from error
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -114,16 +110,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return number
 
 
-def _all(source: str | Path, first: Row, rows: Iterator[Row]) -> Iterator[Row]:
-    yield first
-    try:
-        yield from rows
-    except UnreadableError as error:
-        raise DataError(f"{source} is {error}") from error
-
-
-def _row(values: Mapping[str, Any]) -> Row:
-    conversation = CONVERSATIONS.of_row(values)
+def _row(conversation: Conversation, values: Mapping[str, Any]) -> Row:
     asked = [message["content"] for message in conversation.messages if message["role"] != "assistant"]
     document, question = _document_and_question(max(asked, key=len, default=""))
     answers = [message["content"] for message in conversation.messages if message["role"] == "assistant"]
@@ -135,15 +122,6 @@ def _row(values: Mapping[str, Any]) -> Row:
         answer="\n".join(answers),
         tools=conversation.tools,
         provenance=provenance if isinstance(provenance, dict) else {},
-    )
-
-
-def _texts(column: str) -> ItemKind[Row]:
-    plain: ItemKind[Any] = text_kind(column)
-    return replace(
-        plain,
-        of_row=lambda values: Row(document=plain.of_row(values)),
-        of_text=lambda text: Row(document=plain.of_text(text)),
     )
 
 

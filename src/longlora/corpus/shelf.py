@@ -17,13 +17,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
-from longlora.corpus.extract import Record, Settings, check_engine, extract, sha256_of
-from longlora.corpus.markup import UnreadableFileError
+from longlora.corpus.extract import Record, Settings, extract
 from longlora.corpus.near_duplicates import NearDuplicates, signature
-from longlora.errors import DataError, first_line
+from longlora.errors import DataError
 from longlora.support.apart import call_apart
+from longlora.support.digests import sha256_of
 from longlora.support.files import claim, write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
+from longlora.support.packages import require_package
 from longlora.support.progress import progress_bar
 from longlora.support.scarce_memory import thread_pool
 
@@ -61,7 +62,6 @@ def read_shelf(
     near_duplicates: NearDuplicateRule = "drop",
     processes: int = 1,
     write_texts: bool = False,
-    progress: bool = True,
 ) -> ShelfResult:
     """Extract texts from files into `folder`; files whose content already has a record there are not read again.
 
@@ -71,7 +71,8 @@ def read_shelf(
         DataError: the folder contains something other than a valid corpus.
     """
     settings = settings or Settings()
-    check_engine(settings.engine)
+    if settings.engine == "docling":
+        require_package("docling", wanted_by="--engine docling")
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder / ".lock", f"another process is writing to {folder}; wait for it, or choose another folder"):
         _keep_settings(folder, asdict(settings) | {"near_duplicates": near_duplicates})
@@ -79,7 +80,7 @@ def read_shelf(
         waiting = [path for path in files if shelf.is_new(path)]
         done = len(files) - len(waiting)
         with (
-            progress_bar("Reading", total=len(files), completed=done, progress=progress) as advance,
+            progress_bar("Reading", total=len(files), completed=done) as advance,
             closing(_extracted(waiting, settings, processes)) as read,
         ):
             for path, found in read:
@@ -104,16 +105,19 @@ class _Shelf:
                     self._near.add(record.file, signature(record.text))
 
     def is_new(self, path: Path) -> bool:
-        """Return whether a file's content has no record yet."""
+        """Return whether a file's content has no record yet, and is not that of an earlier file."""
         try:
-            earlier = self._files.get(sha256_of(path))
+            digest = sha256_of(path)
         except OSError:
             return True  # reading it reports why
-        if earlier == str(path):
+        if digest not in self._files:
+            self._files[digest] = str(path)
+            return True
+        if (earlier := self._files[digest]) == str(path):
             self.result.num_done_before += 1
-        elif earlier is not None:
+        else:
             self.result.skipped[str(path)] = f"the same file as {earlier}"
-        return earlier is None
+        return False
 
     def put(self, path: Path, found: "_Found | str") -> None:
         """Append what was found, unless it duplicates an earlier record; a string is the reason that nothing was."""
@@ -121,9 +125,6 @@ class _Shelf:
             self.result.skipped[str(path)] = found
             return
         record, sketch = found
-        if record.sha256 in self._files:
-            self.result.skipped[str(path)] = f"the same file as {self._files[record.sha256]}"
-            return
         match = self._near.find(sketch) if self._rule != "keep" else None
         if match is None:
             if self._rule != "keep":
@@ -143,10 +144,10 @@ class _Shelf:
             texts.mkdir(exist_ok=True)
             write_atomically(texts / f"{Path(record.file).stem}-{record.sha256[:8]}.txt", record.text + "\n")
         with (self._folder / RECORDS_FILE).open("ab") as file:
-            file.write(json_line(record.to_dict()).encode("utf-8", errors="replace"))
+            given = {name: value for name, value in asdict(record).items() if value is not None}
+            file.write(json_line(given).encode("utf-8", errors="replace"))
             file.flush()
             os.fsync(file.fileno())
-        self._files[record.sha256] = record.file
         self.result.num_written += 1
         self.result.num_words += len(record.text.split())
         self.result.kinds[record.document_kind] += 1
@@ -155,14 +156,8 @@ class _Shelf:
 _Found = tuple[Record, Any]  # with the record's MinHash, computed in the same process
 
 
-def _extract(path: Path, settings: Settings) -> _Found | str:
-    """Extract a file's record and the MinHash of its text; a string is the reason for a failure."""
-    try:
-        record = extract(path, settings)
-    except UnreadableFileError as error:
-        return str(error)
-    except Exception as error:  # from any library: one file must not end the run
-        return f"the reader failed ({type(error).__name__}: {first_line(error)}); convert it with another program"
+def _extract(path: Path, settings: Settings) -> _Found:
+    record = extract(path, settings)
     return record, signature(record.text)
 
 
@@ -178,7 +173,10 @@ def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Gen
 
 
 def _extract_apart(path: Path, *, settings: Settings, stop: Event) -> _Found | str:
-    """Read a file in a separate process: a damaged one may crash it, or take unbounded time or memory."""
+    """Read a file in a separate process: a damaged one may crash it, or take unbounded time or memory.
+
+    A string is the reason for a failure: one file must not end the run.
+    """
     docling = settings.uses_docling
     try:
         return call_apart(
@@ -192,6 +190,8 @@ def _extract_apart(path: Path, *, settings: Settings, stop: Event) -> _Found | s
         )
     except DataError as error:
         return str(error)
+    except RuntimeError as error:  # what any library raises
+        return f"the reader failed ({error}); convert it with another program"
 
 
 def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:

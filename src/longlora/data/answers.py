@@ -95,12 +95,17 @@ def place_of(
     raise UnusableConversationError("whose messages cannot be told apart in the output of the model's chat template")
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that the tokenizer's template writes answers.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that answers can be located among a tokenizer's tokens.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it cannot map tokens to characters, or its chat template does not write answers.
     """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"{type(tokenizer).__name__} cannot map its tokens to characters, which fine-tuning on answers needs; use "
+            "the model's fast tokenizer (tokenizer.json)"
+        )
     try:
         _frame(tokenizer, ChatWriter(tokenizer).template)
     except UnusableConversationError as error:

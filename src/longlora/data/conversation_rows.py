@@ -10,7 +10,8 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data.encode import IGNORED, UnusableConversationError, check_tokenizer, encode_conversation
+from longlora.data.answers import check_tokenizer
+from longlora.data.encode import IGNORED, UnusableConversationError, encode_conversation
 from longlora.data.sources import ConversationSource
 from longlora.data.table_cache import Summary, cached_dataset, rows_beside, tokenizer_identity
 from longlora.errors import DataError

@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data.answers import Method, check_template, find_answers, place_of
+from longlora.data.answers import Method, find_answers, place_of
 from longlora.data.conversations import Message
 from longlora.data.template_text import ChatWriter, Span, Tools, UnusableConversationError, check_written
-from longlora.errors import ConfigError
 
 IGNORED = -100
 """Label of a token that is not learned (torch's `ignore_index`)."""
@@ -91,20 +90,6 @@ def encode_conversation(
         num_thoughts_dropped=num_thoughts_dropped,
         unread=tuple(unread),
     )
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that answers can be located among a tokenizer's tokens.
-
-    Raises:
-        ConfigError: it cannot map tokens to characters, or its chat template does not write answers.
-    """
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"{type(tokenizer).__name__} cannot map its tokens to characters, which fine-tuning on answers needs; use "
-            "the model's fast tokenizer (tokenizer.json)"
-        )
-    check_template(tokenizer)
 
 
 def _characters(offsets: Sequence[Span]) -> tuple[list[int], list[int]]:

@@ -6,17 +6,18 @@ Files are not read with `load_dataset`, which stops at the first bad row and cop
 import gzip
 import json
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Generic, Literal, TypeVar, cast
+from typing import IO, Any, Generic, TypeVar, cast
 
 import pyarrow
 import pyarrow.parquet
 from datasets import DatasetDict, load_dataset, load_from_disk
 
 from longlora.errors import DataError, first_line
+from longlora.support.locate import Part
 
 _PARQUET = ".parquet"
 _TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", _PARQUET)
@@ -30,7 +31,7 @@ _MOST_LIST_BYTES = 1 << 31
 _TOO_LONG_FOR_ONE = f"longer than {_MOST_LINE_BYTES >> 20} MiB"
 # Rows of a Parquet file in memory at once: a row may be a whole book.
 _PARQUET_ROWS = 64
-_NAMES_SHOWN = 5
+NAMES_SHOWN = 5  # of each finding
 _TOO_LONG = object()  # stands in for a line's value
 
 
@@ -47,6 +48,7 @@ class UnusableError(Exception):
 
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,14 @@ class ItemKind(Generic[Item]):
         names = list(columns)
         if missing := self.missing(set(names)):
             raise MissingColumnError(f"no {missing} (columns: {', '.join(map(str, names)) or 'none'})")
+
+    def into(self, make: Callable[[Item, Mapping[str, Any]], Made]) -> "ItemKind[Made]":
+        """Return the kind of what is made from these items and their rows; a whole file has an empty row."""
+        return replace(
+            cast(ItemKind[Any], self),
+            of_row=lambda row: make(self.of_row(row), row),
+            of_text=lambda text: make(self.of_text(text), {}),
+        )
 
 
 def text_kind(column: str = "text") -> ItemKind[str]:
@@ -118,24 +128,35 @@ def check_unicode(text: str) -> None:
         raise UnusableError("not UTF-8 text") from error
 
 
+@dataclass
+class Finding:
+    """A kind of problem: how many rows or files have it, and the first few of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count a row or file."""
+        self.count += 1
+        if len(self.examples) < NAMES_SHOWN:
+            self.examples.append(example)
+
+
 class Skipped:
-    """What was skipped: for each reason, the first few names and the count."""
+    """What was skipped, by reason."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.names: dict[str, list[str]] = defaultdict(list)
+        self.findings: defaultdict[str, Finding] = defaultdict(Finding)
 
-    def add(self, reason: str, name: str) -> None:
-        """Count one file or row."""
-        self.counts[reason] += 1
-        if len(self.names[reason]) < _NAMES_SHOWN:
-            self.names[reason].append(name)
+    def __len__(self) -> int:
+        """Return the number of skipped files and rows."""
+        return sum(finding.count for finding in self.findings.values())
 
     def summary(self) -> str:
         """Return each reason with its count and up to five names, most frequent first."""
         return "; ".join(
-            f"{count} {reason}: {', '.join(self.names[reason])}{', …' if count > _NAMES_SHOWN else ''}"
-            for reason, count in self.counts.most_common()
+            f"{found.count} {reason}: {', '.join(found.examples)}{', …' if found.count > NAMES_SHOWN else ''}"
+            for reason, found in sorted(self.findings.items(), key=lambda item: -item[1].count)
         )
 
 
@@ -144,40 +165,36 @@ def is_table(path: Path) -> bool:
     return path.name.lower().endswith(_TABLES)
 
 
-def read_file(path: Path, kind: ItemKind[Item], skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield `(name, item)` for each item of a file; rows are named `path:number`, counted from 1.
+def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield `(name, item)` for each item of a file or data set; rows are named `location:number`, counted from 1.
+
+    `split` applies to data sets, those of the hub being streamed. Single bad rows are added to `skipped`.
 
     Raises:
-        UnreadableError: the whole file is unusable. Single bad rows are added to `skipped` instead.
+        UnreadableError: the whole file or data set is unusable, or lacks the columns.
+        DataError: no such data set or split, or the hub cannot be reached or the connection is lost halfway.
     """
+    if part.kind != "file":
+        name = part.location
+        rows = _saved_rows(name, split, kind) if part.kind == "saved" else _hub_rows(name, split)
+        yield from _items(enumerate(rows, start=1), name, kind, skipped)
+        return
+    path = Path(part.location)
     try:
         if not path.is_file():
             raise UnreadableError("unreadable (not a regular file)")
-        if not is_table(path):
-            try:
-                yield str(path), kind.of_text(_read_text(path))
-            except UnusableError as error:
-                skipped.add(str(error), str(path))
+        if is_table(path):
+            numbered = _parquet_rows(path, kind) if path.name.lower().endswith(_PARQUET) else _json_rows(path, skipped)
+            yield from _items(numbered, str(path), kind, skipped)
             return
-        rows = _parquet_rows(path, kind) if path.name.lower().endswith(_PARQUET) else _json_rows(path, skipped)
-        yield from _items(rows, str(path), kind, skipped)
+        try:
+            yield str(path), kind.of_text(_read_text(path))
+        except UnusableError as error:
+            skipped.findings[str(error)].add(str(path))
     except (EOFError, zlib.error) as error:
         raise UnreadableError("not valid gzip") from error
     except OSError as error:
         raise UnreadableError(f"unreadable ({error.strerror or error})") from error
-
-
-def read_dataset(
-    name: str, place: Literal["saved", "hub"], kind: ItemKind[Item], split: str, skipped: Skipped
-) -> Iterator[tuple[str, Item]]:
-    """Yield `(name, item)` for each row of a directory from `save_to_disk`, or of a data set streamed from the hub.
-
-    Raises:
-        UnreadableError: the directory is damaged, or the columns are missing.
-        DataError: no such data set or split, or the hub cannot be reached or the connection is lost halfway.
-    """
-    rows = _saved_rows(name, split, kind) if place == "saved" else _hub_rows(name, split)
-    yield from _items(enumerate(rows, start=1), name, kind, skipped)
 
 
 def _saved_rows(path: str, split: str, kind: ItemKind[Any]) -> Iterable[dict[str, Any]]:
@@ -217,7 +234,7 @@ def _items(
         try:
             item = kind.of_row(row)
         except UnusableError as error:
-            skipped.add(str(error), f"{name}:{number}")
+            skipped.findings[str(error)].add(f"{name}:{number}")
         else:
             yield f"{name}:{number}", item
 
@@ -243,10 +260,9 @@ def _json_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, An
         for number, value in _json_lines(stream) if _holds_json_lines(stream, path) else _json_list(stream):
             if isinstance(value, dict):
                 yield number, value
-            elif value is _TOO_LONG:
-                skipped.add(_TOO_LONG_FOR_ONE, f"{path}:{number}")
             else:
-                skipped.add("not a JSON object", f"{path}:{number}")
+                reason = _TOO_LONG_FOR_ONE if value is _TOO_LONG else "not a JSON object"
+                skipped.findings[reason].add(f"{path}:{number}")
 
 
 def _holds_json_lines(stream: IO[bytes], path: Path) -> bool:

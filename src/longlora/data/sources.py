@@ -19,8 +19,7 @@ from longlora.data.row_readers import (
     Skipped,
     UnreadableError,
     is_table,
-    read_dataset,
-    read_file,
+    read_part,
     text_kind,
 )
 from longlora.errors import DataError
@@ -121,7 +120,7 @@ def _read_parts(
     parts: list[Part], source_name: str, kind: ItemKind[Item], split: str, max_items: int | None
 ) -> Iterator[tuple[str, Item]]:
     skipped = Skipped()
-    items = (item for part in parts for item in read_part(part, kind, split, skipped))
+    items = (item for part in parts for item in read_or_skip(part, kind, split, skipped))
     num_read = 0
     for item in islice(items, max_items):
         num_read += 1
@@ -129,25 +128,22 @@ def _read_parts(
     if num_read == 0:
         reasons = skipped.summary() or "it holds no rows"
         raise DataError(f"no readable {kind.name} in {source_name}: {reasons}; {kind.remedy}")
-    if skipped.counts:
-        logger.warning("skipped %d files or rows: %s", skipped.counts.total(), skipped.summary())
+    if skipped:
+        logger.warning("skipped %d files or rows: %s", len(skipped), skipped.summary())
 
 
-def read_part(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
-    """Yield the items of a file or data set; what cannot be read is added to `skipped`.
+def read_or_skip(part: Part, kind: ItemKind[Item], split: str, skipped: Skipped) -> Iterator[tuple[str, Item]]:
+    """Yield the items of one of several files or data sets; if it cannot be read, it is added to `skipped`.
 
     Raises:
-        DataError: a table that the user named lacks the columns.
+        DataError: a table that the user named lacks the columns; or as `read_part`.
     """
     try:
-        if part.kind == "file":
-            yield from read_file(Path(part.location), kind, skipped)
-        else:
-            yield from read_dataset(part.location, part.kind, kind, split, skipped)
+        yield from read_part(part, kind, split, skipped)
     except MissingColumnError as error:
         # A folder of texts may well contain a settings.json, but a table that the user named must be the intended one.
         if part.is_named:
             raise DataError(f"{part.location} has {error}; {kind.column_remedy}") from error
-        skipped.add(f"with {error}", part.location)
+        skipped.findings[f"with {error}"].add(part.location)
     except UnreadableError as error:
-        skipped.add(str(error), part.location)
+        skipped.findings[str(error)].add(part.location)

@@ -1,8 +1,8 @@
 """Convert the weights that the paper's authors published to the formats of PEFT and transformers.
 
 `importing.py` has all steps and converts full models; `released_models.py` lists the authors' models;
-`published_folder.py` determines what a folder contains and its context; `published_weights.py` reads the `.bin` files;
-`published_adapter.py` combines them into one PEFT adapter.
+`published_folder.py` determines what a folder contains and its context; `published_weights.py` reads the `.bin` files,
+and combines them into one PEFT adapter.
 """
 
 from longlora.released.importing import ImportReport, import_released

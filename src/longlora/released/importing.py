@@ -17,9 +17,16 @@ from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import rotary_parameters, set_positions, write_older_keys
 from longlora.models.shards import ShardWriter
 from longlora.models.skeleton import Skeleton, make_skeleton
-from longlora.released.published_adapter import read_parts, write_adapter
 from longlora.released.published_folder import Context, Published, find_folder, infer_context, read_folder
-from longlora.released.published_weights import alone, check_complete, check_shapes, plain_name, read_weights
+from longlora.released.published_weights import (
+    alone,
+    check_complete,
+    check_shapes,
+    plain_name,
+    read_adapter,
+    read_weights,
+    write_adapter,
+)
 from longlora.released.released_models import ReleasedModel, find_released
 from longlora.support.files import read_json, whole_directory
 from longlora.support.progress import shown
@@ -74,13 +81,13 @@ def import_released(
         base = base or (known.base if known and known.base else "")
     base_context = int(base_config.get_text_config().max_position_embeddings)
     context = infer_context(folder, name, asked=context_length, base_context=base_context)
-    parts = read_parts(published, make_skeleton(config), base, lora_only=lora_only) if is_adapter else None
+    adapter = read_adapter(published, make_skeleton(config), base, lora_only=lora_only) if is_adapter else None
     unscaled = {key: value for key, value in rotary_parameters(config).items() if key not in ("type", "factor")}
     scaled = {**unscaled, "rope_type": "linear", "factor": context.factor}
     set_positions(config, rope_parameters=scaled, max_position_embeddings=context.length)
     with whole_directory(output) as directory:
-        if parts:
-            write_adapter(parts, directory)
+        if adapter:
+            write_adapter(*adapter, directory)
         else:
             _write_model(published, config, directory)
         extension = Extension(

@@ -8,7 +8,7 @@ from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from longlora.errors import DataError, LongLoRAError
+from longlora.errors import DataError, LongLoRAError, first_line
 
 Result = TypeVar("Result")
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -74,9 +74,10 @@ def _answer(sending: Connection, memory_bytes: int, function: Callable[..., Any]
     except LongLoRAError as error:
         outcome = (None, error)
     except MemoryError:
-        outcome = (None, DataError(f"it takes more than {memory_bytes / 2**30:.0f} GiB of memory to read"))
+        limit = "all" if memory_bytes == resource.RLIM_INFINITY else f"more than {memory_bytes / 2**30:.0f} GiB of"
+        outcome = (None, DataError(f"it takes {limit} memory to read"))
     except Exception as error:
-        outcome = (None, RuntimeError(f"{type(error).__name__}: {error}"))
+        outcome = (None, RuntimeError(f"{type(error).__name__}: {first_line(error)}"))
     sending.send(outcome)
     sending.close()
     os._exit(0)

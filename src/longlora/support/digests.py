@@ -71,6 +71,12 @@ def differences(
         yield from ((name, damage) for name, damage in zip(expected, found, strict=True) if damage)
 
 
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def flush(path: Path) -> None:
     """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -81,11 +87,8 @@ def flush(path: Path) -> None:
 
 
 def _flushed_entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-        os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest}
+    flush(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _difference(directory: Path, name: str, size: int, digest: str, is_known: Callable[[Path, str], bool]) -> str:
@@ -97,8 +100,7 @@ def _difference(directory: Path, name: str, size: int, digest: str, is_known: Ca
             return f"{name} has {found:,} bytes, but {size:,} were written"
         if is_known(path, digest):
             return ""
-        with path.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        same = sha256_of(path) == digest
     except (OSError, ValueError) as error:
         return f"{name} cannot be read ({error})"
     return "" if same else f"the content of {name} has changed"

@@ -10,7 +10,6 @@ from longlora.errors import ConfigError, DataError
 from longlora.support.files import claim, write_atomically
 
 Entry = TypeVar("Entry")
-_BLOCK_BYTES = 1 << 16
 
 
 def _as_it_is(value: Any) -> Any:
@@ -81,18 +80,23 @@ def read_journal(path: Path, settings: Mapping[str, Any], parse: Callable[[Any],
 
 
 def read_json_lines(path: Path, parse: Callable[[Any], Entry] = _as_it_is) -> list[Entry]:
-    """Parse every line, after removing an incomplete last line that an interruption left.
+    """Parse every line, and cut off an incomplete last line that an interruption left.
 
     Raises:
         DataError: a line is not JSON, or `parse` fails on it.
     """
+    entries: list[Entry] = []
     if not path.exists():
-        return []
-    _cut_torn_line(path)
-    with path.open("rb") as file:
-        return [
-            _parsed(path, number, line, lambda text: parse(json.loads(text))) for number, line in enumerate(file, 1)
-        ]
+        return entries
+    with path.open("r+b") as file:
+        end = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                file.truncate(end)
+                break
+            end += len(line)
+            entries.append(_parsed(path, number, line, lambda text: parse(json.loads(text))))
+    return entries
 
 
 def json_line(value: Mapping[str, Any]) -> str:
@@ -121,18 +125,3 @@ def _parsed(path: Path, number: int, value: Any, parse: Callable[[Any], Entry]) 
             f"{path} cannot be read in line {number} ({type(error).__name__}: {error}); delete that line, or choose "
             "another path"
         ) from error
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Truncate the file after its last newline, searching backwards block by block."""
-    with path.open("r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        whole = 0
-        while end > 0 and not whole:
-            begin = max(0, end - _BLOCK_BYTES)
-            file.seek(begin)
-            if (place := file.read(end - begin).rfind(b"\n")) >= 0:
-                whole = begin + place + 1
-            end = begin
-        if whole < size:
-            file.truncate(whole)

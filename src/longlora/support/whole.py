@@ -19,6 +19,7 @@ from longlora.support.user_cache import user_cache
 # Files that users may edit: a change is logged and accepted.
 BY_HAND = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
 VERIFY_VARIABLE = "LONGLORA_VERIFY"
+_VERIFIED = "verified.json"  # in the user's cache: large files verified before
 _LARGE = 256 << 20  # bytes; smaller files are read in half a second
 
 logger = logging.getLogger("longlora")
@@ -39,42 +40,31 @@ def check_whole(directory: Path) -> None:
 
 def damage_of(directory: Path) -> str:
     """Describe how a sealed directory differs from its digests; empty if only files of `BY_HAND` do."""
-    known = _KnownFiles()
-    for name, damage in differences(directory, known.has):
-        if name not in BY_HAND:
-            return damage
-        logger.warning("%s: %s; the present content is used", directory, damage)
-    known.keep()
-    return ""
+    known, seen = _verified_files(), dict[str, list[Any]]()
 
-
-class _KnownFiles:
-    """The large files verified before, as listed in `verified.json` in the user's cache."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
-        self._seen: dict[str, Any] = {}
-        self._file: Path | None = None
-        with suppress(ConfigError, OSError, ValueError):
-            self._file = user_cache() / "verified.json"
-            if isinstance(read := json.loads(self._file.read_text()), dict):
-                self._known = read
-
-    def has(self, path: Path, digest: str) -> bool:
-        """Return whether a file is unchanged, by its metadata, since it was verified to have this digest."""
+    def is_known(path: Path, digest: str) -> bool:
+        """Return whether a large file is unchanged, by its metadata, since it was verified to have this digest."""
         stat = path.stat()
         if stat.st_size < _LARGE:
             return False
-        facts = [digest, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino]
         name = str(path.resolve())
-        self._seen[name] = facts
-        return bool(self._known.get(name) == facts) and not os.environ.get(VERIFY_VARIABLE)
+        seen[name] = [digest, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino]
+        return bool(known.get(name) == seen[name]) and not os.environ.get(VERIFY_VARIABLE)
 
-    def keep(self) -> None:
-        """Record all files passed to `has` as verified; without a cache they are read again next time."""
-        if self._file is None or all(self._known.get(name) == facts for name, facts in self._seen.items()):
-            return
-        there = {name: facts for name, facts in self._known.items() if Path(name).exists()}
-        with suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file, json.dumps(there | self._seen, indent=1) + "\n")
+    for name, damage in differences(directory, is_known):
+        if name not in BY_HAND:
+            return damage
+        logger.warning("%s: %s; the present content is used", directory, damage)
+    if known | seen != known:
+        there = {name: facts for name, facts in known.items() if Path(name).exists()}
+        with suppress(ConfigError, OSError):  # without a cache, all files are read again next time
+            user_cache().mkdir(parents=True, exist_ok=True)
+            write_atomically(user_cache() / _VERIFIED, json.dumps(there | seen, indent=1) + "\n")
+    return ""
+
+
+def _verified_files() -> dict[str, Any]:
+    with suppress(ConfigError, OSError, ValueError):
+        if isinstance(read := json.loads((user_cache() / _VERIFIED).read_text()), dict):
+            return read
+    return {}

@@ -101,7 +101,6 @@ def make(server: ChatServer, texts: Path, tmp_path: Path) -> Make:
             answerer=answerer,
             sending=Sending(**{"concurrency": 4, **ways}),
             confirm=confirm,
-            progress=False,
         )
 
     return call

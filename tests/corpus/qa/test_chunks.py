@@ -9,18 +9,17 @@ from tests.corpus.qa.conftest import prose
 
 from longlora.corpus.extract import detect_kind
 from longlora.corpus.qa.chunks import (
-    Documents,
     EstimatedTokens,
     ShelfText,
     TokenizerTokens,
     cut_length,
     cut_sections,
     material_room,
+    read_in_sections,
     spread,
 )
 from longlora.corpus.qa.prompt_files import load_prompts
 from longlora.corpus.qa.qa_settings import Settings
-from longlora.data.sources import Source
 from longlora.errors import ConfigError
 from longlora.models.load import load_tokenizer
 from longlora.tiny import tiny_model_directory
@@ -103,24 +102,14 @@ def test_papers_are_told_from_books(text: str, kind: str) -> None:
     assert detect_kind(text) == kind
 
 
-def test_documents_are_laid_out_once() -> None:
-    class Counting(EstimatedTokens):
-        calls = 0
-
-        def starts(self, text: str) -> list[int]:
-            Counting.calls += 1
-            return list(super().starts(text))
-
+def test_repeated_texts_are_left_out() -> None:
     texts = [(name, ShelfText(text)) for name, text in (("a", PAPER), ("b", PAPER), ("c", "Text."))]
-    source = Source(identity="", num_documents=2, read=lambda: iter(texts))
     settings = Settings(model="m", window=9000, kind="book")
-    documents = Documents(source, settings=settings, counter=Counting(3.0), room={"book": 50})
-    first, again = list(documents), list(documents)
-    assert first == again
-    assert Counting.calls == 2
-    assert documents.repeated == ["b"]
-    assert [document.kind for document in first] == ["book", "book"]
-    assert len(first[0].sections) > 1
+    documents, repeated = read_in_sections(texts, settings=settings, counter=EstimatedTokens(3.0), room={"book": 50})
+    assert [(document.name, document.kind) for document in documents] == [("a", "book"), ("c", "book")]
+    assert repeated == ["b"]
+    first = documents[0]
+    assert "".join(map(first.section, range(len(first.sections)))) == first.text == PAPER and len(first.sections) > 1
 
 
 def test_every_prompt_fits_the_window_with_its_material() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -268,7 +269,11 @@ def test_the_same_call_twice_is_sent_once(tmp_path: Path) -> None:
 
 
 def test_so_many_at_once_and_no_more(make: Make, server: ChatServer, texts: Path) -> None:
+    all_three = threading.Barrier(3)
+
     def slow(request: dict[str, Any], before: int) -> Response:
+        if len(server.requests) <= 3:
+            all_three.wait(timeout=60)  # however slow the machine is
         response = scholar(request)
         response.delay = 0.02
         return response

@@ -28,14 +28,6 @@ _SAME_PLACE = 6.0  # points by which a gutter may move from page to page
 _FEWEST_WORDS_OF_A_COLUMN = 60
 
 
-@dataclass(frozen=True)
-class Column:
-    """Words that are read from top to bottom, and the box around them."""
-
-    words: list[Word]
-    box: Box
-
-
 def find_gutters(pages: Sequence[Page]) -> list[float]:
     """Return the positions, in points from the left, at which several pages have a gutter."""
     gutters = (_best_gutter(page.words, []) for page in pages if not page.is_scattered)
@@ -43,35 +35,42 @@ def find_gutters(pages: Sequence[Page]) -> list[float]:
     return [x for x in found if sum(abs(x - other) <= _SAME_PLACE for other in found) >= 2]
 
 
-def reading_order(words: Sequence[Word], known_gutters: Sequence[float] = ()) -> list[Column]:
-    """Return the columns of a page in reading order; gutters known from other pages need less evidence."""
+def reading_order(words: Sequence[Word], known_gutters: Sequence[float] = ()) -> list[list[Word]]:
+    """Return the words of a page by column, in reading order; gutters known from other pages need less evidence."""
     gutters: list[Box] = []
     by_gutters = list(_cut(words, known_gutters, gutters))
     in_file = list(_runs(words, gutters))
-    order = in_file if len(in_file) <= 2 * len(by_gutters) + 1 and not _goes_back(in_file) else by_gutters
-    return [Column(part, around(part)) for part in order]
+    return in_file if len(in_file) <= 2 * len(by_gutters) + 1 and not _goes_back(in_file) else by_gutters
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Words that are read one after the other, and the box around them."""
+
+    words: list[Word]
+    box: Box
 
 
 def _runs(words: Sequence[Word], gutters: Sequence[Box]) -> Iterator[list[Word]]:
     """Split pdfium's order where it moves up the page or across a gutter; short pieces stay with adjacent text."""
-    runs: list[list[Column]] = []
+    runs: list[list[_Piece]] = []
     for part in split(words, lambda one, other: one.row != other.row or _are_parted([one], [other], gutters)):
-        piece = Column(part, around(part))
+        piece = _Piece(part, around(part))
         for index in range(len(runs) - 1, -1, -1):
             after = [*itertools.chain(*runs[index + 1 :]), piece]
             if _is_next(runs[index], piece) and not _are_parted(_boxes(runs[index]), _boxes(after), gutters):
                 runs[index:] = [runs[index] + after]
                 break
-            if sum(len(column.words) for column in runs[index]) >= _FEWEST_WORDS_OF_A_COLUMN:
+            if sum(len(other.words) for other in runs[index]) >= _FEWEST_WORDS_OF_A_COLUMN:
                 runs.append([piece])
                 break
         else:
             runs.append([piece])
     for run in runs:
-        yield [word for column in run for word in column.words]
+        yield [word for piece in run for word in piece.words]
 
 
-def _is_next(run: Sequence[Column], piece: Column) -> bool:
+def _is_next(run: Sequence[_Piece], piece: _Piece) -> bool:
     """Return whether a piece is next to the end of a run or below it."""
     last, word, box = run[-1].words[-1], piece.words[0], around(_boxes(run))
     is_below = piece.box.left < box.right and piece.box.right > box.left
@@ -79,8 +78,8 @@ def _is_next(run: Sequence[Column], piece: Column) -> bool:
     return is_beside or (is_below and word.baseline > last.baseline - _SAME_LINE * last.size)
 
 
-def _boxes(columns: Iterable[Column]) -> list[Box]:
-    return [column.box for column in columns]
+def _boxes(pieces: Iterable[_Piece]) -> list[Box]:
+    return [piece.box for piece in pieces]
 
 
 def _are_parted(some: Sequence[Box], others: Sequence[Box], gutters: Sequence[Box]) -> bool:
@@ -197,8 +196,8 @@ def _is_between_prose(words: Sequence[Word], gutter: Box) -> bool:
     beside = [word for word in words if gutter.top <= word.middle <= gutter.bottom]
     left = [word for word in beside if word.right <= gutter.left + 1]
     right = [word for word in beside if word.left >= gutter.right - 1]
-    return all(side and median(_widest_cells(side, gutter)) >= _FEWEST_WORDS_OF_A_LINE for side in (left, right))
+    return all(side and median(_widest_cells(side)) >= _FEWEST_WORDS_OF_A_LINE for side in (left, right))
 
 
-def _widest_cells(words: Sequence[Word], column: Box) -> list[int]:
-    return [max(len(cell.split()) for cell in line.cells) for line in make_lines(words, page=0, column=column)]
+def _widest_cells(words: Sequence[Word]) -> list[int]:
+    return [max(len(cell.split()) for cell in line.cells) for line in make_lines(words)]

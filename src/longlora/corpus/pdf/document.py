@@ -63,7 +63,7 @@ def read_pdf(path: Path, *, references: References = "drop") -> PdfText:
     """Extract a PDF's text in reading order, with an empty line between paragraphs.
 
     Raises:
-        UnreadableFileError: no text can be extracted; the message gives the reason.
+        DataError: no text can be extracted; the message gives the reason.
     """
     pages, metadata = read_pages(path)
     paragraphs, left_out, as_they_are = read_paragraphs(pages)
@@ -102,7 +102,7 @@ def read_paragraphs(pages: Sequence[Page]) -> tuple[list[Paragraph], LeftOut, li
     as_they_are = []
     for page in pages:
         parts = [] if page.is_scattered else reading_order(page.words, gutters)
-        columns = [make_lines(it.words, page=page.number, column=it.box) for it in parts]
+        columns = [make_lines(words, page=page.number) for words in parts]
         if page.is_scattered or parts_words([line for lines in columns for line in lines], page.words):
             as_they_are.append(page.number)
             columns = [pdfium_lines(page.words, page=page.number)]

@@ -76,8 +76,7 @@ def _is_figure(box: Box, page: Page) -> bool:
 
 def _prose_share(words: Sequence[Word]) -> float:
     """Return the share of words that are in longer sequences without a wide gap."""
-    lines = make_lines(words, page=0, column=around(words))
-    lengths = [len(cell.split()) for line in lines for cell in line.cells]
+    lengths = [len(cell.split()) for line in make_lines(words) for cell in line.cells]
     return sum(length for length in lengths if length >= _WORDS_OF_PROSE) / max(1, sum(lengths))
 
 

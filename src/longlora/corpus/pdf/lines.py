@@ -28,7 +28,7 @@ class Line:
 
     words: Sequence[Word]
     page: int
-    column: Box  # the region that contains the line; its left and right edges show indented and short lines
+    right: float  # edge of the line's column, which shows whether the line is short
 
     @cached_property
     def box(self) -> Box:
@@ -99,9 +99,10 @@ def joined(words: Iterable[Word]) -> str:
     return "".join(word.text + " " * word.ends_at_space for word in words).rstrip()
 
 
-def make_lines(words: Iterable[Word], *, page: int, column: Box) -> list[Line]:
+def make_lines(words: Sequence[Word], *, page: int = 0) -> list[Line]:
     """Assemble the words of one column, given in pdfium's order, into lines from top to bottom."""
-    placed = _with_initials_set_down(list(words))
+    placed = _with_initials_set_down(words)
+    right = max((word.right for word in words), default=0.0)
     rows: list[list[int]] = []
     size = baseline = 0.0
     for index in sorted(range(len(placed)), key=lambda index: placed[index].baseline):
@@ -113,7 +114,7 @@ def make_lines(words: Iterable[Word], *, page: int, column: Box) -> list[Line]:
         # The line's position is that of its main type, not of a superscript that came first.
         if word.size >= size:
             size, baseline = word.size, word.baseline
-    return [Line(_side_by_side([placed[index] for index in sorted(row)]), page, column) for row in rows]
+    return [Line(_side_by_side([placed[index] for index in sorted(row)]), page, right) for row in rows]
 
 
 def _side_by_side(words: Sequence[Word]) -> list[Word]:
@@ -128,7 +129,8 @@ def _side_by_side(words: Sequence[Word]) -> list[Word]:
 
 def pdfium_lines(words: Sequence[Word], *, page: int) -> list[Line]:
     """Return pdfium's own lines, in its order."""
-    return [Line(row, page, around(words)) for row in split(words, lambda one, other: one.row != other.row)]
+    right = max((word.right for word in words), default=0.0)
+    return [Line(row, page, right) for row in split(words, lambda one, other: one.row != other.row)]
 
 
 def parts_words(lines: Iterable[Line], words: Sequence[Word]) -> bool:
@@ -146,7 +148,7 @@ def _is_beside(word: Word, following: Word) -> bool:
     return is_alike and following.left - word.left >= 0 and not _is_wide(word, following, word.size)
 
 
-def _with_initials_set_down(words: list[Word]) -> list[Word]:
+def _with_initials_set_down(words: Sequence[Word]) -> list[Word]:
     """Move drop caps, large initials beside several lines, to the first of these lines."""
     size = typical_size(words)
     placed = {id(word): word for word in words}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from longlora.corpus.pdf.lines import Line, make_lines
 from longlora.corpus.pdf.pdfium import Page
-from longlora.corpus.pdf.words import around
 
 _NUM_EDGE_ROWS = 3  # a head of two lines and a page number
 _NEAR_PAGES = 4  # several, as left and right pages differ, and so do the first pages of chapters
@@ -23,8 +22,7 @@ _PAGE_NUMBER = re.compile(
 class _Row:
     page: int
     line: Line
-    is_outermost: bool  # the first or the last row of its page
-    is_apart: bool  # there is white space between it and the text
+    stands_apart: bool  # it is the first or the last row of its page, with white space between it and the text
 
     @property
     def band(self) -> int:
@@ -87,13 +85,13 @@ def without_margins(pages: Sequence[Page]) -> tuple[list[Page], list[tuple[int, 
 def _edge_rows(index: int, page: Page) -> list[_Row]:
     if not page.words or page.is_scattered:
         return []
-    lines = make_lines(page.words, page=page.number, column=around(page.words))
+    lines = make_lines(page.words)
     rows = []
     for order in (lines, lines[::-1]):
         for place, line in enumerate(order[:_NUM_EDGE_ROWS]):
             beyond = order[place + 1 : place + 2]
             is_apart = all(abs(it.baseline - line.baseline) > _APART * max(line.size, it.size) for it in beyond)
-            rows.append(_Row(index, line, place == 0, is_apart))
+            rows.append(_Row(index, line, place == 0 and is_apart))
     return rows
 
 
@@ -111,10 +109,9 @@ def _numbering(rows: Sequence[Sequence[_Row]]) -> set[tuple[int, int]]:
 def _is_number(row: _Row, numbering: set[tuple[int, int]], num_pages: int) -> bool:
     """Return whether a row is a page number alone, or a head that begins or ends with the page number."""
     offsets = {number - row.page for number in row.outer_numbers}
-    stands_apart = row.is_outermost and row.is_apart
     if any((offset, row.band + step) in numbering for offset in offsets for step in (-1, 0, 1)):
-        return bool(row.number) or stands_apart
-    if not row.number or not stands_apart:
+        return bool(row.number) or row.stands_apart
+    if not row.number or not row.stands_apart:
         return False
     # The first pages of chapters may have their number at the foot, while the others have it in the head.
     is_counted = any(offset in offsets for offset, _ in numbering)

@@ -50,9 +50,8 @@ def make_paragraphs(blocks: Sequence[Block]) -> list[Paragraph]:
     for block in blocks:
         if block.kind == "body":
             pieces = list(_pieces(block.lines))
-            may_go_on = (
-                True  # only a block's first piece may continue an earlier paragraph; within it the ends are known
-            )
+            # Only a block's first piece may continue an earlier paragraph; within it, the ends are known.
+            may_go_on = True
             for number, piece in enumerate(pieces):
                 if running is not None and _parts_word(running, pieces, number):
                     waiting.append(piece)
@@ -105,7 +104,7 @@ def _edges(lines: Sequence[Line], index: int) -> tuple[float, float]:
     line = lines[index]
     near = [other for other in lines[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1] if _same_size(other, line)]
     if len(near) == 1:
-        return line.box.left, line.column.right
+        return line.box.left, line.right
     lefts = [other.box.left for other in near]
     # A single line that sticks out does not define the edge.
     shared = [left for left in lefts if sum(abs(left - other) <= _SAME_EDGE for other in lefts) >= 2]

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from longlora.corpus.markup import UnreadableFileError
 from longlora.corpus.pdf.words import Box, View, Word, around, read_words
+from longlora.errors import DataError
 
 _BACKGROUND_SHARE = 0.8  # of the page's area: such a large drawing is its background or a scan
 _MOST_UNMAPPED_SHARE = 0.2
@@ -44,7 +44,6 @@ class Page:
     """Words in pdfium's order, and drawings."""
 
     number: int
-    width: float
     height: float
     words: list[Word]
     drawings: list[Drawing] = field(default_factory=list)
@@ -69,7 +68,7 @@ def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
     """Read all pages of a PDF, and its metadata.
 
     Raises:
-        UnreadableFileError: empty, truncated, damaged, encrypted, scanned, or in fonts without a Unicode mapping.
+        DataError: empty, truncated, damaged, encrypted, scanned, or in fonts without a Unicode mapping.
     """
     import pypdfium2
 
@@ -80,34 +79,32 @@ def read_pages(path: Path) -> tuple[list[Page], dict[str, str]]:
             pages = _read_all(document, counts)
             metadata = document.get_metadata_dict(skip_empty=True)
     except pypdfium2.PdfiumError as error:
-        raise UnreadableFileError(_ERRORS.get(error.err_code or 0, f"damaged: {error}")) from error
+        raise DataError(_ERRORS.get(error.err_code or 0, f"damaged: {error}")) from error
     _check_readable(pages, counts)
     return pages, metadata
 
 
 def _read_all(document: Any, counts: Counter[str]) -> list[Page]:
     if len(document) > _MOST_PAGES:
-        raise UnreadableFileError(f"too large: it has more than {_MOST_PAGES:,} pages; split it")
+        raise DataError(f"too large: it has more than {_MOST_PAGES:,} pages; split it")
     pages: list[Page] = []
     left = _MOST_WORDS
     for index in range(len(document)):
         pages.append(_read_page(document, index, counts))
         left -= len(pages[-1].words) + len(pages[-1].drawings)
         if left < 0:
-            raise UnreadableFileError(f"too large: it has more than {_MOST_WORDS:,} words and drawings; split it")
+            raise DataError(f"too large: it has more than {_MOST_WORDS:,} words and drawings; split it")
     return pages
 
 
 def _check_whole(path: Path) -> None:
     """Check that a file begins and ends like a PDF; there may be padding after the end, but no PDF objects."""
     content = path.read_bytes()
-    if not content:
-        raise UnreadableFileError("empty: it has no bytes")
     if b"%PDF-" not in content[:1024]:
-        raise UnreadableFileError("not a PDF: it does not begin with %PDF")
+        raise DataError("not a PDF: it does not begin with %PDF")
     end = content.rfind(b"%%EOF")
     if end < 0 or re.search(rb"\d+ \d+ obj\b", content[end:]):
-        raise UnreadableFileError("truncated: the end-of-file marker of a PDF is missing; download it again")
+        raise DataError("truncated: the end-of-file marker of a PDF is missing; download it again")
 
 
 def _check_readable(pages: list[Page], counts: Counter[str]) -> None:
@@ -115,16 +112,16 @@ def _check_readable(pages: list[Page], counts: Counter[str]) -> None:
     num_scans = sum(page.has_scan for page in without_text)
     num_read = len(pages) - len(without_text)
     if num_scans and num_read < _FEWEST_PAGES_READ * (num_read + num_scans):
-        raise UnreadableFileError(
+        raise DataError(
             f"scanned: {num_scans} of {len(pages)} pages are images without text; run OCR first, for instance with "
             "ocrmypdf"
         )
     if not any(page.words for page in pages):
-        raise UnreadableFileError(f"without text on any of its {len(pages)} pages")
+        raise DataError(f"without text on any of its {len(pages)} pages")
     # pdfium doubts fonts without letter names, but in those of old TeX the codes are right.
     num_unmapped = counts["no letter"] + (0 if _reads_well(pages) else counts["doubted"])
     if num_unmapped > _MOST_UNMAPPED_SHARE * counts["characters"]:
-        raise UnreadableFileError(
+        raise DataError(
             f"in fonts without a valid Unicode mapping ({num_unmapped} of {counts['characters']} characters); "
             "run OCR first, for instance with ocrmypdf --force-ocr"
         )
@@ -155,7 +152,7 @@ def _read_page(document: Any, index: int, counts: Counter[str]) -> Page:
     drawings = [box for box in boxes if box.width * box.height < area]
     has_scan = any(not box.is_path and box.width * box.height >= area for box in boxes)
     upright, turned = ([word for word in words if (word.turn == 0) is is_upright] for is_upright in (True, False))
-    return Page(index + 1, view.width, view.height, upright, drawings, has_scan, turned)
+    return Page(index + 1, view.height, upright, drawings, has_scan, turned)
 
 
 def _drawings(page: Any, view: View) -> Iterator[Drawing]:
@@ -165,9 +162,9 @@ def _drawings(page: Any, view: View) -> Iterator[Drawing]:
     wanted = [kinds.FPDF_PAGEOBJ_PATH, kinds.FPDF_PAGEOBJ_IMAGE, kinds.FPDF_PAGEOBJ_SHADING, kinds.FPDF_PAGEOBJ_FORM]
     for item in page.get_objects(filter=wanted, max_depth=1):
         try:
-            left, top, right, bottom = view.box(*item.get_bounds())
+            box = view.box(*item.get_bounds())
         except pypdfium2.PdfiumError:
             continue  # an object without extent
-        seen = (max(left, 0.0), max(top, 0.0), min(right, view.width), min(bottom, view.height))
+        seen = max(box.left, 0.0), max(box.top, 0.0), min(box.right, view.width), min(box.bottom, view.height)
         if seen[0] <= seen[2] and seen[1] <= seen[3]:
             yield Drawing(*seen, is_path=item.type == kinds.FPDF_PAGEOBJ_PATH)

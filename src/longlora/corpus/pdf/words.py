@@ -100,11 +100,11 @@ class View:
         left, bottom, right, top = x - self._left, y - self._bottom, self._right - x, self._top - y
         return ((left, top), (bottom, left), (right, bottom), (top, right))[self.quarters]
 
-    def box(self, left: float, bottom: float, right: float, top: float) -> tuple[float, float, float, float]:
-        """Convert a box; return its left, top, right and bottom."""
+    def box(self, left: float, bottom: float, right: float, top: float) -> Box:
+        """Convert a box."""
         x, y = self.point(left, bottom)
         other_x, other_y = self.point(right, top)
-        return min(x, other_x), min(y, other_y), max(x, other_x), max(y, other_y)
+        return Box(min(x, other_x), min(y, other_y), max(x, other_x), max(y, other_y))
 
 
 class _Style(NamedTuple):
@@ -215,7 +215,7 @@ class _Words:
         return Word(*place, "".join(letters), *style[:4], ends_at_space=ends_at_space, row=self._row, turn=style.turn)
 
     def _box(self, index: int, *, is_tight: bool = False) -> Box:
-        return Box(*self._view.box(*self._text.get_charbox(index, loose=not is_tight)))
+        return self._view.box(*self._text.get_charbox(index, loose=not is_tight))
 
     def _count(self, code: int, index: int) -> None:
         self.counts["characters"] += 1

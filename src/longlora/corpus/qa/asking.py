@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from longlora.corpus.qa.calls import CHAT_TOKENS, Answer, Call, CallJournal, RefusedError, Reply, UnansweredError
 from longlora.corpus.qa.chunks import TokenCounter
@@ -69,10 +69,6 @@ class RateLimiter:
             self._next = loop.time() + self._sending.minimum_seconds(1, num_tokens)
 
 
-class BudgetSpentError(Exception):
-    """The remaining budget does not cover the next call."""
-
-
 class Budget:
     """A budget that allows a call only if the most it can use is left.
 
@@ -88,15 +84,11 @@ class Budget:
         self._released = asyncio.Event()
         self._ratio = 1.0
 
-    async def reserve(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
-        """Reserve the most that a call may use, and return the reservation.
-
-        Raises:
-            BudgetSpentError: it does not fit, and no call in progress will release anything.
-        """
+    async def reserve(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int] | None:
+        """Reserve the most that a call may use; None if it does not fit, and no call in progress will release any."""
         while not self._fits(wanted := (round(prompt_tokens * self._ratio + 0.5), completion_tokens)):
             if not self._reserved:
-                raise BudgetSpentError
+                return None
             self._released.clear()
             await self._released.wait()
         self._reserved.append(wanted)
@@ -133,7 +125,7 @@ class Caller:
     ) -> None:
         self.num_answered = 0
         self.failures: Counter[str] = Counter()
-        self.stopped_by: str | Exception | None = None
+        self.stopped_by: str | RefusedError | None = None
         self.answerer = answerer
         self._journal = journal
         self._budget = Budget(sending, journal.spent)
@@ -142,14 +134,14 @@ class Caller:
         self._places = asyncio.Semaphore(sending.concurrency)
         self._first_seed, self._advance = first_seed, advance
         self._asking: dict[str, asyncio.Task[Reply | None]] = {}
-        self._under_way: set[asyncio.Task[Any] | None] = set()
         self._failures_in_a_row = 0
+        self._has_told_silence = False
 
-    def stop(self, reason: str | Exception) -> None:
+    def stop(self, reason: str | RefusedError) -> None:
         """Send no more calls; those in progress still finish. The first reason is kept."""
         self.stopped_by = self.stopped_by or reason
-        for task in self._asking.values():
-            if task not in self._under_way:  # waiting for its turn, the budget, or another attempt
+        for key, task in self._asking.items():
+            if key not in self._journal.under_way:  # waiting for its turn, the budget, or another attempt
                 task.cancel()
 
     async def ask(self, call: Call) -> Reply | None:
@@ -193,19 +185,16 @@ class Caller:
 
         A stopped run cancels the task, as the openai client would take any other exception for a connection error.
         """
-        try:
-            reserved = await self._budget.reserve(estimate, call.max_tokens)
-        except BudgetSpentError:
+        reserved = await self._budget.reserve(estimate, call.max_tokens)
+        if reserved is None:
             self.stop("the budget is spent")
-            raise asyncio.CancelledError from None
-        attempt, task = Attempt(), asyncio.current_task()
+            raise asyncio.CancelledError
+        attempt = Attempt()
         try:
             await self._limiter.wait(sum(reserved))
             self._journal.sent(call, *reserved)
-            self._under_way.add(task)
             begun = time.perf_counter()
-            silence = "no reply for %.0f s; the run waits for the model", _SECONDS_OF_SILENCE
-            notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, logger.warning, *silence)
+            notice = asyncio.get_running_loop().call_later(_SECONDS_OF_SILENCE, self._tell_silence)
             try:
                 yield attempt
             except UnansweredError as error:
@@ -213,12 +202,16 @@ class Caller:
                 raise
             finally:
                 notice.cancel()
-                self._under_way.discard(task)
                 self._write_down(call, attempt, estimate, seconds=time.perf_counter() - begun)
         finally:
             self._budget.release(reserved)
             if attempt.answer is None and self.stopped_by is not None:
                 raise asyncio.CancelledError
+
+    def _tell_silence(self) -> None:
+        if not self._has_told_silence:
+            logger.warning("no reply for %.0f s; the run waits for the model", _SECONDS_OF_SILENCE)
+        self._has_told_silence = True
 
     def _write_down(self, call: Call, attempt: Attempt, estimate: int, *, seconds: float) -> None:
         """Record the end of an attempt; token counts that the model does not report are estimated."""

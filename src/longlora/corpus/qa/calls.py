@@ -58,16 +58,16 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer as recorded in the journal."""
+    """An answer as recorded in the journal; the defaults are those of a placeholder."""
 
     text: str
-    finish: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    is_counted: bool  # token counts are the model's, not estimates
+    finish: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    is_counted: bool = False  # token counts are the model's, not estimates
     model: str
-    time: str  # of arrival, UTC
-    seconds: float  # from sending to the reply, for the last attempt only
+    time: str = ""  # of arrival, UTC
+    seconds: float = 0.0  # from sending to the reply, for the last attempt only
 
 
 Ask = Callable[[Call], Awaitable[Reply | None]]
@@ -94,9 +94,9 @@ class CallJournal:
         self.path = path
         self.spent = Spent()
         self._replies: dict[str, Reply] = {}
-        self._under_way: dict[str, tuple[int, int]] = {}
+        self.under_way: dict[str, tuple[int, int]] = {}  # tokens reserved for calls that were sent and have no end yet
         self._lines = Journal(path, {"journal_version": _JOURNAL_VERSION, **settings}, self._replay)
-        for key in list(self._under_way):
+        for key in list(self.under_way):
             self._note_failed(key, True)
 
     def __len__(self) -> int:
@@ -139,16 +139,16 @@ class CallJournal:
         if "sent" in line:
             prompt_tokens, completion_tokens = line["tokens"]
             self._note_failed(line["sent"], True)  # an earlier attempt was in progress when its process ended
-            self._under_way[line["sent"]] = prompt_tokens, completion_tokens
+            self.under_way[line["sent"]] = prompt_tokens, completion_tokens
         elif "failed" in line:
             self._note_failed(line["failed"], line["may_be_charged"])
         else:
             reply = Reply(**{name: line[name] for name in Reply.__dataclass_fields__})
-            self._under_way.pop(line["reply"], None)
+            self.under_way.pop(line["reply"], None)
             self.spent.add(reply.prompt_tokens, reply.completion_tokens)
             self._replies[line["reply"]] = reply
 
     def _note_failed(self, key: str, may_be_charged: bool) -> None:
-        reserved = self._under_way.pop(key, None)
+        reserved = self.under_way.pop(key, None)
         if reserved and may_be_charged:
             self.spent.add(*reserved)

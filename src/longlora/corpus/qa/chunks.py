@@ -3,7 +3,7 @@
 import hashlib
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, get_args
 
@@ -12,7 +12,6 @@ from longlora.corpus.qa.calls import CHAT_TOKENS
 from longlora.corpus.qa.prompt_files import PromptSet
 from longlora.corpus.qa.qa_settings import Settings
 from longlora.data.row_readers import ItemKind, text_kind
-from longlora.data.sources import Source
 from longlora.errors import ConfigError
 
 HEADING_TOKENS = 16  # left free for the line above each section's notes
@@ -74,13 +73,12 @@ class ShelfText(NamedTuple):
 
 def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
     """Return the kind of items that are texts as in training, with the document kind from their record."""
-    plain: ItemKind[Any] = text_kind(column)
 
-    def of_row(row: Mapping[str, Any]) -> ShelfText:
+    def shelf_text(text: str, row: Mapping[str, Any]) -> ShelfText:
         kind = row.get("document_kind")
-        return ShelfText(plain.of_row(row), kind if kind in get_args(Kind) else None)
+        return ShelfText(text, kind if kind in get_args(Kind) else None)
 
-    return replace(plain, of_row=of_row, of_text=lambda text: ShelfText(plain.of_text(text)), columns=None)
+    return replace(text_kind(column), columns=None).into(shelf_text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,55 +99,37 @@ class Document:
         return self.text[begin:end]
 
 
-class Documents:
-    """Documents that are read again at each iteration, but divided into sections only once.
+def read_in_sections(
+    texts: Iterable[tuple[str, ShelfText]], *, settings: Settings, counter: TokenCounter, room: Mapping[str, int]
+) -> tuple[list[Document], list[str]]:
+    """Cut named texts to the maximum length and divide them into sections of `room` tokens, by kind of document.
 
-    Repeated texts are left out; their names are in `repeated`.
+    Returns:
+        The documents, and the names of repeated texts, which are left out.
     """
-
-    def __init__(
-        self, source: Source[ShelfText], *, settings: Settings, counter: TokenCounter, room: Mapping[str, int]
-    ) -> None:
-        self.num_documents = source.num_documents
-        self.repeated: list[str] = []
-        self._source = source
-        self._settings = settings
-        self._counter = counter
-        self._room = room
-        self._laid_out: dict[str, Document] = {}  # without their text
-
-    def __iter__(self) -> Iterator[Document]:
-        """Read all documents from the beginning."""
-        self.repeated.clear()
-        seen: set[str] = set()
-        for name, (text, kind) in self._source:
-            sha256 = hashlib.sha256(text.encode()).hexdigest()
-            if sha256 in seen:
-                self.repeated.append(name)
-                continue
-            seen.add(sha256)
-            if sha256 not in self._laid_out:
-                self._laid_out[sha256] = self._lay_out(text, sha256, kind)
-            found = self._laid_out[sha256]
-            yield replace(found, name=name, text=text[: found.sections[-1][1] if found.sections else 0])
-
-    def _lay_out(self, text: str, sha256: str, said: Kind | None) -> Document:
-        kind = (said or detect_kind(text)) if self._settings.kind == "auto" else self._settings.kind
-        starts = self._counter.starts(text)
-        most = self._settings.max_document_tokens or len(starts)
-        is_cut = len(starts) > most
-        if is_cut:
+    documents: dict[str, Document] = {}
+    repeated = []
+    for name, (text, said) in texts:
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        if sha256 in documents:
+            repeated.append(name)
+            continue
+        kind = (said or detect_kind(text)) if settings.kind == "auto" else settings.kind
+        starts = counter.starts(text)
+        most = settings.max_document_tokens or len(starts)
+        if is_cut := len(starts) > most:
             text = text[: cut_length(text, starts, most)]
-            starts = self._counter.starts(text)
-        return Document(
-            name="",
-            text="",
+            starts = counter.starts(text)
+        documents[sha256] = Document(
+            name=name,
+            text=text,
             sha256=sha256,
             kind=kind,
             num_tokens=len(starts),
             is_cut=is_cut,
-            sections=tuple(cut_sections(text, starts, self._room[kind])),
+            sections=tuple(cut_sections(text, starts, room[kind])),
         )
+    return list(documents.values()), repeated
 
 
 def cut_sections(text: str, starts: Sequence[int], room: int) -> list[tuple[int, int]]:

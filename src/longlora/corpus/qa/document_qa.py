@@ -55,30 +55,28 @@ class Candidate:
     judgement: str | None = None  # the judge's reason for the verdict "supported"
 
 
+@dataclass
 class DocumentQA:
     """Asks about one document; the results do not depend on the order in which replies arrive."""
 
-    def __init__(
-        self, document: Document, prompts: PromptSet, *, settings: Settings, counter: TokenCounter, room: int, ask: Ask
-    ) -> None:
-        self.num_unanswered = 0  # calls without a reply, not including calls that depend on them
-        self._document = document
-        self._prompts = prompts
-        self._settings = settings
-        self._tokens = counter.count
-        self._room = room
-        self._ask_model = ask
+    document: Document
+    prompts: PromptSet
+    settings: Settings
+    counter: TokenCounter
+    room: int  # tokens of material that fit into every prompt
+    ask_model: Ask
+    num_unanswered: int = 0  # calls without a reply, not including calls that depend on them
 
     @cached_property
     def _passages(self) -> Passages:
-        return Passages(self._document.text)
+        return Passages(self.document.text)
 
     async def candidates(self) -> list[Candidate]:
         """Make all calls that are possible now, and return the candidates in a fixed order."""
         whole, single = (
-            [template for template in self._prompts.questions if template.over == over] for over in ("whole", "section")
+            [template for template in self.prompts.questions if template.over == over] for over in ("whole", "section")
         )
-        chosen = spread(len(self._document.sections), self._settings.ask_sections)
+        chosen = spread(len(self.document.sections), self.settings.ask_sections)
         return await _joined(
             self._over_whole(whole),
             *(self._over_material(template, self._section(number)) for template in single for number in chosen),
@@ -89,8 +87,8 @@ class DocumentQA:
 
         The reasons for everything else are counted in `dropped`.
         """
-        questions = QuestionDeduplicator(self._settings.duplicate_similarity)
-        document = self._document
+        questions = QuestionDeduplicator(self.settings.duplicate_similarity)
+        document = self.document
         for candidate in candidates:
             pair, call = candidate.pair, candidate.call
             if pair is None or candidate.dropped is not None:
@@ -99,7 +97,7 @@ class DocumentQA:
                 dropped["duplicate question"] += 1
             else:
                 yield {
-                    "instruction": self._prompts.record.fill(
+                    "instruction": self.prompts.record.fill(
                         document=document.text.strip(), question=pair.question
                     ).strip(),
                     "output": pair.answer,
@@ -113,7 +111,7 @@ class DocumentQA:
                         "asked_over": candidate.scope,
                         "sections": [list(section) for section in call.sections],
                         "quotes": list(pair.quotes),
-                        "quotes_checked": self._settings.quotes,
+                        "quotes_checked": self.settings.quotes,
                         "judgement": candidate.judgement,
                         "model": candidate.reply.model,
                         "prompt_sha256": call.template_sha256,
@@ -126,17 +124,17 @@ class DocumentQA:
     async def _over_whole(self, templates: Sequence[Template]) -> list[Candidate]:
         if not templates:
             return []
-        material = self._section(0) if len(self._document.sections) == 1 else await self._notes()
+        material = self._section(0) if len(self.document.sections) == 1 else await self._notes()
         if material is None:
             return []
         return await _joined(*(self._over_material(template, material) for template in templates))
 
     def _section(self, number: int) -> Material:
-        sections, kind = self._document.sections, self._document.kind
+        sections, kind = self.document.sections, self.document.kind
         is_whole = len(sections) == 1
         part = f"section {number + 1} of the {len(sections)} sections that a {kind} was cut into"
         return Material(
-            text=self._document.section(number),
+            text=self.document.section(number),
             what=f"the complete text of a {kind}" if is_whole else part,
             scope="document" if is_whole else "section",
             sections=(sections[number],),
@@ -144,38 +142,39 @@ class DocumentQA:
 
     async def _notes(self) -> Material | None:
         """Take notes on every section, and condense neighbors until all fit one prompt; None if any is missing."""
-        count = len(self._document.sections)
+        count = len(self.document.sections)
         parts = [f"section {number + 1} of the {count} sections" for number in range(count)]
         calls = [
-            self._call("notes", self._prompts.notes, self._section(number), part=part)
+            self._call("notes", self.prompts.notes, self._section(number), part=part)
             for number, part in enumerate(parts)
         ]
         notes = _all_or_none(await asyncio.gather(*map(self._text, calls)))
-        while notes and len(notes) > 1 and self._tokens(_numbered(notes)) > self._room - HEADING_TOKENS * len(notes):
+        tokens = self.counter.count
+        while notes and len(notes) > 1 and tokens(_numbered(notes)) > self.room - HEADING_TOKENS * len(notes):
             notes = _all_or_none(await asyncio.gather(*map(self._condensed, self._groups(notes))))
-        what = f"notes on all {count} sections of a {self._document.kind}, in order, with passages copied from it"
+        what = f"notes on all {count} sections of a {self.document.kind}, in order, with passages copied from it"
         return self._of_notes(notes, what) if notes is not None else None
 
     def _groups(self, notes: Sequence[str]) -> list[list[str]]:
         """Group neighbors, as many as fit but at least two, so that each round at least halves their number."""
         groups: list[list[str]] = [[]]
-        room = self._room
+        room = self.room
         for note in notes:
-            taken = self._tokens(note) + HEADING_TOKENS
+            taken = self.counter.count(note) + HEADING_TOKENS
             room -= taken
             if room < 0 and len(groups[-1]) >= 2:
                 groups.append([])
-                room = self._room - taken
+                room = self.room - taken
             groups[-1].append(note)
         return groups
 
     async def _condensed(self, group: list[str]) -> str | None:
         if len(group) == 1:
             return group[0]
-        return await self._text(self._call("condense", self._prompts.condense, self._of_notes(group, "notes")))
+        return await self._text(self._call("condense", self.prompts.condense, self._of_notes(group, "notes")))
 
     def _of_notes(self, notes: Sequence[str], what: str) -> Material:
-        return Material(text=_numbered(notes), what=what, scope="notes", sections=self._document.sections)
+        return Material(text=_numbered(notes), what=what, scope="notes", sections=self.document.sections)
 
     async def _text(self, call: Call) -> str | None:
         found = await self._read(call, without_thoughts)
@@ -183,7 +182,7 @@ class DocumentQA:
 
     async def _over_material(self, template: Template, material: Material) -> list[Candidate]:
         """Ask for pairs, and check each."""
-        count = self._settings.questions
+        count = self.settings.questions
         found = await self._read(self._call("questions", template, material, count=count), read_pairs)
         if found is None:
             return []
@@ -194,24 +193,21 @@ class DocumentQA:
             Candidate(pair=pair, call=call, reply=reply, scope=material.scope, dropped=self._fault(pair))
             for pair in pairs[:count]
         ]
-        return await self._judged(candidates, material) if self._settings.judge else candidates
+        return await self._judged(candidates, material) if self.settings.judge else candidates
 
     def _fault(self, pair: Pair) -> str | None:
-        is_proven = bool(pair.quotes) and self._settings.quotes != "off"
+        is_proven = bool(pair.quotes) and self.settings.quotes != "off"
         if is_refusal(pair.answer) or (says_nothing(pair.answer) and not is_proven):
             return "refusal"
         if speaks_of_a_part(pair.question):
             return "speaks of a part"
-        if self._settings.quotes == "off":
+        if self.settings.quotes == "off":
             return None
         if not pair.quotes:
             return NO_QUOTATION
-        return None if all(map(self._is_in_document, pair.quotes)) else "quotation not found"
-
-    def _is_in_document(self, quote: str) -> bool:
-        if self._passages.holds(quote):
-            return True
-        return self._settings.quotes == "fuzzy" and self._passages.similarity(quote) >= self._settings.quote_similarity
+        passages, is_fuzzy, least = self._passages, self.settings.quotes == "fuzzy", self.settings.quote_similarity
+        found = (passages.holds(quote) or (is_fuzzy and passages.similarity(quote) >= least) for quote in pair.quotes)
+        return None if all(found) else "quotation not found"
 
     async def _judged(self, candidates: list[Candidate], material: Material) -> list[Candidate]:
         """Have the model read the material again and judge its answers, all pairs of a reply in one call."""
@@ -220,7 +216,7 @@ class DocumentQA:
             return candidates
         shown = [{"number": number, **asdict(pair)} for number, (_, pair) in enumerate(passed, start=1)]
         lines = "\n".join(json.dumps(pair, ensure_ascii=False) for pair in shown)
-        reply = await self._ask(self._call("judge", self._prompts.judge, material, pairs=lines))
+        reply = await self._ask(self._call("judge", self.prompts.judge, material, pairs=lines))
         if reply is None:
             return []
         verdicts = read_verdicts(reply.text)
@@ -236,21 +232,21 @@ class DocumentQA:
         is_notes = step in ("notes", "condense")
         return Call(
             step=step,
-            model=self._settings.model,
+            model=self.settings.model,
             prompt=template.fill(material=material.text, what=material.what, **values),
             material=material.text,
-            max_tokens=self._settings.notes_tokens if is_notes else self._settings.reply_tokens,
-            temperature=0.0 if step == "judge" else self._settings.temperature,
-            seed=self._settings.seed,
+            max_tokens=self.settings.notes_tokens if is_notes else self.settings.reply_tokens,
+            temperature=0.0 if step == "judge" else self.settings.temperature,
+            seed=self.settings.seed,
             template=template.name,
             template_sha256=template.sha256,
-            document=self._document.sha256,
+            document=self.document.sha256,
             sections=material.sections,
         )
 
     async def _read(self, call: Call, read: Callable[[str], Read]) -> tuple[Call, Reply, Read] | None:
         """Ask, and repeat with the next seed if the reply cannot be read; None if there is no reply."""
-        last = call.seed + self._settings.tries - 1
+        last = call.seed + self.settings.tries - 1
         while (reply := await self._ask(call)) is not None:
             value = read(reply.text)
             if value or call.seed == last:
@@ -259,7 +255,7 @@ class DocumentQA:
         return None
 
     async def _ask(self, call: Call) -> Reply | None:
-        reply = await self._ask_model(call)
+        reply = await self.ask_model(call)
         self.num_unanswered += reply is None
         return reply
 

@@ -5,10 +5,8 @@ Read `make_questions` from top to bottom.
 
 import asyncio
 import logging
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 from longlora.corpus.qa.asking import Answerer, Caller
 from longlora.corpus.qa.calls import Ask, Call, CallJournal, RefusedError, Reply
-from longlora.corpus.qa.chunks import Document, Documents, ShelfText, TokenCounter, material_room
+from longlora.corpus.qa.chunks import Document, ShelfText, TokenCounter, material_room, read_in_sections
 from longlora.corpus.qa.document_qa import DocumentQA
 from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.prompt_files import PromptSet, prompts_digest
@@ -31,7 +29,7 @@ logger = logging.getLogger("longlora")
 
 _INTERRUPTED = "interrupted"
 _MOST_REASONS_SHOWN = 5
-_THREADS = 4  # to read documents, resolve host names and run a local model; calls to a server need none
+_THREADS = 4  # to resolve host names and run a local model; calls to a server need none
 
 About = Callable[[Document, Ask], DocumentQA]
 
@@ -98,9 +96,10 @@ def make_questions(
     answerer: Answerer | None,
     sending: Sending,
     confirm: Callable[[Estimate], bool],
-    progress: bool = True,
 ) -> Summary:
     """Ask all questions that have no reply yet, and write all records; without an answerer, only write them.
+
+    All documents are held in memory.
 
     Raises:
         ConfigError: the journal has other settings, a window is too small, the server accepts no calls, or `out` is a
@@ -110,28 +109,25 @@ def make_questions(
     """
     kinds = prompts if settings.kind == "auto" else {settings.kind: prompts[settings.kind]}
     room = {kind: material_room(one, settings, counter) for kind, one in kinds.items()}
-    documents = Documents(source, settings=settings, counter=counter, room=room)
     _check_out(out, is_written_only=answerer is None)
 
     def about(document: Document, ask: Ask) -> DocumentQA:
         kind = document.kind
-        return DocumentQA(document, prompts[kind], settings=settings, counter=counter, room=room[kind], ask=ask)
-
-    def read(description: str) -> Iterator[Document]:
-        return shown(documents, description, total=documents.num_documents, progress=progress)
+        return DocumentQA(document, prompts[kind], settings=settings, counter=counter, room=room[kind], ask_model=ask)
 
     header = asdict(settings) | {"prompts": prompts_digest(prompts)}
-    with _each_warning_once(), CallJournal(journal_path(out), header) as journal:
+    with CallJournal(journal_path(out), header) as journal:
         summary = Summary(spent=journal.spent)
+        texts = shown(source, "reading", total=source.num_documents)
+        documents, summary.repeated = read_in_sections(texts, settings=settings, counter=counter, room=room)
         if answerer is not None:
-            estimate = Estimate(journal, counter, questions=settings.questions)
-            for document in read("measuring"):
-                estimate.add(document)
+            estimate = Estimate(documents, journal, counter, settings.questions)
+            for document in shown(documents, "measuring", total=len(documents)):
                 asyncio.run(about(document, estimate.ask).candidates())
             if estimate.num_calls and not confirm(estimate):
                 summary.stopped_by = "not confirmed"
             elif estimate.num_calls:
-                with progress_bar("asking", total=estimate.num_calls, progress=progress) as advance:
+                with progress_bar("asking", total=estimate.num_calls) as advance:
                     caller = Caller(
                         answerer,
                         journal=journal,
@@ -142,40 +138,37 @@ def make_questions(
                     )
                     asyncio.run(_ask(documents, about, caller, num_at_once=sending.concurrency))
                 _note_end(caller, journal, summary)
-        records = _records(read("writing"), about, journal, summary)
+        records = _records(shown(documents, "writing", total=len(documents)), about, journal, summary)
         if (first := next(records, None)) is not None:  # an empty set is useless, and must not replace an older one
             summary.num_records = write_rows(out, chain([first], records))
-        summary.repeated, summary.cost = documents.repeated, sending.cost(journal.spent)
+        summary.cost = sending.cost(journal.spent)
     return summary
 
 
-async def _ask(documents: Documents, about: About, caller: Caller, *, num_at_once: int) -> None:
+async def _ask(documents: Sequence[Document], about: About, caller: Caller, *, num_at_once: int) -> None:
     """Get replies to all calls into the journal, as far as possible.
 
     As many documents are processed concurrently as there may be calls in progress: each has at least one to send.
     """
-    waiting, turn = iter(documents), asyncio.Lock()
+    waiting = iter(documents)
     asyncio.get_running_loop().set_default_executor(thread_pool(_THREADS))
 
     async def work() -> None:
-        while caller.stopped_by is None:
-            async with turn:  # in a thread, so that calls continue while a long book is read and measured
-                document = await asyncio.to_thread(next, waiting, None)
-            if document is None:
+        for document in waiting:  # shared by all workers
+            if caller.stopped_by is not None:
                 return
             await about(document, caller.ask).candidates()  # only their effect on the journal matters
 
+    workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
     try:
-        with _stopped_by_interrupt(caller):
-            workers = [asyncio.create_task(work()) for _ in range(num_at_once)]
-            try:
-                await asyncio.gather(*workers)
-            except Exception as error:  # e.g. an unreadable document; finish the calls in progress, which are paid for
-                caller.stop(error)
-                await asyncio.gather(*workers, return_exceptions=True)
-                raise
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    except asyncio.CancelledError:  # what `asyncio.run` makes of Ctrl-C; it lets a second one through
+        logger.warning("interrupted: waiting for the calls in progress; press Ctrl-C again to abandon them")
+        caller.stop(_INTERRUPTED)
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         await caller.answerer.close()
+    await asyncio.gather(*workers)  # raises what one of them has raised
 
 
 def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
@@ -187,11 +180,11 @@ def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
     if caller.stopped_by == _INTERRUPTED:
         raise KeyboardInterrupt
     summary.num_answered, summary.failures = caller.num_answered, caller.failures
-    summary.stopped_by = str(caller.stopped_by) if caller.stopped_by else None
+    summary.stopped_by = caller.stopped_by
 
 
 def _records(
-    documents: Iterator[Document], about: About, journal: CallJournal, summary: Summary
+    documents: Iterable[Document], about: About, journal: CallJournal, summary: Summary
 ) -> Iterator[dict[str, Any]]:
     """Yield all records that the journal's replies allow, in the documents' order."""
 
@@ -204,43 +197,6 @@ def _records(
         summary.num_documents += 1
         summary.num_unanswered += qa.num_unanswered
         yield from qa.records(candidates, summary.dropped)
-
-
-@contextmanager
-def _stopped_by_interrupt(caller: Caller) -> Iterator[None]:
-    """Let Ctrl-C end the run once the calls in progress have ended; a second one abandons them."""
-    loop = asyncio.get_running_loop()
-
-    def interrupt() -> None:
-        logger.warning("interrupted: waiting for the calls in progress; press Ctrl-C again to abandon them")
-        caller.stop(_INTERRUPTED)
-        loop.remove_signal_handler(signal.SIGINT)
-
-    # Not possible in a thread or on Windows: there, Ctrl-C abandons the calls immediately.
-    with suppress(NotImplementedError, RuntimeError, ValueError):
-        loop.add_signal_handler(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_signal_handler(signal.SIGINT)
-
-
-@contextmanager
-def _each_warning_once() -> Iterator[None]:
-    """Suppress repeated warnings: documents are read several times, including those that are skipped."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        num_before = len(said)
-        said.add(record.getMessage())
-        return len(said) > num_before
-
-    logger.addFilter(is_new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_new)
 
 
 def _check_out(out: Path, *, is_written_only: bool) -> None:
