@@ -27,6 +27,7 @@ Counted = Literal["attention", "all"]
 
 ARMS = (
     "full",
+    "S², one layer of six dense",
     "S², last 40 % dense",
     "rows of g, last 40 % dense",
     "rows of g, last 20 % dense",
@@ -59,7 +60,7 @@ LARGE_BASE = Pretraining(
 )
 DRY = replace(LARGE, base_context=256, context_length=512, group_size=128, stride=32, targets=128, trials=1)
 DRY_BASE = Pretraining(
-    shape={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    shape={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2},
     context_length=DRY.base_context,
     tokens_per_step=512,
     texts=Phase("texts", 2, 2e-3, 1, 0.3),

@@ -45,7 +45,7 @@ def test_the_report_is_whole(
     assert all(list(shares) == ["256", "1024"] for shares in report["recall"].values())
     assert report["recall"]["base"]["256"] > report["recall"]["base"]["1024"]
     assert report["answers"] == {} or report["answers"]["recommended"] != report["answers"]["base"]
-    assert load_recipe(output / "starter.yaml").attention.dense_finish == 0.2
+    assert load_recipe(output / "starter.yaml").attention.full_attention_interval == 6
 
     markdown = (output / "report.md").read_text()
     assert all(f"| {name} |" in markdown for name in MODELS)

@@ -53,6 +53,7 @@ def test_a_recipe_trains_in_miniature(name, folder):
     assert len(losses) == NUM_STEPS and all(0 < loss < 20 for loss in losses)
     assert recipe.tuning == original.tuning
     assert recipe.attention.dense_finish == original.attention.dense_finish
+    assert bool(recipe.attention.full_attention_interval) == bool(original.attention.full_attention_interval)
     assert recipe.lora == original.lora
     extension = json.loads((result / "longlora.json").read_text(encoding="utf-8"))
     assert extension["context_length"] == CONTEXT_LENGTH

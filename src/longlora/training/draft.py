@@ -28,6 +28,7 @@ from longlora.training.preflight import planned_run
 TOKENS_PER_STEP = 2**19  # the paper's 64 rows of 8,192
 MOST_ROWS = 64  # per step
 NUM_STEPS = 250  # of 2^19 tokens: a quarter of the paper's run at 8k
+FULL_ATTENTION_INTERVAL = 6  # layers; docs/results.md
 LARGE_MODEL = 40e9  # parameters; above this the paper halves the learning rate
 CARDS = ("rtx-4090", "l40s", "h100-80gb", "h200")  # with 24, 48, 80 and 141 GB
 _COMMENT_COLUMN = 42
@@ -118,12 +119,13 @@ def _first_values(
     large = architecture.num_parameters > LARGE_MODEL
     positions, why = _positions(architecture, context_length)
     texts = bool(positions)
+    interval = min(FULL_ATTENTION_INTERVAL, architecture.num_layers - architecture.num_sliding_layers)
     values: dict[str, Any] = {
         "model_name_or_path": model,
         "output_dir": f"runs/{model.rstrip('/').rpartition('/')[2].lower()}-{_in_thousands(context_length)}",
         "context_length": context_length,
         "data": {} if texts else {"kind": "sft"},
-        "attention": {"sink_tokens": 1, "dense_finish": 0.2},
+        "attention": {"sink_tokens": 1} | ({"full_attention_interval": interval} if interval > 1 else {}),
         "rope": positions,
         "max_steps": NUM_STEPS,
         "gradient_accumulation_steps": accumulation,
@@ -138,7 +140,7 @@ def _first_values(
         if texts
         else "conversations (docs/finetuning.md); the model already has this context",
         "attention.sink_tokens": "every group sees its document's first token (docs/sink.md); the paper has 0",
-        "attention.dense_finish": "full attention in the last fifth of the steps; the paper has 0",
+        "attention.full_attention_interval": f"one layer in {interval} sees all (docs/results.md); the paper has none",
         "max_steps": f"× {accumulation * gpus} rows: {tokens / 1e6:.0f} million tokens; the paper's run at 8k has 524",
         "learning_rate": f"the paper's, for {'70B' if large else '7B and 13B'}",
         "hardware.gpus": "the hardware that `longlora plan` plans for",

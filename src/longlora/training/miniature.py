@@ -51,7 +51,8 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
         name = model_source(recipe.model_name_or_path)
         original = load_config(name, trust_remote_code=recipe.trust_remote_code)
     base_context = recipe.rope.base_context or readable_context(original)
-    group_size = recipe.attention.group_size
+    group_size, interval = recipe.attention.group_size, recipe.attention.full_attention_interval
+    is_windowed = "sliding_attention" in (getattr(original.get_text_config(), "layer_types", None) or ())
     shrink = recipe.context_length / CONTEXT_LENGTH
     output_dir = Path(f"{recipe.output_dir}-miniature")
     model_directory = output_dir / "model"
@@ -76,7 +77,10 @@ def miniature_recipe(recipe: Recipe) -> Recipe:
     }
     sections: dict[str, dict[str, Any]] = {
         "rope": {"base_context": _divided(base_context, shrink)},
-        "attention": {"group_size": group_size and _divided(group_size, shrink)},
+        "attention": {
+            "group_size": group_size and _divided(group_size, shrink),
+            "full_attention_interval": interval and (None if is_windowed else _NUM_LAYERS),
+        },
         "data": _data(recipe, output_dir),
     }
     values = recipe.model_dump(exclude_unset=True)
