@@ -162,7 +162,7 @@ def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_ra
     settings |= {"max_steps": steps, "per_device_train_batch_size": sizes.rows_per_step, "dtype": sizes.dtype}
     settings |= {"rope": {"rope_type": positions}, "learning_rate": learning_rate, "warmup_steps": max(1, steps // 10)}
     settings |= {"attention": attention, "tuning": arm.tuning, "far_target_weight": arm.far_target_weight}
-    settings["lr_scheduler_type"] = arm.lr_scheduler_type
+    settings |= {"lr_scheduler_type": arm.lr_scheduler_type, "chunked_loss": True}
     settings["lora"] = {**settings["lora"], "r": arm.rank, "lora_alpha": 2 * arm.rank}
     settings |= {"seed": seed, "save_steps": steps, "output_dir": tempfile.mkdtemp(), "data": {"source": "as laid out"}}
     return parse_recipe(settings)

@@ -28,7 +28,17 @@ from longlora.planner.job import PlannedRun  # noqa: E402
 Row = dict[str, Any]
 TARGET = str(_arms.TINY.context_length)
 DENSE_PART = 0.4
-"""Share of the steps, in the schedule that the demo recommends."""
+"""Share of the steps with full attention, in the dense finish."""
+INTERVAL = 6
+"""One layer in so many has full attention, in what the demo recommends."""
+UNTRAINED = {
+    "": "as it is",
+    "linear": "linear",
+    "theta": "a larger base (NTK-aware)",
+    "dynamic": "dynamic NTK",
+    "llama3": "Llama 3's",
+    "yarn": "YaRN",
+}
 RIVALS = (20, 30)
 """Steps of full attention that cost less than a finish of 40 %: the first in attention, the second in total."""
 
@@ -100,13 +110,14 @@ def _cost_at_scale() -> str:
         for tokens in (8192, 32768, 131072, 1048576):
             run = PlannedRun(architecture=find_architecture(name), context_length=tokens, attention="full")
             flops = row_flops(run)
-            arms = [run, *(replace(run, attention="s2", dense_finish=part) for part in (0.0, 0.2, DENSE_PART))]
+            s2 = replace(run, attention="s2")
+            arms = [run, s2, replace(s2, full_attention_interval=INTERVAL), replace(s2, dense_finish=DENSE_PART)]
             dense, *others = (plan_duration(arm, find_gpu("h100-80gb")) for arm in arms)
             line = [name.partition("/")[2], f"{tokens:,}", f"{flops.attention / sum(flops):.0%}"]
             line += [f"{dense.tokens_per_second_per_gpu:,.0f}"]
             lines.append([*line, *(f"{dense.seconds / other.seconds:.2f}" for other in others)])
     header = ["model", "tokens", "attention's part", "tokens a second, full", "S², times as fast"]
-    return markdown_table([*header, *(f"last {part * 100:.0f} % dense" for part in (0.2, DENSE_PART))], lines)
+    return markdown_table([*header, f"one layer of {INTERVAL} dense", f"last {DENSE_PART * 100:.0f} % dense"], lines)
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
@@ -122,7 +133,7 @@ def paired(rows: Sequence[Row], arm: dict[str, Any], rival: dict[str, Any]) -> l
 
 def _untrained(rows: Sequence[Row]) -> str:
     lines = []
-    for positions, name in (("", "as it is"), ("linear", "linear"), ("yarn", "YaRN")):
+    for positions, name in UNTRAINED.items():
         for row in select(rows, arm="base", positions=positions):
             own = row["chosen"].get("own context")
             lines.append([name, *_perplexities([row]), "" if own is None else f"{own:.0%}", *_recalls([row])])

@@ -72,6 +72,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of most cells")
     parser.add_argument("--patterns", nargs="+", metavar="PATTERN", help="only these")
     parser.add_argument("--only", choices=["before", "train"])
+    parser.add_argument("--no-gradient", action="store_true", help="only losses before training, of two texts")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
@@ -92,7 +93,10 @@ def main() -> int:
             print("time is up")
             break
         start = time.monotonic()
-        numbers = (before if cell.kind == "before" else train)(cell, arguments.model, texts)
+        if cell.kind == "before":
+            numbers = before(cell, arguments.model, texts, with_gradient=not arguments.no_gradient)
+        else:
+            numbers = train(cell, arguments.model, texts)
         row = {**values, **numbers, "seconds": round(time.monotonic() - start, 1), **origin}
         row["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         with file.open("a", encoding="utf-8") as out:
@@ -138,11 +142,11 @@ class Texts:
         return torch.tensor(rows, device=DEVICE)  # (count, tokens)
 
 
-def before(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
+def before(cell: Cell, path: Path, texts: Texts, *, with_gradient: bool) -> dict[str, Any]:
     """Measure the loss under a pattern, and the gradient norm of LoRA+'s trained weights for the first text."""
     model = _patterns.load(path, getattr(torch, cell.dtype), DEVICE, tuning="lora+")
     rows = texts.rows(4, cell.tokens, "validation", seed=0)
-    if cell.tokens > 1024:
+    if cell.tokens > 1024 or not with_gradient:
         rows = rows[::2]  # two texts only, to save time: a book and a paper
     losses = judge(model, rows, cell, cell.pattern)
     measured = {
@@ -150,8 +154,8 @@ def before(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
         "loss_after_first_group": _mean(losses[:, cell.group_size :]),
         "losses": [_mean(row) for row in losses],
     }
-    if DEVICE.type == "cpu" and cell.tokens > 1024:
-        return measured  # the gradient takes 20 GB of memory
+    if not with_gradient or (DEVICE.type == "cpu" and cell.tokens > 1024):
+        return measured  # there the gradient takes 20 GB of memory
     _patterns.follow(cell.pattern, cell.tokens, cell.group_size)
     _patterns.token_losses(model, rows[:1], _autocast(cell)).mean().backward()
     return measured | {"gradient_norm": round(_patterns.gradient_norm(model), 3)}
