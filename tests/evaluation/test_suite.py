@@ -17,9 +17,8 @@ from longlora.evaluation import suite as suite_module
 from longlora.evaluation.results import SuiteRecord, finished
 from longlora.evaluation.retrieval import Sweep
 from longlora.evaluation.retrieval_tests import passkey
-from longlora.evaluation.subject import Loading, Subject, load_subject
-from longlora.evaluation.suite import Suite, folder_name, lengths_without_room, run_suite, shared_lengths
-from longlora.evaluation.suite_texts import Amount
+from longlora.evaluation.subject import Loading, Subject, folder_name, load_subject
+from longlora.evaluation.suite import Suite, lengths_without_room, run_suite, shared_lengths
 from longlora.evaluation.texts import Texts
 from longlora.report.collect import collect
 from longlora.report.verdict import lead
@@ -30,7 +29,9 @@ SMALL = Suite(
     depths=(0.0, 1.0),
     trials=1,
     trials_without_depth=2,
-    text=Amount(max_targets=64, max_windows=1, short_targets=64),
+    max_targets=64,
+    max_windows=1,
+    short_targets=64,
 )
 
 
@@ -160,7 +161,7 @@ def test_each_suite_asks_less_than_the_next() -> None:
             len(suite.parts_of_context),
             len(suite.depths) * suite.trials,
             suite.trials_without_depth,
-            *(suite.text.max_targets, suite.text.max_windows, suite.text.short_targets),
+            *(suite.max_targets, suite.max_windows, suite.short_targets),
         ]
 
     smoke, quick, full = (questions(suite_module.SUITES[name]) for name in ("smoke", "quick", "full"))

@@ -143,9 +143,8 @@ def write_against_base(folder: Path, model: str, base: str, *, difference: float
         length=4096,
         stride=256,
         settings={"data": "books"},
-        provenance=dict(PROVENANCE),
     )
-    result.write(folder / "short")
+    result.model_copy(update={"provenance": PROVENANCE}).write(folder / "short")
     record = SuiteRecord(
         model=model,
         weights=weights,

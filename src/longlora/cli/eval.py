@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from longlora.evaluation.questions import RetrievalTest
     from longlora.evaluation.results import Result
     from longlora.evaluation.subject import Loading
-    from longlora.evaluation.texts import Texts
+    from longlora.evaluation.texts import Material, Texts
 
 
 class _SuiteWhereAsked(TyperGroup):
@@ -94,12 +94,10 @@ def perplexity(
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity by context length, by default on the same target tokens at every length."""
-    from longlora.evaluation.measure import measure_perplexity
+    from longlora.evaluation.perplexity import measure_perplexity
 
     result = measure_perplexity(
-        model,
-        texts_of(data, columns, across_documents=across_documents),
-        loading_of(weights),
+        _read(model, weights, texts_of(data, columns, across_documents=across_documents)),
         lengths=parse_numbers(lengths, "--lengths", int),
         stride=stride,
         protocol=protocol,
@@ -132,16 +130,15 @@ def positions(
 ) -> None:
     """Measure loss by position in the window: the curve shows how far a model reads."""
     from longlora.evaluation.drawing import result_table, write_result
-    from longlora.evaluation.measure import measure_positions
+    from longlora.evaluation.perplexity import measure_positions
 
     result = measure_positions(
-        model,
-        texts_of(data, columns, across_documents=across_documents),
-        loading_of(weights),
+        _read(model, weights, texts_of(data, columns, across_documents=across_documents)),
         length=length,
         num_buckets=buckets,
         max_windows=max_windows,
         beyond=beyond,
+        settings={},
     )
     write_result(result, out)
     show(result, as_json, out, result_table(result), result.verdict)
@@ -171,7 +168,7 @@ def longppl(
     as_json: AsJson = False,
 ) -> None:
     """Measure LongPPL: perplexity on tokens that need distant context, as chosen by an evaluator, and by distance."""
-    from longlora.evaluation.measure import measure_long_perplexity
+    from longlora.evaluation.key_tokens import measure_long_perplexity
 
     result = measure_long_perplexity(
         model,
@@ -200,7 +197,7 @@ def tokens(
     columns: Columns,
 ) -> None:
     """Tokenize texts into a .bin of token ids, the format of the original's evaluation."""
-    from longlora.evaluation.measure import write_tokens
+    from longlora.evaluation.texts import write_tokens
 
     num_tokens = write_tokens(model, texts_of(data, columns), out)
     typer.echo(f"{num_tokens:,} tokens written to {out}")
@@ -346,8 +343,7 @@ def _haystack(texts: list[str] | None, columns: Columns) -> Any:
 
 def _retrieve(model: str, test: "RetrievalTest", asked: Asked, weights: Weights, depths: str, trials: int) -> None:
     from longlora.evaluation.drawing import result_table
-    from longlora.evaluation.measure import measure_retrieval
-    from longlora.evaluation.retrieval import Sweep
+    from longlora.evaluation.retrieval import Sweep, measure_retrieval
 
     sweep = Sweep(
         lengths=parse_numbers(asked.lengths, "--lengths", int),
@@ -360,6 +356,12 @@ def _retrieve(model: str, test: "RetrievalTest", asked: Asked, weights: Weights,
     result = measure_retrieval(model, test, sweep, loading_of(weights), output=asked.out)
     if result is not None:  # with several processes, only the first prints
         show(result, asked.as_json, asked.out, result_table(result), result.verdict)
+
+
+def _read(model: str, weights: Weights, texts: "Texts") -> "Material":
+    from longlora.evaluation.subject import load_subject
+
+    return texts.read_by(load_subject(model, loading_of(weights)))
 
 
 def loading_of(weights: Weights) -> "Loading":

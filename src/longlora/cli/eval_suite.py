@@ -61,7 +61,8 @@ def suite(
 
     In short: longlora eval MODEL --suite quick --out DIR.
     """
-    from longlora.evaluation.suite import benchmark, run_suite
+    from longlora.evaluation.harness import benchmark
+    from longlora.evaluation.suite import run_suite
     from longlora.report.collect import collect
     from longlora.report.verdict import lead
     from longlora.report.write import write_report
@@ -109,7 +110,7 @@ def short(
     as_json: AsJson = False,
 ) -> None:
     """Compare a model with its base on the same tokens, at the base's context length."""
-    from longlora.evaluation.measure import measure_short_context
+    from longlora.evaluation.short_context import measure_short_context
 
     texts = texts_of(data, columns, across_documents=across_documents)
     result = measure_short_context(model, texts, loading_of(weights), base=base, max_targets=max_targets)

@@ -10,13 +10,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.distributed import Processes
+from longlora.distributed import Processes, joined
+from longlora.evaluation.drawing import write_result
 from longlora.evaluation.logits import Model
 from longlora.evaluation.questions import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
 from longlora.evaluation.reader import check_positions, read_answer
 from longlora.evaluation.results import Retrieval, RetrievalRow
 from longlora.evaluation.shares import BAR, Share, check_bar, wilson
-from longlora.evaluation.subject import Subject, provenance, tokenizer_identity, usual_lengths
+from longlora.evaluation.subject import Loading, Subject, load_subject, provenance, tokenizer_identity, usual_lengths
 from longlora.support.files import write_atomically
 from longlora.support.journal import Journal, json_line, read_journal
 from longlora.support.progress import progress_bar
@@ -122,6 +123,22 @@ def retrieve(
     finished = finished_by_all()
     trials = [finished[trial] for trial in grid]
     return summarise(trials, test, bar=sweep.bar, settings=settings, provenance=provenance(command))
+
+
+def measure_retrieval(
+    model_name: str, test: RetrievalTest, sweep: Sweep, loading: Loading, *, output: str | Path
+) -> Retrieval | None:
+    """Load a model, run a retrieval test and write its result; return None in all processes but the first.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as `run_retrieval` and `load_subject`.
+    """
+    with joined() as processes:
+        result = retrieve(load_subject(model_name, loading, processes), test, sweep, Path(output), processes)
+        if not processes.is_first:
+            return None
+        write_result(result, output)
+    return result
 
 
 def summarise(

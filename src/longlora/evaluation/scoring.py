@@ -158,6 +158,42 @@ def check_longest(tokens: Sequence[np.ndarray], name: str, needed: int) -> None:
         )
 
 
+def target_losses(
+    model: Model,
+    tokens: Sequence[np.ndarray],
+    *,
+    length: int,
+    longest: int,
+    stride: int,
+    max_targets: int | None = None,
+    batch_size_tokens: int = 8192,
+    description: str = "",
+    progress: bool = True,
+) -> Tensor:
+    """Return the loss of each target in nats given `length - stride` to `length - 1` tokens: (windows, stride).
+
+    The targets are the same at every length (`windows_at_length`), and one document at least must have `longest`
+    tokens. `max_targets` limits their number; the windows are then spread evenly. A forward pass reads
+    `batch_size_tokens`, at least one window.
+
+    Raises:
+        CheckpointError: the model produces NaN.
+    """
+    windows = windows_at_length([len(document) for document in tokens], length=length, longest=longest, stride=stride)
+    if max_targets is not None:
+        windows = evenly_spread(windows, max(1, max_targets // stride))
+    batches = score_windows(
+        model,
+        tokens,
+        windows,
+        lambda nats: nats,
+        batch_size=max(1, batch_size_tokens // length),
+        description=f"{description} {length} tokens".lstrip(),
+        progress=progress,
+    )
+    return torch.cat(batches)
+
+
 def score_windows(
     model: Model,
     tokens: Sequence[np.ndarray],

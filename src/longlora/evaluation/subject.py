@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -83,6 +84,12 @@ def load_subject(name: str, loading: Loading, processes: Processes | None = None
 def usual_lengths(context: int) -> list[int]:
     """Return an eighth, a quarter, a half and the whole of a context length."""
     return [context // 8, context // 4, context // 2, context]
+
+
+def folder_name(model: str) -> str:
+    """Turn a model's name into a folder name: the last three parts of its path."""
+    parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts[-3:])) or "model"
 
 
 def base_of(model_name: str) -> str | None:
