@@ -19,7 +19,7 @@ from longlora.cli.corpus import corpus
 from longlora.cli.eval_suite import evaluate
 from longlora.cli.options import INTERRUPTED, TERMINATED
 from longlora.distributed import tell_launcher
-from longlora.errors import LongLoRAError, LostProcessError, ResourceError, first_line
+from longlora.errors import ConfigError, LongLoRAError, LostProcessError, ResourceError, first_line
 
 app = typer.Typer(
     name="longlora",
@@ -53,6 +53,8 @@ def demo(
     ),
 ) -> None:
     """Extend the bundled tiny model from 256 to 1024 tokens, and show results before and after."""
+    if (out / "report.json").exists():
+        raise ConfigError(f"{out} holds a finished demo; choose another folder, or delete it")
     from longlora.demo.walkthrough import run_demo
 
     run_demo(out)
@@ -83,7 +85,6 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("comparison"),
 ) -> None:
     """Compare two or more finished evaluations, ours or lm-eval's, on the page of `longlora report`."""
-    from longlora.errors import ConfigError
     from longlora.report.collect import collect
     from longlora.report.verdict import lead
     from longlora.report.write import write_report

@@ -21,7 +21,6 @@ from longlora.data import read_documents, tokenize_documents
 from longlora.demo.handout import DemoResult, write_report
 from longlora.demo.recall_text import write_recall_documents
 from longlora.distributed import Processes
-from longlora.errors import ConfigError
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.evaluation.retrieval import LOG_FILE, Sweep, retrieve
 from longlora.evaluation.retrieval_tests import recall
@@ -81,13 +80,7 @@ RECOMMENDED = "recommended"
 
 
 def run_demo(output: Path) -> DemoResult:
-    """Train, evaluate, merge and report into `output`; after an interruption, another call continues there.
-
-    Raises:
-        ConfigError: `output` holds a finished demo.
-    """
-    if (output / "report.json").exists():
-        raise ConfigError(f"{output} holds a finished demo; choose another folder, or delete it")
+    """Train, evaluate, merge and report into `output`; after an interruption, another call continues there."""
     evaluation = {
         "texts": "held-out files of Python's standard library",
         "stride": EVALUATION_STRIDE,
