@@ -277,15 +277,13 @@ def measure_perplexity(
     `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, and `original` is
     `original_perplexity`, which always joins documents. `lengths` defaults to an eighth, a quarter, a half and the
     whole of the model's context; `stride` to 256 tokens as in the paper, or half of the shortest length if that is
-    less.
+    less. `original` always scores all tokens.
 
     Raises:
-        ConfigError: lengths and stride do not fit together, or `original` got `max_targets`.
+        ConfigError: lengths and stride do not fit together.
         DataError: no document is as long as the longest length.
         CheckpointError: the model produces NaN.
     """
-    if protocol == "original" and max_targets is not None:
-        raise ConfigError("the original's protocol scores all the text: leave out --max-targets, or give less text")
     subject, texts, documents, model = material.subject, material.texts, material.documents, material.subject.model
     lengths = sorted(set(lengths or usual_lengths(subject.context)))
     move = stride or (ORIGINAL_STRIDE if protocol == "original" else usual_stride(min(lengths)))
