@@ -88,7 +88,7 @@ def test_without_a_key_token_nothing_is_claimed(tmp_path: Path) -> None:
         material.subject.model.lm_head.weight.zero_()
     keys = find_key_tokens(material, contexts=[8, 16], longest=16, max_targets=8, folder=tmp_path)
     result = long_perplexity(material, keys, length=16, settings={})
-    assert keys.num_key_tokens == 0 and result.key_tokens is None
+    assert not np.any(keys.evidence) and result.key_tokens is None
     assert result.verdict == "none of 8 tokens needs context beyond 8 tokens: give other texts"
 
 

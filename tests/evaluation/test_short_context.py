@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tests.evaluation.llama import naive_nats, tiny_llama
 from transformers import LlamaForCausalLM
 
@@ -18,7 +17,6 @@ from longlora.evaluation.scoring import token_digest
 from longlora.evaluation.short_context import Losses, compare_losses, window_losses
 from longlora.evaluation.subject import Subject, base_of, named_context
 from longlora.evaluation.texts import Material, Texts
-from longlora.models.load import load_for_inference
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -79,18 +77,12 @@ def test_verdicts(change: list[float], verdict: str) -> None:
 
 
 def test_the_command_knows_an_adapters_base(
-    run: Run, base_model: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, base_model: Path, adapter: Path, text_folder: Path, tmp_path: Path
 ) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model, _ = load_for_inference(base_model)
-    torch.manual_seed(0)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    adapted.save_pretrained(tmp_path / "adapter")
-    assert base_of(str(tmp_path / "adapter")) == str(base_model) and base_of(str(base_model)) is None
-    assert named_context(str(tmp_path / "adapter")) == named_context(str(base_model)) == 64
+    assert base_of(str(adapter)) == str(base_model) and base_of(str(base_model)) is None
+    assert named_context(str(adapter)) == named_context(str(base_model)) == 64
     arguments = ["--data", text_folder, "--max-targets", 320]
-    status, out, err = run("eval", "short", tmp_path / "adapter", *arguments, "--out", tmp_path / "out")
+    status, out, err = run("eval", "short", adapter, *arguments, "--out", tmp_path / "out")
     assert status == 0, err
     written = json.loads((tmp_path / "out" / "short_context.json").read_text(encoding="utf-8"))
     assert written["base"] == str(base_model) and written["length"] == 64 and written["num_tokens"] == 320

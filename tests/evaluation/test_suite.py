@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.evaluation.conftest import byte_tokenizer
 from tests.evaluation.scripted import EVERYTHING, ScriptedConfig, ScriptedModel
 
@@ -77,21 +76,6 @@ def test_the_report_says_how_far_a_model_of_known_ability_reads(
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from peft import LoraConfig, get_peft_model
-
-    from longlora.models.load import load_for_inference
-
-    torch.manual_seed(0)
-    model, _ = load_for_inference(base_model)
-    directory = tmp_path_factory.mktemp("adapters") / "mine"
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
-        directory
-    )
-    return directory
 
 
 def test_the_bare_command_measures_reports_and_goes_on(

@@ -7,7 +7,7 @@ the window. The protocols differ in the windows (`longlora.evaluation.scoring`) 
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,11 +27,13 @@ from longlora.evaluation.scoring import (
     sliding_windows,
     target_losses,
     token_arrays,
+    usual_lengths,
     usual_stride,
 )
-from longlora.evaluation.subject import usual_lengths
 from longlora.evaluation.text_results import Perplexity, PositionLoss
-from longlora.evaluation.texts import Material
+
+if TYPE_CHECKING:  # texts.py loads much that the public functions here do without
+    from longlora.evaluation.texts import Material
 
 ORIGINAL_STRIDE = 256
 Protocol = Literal["same-targets", "new", "all", "original"]
@@ -265,7 +267,7 @@ def loss_by_position(
 
 
 def measure_perplexity(
-    material: Material,
+    material: "Material",
     *,
     lengths: Sequence[int] | None = None,
     stride: int | None = None,
@@ -291,10 +293,10 @@ def measure_perplexity(
     def at_length(window: int) -> Perplexity:
         if protocol == "original":
             return original_perplexity(model, documents, window=window, stride=move)
+        assert protocol != "same-targets"
         targets = window - 1 if protocol == "all" else move
         most = None if max_targets is None else max(1, max_targets // targets)
-        score: Literal["new", "all"] = "all" if protocol == "all" else "new"
-        return perplexity(model, documents, window=window, stride=move, score=score, max_windows=most)
+        return perplexity(model, documents, window=window, stride=move, score=protocol, max_windows=most)
 
     if protocol == "same-targets":
         measured = perplexity_by_length(
@@ -312,7 +314,7 @@ def measure_perplexity(
 
 
 def measure_positions(
-    material: Material,
+    material: "Material",
     *,
     length: int | None = None,
     num_buckets: int,

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data import read_documents, tokenize_documents
 from longlora.data.sources import DocumentSource
 from longlora.errors import DataError
+from longlora.evaluation.logits import vocabulary_size
 from longlora.evaluation.scoring import Document, check_ids, joined, token_arrays, token_digest
 from longlora.evaluation.subject import Subject
 from longlora.models.load import load_config, load_tokenizer, model_source
@@ -138,7 +139,7 @@ class Texts:
         Raises:
             DataError: as `tokens`, or there are no texts, or ids outside the vocabulary.
         """
-        documents = token_arrays(subject.model, self.tokens(subject.tokenizer, subject.vocabulary_size))
+        documents = token_arrays(subject.model, self.tokens(subject.tokenizer, vocabulary_size(subject.model)))
         too_short = None if least is None else max(map(len, documents)) < least
         documents = joined(documents) if too_short else documents
         return Material(subject=subject, texts=self, documents=documents, is_joined=too_short)

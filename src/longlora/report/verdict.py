@@ -55,7 +55,7 @@ def _retrieval(model: ModelResults) -> list[str]:
         says_nothing = f"{failed}, which does not say how far it reads"
         sentences.append(f"{failed}." if able else _by_perplexity(model, says_nothing))
     if unsure:
-        shares = _listed([f"{title} ({next(iter(test.shares().values()))})" for title, test in unsure.items()])
+        shares = _listed([f"{title} ({test.at_shortest})" for title, test in unsure.items()])
         bar = max(test.bar for test in unsure.values())
         enough = questions_needed(bar)
         sentences.append(
@@ -172,7 +172,7 @@ def _effective_lengths(model: ModelResults) -> list[list[Cell | str]]:
         return Cell(f"{reached:,}", heat=min(1.0, reached / (model.context or longest)))
 
     return [
-        [title, model.label, f"{next(iter(test.shares().values()))} at {test.lengths[0].length:,}"]
+        [title, model.label, f"{test.at_shortest} at {test.lengths[0].length:,}"]
         + [cell(test, definition) for definition in get_args(Definition)]
         + [f"{test.lengths[-1].length:,}"]
         for title, test in model.retrieval.items()
