@@ -1,14 +1,15 @@
 """The demo, shortened: its numbers are worthless, its report and its files are whole."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from longlora.cli import main as cli
 from longlora.config import load_recipe
 from longlora.demo import walkthrough as demo
-from longlora.errors import ConfigError
 from longlora.models.load import load_for_inference
 
 MODELS = ["base", "positions only", "longlora", "recommended", "full attention"]
@@ -54,8 +55,15 @@ def test_the_report_is_whole(
     printed = capsys.readouterr().out
     assert "longlora train" in printed and "longlora eval" in printed and "longlora chat" in printed
 
-    with pytest.raises(ConfigError, match="holds a finished demo"):
-        demo.run_demo(output)
+
+def test_a_finished_demo_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").touch()
+    monkeypatch.setattr(sys, "argv", ["longlora", "demo", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert (end.value.code, "holds a finished demo; choose another" in capsys.readouterr().err) == (2, True)
 
 
 original = demo.standard_library_files

@@ -3,15 +3,18 @@
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.evaluation.llama import DOCUMENT_LENGTHS, VOCABULARY_SIZE, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from longlora.cli import main as cli
 from longlora.evaluation.haystack import names, sentence
+from longlora.models.load import load_for_inference
 from longlora.tiny import tiny_model_directory
 
 
@@ -92,6 +95,19 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     if request.param == "tiny":
         return AutoTokenizer.from_pretrained(tiny_model_directory())
     return {"bytes": byte_tokenizer, "words": words_tokenizer, "pieces": pieces_tokenizer}[request.param]()
+
+
+@pytest.fixture(scope="session")
+def adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEFT adapter that longlora did not make."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model, _ = load_for_inference(base_model)
+    directory = tmp_path_factory.mktemp("adapters") / "mine"
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture

@@ -24,19 +24,6 @@ SPREAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PEFT adapter that longlora did not make."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    model, _ = load_for_inference(base_model)
-    directory = tmp_path_factory.mktemp("adapter")
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    adapted.save_pretrained(directory)
-    return directory
-
-
 def test_the_disk_and_the_cpu_together_are_the_cpu(base_model: Path, tmp_path: Path) -> None:
     whole, tokenizer = load_for_inference(base_model, dtype="float32", device="cpu")
     spread, _ = load_for_inference(base_model, dtype="float32", device_map=SPREAD)

@@ -11,6 +11,7 @@ from longlora.errors import ConfigError
 from longlora.evaluation.shares import (
     Definition,
     Share,
+    check_bar,
     effective_length,
     questions_needed,
     reading,
@@ -90,4 +91,4 @@ def test_so_many_questions_certify_a_bar_and_one_less_does_not(bar: float) -> No
 @pytest.mark.parametrize("bar", [0, -0.1, 1, 1.1])
 def test_a_bar_that_is_no_share(bar: float) -> None:
     with pytest.raises(ConfigError, match=f"the bar must lie between 0 and 1, as in 0.8; got {bar}"):
-        effective_length(shares(1), bar=bar)
+        check_bar(bar)

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from longlora.evaluation import key_tokens
 from longlora.evaluation.key_tokens import choose_key_tokens, find_key_tokens, ladder, long_perplexity
 from longlora.evaluation.subject import Subject
+from longlora.evaluation.texts import Material, Texts
 
 CONTEXTS, LENGTH, LONGEST, STRIDE = [8, 16, 32], 40, 48, 4
 
@@ -24,8 +25,9 @@ def nats(model: LlamaForCausalLM, tokens: list[int]) -> float:
     return -torch.log_softmax(logits.double(), dim=-1)[tokens[-1]].item()
 
 
-def subject_of(model: LlamaForCausalLM, name: str) -> Subject:
-    return Subject(name=name, model=model, tokenizer=None)  # type: ignore[arg-type]
+def material_of(model: LlamaForCausalLM, name: str, document: list[int]) -> Material:
+    subject = Subject(name=name, model=model, tokenizer=None)  # type: ignore[arg-type]
+    return Material(subject=subject, texts=Texts(["d"]), documents=[np.array(document)])
 
 
 def test_it_equals_a_naive_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -38,14 +40,9 @@ def test_it_equals_a_naive_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     document = generator.integers(0, evaluator.config.vocab_size, size=125).tolist()
 
     keys = find_key_tokens(
-        *(subject_of(evaluator, "e"), [document]),
-        contexts=CONTEXTS,
-        longest=LONGEST,
-        max_targets=10**6,
-        folder=tmp_path,
-        about={"data": "d"},
+        material_of(evaluator, "e", document), contexts=CONTEXTS, longest=LONGEST, max_targets=10**6, folder=tmp_path
     )
-    result = long_perplexity(subject_of(model, "m"), [document], keys, length=LENGTH, settings={})
+    result = long_perplexity(material_of(model, "m", document), keys, length=LENGTH, settings={})
 
     ends = range(LONGEST, len(document) + 1, STRIDE)
     by_distance: dict[int, list[float]] = {}
@@ -86,15 +83,12 @@ def test_contexts_are_doubled() -> None:
 
 
 def test_without_a_key_token_nothing_is_claimed(tmp_path: Path) -> None:
-    subject = subject_of(tiny_llama(), "s")
+    material = material_of(tiny_llama(), "s", list(range(40)))
     with torch.no_grad():
-        subject.model.lm_head.weight.zero_()
-    documents = [list(range(40))]
-    keys = find_key_tokens(
-        *(subject, documents), contexts=[8, 16], longest=16, max_targets=8, folder=tmp_path, about={"data": "d"}
-    )
-    result = long_perplexity(subject, documents, keys, length=16, settings={})
-    assert keys.num_key_tokens == 0 and result.key_tokens is None
+        material.subject.model.lm_head.weight.zero_()
+    keys = find_key_tokens(material, contexts=[8, 16], longest=16, max_targets=8, folder=tmp_path)
+    result = long_perplexity(material, keys, length=16, settings={})
+    assert not np.any(keys.evidence) and result.key_tokens is None
     assert result.verdict == "none of 8 tokens needs context beyond 8 tokens: give other texts"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from longlora.distributed import Processes
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.questions import FinishedTrial
 from longlora.evaluation.retrieval import LOG_FILE, gather, open_log
@@ -29,7 +30,7 @@ def trial(number: int, answer: str = "né 1\n2\u2028") -> FinishedTrial:
 
 
 def write(folder: Path, numbers: range, *, process: int = 0, num_processes: int = 1) -> Path:
-    with open_log(folder, SETTINGS, process=process, num_processes=num_processes) as log:
+    with open_log(folder, SETTINGS, Processes(index=process, count=num_processes)) as log:
         for number in numbers:
             log.append(asdict(trial(number)))
     (path,) = folder.glob(f"trials.part-{process}-*.jsonl" if num_processes > 1 else LOG_FILE)
@@ -45,7 +46,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_on_disk_before_the_next_begins(tmp_path: Path) -> None:
-    with open_log(tmp_path, SETTINGS) as log:
+    with open_log(tmp_path, SETTINGS, Processes()) as log:
         log.append(asdict(trial(0)))
         assert list(gather(tmp_path, SETTINGS).values()) == [trial(0)]
 

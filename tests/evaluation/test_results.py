@@ -179,7 +179,7 @@ def read(tmp_path: Path, name: str) -> Result:
 def test_what_a_report_asks_of_them(tmp_path: Path) -> None:
     retrieval = read(tmp_path, "result.json")
     assert isinstance(retrieval, Retrieval)
-    assert (retrieval.title, retrieval.reached, retrieval.weights) == ("needle, 3 facts", None, "abc")
+    assert (retrieval.title, retrieval.reading.reached, retrieval.weights) == ("needle, 3 facts", None, "abc")
     assert retrieval.effective_length == {"generated": {"bar": None, "nolima": 512, "ruler": None}}
     perplexity = read(tmp_path, "perplexity.json")
     assert isinstance(perplexity, PerplexityByLength)

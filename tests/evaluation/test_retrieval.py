@@ -76,7 +76,7 @@ def test_a_model_that_guesses_cannot_do_it(byte_level: PreTrainedTokenizerFast, 
     num_trials = 4 if TESTS[name].has_depths else 12
     model = scripted(byte_level, answers="guesses")
     result = evaluate(model, TESTS[name], tmp_path, lengths=[700], num_trials=num_trials, bar=0.8)
-    assert result.reading.kind == "cannot" and result.reached is None
+    assert result.reading.kind == "cannot" and result.reading.reached is None
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -87,17 +87,17 @@ def test_a_model_that_matches_words_fails_where_none_match(
     if name == "association":
         assert result.reading.kind == "cannot" and result.is_zero
     else:
-        assert result.reached == 700
+        assert result.reading.reached == 700
 
 
 def test_too_few_questions_certify_nothing(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """All of 15 right is 79.6 % at the lower end: without the interval's lower end it would count as reading."""
     model, few = scripted(byte_level), {"depths": [0], "lengths": [700], "bar": 0.8}
     result = evaluate(model, TESTS["needle"], tmp_path, num_trials=15, **few)
-    assert shares(result) == {700: 1.0} and result.reached is None and result.reading.kind == "too few"
+    assert shares(result) == {700: 1.0} and result.reading.reached is None and result.reading.kind == "too few"
     assert "80 % takes 16 of 16 right" in result.verdict
     assert set(result.effective_length["generated"].values()) == {None, 700}  # NoLiMa's measures the rest by it
-    assert evaluate(model, TESTS["needle"], tmp_path, num_trials=16, **few).reached == 700
+    assert evaluate(model, TESTS["needle"], tmp_path, num_trials=16, **few).reading.reached == 700
 
 
 @pytest.mark.parametrize("visible", [800, 1499])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tests.evaluation.llama import naive_nats, tiny_llama
 from transformers import LlamaForCausalLM
 
@@ -16,30 +15,36 @@ from longlora.errors import ConfigError, DataError
 from longlora.evaluation.results import ShortContext
 from longlora.evaluation.scoring import token_digest
 from longlora.evaluation.short_context import Losses, compare_losses, window_losses
-from longlora.evaluation.subject import base_of, named_context
-from longlora.models.load import load_for_inference
+from longlora.evaluation.subject import Subject, base_of, named_context
+from longlora.evaluation.texts import Material, Texts
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 def compare(base: np.ndarray, losses: np.ndarray) -> ShortContext:
     both = Losses("base", "b", "the same", base), Losses("long", "l", "the same", losses)
-    return compare_losses(*both, length=256, stride=16, settings={}, provenance={})
+    return compare_losses(*both, length=256, stride=16, settings={})
+
+
+def losses_of(model: LlamaForCausalLM, documents: list[tuple[int, ...]], **options: Any) -> np.ndarray:
+    subject = Subject(name="m", model=model, tokenizer=None)  # type: ignore[arg-type]
+    material = Material(subject=subject, texts=Texts(["d"]), documents=[np.array(ids) for ids in documents])
+    return window_losses(material, stride=4, **options).losses
 
 
 def test_losses_equal_the_token_loop(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
-    losses = window_losses(model, documents, length=11, stride=4, progress=False)
+    losses = losses_of(model, documents, length=11)
     windows = [(doc, end) for doc in documents for end in range(11, len(doc) + 1, 4)]
     expected = [np.mean([naive_nats(model, doc, end - 11, end - 4 + k) for k in range(4)]) for doc, end in windows]
     assert losses == pytest.approx(expected, rel=1e-5)
     late = [np.mean([naive_nats(model, doc, end - 10, end - 4 + k) for k in range(4)]) for doc, end in windows]
     assert losses != pytest.approx(late, rel=1e-3)  # one token of context less would be noticed
-    assert len(window_losses(model, documents, length=11, stride=4, max_targets=12, progress=False)) == 3
+    assert len(losses_of(model, documents, length=11, max_targets=12)) == 3
 
 
 def test_texts_that_are_too_short(model: LlamaForCausalLM) -> None:
     with pytest.raises(DataError, match=r"must have 60 tokens, the base's context; the longest has 5"):
-        window_losses(model, [[1, 2, 3, 4, 5]], length=60, stride=4, progress=False)
+        losses_of(model, [(1, 2, 3, 4, 5)], length=60)
 
 
 def test_pairing_finds_what_the_spread_of_the_texts_hides(seed: int) -> None:
@@ -72,18 +77,12 @@ def test_verdicts(change: list[float], verdict: str) -> None:
 
 
 def test_the_command_knows_an_adapters_base(
-    run: Run, base_model: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, base_model: Path, adapter: Path, text_folder: Path, tmp_path: Path
 ) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model, _ = load_for_inference(base_model)
-    torch.manual_seed(0)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    adapted.save_pretrained(tmp_path / "adapter")
-    assert base_of(str(tmp_path / "adapter")) == str(base_model) and base_of(str(base_model)) is None
-    assert named_context(str(tmp_path / "adapter")) == named_context(str(base_model)) == 64
+    assert base_of(str(adapter)) == str(base_model) and base_of(str(base_model)) is None
+    assert named_context(str(adapter)) == named_context(str(base_model)) == 64
     arguments = ["--data", text_folder, "--max-targets", 320]
-    status, out, err = run("eval", "short", tmp_path / "adapter", *arguments, "--out", tmp_path / "out")
+    status, out, err = run("eval", "short", adapter, *arguments, "--out", tmp_path / "out")
     assert status == 0, err
     written = json.loads((tmp_path / "out" / "short_context.json").read_text(encoding="utf-8"))
     assert written["base"] == str(base_model) and written["length"] == 64 and written["num_tokens"] == 320
@@ -99,7 +98,7 @@ def test_the_command_knows_an_adapters_base(
 @pytest.mark.parametrize("other", [[[1, 2]], [[1, 2, 4]], [[1, 2, 3], [4]]])
 def test_other_tokens_are_not_compared(other: list[list[int]]) -> None:
     base = Losses("a", "x", token_digest([[1, 2, 3]]), np.ones(3))
-    options: dict[str, Any] = {"length": 4, "stride": 2, "settings": {}, "provenance": {}}
+    options: dict[str, Any] = {"length": 4, "stride": 2, "settings": {}}
     compare_losses(base, Losses("b", "y", token_digest([np.array([1, 2, 3])]), np.ones(3)), **options)
     with pytest.raises(ConfigError, match="b and a tokenize the same texts differently"):
         compare_losses(base, Losses("b", "y", token_digest(other), np.ones(3)), **options)
@@ -107,5 +106,5 @@ def test_other_tokens_are_not_compared(other: list[list[int]]) -> None:
 
 def test_models_are_left_as_they_were() -> None:
     model: Any = tiny_llama().train()
-    window_losses(model, [list(range(20))], length=11, stride=4, progress=False)
+    losses_of(model, [tuple(range(20))], length=11)
     assert model.training

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.evaluation.conftest import byte_tokenizer
 from tests.evaluation.scripted import EVERYTHING, ScriptedConfig, ScriptedModel
 
@@ -17,9 +16,8 @@ from longlora.evaluation import suite as suite_module
 from longlora.evaluation.results import SuiteRecord, finished
 from longlora.evaluation.retrieval import Sweep
 from longlora.evaluation.retrieval_tests import passkey
-from longlora.evaluation.subject import Loading, Subject, load_subject
-from longlora.evaluation.suite import Suite, folder_name, lengths_without_room, run_suite, shared_lengths
-from longlora.evaluation.suite_texts import Amount
+from longlora.evaluation.subject import Loading, Subject, folder_name, load_subject
+from longlora.evaluation.suite import Suite, lengths_without_room, run_suite, shared_lengths
 from longlora.evaluation.texts import Texts
 from longlora.report.collect import collect
 from longlora.report.verdict import lead
@@ -30,7 +28,9 @@ SMALL = Suite(
     depths=(0.0, 1.0),
     trials=1,
     trials_without_depth=2,
-    text=Amount(max_targets=64, max_windows=1, short_targets=64),
+    max_targets=64,
+    max_windows=1,
+    short_targets=64,
 )
 
 
@@ -76,21 +76,6 @@ def test_the_report_says_how_far_a_model_of_known_ability_reads(
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from peft import LoraConfig, get_peft_model
-
-    from longlora.models.load import load_for_inference
-
-    torch.manual_seed(0)
-    model, _ = load_for_inference(base_model)
-    directory = tmp_path_factory.mktemp("adapters") / "mine"
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
-        directory
-    )
-    return directory
 
 
 def test_the_bare_command_measures_reports_and_goes_on(
@@ -160,7 +145,7 @@ def test_each_suite_asks_less_than_the_next() -> None:
             len(suite.parts_of_context),
             len(suite.depths) * suite.trials,
             suite.trials_without_depth,
-            *(suite.text.max_targets, suite.text.max_windows, suite.text.short_targets),
+            *(suite.max_targets, suite.max_windows, suite.short_targets),
         ]
 
     smoke, quick, full = (questions(suite_module.SUITES[name]) for name in ("smoke", "quick", "full"))

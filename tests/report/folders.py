@@ -44,10 +44,12 @@ def write_retrieval(
     **settings: Any,
 ) -> None:
     """A test in which the first trials of each depth were answered right, the share of them as told for the length."""
-    measures = {"generated": 0.0, "chosen": 1 / 8} if test == "recall" else {"generated": 0.0}
     if test == "recall":
         settings = {"num_pairs": 8} | settings
-    definition = RetrievalTest(name=test, ask=never, settings=settings, measures=measures, has_depths=test != "topics")
+    num_choices = settings.get("num_pairs", 0)
+    definition = RetrievalTest(
+        name=test, ask=never, settings=settings, num_choices=num_choices, has_depths=test != "topics"
+    )
     depths = DEPTHS if definition.has_depths else [None]
     num_trials = 50 // len(depths)
     grid = trial_grid(test, lengths=shares, depths=depths, num_trials=num_trials, seed=0)
@@ -143,9 +145,8 @@ def write_against_base(folder: Path, model: str, base: str, *, difference: float
         length=4096,
         stride=256,
         settings={"data": "books"},
-        provenance=dict(PROVENANCE),
     )
-    result.write(folder / "short")
+    result.model_copy(update={"provenance": PROVENANCE}).write(folder / "short")
     record = SuiteRecord(
         model=model,
         weights=weights,

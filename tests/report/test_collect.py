@@ -25,7 +25,10 @@ def evaluation(tmp_path: Path) -> Path:
 def test_everything_of_a_model_is_found(evaluation: Path) -> None:
     (model,) = collect([str(evaluation)]).models
     assert (model.name, model.label, model.context) == (MODEL, "mine/adapter", 8192)
-    assert {title: test.reached for title, test in model.retrieval.items()} == {"needle": 2048, "recall of 8": 2048}
+    assert {title: test.reading.reached for title, test in model.retrieval.items()} == {
+        "needle": 2048,
+        "recall of 8": 2048,
+    }
     assert model.retrieval["needle"].lengths[2].shares["generated"].share == 0.5
     assert model.retrieval["needle"].lengths[2].by_depth["0.75"]["generated"].num_trials == 10
     assert model.perplexity is not None and list(model.perplexity.perplexity) == list(LENGTHS)
@@ -98,7 +101,7 @@ def test_two_results_of_a_kind_are_mentioned(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, logger="longlora"):
         (model,) = collect([str(tmp_path)]).models
     assert "more than one result of a kind" in caplog.text and str(tmp_path / "b") in caplog.text
-    assert model.retrieval["needle"].reached == 512
+    assert model.retrieval["needle"].reading.reached == 512
 
 
 def test_other_weights_under_the_same_name_are_refused_unless_named(tmp_path: Path) -> None:

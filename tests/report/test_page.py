@@ -175,11 +175,11 @@ def drawn_points(svg: str) -> list[tuple[float, float]]:
 
 def test_points_lie_where_their_numbers_say() -> None:
     values = [Point(x=256, y=0.0), Point(x=512, y=0.5), Point(x=2048, y=1.0)]
-    places = drawn_points(line_chart(chart(values, percent=True, x_ticks=[256.0, 512.0, 2048.0]), identity="i"))
+    places = drawn_points(line_chart(chart(values, percent=True, by_length=True), identity="i"))
     (x0, y0), (x1, y1), (x2, y2) = places
     assert (x2 - x0) == pytest.approx(3 * (x1 - x0), abs=0.2)  # log2: one doubling, then two
     assert (y0 - y2) == pytest.approx(2 * (y0 - y1), abs=0.2) and y2 < y1 < y0
-    for kind in ({}, {"x_ticks": [1.0, 1000.0]}, {"wide_range": True}):
+    for kind in ({}, {"by_length": True}, {"wide_range": True}):
         for points in ([Point(x=1, y=1), Point(x=1000, y=900)], [Point(x=1, y=5), Point(x=1000, y=5)]):
             for x, y in drawn_points(line_chart(chart(points, **kind), identity="i")):
                 assert 0 <= x <= WIDTH and 0 <= y <= HEIGHT
@@ -216,7 +216,7 @@ def test_a_loss_that_is_no_number_stands_in_the_table_alone(tmp_path: Path) -> N
 
 def test_intervals_levels_and_single_points_are_drawn() -> None:
     svg = line_chart(
-        chart([Point(x=8, y=0.5, low=0.2, high=0.8)], percent=True, x_ticks=[8.0], levels=[Level(label="bar", y=0.9)]),
+        chart([Point(x=8, y=0.5, low=0.2, high=0.8)], percent=True, by_length=True, levels=[Level(label="bar", y=0.9)]),
         identity="i",
     )
     assert 'class="whisker"' in svg and 'class="level l0"' in svg and "Horizontal line: bar" in svg

@@ -24,16 +24,20 @@ except SystemExit as stop:
 
 
 MISTAKES = """
+import pathlib, tempfile
 from longlora.cli.main import main
+finished = tempfile.TemporaryDirectory()
+pathlib.Path(finished.name, "report.json").touch()
 for command in '''
     plan nowhere; plan qwen3-8b; plan ./nowhere --context 9; plan tiny-1k lerning_rate=1; train nowhere
     init tiny --context 512 --memory 4 --data ./nowhere; recipes nowhere; merge ./nowhere ./out; import ./nowhere out
     eval needle ./nowhere; eval perplexity ./nowhere --data x --out y; chat ./nowhere; web ./nowhere; serve ./nowhere
     corpus from-pdf ./nowhere --out x; report ./nowhere --out x; demo --nothing; mrege a b
+    demo --out FINISHED
 '''.replace("\\n", ";").split(";"):
     if not command.split():
         continue
-    sys.argv = ["longlora", *command.split()]
+    sys.argv = ["longlora", *command.replace("FINISHED", finished.name).split()]
     try:
         main()
     except SystemExit as stop:

@@ -20,12 +20,14 @@ from longlora.cli.options import (
     parse_numbers,
     unfolded,
 )
+from longlora.errors import ConfigError
 
 if TYPE_CHECKING:
+    from longlora.evaluation.haystack import Haystack
     from longlora.evaluation.questions import RetrievalTest
     from longlora.evaluation.results import Result
     from longlora.evaluation.subject import Loading
-    from longlora.evaluation.texts import Texts
+    from longlora.evaluation.texts import Material, Texts
 
 
 class _SuiteWhereAsked(TyperGroup):
@@ -43,23 +45,43 @@ evaluate = typer.Typer(
     cls=_SuiteWhereAsked,
 )
 
-AcrossDocuments = Annotated[bool, typer.Option("--across-documents", help="Join all documents into one stream first.")]
 Depths = Annotated[str, typer.Option(help="Comma-separated positions of the fact, from 0 (start) to 1 (end).")]
 Trials = Annotated[int, typer.Option(help="Questions at each length and depth.")]
 Beyond = Annotated[bool, typer.Option("--beyond", help="Allow lengths beyond the model's context.")]
-Haystack = Annotated[
-    list[str] | None,
-    typer.Option(help="Texts to hide facts in, as for --data; default: generated text.", callback=existing_texts),
-]
 
 DEPTHS = "0,0.25,0.5,0.75,1"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The options common to all retrieval tests."""
+class Reading:
+    """A model, and the texts that it reads."""
 
+    model: Model
+    data: Data
+    columns: Columns
+    weights: Weights
+    across_documents: Annotated[
+        bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
+    ] = False
+
+    def texts(self) -> "Texts":
+        """Return the texts."""
+        return texts_of(self.data, self.columns, across_documents=self.across_documents)
+
+    def material(self) -> "Material":
+        """Load the model, and read the texts."""
+        from longlora.evaluation.subject import load_subject
+
+        return self.texts().read_by(load_subject(self.model, loading_of(self.weights)))
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A model, and the options common to all retrieval tests."""
+
+    model: Model
     out: Annotated[Path, typer.Option(help="Folder for trials, result and figure; the same command resumes.")]
+    weights: Weights
     lengths: Annotated[str, typer.Option(help="Comma-separated lengths in tokens, prompt and answer together.")] = ""
     seed: Seed = 0
     bar: Annotated[
@@ -70,13 +92,29 @@ class Asked:
     as_json: AsJson = False
 
 
+@dataclass(frozen=True)
+class Hiding:
+    """The texts that facts are hidden in."""
+
+    columns: Columns
+    haystack: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts to hide facts in, as for --data; default: generated text.", callback=existing_texts),
+    ] = None
+
+    def read(self) -> "Haystack | None":
+        """Read the texts; None if there are none."""
+        from longlora.evaluation.haystack import read_haystack
+
+        return (
+            read_haystack(text for _, text in texts_of(self.haystack, self.columns).read()) if self.haystack else None
+        )
+
+
 @evaluate.command()
 @unfolded
 def perplexity(
-    model: Model,
-    data: Data,
-    columns: Columns,
-    weights: Weights,
+    reading: Reading,
     lengths: Annotated[str, typer.Option(help="Comma-separated context lengths in tokens.")] = "",
     stride: Annotated[
         int | None, typer.Option(help="Tokens between the starts of windows; default: 256 if the lengths allow.")
@@ -88,19 +126,19 @@ def perplexity(
             "original: whole windows and the averages of the original's eval.py."
         ),
     ] = "same-targets",
-    across_documents: AcrossDocuments = False,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity by context length, by default on the same target tokens at every length."""
-    from longlora.evaluation.measure import measure_perplexity
+    if protocol == "original" and max_targets is not None:
+        raise ConfigError("the original's protocol scores all the text: leave out --max-targets, or give less text")
+    chosen = parse_numbers(lengths, "--lengths", int)
+    from longlora.evaluation.perplexity import measure_perplexity
 
     result = measure_perplexity(
-        model,
-        texts_of(data, columns, across_documents=across_documents),
-        loading_of(weights),
-        lengths=parse_numbers(lengths, "--lengths", int),
+        reading.material(),
+        lengths=chosen,
         stride=stride,
         protocol=protocol,
         max_targets=max_targets,
@@ -109,7 +147,7 @@ def perplexity(
         result.write(out)
     if as_json:
         by_length = {str(length): value.to_dict() for length, value in result.perplexity.items()}
-        typer.echo(json.dumps({"model": model, "protocol": protocol, "perplexity": by_length}, indent=2))
+        typer.echo(json.dumps({"model": reading.model, "protocol": protocol, "perplexity": by_length}, indent=2))
         return
     for length, value in result.perplexity.items():
         typer.echo(f"{length:>9,} tokens   perplexity {value.perplexity:9.3f}   {value.num_tokens:,} tokens scored")
@@ -118,30 +156,25 @@ def perplexity(
 @evaluate.command()
 @unfolded
 def positions(
-    model: Model,
-    data: Data,
+    reading: Reading,
     out: Annotated[Path, typer.Option(help="Folder for the result and the figure.")],
-    columns: Columns,
-    weights: Weights,
     length: Annotated[int | None, typer.Option(help="Window length in tokens; default: the model's context.")] = None,
     buckets: Annotated[int, typer.Option(help="Number of position ranges to average over.")] = 32,
     max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows.")] = None,
-    across_documents: AcrossDocuments = False,
     beyond: Beyond = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure loss by position in the window: the curve shows how far a model reads."""
     from longlora.evaluation.drawing import result_table, write_result
-    from longlora.evaluation.measure import measure_positions
+    from longlora.evaluation.perplexity import measure_positions
 
     result = measure_positions(
-        model,
-        texts_of(data, columns, across_documents=across_documents),
-        loading_of(weights),
+        reading.material(),
         length=length,
         num_buckets=buckets,
         max_windows=max_windows,
         beyond=beyond,
+        settings={},
     )
     write_result(result, out)
     show(result, as_json, out, result_table(result), result.verdict)
@@ -150,11 +183,8 @@ def positions(
 @evaluate.command()
 @unfolded
 def longppl(
-    model: Model,
-    data: Data,
+    reading: Reading,
     out: Annotated[Path, typer.Option(help="Folder for the chosen tokens and the result.")],
-    columns: Columns,
-    weights: Weights,
     evaluator: Annotated[
         str | None,
         typer.Option(help="Model that chooses the tokens within its own context; default: an adapter's base."),
@@ -167,16 +197,15 @@ def longppl(
         ),
     ] = None,
     max_targets: Annotated[int, typer.Option(help="Choose among this many tokens.")] = 16384,
-    across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure LongPPL: perplexity on tokens that need distant context, as chosen by an evaluator, and by distance."""
-    from longlora.evaluation.measure import measure_long_perplexity
+    from longlora.evaluation.key_tokens import measure_long_perplexity
 
     result = measure_long_perplexity(
-        model,
-        texts_of(data, columns, across_documents=across_documents),
-        loading_of(weights),
+        reading.model,
+        reading.texts(),
+        loading_of(reading.weights),
         output=out,
         evaluator=evaluator,
         length=length,
@@ -200,7 +229,7 @@ def tokens(
     columns: Columns,
 ) -> None:
     """Tokenize texts into a .bin of token ids, the format of the original's evaluation."""
-    from longlora.evaluation.measure import write_tokens
+    from longlora.evaluation.texts import write_tokens
 
     num_tokens = write_tokens(model, texts_of(data, columns), out)
     typer.echo(f"{num_tokens:,} tokens written to {out}")
@@ -209,9 +238,7 @@ def tokens(
 @evaluate.command()
 @unfolded
 def passkey(
-    model: Model,
-    asked: Asked,
-    weights: Weights,
+    asking: Asking,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     form: Annotated[
@@ -222,144 +249,116 @@ def passkey(
     ] = "measured",
 ) -> None:
     """Find a number in long filler text, with the wording of the original LongLoRA's test."""
-    from longlora.evaluation.retrieval_tests import passkey as make_test
+    from longlora.evaluation import retrieval_tests as tests
 
-    _retrieve(model, make_test(form=form, chat=asked.chat), asked, weights, depths, trials)
+    _retrieve(asking, tests.passkey(form=form, chat=asking.chat), depths, trials)
 
 
 @evaluate.command()
 @unfolded
 def needle(
-    model: Model,
-    asked: Asked,
-    weights: Weights,
-    columns: Columns,
+    asking: Asking,
+    hiding: Hiding,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     needles: Annotated[int, typer.Option(help="Number of facts to hide and ask for.")] = 1,
-    haystack: Haystack = None,
 ) -> None:
     """Find one or several facts in unrelated text, and draw a heat map of length and depth."""
-    from longlora.evaluation.retrieval_tests import needle as make_test
+    from longlora.evaluation import retrieval_tests as tests
 
-    test = make_test(num_needles=needles, haystack=_haystack(haystack, columns), chat=asked.chat)
-    _retrieve(model, test, asked, weights, depths, trials)
+    test = tests.needle(num_needles=needles, haystack=hiding.read(), chat=asking.chat)
+    _retrieve(asking, test, depths, trials)
 
 
 @evaluate.command()
 @unfolded
 def topics(
-    model: Model,
-    asked: Asked,
-    weights: Weights,
+    asking: Asking,
     trials: Trials = 50,
     num_topics: Annotated[
         int | None, typer.Option("--topics", help="Topics per conversation; default: one per 650 tokens.")
     ] = None,
 ) -> None:
     """Name the first topic of a long conversation, as in LongChat's LongEval."""
-    from longlora.evaluation.retrieval_tests import topics as make_test
+    from longlora.evaluation import retrieval_tests as tests
 
-    _retrieve(model, make_test(num_topics=num_topics, chat=asked.chat), asked, weights, DEPTHS, trials)
+    _retrieve(asking, tests.topics(num_topics=num_topics, chat=asking.chat), DEPTHS, trials)
 
 
 @evaluate.command()
 @unfolded
 def recall(
-    model: Model,
-    asked: Asked,
-    weights: Weights,
-    columns: Columns,
+    asking: Asking,
+    hiding: Hiding,
     depths: Depths = "0",
     trials: Trials = 50,
     pairs: Annotated[int, typer.Option(help="Pairs per prompt; chance is one in this many.")] = 8,
-    haystack: Haystack = None,
 ) -> None:
     """Recall the value of a key from far back, by generation and by choice; a graded signal even for small models."""
-    from longlora.evaluation.retrieval_tests import recall as make_test
+    from longlora.evaluation import retrieval_tests as tests
 
-    test = make_test(num_pairs=pairs, haystack=_haystack(haystack, columns), chat=asked.chat)
-    _retrieve(model, test, asked, weights, depths, trials)
+    test = tests.recall(num_pairs=pairs, haystack=hiding.read(), chat=asking.chat)
+    _retrieve(asking, test, depths, trials)
 
 
 @evaluate.command()
 @unfolded
 def association(
-    model: Model,
-    asked: Asked,
-    weights: Weights,
-    columns: Columns,
+    asking: Asking,
+    hiding: Hiding,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     people: Annotated[int, typer.Option(help="People per text; chance is one in this many.")] = 6,
-    haystack: Haystack = None,
 ) -> None:
     """Name the person in question when question and fact share no words, as in NoLiMa."""
-    from longlora.evaluation.retrieval_tests import association as make_test
+    from longlora.evaluation import retrieval_tests as tests
 
-    test = make_test(num_people=people, haystack=_haystack(haystack, columns), chat=asked.chat)
-    _retrieve(model, test, asked, weights, depths, trials)
+    test = tests.association(num_people=people, haystack=hiding.read(), chat=asking.chat)
+    _retrieve(asking, test, depths, trials)
 
 
 @evaluate.command()
 @unfolded
 def tracking(
-    model: Model,
-    asked: Asked,
-    weights: Weights,
-    columns: Columns,
+    asking: Asking,
+    hiding: Hiding,
     depths: Depths = "0",
     trials: Trials = 50,
     hops: Annotated[int, typer.Option(help="Assignments from one variable to the next.")] = 2,
     chains: Annotated[int, typer.Option(help="Chains of variables; chance is one in this many.")] = 4,
-    haystack: Haystack = None,
 ) -> None:
     """Follow a variable through assignments spread over the text, as in RULER."""
-    from longlora.evaluation.retrieval_tests import tracking as make_test
+    from longlora.evaluation import retrieval_tests as tests
 
-    test = make_test(num_hops=hops, num_chains=chains, haystack=_haystack(haystack, columns), chat=asked.chat)
-    _retrieve(model, test, asked, weights, depths, trials)
+    test = tests.tracking(num_hops=hops, num_chains=chains, haystack=hiding.read(), chat=asking.chat)
+    _retrieve(asking, test, depths, trials)
 
 
 @evaluate.command()
 @unfolded
-def counting(
-    model: Model,
-    asked: Asked,
-    weights: Weights,
-    columns: Columns,
-    trials: Trials = 50,
-    haystack: Haystack = None,
-) -> None:
+def counting(asking: Asking, hiding: Hiding, trials: Trials = 50) -> None:
     """Name what the whole text reports most often; the end of the text alone suggests another answer."""
-    from longlora.evaluation.retrieval_tests import counting as make_test
+    from longlora.evaluation import retrieval_tests as tests
 
-    test = make_test(haystack=_haystack(haystack, columns), chat=asked.chat)
-    _retrieve(model, test, asked, weights, DEPTHS, trials)
-
-
-def _haystack(texts: list[str] | None, columns: Columns) -> Any:
-    from longlora.evaluation.haystack import read_haystack
-
-    return read_haystack(text for _, text in texts_of(texts, columns).read()) if texts else None
+    test = tests.counting(haystack=hiding.read(), chat=asking.chat)
+    _retrieve(asking, test, DEPTHS, trials)
 
 
-def _retrieve(model: str, test: "RetrievalTest", asked: Asked, weights: Weights, depths: str, trials: int) -> None:
+def _retrieve(asking: Asking, test: "RetrievalTest", depths: str, trials: int) -> None:
     from longlora.evaluation.drawing import result_table
-    from longlora.evaluation.measure import measure_retrieval
-    from longlora.evaluation.retrieval import Sweep
+    from longlora.evaluation.retrieval import Sweep, measure_retrieval
 
     sweep = Sweep(
-        lengths=parse_numbers(asked.lengths, "--lengths", int),
+        lengths=parse_numbers(asking.lengths, "--lengths", int),
         depths=parse_numbers(depths, "--depths", float) or [],
         num_trials=trials,
-        seed=asked.seed,
-        bar=asked.bar,
-        beyond=asked.beyond,
+        seed=asking.seed,
+        bar=asking.bar,
+        beyond=asking.beyond,
     )
-    result = measure_retrieval(model, test, sweep, loading_of(weights), output=asked.out)
+    result = measure_retrieval(asking.model, test, sweep, loading_of(asking.weights), output=asking.out)
     if result is not None:  # with several processes, only the first prints
-        show(result, asked.as_json, asked.out, result_table(result), result.verdict)
+        show(result, asking.as_json, asking.out, result_table(result), result.verdict)
 
 
 def loading_of(weights: Weights) -> "Loading":

@@ -5,12 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from longlora.cli.eval import AcrossDocuments, evaluate, loading_of, show, texts_of
+from longlora.cli.eval import Reading, evaluate, loading_of, show, texts_of
 from longlora.cli.options import (
     AsJson,
     Chat,
     Columns,
-    Data,
     Model,
     Models,
     Seed,
@@ -61,7 +60,8 @@ def suite(
 
     In short: longlora eval MODEL --suite quick --out DIR.
     """
-    from longlora.evaluation.suite import benchmark, run_suite
+    from longlora.evaluation.harness import benchmark
+    from longlora.evaluation.suite import run_suite
     from longlora.report.collect import collect
     from longlora.report.verdict import lead
     from longlora.report.write import write_report
@@ -98,21 +98,18 @@ def suite(
 @evaluate.command()
 @unfolded
 def short(
-    model: Model,
-    data: Data,
+    reading: Reading,
     out: Annotated[Path, typer.Option(help="Folder for short_context.json.")],
-    columns: Columns,
-    weights: Weights,
     base: Base = None,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens.")] = None,
-    across_documents: AcrossDocuments = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare a model with its base on the same tokens, at the base's context length."""
-    from longlora.evaluation.measure import measure_short_context
+    from longlora.evaluation.short_context import measure_short_context
 
-    texts = texts_of(data, columns, across_documents=across_documents)
-    result = measure_short_context(model, texts, loading_of(weights), base=base, max_targets=max_targets)
+    result = measure_short_context(
+        reading.model, reading.texts(), loading_of(reading.weights), base=base, max_targets=max_targets
+    )
     result.write(out)
     show(
         result,

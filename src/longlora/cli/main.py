@@ -53,6 +53,8 @@ def demo(
     ),
 ) -> None:
     """Extend the bundled tiny model from 256 to 1024 tokens, and show results before and after."""
+    if (out / "report.json").exists():
+        raise ConfigError(f"{out} holds a finished demo; choose another folder, or delete it")
     from longlora.demo.walkthrough import run_demo
 
     run_demo(out)

@@ -6,7 +6,7 @@ A command may take a dataclass of options (`unfolded`), which keeps related opti
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -118,26 +118,25 @@ class Columns:
 
 
 def unfolded(command: Command) -> Command:
-    """Expand each parameter that is a dataclass of options into one option per field, and pass the dataclass on."""
+    """Expand each parameter that is a dataclass of options into one option per field, and pass the dataclass on.
+
+    A field of such a dataclass may be one itself.
+    """
     hints = get_type_hints(command, include_extras=True)
-    kept, groups = [], {}
+    kept, groups = list[inspect.Parameter](), dict[str, Callable[..., Any]]()
     for parameter in inspect.signature(command).parameters.values():
         kind = hints[parameter.name]
         if is_dataclass(kind):
             assert isinstance(kind, type)
-            groups[parameter.name] = kind
-            annotations = get_type_hints(kind, include_extras=True)
-            options = inspect.signature(kind).parameters.values()
-            kept += [
-                option.replace(annotation=annotations[option.name], kind=option.KEYWORD_ONLY) for option in options
-            ]
+            groups[parameter.name] = build = unfolded(kind)
+            kept += inspect.signature(build).parameters.values()
         else:
             kept.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
 
-    @functools.wraps(command)
+    @functools.wraps(command, updated=())
     def call(**values: Any) -> Any:
-        for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        for name, build in groups.items():
+            values[name] = build(**{option: values.pop(option) for option in inspect.signature(build).parameters})
         return command(**values)
 
     call.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]

@@ -21,7 +21,6 @@ from longlora.data import read_documents, tokenize_documents
 from longlora.demo.handout import DemoResult, write_report
 from longlora.demo.recall_text import write_recall_documents
 from longlora.distributed import Processes
-from longlora.errors import ConfigError
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.evaluation.retrieval import LOG_FILE, Sweep, retrieve
 from longlora.evaluation.retrieval_tests import recall
@@ -82,13 +81,7 @@ RECOMMENDED = "recommended"
 
 
 def run_demo(output: Path) -> DemoResult:
-    """Train, evaluate, merge and report into `output`; after an interruption, another call continues there.
-
-    Raises:
-        ConfigError: `output` holds a finished demo.
-    """
-    if (output / "report.json").exists():
-        raise ConfigError(f"{output} holds a finished demo; choose another folder, or delete it")
+    """Train, evaluate, merge and report into `output`; after an interruption, another call continues there."""
     evaluation = {
         "texts": "held-out files of Python's standard library",
         "stride": EVALUATION_STRIDE,
@@ -103,8 +96,20 @@ def run_demo(output: Path) -> DemoResult:
 
     def evaluate(name: str, model: PreTrainedModel | PeftModel) -> None:
         started = time.monotonic()
-        _measure_perplexity(result, name, model, documents)
-        _measure_recall(result, Subject(name=name, model=model, tokenizer=tokenizer), output / "recall" / name)
+        measured = perplexity_by_length(
+            model,
+            documents,
+            lengths=LENGTHS,
+            stride=EVALUATION_STRIDE,
+            max_targets=EVALUATION_TARGETS,
+            description=name,
+        )
+        result.perplexity[name] = {length: value.perplexity for length, value in measured.items()}
+        result.standard_error[name] = {length: value.standard_error for length, value in measured.items()}
+        # One of eight key-value pairs, at the start or in the middle of the text.
+        subject = Subject(name=name, model=model, tokenizer=tokenizer)
+        asked = retrieve(subject, recall(chat=False), RECALL, output / "recall" / name, Processes())
+        result.recall[name] = {length: share.share for length, share in asked.shares().items()}
         result.seconds.setdefault(name, {})["evaluation"] = time.monotonic() - started
 
     evaluate("base", load_for_inference(TINY_MODEL)[0])
@@ -155,27 +160,6 @@ def _train(result: DemoResult, name: str, output: Path) -> Path:
         write_atomically(seconds_file, f"{time.monotonic() - started:.1f}\n")
     result.seconds[name] = {"training": float(seconds_file.read_text())}
     return directory / "adapter"
-
-
-def _measure_perplexity(
-    result: DemoResult, name: str, model: PreTrainedModel | PeftModel, documents: list[list[int]]
-) -> None:
-    measured = perplexity_by_length(
-        model,
-        documents,
-        lengths=LENGTHS,
-        stride=EVALUATION_STRIDE,
-        max_targets=EVALUATION_TARGETS,
-        description=name,
-    )
-    result.perplexity[name] = {length: value.perplexity for length, value in measured.items()}
-    result.standard_error[name] = {length: value.standard_error for length, value in measured.items()}
-
-
-def _measure_recall(result: DemoResult, subject: Subject, folder: Path) -> None:
-    """Ask for one of eight key-value pairs, at the start or in the middle of the text."""
-    asked = retrieve(subject, recall(chat=False), RECALL, folder, Processes())
-    result.recall[subject.name] = {row.length: row.shares["generated"].share for row in asked.lengths}
 
 
 def _an_answer(output: Path) -> dict[str, Any]:

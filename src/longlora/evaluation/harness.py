@@ -21,7 +21,7 @@ from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
 from longlora.evaluation.logits import base_model
 from longlora.evaluation.questions import count_tokens, render, uses_chat
 from longlora.evaluation.results import Harness, TaskResult, finished, read_metrics
-from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, load_subject, named_context
+from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
 from longlora.support.files import write_atomically
 
 logger = logging.getLogger("longlora")
@@ -97,6 +97,26 @@ def run_harness(
     if failures:
         raise failures[-1]
     return result
+
+
+def benchmark(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    output: str | Path,
+    task_files: Sequence[str | Path] = (),
+    base: str | None = None,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Run tasks of the harness on each model and on the models' bases, each into its own folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as `run_harness`.
+    """
+    bases = [base or base_of(name) for name in models]
+    for name in dict.fromkeys([*models, *(known for known in bases if known)]):
+        folder = Path(output) / folder_name(name) / "harness"
+        run_harness(name, tasks, output=folder, task_files=task_files, loading=loading)
 
 
 def _failure(call: Call, error: Exception) -> LongLoRAError:

@@ -5,26 +5,21 @@ far context. Here an evaluator chooses, once, the tokens that it predicts with f
 model is measured on those. As for perplexity by length, the targets are the same at each context, `stride` per window.
 """
 
+import gc
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from longlora.evaluation.logits import Model
+from longlora.errors import ConfigError
 from longlora.evaluation.perplexity import perplexity_of
 from longlora.evaluation.results import KeyTokens, LongPerplexity, finished
-from longlora.evaluation.scoring import (
-    Document,
-    check_longest,
-    evenly_spread,
-    score_windows,
-    token_arrays,
-    usual_stride,
-    windows_at_length,
-)
-from longlora.evaluation.subject import Subject
+from longlora.evaluation.scoring import check_longest, target_losses, usual_stride
+from longlora.evaluation.subject import Loading, base_of, load_subject, named_context
 from longlora.evaluation.text_results import Perplexity, PositionLoss
+from longlora.evaluation.texts import Material, Texts
 
 _LEAST_GAIN, _MOST_LOSS = 2.0, 2.0  # nats: the paper's alpha, and minus its beta
 _PARTS = 8  # ratio of the long context to the short one; in the paper 32,768 to 4,096 tokens
@@ -36,39 +31,6 @@ def ladder(long: int, short: int | None = None) -> list[int]:
     while contexts[0] // 2 >= (short or max(2, long // _PARTS)):
         contexts.insert(0, contexts[0] // 2)
     return [short, *contexts] if short and short < contexts[0] else contexts
-
-
-def target_losses(
-    model: Model,
-    documents: Sequence[Document],
-    *,
-    length: int,
-    longest: int,
-    stride: int,
-    max_targets: int,
-    batch_size_tokens: int = 8192,
-    progress: bool = True,
-    description: str = "",
-) -> np.ndarray:
-    """Return the loss of each target in nats given `length - stride` to `length - 1` tokens: (windows, stride).
-
-    Raises:
-        DataError: a document has ids outside the vocabulary, or none has `longest` tokens.
-        CheckpointError: the model produces NaN.
-    """
-    tokens = token_arrays(model, documents)
-    check_longest(tokens, "longest", longest)
-    windows = windows_at_length([len(document) for document in tokens], length=length, longest=longest, stride=stride)
-    batches = score_windows(
-        model,
-        tokens,
-        evenly_spread(windows, max(1, max_targets // stride)),
-        lambda nats: nats.numpy(),
-        batch_size=max(1, batch_size_tokens // length),
-        progress=progress,
-        description=f"{description} {length} tokens".lstrip(),
-    )
-    return np.concatenate(batches)
 
 
 def choose_key_tokens(losses: Sequence[np.ndarray], contexts: Sequence[int]) -> np.ndarray:
@@ -86,41 +48,38 @@ def choose_key_tokens(losses: Sequence[np.ndarray], contexts: Sequence[int]) -> 
 
 
 def find_key_tokens(
-    evaluator: Subject,
-    documents: Sequence[Document],
-    *,
-    contexts: Sequence[int],
-    longest: int,
-    max_targets: int,
-    folder: Path,
-    about: dict[str, Any],
+    material: Material, *, contexts: Sequence[int], longest: int, max_targets: int, folder: Path
 ) -> KeyTokens:
     """Let an evaluator choose key tokens among the targets of windows of `longest` tokens, or read its saved choice.
 
-    The choice is saved in `folder`. `about` describes the texts: `data` in words, `tokens` as a digest.
+    The choice is saved in `folder`.
 
     Raises:
         ConfigError: the folder holds another choice.
-        DataError, CheckpointError: as `target_losses`.
+        DataError: no document has `longest` tokens.
+        CheckpointError: the model produces NaN.
     """
-    settings = about | {"contexts": list(contexts), "longest": longest, "max_targets": max_targets}
+    evaluator = material.subject
+    settings = material.about | {"contexts": list(contexts), "longest": longest, "max_targets": max_targets}
     if kept := finished(KeyTokens, folder, settings, evaluator.weights):
         return kept
+    check_longest(material.documents, "longest", longest)
     stride = usual_stride(contexts[0])
     losses = [
         target_losses(
-            *(evaluator.model, documents),
+            evaluator.model,
+            material.documents,
             length=context,
             longest=longest,
             stride=stride,
             max_targets=max_targets,
             description=f"key tokens by {evaluator.name}",
-        )
+        ).numpy()
         for context in contexts
     ]
     keys = KeyTokens(
         **evaluator.about(),
-        data=about["data"],
+        data=material.texts.description,
         contexts=list(contexts),
         stride=stride,
         longest=longest,
@@ -131,36 +90,32 @@ def find_key_tokens(
     return keys
 
 
-def long_perplexity(
-    subject: Subject, documents: Sequence[Document], keys: KeyTokens, *, length: int, settings: dict[str, Any]
-) -> LongPerplexity:
+def long_perplexity(material: Material, keys: KeyTokens, *, length: int, settings: dict[str, Any]) -> LongPerplexity:
     """Measure a model on an evaluator's key tokens in the same texts, given `length` tokens.
 
     Raises:
-        DataError, CheckpointError: as `target_losses`.
+        CheckpointError: the model produces NaN.
     """
-    evidence = np.array(keys.evidence)
+    subject, evidence = material.subject, np.array(keys.evidence)
     losses = target_losses(
         subject.model,
-        documents,
+        material.documents,
         length=length,
         longest=keys.longest,
         stride=keys.stride,
         max_targets=evidence.size,
         description=f"{subject.name}, LongPPL",
-    )
+    ).numpy()
 
-    def on(chosen: np.ndarray) -> Perplexity | None:
+    def on(chosen: np.ndarray) -> Perplexity:
         pairs = [(float(nats[mask].sum()), int(mask.sum())) for nats, mask in zip(losses, chosen, strict=True)]
-        return perplexity_of([pair for pair in pairs if pair[1]]) if chosen.any() else None
+        return perplexity_of([pair for pair in pairs if pair[1]])
 
-    measured = {
-        (before, context): found
-        for before, context in zip(keys.contexts, keys.contexts[1:], strict=False)
-        if (found := on(evidence == context))
-    }
-    everything = on(np.ones_like(evidence, dtype=bool))
-    assert everything is not None
+    by_distance = [
+        PositionLoss(start=before, end=context, **dict(on(chosen)))  # loss, error and number of tokens
+        for before, context in pairwise(keys.contexts)
+        if (chosen := evidence == context).any()
+    ]
     return LongPerplexity(
         **subject.about(),
         evaluator=keys.model,
@@ -169,17 +124,48 @@ def long_perplexity(
         length=length,
         short=keys.contexts[0],
         num_targets=evidence.size,
-        all_targets=everything,
-        key_tokens=on(evidence > 0),
-        by_distance=[
-            PositionLoss(
-                start=before,
-                end=context,
-                loss=found.loss,
-                standard_error=found.standard_error,
-                num_tokens=found.num_tokens,
-            )
-            for (before, context), found in measured.items()
-        ],
+        all_targets=on(np.ones_like(evidence, dtype=bool)),
+        key_tokens=on(evidence > 0) if evidence.any() else None,
+        by_distance=by_distance,
         settings=settings,
     )
+
+
+def measure_long_perplexity(
+    model_name: str,
+    texts: Texts,
+    loading: Loading,
+    *,
+    output: str | Path,
+    evaluator: str | None = None,
+    length: int | None = None,
+    short: int | None = None,
+    max_targets: int = 16384,
+) -> LongPerplexity:
+    """Let an evaluator choose the tokens that need far context, within its own context, and measure a model on them.
+
+    The evaluator defaults to an adapter's base. Its choice is saved in `output` and reused for other models measured
+    into the same folder.
+
+    Raises:
+        CheckpointError: a model cannot be loaded, or produces NaN.
+        ConfigError: no evaluator is known, it tokenizes differently, or the folder holds another choice.
+        DataError: the texts cannot be read, or none is as long as the longest length.
+    """
+    evaluator = evaluator or base_of(model_name)
+    if evaluator is None:
+        raise ConfigError(f"{model_name} does not name its base: choose an evaluator with --evaluator")
+    contexts = ladder(named_context(evaluator), short)
+    length = length or named_context(model_name)
+    keys = find_key_tokens(
+        texts.read_by(load_subject(evaluator, loading)),
+        contexts=contexts,
+        longest=max(length, contexts[-1]),
+        max_targets=max_targets,
+        folder=Path(output),
+    )
+    gc.collect()  # frees the evaluator's memory
+    material = texts.read_by(load_subject(model_name, loading))
+    if material.about["tokens"] != keys.settings["tokens"]:
+        raise ConfigError(f"{model_name} and {evaluator} tokenize the same texts differently: name another evaluator")
+    return long_perplexity(material, keys, length=length, settings=keys.settings | {"length": length})

@@ -6,13 +6,15 @@ the window. The protocols differ in the windows (`longlora.evaluation.scoring`) 
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import Tensor
 
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
+from longlora.evaluation.reader import check_positions
+from longlora.evaluation.results import PerplexityByLength, Positions
 from longlora.evaluation.scoring import (
     Document,
     Window,
@@ -23,12 +25,18 @@ from longlora.evaluation.scoring import (
     joined,
     score_windows,
     sliding_windows,
+    target_losses,
     token_arrays,
-    windows_at_length,
+    usual_lengths,
+    usual_stride,
 )
 from longlora.evaluation.text_results import Perplexity, PositionLoss
 
+if TYPE_CHECKING:  # texts.py loads much that the public functions here do without
+    from longlora.evaluation.texts import Material
+
 ORIGINAL_STRIDE = 256
+Protocol = Literal["same-targets", "new", "all", "original"]
 
 
 def perplexity(
@@ -73,8 +81,16 @@ def perplexity(
         windows = sliding_windows(sizes, window=window, stride=stride)
     if not windows:
         raise DataError("Nothing to score: every document has a single token. Join them with across_documents=True.")
-    windows = evenly_spread(windows, max_windows or len(windows))
-    return _weighted(model, tokens, windows, batch_size=batch_size, progress=progress, description="perplexity")
+    sums = score_windows(
+        model,
+        tokens,
+        evenly_spread(windows, max_windows or len(windows)),
+        lambda nats: [(value, nats.shape[1]) for value in nats.sum(dim=1).tolist()],
+        batch_size=batch_size,
+        description="perplexity",
+        progress=progress,
+    )
+    return perplexity_of(list(chain.from_iterable(sums)))
 
 
 def perplexity_by_length(
@@ -105,39 +121,22 @@ def perplexity_by_length(
         raise ConfigError(f"stride must be smaller than the shortest length ({min(lengths)}), not {stride}.")
     if max_targets is not None and max_targets < stride:
         raise ConfigError(f"max_targets must be at least stride ({stride}, one window's targets), not {max_targets}.")
-    tokens = token_arrays(model, documents)
-    longest = max(longest or 0, *lengths)
+    tokens, longest, results = token_arrays(model, documents), max(longest or 0, *lengths), {}
     check_longest(tokens, "max(lengths)", longest)
-    sizes, results = [len(document) for document in tokens], {}
     for length in sorted(set(lengths)):
-        windows = windows_at_length(sizes, length=length, longest=longest, stride=stride)
-        windows = evenly_spread(windows, max_targets // stride if max_targets else len(windows))
-        batch_size, label = max(1, batch_size_tokens // length), f"{description} {length} tokens".lstrip()
-        results[length] = _weighted(
-            *(model, tokens, windows), batch_size=batch_size, progress=progress, description=label, keep_windows=True
+        losses = target_losses(
+            model,
+            tokens,
+            length=length,
+            longest=longest,
+            stride=stride,
+            max_targets=max_targets,
+            batch_size_tokens=batch_size_tokens,
+            description=description,
+            progress=progress,
         )
+        results[length] = perplexity_of([(nats, stride) for nats in losses.sum(dim=1).tolist()], keep_windows=True)
     return results
-
-
-def _weighted(
-    model: Model,
-    tokens: list[np.ndarray],
-    windows: list[Window],
-    *,
-    batch_size: int,
-    progress: bool,
-    description: str,
-    keep_windows: bool = False,
-) -> Perplexity:
-    """Score windows, giving every scored token equal weight."""
-
-    def sums(nats: Tensor) -> list[tuple[float, int]]:
-        return [(value, nats.shape[1]) for value in nats.sum(dim=1).tolist()]
-
-    batches = score_windows(
-        model, tokens, windows, sums, batch_size=batch_size, progress=progress, description=description
-    )
-    return perplexity_of([window for batch in batches for window in batch], keep_windows=keep_windows)
 
 
 def perplexity_of(windows: Sequence[tuple[float, int]], *, keep_windows: bool = False) -> Perplexity:
@@ -265,6 +264,83 @@ def loss_by_position(
         )
         for start, end, loss, error in zip(edges[:-1], edges[1:], means.mean(axis=0), errors, strict=True)
     ]
+
+
+def measure_perplexity(
+    material: "Material",
+    *,
+    lengths: Sequence[int] | None = None,
+    stride: int | None = None,
+    protocol: Protocol = "same-targets",
+    max_targets: int | None = None,
+) -> PerplexityByLength:
+    """Measure a model's perplexity at each length by one of the protocols.
+
+    `same-targets` is `perplexity_by_length`, `new` and `all` are `perplexity` with that `score`, and `original` is
+    `original_perplexity`, which always joins documents. `lengths` defaults to an eighth, a quarter, a half and the
+    whole of the model's context; `stride` to 256 tokens as in the paper, or half of the shortest length if that is
+    less. `original` always scores all tokens.
+
+    Raises:
+        ConfigError: lengths and stride do not fit together.
+        DataError: no document is as long as the longest length.
+        CheckpointError: the model produces NaN.
+    """
+    subject, texts, documents, model = material.subject, material.texts, material.documents, material.subject.model
+    lengths = sorted(set(lengths or usual_lengths(subject.context)))
+    move = stride or (ORIGINAL_STRIDE if protocol == "original" else usual_stride(min(lengths)))
+
+    def at_length(window: int) -> Perplexity:
+        if protocol == "original":
+            return original_perplexity(model, documents, window=window, stride=move)
+        assert protocol != "same-targets"
+        targets = window - 1 if protocol == "all" else move
+        most = None if max_targets is None else max(1, max_targets // targets)
+        return perplexity(model, documents, window=window, stride=move, score=protocol, max_windows=most)
+
+    if protocol == "same-targets":
+        measured = perplexity_by_length(
+            model, documents, lengths=lengths, stride=move, max_targets=max_targets, description=subject.name
+        )
+    else:
+        measured = {length: at_length(length) for length in lengths}
+    return PerplexityByLength(
+        **subject.about(),
+        protocol=protocol,
+        data=texts.description,
+        perplexity=measured,
+        settings={"stride": stride, "across_documents": texts.across_documents, "max_targets": max_targets},
+    )
+
+
+def measure_positions(
+    material: "Material",
+    *,
+    length: int | None = None,
+    num_buckets: int,
+    max_windows: int | None,
+    beyond: bool,
+    settings: dict[str, Any],
+) -> Positions:
+    """Measure a model's loss by position in windows of `length` tokens, by default its context.
+
+    Raises:
+        ConfigError: the window is longer than the model's positions, without `beyond`, or a number is out of range.
+        DataError, CheckpointError: as `loss_by_position`.
+    """
+    subject = material.subject
+    length = length or subject.context
+    check_positions(subject.model, length, beyond=beyond)
+    curve = loss_by_position(
+        subject.model,
+        material.documents,
+        length=length,
+        num_buckets=num_buckets,
+        max_windows=max_windows,
+        description=subject.name,
+    )
+    num_windows = curve[0].num_tokens // (curve[0].end - curve[0].start)
+    return Positions(**subject.about(), length=length, num_windows=num_windows, curve=curve, settings=settings)
 
 
 def _check_at_least(minimum: int, **values: int | None) -> None:

@@ -42,9 +42,13 @@ class RetrievalTest:
     name: str
     ask: Callable[[PreTrainedTokenizerBase, TrialId], Question]
     settings: dict[str, Any]
-    # The scores (0 to 1) to report, each with its chance level; the first gives the verdict.
-    measures: dict[str, float] = field(default_factory=lambda: {"generated": 0.0})
+    num_choices: int = 0  # of a forced choice, if there is one
     has_depths: bool = True
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The scores (0 to 1) to report, each with its chance level; the first gives the verdict."""
+        return {"generated": 0.0} | ({"chosen": 1 / self.num_choices} if self.num_choices else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,10 @@ def trial_grid(
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A question with an adjustable amount of filler, in units of its own: words, characters or turns."""
+    """A question with an adjustable amount of filler, in units of its own: words, characters or turns.
+
+    With `choices`, the right one first, `expected` and `distractors` follow from them.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     chat: bool
@@ -108,8 +115,8 @@ class Draft:
     question: str
     answer_start: str
     fact: str
-    expected: tuple[str, ...]
     max_new_tokens: int
+    expected: tuple[str, ...] = ()
     distractors: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
 
@@ -144,10 +151,10 @@ class Draft:
         common = next((place for place, ids in columns if len(set(ids)) > 1), min(map(len, [input_ids, *whole])))
         return Question(
             input_ids=input_ids,
-            expected=self.expected,
+            expected=self.expected or self.choices[:1],
             max_new_tokens=self.max_new_tokens,
             distance=tokens_from(self.tokenizer, text, self.fact, chat=self.chat),
-            distractors=self.distractors,
+            distractors=self.distractors or self.choices[1:],
             choices=tuple(tuple(ids[common:]) for ids in whole),
             choice_context=common if self.choices else 0,
         )

@@ -11,6 +11,7 @@ suite.json          `SuiteRecord`: what a suite measured and left out
 
 import json
 import math
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -34,10 +35,6 @@ class RetrievalRow(Schema):
     shares: dict[str, Share]  # by measure: `generated`, and `chosen` if there is a forced choice
     by_depth: dict[str, dict[str, Share]]  # the same by depth; a single entry `drawn` if the test itself places facts
     means: dict[str, float]  # of the graded scores: `found`, and with a forced choice `rank` and `margin` (nats)
-
-
-def _length(row: RetrievalRow) -> int:
-    return row.length
 
 
 class Retrieval(Result):
@@ -89,14 +86,14 @@ class Retrieval(Result):
         return "\n".join(verdict(self.shares(measure), bar=self.bar, verb=_VERBS[measure]) for measure in self.chance)
 
     @property
-    def reached(self) -> int | None:
-        """The length in tokens up to which generated answers meet the bar."""
-        return self.reading.reached
-
-    @property
     def reading(self) -> Reading:
         """How far the model reads, judged from its generated answers."""
         return reading(self.shares(), bar=self.bar)
+
+    @property
+    def at_shortest(self) -> Share:
+        """The share of right answers at the shortest length."""
+        return self.shares()[self.lengths[0].length]
 
     @property
     def is_zero(self) -> bool:
@@ -164,7 +161,9 @@ class Harness(Result):
                 rows.setdefault(test, []).append(row)
         about = {"model": self.model, "weights": self.weights, "context": self.context, "path": self.path}
         return [
-            Retrieval(test=test, bar=BAR, chance={"generated": 0.0}, lengths=sorted(own, key=_length), **about)
+            Retrieval(
+                test=test, bar=BAR, chance={"generated": 0.0}, lengths=sorted(own, key=attrgetter("length")), **about
+            )
             for test, own in rows.items()
         ]
 
@@ -178,13 +177,8 @@ class SuiteRecord(Result):
     left_out: list[str]  # what was not measured, each with its reason
 
 
-RESULT_FILES: dict[str, type[Result]] = {
-    kind.FILE: kind
-    for kind in (
-        *(Retrieval, PerplexityByLength, Positions, ShortContext, LongPerplexity, KeyTokens),
-        *(Harness, SuiteRecord),
-    )
-}
+_KINDS = Retrieval, PerplexityByLength, Positions, ShortContext, LongPerplexity, KeyTokens, Harness, SuiteRecord
+RESULT_FILES: dict[str, type[Result]] = {kind.FILE: kind for kind in _KINDS}
 
 
 def read_result(path: Path) -> Result:

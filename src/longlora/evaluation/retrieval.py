@@ -10,13 +10,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.distributed import Processes
+from longlora.distributed import Processes, joined
+from longlora.evaluation.drawing import write_result
 from longlora.evaluation.logits import Model
 from longlora.evaluation.questions import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
 from longlora.evaluation.reader import check_positions, read_answer
 from longlora.evaluation.results import Retrieval, RetrievalRow
+from longlora.evaluation.scoring import usual_lengths
 from longlora.evaluation.shares import BAR, Share, check_bar, wilson
-from longlora.evaluation.subject import Subject, provenance, tokenizer_identity, usual_lengths
+from longlora.evaluation.subject import Loading, Subject, load_subject, provenance, tokenizer_identity
 from longlora.support.files import write_atomically
 from longlora.support.journal import Journal, json_line, read_journal
 from longlora.support.progress import progress_bar
@@ -111,7 +113,7 @@ def retrieve(
     completed = (len(grid) - len(missing)) // processes.count
     show, num_right = progress and processes.is_first, 0.0
     with (
-        open_log(folder, settings, process=processes.index, num_processes=processes.count) as log,
+        open_log(folder, settings, processes) as log,
         progress_bar(test.name, total=completed + len(own), completed=completed, progress=show) as advance,
     ):
         for num_asked, trial in enumerate(own, start=1):
@@ -122,6 +124,22 @@ def retrieve(
     finished = finished_by_all()
     trials = [finished[trial] for trial in grid]
     return summarise(trials, test, bar=sweep.bar, settings=settings, provenance=provenance(command))
+
+
+def measure_retrieval(
+    model_name: str, test: RetrievalTest, sweep: Sweep, loading: Loading, *, output: str | Path
+) -> Retrieval | None:
+    """Load a model, run a retrieval test and write its result; return None in all processes but the first.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as `run_retrieval` and `load_subject`.
+    """
+    with joined() as processes:
+        result = retrieve(load_subject(model_name, loading, processes), test, sweep, Path(output), processes)
+        if not processes.is_first:
+            return None
+        write_result(result, output)
+    return result
 
 
 def summarise(
@@ -189,16 +207,14 @@ def _answer(subject: Subject, test: RetrievalTest, trial: TrialId, *, beyond: bo
 
 
 @contextmanager
-def open_log(
-    folder: Path, settings: Mapping[str, Any], *, process: int = 0, num_processes: int = 1
-) -> Iterator[Journal]:
+def open_log(folder: Path, settings: Mapping[str, Any], processes: Processes) -> Iterator[Journal]:
     """Open the journal of finished trials; with several processes, each writes its own file until `gather`.
 
     Raises:
         ConfigError: it was begun with other settings, or another process has it open.
         DataError: it cannot be read.
     """
-    name = LOG_FILE if num_processes == 1 else f"trials.part-{process}-of-{num_processes}.jsonl"
+    name = LOG_FILE if processes.count == 1 else f"trials.part-{processes.index}-of-{processes.count}.jsonl"
     journal = Journal(folder / name, settings)
     try:
         yield journal

@@ -199,7 +199,7 @@ def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool =
         rng = random.Random(trial.seed)
         keys, values = names(rng, num_pairs), _values(tokenizer, rng, num_pairs)
         asked = rng.randrange(num_pairs)
-        key, value, others = keys[asked], values[asked], (*values[:asked], *values[asked + 1 :])
+        key, value = keys[asked], values[asked]
         pairs = [f"The code of the {key} is {value}." for key, value in zip(keys, values, strict=True)]
         before, after = (filler.stream(rng.randrange(2**32)) for _ in range(2))
 
@@ -214,9 +214,7 @@ def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool =
             question=f"What is the code of the {key}?",
             answer_start=f"The code of the {key} is",
             fact=pairs[asked],
-            expected=(value,),
-            distractors=others,
-            choices=(value, *others),
+            choices=(value, *values[:asked], *values[asked + 1 :]),
             max_new_tokens=count_tokens(tokenizer, f" {value}.") + 4,
         )
         budget = trial.length - draft.max_new_tokens
@@ -227,8 +225,7 @@ def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool =
         return replace(draft, body=partial(body, words_after=words_after)).filled(trial.length, what="recall")
 
     settings = {"num_pairs": num_pairs, "haystack": filler.identity, "chat": chat}
-    measures = {"generated": 0.0, "chosen": 1 / num_pairs}
-    return RetrievalTest(name="recall", ask=ask, settings=settings, measures=measures)
+    return RetrievalTest(name="recall", ask=ask, settings=settings, num_choices=num_pairs)
 
 
 def association(*, num_people: int = 6, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
@@ -259,15 +256,12 @@ def association(*, num_people: int = 6, haystack: Haystack | None = None, chat: 
             question=f"Which of the people named in this text {chosen[0][1]}? Give only the name.",
             answer_start="The name is",
             fact=f"{asked}.",
-            expected=(people[0],),
-            distractors=tuple(people[1:]),
             choices=tuple(people),
             max_new_tokens=max(count_tokens(tokenizer, f" {name}.") for name in people) + 4,
         ).filled(trial.length, what="association")
 
     settings = {"num_people": num_people, "haystack": filler.identity, "chat": chat}
-    measures = {"generated": 0.0, "chosen": 1 / num_people}
-    return RetrievalTest(name="association", ask=ask, settings=settings, measures=measures)
+    return RetrievalTest(name="association", ask=ask, settings=settings, num_choices=num_people)
 
 
 def tracking(
@@ -308,15 +302,12 @@ def tracking(
             ),
             answer_start=f"The value of VAR {asked} is the number",
             fact=f"VAR {chains[0][0]} = {values[0]}.",
-            expected=(values[0],),
-            distractors=tuple(values[1:]),
             choices=tuple(values),
             max_new_tokens=count_tokens(tokenizer, f" {values[0]}.") + 4,
         ).filled(trial.length, what=f"tracking of {num_chains} chains of {num_hops} hops")
 
     settings = {"num_hops": num_hops, "num_chains": num_chains, "haystack": filler.identity, "chat": chat}
-    measures = {"generated": 0.0, "chosen": 1 / num_chains}
-    return RetrievalTest(name="tracking", ask=ask, settings=settings, measures=measures)
+    return RetrievalTest(name="tracking", ask=ask, settings=settings, num_choices=num_chains)
 
 
 def counting(*, haystack: Haystack | None = None, chat: bool = True) -> RetrievalTest:
@@ -344,15 +335,12 @@ def counting(*, haystack: Haystack | None = None, chat: bool = True) -> Retrieva
             question="Count the reports in the text above: which one was seen most often?",
             answer_start="The one that was seen most often is the",
             fact=f"{reports[seen.index(most, seen.index(most) + 1)]}.",
-            expected=(most,),
-            distractors=(often, *rest),
             choices=tuple(things),
             max_new_tokens=count_tokens(tokenizer, f" {most}.") + 4,
         ).filled(trial.length, what="counting")
 
     settings = {"num_things": num_things, "haystack": filler.identity, "chat": chat}
-    measures = {"generated": 0.0, "chosen": 1 / num_things}
-    return RetrievalTest(name="counting", ask=ask, settings=settings, measures=measures, has_depths=False)
+    return RetrievalTest(name="counting", ask=ask, settings=settings, num_choices=num_things, has_depths=False)
 
 
 def _evenly(depth: float | None, count: int) -> list[float]:

@@ -66,6 +66,11 @@ def windows_at_length(document_lengths: Sequence[int], *, length: int, longest: 
     ]
 
 
+def usual_lengths(context: int) -> list[int]:
+    """Return an eighth, a quarter, a half and the whole of a context length."""
+    return [context // 8, context // 4, context // 2, context]
+
+
 def usual_stride(shortest: int) -> int:
     """Return 256 tokens as in the paper, or half of the shortest length if that is less."""
     return max(1, min(256, shortest // 2))
@@ -119,14 +124,12 @@ def check_ids(ids: np.ndarray, vocabulary_size: int, what: str) -> None:
     Raises:
         DataError: an id is not.
     """
-    for first in range(0, len(ids), 1 << 20):  # in parts, because a memory-mapped file may have billions of ids
-        part = ids[first : first + (1 << 20)]
-        foreign = np.flatnonzero((part < 0) | (part >= vocabulary_size))
-        if foreign.size:
-            raise DataError(
-                f"{what} has token id {part[foreign[0]]} at position {first + foreign[0]}, but the model knows 0 to "
-                f"{vocabulary_size - 1}: tokenize with the model's own tokenizer."
-            )
+    if ids.size and (ids.min() < 0 or ids.max() >= vocabulary_size):  # no copy: a file may have billions of ids
+        place = np.argmax((ids < 0) | (ids >= vocabulary_size))
+        raise DataError(
+            f"{what} has token id {ids[place]} at position {place}, but the model knows 0 to {vocabulary_size - 1}: "
+            "tokenize with the model's own tokenizer."
+        )
 
 
 def joined(documents: Sequence[Document]) -> list[np.ndarray]:
@@ -156,6 +159,42 @@ def check_longest(tokens: Sequence[np.ndarray], name: str, needed: int) -> None:
             f"At least one document must have {name} = {needed} tokens, but the longest has {longest}: give longer "
             f"documents or set {name} to {longest} or less."
         )
+
+
+def target_losses(
+    model: Model,
+    tokens: Sequence[np.ndarray],
+    *,
+    length: int,
+    longest: int,
+    stride: int,
+    max_targets: int | None = None,
+    batch_size_tokens: int = 8192,
+    description: str = "",
+    progress: bool = True,
+) -> Tensor:
+    """Return the loss of each target in nats given `length - stride` to `length - 1` tokens: (windows, stride).
+
+    The targets are the same at every length (`windows_at_length`), and one document at least must have `longest`
+    tokens. `max_targets` limits their number; the windows are then spread evenly. A forward pass reads
+    `batch_size_tokens`, at least one window.
+
+    Raises:
+        CheckpointError: the model produces NaN.
+    """
+    windows = windows_at_length([len(document) for document in tokens], length=length, longest=longest, stride=stride)
+    if max_targets is not None:
+        windows = evenly_spread(windows, max(1, max_targets // stride))
+    batches = score_windows(
+        model,
+        tokens,
+        windows,
+        lambda nats: nats,
+        batch_size=max(1, batch_size_tokens // length),
+        description=f"{description} {length} tokens".lstrip(),
+        progress=progress,
+    )
+    return torch.cat(batches)
 
 
 def score_windows(

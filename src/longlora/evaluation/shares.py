@@ -10,11 +10,11 @@ ruler    the lower bound reaches 85.6 %, Llama-2-7B's score at 4,096 tokens (Hsi
 
 import math
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from longlora.errors import ConfigError
+from longlora.evaluation.schema import Schema
 
 Z95 = 1.959964  # 95 % of a normal distribution lies within this many standard deviations
 BAR = 0.8  # 16 right answers of 16 certify it, 26 of 27, or 46 of 50
@@ -22,10 +22,8 @@ Definition = Literal["bar", "nolima", "ruler"]
 _NOLIMA_PART, _RULER_SCORE = 0.85, 0.856
 
 
-class Share(BaseModel):
+class Share(Schema):
     """A share of right answers with its 95 % Wilson interval (`wilson`)."""
-
-    model_config = ConfigDict(frozen=True)
 
     share: float
     low: float
@@ -52,28 +50,21 @@ def wilson(right: float, num_trials: int) -> Share:
     return Share(share=p, low=max(0.0, min(p, low)), high=min(1.0, max(p, high)), num_trials=n)
 
 
-def needed_share(shares: Mapping[int, Share], *, bar: float, definition: Definition = "bar") -> float:
-    """Return the threshold that a definition sets for the lower bound, given the model's shares by length."""
-    own = shares[min(shares)].share
-    return {"bar": bar, "nolima": _NOLIMA_PART * own, "ruler": _RULER_SCORE}[definition]
-
-
 def effective_length(shares: Mapping[int, Share], *, bar: float, definition: Definition = "bar") -> int | None:
     """Return the effective length by a definition, or None.
 
     In NoLiMa's definition, the shortest length is the reference and counts if any answer there was right.
-
-    Raises:
-        ConfigError: the bar is not between 0 and 1.
     """
-    check_bar(bar)
-    needed, longest = needed_share(shares, bar=bar, definition=definition), None
-    for length in sorted(shares):
-        itself = definition == "nolima" and longest is None and shares[length].share > 0
-        if not itself and (shares[length].low < needed or needed == 0):
-            break
-        longest = length
-    return longest
+    shortest = min(shares)
+    reference = shares[shortest].share
+    needed = {"bar": bar, "nolima": _NOLIMA_PART * reference, "ruler": _RULER_SCORE}[definition]
+
+    def meets(length: int) -> bool:
+        if definition == "nolima" and length == shortest:
+            return reference > 0
+        return shares[length].low >= needed
+
+    return max(takewhile(meets, sorted(shares)), default=None)
 
 
 class Reading(NamedTuple):
@@ -90,11 +81,7 @@ class Reading(NamedTuple):
 
 
 def reading(shares: Mapping[int, Share], *, bar: float) -> Reading:
-    """Judge how far a model reads from its shares by length.
-
-    Raises:
-        ConfigError: the bar is not between 0 and 1.
-    """
+    """Judge how far a model reads from its shares by length."""
     reached = effective_length(shares, bar=bar)
     failed = next((length for length in sorted(shares) if reached is None or length > reached), None)
     is_sure = failed is not None and shares[failed].high < bar
@@ -119,11 +106,7 @@ def check_bar(bar: float) -> None:
 
 
 def verdict(shares: Mapping[int, Share], *, bar: float, verb: str = "reads") -> str:
-    """Describe in one sentence how far a model reads by the bar; the longest tested length is always included.
-
-    Raises:
-        ConfigError: the bar is not between 0 and 1.
-    """
+    """Describe in one sentence how far a model reads by the bar; the longest tested length is always included."""
     found, longest, percent = reading(shares, bar=bar), max(shares), f"{100 * bar:g} %"
     if found.failed is None:
         return f"{verb} to {longest:,} tokens, the longest tested, reliably at ≥ {percent}; there: {shares[longest]}"

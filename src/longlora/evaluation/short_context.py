@@ -1,16 +1,16 @@
 """Compare an extended model with its base on the same tokens at the base context: is short context preserved?"""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from longlora.errors import ConfigError, DataError
-from longlora.evaluation.logits import Model
-from longlora.evaluation.scoring import Document, evenly_spread, score_windows, token_arrays, windows_at_length
+from longlora.evaluation.scoring import target_losses, usual_stride
 from longlora.evaluation.shares import Z95
+from longlora.evaluation.subject import Loading, base_of, load_subject, named_context, provenance
 from longlora.evaluation.text_results import ShortContext
+from longlora.evaluation.texts import Material, Texts
 
 
 class Losses(NamedTuple):
@@ -19,49 +19,35 @@ class Losses(NamedTuple):
     model: str
     weights: str
     tokens: str  # digest of the tokens scored
-    losses: np.ndarray  # (windows,)
+    losses: np.ndarray  # (windows,), the mean of each window's last `stride` tokens in nats
 
 
-def window_losses(
-    model: Model,
-    documents: Sequence[Document],
-    *,
-    length: int,
-    stride: int,
-    max_targets: int | None = None,
-    batch_size_tokens: int = 8192,
-    progress: bool = True,
-    description: str = "",
-) -> np.ndarray:
-    """Return the mean loss of the last `stride` tokens of each window of `length` tokens, in nats: (windows,).
+def window_losses(material: Material, *, length: int, stride: int, max_targets: int | None = None) -> Losses:
+    """Score the last `stride` tokens of each window of `length` tokens.
 
     Raises:
-        DataError: a document has ids outside the vocabulary, or none has `length` tokens.
+        DataError: no document has `length` tokens.
         CheckpointError: the model produces NaN.
     """
-    tokens = token_arrays(model, documents)
-    windows = windows_at_length([len(document) for document in tokens], length=length, longest=length, stride=stride)
-    if not windows:
+    if material.longest < length:
         raise DataError(
             f"at least one document must have {length:,} tokens, the base's context; the longest has "
-            f"{max(map(len, tokens)):,}: give longer documents, or join them"
+            f"{material.longest:,}: give longer documents, or join them"
         )
-    windows = evenly_spread(windows, max(1, max_targets // stride) if max_targets else len(windows))
-    batches = score_windows(
-        model,
-        tokens,
-        windows,
-        lambda nats: nats.mean(dim=1).numpy(),
-        batch_size=max(1, batch_size_tokens // length),
-        progress=progress,
-        description=f"{description} {length} tokens".lstrip(),
+    subject = material.subject
+    losses = target_losses(
+        subject.model,
+        material.documents,
+        length=length,
+        longest=length,
+        stride=stride,
+        max_targets=max_targets,
+        description=subject.name,
     )
-    return np.concatenate(batches)
+    return Losses(subject.name, subject.weights, material.about["tokens"], losses.mean(dim=1).numpy())
 
 
-def compare_losses(
-    base: Losses, own: Losses, *, length: int, stride: int, settings: dict[str, Any], provenance: dict[str, Any]
-) -> ShortContext:
+def compare_losses(base: Losses, own: Losses, *, length: int, stride: int, settings: dict[str, Any]) -> ShortContext:
     """Compare the losses of a model with those of its base, window by window.
 
     Raises:
@@ -91,5 +77,31 @@ def compare_losses(
         low=None if error is None else math.exp(mean - Z95 * error),
         high=None if error is None else math.exp(mean + Z95 * error),
         settings=settings,
-        provenance=provenance,
+        provenance=provenance(),
     )
+
+
+def measure_short_context(
+    model_name: str, texts: Texts, loading: Loading, *, base: str | None = None, max_targets: int | None = None
+) -> ShortContext:
+    """Load a model and its base, one after the other, and compare them at the base context.
+
+    An adapter names its base; for any other model, `base` is required.
+
+    Raises:
+        CheckpointError: a model cannot be loaded, or produces NaN.
+        ConfigError: the base is unknown, or tokenizes differently.
+        DataError: the texts cannot be read, or none is as long as the base context.
+    """
+    base = base or base_of(model_name)
+    if base is None:
+        raise ConfigError(f"{model_name} does not name its base: give the base with --base")
+    length = named_context(base)
+    stride = usual_stride(length)
+
+    def losses_of(name: str) -> Losses:
+        material = texts.read_by(load_subject(name, loading))
+        return window_losses(material, length=length, stride=stride, max_targets=max_targets)
+
+    settings = {"data": texts.description, "stride": stride, "across_documents": texts.across_documents}
+    return compare_losses(losses_of(base), losses_of(model_name), length=length, stride=stride, settings=settings)

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes
 from longlora.errors import ConfigError
-from longlora.evaluation.logits import Model, base_model, vocabulary_size
+from longlora.evaluation.logits import Model, base_model
 from longlora.models.checkpoint import base_model_of, is_adapter, read_extension
 from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source
 from longlora.models.positions import readable_context
@@ -53,11 +54,6 @@ class Subject:
         """The model's context length in tokens, according to its configuration."""
         return readable_context(base_model(self.model).config)
 
-    @property
-    def vocabulary_size(self) -> int:
-        """The number of token ids in the model's vocabulary."""
-        return vocabulary_size(self.model)
-
     def about(self) -> dict[str, Any]:
         """Return the fields common to all results: the model and the provenance."""
         return {"model": self.name, "weights": self.weights, "context": self.context, "provenance": provenance()}
@@ -80,9 +76,10 @@ def load_subject(name: str, loading: Loading, processes: Processes | None = None
     return Subject(name=name, model=model, tokenizer=tokenizer)
 
 
-def usual_lengths(context: int) -> list[int]:
-    """Return an eighth, a quarter, a half and the whole of a context length."""
-    return [context // 8, context // 4, context // 2, context]
+def folder_name(model: str) -> str:
+    """Turn a model's name into a folder name: the last three parts of its path."""
+    parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts[-3:])) or "model"
 
 
 def base_of(model_name: str) -> str | None:

@@ -10,24 +10,35 @@ DIR/MODEL/short/              the model compared with its base, at the base cont
 
 import gc
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes, joined
 from longlora.errors import ConfigError
 from longlora.evaluation.drawing import write_result
-from longlora.evaluation.harness import run_harness
+from longlora.evaluation.key_tokens import find_key_tokens, ladder, long_perplexity
+from longlora.evaluation.perplexity import measure_positions, perplexity_by_length
 from longlora.evaluation.questions import RetrievalTest, TrialId
-from longlora.evaluation.results import KeyTokens, SuiteRecord
+from longlora.evaluation.results import (
+    KeyTokens,
+    LongPerplexity,
+    PerplexityByLength,
+    Positions,
+    ShortContext,
+    SuiteRecord,
+    finished,
+)
 from longlora.evaluation.retrieval import Sweep, retrieve
 from longlora.evaluation.retrieval_tests import association, counting, needle, passkey, recall, topics, tracking
-from longlora.evaluation.subject import AS_IT_IS, Loading, base_of, load_subject, named_context
-from longlora.evaluation.suite_texts import Amount, TextJob, choose_keys, measure_curves, measure_short
-from longlora.evaluation.texts import Texts
+from longlora.evaluation.scoring import usual_stride
+from longlora.evaluation.short_context import Losses, compare_losses, window_losses
+from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
+from longlora.evaluation.texts import Material, Texts
+from longlora.models.load import model_source
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")
@@ -41,7 +52,9 @@ class Suite:
     depths: tuple[float, ...]
     trials: int  # passkey, needle, association: questions per length and depth
     trials_without_depth: int  # the other tests, whose facts open or fill the prompt: questions per length
-    text: Amount
+    max_targets: int  # tokens scored per length, for the perplexity and LongPPL
+    max_windows: int  # of the whole context, for the loss by position
+    short_targets: int  # tokens scored at the base context, for the comparison with the base
 
 
 SUITES = {
@@ -50,21 +63,27 @@ SUITES = {
         depths=(0.5,),
         trials=1,
         trials_without_depth=2,
-        text=Amount(max_targets=512, max_windows=1, short_targets=512),
+        max_targets=512,
+        max_windows=1,
+        short_targets=512,
     ),
     "quick": Suite(
         parts_of_context=(4, 1),
         depths=(0.0, 0.5, 1.0),
         trials=9,
         trials_without_depth=27,
-        text=Amount(max_targets=4096, max_windows=8, short_targets=8192),
+        max_targets=4096,
+        max_windows=8,
+        short_targets=8192,
     ),
     "full": Suite(
         parts_of_context=(8, 4, 2, 1),
         depths=(0.0, 0.25, 0.5, 0.75, 1.0),
         trials=10,
         trials_without_depth=50,
-        text=Amount(max_targets=16384, max_windows=32, short_targets=32768),
+        max_targets=16384,
+        max_windows=32,
+        short_targets=32768,
     ),
 }
 
@@ -76,12 +95,22 @@ class _Plan:
     name: str
     suite: Suite
     texts: Texts
-    lengths: list[int]
+    lengths: list[int]  # they determine the perplexity's targets, which must be the same for each model
     seed: int
     beyond: bool
     loading: Loading
     keys: KeyTokens | None = None
     """The tokens that need far context; None if no evaluator is known, or the texts are too short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """The measurements of one model."""
+
+    plan: _Plan
+    base: str | None
+    folder: Path
+    record: SuiteRecord
 
 
 def run_suite(
@@ -133,34 +162,13 @@ def run_suite(
     with joined() as processes:
         chooser = evaluator or next(filter(None, bases.values()), None)
         if chooser and processes.is_first:
-            keys = choose_keys(chooser, texts, plan.lengths, plan.suite.text, Path(output), loading)
-            plan = replace(plan, keys=keys)
+            plan = replace(plan, keys=_choose_keys(chooser, plan, Path(output)))
         # A base among the models is passed as its own base: it has no other base to compare its short context with.
         records = [
             _measure(name, folder, bases[name] or (name if name in bases.values() else None), plan, processes)
             for name, folder in folders.items()
         ]
     return records if processes.is_first else []
-
-
-def benchmark(
-    models: Sequence[str],
-    tasks: Sequence[str],
-    *,
-    output: str | Path,
-    task_files: Sequence[str | Path] = (),
-    base: str | None = None,
-    loading: Loading = AS_IT_IS,
-) -> None:
-    """Run tasks of the harness on each model and on the models' bases, each into its own folder.
-
-    Raises:
-        ConfigError, DataError, CheckpointError: as `run_harness`.
-    """
-    bases = [base or base_of(name) for name in models]
-    for name in dict.fromkeys([*models, *(known for known in bases if known)]):
-        folder = Path(output) / folder_name(name) / "harness"
-        run_harness(name, tasks, output=folder, task_files=task_files, loading=loading)
 
 
 def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int] | None, *, beyond: bool) -> list[int]:
@@ -181,10 +189,19 @@ def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int]
     return chosen
 
 
-def folder_name(model: str) -> str:
-    """Turn a model's name into a folder name: the last three parts of its path."""
-    parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
-    return re.sub(r"[^\w.-]+", "-", "-".join(parts[-3:])) or "model"
+def _choose_keys(evaluator: str, plan: _Plan, folder: Path) -> KeyTokens | None:
+    """Let an evaluator choose the tokens that need far context, or read its choice; None if the texts are too short."""
+    contexts = ladder(min(named_context(evaluator), max(plan.lengths)))
+    material = plan.texts.read_by(load_subject(evaluator, plan.loading), least=max(plan.lengths))
+    if len(contexts) < 2 or material.longest < contexts[-1]:
+        return None
+    return find_key_tokens(
+        material,
+        contexts=contexts,
+        longest=min(max(plan.lengths), material.longest),
+        max_targets=max(usual_stride(contexts[0]), plan.suite.max_targets),
+        folder=folder,
+    )
 
 
 def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: Processes) -> SuiteRecord:
@@ -198,48 +215,162 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
     )
     if longer := [f"{length:,}" for length in plan.lengths if length not in record.lengths]:
         record.left_out.append(f"{', '.join(longer)} tokens: beyond its {context:,} positions")
-    job = TextJob(
-        texts=plan.texts,
-        lengths=plan.lengths,
-        amount=plan.suite.text,
-        base=base,
-        keys=plan.keys,
-        folder=folder,
-        record=record,
-    )
+    job = _Job(plan=plan, base=base, folder=folder, record=record)
     losses = None
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("\n%s: %s, %s tokens", name, plan.name, ", ".join(f"{n:,}" for n in record.lengths))
         losses = measure_curves(subject, job)
     processes.wait()
-    suite = plan.suite
-    for test, depths, num_trials in (
-        (passkey(), suite.depths, suite.trials),
-        (needle(), suite.depths, suite.trials),
-        (topics(), suite.depths, suite.trials_without_depth),
-        (recall(), (0.0,), suite.trials_without_depth),
-        (association(), suite.depths, suite.trials),
-        (tracking(), (0.0,), suite.trials_without_depth),
-        (counting(), (0.0,), suite.trials_without_depth),
-    ):
-        too_short = lengths_without_room(test, subject.tokenizer, record.lengths)
-        record.left_out.extend(f"{test.name} at {n:,} tokens, because {reason}" for n, reason in too_short.items())
-        if lengths := [length for length in record.lengths if length not in too_short]:
-            sweep = Sweep(lengths=lengths, depths=depths, num_trials=num_trials, seed=plan.seed, beyond=plan.beyond)
-            result = retrieve(subject, test, sweep, folder / test.name, processes)
-            if processes.is_first:
-                write_result(result, folder / test.name)
+    _ask_questions(subject, job, processes)
     del subject  # frees its memory for the base
     gc.collect()
     if processes.is_first:
         if losses is not None:
-            measure_short(losses, job, plan.loading)
+            _compare_with_base(losses, job)
+            gc.collect()
         for note in record.left_out:
             logger.warning("%s: left out: %s", name, note)
         record.write(folder)
     processes.wait()
     return record
+
+
+def measure_curves(subject: Subject, job: _Job) -> Losses | None:
+    """Measure perplexity by length, loss by position and LongPPL; return the losses to compare with a known base's."""
+    plan, record = job.plan, job.record
+    material = plan.texts.read_by(subject, least=max(plan.lengths))
+    lengths = [length for length in record.lengths if length <= material.longest]
+    if lengths != record.lengths:
+        record.left_out.append(
+            f"perplexity and loss by position beyond {material.longest:,} tokens, which is all the text there is: give "
+            "more"
+        )
+    if lengths:
+        longest = max(length for length in plan.lengths if length <= material.longest)
+        targets = {"longest": longest, "stride": usual_stride(min(plan.lengths))}
+        _perplexity(material, job, targets, lengths)
+        _positions(material, job, targets, max(lengths))
+        _long_perplexity(material, job, max(lengths))
+    return _own_losses(subject, job)
+
+
+def _perplexity(material: Material, job: _Job, targets: dict[str, int], lengths: list[int]) -> None:
+    subject, plan, folder = material.subject, job.plan, job.folder / "perplexity"
+    settings = material.about | {"targets": targets, "max_targets": plan.suite.max_targets}
+    before = finished(PerplexityByLength, folder, settings, subject.weights)
+    measured = dict(before.perplexity) if before else {}
+    for length in lengths:
+        if length in measured:
+            continue
+        measured |= perplexity_by_length(
+            subject.model,
+            material.documents,
+            lengths=[length],
+            longest=targets["longest"],
+            stride=targets["stride"],
+            max_targets=max(targets["stride"], plan.suite.max_targets),
+            description="perplexity",
+        )
+        PerplexityByLength(  # written after each length, so that an interruption costs at most one
+            **subject.about(),
+            protocol="same-targets",
+            data=plan.texts.description,
+            perplexity=dict(sorted(measured.items())),
+            settings=settings,
+        ).write(folder)
+
+
+def _positions(material: Material, job: _Job, targets: dict[str, int], length: int) -> None:
+    most, folder = job.plan.suite.max_windows, job.folder / "positions"
+    settings = material.about | {"targets": targets, "length": length, "max_windows": most}
+    if not finished(Positions, folder, settings, material.subject.weights):
+        result = measure_positions(
+            material,
+            length=length,
+            num_buckets=min(32, length - 1),
+            max_windows=most,
+            beyond=job.plan.beyond,
+            settings=settings,
+        )
+        write_result(result, folder)
+
+
+def _long_perplexity(material: Material, job: _Job, length: int) -> None:
+    keys, left_out, folder = job.plan.keys, job.record.left_out, job.folder / "longppl"
+    if keys is None:
+        left_out.append("LongPPL: no model is known to choose the tokens; name one with --evaluator")
+        return
+    if keys.settings["tokens"] != material.about["tokens"]:
+        left_out.append(f"LongPPL: {keys.model}, which chose the tokens, tokenizes these texts differently")
+        return
+    settings = keys.settings | {"length": length, "evaluator": keys.weights}
+    if not finished(LongPerplexity, folder, settings, material.subject.weights):
+        long_perplexity(material, keys, length=length, settings=settings).write(folder)
+
+
+def _own_losses(subject: Subject, job: _Job) -> Losses | None:
+    """Return the losses to compare with the base's; None if there is no base, or an earlier run compared them."""
+    if job.base is None:
+        job.record.left_out.append("short context: the model's base is unknown; name it with --base")
+        return None
+    if model_source(job.base) == model_source(subject.name):
+        return None  # the base itself
+    length = named_context(job.base)
+    material = job.plan.texts.read_by(subject, least=length)
+    if material.longest < length:
+        note = f"short context: the text is shorter than the base's context, {length:,} tokens"
+        job.record.left_out.append(note)
+        return None
+    if finished(ShortContext, job.folder / "short", _short_settings(material, job, length), subject.weights):
+        return None
+    return _losses(material, job, length)
+
+
+def _compare_with_base(own: Losses, job: _Job) -> None:
+    """Score the base on the same windows, and write the comparison."""
+    assert job.base is not None
+    length = named_context(job.base)
+    material = job.plan.texts.read_by(load_subject(job.base, job.plan.loading), least=length)
+    if material.about["tokens"] != own.tokens:
+        note = f"short context: {job.base} tokenizes the same texts differently and cannot be compared"
+        job.record.left_out.append(note)
+        return
+    base, settings = _losses(material, job, length), _short_settings(material, job, length)
+    compare_losses(base, own, length=length, stride=settings["stride"], settings=settings).write(job.folder / "short")
+
+
+def _short_settings(material: Material, job: _Job, length: int) -> dict[str, Any]:
+    most = job.plan.suite.short_targets
+    own = {"base": job.base, "length": length, "stride": usual_stride(length), "max_targets": most}
+    return material.about | own
+
+
+def _losses(material: Material, job: _Job, length: int) -> Losses:
+    most = job.plan.suite.short_targets
+    return window_losses(material, length=length, stride=usual_stride(length), max_targets=most)
+
+
+def _ask_questions(subject: Subject, job: _Job, processes: Processes) -> None:
+    """Run all retrieval tests, each at the lengths that have room for its questions."""
+    plan, record, suite = job.plan, job.record, job.plan.suite
+    by_depth, at_start = (suite.depths, suite.trials), ((0.0,), suite.trials_without_depth)
+    for test, (depths, num_trials) in (
+        (passkey(), by_depth),
+        (needle(), by_depth),
+        (topics(), at_start),
+        (recall(), at_start),
+        (association(), by_depth),
+        (tracking(), at_start),
+        (counting(), at_start),
+    ):
+        too_short = lengths_without_room(test, subject.tokenizer, record.lengths)
+        record.left_out.extend(f"{test.name} at {n:,} tokens, because {reason}" for n, reason in too_short.items())
+        if lengths := [length for length in record.lengths if length not in too_short]:
+            sweep = Sweep(lengths=lengths, depths=depths, num_trials=num_trials, seed=plan.seed, beyond=plan.beyond)
+            result = retrieve(subject, test, sweep, job.folder / test.name, processes)
+            if processes.is_first:
+                write_result(result, job.folder / test.name)
 
 
 def lengths_without_room(

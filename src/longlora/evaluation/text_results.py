@@ -183,11 +183,6 @@ class KeyTokens(Result):
     longest: int  # tokens of the longest window that ends at the targets
     evidence: list[list[int]]  # by window and target: the context that holds the evidence, or 0 if not a key token
 
-    @property
-    def num_key_tokens(self) -> int:
-        """The number of key tokens."""
-        return int(np.count_nonzero(self.evidence))
-
 
 class LongPerplexity(Result):
     """Perplexity of one model on the key tokens of an evaluator, given `length` tokens."""

@@ -6,7 +6,9 @@ kind the original has), four bytes above. The file does not record the width; it
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data import read_documents, tokenize_documents
 from longlora.data.sources import DocumentSource
 from longlora.errors import DataError
-from longlora.evaluation.scoring import Document, check_ids, joined
+from longlora.evaluation.logits import vocabulary_size
+from longlora.evaluation.scoring import Document, check_ids, joined, token_arrays, token_digest
+from longlora.evaluation.subject import Subject
+from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.support.files import replaced_file
 
 TOKEN_FILE_SUFFIX = ".bin"
@@ -71,6 +76,27 @@ def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary
     return num_tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """A model under evaluation, and the texts that it reads, as its own tokens."""
+
+    subject: Subject
+    texts: "Texts"
+    documents: Sequence[np.ndarray]
+    is_joined: bool | None = None  # whether documents too short had to be joined; None if that was not asked for
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """The settings that determine the documents, with a digest of their tokens."""
+        about = {"data": self.texts.description, "tokens": token_digest(self.documents)}
+        return about if self.is_joined is None else about | {"joined": self.is_joined}
+
+    @property
+    def longest(self) -> int:
+        """The number of tokens of the longest document."""
+        return max(map(len, self.documents))
+
+
 @dataclass(frozen=True)
 class Texts:
     """Where texts are and how to read them; `read_documents` describes the possible sources."""
@@ -106,3 +132,28 @@ class Texts:
             return [read_token_file(self.sources[0], vocabulary_size)]
         documents: Sequence[Document] = tokenize_documents(self.read(), tokenizer)["input_ids"]
         return joined(documents) if self.across_documents else documents
+
+    def read_by(self, subject: Subject, *, least: int | None = None) -> Material:
+        """Tokenize the texts for a model, joining them if none has `least` tokens.
+
+        Raises:
+            DataError: as `tokens`, or there are no texts, or ids outside the vocabulary.
+        """
+        documents = token_arrays(subject.model, self.tokens(subject.tokenizer, vocabulary_size(subject.model)))
+        too_short = None if least is None else max(map(len, documents)) < least
+        documents = joined(documents) if too_short else documents
+        return Material(subject=subject, texts=self, documents=documents, is_joined=too_short)
+
+
+def write_tokens(model_name: str, texts: Texts, path: str | Path) -> int:
+    """Tokenize texts with a model's tokenizer and write them as a `.bin`; return the number of tokens.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be loaded.
+        DataError: the texts cannot be read, or the file is not named `.bin`.
+    """
+    if Path(path).suffix != TOKEN_FILE_SUFFIX:
+        raise DataError(f"a token file must be named .bin, or it would be read as text; got {path}")
+    name = model_source(model_name)
+    size = load_config(name).get_text_config().vocab_size
+    return write_token_file(path, texts.tokens(load_tokenizer(name), size), size)

@@ -1,5 +1,6 @@
 """The building blocks of a report, independent of HTML and Markdown: sections of tables, charts and commands."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Point:
     y: float
     low: float | None = None
     high: float | None = None
+    text: str = ""  # in the chart's table, if it has none of its own
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,12 @@ class Series:
 
     label: str
     style: int
-    points: list[Point]
+    points: Sequence[Point]
+
+    @property
+    def drawn(self) -> list[Point]:
+        """The points whose values are finite; the others appear only in the table."""
+        return [point for point in self.points if math.isfinite(point.y)]
 
 
 @dataclass(frozen=True)
@@ -62,19 +69,32 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Lines over a common axis, and a table of the same numbers."""
+    """Lines over a common axis, and a table of the same numbers: `table`, or each line's texts by x."""
 
     kind: ClassVar[str] = "chart"
     title: str
     x_label: str
     y_label: str
     series: list[Series]
-    table: Table
-    x_ticks: Sequence[float] | None = None  # on a base-2 logarithmic axis; None for a linear axis with round ticks
+    table: Table | None = None
+    by_length: bool = False  # a base-2 logarithmic axis with a tick at each point; else a linear one with round ticks
     percent: bool = False  # shares, on a fixed axis from 0 to 1
     wide_range: bool = False  # use a logarithmic axis if the values differ widely
     levels: Sequence[Level] = ()
     intervals: str = ""  # describes the intervals, in the caption
+
+    @property
+    def places(self) -> list[float]:
+        """All places on the horizontal axis that have a point, in order."""
+        return sorted({point.x for series in self.series for point in series.points})
+
+    @property
+    def numbers(self) -> Table:
+        """The table of the same numbers."""
+        texts = [(series.label, {point.x: point.text for point in series.points}) for series in self.series]
+        rows = [[label, *(known.get(x, NOT_MEASURED) for x in self.places)] for label, known in texts]
+        header = ["model", *(f"{x:,.0f}" for x in self.places)]
+        return self.table or Table(f"{self.title}, by {self.x_label}", header, rows)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def line_chart(chart: Chart, *, identity: str) -> str:
     # The text description gives every line's first, last, lowest and highest value.
     description = [f"Line chart of {chart.y_label} over {chart.x_label}."]
     for series in chart.series:
-        if points := series.points:
+        if points := series.drawn:
             first, last = (f"{number(point.y, 3)} at {point.x:,.0f}" for point in (points[0], points[-1]))
             lowest, highest = (number(choose(point.y for point in points), 3) for choose in (min, max))
             description.append(f"{series.label}: {first}, {last}, lowest {lowest}, highest {highest}.")
@@ -72,11 +72,11 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def _x_axis(chart: Chart) -> Axis:
-    if chart.x_ticks is not None:
-        low, high = _with_room(chart.x_ticks, math.log2)
-        axis = _axis(X_ENDS, low, high, chart.x_ticks, "{:,.0f}", math.log2)
+    if chart.by_length:
+        low, high = _with_room(chart.places, math.log2)
+        axis = _axis(X_ENDS, low, high, chart.places, "{:,.0f}", math.log2)
     else:
-        values = [point.x for series in chart.series for point in series.points] or [0.0, 1.0]
+        values = chart.places or [0.0, 1.0]
         low, high = min(0.0, *values), max(values)
         axis = _axis(X_ENDS, low, max(high, low + 1), round_ticks(low, high), "{:,.0f}")
     return axis._replace(ticks=list(_apart(axis.ticks)))
@@ -97,7 +97,7 @@ def _apart(ticks: list[Tick]) -> Iterator[Tick]:
 def _y_axis(chart: Chart) -> Axis:
     if chart.percent:
         return _axis(Y_ENDS, -0.03, 1.03, (0, 0.25, 0.5, 0.75, 1), "{:.0%}")
-    values = [v for s in chart.series for p in s.points for v in (p.y, p.low, p.high) if v is not None] or [0.0, 1.0]
+    values = [v for s in chart.series for p in s.drawn for v in (p.y, p.low, p.high) if v is not None] or [0.0, 1.0]
     if chart.wide_range and min(values) > 0 and max(values) / min(values) > 4:
         low, high = _with_room(values, math.log10)
         decades = range(math.floor(low), math.ceil(high))

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,6 @@ from longlora.evaluation.results import (
 )
 
 logger = logging.getLogger("longlora")
-
-_SLOTS: dict[type[Result], str] = {
-    PerplexityByLength: "perplexity",
-    LongPerplexity: "long_perplexity",
-    Positions: "positions",
-    ShortContext: "short_context",
-    Harness: "harness",
-    SuiteRecord: "left_out",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +54,19 @@ class TrainingRun:
 
 @dataclass(kw_only=True)
 class ModelResults:
-    """All results found for one model."""
+    """All results found for one model: retrieval by test, and the others under the names of their files."""
 
     name: str
     label: str = ""  # the name without the leading folders that all models share
+    style: int = 0  # of its lines in charts
     context: int | None = None
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
     perplexity: PerplexityByLength | None = None
-    long_perplexity: LongPerplexity | None = None
+    longppl: LongPerplexity | None = None
     positions: Positions | None = None
     short_context: ShortContext | None = None
     harness: Harness | None = None
-    left_out: SuiteRecord | None = None
+    suite: SuiteRecord | None = None
     run: TrainingRun | None = None
     sources: list[Result] = field(default_factory=list)
 
@@ -103,11 +96,9 @@ def collect(paths: Sequence[str]) -> Collection:
     runs: dict[Path, TrainingRun] = {}
     for text in paths:
         name, root = _name_and_path(text)
-        files = sorted(root.rglob("*.json")) if root.is_dir() else [root]
-        files = [path for path in files if _reader(path, root) and not _is_hidden(path, root)]
-        folders = [
-            path.parent for path in sorted(root.rglob("recipe.yaml")) if path.with_name("metrics.jsonl").is_file()
-        ]
+        paths_below = sorted(root.rglob("*.json")) if root.is_dir() else [root]
+        files = {path: read for path in paths_below if (read := _reader(path, root))}
+        folders = [path.parent for path in sorted(root.rglob("recipe.yaml")) if _is_run(path.parent)]
         if not files and not folders:
             raise ConfigError(
                 f"{root} holds neither results of `longlora eval` ({', '.join(RESULT_FILES)}), nor of lm-eval "
@@ -115,15 +106,13 @@ def collect(paths: Sequence[str]) -> Collection:
             )
         for folder in folders:
             runs[folder.resolve()] = read_run(folder, name)
-        for path in files:
-            read = _reader(path, root)
-            assert read is not None
+        for path, read in files.items():
             found = read(path)
             _add(models.setdefault(name or found.model, ModelResults(name=name or found.model)), found)
     for model in models.values():
         for test in model.harness.by_length() if model.harness else ():
             model.retrieval.setdefault(test.title, test)
-        model.run = _run_of(model, runs) or _run_beside(model)
+        model.run = _run_of(model, runs)
     _label(list(models.values()))
     owned = {id(model.run) for model in models.values()}
     return Collection(models=list(models.values()), runs=[run for run in runs.values() if id(run) not in owned])
@@ -183,14 +172,16 @@ def _name_and_path(text: str) -> tuple[str, Path]:
 
 def _reader(path: Path, root: Path) -> Callable[[Path], Result] | None:
     """Return the reader for a file: ours and lm-eval's by name, any file given by the user as lm-eval's; else None."""
+    if any(part.startswith(".") for part in path.relative_to(root).parts):
+        return None
     kind = RESULT_FILES.get(path.name)
     if kind is not None:
         return None if kind is KeyTokens else read_result
     return read_lm_eval if path == root or path.name.startswith("results_") else None
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()
 
 
 def _add(model: ModelResults, found: Result) -> None:
@@ -206,7 +197,7 @@ def _add(model: ModelResults, found: Result) -> None:
         before: Result | None = model.retrieval.get(found.title)
         model.retrieval[found.title] = found
     else:
-        slot = _SLOTS[type(found)]
+        slot = Path(found.FILE).stem
         before = getattr(model, slot)
         if isinstance(found, Harness) and isinstance(before, Harness):  # merge their tasks
             found, before = found.model_copy(update={"tasks": before.tasks | found.tasks}), None
@@ -216,22 +207,20 @@ def _add(model: ModelResults, found: Result) -> None:
 
 
 def _run_of(model: ModelResults, runs: dict[Path, TrainingRun]) -> TrainingRun | None:
-    """Find the run that the user gave the model's name, or whose folder contains the model."""
+    """Find the run that the user gave the model's name, or whose folder contains the model.
+
+    The folder that a model lies in (`runs/mine` for `runs/mine/adapter`) is read even if it was not given.
+    """
     places = [Path(source.model).expanduser().resolve() for source in model.sources]
     named = (run for run in runs.values() if run.name == model.name)
     around = (run for place in places for folder, run in runs.items() if place.is_relative_to(folder))
-    return next(named, None) or next(around, None)
-
-
-def _run_beside(model: ModelResults) -> TrainingRun | None:
-    """Read the run whose folder contains the model (`runs/mine` for `runs/mine/adapter`), even if it was not given."""
-    for place in {Path(source.model).expanduser().resolve() for source in model.sources}:
-        folder = place.parent
-        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
-            try:
-                return read_run(folder)
-            except DataError as error:
-                logger.warning("%s: left out: %s", model.name, error)
+    if given := next(chain(named, around), None):
+        return given
+    for folder in filter(_is_run, {place.parent for place in places}):
+        try:
+            return read_run(folder)
+        except DataError as error:
+            logger.warning("%s: left out: %s", model.name, error)
     return None
 
 
@@ -241,6 +230,6 @@ def _label(models: list[ModelResults]) -> None:
     shared = 0
     while len(models) > 1 and all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):
         shared += 1
-    for model, own in zip(models, parts, strict=True):
-        kept = own[shared:] if len(models) > 1 else own[-2:]
+    for style, (model, own) in enumerate(zip(models, parts, strict=True)):
+        kept, model.style = own[shared:] if len(models) > 1 else own[-2:], style
         model.label = "/".join(part.strip("/") for part in kept) or model.name

@@ -8,11 +8,13 @@ from typing import Any
 
 from longlora.evaluation.results import HarnessScore, PerplexityByLength, Retrieval
 from longlora.evaluation.shares import Share
+from longlora.evaluation.text_results import Perplexity
 from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, Section, Series, Table
 from longlora.report.collect import Collection, ModelResults, TrainingRun
 from longlora.report.verdict import compared_benchmarks, cost, retrieval_tests
 
 _MOST_POINTS = 80  # in a training curve; more are averaged
+_LOSS, _ERRORS = "loss (nats per token)", "± 2 standard errors"
 _MEASURES = {"generated": "answered", "chosen": "chosen"}
 
 
@@ -34,59 +36,46 @@ def evidence(collection: Collection) -> list[Section]:
     return [section for section in sections if section.blocks]
 
 
-def _line(label: str, style: int, points: Iterable[Point]) -> Series:
-    """Return a chart line in its model's style; values that are not finite appear only in the table."""
-    return Series(label, style, [point for point in points if math.isfinite(point.y)])
+def _line(model: ModelResults, points: Iterable[Point]) -> Series:
+    return Series(model.label, model.style, list(points))
 
 
-def _by_length(caption: str, lengths: list[int], texts: Iterable[tuple[str, dict[int, str]]]) -> Table:
-    rows = [[label, *(known.get(length, NOT_MEASURED) for length in lengths)] for label, known in texts]
-    return Table(caption, ["model", *(f"{length:,}" for length in lengths)], rows)
-
-
-def _point(x: float, loss: float, standard_error: float, transform: Callable[[float], float] = float) -> Point:
+def _point(
+    x: float, loss: float, standard_error: float, text: str = "", transform: Callable[[float], float] = float
+) -> Point:
     """Return a loss, or `transform` of it, with two standard errors on either side."""
     if not standard_error or math.isnan(standard_error):
-        return Point(x, transform(loss))
-    return Point(x, *(transform(loss + errors * standard_error) for errors in (0, -2, 2)))
+        return Point(x, transform(loss), text=text)
+    value, low, high = (transform(loss + errors * standard_error) for errors in (0, -2, 2))
+    return Point(x, value, low, high, text)
 
 
 def _share_charts(models: list[ModelResults]) -> list[Chart]:
     charts = []
     for title in retrieval_tests(models):
-        tests = [(m.label, style, m.retrieval[title]) for style, m in enumerate(models) if title in m.retrieval]
-        measures = list(dict.fromkeys(measure for *_, test in tests for measure in test.chance))
+        tests = [(model, model.retrieval[title]) for model in models if title in model.retrieval]
+        measures = list(dict.fromkeys(measure for _, test in tests for measure in test.chance))
         for measure in measures:
-            if all(share.share == 0 for *_, test in tests for share in test.shares(measure).values()):
+            if all(share.share == 0 for _, test in tests for share in test.shares(measure).values()):
                 continue  # the verdict covers these in one line
             name = f"{title}: {_MEASURES.get(measure, measure)}" if len(measures) > 1 else title
             charts.append(_share_chart(name, measure, tests))
     return charts
 
 
-def _share_chart(name: str, measure: str, tests: list[tuple[str, int, Retrieval]]) -> Chart:
-    def text(share: Share) -> str:
-        return f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%}, {share.num_trials} trials)"
+def _share_chart(name: str, measure: str, tests: list[tuple[ModelResults, Retrieval]]) -> Chart:
+    def point(length: int, s: Share) -> Point:
+        text = f"{s.share:.0%} ({s.low:.0%} to {s.high:.0%}, {s.num_trials} trials)"
+        return Point(length, s.share, s.low, s.high, text)
 
-    lengths = sorted({row.length for *_, test in tests for row in test.lengths})
-    shares = [{row.length: row.shares[measure] for row in test.lengths if measure in row.shares} for *_, test in tests]
-    series = [
-        _line(label, style, (Point(length, share.share, share.low, share.high) for length, share in known.items()))
-        for (label, style, _), known in zip(tests, shares, strict=True)
-    ]
-    texts = [
-        (label, {length: text(share) for length, share in known.items()})
-        for (label, *_), known in zip(tests, shares, strict=True)
-    ]
-    bar, chance = tests[0][2].bar, tests[0][2].chance.get(measure)
+    bar, chance = tests[0][1].bar, tests[0][1].chance.get(measure)
     levels = [Level(f"bar {bar:.0%}", bar)]
     return Chart(
         title=name,
         x_label="length (tokens)",
         y_label="right answers",
-        series=series,
-        table=_by_length(f"{name}, by length in tokens", lengths, texts),
-        x_ticks=lengths,
+        series=[_line(model, (point(*item) for item in test.shares(measure).items())) for model, test in tests],
+        by_length=True,
         percent=True,
         levels=[*levels, Level(f"chance {chance:.0%}", chance)] if chance else levels,
         intervals="95 % intervals (Wilson)",
@@ -114,89 +103,67 @@ def _heat_maps(models: list[ModelResults]) -> list[Table]:
 
 def _perplexity_charts(models: list[ModelResults]) -> list[Chart]:
     # Losses are comparable only on the same tokens: each choice of tokens gets its own chart.
-    groups: dict[tuple[str, str, str], list[tuple[str, int, PerplexityByLength]]] = {}
-    for style, model in enumerate(models):
+    groups: dict[tuple[str, str, str], list[tuple[ModelResults, PerplexityByLength]]] = {}
+    for model in models:
         if result := model.perplexity:
             choice = result.protocol, result.data, json.dumps(result.settings, sort_keys=True)
-            groups.setdefault(choice, []).append((model.label, style, result))
+            groups.setdefault(choice, []).append((model, result))
     return [_perplexity_chart(group) for group in groups.values()]
 
 
-def _perplexity_chart(group: list[tuple[str, int, PerplexityByLength]]) -> Chart:
-    lengths = sorted({length for *_, result in group for length in result.perplexity})
-    num_tokens = max(value.num_tokens for *_, result in group for value in result.perplexity.values())
-    first = group[0][2]
-    caption = f"{first.data}: {num_tokens:,} tokens scored, protocol {first.protocol}"
-    texts = [
-        (label, {length: f"{value.perplexity:.2f}" for length, value in result.perplexity.items()})
-        for label, _, result in group
-    ]
+def _perplexity_chart(group: list[tuple[ModelResults, PerplexityByLength]]) -> Chart:
+    def point(length: int, value: Perplexity) -> Point:
+        text = f"{value.perplexity:.2f}"
+        return _point(length, math.log(value.perplexity), value.standard_error, text, math.exp)
+
+    num_tokens = max(value.num_tokens for _, result in group for value in result.perplexity.values())
+    first = group[0][1]
     return Chart(
-        title=caption,
+        title=f"{first.data}: {num_tokens:,} tokens scored, protocol {first.protocol}",
         x_label="context length (tokens)",
         y_label="perplexity",
-        series=[
-            _line(
-                *(label, style),
-                (
-                    _point(length, math.log(value.perplexity), value.standard_error, math.exp)
-                    for length, value in result.perplexity.items()
-                ),
-            )
-            for label, style, result in group
-        ],
-        table=_by_length(caption, lengths, texts),
-        x_ticks=lengths,
+        series=[_line(model, (point(*item) for item in result.perplexity.items())) for model, result in group],
+        by_length=True,
         wide_range=True,
-        intervals="± 2 standard errors",
+        intervals=_ERRORS,
     )
 
 
 def _distance_charts(models: list[ModelResults]) -> list[Chart]:
-    found = [(m.label, style, m.long_perplexity) for style, m in enumerate(models) if m.long_perplexity]
-    far = [(label, style, result) for label, style, result in found if result.by_distance]
+    found = [(model, model.longppl) for model in models if model.longppl]
+    far = [(model, result.by_distance) for model, result in found if result.by_distance]
     rows = [
-        [label, result.evaluator, f"{result.length:,}"]
-        + (
-            [f"{result.key_tokens.perplexity:.2f}", f"{result.key_tokens.num_tokens:,}"]
-            if result.key_tokens
-            else ["", "0"]
-        )
+        [model.label, result.evaluator, f"{result.length:,}"]
+        + ([f"{keys.perplexity:.2f}", f"{keys.num_tokens:,}"] if (keys := result.key_tokens) else ["", "0"])
         + [f"{result.all_targets.perplexity:.2f}", f"{result.num_targets:,}"]
-        for label, _, result in found
+        for model, result in found
     ]
     header = ["model", "chosen by", "given", "LongPPL", "key tokens", "perplexity of all", "tokens"]
     chart = Chart(
         title="Loss by distance of the evidence",
         x_label="tokens to the evidence, at most",
-        y_label="loss (nats per token)",
-        series=[
-            _line(label, style, (_point(part.end, part.loss, part.standard_error) for part in result.by_distance))
-            for label, style, result in far
-        ],
+        y_label=_LOSS,
+        series=[_line(model, (_point(p.end, p.loss, p.standard_error) for p in parts)) for model, parts in far],
         table=Table("Perplexity on the tokens that need far context (LongPPL)", header, rows),
-        x_ticks=sorted({part.end for *_, result in far for part in result.by_distance}),
-        intervals="± 2 standard errors",
+        by_length=True,
+        intervals=_ERRORS,
     )
     return [chart] if far else []
 
 
 def _position_charts(models: list[ModelResults]) -> list[Chart]:
-    curves = [(model.label, style, model.positions) for style, model in enumerate(models) if model.positions]
+    curves = [(model, model.positions) for model in models if model.positions]
+    rows = [[model.label, f"{curve.length:,}", str(curve.num_windows), curve.verdict] for model, curve in curves]
     chart = Chart(
         title="Loss by position in the window",
         x_label="tokens before the target",
-        y_label="loss (nats per token)",
+        y_label=_LOSS,
         series=[
-            _line(label, style, (_point((b.start + b.end - 1) / 2, b.loss, b.standard_error) for b in curve.curve))
-            for label, style, curve in curves
+            _line(model, (_point((b.start + b.end - 1) / 2, b.loss, b.standard_error) for b in curve.curve))
+            for model, curve in curves
         ],
-        table=Table(
-            "Loss by position",
-            ["model", "window (tokens)", "windows", "verdict"],
-            [[label, f"{curve.length:,}", str(curve.num_windows), curve.verdict] for label, _, curve in curves],
-        ),
-        intervals="± 2 standard errors",
+        table=Table("Loss by position", ["model", "window (tokens)", "windows", "verdict"], rows),
+        intervals=_ERRORS,
     )
     return [chart] if curves else []
 
@@ -268,8 +235,8 @@ def _training_charts(collection: Collection) -> list[Chart]:
     chart = Chart(
         title="Training loss",
         x_label="optimizer step",
-        y_label="loss (nats per token)",
-        series=[_line(name, style, _averaged(run)) for name, style, run in runs],
+        y_label=_LOSS,
+        series=[Series(name, style, _averaged(run)) for name, style, run in runs],
         table=Table("Training runs", header, rows),
     )
     return [chart] if runs else []
@@ -290,7 +257,7 @@ def _attention(recipe: Mapping[str, Any]) -> str:
 
 
 def _left_out_tables(models: list[ModelResults]) -> list[Table]:
-    rows = [[model.label, note] for model in models if model.left_out for note in model.left_out.left_out]
+    rows = [[model.label, note] for model in models if model.suite for note in model.suite.left_out]
     return [Table("Not measured, with the reason", ["model", "left out"], rows)] if rows else []
 
 

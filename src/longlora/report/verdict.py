@@ -44,10 +44,7 @@ def _retrieval(model: ModelResults) -> list[str]:
     tests = model.retrieval
     if not tests:
         return [_by_perplexity(model, "was not tested for retrieval")]
-    able, unable, unsure = (
-        {title: test for title, test in tests.items() if test.reading.kind == kind}
-        for kind in ("reads", "cannot", "too few")
-    )
+    able, unable, unsure = (_tests_of(model, kind) for kind in ("reads", "cannot", "too few"))
     sentences = []
     if able:
         sentences.append(_reads(model, able))
@@ -58,7 +55,7 @@ def _retrieval(model: ModelResults) -> list[str]:
         says_nothing = f"{failed}, which does not say how far it reads"
         sentences.append(f"{failed}." if able else _by_perplexity(model, says_nothing))
     if unsure:
-        shares = _listed([f"{title} ({next(iter(test.shares().values()))})" for title, test in unsure.items()])
+        shares = _listed([f"{title} ({test.at_shortest})" for title, test in unsure.items()])
         bar = max(test.bar for test in unsure.values())
         enough = questions_needed(bar)
         sentences.append(
@@ -68,8 +65,12 @@ def _retrieval(model: ModelResults) -> list[str]:
     return sentences
 
 
+def _tests_of(model: ModelResults, kind: str) -> dict[str, Retrieval]:
+    return {title: test for title, test in model.retrieval.items() if test.reading.kind == kind}
+
+
 def _reads(model: ModelResults, able: dict[str, Retrieval]) -> str:
-    title, weakest = weakest_of(able)
+    title, weakest = _weakest_of(able)
     reached, failed = weakest.reading.reached, weakest.reading.failed
     longest = max(row.length for test in able.values() for row in test.lengths)
     of = f" of its {model.context:,}" if model.context else ""
@@ -106,7 +107,7 @@ def _listed(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def weakest_of(tests: dict[str, Retrieval]) -> tuple[str, Retrieval]:
+def _weakest_of(tests: dict[str, Retrieval]) -> tuple[str, Retrieval]:
     """Return the test with the shortest effective length; on a tie, the one with the fewest right answers."""
 
     def ability(named: tuple[str, Retrieval]) -> tuple[int, float]:
@@ -146,7 +147,7 @@ def verdict_section(models: list[ModelResults]) -> Section:
             f"{model.context:,} tokens" if model.context else Cell("unknown", "quiet"),
             _reads_to(model),
             _perplexity(model),
-            _long_perplexity(model),
+            _longppl(model),
             _short_context(model, models),
             cost(model.run) if model.run else Cell("no run found", "quiet"),
         ]
@@ -171,7 +172,7 @@ def _effective_lengths(model: ModelResults) -> list[list[Cell | str]]:
         return Cell(f"{reached:,}", heat=min(1.0, reached / (model.context or longest)))
 
     return [
-        [title, model.label, f"{next(iter(test.shares().values()))} at {test.lengths[0].length:,}"]
+        [title, model.label, f"{test.at_shortest} at {test.lengths[0].length:,}"]
         + [cell(test, definition) for definition in get_args(Definition)]
         + [f"{test.lengths[-1].length:,}"]
         for title, test in model.retrieval.items()
@@ -203,11 +204,11 @@ def cost(run: TrainingRun) -> str:
 def _reads_to(model: ModelResults) -> Cell:
     if not model.retrieval:
         return NOT_MEASURED
-    able = {title: test for title, test in model.retrieval.items() if test.reading.kind == "reads"}
+    able = _tests_of(model, "reads")
     if not able:
-        cannot = all(test.reading.kind == "cannot" for test in model.retrieval.values())
-        return Cell("cannot do the tests" if cannot else "too few questions", "bad" if cannot else "quiet")
-    title, weakest = weakest_of(able)
+        unsure = _tests_of(model, "too few")
+        return Cell("too few questions", "quiet") if unsure else Cell("cannot do the tests", "bad")
+    title, weakest = _weakest_of(able)
     reached, longest = weakest.reading.reached, weakest.reading.failed is None
     reads_all = model.context is not None and (reached or 0) >= model.context
     return Cell(f"{reached:,} tokens{', the longest tested' * longest} ({title})", "good" if reads_all else "")
@@ -224,8 +225,8 @@ def _perplexity(model: ModelResults) -> Cell:
     return Cell(f"{texts[0]} → {texts[-1]}", "good" if measured[-1][0] < measured[0][0] else "bad")
 
 
-def _long_perplexity(model: ModelResults) -> Cell:
-    result = model.long_perplexity
+def _longppl(model: ModelResults) -> Cell:
+    result = model.longppl
     if result is None or result.key_tokens is None:
         return NOT_MEASURED
     return Cell(f"{result.key_tokens.perplexity:.2f} on {result.key_tokens.num_tokens:,} key tokens")
