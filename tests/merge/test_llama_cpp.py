@@ -49,7 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 CASES = [("llama", kind) for kind in OPTIONS]
 CASES += [(family, kind) for family in FAMILIES for kind in ("linear", "theta", "yarn")]
-CASES += [(family, "llama3") for family in ("mistral", "qwen3")]  # Gemma's is misread, but random weights hardly show it
+CASES += [(family, "llama3") for family in ("mistral", "qwen3")]  # random weights hardly show Gemma's
 
 # The converter knows tokenizers by a checksum of token ids. The tiny model's splits as that of SmolLM does.
 READ = """

@@ -19,7 +19,6 @@ from transformers import (
 
 from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
-from longlora.distributed import current_strategy
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.chat_template import check_template_ends
 from longlora.models.checkpoint import (
@@ -65,8 +64,10 @@ class TrainingModel:
     extension: Extension
 
 
-def load_for_training(recipe: Recipe) -> TrainingModel:
+def load_for_training(recipe: Recipe, *, is_divided_later: bool = False) -> TrainingModel:
     """Load the recipe's model with new positions, the attention for training, and its trainable parameters set up.
+
+    With `is_divided_later`, as under FSDP2, the main process alone reads the weights, to hand out their parts.
 
     Raises:
         ConfigError: the model cannot be extended or trained as the recipe says, or a required package is missing.
@@ -77,9 +78,8 @@ def load_for_training(recipe: Recipe) -> TrainingModel:
     config = load_config(name, trust_remote_code=recipe.trust_remote_code)
     extension = extended_config(config, recipe)
     attention = _training_attention(config, recipe)
-    if current_strategy() == "fsdp2" and not (recipe.quantization or config.get_text_config().tie_word_embeddings):
-        # Only the main process reads the weights, and FSDP hands out their parts. accelerate 1.15 would tie embeddings
-        # again, which PEFT's wrapper around trained ones refuses.
+    if is_divided_later and not (recipe.quantization or config.get_text_config().tie_word_embeddings):
+        # Embeddings would be tied again by accelerate 1.15, which PEFT's wrapper around trained ones refuses.
         enable_fsdp_ram_efficient_loading()
     dtype = compute_dtype(recipe.dtype)
     # Full fine-tuning, like the adapter, keeps float32 master weights and computes in `dtype` under autocast.

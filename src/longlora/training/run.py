@@ -11,6 +11,7 @@ from trl import SFTConfig
 from longlora.config import Recipe
 from longlora.distributed import (
     current_strategy,
+    current_strategy,
     end_with_launcher,
     from_main_process,
     is_main_process,
@@ -78,7 +79,7 @@ def _train_and_save(recipe: Recipe, run: RunDirectory, arguments: SFTConfig, sig
     """Train from the beginning or from the last checkpoint, and save the result."""
     checkpoint = run.resumes_from
     set_seed(recipe.seed)
-    prepared = load_for_training(recipe)
+    prepared = load_for_training(recipe, is_divided_later=current_strategy() == "fsdp2")
     rows = main_process_first(lambda: read_rows(recipe, prepared.tokenizer, show_progress=is_main_process()))
     from_main_process(lambda: keep_to_data(run, rows.identity()))
     recipe = recipe.with_steps_for(len(rows.training), rows_per_step(recipe, arguments))
