@@ -11,7 +11,6 @@ from trl import SFTConfig
 from longlora.config import Recipe
 from longlora.distributed import (
     current_strategy,
-    current_strategy,
     end_with_launcher,
     from_main_process,
     is_main_process,
