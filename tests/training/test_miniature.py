@@ -99,7 +99,7 @@ def types() -> Iterator[Any]:
         yield pytest.param(name, marks=() if name in families else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", types())
+@pytest.mark.parametrize("name", list(types()))
 def test_a_tokenizer_of_any_type_has_a_row_for_each_token(name, tmp_path):
     """Beside the configuration of some types AutoTokenizer takes a class of theirs, with tokens of its own."""
     config = AutoConfig.for_model(name)

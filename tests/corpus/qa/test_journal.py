@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,14 @@ def test_a_killed_process_loses_only_what_was_under_way(
     assert without_times(out) == without_times(tmp_path / "calm.json")
 
 
+@pytest.fixture
+def _heeding_ctrl_c() -> Iterator[None]:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("_heeding_ctrl_c")
 def test_an_interrupt_keeps_what_is_under_way(
     run: Run, make: Make, server: ChatServer, texts: Path, tmp_path: Path
 ) -> None:
