@@ -75,9 +75,10 @@ class Grouping:
         Raises:
             ConfigError: as for `full_layers`, or some layers have full attention and this one has no number.
         """
-        assert isinstance(layer.config, PreTrainedConfig)
-        if not (full := self.full_layers(layer.config)):
+        if self.group_size is None or self.full_attention_interval is None:
             return self
+        assert isinstance(layer.config, PreTrainedConfig)
+        full = self.full_layers(layer.config)
         if (number := getattr(layer, "layer_idx", None)) is None:
             raise ConfigError(
                 f"full_attention_interval={self.full_attention_interval}: {type(layer).__name__} does not know which "
