@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,33 @@ def test_the_page_says_what_the_rows_say(load) -> None:
     assert page.count("<!-- table: ") == page.count("<!-- end -->") == len(report.tables(rows) | others)
     changed = [{**row, "loss": {length: loss + 0.1 for length, loss in row["loss"].items()}} for row in rows]
     assert page != report.with_tables(page, report.tables(changed) | others)
+
+
+SIX = {"arm": "S², one layer of six dense", "steps": 40}
+FINISH = {"arm": "S², last 40 % dense", "steps": 40}
+
+
+@pytest.mark.parametrize(
+    ("arm", "rival", "text"),
+    [
+        (SIX, {"arm": "full", "steps": 20}, "0.019 ± 0.014"),
+        (SIX, {"arm": "full", "steps": 30}, "+0.001 ± 0.008"),
+        (SIX, {"arm": "full", "steps": 40}, "(0.0100 ± 0.0008"),
+        (SIX, {"arm": "S², every third layer dense", "steps": 40}, "0.001 ± 0.001"),
+        (SIX, {"arm": "S², first 40 % dense", "steps": 40}, "0.002 ± 0.002"),
+        (SIX, {"arm": "rows of g, last 40 % dense", "steps": 40}, "0.007 ± 0.011"),
+        (FINISH, {"arm": "full", "steps": 30}, "0.024 ± 0.006"),
+        (FINISH, {"arm": "full", "steps": 20}, "+0.004 ± 0.012"),
+    ],
+)
+def test_the_text_says_what_the_rows_say(load, arm: dict[str, Any], rival: dict[str, Any], text: str) -> None:
+    report = load("report")
+    common = {"positions": "yarn", "learning_rate": report.RATE}
+    measured = report._interval(report.paired(report.read_rows(), arm | common, rival | common))
+    mean, half_width = (float(number) for number in measured.split(" ± "))
+    digits = len(text.rpartition(".")[2])
+    assert f"{abs(mean):.{digits}f} ± {half_width:.{digits}f}" == text.lstrip("+(")
+    assert text in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def test_rows_are_all_cells_of_the_grid_and_of_one_base(load) -> None:
