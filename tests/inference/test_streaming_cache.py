@@ -249,6 +249,7 @@ def test_low_precision_keeps_its_own_rounding_and_no_more(seed: int) -> None:
     found = streamed_logits(model, tokens, cache)[-1]
     exact = StreamingCache(rotations, window=16, num_sinks=2)
     expected = streamed_logits(model.to(torch.float32), tokens, exact)[-1]
+    # 0.017 on average of 20 seeds; the bound is 4 standard deviations of the logarithm above.
     assert (found.float() - expected).norm() / expected.norm() < 0.1
 
 

@@ -32,7 +32,7 @@ def test_merged_adapter_and_reloaded_are_the_same(family: str, base_model: Path,
     assert report.shard_by_shard and report.dtype == torch.float32
     merged, expected = load(tmp_path / "merged"), logits(adapter, seed)
     torch.testing.assert_close(logits(merged, seed), expected, atol=1e-4, rtol=1e-5)
-    assert (logits(load(base), seed) - expected).abs().max() > 1e-2
+    assert (logits(load(base), seed) - expected).abs().max() > 1e-2  # 5.9 ± 1.1 in 100 cases
     assert report.largest_difference < 1e-4 * max(1.0, report.largest_logit)
 
     inside = adapter.merge_and_unload()
@@ -47,7 +47,7 @@ def test_bfloat16_is_the_sum_rounded_once(family: str, base_model: Path, tmp_pat
     adapter = longlora_adapter(base, tmp_path / "adapter")
     report = merge_adapter(tmp_path / "adapter", tmp_path / "merged", dtype="bfloat16")
     assert report.dtype == torch.bfloat16
-    assert report.relative_difference < 0.05
+    assert report.relative_difference < 0.1  # 0.016 in 100 cases; 5 deviations of the logarithm
     expected = adapter.merge_and_unload().state_dict()
     for name, weight in weights_of(tmp_path / "merged").items():
         # Rounding once is off by half a unit in the last of 8 bits at most: 2^-8 of the value.

@@ -32,6 +32,7 @@ def test_the_published_layout(original: Original, tmp_path: Path, seed: int) -> 
     expected = logits(original.merged(16.0), seed)
     adapter, tokenizer = load_for_inference(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits(adapter, seed), expected, atol=1e-4, rtol=1e-5)
+    # 1.5 ± 0.6 and 6.4 ± 0.7 in 20 seeds.
     assert (logits(original.merged(15.0), seed) - expected).abs().max() > 1e-3
     assert (logits(original.merged(16.0, with_whole=False), seed) - expected).abs().max() > 1e-2
     assert tokenizer.model_max_length == 1024
