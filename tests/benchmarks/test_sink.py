@@ -45,6 +45,14 @@ def test_the_page_says_what_the_rows_say(load) -> None:
         full, paper, sink = (by_cell[tokens, pattern] for pattern in ("full", "s2", "s2 sink1"))
         assert f"{(paper - sink) / (paper - full):.0%}".replace("%", " %") == share
         assert share in page
+    on_cpu = {
+        row["pattern"]: row["loss"]
+        for row in report.read_rows()
+        if row["card"] == "cpu" and row["tokens"] == 1024 and "loss" in row
+    }
+    for pattern, share in (("s2 sink1 full6", "84 %"), ("s2 sink1 full3", "90 %"), ("s2 sink1", "75 %")):
+        gone = (on_cpu["s2"] - on_cpu[pattern]) / (on_cpu["s2"] - on_cpu["full"])
+        assert f"{gone:.0%}".replace("%", " %") == share and share in page
 
 
 @pytest.mark.slow

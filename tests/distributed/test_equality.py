@@ -84,7 +84,8 @@ def test_weights_that_the_main_process_alone_reads(
 ) -> None:
     changes = {"model_name_or_path": str(untied_base), **changes}
     train(parse_recipe({**recipe_values, **changes}))
-    complete(train_command("two", "--strategy", "fsdp2", *TWO, gradient_accumulation_steps=1, **changes))
+    done = complete(train_command("two", "--strategy", "fsdp2", *TWO, gradient_accumulation_steps=1, **changes))
+    assert ("under fsdp2 it loses gradients" in done.stderr) == ("new_tokens" in changes)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     result = "model" if "tuning" in changes else "adapter"
     assert_same_result(tmp_path / "one" / result, tmp_path / "two" / result, tolerance=1e-5)

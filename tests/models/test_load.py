@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.config import parse_recipe
 from longlora.errors import CheckpointError, ConfigError
@@ -20,6 +20,7 @@ from longlora.models.load import (
     load_tokenizer,
     model_source,
 )
+from longlora.training import trainer
 
 
 @pytest.fixture
@@ -169,3 +170,17 @@ def test_weights_in_the_dtype_of_compute_stay_in_their_file(
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     in_file = [any(parameter.data_ptr() in addresses for addresses in mapped) for parameter in frozen]
     assert in_file == [stored == torch.bfloat16] * len(frozen)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_trained_output_layer_that_fsdp_divides_is_told(
+    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_tied: bool
+) -> None:
+    shutil.copytree(base_model, folder := tmp_path / "model")
+    config = AutoConfig.from_pretrained(base_model, tie_word_embeddings=is_tied)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    values = {"model_name_or_path": str(folder), "output_dir": str(tmp_path / "run"), "data": {"source": "x"}}
+    model = load_for_training(parse_recipe({**values, "context_length": 128, "new_tokens": ["<a>"]})).model
+    assert trainer._why_not_divided(model) is None
+    monkeypatch.setattr(trainer, "current_strategy", lambda: "fsdp2")
+    assert bool(trainer._why_not_divided(model)) is not is_tied

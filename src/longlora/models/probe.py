@@ -176,7 +176,7 @@ def tell_layers(config: PreTrainedConfig, grouped: Sequence[str], windowed: Sequ
     """Log which layers train in groups and which do not, by name; as a warning if some keep their own window.
 
     Raises:
-        ConfigError: no layer does, or the model has fewer than the interval of those with full attention.
+        ConfigError: no layer does, or the interval of full attention is longer than the model.
     """
     if not grouped:
         raise ConfigError(_why_none_is_grouped(config))
