@@ -40,7 +40,8 @@ from longlora.models.load import load_tokenizer  # noqa: E402
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BEFORE = ["full", "rows", "rows sink4", "s2", "s2 sink1", "s2 sink4", "s2 sink16", "no shift sink1"]
 BEFORE += ["s2 full3", "s2 sink1 full3", "s2 sink1 full6"]
-TRAINED = ["full", "s2", "s2 sink1", "s2 sink4", "rows", "no shift sink1", "s2 sink1 full3"]
+TRAINED = ["full", "s2", "s2 sink1", "s2 sink4", "rows", "no shift sink1", "s2 sink1 full3", "s2 sink1 full6"]
+TUNINGS = ["lora", "lora+"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of most cells")
     parser.add_argument("--patterns", nargs="+", metavar="PATTERN", help="only these")
     parser.add_argument("--only", choices=["before", "train"])
+    parser.add_argument("--tuning", choices=TUNINGS, help="train only this way")
     parser.add_argument("--no-gradient", action="store_true", help="only losses before training, of two texts")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -116,7 +118,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     if arguments.only != "before":
         run = {"steps": arguments.steps, "learning_rate": arguments.learning_rate, "dtype": arguments.dtype}
         for seed in arguments.seeds:
-            for tuning in ("lora", "lora+"):
+            for tuning in [arguments.tuning] if arguments.tuning else TUNINGS:
                 for pattern in TRAINED:
                     yield Cell(kind="train", **sizes, pattern=pattern, tuning=tuning, seed=seed, **run)
 
