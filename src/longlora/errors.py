@@ -41,5 +41,6 @@ class LostProcessError(LongLoRAError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's class if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message, with the next if it ends in a colon; without one, the class."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from longlora.corpus import shelf
-from longlora.corpus.extract import Settings
+from longlora.corpus.extract import ExtractSettings
 
 _extract = shelf._extract
 
 
-def die_of_b(path: Path, settings: Settings) -> Any:
+def die_of_b(path: Path, settings: ExtractSettings) -> Any:
     if path.name == "b.md":
         os._exit(1)
     if path.name == "unexpected.txt":

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from longlora.cli.main import app
 from longlora.corpus import shelf
-from longlora.corpus.extract import Settings
+from longlora.corpus.extract import ExtractSettings
 from longlora.corpus.shelf import read_shelf
 from longlora.data import read_documents
 from longlora.errors import ConfigError, DataError
@@ -165,7 +165,7 @@ def test_the_kind_is_told_or_chosen(tmp_path: Path) -> None:
     result = read_shelf(files, tmp_path / "out")
     assert [record["document_kind"] for record in records(tmp_path / "out")] == ["paper", "book"]
     assert result.kinds == {"book": 1, "paper": 1}
-    read_shelf(files, tmp_path / "books", settings=Settings(kind="book"))
+    read_shelf(files, tmp_path / "books", settings=ExtractSettings(kind="book"))
     assert [record["document_kind"] for record in records(tmp_path / "books")] == ["book", "book"]
 
 
@@ -173,7 +173,7 @@ def test_other_settings_need_another_folder(files: list[Path], tmp_path: Path) -
     out = tmp_path / "out"
     read_shelf(files[:1], out)
     with pytest.raises(ConfigError, match="references 'drop' there and 'keep' now"):
-        read_shelf(files, out, settings=Settings(references="keep"))
+        read_shelf(files, out, settings=ExtractSettings(references="keep"))
     (out / "settings.json").write_text("{")
     with pytest.raises(DataError, match=r"settings\.json cannot be read"):
         read_shelf(files, out)

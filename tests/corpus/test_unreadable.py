@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from longlora.corpus.extract import Settings, check_installed, extract, find_files, read_by_docling
+from longlora.corpus.extract import ExtractSettings, check_installed, extract, find_files, read_by_docling
 from longlora.corpus.pdf import pdfium
 from longlora.corpus.shelf import read_shelf
 from longlora.errors import ConfigError, DataError
@@ -44,10 +44,10 @@ def test_more_than_memory_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write(canvas)
 
     path = save(tmp_path / "a.pdf", write_two)
-    assert extract(path, Settings()).text
+    assert extract(path, ExtractSettings()).text
     monkeypatch.setattr(pdfium, limit, 1)
     with pytest.raises(DataError, match=f"too large: it has more than 1 {named}; split it"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 def test_encrypted(tmp_path: Path) -> None:
@@ -55,40 +55,40 @@ def test_encrypted(tmp_path: Path) -> None:
 
     path = save(tmp_path / "a.pdf", write, encrypt=StandardEncryption("secret", strength=128))
     with pytest.raises(DataError, match="encrypted, and needs a password: save a copy without one"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 def test_encryption_that_opens_without_a_password(tmp_path: Path) -> None:
     from reportlab.lib.pdfencrypt import StandardEncryption
 
     path = save(tmp_path / "a.pdf", write, encrypt=StandardEncryption("", "owner", canPrint=0, strength=128))
-    assert extract(path, Settings()).text == "A page with a line of text on it."
+    assert extract(path, ExtractSettings()).text == "A page with a line of text on it."
 
 
 def test_truncated(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pdf", write)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"truncated: .* download it again"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 @pytest.mark.parametrize("count", [506, 80_508])
 def test_bytes_of_nul_behind_the_end(tmp_path: Path, count: int) -> None:
     path = save(tmp_path / "a.pdf", write)
     path.write_bytes(path.read_bytes() + b"\0" * count)
-    assert extract(path, Settings()).text == "A page with a line of text on it."
+    assert extract(path, ExtractSettings()).text == "A page with a line of text on it."
 
 
 def test_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(b"%PDF-1.4\nnothing of a document\n%%EOF\n")
     with pytest.raises(DataError, match="damaged: pdfium finds no document in it"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 def test_scanned(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scanned: 1 of 1 pages are images .* ocrmypdf"):
-        extract(save(tmp_path / "a.pdf", scan), Settings())
+        extract(save(tmp_path / "a.pdf", scan), ExtractSettings())
 
 
 def test_a_scan_whose_text_was_recognised(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_scan_whose_text_was_recognised(tmp_path: Path) -> None:
         text.textOut("What the scan shows, as recognised.")
         canvas.drawText(text)
 
-    assert extract(save(tmp_path / "a.pdf", act), Settings()).text == "What the scan shows, as recognised."
+    assert extract(save(tmp_path / "a.pdf", act), ExtractSettings()).text == "What the scan shows, as recognised."
 
 
 @pytest.mark.parametrize(("written", "scanned"), [(3, 4), (1, 6)])
@@ -116,9 +116,9 @@ def test_pages_beside_scans(tmp_path: Path, written: int, scanned: int) -> None:
     path = save(tmp_path / "a.pdf", act)
     if written == 1:  # a cover, or a stamp
         with pytest.raises(DataError, match="scanned: 6 of 8 pages are images"):
-            extract(path, Settings())
+            extract(path, ExtractSettings())
     else:
-        record = extract(path, Settings())
+        record = extract(path, ExtractSettings())
         assert record.notes[0] == "5 of 8 pages have no text: 4-8" and "the third of them" in record.text
 
 
@@ -126,10 +126,10 @@ def test_other_padding_behind_the_end(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pdf", write)
     whole = path.read_bytes()
     path.write_bytes(whole + b"<!-- served by a proxy -->" * 5000)
-    assert extract(path, Settings()).text == "A page with a line of text on it."
+    assert extract(path, ExtractSettings()).text == "A page with a line of text on it."
     path.write_bytes(whole + b"\n7 0 obj\n<</Length 12")  # an addition that broke off
     with pytest.raises(DataError, match="truncated"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 def test_pages_without_text_are_noted(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_pages_without_text_are_noted(tmp_path: Path) -> None:
         write(canvas)
         canvas.showPage()
 
-    record = extract(save(tmp_path / "a.pdf", act), Settings())
+    record = extract(save(tmp_path / "a.pdf", act), ExtractSettings())
     assert record.notes == ["1 of 2 pages have no text: 2"] and record.pages == 2
 
 
@@ -159,12 +159,12 @@ def test_other_reasons(tmp_path: Path, name: str, content: bytes, reason: str) -
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=reason):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 def test_pages_without_a_word(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="without text on any of its 1 pages"):
-        extract(save(tmp_path / "a.pdf"), Settings())
+        extract(save(tmp_path / "a.pdf"), ExtractSettings())
 
 
 def test_fonts_that_do_not_tell_their_letters(tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_fonts_that_do_not_tell_their_letters(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_text(f"%PDF-1.4\n{body}trailer<</Root 1 0 R/Size 7>>\n%%EOF\n")
     with pytest.raises(DataError, match=r"fonts without a valid Unicode mapping \(\d+ of \d+ characters\)"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 def test_a_file_that_vanished(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unreadable \\(No such file"):
-        extract(tmp_path / "gone.txt", Settings())
+        extract(tmp_path / "gone.txt", ExtractSettings())
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_pdf_is_known_by_its_content(tmp_path: Path) -> None:
-    record = extract(save(tmp_path / "a.pdf", write).rename(tmp_path / "a.html"), Settings())
+    record = extract(save(tmp_path / "a.pdf", write).rename(tmp_path / "a.html"), ExtractSettings())
     assert (record.kind, record.text) == ("pdf", "A page with a line of text on it.")
 
 
@@ -209,8 +209,8 @@ def test_a_document_of_which_nothing_is_left_is_no_record(tmp_path: Path) -> Non
 
     path = save(tmp_path / "a.pdf", act)
     with pytest.raises(DataError, match=r"without text .*; left out: 10 words of references"):
-        extract(path, Settings())
-    assert "One." in extract(path, Settings(references="keep")).text
+        extract(path, ExtractSettings())
+    assert "One." in extract(path, ExtractSettings(references="keep")).text
 
 
 def test_sources(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,7 +251,7 @@ def test_docling_as_its_documentation_has_it(tmp_path: Path, monkeypatch: pytest
     result.errors = []
     monkeypatch.setattr("longlora.corpus.extract.version", lambda package: "2.0")
     with pytest.raises(DataError, match="without text"):
-        extract(save(tmp_path / "a.pdf"), Settings(engine="docling"))
+        extract(save(tmp_path / "a.pdf"), ExtractSettings(engine="docling"))
 
 
 def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "docling", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--engine docling needs docling, which is not installed: pip install"):
-        read_shelf([], tmp_path, settings=Settings(engine="docling"))
+        read_shelf([], tmp_path, settings=ExtractSettings(engine="docling"))
     monkeypatch.setattr("longlora.corpus.extract.find_spec", lambda name: None if name in ("bs4", "lxml") else 1)
     with pytest.raises(ConfigError, match=r"this needs bs4, lxml, which are not installed: pip install 'longlora\[co"):
         check_installed()
@@ -267,4 +267,4 @@ def test_libraries_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_engine_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longlora.corpus.extract.find_spec", lambda name: None)
-    assert "pypdfium2" in extract(save(tmp_path / "a.pdf", write), Settings(engine="auto")).tool
+    assert "pypdfium2" in extract(save(tmp_path / "a.pdf", write), ExtractSettings(engine="auto")).tool

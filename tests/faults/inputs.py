@@ -25,7 +25,7 @@ from tests.faults.world import (
 )
 
 from longlora.config import load_recipe
-from longlora.corpus.extract import Settings, extract
+from longlora.corpus.extract import ExtractSettings, extract
 from longlora.data import read_conversations, read_documents, tokenize_conversations, tokenize_documents
 from longlora.errors import CheckpointError, LongLoRAError
 from longlora.evaluation.texts import read_token_file
@@ -163,11 +163,11 @@ class Inputs:
         page = b"<html><head><title>T</title></head><body><h1>H</h1><p>the sea</p><table><tr><td>1</td></table></html>"
         kinds = {"a.html": page, "a.epub": _epub(), "a.md": b"---\na: b\n---\n# Title\n\ntext", "a.txt": b"text " * 50}
         name = self.chance.choice([*kinds])
-        extract(self._file(name, kinds[name]), Settings())
+        extract(self._file(name, kinds[name]), ExtractSettings())
 
     def pdf(self) -> None:
         """A PDF."""
-        extract(self._file("a.pdf", _pdf()), Settings(references=self.chance.choice(["keep", "drop"])))
+        extract(self._file("a.pdf", _pdf()), ExtractSettings(references=self.chance.choice(["keep", "drop"])))
 
     # --- models ---
 

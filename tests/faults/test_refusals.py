@@ -26,7 +26,7 @@ from tests.faults.world import World, epub, fresh_copy
 from longlora.cli import main as cli
 from longlora.config import load_recipe
 from longlora.corpus import markup
-from longlora.corpus.extract import Settings, extract
+from longlora.corpus.extract import ExtractSettings, extract
 from longlora.corpus.pdf import columns, drawings, pdfium
 from longlora.data import read_conversations, read_documents, row_readers
 from longlora.errors import CheckpointError, ConfigError, DataError
@@ -157,7 +157,7 @@ def test_a_document_that_unpacks_to_too_much(tmp_path: Path, suffix: str, monkey
     path = tmp_path / f"bomb.{suffix}"
     path.write_bytes(epub([text]) if suffix == "epub" else text.encode())
     with pytest.raises(DataError, match=r"^too large: .* more than 1 MiB"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 def test_an_e_book_of_many_parts_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_an_e_book_of_many_parts_that_unpack_to_too_much(tmp_path: Path, monkeyp
     path = tmp_path / "bomb.epub"
     path.write_bytes(epub(["the sea was calm " * 500] * 20))
     with pytest.raises(DataError, match="its parts have more than 0 MiB together"):
-        extract(path, Settings())
+        extract(path, ExtractSettings())
 
 
 @pytest.mark.parametrize("kind", ["far apart", "everywhere", "too many"])
@@ -183,7 +183,7 @@ def test_a_page_on_which_no_columns_are_looked_for(tmp_path: Path, kind: str, mo
         canvas.drawString(72, 700, "the sea was calm")
     canvas.save()
     monkeypatch.setattr(columns, "_best_gutter", lambda words, known: pytest.fail("a gutter is looked for"))
-    record = extract(tmp_path / "a.pdf", Settings())
+    record = extract(tmp_path / "a.pdf", ExtractSettings())
     assert "ship" in record.text or "the sea was calm" in record.text
     assert "pages with pdfium's own lines, as rebuilding them would split words: 1" in record.notes
 

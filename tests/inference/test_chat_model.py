@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
-from longlora.inference.conversation import Conversation
+from longlora.inference.conversation import Chat
 from longlora.models.load import load_for_inference
 from longlora.tiny import tiny_model_directory
 
 
 def answer_of(chat_model: ChatModel) -> str:
     settings = ChatSettings(max_new_tokens=12)
-    conversation = Conversation(chat_model, settings)
+    conversation = Chat(chat_model, settings)
     answer, _ = conversation.ask("def add(first, second):")
     return "".join(answer)
 

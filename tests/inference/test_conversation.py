@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from longlora.errors import ConfigError, DataError
 from longlora.inference.answer import Answer
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
-from longlora.inference.conversation import Conversation
+from longlora.inference.conversation import Chat
 from longlora.inference.streaming_cache import StreamingCache
 
 CHATML = (
@@ -18,12 +18,12 @@ CHATML = (
 DOCUMENT = "The ship lay still upon the sea. " * 3
 
 
-def start(chat_model: ChatModel, **settings: object) -> Conversation:
+def start(chat_model: ChatModel, **settings: object) -> Chat:
     chosen = ChatSettings(**{"max_new_tokens": 10} | settings)
-    return Conversation(chat_model, chosen)
+    return Chat(chat_model, chosen)
 
 
-def say(conversation: Conversation, question: str) -> Answer:
+def say(conversation: Chat, question: str) -> Answer:
     answer, _ = conversation.ask(question)
     list(answer)
     conversation.finish(question, answer)

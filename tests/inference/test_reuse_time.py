@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longlora.inference.chat_model import ChatSettings, load_chat_model
-from longlora.inference.conversation import Conversation
+from longlora.inference.conversation import Chat
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
 
@@ -30,7 +30,7 @@ def test_the_second_question_about_4096_tokens_is_answered_ten_times_as_soon(lon
     chat_model = load_chat_model(str(longer_tiny))
     text = "".join(path.read_text(encoding="utf-8") for path in standard_library_files("validation")[:6])
     document = chat_model.tokenizer.decode(chat_model.tokens(text)[:4096])
-    conversation = Conversation(chat_model, ChatSettings(max_new_tokens=8))
+    conversation = Chat(chat_model, ChatSettings(max_new_tokens=8))
     conversation.set_document("library.py", document)
     seconds = []
     for question in ("What does it define?", "What does it import?"):

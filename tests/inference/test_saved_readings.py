@@ -5,16 +5,16 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
-from longlora.inference.conversation import Conversation
+from longlora.inference.conversation import Chat
 from longlora.inference.reading import Memory, SavedReadings, fingerprint
 
 DOCUMENT = "The ship lay still upon the sea. " * 3
 
 
-def open_document(chat_model: ChatModel, folder: Path) -> tuple[Conversation, Memory, list[str], int]:
+def open_document(chat_model: ChatModel, folder: Path) -> tuple[Chat, Memory, list[str], int]:
     """A conversation about the document, what was told, and how many pieces were read."""
     saved = SavedReadings(folder, "some/where/random model")
-    conversation = Conversation(chat_model, ChatSettings(max_new_tokens=10), saved)
+    conversation = Chat(chat_model, ChatSettings(max_new_tokens=10), saved)
     conversation.set_document("sea.txt", DOCUMENT)
     pieces: list[int] = []
     notes = conversation.read_document(lambda done, total: pieces.append(done))
@@ -96,7 +96,7 @@ def test_a_reading_is_found_however_the_models_path_is_written(
     for name in (str(tmp_path / "runs" / "mine"), ".", "../mine/", "../../runs/mine"):
         loaded = load_chat_model(name)
         saved = SavedReadings(tmp_path / "kept", name)
-        conversation = Conversation(loaded, ChatSettings(max_new_tokens=10), saved)
+        conversation = Chat(loaded, ChatSettings(max_new_tokens=10), saved)
         conversation.set_document("sea.txt", DOCUMENT)
         pieces: list[int] = []
         conversation.read_document(lambda done, total, pieces=pieces: pieces.append(done))  # type: ignore[misc]

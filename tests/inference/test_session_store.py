@@ -1,6 +1,6 @@
 from longlora.cli.chat import read_document
 from longlora.inference.chat_model import ChatModel, ChatSettings
-from longlora.inference.conversation import Conversation
+from longlora.inference.conversation import Chat
 from longlora.inference.sessions import Session, SessionStore
 
 
@@ -8,7 +8,7 @@ def store_of(chat_model: ChatModel, num_remembered: int = 2) -> SessionStore:
     settings = ChatSettings(max_new_tokens=6)
 
     def begin() -> Session:
-        return Session(Conversation(chat_model, settings), lambda path, stop: read_document(path))
+        return Session(Chat(chat_model, settings), lambda path, stop: read_document(path))
 
     return SessionStore(begin, num_remembered)
 

@@ -9,7 +9,7 @@ import pytest
 
 from longlora.cli.chat import read_document
 from longlora.inference.chat_model import ChatModel, ChatSettings
-from longlora.inference.conversation import Conversation, Usage
+from longlora.inference.conversation import Chat, Usage
 from longlora.inference.sessions import Session, SessionStore, usage_html
 
 gradio = pytest.importorskip("gradio", reason="needs gradio")
@@ -18,7 +18,7 @@ gradio = pytest.importorskip("gradio", reason="needs gradio")
 @pytest.fixture
 def store(chat_model: ChatModel) -> SessionStore:
     settings = ChatSettings(max_new_tokens=8, cut=False)
-    return SessionStore(lambda: Session(Conversation(chat_model, settings), lambda path, stop: read_document(path)))
+    return SessionStore(lambda: Session(Chat(chat_model, settings), lambda path, stop: read_document(path)))
 
 
 def text_of(shown: tuple[Any, ...]) -> list[str]:
@@ -86,7 +86,7 @@ def test_what_breaks_inside_is_not_shown_outside(store: SessionStore, monkeypatc
     def broken(*_: object) -> None:
         raise RuntimeError("secret place")
 
-    monkeypatch.setattr(Conversation, "ask", broken)
+    monkeypatch.setattr(Chat, "ask", broken)
     steps = store.enter("ann").ask("Where?", [])
     next(steps)
     with pytest.raises(gradio.Error) as told:

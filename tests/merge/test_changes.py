@@ -8,7 +8,7 @@ from peft import IA3Config, LoraConfig
 from tests.merge.adapters import SIZES
 from transformers import AutoConfig, PreTrainedConfig
 
-from longlora.merge.changes import Change, OtherWay, find_changes
+from longlora.merge.changes import Change, ShardMergeUnsupported, find_changes
 
 LLAMA = {"num_key_value_heads": 2, **SIZES}
 Q_PROJ = ["base_model.model.model.layers.1.self_attn.q_proj." + part for part in ("lora_A.weight", "lora_B.weight")]
@@ -51,17 +51,17 @@ NORMS = [
     ],
 )
 def test_other_updates_are_named(values: dict[str, Any], reason: str) -> None:
-    with pytest.raises(OtherWay, match=reason):
+    with pytest.raises(ShardMergeUnsupported, match=reason):
         find_changes(llama(), lora(**values), Q_PROJ)
 
 
 def test_another_kind_of_adapter() -> None:
-    with pytest.raises(OtherWay, match="of the type"):
+    with pytest.raises(ShardMergeUnsupported, match="of the type"):
         find_changes(llama(), IA3Config(target_modules=["q_proj"], feedforward_modules=[]), [])
 
 
 def test_an_adapter_of_another_model() -> None:
-    with pytest.raises(OtherWay, match="cannot be applied to a model without weights"):
+    with pytest.raises(ShardMergeUnsupported, match="cannot be applied to a model without weights"):
         find_changes(llama(), lora(target_modules=["query_key_value"]), [])
 
 
@@ -69,7 +69,7 @@ def test_an_adapter_of_another_model() -> None:
     ("tensors", "reason"), [(Q_PROJ[:1], "lacks 1 tensors"), ([*Q_PROJ, "more"], "such as more")], ids=["less", "more"]
 )
 def test_a_file_that_does_not_fit(tensors: list[str], reason: str) -> None:
-    with pytest.raises(OtherWay, match=reason):
+    with pytest.raises(ShardMergeUnsupported, match=reason):
         find_changes(llama(), lora(), tensors)
 
 
@@ -86,7 +86,7 @@ def test_embeddings_that_are_kept_tied_are_found_under_either_name(kept: str) ->
 def test_a_low_rank_update_of_embeddings_that_are_kept_tied() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT has advice for those who train so
-        with pytest.raises(OtherWay, match="kept tied"):
+        with pytest.raises(ShardMergeUnsupported, match="kept tied"):
             find_changes(
                 llama(tie_word_embeddings=True), lora(target_modules=["embed_tokens"], ensure_weight_tying=True), []
             )

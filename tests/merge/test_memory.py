@@ -23,7 +23,7 @@ import gc, json, re, sys
 from pathlib import Path
 from longlora.merge import merge_adapter
 from longlora.merge import merging as run
-from longlora.merge.changes import OtherWay
+from longlora.merge.changes import ShardMergeUnsupported
 
 def resident(field):
     return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -37,7 +37,7 @@ def extra_bytes(name):
     return resident("VmHWM") - before
 
 def refuse(*_):
-    raise OtherWay("asked for")
+    raise ShardMergeUnsupported("asked for")
 
 warm, adapter, output = map(Path, sys.argv[1:])
 merge_adapter(warm, output / "warm", check=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from longlora.inference.chat_model import ChatModel
-    from longlora.inference.conversation import Conversation
+    from longlora.inference.conversation import Chat
 
 _UPLOAD_SECONDS = 120.0
 _UPLOAD_MEMORY_BYTES = 4 << 30
@@ -129,10 +129,10 @@ def web(
     page.block_thread()
 
 
-def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Conversation]]":
+def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Chat]]":
     """Load the model; return it with a function that starts a conversation."""
     from longlora.inference.chat_model import ChatSettings, load_chat_model
-    from longlora.inference.conversation import Conversation
+    from longlora.inference.conversation import Chat
     from longlora.inference.reading import SavedReadings
 
     settings = ChatSettings(
@@ -147,7 +147,7 @@ def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Co
         model, dtype=options.dtype, quantization=options.quantization, trust_remote_code=options.trust_remote_code
     )
     saved = SavedReadings(options.cache_document, model) if options.cache_document is not None else None
-    return chat_model, lambda: Conversation(chat_model, settings, saved)
+    return chat_model, lambda: Chat(chat_model, settings, saved)
 
 
 def _read_upload(path: Path, stop: "Event") -> str:
@@ -170,11 +170,11 @@ def read_document(path: Path) -> str:
     Raises:
         DataError: the format is unknown, or the file cannot be read.
     """
-    from longlora.corpus.extract import SUFFIXES, Settings, extract
+    from longlora.corpus.extract import SUFFIXES, ExtractSettings, extract
 
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}: convert it to text first")
     try:
-        return extract(path, Settings(references="keep")).text
+        return extract(path, ExtractSettings(references="keep")).text
     except DataError as error:
         raise DataError(f"{path} cannot be read: {error}") from error

@@ -12,7 +12,7 @@ from longlora.cli.options import AsJson, TextColumn, unfolded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from longlora.corpus.checking import Report
+    from longlora.corpus.checking import CheckReport
 
 corpus = typer.Typer(help="Make training data from documents and question sets, and check it.", no_args_is_help=True)
 corpus.command("make-qa")(make_qa.make_qa)
@@ -49,13 +49,13 @@ def from_pdf(
     from longlora.corpus.extract import check_installed
 
     check_installed()
-    from longlora.corpus.extract import Settings, find_files
+    from longlora.corpus.extract import ExtractSettings, find_files
     from longlora.corpus.shelf import RECORDS_FILE, read_shelf
 
     result = read_shelf(
         find_files(files),
         out,
-        settings=Settings(engine=engine, references=references, kind=kind),
+        settings=ExtractSettings(engine=engine, references=references, kind=kind),
         near_duplicates=near_duplicates,
         processes=processes,
         write_texts=texts,
@@ -171,7 +171,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _print_report(report: "Report", tokenizer: "PreTrainedTokenizerBase") -> None:
+def _print_report(report: "CheckReport", tokenizer: "PreTrainedTokenizerBase") -> None:
     from rich.console import Console
 
     from longlora.data import show_example
@@ -237,7 +237,7 @@ def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return loaded
 
 
-def _print_lengths(report: "Report") -> None:
+def _print_lengths(report: "CheckReport") -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -73,7 +73,7 @@ def make_qa(
 ) -> None:
     """Let a language model write questions and answers about whole documents; the same command resumes."""
     options = locals() | vars(asking)
-    from longlora.corpus.qa import Sending, Settings, choose_model, load_prompts, make_questions
+    from longlora.corpus.qa import QASettings, Sending, choose_model, load_prompts, make_questions
     from longlora.corpus.qa.chunks import shelf_texts
     from longlora.data.sources import find_items
 
@@ -90,11 +90,11 @@ def make_qa(
         is_asked=not from_journal,
     )
     measured = {"model": chosen.name, "window": chosen.window, "tokenizer": chosen.tokenizer}
-    names = Settings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # these two have no option
+    names = QASettings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # these two have no option
     summary = make_questions(
         find_items(texts, shelf_texts(text_column), split, max_documents, identity=[text_column]),
         out,
-        settings=Settings(**_named(names, options) | measured),
+        settings=QASettings(**_named(names, options) | measured),
         prompts=load_prompts(prompts),
         counter=chosen.counter,
         answerer=chosen.answerer,

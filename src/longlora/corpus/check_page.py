@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longlora.corpus.checking import PERCENTILES, Report, percentiles
+from longlora.corpus.checking import PERCENTILES, CheckReport, percentiles
 from longlora.corpus.quality import DEPTHS
 from longlora.support.figures import new_figure, plain
 from longlora.support.files import write_atomically
@@ -20,7 +20,7 @@ _BINS = 30
 _MOST_KINDS = 12
 
 
-def draw_lengths(report: Report, path: Path) -> None:
+def draw_lengths(report: CheckReport, path: Path) -> None:
     """Draw histograms of prompt and answer lengths, each with its median, on a log2 scale."""
     columns = {name: values for name, values in report.lengths.items() if name != "row"}
     figure, axes = new_figure(5 * len(columns) + 1, 3.6, nrows=1, ncols=len(columns), squeeze=False)
@@ -30,7 +30,7 @@ def draw_lengths(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def write_page(report: Report, path: Path) -> None:
+def write_page(report: CheckReport, path: Path) -> None:
     """Write the results of a check, with charts and a sample of the questions, as one HTML file."""
     pages = templates("corpus/templates")
     page = pages.get_template("check.html.j2").render(
@@ -44,7 +44,7 @@ def write_page(report: Report, path: Path) -> None:
     write_atomically(path, page)
 
 
-def _picture(report: Report) -> str:
+def _picture(report: CheckReport) -> str:
     """Return charts of the questions as a PNG in base64; empty if there are no questions."""
     quality = report.quality
     if not quality.num_questions:

@@ -26,7 +26,7 @@ _SAME_QUESTION = 0.9
 
 
 @dataclass
-class Report:
+class CheckReport:
     """The results of a check; `describe` puts the findings into words."""
 
     file: str
@@ -130,7 +130,7 @@ def check_file(
     context_length: int | None = None,
     against: Sequence[str] = (),
     text_column: str = "text",
-) -> Report:
+) -> CheckReport:
     """Check a file the way training would read it, and compare it with files that must not share its documents.
 
     Without a context length only lengths are measured: nothing is cut and questions are not judged.
@@ -144,7 +144,7 @@ def check_file(
         known, _ = read_rows(other, text_column=text_column)
         for row in shown(known, f"Reading {other}", total=None):
             seen.add(row)
-    report = Report(source, context_length)
+    report = CheckReport(source, context_length)
     rows, skipped = read_rows(source, text_column=text_column)
     earlier: set[str] = set()
     for row in shown(rows, f"Checking {source}", total=None):
@@ -163,7 +163,7 @@ def check_file(
     return report
 
 
-def _check_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+def _check_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, report: CheckReport) -> None:
     if not row.messages:
         report.num_texts += 1
         report.kinds[row.kind] += 1
@@ -192,7 +192,7 @@ def _check_tokens(row: Row, tokenizer: PreTrainedTokenizerBase, report: Report) 
         report.cut.add(f"{row.name} ({encoded.num_cut:,} tokens)")
 
 
-def _check_leak(row: Row, seen: _Seen, report: Report) -> None:
+def _check_leak(row: Row, seen: _Seen, report: CheckReport) -> None:
     if not row.document:
         if other := seen.question(row):
             report.leaked_questions.add(f"{row.name} and {other}")

@@ -57,7 +57,7 @@ _FROM_RIGHT_TO_LEFT = 0.05  # share of letters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ExtractSettings:
     """Settings that determine the text extracted from a file."""
 
     engine: Engine = "pdfium"
@@ -139,7 +139,7 @@ def check_installed() -> None:
         )
 
 
-def extract(path: Path, settings: Settings) -> Record:
+def extract(path: Path, settings: ExtractSettings) -> Record:
     """Extract the record of a file.
 
     Raises:
@@ -184,7 +184,7 @@ def detect_kind(text: str, *, has_references: bool = False) -> Kind:
     return "paper" if is_paper else "book"
 
 
-def _read_pdf(path: Path, settings: Settings) -> tuple[MarkedText, str]:
+def _read_pdf(path: Path, settings: ExtractSettings) -> tuple[MarkedText, str]:
     if settings.uses_docling:
         return read_by_docling(path), f", docling {version('docling')}"
     from longlora.corpus.pdf.document import read_pdf

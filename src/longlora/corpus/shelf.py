@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
-from longlora.corpus.extract import Record, Settings, extract
+from longlora.corpus.extract import ExtractSettings, Record, extract
 from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.errors import DataError
 from longlora.support.apart import call_apart
@@ -58,7 +58,7 @@ def read_shelf(
     files: Sequence[Path],
     folder: Path,
     *,
-    settings: Settings | None = None,
+    settings: ExtractSettings | None = None,
     near_duplicates: NearDuplicateRule = "drop",
     processes: int = 1,
     write_texts: bool = False,
@@ -70,7 +70,7 @@ def read_shelf(
             requested engine is not installed.
         DataError: the folder contains something other than a valid corpus.
     """
-    settings = settings or Settings()
+    settings = settings or ExtractSettings()
     if settings.engine == "docling":
         require_package("docling", wanted_by="--engine docling")
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,12 +156,14 @@ class _Shelf:
 _Found = tuple[Record, Any]  # with the record's MinHash, computed in the same process
 
 
-def _extract(path: Path, settings: Settings) -> _Found:
+def _extract(path: Path, settings: ExtractSettings) -> _Found:
     record = extract(path, settings)
     return record, signature(record.text)
 
 
-def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Generator[tuple[Path, _Found | str]]:
+def _extracted(
+    files: Sequence[Path], settings: ExtractSettings, processes: int
+) -> Generator[tuple[Path, _Found | str]]:
     """Yield files with their results in order, reading several at once."""
     stop = Event()
     with thread_pool(processes) as pool:
@@ -172,7 +174,7 @@ def _extracted(files: Sequence[Path], settings: Settings, processes: int) -> Gen
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _extract_apart(path: Path, *, settings: Settings, stop: Event) -> _Found | str:
+def _extract_apart(path: Path, *, settings: ExtractSettings, stop: Event) -> _Found | str:
     """Read a file in a separate process: a damaged one may crash it, or take unbounded time or memory.
 
     A string is the reason for a failure: one file must not end the run.

@@ -32,7 +32,7 @@ _STATES = "open closed large small old new empty full blue red green warm cold q
 
 
 @dataclass
-class Document:
+class AnsweredText:
     """Text, and the parts of it that are answers, which follow from the text before them."""
 
     text: str = ""
@@ -89,7 +89,7 @@ class RecallText:
         self._rng = random.Random(seed)
         self._far = far
 
-    def document(self, num_tokens: int) -> Document:
+    def document(self, num_tokens: int) -> AnsweredText:
         """Draw a document of about `num_tokens` tokens."""
         kinds = [self._sentences, self._table, self._passage, self._copy]
         [kind] = self._rng.choices(kinds, weights=[12, 3, 4, 1])
@@ -103,8 +103,8 @@ class RecallText:
             return None
         return f"{self._number(missing - 1)}\n{text}"  # each digit is one token, and so is the line end
 
-    def _sentences(self, size: int) -> Document:
-        rng, out = self._rng, Document()
+    def _sentences(self, size: int) -> AnsweredText:
+        rng, out = self._rng, AnsweredText()
         is_far = bool(self._far) and rng.random() < self._far
         most_facts = max(1, min(12, size // 50))
         num_facts = rng.randint(most_facts // 2 if is_far else 1, most_facts)
@@ -130,8 +130,8 @@ class RecallText:
             out.answer(f" {facts[name]}.")
         return out
 
-    def _table(self, size: int) -> Document:
-        rng, out = self._rng, Document()
+    def _table(self, size: int) -> AnsweredText:
+        rng, out = self._rng, AnsweredText()
         table = rng.choice(self._words)
         num_facts = rng.randint(2, max(2, min(12, size // 50)))
         words = rng.random() < 0.3
@@ -146,8 +146,8 @@ class RecallText:
             out.answer(f" {facts[name]}\n")
         return out
 
-    def _passage(self, size: int) -> Document:
-        rng, out = self._rng, Document()
+    def _passage(self, size: int) -> AnsweredText:
+        rng, out = self._rng, AnsweredText()
         passage = " ".join(f"The {rng.choice(self._words)} is {rng.choice(_STATES)}." for _ in range(rng.randint(2, 5)))
         secret, value = rng.choice(_SECRETS), self._number(rng.randint(1, 5))
         room = max(0, size - 200)
@@ -159,8 +159,8 @@ class RecallText:
         out.answer(f" {value}.")
         return out
 
-    def _copy(self, size: int) -> Document:
-        rng, out = self._rng, Document()
+    def _copy(self, size: int) -> AnsweredText:
+        rng, out = self._rng, AnsweredText()
         length = max(12, size // 2)
         if rng.random() < 0.3:
             text = ", ".join(self._number(rng.randint(1, 6)) for _ in range(length // 6))

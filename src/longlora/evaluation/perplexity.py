@@ -16,7 +16,7 @@ from longlora.evaluation.logits import Model
 from longlora.evaluation.reader import check_positions
 from longlora.evaluation.results import PerplexityByLength, Positions
 from longlora.evaluation.scoring import (
-    Document,
+    TokenIds,
     Window,
     check_longest,
     evenly_spread,
@@ -41,7 +41,7 @@ Protocol = Literal["same-targets", "new", "all", "original"]
 
 def perplexity(
     model: Model,
-    documents: Iterable[Document],
+    documents: Iterable[TokenIds],
     *,
     window: int,
     stride: int,
@@ -95,7 +95,7 @@ def perplexity(
 
 def perplexity_by_length(
     model: Model,
-    documents: Iterable[Document],
+    documents: Iterable[TokenIds],
     *,
     lengths: Sequence[int],
     stride: int,
@@ -163,7 +163,7 @@ def original_windows(num_tokens: int, *, window: int, stride: int = ORIGINAL_STR
 
 def original_perplexity(
     model: Model,
-    documents: Sequence[Document],
+    documents: Sequence[TokenIds],
     *,
     window: int,
     stride: int = ORIGINAL_STRIDE,
@@ -212,7 +212,7 @@ def original_perplexity(
 
 def loss_by_position(
     model: Model,
-    documents: Iterable[Document],
+    documents: Iterable[TokenIds],
     *,
     length: int,
     num_buckets: int = 32,

@@ -91,10 +91,10 @@ def batches(windows: Iterable[Window], batch_size: int) -> Iterator[list[Window]
         yield from (group[first : first + batch_size] for first in range(0, len(group), batch_size))
 
 
-Document: TypeAlias = Sequence[int] | Tensor | np.ndarray
+TokenIds: TypeAlias = Sequence[int] | Tensor | np.ndarray
 
 
-def token_arrays(model: Model, documents: Iterable[Document]) -> list[np.ndarray]:
+def token_arrays(model: Model, documents: Iterable[TokenIds]) -> list[np.ndarray]:
     """Convert documents to arrays (memory-mapped ones stay so), checking that they hold this model's token ids.
 
     Raises:
@@ -132,14 +132,14 @@ def check_ids(ids: np.ndarray, vocabulary_size: int, what: str) -> None:
         )
 
 
-def joined(documents: Sequence[Document]) -> list[np.ndarray]:
+def joined(documents: Sequence[TokenIds]) -> list[np.ndarray]:
     """Concatenate documents into one stream."""
     if len(documents) == 1:
         return [np.asarray(documents[0])]
     return [np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])]
 
 
-def token_digest(documents: Iterable[Document]) -> str:
+def token_digest(documents: Iterable[TokenIds]) -> str:
     """Return a digest of documents and their boundaries, to check whether two models read the same tokens."""
     digest = hashlib.sha256()
     for document in documents:

@@ -17,7 +17,7 @@ from longlora.data import read_documents, tokenize_documents
 from longlora.data.sources import DocumentSource
 from longlora.errors import DataError
 from longlora.evaluation.logits import vocabulary_size
-from longlora.evaluation.scoring import Document, check_ids, joined, token_arrays, token_digest
+from longlora.evaluation.scoring import TokenIds, check_ids, joined, token_arrays, token_digest
 from longlora.evaluation.subject import Subject
 from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.support.files import replaced_file
@@ -56,7 +56,7 @@ def read_token_file(path: str | Path, vocabulary_size: int) -> np.ndarray:
     return tokens
 
 
-def write_token_file(path: str | Path, documents: Iterable[Document], vocabulary_size: int) -> int:
+def write_token_file(path: str | Path, documents: Iterable[TokenIds], vocabulary_size: int) -> int:
     """Write documents one after another into a token file, and return the number of tokens.
 
     Raises:
@@ -120,7 +120,7 @@ class Texts:
             list(self.sources), text_column=self.text_column, split=self.split, max_documents=self.max_documents
         )
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> Sequence[Document]:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> Sequence[TokenIds]:
         """Tokenize the documents, or memory-map a `.bin` of tokens, which is one stream.
 
         Raises:
@@ -130,7 +130,7 @@ class Texts:
             if len(self.sources) > 1:
                 raise DataError(f"a .bin of tokens must be the only source, not one of {', '.join(self.sources)}")
             return [read_token_file(self.sources[0], vocabulary_size)]
-        documents: Sequence[Document] = tokenize_documents(self.read(), tokenizer)["input_ids"]
+        documents: Sequence[TokenIds] = tokenize_documents(self.read(), tokenizer)["input_ids"]
         return joined(documents) if self.across_documents else documents
 
     def read_by(self, subject: Subject, *, least: int | None = None) -> Material:

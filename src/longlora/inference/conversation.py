@@ -40,7 +40,7 @@ class Usage:
         return f"{self.used:,} of {self.context:,} tokens of context ({self.share:.0%}){document}"
 
 
-class Conversation:
+class Chat:
     """One conversation with a model, with or without a document.
 
     The document precedes the first question, within the user's turn, as in LongAlpaca. Everything read stays in memory

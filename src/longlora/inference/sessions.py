@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longlora.errors import LongLoRAError
-from longlora.inference.conversation import Conversation, Usage
+from longlora.inference.conversation import Chat, Usage
 from longlora.inference.documents import join_documents
 
 NUM_REMEMBERED = 4
@@ -20,7 +20,7 @@ Shown = tuple[Any, Any, Any, Any]  # updates of the chat, the question box, the 
 class Session:
     """One visitor's conversation. Each action yields what the page shows from then on."""
 
-    def __init__(self, conversation: Conversation, read_upload: ReadUpload) -> None:
+    def __init__(self, conversation: Chat, read_upload: ReadUpload) -> None:
         self.conversation, self._read_upload = conversation, read_upload
         self.stopping = threading.Event()  # set it to stop the current answer or reading
 

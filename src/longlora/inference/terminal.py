@@ -16,7 +16,7 @@ from rich.console import Console
 
 from longlora.errors import DataError, LongLoRAError
 from longlora.inference.answer import Answer
-from longlora.inference.conversation import Conversation
+from longlora.inference.conversation import Chat
 from longlora.inference.documents import ReadDocument, join_documents
 from longlora.support.files import write_atomically
 from longlora.support.progress import Advance, progress_bar
@@ -38,7 +38,7 @@ _HARMLESS = dict.fromkeys((*range(9), *range(11, 32), 127), "�")  # control ch
 class Terminal:
     """Reads questions and commands, and writes answers to stdout; everything else goes to stderr."""
 
-    def __init__(self, conversation: Conversation, read_document: ReadDocument) -> None:
+    def __init__(self, conversation: Chat, read_document: ReadDocument) -> None:
         self._conversation = conversation
         self._read_document = read_document
         self._aside = Console(stderr=True, highlight=False, soft_wrap=True)

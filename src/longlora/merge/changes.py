@@ -25,7 +25,7 @@ _OTHER_UPDATES = (
 ).split()
 
 
-class OtherWay(Exception):
+class ShardMergeUnsupported(Exception):
     """Raised with the reason why an adapter cannot be merged weight by weight; PEFT then merges it in memory."""
 
 
@@ -66,7 +66,7 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
     """Determine what an adapter with these tensors changes in a model with this configuration.
 
     Raises:
-        OtherWay: the adapter contains more than low-rank updates and fully trained modules.
+        ShardMergeUnsupported: the adapter contains more than low-rank updates and fully trained modules.
     """
     _check_kind(adapter)
     try:
@@ -76,28 +76,30 @@ def find_changes(config: PreTrainedConfig, adapter: PeftConfig, tensors: Collect
             read = replace(adapter, init_lora_weights=False, base_model_name_or_path=None)
             wrapped = get_peft_model(base.model, read)
     except Exception as error:  # an architecture that needs values during construction, or an adapter of another model
-        raise OtherWay(f"it cannot be applied to a model without weights: {error}") from error
+        raise ShardMergeUnsupported(f"it cannot be applied to a model without weights: {error}") from error
     by_weight = _read_modules(wrapped, base)
     if base.is_tied and adapter.ensure_weight_tying:
         _join(by_weight, base, tensors)
     used = {tensor for change in by_weight.values() for tensor in change.tensors}
     if missing := sorted(used - set(tensors)):
-        raise OtherWay(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
+        raise ShardMergeUnsupported(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
     if spare := sorted(set(tensors) - used - ({_PREFIX + base.output_embedding} if base.is_tied else set())):
-        raise OtherWay(f"its file has more than low-rank updates and fully trained modules, such as {spare[0]}")
+        raise ShardMergeUnsupported(
+            f"its file has more than low-rank updates and fully trained modules, such as {spare[0]}"
+        )
     return Changes(by_weight=by_weight, model=base)
 
 
 def _check_kind(adapter: PeftConfig) -> None:
     if not isinstance(adapter, LoraConfig):
-        raise OtherWay(f"an adapter of the type {adapter.peft_type}")
+        raise ShardMergeUnsupported(f"an adapter of the type {adapter.peft_type}")
     for name in _OTHER_UPDATES:
         if getattr(adapter, name, None):  # older PEFT lacks newer settings
-            raise OtherWay(f"an adapter with {name}")
+            raise ShardMergeUnsupported(f"an adapter with {name}")
     if adapter.bias != "none":
-        raise OtherWay(f"an adapter with bias={adapter.bias}")
+        raise ShardMergeUnsupported(f"an adapter with bias={adapter.bias}")
     if adapter.init_lora_weights not in (True, False, "gaussian"):  # some initializations change the base
-        raise OtherWay(f"an adapter with init_lora_weights={adapter.init_lora_weights}")
+        raise ShardMergeUnsupported(f"an adapter with init_lora_weights={adapter.init_lora_weights}")
 
 
 def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
@@ -109,7 +111,7 @@ def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
             changes |= {key: Change(tensors=(_PREFIX + key,)) for key in own}
         elif isinstance(module, LoraLinear | LoraEmbedding):
             if module.lora_variant:
-                raise OtherWay(f"a LoRA variant in {path}")
+                raise ShardMergeUnsupported(f"a LoRA variant in {path}")
             is_embedding = isinstance(module, LoraEmbedding)
             parts = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
             changes[f"{name}.weight"] = Change(
@@ -118,7 +120,7 @@ def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
                 transposed=is_embedding or bool(module.fan_in_fan_out),
             )
         elif hasattr(module, "base_layer") and hasattr(module, "scaling"):
-            raise OtherWay(f"an update of a {type(module).__name__} in {path}")
+            raise ShardMergeUnsupported(f"an update of a {type(module).__name__} in {path}")
     return changes
 
 
@@ -127,7 +129,7 @@ def _join(by_weight: dict[str, Change], base: Skeleton, tensors: Collection[str]
     embeddings = base.input_embedding, base.output_embedding
     changes = [by_weight[name] for name in embeddings if name in by_weight]
     if any(change.is_low_rank for change in changes):
-        raise OtherWay("a low-rank update of embeddings that are kept tied")
+        raise ShardMergeUnsupported("a low-rank update of embeddings that are kept tied")
     there = [change for change in changes if set(change.tensors) <= set(tensors)]
     if changes:
         by_weight |= dict.fromkeys(embeddings, (there or changes)[0])

@@ -17,7 +17,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.merge.card import write_card
-from longlora.merge.changes import OtherWay, find_changes
+from longlora.merge.changes import ShardMergeUnsupported, find_changes
 from longlora.merge.streaming import ShardMerge
 from longlora.models.checkpoint import ADAPTER_WEIGHTS, base_model_of, check_adapter, read_extension, save_tokenizer
 from longlora.models.compat import ordinary_attention
@@ -105,7 +105,7 @@ def merge_adapter(
     with whole_directory(output) as directory:
         try:
             written, by_shard = _merge_by_shard(adapter, peft_config, base, config, directory, dtype), True
-        except OtherWay as reason:
+        except ShardMergeUnsupported as reason:
             logger.warning("merging the whole model in memory, since it is not possible file by file: %s", reason)
             written, by_shard = _merge_in_memory(adapter, config, directory, dtype), False
         _write_rest(adapter, base, config, directory)
@@ -122,11 +122,11 @@ def _merge_by_shard(
     """Write configuration and weights, and return the weights' type."""
     folder = model_folder(base)
     if folder is None:
-        raise OtherWay(f"{base} has no safetensors")
+        raise ShardMergeUnsupported(f"{base} has no safetensors")
     if getattr(config, "quantization_config", None):
-        raise OtherWay(f"{base} is quantized")
+        raise ShardMergeUnsupported(f"{base} is quantized")
     if not (adapter / ADAPTER_WEIGHTS).exists():
-        raise OtherWay(f"{adapter} has no {ADAPTER_WEIGHTS}")
+        raise ShardMergeUnsupported(f"{adapter} has no {ADAPTER_WEIGHTS}")
     with opened(adapter / ADAPTER_WEIGHTS) as tensors:
         changes = find_changes(config, peft_config, tensors.keys())
         stored = stored_weights(folder)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longlora.errors import CheckpointError
-from longlora.merge.changes import Change, Changes, OtherWay
+from longlora.merge.changes import Change, Changes, ShardMergeUnsupported
 from longlora.models.shards import ShardWriter, StoredWeight, opened
 from longlora.models.vocabulary import check_rows
 from longlora.support.progress import shown
@@ -31,15 +31,16 @@ class ShardMerge:
         All others are copied under their names in the files, however transformers converts them on loading.
 
         Raises:
-            OtherWay: they do not, for example because experts are stored separately but combined in the model.
+            ShardMergeUnsupported: they do not, for example because experts are stored separately but combined in the
+                model.
             CheckpointError: the adapter belongs to another base, or to one with another vocabulary.
         """
         shapes, by_weight, output = self.changes.model.shapes, self.changes.by_weight, self.changes.tied_output
         for name, change in by_weight.items():
             if name not in self.stored and name != output:
-                raise OtherWay(f"the base stores {name} under another name")
+                raise ShardMergeUnsupported(f"the base stores {name} under another name")
             if change.is_low_rank and name in self.stored and self.stored[name].shape != shapes[name]:
-                raise OtherWay(f"the base stores {name} in another shape")
+                raise ShardMergeUnsupported(f"the base stores {name} in another shape")
         for name, weight in self.stored.items():
             wanted = shapes.get(name, weight.shape)
             if name not in by_weight and name != output and wanted != weight.shape:

@@ -19,7 +19,7 @@ from transformers import (
 
 from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
-from longlora.errors import CheckpointError, ConfigError
+from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.models.chat_template import check_template_ends
 from longlora.models.checkpoint import (
     ADAPTER_WEIGHTS,
@@ -213,7 +213,7 @@ def load_adapter(
     try:
         return PeftModel.from_pretrained(model, directory)
     except Exception as error:  # safetensors, PEFT and torch each raise their own exceptions for a bad file
-        raise CheckpointError(f"the adapter in {directory} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"the adapter in {directory} cannot be loaded: {first_line(error)}") from error
 
 
 def _check_rows(directory: Path, model: PreTrainedModel, base: str) -> None:
@@ -240,7 +240,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
     except Exception as error:  # transformers has no specific exception for invalid values
         raise CheckpointError(
             f"cannot load the configuration of {name!r}, neither from a directory of that name nor from the hub: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -253,7 +253,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # tokenizers has no specific exception for a bad file
-        raise CheckpointError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
     check_template_ends(tokenizer, name)
     return tokenizer
 
@@ -290,7 +290,7 @@ def load_weights(
             **placement,
         )
     except Exception as error:  # safetensors, torch and transformers each raise their own exceptions for a bad file
-        raise CheckpointError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot load the weights of {name!r}: {first_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise CheckpointError(
@@ -369,9 +369,3 @@ def _training_attention(config: PreTrainedConfig, recipe: Recipe) -> str | None:
             raise
         return None
     return "s2"
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error, with the first item of torch's list of mismatches."""
-    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
-    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first

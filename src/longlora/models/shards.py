@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from longlora.errors import CheckpointError
+from longlora.errors import CheckpointError, first_line
 from longlora.support.files import read_json
 from longlora.support.wording import short_repr
 
@@ -47,7 +47,7 @@ def local_folder(name: str, *, patterns: Sequence[str] | None = None) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=None if patterns is None else list(patterns)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{name} is not a directory and cannot be downloaded from the hub: {reason}") from error
 
 

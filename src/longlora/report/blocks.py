@@ -126,7 +126,7 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class Report:
     """A whole report."""
 
     title: str

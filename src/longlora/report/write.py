@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from longlora.report.blocks import Document
+from longlora.report.blocks import Report
 from longlora.report.charts import PAGES, line_chart
 from longlora.report.collect import Collection, collect
 from longlora.report.evidence import evidence
@@ -31,20 +31,20 @@ def write_report(paths: Sequence[str], output: Path) -> Path:
         ConfigError: a path does not exist, or nothing is found below it.
         DataError: a file is damaged, or two models of the same name differ in their weights.
     """
-    document = compose(collect(paths))
+    report = compose(collect(paths))
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / TEXT, render_markdown(document))
-    write_atomically(output / PAGE, render_page(document))
+    write_atomically(output / TEXT, render_markdown(report))
+    write_atomically(output / PAGE, render_page(report))
     return output / PAGE
 
 
-def compose(collection: Collection) -> Document:
+def compose(collection: Collection) -> Report:
     """Build a report from the collected results."""
     models = collection.models
     names = " and ".join(model.label for model in models) if len(models) < 3 else f"{len(models)} models"
     title = f"How far do they read? {names}" if len(models) > 1 else f"How far does it read? {names}"
     sections = [verdict_section(models)] if models else []
-    return Document(
+    return Report(
         title=title if models else "Training runs",
         lead=[lead(model) for model in models],
         sections=sections + evidence(collection),
@@ -52,15 +52,15 @@ def compose(collection: Collection) -> Document:
     )
 
 
-def render_page(document: Document) -> str:
-    """Render a document as HTML; all text is escaped."""
-    return PAGES.get_template("report.html.j2").render(document=document, line_chart=line_chart)
+def render_page(report: Report) -> str:
+    """Render a report as HTML; all text is escaped."""
+    return PAGES.get_template("report.html.j2").render(report=report, line_chart=line_chart)
 
 
-def render_markdown(document: Document) -> str:
-    """Render a document as Markdown; no text can break out of its table or code block."""
+def render_markdown(report: Report) -> str:
+    """Render a report as Markdown; no text can break out of its table or code block."""
     markdown = templates("report/templates", finalize=_plain)
-    return markdown.get_template("report.md.j2").render(document=document)
+    return markdown.get_template("report.md.j2").render(report=report)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from longlora.cli import main as cli
 from longlora.corpus.qa.chunks import EstimatedTokens, shelf_texts
 from longlora.corpus.qa.make import Summary, make_questions
 from longlora.corpus.qa.prompt_files import load_prompts
-from longlora.corpus.qa.qa_settings import Sending, Settings
+from longlora.corpus.qa.qa_settings import QASettings, Sending
 from longlora.data.sources import Source, find_items
 
 Run = Callable[..., tuple[int, str, str]]
@@ -89,7 +89,7 @@ def make(server: ChatServer, texts: Path, tmp_path: Path) -> Make:
             from longlora.corpus.qa.endpoint import Endpoint
 
             answerer = Endpoint(base_url=server.base_url, **server_ways)
-        settings = Settings(**({"model": "scholar"} | SMALL | changes))
+        settings = QASettings(**({"model": "scholar"} | SMALL | changes))
         return make_questions(
             source
             if isinstance(source, Source)

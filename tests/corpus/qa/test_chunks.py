@@ -19,7 +19,7 @@ from longlora.corpus.qa.chunks import (
     spread,
 )
 from longlora.corpus.qa.prompt_files import load_prompts
-from longlora.corpus.qa.qa_settings import Settings
+from longlora.corpus.qa.qa_settings import QASettings
 from longlora.errors import ConfigError
 from longlora.models.load import load_tokenizer
 from longlora.tiny import tiny_model_directory
@@ -104,7 +104,7 @@ def test_papers_are_told_from_books(text: str, kind: str) -> None:
 
 def test_repeated_texts_are_left_out() -> None:
     texts = [(name, ShelfText(text)) for name, text in (("a", PAPER), ("b", PAPER), ("c", "Text."))]
-    settings = Settings(model="m", window=9000, kind="book")
+    settings = QASettings(model="m", window=9000, kind="book")
     documents, repeated = read_in_sections(texts, settings=settings, counter=EstimatedTokens(3.0), room={"book": 50})
     assert [(document.name, document.kind) for document in documents] == [("a", "book"), ("c", "book")]
     assert repeated == ["b"]
@@ -113,7 +113,7 @@ def test_repeated_texts_are_left_out() -> None:
 
 
 def test_every_prompt_fits_the_window_with_its_material() -> None:
-    settings = Settings(model="m", window=9000, judge=True, reply_tokens=1000, notes_tokens=500)
+    settings = QASettings(model="m", window=9000, judge=True, reply_tokens=1000, notes_tokens=500)
     counter = EstimatedTokens(3.0)
     prompts = load_prompts()["paper"]
     room = material_room(prompts, settings, counter)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 from longlora.corpus.extract import Kind, detect_kind
 from longlora.corpus.qa.calls import CHAT_TOKENS
 from longlora.corpus.qa.prompt_files import PromptSet
-from longlora.corpus.qa.qa_settings import Settings
+from longlora.corpus.qa.qa_settings import QASettings
 from longlora.data.row_readers import ItemKind, text_kind
 from longlora.errors import ConfigError
 
@@ -82,7 +82,7 @@ def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class SectionedDocument:
     """A text to ask about, cut to the maximum length."""
 
     name: str
@@ -100,14 +100,14 @@ class Document:
 
 
 def read_in_sections(
-    texts: Iterable[tuple[str, ShelfText]], *, settings: Settings, counter: TokenCounter, room: Mapping[str, int]
-) -> tuple[list[Document], list[str]]:
+    texts: Iterable[tuple[str, ShelfText]], *, settings: QASettings, counter: TokenCounter, room: Mapping[str, int]
+) -> tuple[list[SectionedDocument], list[str]]:
     """Cut named texts to the maximum length and divide them into sections of `room` tokens, by kind of document.
 
     Returns:
         The documents, and the names of repeated texts, which are left out.
     """
-    documents: dict[str, Document] = {}
+    documents: dict[str, SectionedDocument] = {}
     repeated = []
     for name, (text, said) in texts:
         sha256 = hashlib.sha256(text.encode()).hexdigest()
@@ -120,7 +120,7 @@ def read_in_sections(
         if is_cut := len(starts) > most:
             text = text[: cut_length(text, starts, most)]
             starts = counter.starts(text)
-        documents[sha256] = Document(
+        documents[sha256] = SectionedDocument(
             name=name,
             text=text,
             sha256=sha256,
@@ -169,7 +169,7 @@ def spread(count: int, most: int) -> list[int]:
     return [int((number + 0.5) * count / most) for number in range(most)]
 
 
-def material_room(prompts: PromptSet, settings: Settings, counter: TokenCounter) -> int:
+def material_room(prompts: PromptSet, settings: QASettings, counter: TokenCounter) -> int:
     """Return how many tokens of material fit into every prompt, next to its own words and the reply.
 
     Raises:

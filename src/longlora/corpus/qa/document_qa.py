@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from longlora.corpus.qa.calls import Ask, Call, Reply, Step
-from longlora.corpus.qa.chunks import HEADING_TOKENS, Document, TokenCounter, spread
+from longlora.corpus.qa.chunks import HEADING_TOKENS, SectionedDocument, TokenCounter, spread
 from longlora.corpus.qa.prompt_files import PromptSet, Template
-from longlora.corpus.qa.qa_settings import Settings
+from longlora.corpus.qa.qa_settings import QASettings
 from longlora.corpus.qa.replies import (
     Pair,
     Passages,
@@ -59,9 +59,9 @@ class Candidate:
 class DocumentQA:
     """Asks about one document; the results do not depend on the order in which replies arrive."""
 
-    document: Document
+    document: SectionedDocument
     prompts: PromptSet
-    settings: Settings
+    settings: QASettings
     counter: TokenCounter
     room: int  # tokens of material that fit into every prompt
     ask_model: Ask

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from longlora.corpus.qa.calls import CHAT_TOKENS, Call, CallJournal, Reply
-from longlora.corpus.qa.chunks import Document, TokenCounter
+from longlora.corpus.qa.chunks import SectionedDocument, TokenCounter
 from longlora.corpus.qa.qa_settings import Sending, Spent
 
 _ASSUMED_TOKENS_PER_SECOND = 30  # generated per call, until one has been timed
@@ -19,7 +19,7 @@ class Estimate:
     Calls repeated after an error or an unreadable reply are not counted.
     """
 
-    documents: Sequence[Document]
+    documents: Sequence[SectionedDocument]
     journal: CallJournal
     counter: TokenCounter
     questions: int  # per call

@@ -14,11 +14,11 @@ from typing import Any
 
 from longlora.corpus.qa.asking import Answerer, Caller
 from longlora.corpus.qa.calls import Ask, Call, CallJournal, RefusedError, Reply
-from longlora.corpus.qa.chunks import Document, ShelfText, TokenCounter, material_room, read_in_sections
+from longlora.corpus.qa.chunks import SectionedDocument, ShelfText, TokenCounter, material_room, read_in_sections
 from longlora.corpus.qa.document_qa import DocumentQA
 from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.prompt_files import PromptSet, prompts_digest
-from longlora.corpus.qa.qa_settings import Sending, Settings, Spent
+from longlora.corpus.qa.qa_settings import QASettings, Sending, Spent
 from longlora.corpus.question_rows import write_rows
 from longlora.data.sources import Source
 from longlora.errors import ConfigError
@@ -31,7 +31,7 @@ _INTERRUPTED = "interrupted"
 _MOST_REASONS_SHOWN = 5
 _THREADS = 4  # to resolve host names and run a local model; calls to a server need none
 
-About = Callable[[Document, Ask], DocumentQA]
+About = Callable[[SectionedDocument, Ask], DocumentQA]
 
 
 @dataclass(kw_only=True)
@@ -90,7 +90,7 @@ def make_questions(
     source: Source[ShelfText],
     out: Path,
     *,
-    settings: Settings,
+    settings: QASettings,
     prompts: dict[str, PromptSet],
     counter: TokenCounter,
     answerer: Answerer | None,
@@ -111,7 +111,7 @@ def make_questions(
     room = {kind: material_room(one, settings, counter) for kind, one in kinds.items()}
     _check_out(out, is_written_only=answerer is None)
 
-    def about(document: Document, ask: Ask) -> DocumentQA:
+    def about(document: SectionedDocument, ask: Ask) -> DocumentQA:
         kind = document.kind
         return DocumentQA(document, prompts[kind], settings=settings, counter=counter, room=room[kind], ask_model=ask)
 
@@ -145,7 +145,7 @@ def make_questions(
     return summary
 
 
-async def _ask(documents: Sequence[Document], about: About, caller: Caller, *, num_at_once: int) -> None:
+async def _ask(documents: Sequence[SectionedDocument], about: About, caller: Caller, *, num_at_once: int) -> None:
     """Get replies to all calls into the journal, as far as possible.
 
     As many documents are processed concurrently as there may be calls in progress: each has at least one to send.
@@ -184,7 +184,7 @@ def _note_end(caller: Caller, journal: CallJournal, summary: Summary) -> None:
 
 
 def _records(
-    documents: Iterable[Document], about: About, journal: CallJournal, summary: Summary
+    documents: Iterable[SectionedDocument], about: About, journal: CallJournal, summary: Summary
 ) -> Iterator[dict[str, Any]]:
     """Yield all records that the journal's replies allow, in the documents' order."""
 

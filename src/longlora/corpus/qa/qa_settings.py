@@ -29,7 +29,7 @@ def require(rule: str, **options: float | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class QASettings:
     """Settings that determine the records, fixed in the journal from the first call on.
 
     Raises:
