@@ -2,7 +2,7 @@
 
 The patterns are `full`; `s2`, as in the paper; `rows`, with all heads cut at the same places; and `no shift`, the same
 under another name, for use with sinks. With the suffix ` sinkN`, every group also sees the first N tokens; with
-` fullN`, one layer in N has full attention.
+` fullN`, one layer in N has full attention; with ` finishN`, the last N % of the steps train with full attention.
 """
 
 import copy
@@ -28,11 +28,13 @@ _cuts: list[CutPoints] = []
 """For the following forward passes: of each layer, repeated."""
 
 
-def follow(pattern: str, tokens: int, group_size: int) -> None:
-    """Make rows of `tokens` tokens attend by a pattern from now on."""
-    parts = re.fullmatch(r"(.*?)(?: sink(\d+))?(?: full(\d+))?", pattern)
+def follow(pattern: str, tokens: int, group_size: int, *, progress: float = 0.0) -> None:
+    """Make rows of `tokens` tokens attend by a pattern from now on; `progress` is the share of the steps before."""
+    parts = re.fullmatch(r"(.*?)(?: sink(\d+))?(?: full(\d+))?(?: finish(\d+))?", pattern)
     assert parts
-    name, sinks, interval = parts.groups()
+    name, sinks, interval, finish = parts.groups()
+    if progress >= 1 - int(finish or 0) / 100:
+        name, sinks, interval = "full", None, None
     cuts = cut_points(1, tokens, group_size=None if name == "full" else group_size, sink_tokens=int(sinks or 0))
     if name in ("rows", "no shift"):
         cuts = CutPoints(cuts.unshifted, None, cuts.sink_tokens, cuts.documents, cuts.group_size)

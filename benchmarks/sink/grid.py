@@ -41,6 +41,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BEFORE = ["full", "rows", "rows sink4", "s2", "s2 sink1", "s2 sink4", "s2 sink16", "no shift sink1"]
 BEFORE += ["s2 full3", "s2 sink1 full3", "s2 sink1 full6"]
 TRAINED = ["full", "s2", "s2 sink1", "s2 sink4", "rows", "no shift sink1", "s2 sink1 full3", "s2 sink1 full6"]
+TRAINED += ["s2 sink1 finish20"]
 TUNINGS = ["lora", "lora+"]
 
 
@@ -178,7 +179,7 @@ def train(cell: Cell, path: Path, texts: Texts) -> dict[str, Any]:
         factor = min(1, (step + 1) / 5) * (0.5 + 0.5 * math.cos(math.pi * step / cell.steps))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        _patterns.follow(cell.pattern, cell.tokens, cell.group_size)
+        _patterns.follow(cell.pattern, cell.tokens, cell.group_size, progress=step / cell.steps)
         row = rows[[order.randrange(len(rows))]]
         loss = _patterns.token_losses(model, row, _autocast(cell)).mean()
         loss.backward()

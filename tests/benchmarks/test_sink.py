@@ -107,6 +107,15 @@ def test_patterns_are_what_their_names_say(pattern: str, load) -> None:
         assert len(patterns._cuts) == 3 and torch.equal(last, s2_mask(eye, group_size=100).expand(1, 4, 12, 12))
 
 
+def test_a_finish_is_full_attention_for_the_last_steps(load) -> None:
+    patterns = load("_patterns")
+    follows = {}
+    for progress in (0.0, 19 / 24, 20 / 24, 23 / 24):
+        patterns.follow("s2 sink1 finish20", 12, 4, progress=progress)
+        follows[progress] = [(cuts.group_size, cuts.sink_tokens) for cuts in patterns._cuts]
+    assert list(follows.values()) == [[(4, 1)], [(4, 1)], [(None, 0)], [(None, 0)]]
+
+
 def test_the_cost_is_a_ratio_of_pairs(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cost = load("cost")
     monkeypatch.setattr(sys, "argv", ["cost.py", "--lengths", "64", "--pairs", "3", "--out", str(tmp_path / "c.jsonl")])
