@@ -140,15 +140,25 @@ def test_accelerate_reads_the_strategies(
     assert distributed.current_strategy() == strategy
 
 
-def test_started_otherwise_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_started_otherwise_than_asked(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    launch.check_started(None, None)
-    launch.check_started("ddp", 2)
+    recipe = load_recipe("tiny-1k")
+    launch.check_started(recipe, None, None)
+    launch.check_started(recipe, "ddp", 2)
     with pytest.raises(ConfigError, match=r"--strategy fsdp2: these processes were started for ddp; .*fsdp2\.yaml"):
-        launch.check_started("fsdp2", None)
+        launch.check_started(recipe, "fsdp2", None)
     with pytest.raises(ConfigError, match="--processes 4: 2 were started on this node"):
-        launch.check_started(None, 4)
+        launch.check_started(recipe, None, 4)
+    planned = load_recipe("tiny-1k", ["hardware.gpus=4", "hardware.strategy=fsdp2"])
+    launch.check_started(planned, "ddp", 2)
+    assert not caplog.text
+    launch.check_started(planned, None, None)
+    assert "planned for fsdp2 on 4 GPUs, and these processes were started for ddp" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv(distributed.LAUNCHER_VARIABLE, "1")  # `longlora train --strategy ddp` told its own processes
+    launch.check_started(planned, None, None)
+    assert not caplog.text
 
 
 def failure(tmp_path: Path, status: int, *, message: str = "", seconds: int = 0) -> ProcessFailure:

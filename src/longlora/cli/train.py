@@ -227,7 +227,7 @@ def train(
     from longlora.training.launch import check_started, launch, plan_launch, strategy_of
 
     if is_launched():
-        check_started(strategy, processes)
+        check_started(loaded, strategy, processes)
     else:
         launch_plan = plan_launch(
             strategy=strategy or strategy_of(loaded, nodes=nodes),

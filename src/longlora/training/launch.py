@@ -43,13 +43,20 @@ def check_installed(strategy: Strategy) -> None:
         raise ConfigError(f"--strategy {strategy} needs DeepSpeed, which is not installed: pip install 'longlora[gpu]'")
 
 
-def check_started(wanted: Strategy | None, processes: int | None) -> None:
-    """Check that this process was started the way the command line asks for.
+def check_started(recipe: Recipe, wanted: Strategy | None, processes: int | None) -> None:
+    """Check that this process was started the way the command line asks for; warn if not the way the recipe does.
 
     Raises:
         ConfigError: another launcher started it differently.
     """
-    there = current_strategy()
+    there, hardware = current_strategy(), recipe.hardware
+    by_another_launcher = LAUNCHER_VARIABLE not in os.environ and os.environ.get("RANK", "0") == "0"
+    if by_another_launcher and wanted is None and hardware.strategy not in (None, there):
+        logger.warning(
+            "the recipe is planned for %s on %d GPUs, and these processes were started for %s, as plain torchrun does: "
+            "without --strategy, the launcher decides; `accelerate launch --config_file %s` starts them as planned",
+            *(hardware.strategy, hardware.gpus, there, strategy_file(hardware.strategy)),
+        )
     if wanted not in (None, there):
         raise ConfigError(
             f"--strategy {wanted}: these processes were started for {there}; start them with `longlora train` itself, "
