@@ -75,6 +75,19 @@ def test_a_context_that_is_read_already_is_planned_for_conversations(
     assert "already reads 65,536 tokens: planned for conversations" in capsys.readouterr().out
 
 
+def test_conversations_last_for_epochs_and_full_attention_has_no_groups() -> None:
+    questions = draft_recipe("llama-3-8b", 65536, on("h200"), overrides=["data.kind=sft"])
+    assert (questions.recipe.num_train_epochs, "max_steps" in questions.values) == (3, False)
+    yaml = draft_to_yaml(questions, "r.yaml")
+    assert "# conversations (docs/finetuning.md)\n" in yaml and "million tokens" not in yaml
+    for override in ("max_steps=40", "num_train_epochs=2"):
+        chosen = draft_recipe("llama-3.1-8b", 65536, on("h200"), overrides=[override])
+        assert {"max_steps", "num_train_epochs"} & chosen.values.keys() == {override.partition("=")[0]}
+    full = draft_recipe("llama-3-8b", 65536, on("h200"), overrides=["attention.pattern=full", "tuning=lora"])
+    assert full.values["attention"] == {"pattern": "full"}
+    assert ": LoRA with full attention on 1 GPU" in draft_to_yaml(full, "r.yaml")
+
+
 def test_a_model_whose_layers_all_have_windows_is_refused(tmp_path: Path) -> None:
     config = {**find_known_model("mistral-7b-v0.3").config, "sliding_window": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from longlora.cli import main as cli
-from longlora.config import load_recipe
 from longlora.demo import walkthrough as demo
 from longlora.models.load import load_for_inference
 
@@ -46,14 +45,13 @@ def test_the_report_is_whole(
     assert all(list(shares) == ["256", "1024"] for shares in report["recall"].values())
     assert report["recall"]["base"]["256"] > report["recall"]["base"]["1024"]
     assert report["answers"] == {} or report["answers"]["recommended"] != report["answers"]["base"]
-    assert load_recipe(output / "starter.yaml").attention.full_attention_interval == 6
 
     markdown = (output / "report.md").read_text()
     assert all(f"| {name} |" in markdown for name in MODELS)
     assert (output / "perplexity.png").read_bytes().startswith(b"\x89PNG")
     assert load_for_inference(output / "merged")[0].config.max_position_embeddings == 1024
     printed = capsys.readouterr().out
-    assert "longlora train" in printed and "longlora eval" in printed and "longlora chat" in printed
+    assert all(f"longlora {command} " in printed for command in ("init", "train", "eval", "chat"))
 
 
 def test_a_finished_demo_is_refused(

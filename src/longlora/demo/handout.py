@@ -37,7 +37,7 @@ class DemoResult:
 
 
 def write_report(result: DemoResult, output: Path) -> None:
-    """Write the report, the picture and a starter recipe into `output`, and print the table and the next steps.
+    """Write the report and the picture into `output`, and print the table and the next steps.
 
     `report.json` is written last: it marks a finished demo.
     """
@@ -55,13 +55,13 @@ def write_report(result: DemoResult, output: Path) -> None:
         rows.append([name, *(f"{value:.2f}" for value in values.values()), *recalled, training])
     verdict = _verdict(result)
     commands = [
-        f"longlora train {output / 'starter.yaml'} model_name_or_path=MODEL data.source=TEXTS context_length=32768",
-        "longlora eval runs/mine/adapter --suite quick --data HELD_OUT_TEXTS --out verdict",
+        "longlora init MODEL --context 32768 --gpu-type rtx-4090 --data TEXTS --out recipe.yaml output_dir=runs/mine",
+        "longlora train recipe.yaml",
+        "longlora eval runs/mine/merged --suite quick --data HELD_OUT_TEXTS --out verdict",
         "longlora chat runs/mine/merged --document FILE",
     ]
     draw(result, output / "perplexity.png")
     texts = templates("demo/templates")
-    write_atomically(output / "starter.yaml", texts.get_template("starter.yaml").render())
     report = texts.get_template("demo_report.md.j2").render(
         result=result, header=header, rows=rows, verdict=verdict, commands=commands
     )
@@ -79,7 +79,7 @@ def write_report(result: DemoResult, output: Path) -> None:
         console.print(table)
     console.print(verdict, markup=False)
     console.print(f"\nreport: {output / 'report.md'}   picture: {output / 'perplexity.png'}\n")
-    console.print("Next, on your own model:")
+    console.print("Next, on your own model (after `. .venv/bin/activate`, if `make` installed longlora):")
     for command in commands:
         console.print(f"  {command}", soft_wrap=True)
 

@@ -30,9 +30,10 @@ def templates(folder: str, *, finalize: Callable[[Any], Any] | None = None) -> "
 
 def short_number(value: float) -> str:
     """Format a large number with three digits, as in 1.23 M."""
+    rounded = float(f"{value:.3g}")  # first, or 999.9 M would be 1e+03 M
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {letter}"
+        if rounded >= size:
+            return f"{rounded / size:.3g} {letter}"
     return f"{value:g}"
 
 

@@ -28,6 +28,7 @@ from longlora.training.preflight import planned_run
 TOKENS_PER_STEP = 2**19  # the paper's 64 rows of 8,192
 MOST_ROWS = 64  # per step
 NUM_STEPS = 250  # of 2^19 tokens: a quarter of the paper's run at 8k
+NUM_EPOCHS = 3  # over conversations
 FULL_ATTENTION_INTERVAL = 6  # layers; docs/results.md
 LARGE_MODEL = 40e9  # parameters; above this the paper halves the learning rate
 CARDS = ("rtx-4090", "l40s", "h100-80gb", "h200")  # with 24, 48, 80 and 141 GB
@@ -73,14 +74,14 @@ def draft_recipe(
         CheckpointError: the model's configuration cannot be loaded.
         ConfigError: its architecture is unknown, its positions cannot be extended, or an override is invalid.
     """
-    settled = {override.partition("=")[0] for override in overrides}
-    for key in settled:
+    chosen = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    for key in chosen:
         if key in ("model_name_or_path", "context_length") or key.startswith("hardware."):
             raise ConfigError(f"{key} cannot be overridden here; use MODEL, --context, --gpus, --memory or --strategy")
     architecture = find_architecture(model)
-    values, why = _first_values(architecture, context_length, hardware, data)
+    values, why = _first_values(architecture, context_length, hardware, data, chosen)
     apply_overrides(values, overrides)
-    settled |= {"hardware.strategy"} if hardware.strategy else set()
+    settled = chosen.keys() | ({"hardware.strategy"} if hardware.strategy else set())
     first, memory_bytes = plan_recipe(parse_recipe(values), hardware), int(hardware.memory_gib * GIB)
     for with_margin in (True, False):  # if nothing keeps the margin, a tight fit beats giving up more
         changes = needed_changes(first.run, memory_bytes, with_margin=with_margin, settled=settled)
@@ -90,6 +91,7 @@ def draft_recipe(
         plan = plan_recipe(recipe := parse_recipe(found), hardware)
         if plan.keeps_margin:
             break
+    why = {key: reason for key, reason in why.items() if key not in chosen}
     why |= {key: change.what for change in changes for key in change.recipe}
     return Draft(values=found, why=why, changes=tuple(changes), recipe=recipe, plan=plan)
 
@@ -110,24 +112,33 @@ def plan_recipe(recipe: Recipe, hardware: Hardware) -> Plan:
 
 
 def _first_values(
-    architecture: Architecture, context_length: int, hardware: Hardware, data: Sequence[str]
+    architecture: Architecture,
+    context_length: int,
+    hardware: Hardware,
+    data: Sequence[str],
+    chosen: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the recipe before any memory optimization, and the reasons for its values."""
+    """Return the recipe before any memory optimization, and the reasons for its values.
+
+    Nothing in it contradicts the overrides in `chosen`, which are applied to it.
+    """
     gpus, model = hardware.gpus, architecture.name
     accumulation = max(1, round(min(MOST_ROWS, TOKENS_PER_STEP / context_length) / gpus))
     tokens = NUM_STEPS * accumulation * gpus * context_length
     large = architecture.num_parameters > LARGE_MODEL
     positions, why = _positions(architecture, context_length)
-    texts = bool(positions)
+    is_sft = chosen.get("data.kind", "text" if positions else "sft") == "sft"
     interval = min(FULL_ATTENTION_INTERVAL, architecture.num_layers - architecture.num_sliding_layers)
+    attention = {"sink_tokens": 1} | ({"full_attention_interval": interval} if interval > 1 else {})
+    duration = {"num_train_epochs": NUM_EPOCHS} if is_sft else {"max_steps": NUM_STEPS}
     values: dict[str, Any] = {
         "model_name_or_path": model,
         "output_dir": f"runs/{model.rstrip('/').rpartition('/')[2].lower()}-{_in_thousands(context_length)}",
         "context_length": context_length,
-        "data": {} if texts else {"kind": "sft"},
-        "attention": {"sink_tokens": 1} | ({"full_attention_interval": interval} if interval > 1 else {}),
+        "data": {"kind": "sft"} if is_sft else {},
+        "attention": {} if chosen.get("attention.pattern") == "full" else attention,
         "rope": positions,
-        "max_steps": NUM_STEPS,
+        **({} if {"max_steps", "num_train_epochs"} & chosen.keys() else duration),
         "gradient_accumulation_steps": accumulation,
         "learning_rate": 1e-5 if large else 2e-5,
         "hardware": {"gpus": gpus, "memory_gib": hardware.memory_gib},
@@ -136,11 +147,14 @@ def _first_values(
     if gpus > 1:
         values["hardware"]["strategy"] = hardware.strategy or "ddp"
     why |= {
-        "data.source": "documents longer than the old context: books, papers, code"
-        if texts
-        else "conversations (docs/finetuning.md); the model already has this context",
+        "data.source": "conversations (docs/finetuning.md)" + "; the model already has this context" * (not positions)
+        if is_sft
+        else "documents longer than the old context: books, papers, code",
         "attention.sink_tokens": "every group sees its document's first token (docs/sink.md); the paper has 0",
-        "attention.full_attention_interval": f"one layer in {interval} sees all (docs/results.md); the paper has none",
+        "attention.full_attention_interval": f"one layer in {interval}"
+        + " without a window" * bool(architecture.num_sliding_layers)
+        + " has full attention (docs/how-it-works.md); the paper has none",
+        "num_train_epochs": "passes over the conversations; the paper has 5",
         "max_steps": f"× {accumulation * gpus} rows: {tokens / 1e6:.0f} million tokens; the paper's run at 8k has 524",
         "learning_rate": f"the paper's, for {'70B' if large else '7B and 13B'}",
         "hardware.gpus": "the hardware that `longlora plan` plans for",
@@ -185,8 +199,10 @@ def draft_to_yaml(draft: Draft, path: str) -> str:
     hardware = recipe.hardware
     gpus = f"{hardware.gpus} GPU{'s' * (hardware.gpus > 1)} of {hardware.memory_gib:g} GiB"
     several = f" --strategy {hardware.strategy} --processes {hardware.gpus}" if hardware.gpus > 1 else ""
+    tuning = {"lora": "LoRA", "lora+": "LoRA+", "full": "full fine-tuning"}[recipe.tuning]
+    attention = "S²-Attn" if recipe.attention.pattern == "s2" else "full attention"
     lines = [
-        f"# {recipe.model_name_or_path} at {recipe.context_length:,} tokens: LoRA+ with S²-Attn on {gpus}.",
+        f"# {recipe.model_name_or_path} at {recipe.context_length:,} tokens: {tuning} with {attention} on {gpus}.",
         "#",
         f"# Launch  longlora train {path}{several}",
         f"# Try     longlora train {path} --miniature   (a minute, with a small random model)",
