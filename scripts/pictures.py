@@ -100,7 +100,7 @@ def pipeline() -> Any:
     _draw_box(axes, (1, 3), "texts", "longlora corpus\nor any folder", FULL)
     _draw_box(axes, (27, 19), "positions", "rescaled to 32k\n(rope_type)", GROUP)
     _draw_box(axes, (27, 3), "rows of 32k", "packed, with\nboundaries", GROUP)
-    _draw_box(axes, (53, 11), "longlora train", "most steps in groups,\nthe last ones dense", SHIFTED)
+    _draw_box(axes, (53, 11), "longlora train", "five layers of six\nin groups, one dense", SHIFTED)
     _draw_box(axes, (79, 19), "adapter → merged/", "an ordinary model\ndirectory, 32k", SINK)
     _draw_box(axes, (79, 3), "eval · chat · serve", "the model's own\nattention", SINK)
     for start, end in (

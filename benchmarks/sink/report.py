@@ -22,16 +22,17 @@ Row = dict[str, Any]
 TYPES = ("bfloat16", "float32")
 NAMES = {
     "full": "full attention",
-    "rows": "rows of g (all heads cut alike)",
-    "rows sink4": "rows of g, 4 sink tokens",
+    "rows": "no shift (all heads cut alike)",
+    "rows sink4": "no shift, 4 sink tokens",
     "s2": "**S², as in the paper**",
     "s2 sink1": "**S², 1 sink token**",
     "s2 sink4": "S², 4 sink tokens",
     "s2 sink16": "S², 16 sink tokens",
-    "no shift sink1": "rows of g, 1 sink token",
+    "no shift sink1": "no shift, 1 sink token",
     "s2 full3": "S², every third layer full",
     "s2 sink1 full3": "S², 1 sink token, every third layer full",
     "s2 sink1 full6": "S², 1 sink token, one layer of six full",
+    "s2 sink1 finish20": "S², 1 sink token, the last fifth of the steps full",
 }
 
 
@@ -54,10 +55,11 @@ def tables(rows: Iterable[Row]) -> dict[str, str]:
     """Return a table for each machine, length and kind of cell, by title."""
     cells: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
-        cells[row["kind"], row["card"], row["tokens"]].append(row)
+        machine = row["card"] if row["card"] != "cpu" else f"CPU, {row['dtype']}" if row["kind"] == "train" else "CPU"
+        cells[row["kind"], machine, row["tokens"]].append(row)
     made = {}
-    for (kind, card, tokens), of_kind in sorted(cells.items()):
-        where = f"{tokens:,} tokens, groups of {tokens // 4:,} ({'CPU' if card == 'cpu' else card})"
+    for (kind, machine, tokens), of_kind in sorted(cells.items()):
+        where = f"{tokens:,} tokens, groups of {tokens // 4:,} ({machine})"
         if kind == "before":
             made[f"Before any training, {where}"] = before_table(of_kind)
         else:
