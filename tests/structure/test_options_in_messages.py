@@ -17,7 +17,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]+")
 OTHER_PROGRAMS = {
     "longlora.corpus.pdf.pdfium": {"--force-ocr"},  # ocrmypdf
     "longlora.corpus.qa.answering_model": {"--max-model-len"},  # vLLM
-    "longlora.demo.handout": {"--suite", "--data", "--document", "--context", "--gpu-type"},  # the next commands to try, in full
+    # the next commands to try, in full
+    "longlora.demo.handout": {"--suite", "--data", "--document", "--context", "--gpu-type"},
     "longlora.inference.web": {"--body-text-color", "--border-color-primary", "--primary-500"},  # CSS
     "longlora.serving.server": {"--max-model-len", "--served-model-name"},  # vLLM
     "longlora.training.launch": {"--config_file", "--module"},  # accelerate
