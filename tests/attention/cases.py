@@ -35,6 +35,7 @@ class Case:
     softcap: float | None = None
     has_sinks: bool = False
     sink_tokens: int = 0
+    shift: bool = True
     seed: int = 0
 
     @property
@@ -43,6 +44,7 @@ class Case:
         time = torch.arange(self.num_tokens)
         return {
             "group_size": self.group_size,
+            "shift": self.shift,
             "sink_tokens": self.sink_tokens,
             "scale": self.scale,
             "softcap": self.softcap,
@@ -76,6 +78,7 @@ def cases(draw, *, softcap: bool = False, sinks: bool = False, sink_tokens: bool
         softcap=draw(st.none() | st.floats(0.5, 50)) if softcap else None,
         has_sinks=draw(st.booleans()) if sinks else False,
         sink_tokens=draw(st.integers(0, 8)) if sink_tokens else 0,
+        shift=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 

@@ -27,6 +27,12 @@ def test_one_row(num_tokens, group_size, unshifted, shifted):
     assert cut_points(1, num_tokens, group_size=group_size) == CutPoints(unshifted=unshifted, shifted=shifted)
 
 
+def test_without_a_shift_all_heads_have_the_same_groups():
+    cuts = cut_points(2, 5, group_size=4, shift=False, sink_tokens=1)
+    assert cuts == CutPoints(unshifted=(4, 1, 4, 1), shifted=None, sink_tokens=1, documents=(5, 5))
+    assert [heads.shifted for heads in head_ranges(4, 2, cuts)] == [False]
+
+
 def test_rows_are_boundaries():
     assert cut_points(2, 5, group_size=4) == CutPoints(unshifted=(4, 1, 4, 1), shifted=(2, 3, 2, 3))
 

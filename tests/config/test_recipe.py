@@ -66,6 +66,7 @@ def test_only_rope_options_that_are_set_are_passed_on() -> None:
         ({"attention": {"dense_finish": 2}}, "attention.dense_finish=2"),
         ({"attention": {"pattern": "full", "dense_finish": 0.5}}, "needs attention.pattern=s2"),
         ({"attention": {"pattern": "full", "full_attention_interval": 3}}, "needs attention.pattern=s2"),
+        ({"attention": {"pattern": "full", "shift": False}}, "attention.shift=False needs attention.pattern=s2"),
         ({"attention": {"full_attention_interval": 1}}, "attention.full_attention_interval=1"),
         ({"attention": {"group_size": 9000}}, "must not exceed context_length=8192"),
         ({"tuning": "qlora"}, "tuning='qlora'"),

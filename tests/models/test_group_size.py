@@ -70,6 +70,18 @@ def test_the_environment_sets_the_sink_tokens_of_models_that_have_none(model, se
         trained_logits(model, seed)
 
 
+def test_the_environment_takes_the_shift_away(model, seed, monkeypatch):
+    default = trained_logits(model, seed)
+    set_group_size(unshifted := copy.deepcopy(model), SIZES["max_position_embeddings"] // 4, shift=False)
+    monkeypatch.setenv("LONGLORA_SHIFT", "1")
+    assert torch.equal(trained_logits(model, seed), default)
+    monkeypatch.setenv("LONGLORA_SHIFT", "0")
+    actual = trained_logits(model, seed)
+    assert torch.equal(actual, trained_logits(unshifted, seed))
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_close(default, actual)
+
+
 def four_layers(seed: int) -> PreTrainedModel:
     return tiny_model(seed, LlamaConfig(**SIZES | {"num_hidden_layers": 4}))
 

@@ -114,17 +114,20 @@ def test_a_wrong_formula_misses_table_12(
     assert ratios(table(original)) != pytest.approx(ratios(HOURS), rel=0.15)
 
 
+@pytest.mark.parametrize("shift", [True, False])
 @given(tokens=st.integers(1, 300), group=st.integers(1, 320), heads=st.integers(1, 7), layers=st.integers(1, 3))
-def test_pairs_are_those_of_the_cuts_that_s2_attention_makes(tokens: int, group: int, heads: int, layers: int) -> None:
+def test_pairs_are_those_of_the_cuts_that_s2_attention_makes(
+    shift: bool, tokens: int, group: int, heads: int, layers: int
+) -> None:
     group = min(group, tokens)
     values = {**SMALL, "model_type": "llama", "num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": 8}
     shape = parse_architecture({**values, "num_hidden_layers": layers}, "small")
-    cuts = cut_points(1, tokens, group_size=group)
-    assert cuts.shifted is not None
-    unshifted, shifted = (sum(n * (n + 1) // 2 for n in part) for part in (cuts.unshifted, cuts.shifted))
-    first_half = (heads + 1) // 2
+    cuts = cut_points(1, tokens, group_size=group, shift=shift)
+    unshifted, shifted = (sum(n * (n + 1) // 2 for n in part) for part in (cuts.unshifted, cuts.shifted or ()))
+    first_half = cuts.num_unshifted(heads)
+    assert first_half == ((heads + 1) // 2 if shift else heads)
     expected = layers * (first_half * unshifted + (heads - first_half) * shifted)
-    run = PlannedRun(architecture=shape, context_length=tokens, group_size=group)
+    run = PlannedRun(architecture=shape, context_length=tokens, group_size=group, shift=shift)
     assert head_pairs(run) == expected
 
 

@@ -46,7 +46,8 @@ ALL_HEADS = HeadShard()
 class CutPoints:
     """Where the flattened batch of N tokens is cut for each half of the heads, as segment lengths that sum to N.
 
-    `shifted` is None when all heads share the cuts of `unshifted`: full causal attention within documents.
+    `shifted` is None when all heads share the cuts of `unshifted`: groups without a shift, or full causal attention
+    within documents.
 
     Each segment also sees those of the first `sink_tokens` tokens of its document that precede it. This requires the
     document lengths, which are not kept without sink tokens.
@@ -169,6 +170,7 @@ def cut_points(
     num_tokens: int,
     *,
     group_size: int | None,
+    shift: bool = True,
     sink_tokens: int = 0,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
@@ -177,7 +179,8 @@ def cut_points(
     """Cut the documents of a batch into groups; `group_size=None` leaves them whole.
 
     Groups are counted from each document's first token: g, g, g, … for the unshifted heads and ⌊g/2⌋, g, g, … for the
-    shifted ones. Each group also sees the first `sink_tokens` tokens of its document.
+    shifted ones; without `shift`, no heads are shifted. Each group also sees the first `sink_tokens` tokens of its
+    document.
 
     Raises:
         ValueError: as for `s2_attention`.
@@ -189,9 +192,13 @@ def cut_points(
     documents = _document_lengths(batch_size, num_tokens, cu_seqlens, padding_mask)
     if group_size is None:
         return CutPoints(unshifted=tuple(documents), shifted=None)
+
+    def cut(first: int) -> tuple[int, ...]:
+        return tuple(part for length in documents for part in _cut(length, group_size, first=first))
+
     return CutPoints(
-        unshifted=tuple(part for length in documents for part in _cut(length, group_size, first=group_size)),
-        shifted=tuple(part for length in documents for part in _cut(length, group_size, first=group_size // 2)),
+        unshifted=cut(group_size),
+        shifted=cut(group_size // 2) if shift else None,
         sink_tokens=sink_tokens,
         documents=tuple(documents) if sink_tokens else (),
         group_size=group_size,

@@ -14,6 +14,7 @@ def s2_attention_reference(
     value: Float[Tensor, "B H_kv T D_v"],
     *,
     group_size: int,
+    shift: bool = True,
     sink_tokens: int = 0,
     scale: float | None = None,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
@@ -26,7 +27,8 @@ def s2_attention_reference(
     Token t of a document (counted from the document's first token) belongs to group ⌊t / g⌋ in the first ⌈H/2⌉ heads
     and to group ⌊(t - ⌊g/2⌋) / g⌋ in the others; a token attends to itself and to earlier tokens of its own document
     and group. This is the strictly causal form of section 3.2 (variant 2 of the paper's table 8): the rolled form of
-    algorithm 1 joins the last half group to the first, while here both are separate.
+    algorithm 1 joins the last half group to the first, while here both are separate. Without `shift`, all heads have
+    the groups of the first half (the paper's table 6, "w/o shift" in its table 1).
 
     With `sink_tokens` N above 0 (the paper has 0), a token in any group also attends to those of the first N tokens of
     its document that are not after it: pretrained models have an attention sink there (StreamingLLM, arXiv 2309.17453,
@@ -47,7 +49,12 @@ def s2_attention_reference(
     """
     num_heads = query.shape[1]
     mask = s2_mask(
-        query, group_size=group_size, sink_tokens=sink_tokens, cu_seqlens=cu_seqlens, padding_mask=padding_mask
+        query,
+        group_size=group_size,
+        shift=shift,
+        sink_tokens=sink_tokens,
+        cu_seqlens=cu_seqlens,
+        padding_mask=padding_mask,
     )  # (B, H, T, T)
     repeats = num_heads // key.shape[1]
     key = key.repeat_interleave(repeats, dim=1)  # (B, H, T, D)
@@ -68,6 +75,7 @@ def s2_mask(
     query: Float[Tensor, "B H T D"],
     *,
     group_size: int,
+    shift: bool = True,
     sink_tokens: int = 0,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
     padding_mask: Bool[Tensor, "B T"] | None = None,
@@ -87,7 +95,7 @@ def s2_mask(
 
     unshifted_group = position.div(group_size, rounding_mode="floor")  # (B, T)
     shifted_group = (position - group_size // 2).div(group_size, rounding_mode="floor")  # (B, T)
-    is_shifted = torch.arange(num_heads, device=device) >= (num_heads + 1) // 2  # (H,)
+    is_shifted = shift & (torch.arange(num_heads, device=device) >= (num_heads + 1) // 2)  # (H,)
     group = torch.where(is_shifted[:, None], shifted_group[:, None], unshifted_group[:, None])  # (B, H, T)
 
     same_group = group[..., :, None] == group[..., None, :]  # (B, H, T, T)

@@ -20,6 +20,7 @@ def s2_attention(
     value: Float[Tensor, "B H_kv T D_v"],
     *,
     group_size: int,
+    shift: bool = True,
     sink_tokens: int = 0,
     scale: float | None = None,
     cu_seqlens: Int[Tensor, " documents_plus_1"] | None = None,
@@ -28,7 +29,7 @@ def s2_attention(
     sinks: Float[Tensor, " H"] | None = None,
     backend: Backend = "auto",
 ) -> Float[Tensor, "B H T D_v"]:
-    """Attend causally within groups, the second half of the heads with groups shifted by half a group.
+    """Attend causally within groups, with `shift` the second half of the heads with groups shifted by half a group.
 
     Equal to `longlora.attention.reference.s2_attention_reference`, which defines it and describes the arguments;
     `longlora.attention.backends` describes `backend`. Cost with g = T/4: 0.234 of the query-key pairs of full causal
@@ -52,6 +53,7 @@ def s2_attention(
         query.shape[0],
         query.shape[2],
         group_size=group_size,
+        shift=shift,
         sink_tokens=sink_tokens,
         cu_seqlens=cu_seqlens,
         padding_mask=padding_mask,

@@ -122,8 +122,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
         if self.attention.pattern == "full":
-            for name in ("dense_finish", "full_attention_interval"):
-                if value := getattr(self.attention, name):
+            for name in ("shift", "dense_finish", "full_attention_interval"):
+                value = getattr(self.attention, name)
+                if value != AttentionConfig.model_fields[name].default:
                     raise ValueError(
                         f"attention.{name}={value} needs attention.pattern=s2: a run with pattern=full is dense in all "
                         "steps and layers"

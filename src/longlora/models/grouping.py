@@ -5,7 +5,7 @@ another context, and so other groups.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedConfig
@@ -14,6 +14,7 @@ from longlora.errors import ConfigError
 from longlora.models.positions import readable_context
 
 GROUP_SIZE_VARIABLE = "LONGLORA_GROUP_SIZE"
+SHIFT_VARIABLE = "LONGLORA_SHIFT"
 SINK_TOKENS_VARIABLE = "LONGLORA_SINK_TOKENS"
 FULL_ATTENTION_INTERVAL_VARIABLE = "LONGLORA_FULL_ATTENTION_INTERVAL"
 DEFAULT_GROUP_RATIO = 0.25
@@ -33,6 +34,9 @@ class Grouping:
 
     group_size: int | None
     """Tokens per group; None is full causal attention within documents."""
+
+    shift: bool = True
+    """Whether half of the heads have groups shifted by half a group, as in the paper."""
 
     sink_tokens: int = 0
     """How many tokens at the beginning of its document each group also sees; the paper has 0."""
@@ -101,16 +105,20 @@ def grouping_of(module: torch.nn.Module, default: Grouping) -> Grouping:
 def default_grouping(config: PreTrainedConfig) -> Grouping:
     """Return the default settings: from the environment, otherwise groups of a quarter of the model's context.
 
-    The variables are `LONGLORA_GROUP_SIZE`, `LONGLORA_SINK_TOKENS` and `LONGLORA_FULL_ATTENTION_INTERVAL`.
+    The variables are `LONGLORA_GROUP_SIZE`, `LONGLORA_SHIFT` (0 or 1), `LONGLORA_SINK_TOKENS` and
+    `LONGLORA_FULL_ATTENTION_INTERVAL`.
 
     Raises:
         ConfigError: a variable is not a whole number, or the configuration does not state the model's context.
     """
-    sink_tokens = _from_environment(SINK_TOKENS_VARIABLE, at_least=0) or 0
-    interval = _from_environment(FULL_ATTENTION_INTERVAL_VARIABLE, at_least=2)
-    group_size = _from_environment(GROUP_SIZE_VARIABLE, at_least=1)
-    if group_size is not None:
-        return Grouping(group_size=group_size, sink_tokens=sink_tokens, full_attention_interval=interval)
+    grouping = Grouping(
+        group_size=_from_environment(GROUP_SIZE_VARIABLE, at_least=1),
+        shift=_from_environment(SHIFT_VARIABLE, at_least=0) != 0,
+        sink_tokens=_from_environment(SINK_TOKENS_VARIABLE, at_least=0) or 0,
+        full_attention_interval=_from_environment(FULL_ATTENTION_INTERVAL_VARIABLE, at_least=2),
+    )
+    if grouping.group_size is not None:
+        return grouping
     try:
         context = readable_context(config)
     except ConfigError as error:
@@ -118,8 +126,7 @@ def default_grouping(config: PreTrainedConfig) -> Grouping:
             f"{error}, so there is no default group size (a quarter of it): call longlora.set_group_size(model, …) or "
             f"set {GROUP_SIZE_VARIABLE}"
         ) from None
-    group_size = max(1, round(context * DEFAULT_GROUP_RATIO))
-    return Grouping(group_size=group_size, sink_tokens=sink_tokens, full_attention_interval=interval)
+    return replace(grouping, group_size=max(1, round(context * DEFAULT_GROUP_RATIO)))
 
 
 def _from_environment(variable: str, *, at_least: int) -> int | None:

@@ -349,6 +349,7 @@ def training_grouping(recipe: Recipe) -> Grouping:
     attention = recipe.attention
     return Grouping(
         group_size=recipe.group_size,
+        shift=attention.shift,
         sink_tokens=attention.sink_tokens,
         full_attention_interval=attention.full_attention_interval,
     )

@@ -30,6 +30,7 @@ def set_group_size(
     model: torch.nn.Module,
     group_size: int | None,
     *,
+    shift: bool = True,
     sink_tokens: int = 0,
     full_attention_interval: int | None = None,
 ) -> None:
@@ -40,16 +41,22 @@ def set_group_size(
     groups if others keep their own window. Full attention with "s2" separates documents without the mask in memory that
     ordinary "sdpa" attention over packed rows needs.
 
-    The model may be wrapped (PEFT, DDP). Each group also sees the first `sink_tokens` tokens of its document, where
+    The model may be wrapped (PEFT, DDP). Without `shift`, all heads have the same groups; in the paper, those of half
+    of the heads are shifted by half a group. Each group also sees the first `sink_tokens` tokens of its document, where
     pretrained models have an attention sink; the paper has 0. One layer in every `full_attention_interval` trains with
-    full attention; the paper has none. The environment variables are `LONGLORA_SINK_TOKENS` and
-    `LONGLORA_FULL_ATTENTION_INTERVAL`.
+    full attention; the paper has none. The environment variables are `LONGLORA_SHIFT` (0 or 1), `LONGLORA_SINK_TOKENS`
+    and `LONGLORA_FULL_ATTENTION_INTERVAL`.
 
     Raises:
         ConfigError: the group size is below 1, the number of sink tokens below 0, the interval below 2 or above the
             number of layers, the model uses an attention other than "s2", or no layer would train in groups.
     """
-    grouping = Grouping(group_size=group_size, sink_tokens=sink_tokens, full_attention_interval=full_attention_interval)
+    grouping = Grouping(
+        group_size=group_size,
+        shift=shift,
+        sink_tokens=sink_tokens,
+        full_attention_interval=full_attention_interval,
+    )
     if group_size is not None:
         _check_it_groups(model, grouping)
     set_grouping(model, grouping)

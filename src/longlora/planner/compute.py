@@ -181,7 +181,7 @@ def head_pairs(run: PlannedRun) -> int:
     shape, tokens, group = run.architecture, run.context_length, run.group_tokens
     in_window = shape.num_heads * window_pairs(tokens, shape.sliding_window or tokens)
     full = shape.num_heads * window_pairs(tokens, tokens)
-    unshifted_heads = (shape.num_heads + 1) // 2
+    unshifted_heads = (shape.num_heads + 1) // 2 if run.shift else shape.num_heads
     grouped = unshifted_heads * segment_pairs(tokens, group, first=group)
     grouped += (shape.num_heads - unshifted_heads) * segment_pairs(tokens, group, first=group // 2)
     num_full = run.num_unwindowed_layers // (run.full_attention_interval or run.num_unwindowed_layers + 1)

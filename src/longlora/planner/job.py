@@ -55,6 +55,7 @@ class PlannedRun:
 
     attention: Literal["s2", "full"] = "s2"  # while training
     group_size: int | None = None  # tokens; None: a quarter of the context
+    shift: bool = True  # whether half of the heads have groups shifted by half a group
     sink_tokens: int = 0  # first tokens of a document that each of its S²-Attn groups also sees
     dense_finish: float = 0.0  # fraction of the steps, at the end, with full attention
     full_attention_interval: int | None = None  # one layer in so many has full attention, of those without a window

@@ -88,7 +88,7 @@ def plan_to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
 
 def _headline(plan: Plan) -> Text:
     run = plan.run
-    attention = "full attention" if run.attention == "full" else "S²-Attn"
+    attention = "full attention" if run.attention == "full" else "S²-Attn" if run.shift else "unshifted groups"
     if run.attention == "s2" and run.dense_finish:
         attention += f", the last {run.dense_finish:.0%} full"
     if run.attention == "s2" and run.full_attention_interval:

@@ -253,7 +253,8 @@ def _attention(recipe: Mapping[str, Any]) -> str:
     attention = recipe.get("attention") or {}
     finish = f", dense finish {attention['dense_finish']:g}" if attention.get("dense_finish") else ""
     full = f", one layer of {interval} full" if (interval := attention.get("full_attention_interval")) else ""
-    return f"{attention.get('pattern', '')}{full}{finish}"
+    unshifted = "" if attention.get("shift", True) else ", unshifted"
+    return f"{attention.get('pattern', '')}{unshifted}{full}{finish}"
 
 
 def _left_out_tables(models: list[ModelResults]) -> list[Table]:

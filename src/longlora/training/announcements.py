@@ -43,7 +43,8 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     logger.info("training %s parameters: %s", f"{counts['total']:,} of {num_parameters(prepared.model):,}", kinds)
     attention = "full"
     if recipe.attention.pattern == "s2":
-        attention = f"S² with groups of {recipe.group_size:,} tokens"
+        shift = "" if recipe.attention.shift else "unshifted "
+        attention = f"S² with {shift}groups of {recipe.group_size:,} tokens"
         if sinks := recipe.attention.sink_tokens:
             attention += f" and {sinks} sink token{'s' * (sinks > 1)}"
         if interval := recipe.attention.full_attention_interval:

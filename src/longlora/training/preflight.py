@@ -87,6 +87,7 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         tiled_mlp=recipe.tiled_mlp,
         attention=recipe.attention.pattern,
         group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
+        shift=recipe.attention.shift,
         sink_tokens=recipe.attention.sink_tokens,
         dense_finish=recipe.attention.dense_finish,
         full_attention_interval=recipe.attention.full_attention_interval,
