@@ -85,6 +85,8 @@ class Arm:
 
     layout: Layout = "long"
     s2: bool = False
+    shift: bool = True
+    """Of half of the heads' groups, under S²."""
     times_group: float = 1.0
     """Ratio of its group size to the grid's."""
     sink_tokens: int = 0
@@ -138,6 +140,7 @@ ARMS = {
     "S², two steps of five dense": Arm(s2=True, phases=(1, 1, None, 1, None), is_interleaved=True),
     "S², growing groups": Arm(s2=True, phases=(0.5, 1, 2, None)),
     "S², one layer of six dense": Arm(s2=True, full_attention_interval=6),
+    "no shift, one layer of six dense": Arm(s2=True, shift=False, full_attention_interval=6),
     "S², every third layer dense": Arm(s2=True, full_attention_interval=3),
     "S², every other layer dense": Arm(s2=True, full_attention_interval=2),
     "S², every third layer dense, last 20 % dense": Arm(s2=True, full_attention_interval=3, dense=0.2),
@@ -156,7 +159,7 @@ def recipe_of(arm: Arm, sizes: Sizes, *, positions: str, steps: int, learning_ra
     attention: dict[str, Any] = {"pattern": "full"}
     if arm.s2:
         group_size = int(arm.times_group * sizes.group_size)
-        attention = {"pattern": "s2", "group_size": group_size, "sink_tokens": arm.sink_tokens}
+        attention = {"pattern": "s2", "group_size": group_size, "shift": arm.shift, "sink_tokens": arm.sink_tokens}
         attention |= {"dense_finish": arm.dense, "full_attention_interval": arm.full_attention_interval}
     settings = {**SHARED_SETTINGS, "model_name_or_path": sizes.base, "context_length": sizes.context_length}
     settings |= {"max_steps": steps, "per_device_train_batch_size": sizes.rows_per_step, "dtype": sizes.dtype}
