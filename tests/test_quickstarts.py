@@ -85,7 +85,7 @@ def test_one_card(books: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "init",
         "train",
     ]
-    assert "sink_tokens: 1 " in (books / "recipe.yaml").read_text(encoding="utf-8")
+    assert "shift: false " in (books / "recipe.yaml").read_text(encoding="utf-8")
     assert (books / "runs" / "tiny-512" / "merged" / "config.json").exists()
 
 

@@ -73,7 +73,7 @@ YARN = {"rope_type": "yarn", "base_context": 224}
 are stretched to 920 tokens, and anything farther back is not found (docs/log.md)."""
 METHODS: dict[str, dict[str, Any]] = {
     "longlora": {"attention": {"pattern": "s2"}, "rope": {"rope_type": "linear"}},
-    "recommended": {"attention": {"pattern": "s2", "full_attention_interval": 6}, "rope": YARN},
+    "recommended": {"attention": {"shift": False, "full_attention_interval": 6}, "rope": YARN},
     "full attention": {"attention": {"pattern": "full"}, "rope": YARN},
 }
 """Positions and attention of the trained models: the paper's, ours, and the reference."""

@@ -129,7 +129,7 @@ def _first_values(
     positions, why = _positions(architecture, context_length)
     is_sft = chosen.get("data.kind", "text" if positions else "sft") == "sft"
     interval = min(FULL_ATTENTION_INTERVAL, architecture.num_layers - architecture.num_sliding_layers)
-    attention = {"sink_tokens": 1} | ({"full_attention_interval": interval} if interval > 1 else {})
+    attention = {"shift": False, "full_attention_interval": interval} if interval > 1 else {"sink_tokens": 1}
     duration = {"num_train_epochs": NUM_EPOCHS} if is_sft else {"max_steps": NUM_STEPS}
     values: dict[str, Any] = {
         "model_name_or_path": model,
@@ -150,6 +150,7 @@ def _first_values(
         "data.source": "conversations (docs/finetuning.md)" + "; the model already has this context" * (not positions)
         if is_sft
         else "documents longer than the old context: books, papers, code",
+        "attention.shift": "all heads have the same groups (docs/sink.md); the paper shifts those of half of them",
         "attention.sink_tokens": "every group sees its document's first token (docs/sink.md); the paper has 0",
         "attention.full_attention_interval": f"one layer in {interval}"
         + " without a window" * bool(architecture.num_sliding_layers)
