@@ -28,10 +28,10 @@ def main() -> None:
 
     # Positions first: they are part of the configuration.
     config = AutoConfig.from_pretrained(options.model)
-    longlora.extend_positions(config, context_length=options.context_length)
+    longlora.extend_positions(config, context_length=options.context_length, rope_type="yarn")
 
     model = AutoModelForCausalLM.from_pretrained(options.model, config=config, attn_implementation="s2")
-    longlora.set_group_size(model, options.context_length // 4)
+    longlora.set_group_size(model, options.context_length // 4, shift=False, full_attention_interval=6)
 
     rows = read_rows(options.text, options.model, options.context_length)
     num_held_out = max(1, len(rows) // 10)

@@ -24,12 +24,12 @@ def main() -> None:
     options = parse_options()
 
     config = AutoConfig.from_pretrained(options.model)
-    longlora.extend_positions(config, context_length=options.context_length)
+    longlora.extend_positions(config, context_length=options.context_length, rope_type="yarn")
 
     # A model that is already loaded can be switched too.
     model = AutoModelForCausalLM.from_pretrained(options.model, config=config)
     model.set_attn_implementation("s2")
-    longlora.set_group_size(model, options.context_length // 4)
+    longlora.set_group_size(model, options.context_length // 4, shift=False, full_attention_interval=6)
 
     texts = load_dataset("text", data_dir=str(options.folder), sample_by="document", split="train")
     trainer = SFTTrainer(
