@@ -39,6 +39,7 @@ from longlora.evaluation.short_context import Losses, compare_losses, window_los
 from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
 from longlora.evaluation.texts import Material, Texts
 from longlora.models.load import model_source
+from longlora.support.choices import SuiteName
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")
@@ -57,7 +58,7 @@ class Suite:
     short_targets: int  # tokens scored at the base context, for the comparison with the base
 
 
-SUITES = {
+SUITES: dict[SuiteName, Suite] = {
     "smoke": Suite(
         parts_of_context=(4,),
         depths=(0.5,),
@@ -116,7 +117,7 @@ class _Job:
 def run_suite(
     models: Sequence[str],
     *,
-    suite: str,
+    suite: SuiteName,
     output: str | Path,
     texts: Texts | None = None,
     base: str | None = None,
