@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from longlora.rope import OPTIONS, RopeType
-from longlora.support.choices import AttentionPattern, LoraTargets, Strategy, Trainable
+from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Trainable
 
 _LARGEST = 1e15  # a float represents every smaller integer exactly
 _UNWRITABLE = frozenset(map(chr, [0, *range(0xD800, 0xE000)]))
@@ -39,7 +39,7 @@ class AttentionConfig(Section):
 
     pattern: AttentionPattern = "s2"
     """`s2`: shifted sparse attention (the paper, section 3.2); `full`: ordinary causal attention."""
-    group_ratio: float = Field(default=0.25, gt=0, le=1)
+    group_ratio: float = Field(default=DEFAULT_GROUP_RATIO, gt=0, le=1)
     """Group size as a fraction of `context_length` (the paper: 1/4)."""
     group_size: int | None = Field(default=None, ge=1)
     """Group size in tokens; overrides `group_ratio`."""

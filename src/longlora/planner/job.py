@@ -5,7 +5,7 @@ from typing import Literal
 
 from longlora.errors import ConfigError
 from longlora.planner.architecture import Architecture
-from longlora.support.choices import AttentionPattern, LoraTargets, Strategy, Tuning
+from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Tuning
 
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 """`adamw`: torch's fused AdamW. `adamw_foreach`: torch's earlier implementation. `adamw_8bit`: bitsandbytes' AdamW with
@@ -99,7 +99,7 @@ class PlannedRun:
     @property
     def group_tokens(self) -> int:
         """The group size of S²-Attn in tokens."""
-        return self.group_size or max(1, round(self.context_length / 4))
+        return self.group_size or max(1, round(self.context_length * DEFAULT_GROUP_RATIO))
 
     @property
     def num_unwindowed_layers(self) -> int:

@@ -1,4 +1,4 @@
-"""Types of options that occur in several places: on the command line, in recipes and in functions."""
+"""Types and defaults of options that occur in several places: on the command line, in recipes and in functions."""
 
 from typing import Literal
 
@@ -22,6 +22,9 @@ Trainable = Literal["embed", "norm"]
 
 AttentionPattern = Literal["s2", "full"]
 """Attention during training: shifted sparse, or ordinary causal attention."""
+
+DEFAULT_GROUP_RATIO = 0.25
+"""Group size as a fraction of the context length (the paper, section 3.2)."""
 
 DocumentKind = Literal["book", "paper"]
 """What kind of document a text is; it determines which questions are asked about it."""
