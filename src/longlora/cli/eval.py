@@ -358,7 +358,7 @@ def _retrieve(asking: Asking, test: "RetrievalTest", depths: str, trials: int) -
         beyond=asking.beyond,
     )
     result = measure_retrieval(asking.model, test, sweep, loading_of(asking.weights), output=asking.out)
-    if result is not None:  # with several processes, only the first prints
+    if result is not None:  # of several processes, only the main one prints
         show(result, asking.as_json, asking.out, result_table(result), result.verdict)
 
 

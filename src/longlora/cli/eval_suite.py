@@ -83,7 +83,7 @@ def suite(
             base=base,
             loading=loading_of(weights),
         )
-    if records:  # with several processes, only the first has them
+    if records:  # of several processes, only the main one has them
         page = write_report([str(out)], out)
         for model in collect([str(out)]).models:
             typer.echo(lead(model))
