@@ -15,7 +15,7 @@ SEEDS ?= 100
 TESTS ?= tests
 # Which llama-cpp-python `make llama-cpp` builds.
 LLAMA_CPP ?= 0.3.36
-# How many of their attacks `make fuzz` and `make faults` do, and with which seed. What was cut short goes on.
+# How many of their attacks `make fuzz` and `make faults` do, and with which seed. What was cut short resumes.
 SHARE ?= 1.0
 SEED ?= 0
 # Processes that share the tests, one more than two cores, for some wait; torch gets one thread in each.

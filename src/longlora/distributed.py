@@ -186,7 +186,7 @@ class Processes:
     wait: Callable[[], object] = lambda: None
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes the results."""
         return self.index == 0
 

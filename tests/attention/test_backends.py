@@ -37,8 +37,7 @@ BF16 = torch.bfloat16
     [
         (request(), "sdpa"),
         (request(dtype=torch.float64, head_dim=3), "sdpa"),
-        (request(has_sink_tokens=True), "sdpa"),
-        (request(has_sink_tokens=True, has_sinks=True), "explicit"),
+        (request(has_sinks=True), "explicit"),
         (request(dtype=BF16, has_sinks=True), "explicit"),
         (request(value_dim=32), "sdpa"),
         (request(value_dim=32, has_sinks=True), "explicit"),
@@ -64,7 +63,6 @@ def test_auto_takes_the_first_that_can(asked, chosen, triton):
 ON_CUDA = {"device": "cuda", "dtype": BF16}
 
 
-@pytest.mark.parametrize("has_sink_tokens", [False, True])
 @pytest.mark.parametrize(
     ("capability", "chosen"),
     [
@@ -76,9 +74,9 @@ ON_CUDA = {"device": "cuda", "dtype": BF16}
         ((17, 3), "varlen"),  # of which nothing is known
     ],
 )
-def test_auto_goes_by_the_card(capability, chosen, has_sink_tokens, triton, installed):
+def test_auto_goes_by_the_card(capability, chosen, triton, installed):
     installed()
-    on_card = {**ON_CUDA, "capability": capability, "has_sink_tokens": has_sink_tokens}
+    on_card = {**ON_CUDA, "capability": capability}
     assert choose_backend("auto", request(**on_card)) == chosen
     assert choose_backend("auto", request(**on_card | {"dtype": torch.float32})) == "sdpa"
     assert choose_backend("auto", request(**on_card, has_window=True)) == "varlen"

@@ -1,4 +1,4 @@
-"""The ladder of GPU measurements runs on a CPU, leaves its rows whatever happens, and goes on where it ended."""
+"""The ladder of GPU measurements runs on a CPU, leaves its rows whatever happens, and resumes where it ended."""
 
 import dataclasses
 import importlib

@@ -1,6 +1,8 @@
 """What `longlora doctor` finds, and what it advises."""
 
+import ast
 import importlib.metadata
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from typer.testing import CliRunner
 from longlora.cli import doctor
 from longlora.cli.main import app
 from longlora.errors import ConfigError
+
+SOURCE = Path(doctor.__file__).parents[1]
+INTERNAL = {"LONGLORA_LAUNCHER"}  # set by longlora for the processes that it starts
 
 
 def report(*arguments: str) -> tuple[int, str]:
@@ -32,6 +37,28 @@ def test_it_says_what_is_here(tmp_path: Path) -> None:
 
 def test_it_knows_every_extra() -> None:
     assert {*doctor.EXTRAS, "dev"} == set(importlib.metadata.metadata("longlora").get_all("Provides-Extra") or ())
+
+
+def test_it_knows_every_variable() -> None:
+    constants = {
+        node.value
+        for path in SOURCE.rglob("*.py")
+        if path != Path(doctor.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    used = {value for value in constants if re.fullmatch("LONGLORA_[A-Z_]+", value)}
+    listed = {name for name in (*doctor.VARIABLES, *doctor.SECRETS) if name.startswith("LONGLORA_")}
+    assert listed == used - INTERNAL
+    assert used >= INTERNAL
+
+
+def test_it_tells_variables_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGLORA_VERIFY", "1")
+    monkeypatch.setenv("LONGLORA_API_KEY", "hunter2")
+    _, printed = report()
+    assert "LONGLORA_VERIFY   1 " in printed and "LONGLORA_API_KEY  set\n" in printed
+    assert "LONGLORA_GROUP_SIZE" not in printed and "hunter2" not in printed
 
 
 def test_a_package_that_is_too_old_or_missing_ends_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:

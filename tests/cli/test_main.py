@@ -274,7 +274,7 @@ finally:
 
 
 @pytest.mark.slow  # three runs in processes of their own
-def test_a_run_that_is_killed_goes_on_with_the_same_losses(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_resumes_with_the_same_losses(recipe: Path, tmp_path: Path) -> None:
     """SIGKILL, so that nothing can be tidied up, as soon as the first checkpoint is whole."""
     command = [sys.executable, "-m", "longlora.cli", "train", str(recipe), "max_steps=12", "save_steps=3"]
     subprocess.run([*command, f"output_dir={tmp_path / 'alone'}"], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Whatever ends a run of two processes ends both, with one message; the same command goes on."""
+"""Whatever ends a run of two processes ends both, with one message; the same command resumes."""
 
 import os
 import shutil

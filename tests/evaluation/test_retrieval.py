@@ -1,4 +1,4 @@
-"""Models whose ability is known get the score that they deserve, and an interrupted evaluation goes on."""
+"""Models whose ability is known get the score that they deserve, and an interrupted evaluation resumes."""
 
 import json
 from collections.abc import Iterator, Sequence

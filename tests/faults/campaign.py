@@ -3,7 +3,7 @@
     python -m tests.faults.campaign inputs [--share 1.0] [--seed 0] [--kinds recipe,table] [--counts FILE]
     python -m tests.faults.campaign faults [--share 1.0] [--seed 0] [--kinds …]
 
-Counts are written as they come; a campaign that was cut short goes on where it stopped, given the same file and seed.
+Counts are written as they come; a campaign that was cut short resumes where it stopped, given the same file and seed.
 Inputs are made and read in batches, each in a process of its own that is forked from one with the libraries loaded: a
 crash costs one input, and the memory of each batch is known. Everything that is not a message is kept, with what made
 it, in `build/faults/`. Ends with status 1 if there was any.
@@ -134,7 +134,7 @@ def forked(work: Callable[[Any], None], log: Path) -> tuple[list[Any], int, int]
 class Counts:
     """Outcomes by kind under one seed, kept in a file with those of other seeds; and what was not a message.
 
-    The attacks of a kind are made in the order of their numbers, so that the counts say where a campaign goes on.
+    The attacks of a kind are made in the order of their numbers, so that the counts say where a campaign resumes.
     """
 
     def __init__(self, path: Path, section: str, seed: int) -> None:

@@ -69,14 +69,14 @@ make faults  # a command in a process of its own, disturbed, and then started ag
 (`tests/faults/guided.py`, by atheris). Those that reach new lines are kept in `build/faults/corpus` and begin the next
 run; they are not counted here.
 
-Counts are written as they come. A campaign that was cut short goes on where it stopped; `SEED=2` makes other attacks.
+Counts are written as they come. A campaign that was cut short resumes where it stopped; `SEED=2` makes other attacks.
 
 An attack counts as *refused* where it ended in a message, *accepted* where what was left of the input was good,
 *healed* where the second start arrived at the bytes that an undisturbed run leaves. *Traceback*, *silent* (another
 result without a word), *lost*, *executed* (a process started, or a file opened that is not the input's own; noticed in
 inputs since seed 1) and *hang* (over 60 s; for a disturbed command longer in proportion where the machine has more work
 than cores) are failures. *Crash* is a library's that ends its process, as
-PDFium may: the shelf and the page read each file in a process of its own and go on.
+PDFium may: the shelf and the page read each file in a process of its own and continue.
 """
 
 LIMITS = """

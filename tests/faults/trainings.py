@@ -1,4 +1,4 @@
-"""Faults injected into training: whatever happens, the same command goes on to what an undisturbed run leaves.
+"""Faults injected into training: whatever happens, the same command resumes and leaves what an undisturbed run does.
 
 Each function is one kind of fault; it returns what came of it, or raises what is wrong.
 """
@@ -40,7 +40,7 @@ def train_once(place: Place, prepare: Prepare = lambda: None, **changes: Any) ->
 
 
 def _arrives(place: Place, ended: Ended) -> str:
-    """See that the same command goes on to what the undisturbed run left."""
+    """See that the same command resumes and arrives at what the undisturbed run left."""
     judge(ended)
     if not (place.output / "adapter").exists():
         last = train_once(place).wait()
@@ -137,7 +137,7 @@ def train_changed_data(place: Place) -> str:
 
 
 def train_vanished_data(place: Place) -> str:
-    """The texts, or the model, are gone when the run goes on."""
+    """The texts, or the model, are gone when the run resumes."""
     fresh_copy(place.world.root / "half", place.output)
     gone = place.folder / "gone"
     change = place.chance.choice([{"data": {"source": str(gone)}}, {"model_name_or_path": str(gone)}])

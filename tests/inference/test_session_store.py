@@ -1,16 +1,16 @@
 from longlora.cli.chat import read_document
 from longlora.inference.chat_model import ChatModel, ChatSettings
 from longlora.inference.conversation import Chat
-from longlora.inference.sessions import Session, SessionStore
+from longlora.inference.sessions import NUM_REMEMBERED, Session, SessionStore
 
 
-def store_of(chat_model: ChatModel, num_remembered: int = 2) -> SessionStore:
+def store_of(chat_model: ChatModel) -> SessionStore:
     settings = ChatSettings(max_new_tokens=6)
 
     def begin() -> Session:
         return Session(Chat(chat_model, settings), lambda path, stop: read_document(path))
 
-    return SessionStore(begin, num_remembered)
+    return SessionStore(begin)
 
 
 def say(session: Session, question: str) -> int:
@@ -35,10 +35,10 @@ def test_everyone_has_a_room_of_their_own(chat_model: ChatModel) -> None:
 
 def test_only_the_latest_keep_what_they_read_and_the_others_lose_nothing_else(chat_model: ChatModel) -> None:
     store = store_of(chat_model)
-    for name in ("ann", "bob", "cyd"):
+    names = ["ann", *map(str, range(NUM_REMEMBERED))]
+    for name in names:
         say(store.enter(name), "Where?")
-    used = {name: store._sessions[name].conversation.usage().used for name in ("ann", "bob", "cyd")}
-    assert used["ann"] == 0 and used["bob"] > 0 and used["cyd"] > 0
+    assert [store._sessions[name].conversation.usage().used > 0 for name in names] == [False] + [True] * NUM_REMEMBERED
     again, fresh = store.enter("ann"), store_of(chat_model).enter("new")
     say(fresh, "Where?")
     num_read = say(again, "Why?")

@@ -15,6 +15,7 @@ from longlora.errors import CheckpointError
 from longlora.merge import merge_adapter
 from longlora.models.shards import model_folder
 
+IN_MEMORY = "merging the whole model in memory"
 ROPE_FAMILIES = [name for name in FAMILIES if name != "gpt2"]
 
 
@@ -25,11 +26,13 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", ROPE_FAMILIES)
-def test_merged_adapter_and_reloaded_are_the_same(family: str, base_model: Path, tmp_path: Path, seed: int) -> None:
+def test_merged_adapter_and_reloaded_are_the_same(
+    family: str, base_model: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     base = save_base(tmp_path / "base", family, seed, base_model)
     adapter = longlora_adapter(base, tmp_path / "adapter")
     report = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
-    assert report.shard_by_shard and report.dtype == torch.float32
+    assert IN_MEMORY not in caplog.text and report.dtype == torch.float32
     merged, expected = load(tmp_path / "merged"), logits(adapter, seed)
     torch.testing.assert_close(logits(merged, seed), expected, atol=1e-4, rtol=1e-5)
     assert (logits(load(base), seed) - expected).abs().max() > 1e-2  # 5.9 ± 1.1 in 100 cases
@@ -97,17 +100,23 @@ def test_the_files_are_cut_as_the_bases_are(base_model: Path, tmp_path: Path, se
     ],
     ids=["rslora", "patterns", "one layer"],
 )
-def test_scales_and_patterns_of_peft(config: dict[str, Any], base_model: Path, tmp_path: Path, seed: int) -> None:
+def test_scales_and_patterns_of_peft(
+    config: dict[str, Any], base_model: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     base = save_base(tmp_path / "base", "llama", seed, base_model)
     adapter = peft_adapter(base, tmp_path / "adapter", **config)
-    assert merge_adapter(tmp_path / "adapter", tmp_path / "merged").shard_by_shard
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert IN_MEMORY not in caplog.text
     torch.testing.assert_close(logits(load(tmp_path / "merged"), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)
 
 
-def test_layers_that_keep_their_weights_transposed(base_model: Path, tmp_path: Path, seed: int) -> None:
+def test_layers_that_keep_their_weights_transposed(
+    base_model: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     base = save_base(tmp_path / "base", "gpt2", seed, base_model)
     adapter = peft_adapter(base, tmp_path / "adapter", r=3, target_modules=["c_attn"], fan_in_fan_out=True)
-    assert merge_adapter(tmp_path / "adapter", tmp_path / "merged").shard_by_shard
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert IN_MEMORY not in caplog.text
     torch.testing.assert_close(logits(load(tmp_path / "merged"), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)
 
 
@@ -123,11 +132,12 @@ def test_layers_that_keep_their_weights_transposed(base_model: Path, tmp_path: P
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 @pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
 def test_an_adapter_of_one_embedding_unties_them(
-    config: dict[str, Any], base_model: Path, tmp_path: Path, seed: int
+    config: dict[str, Any], base_model: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = save_base(tmp_path / "base", "qwen3 tied", seed, base_model)
     adapter = peft_adapter(base, tmp_path / "adapter", r=3, **config)
-    assert merge_adapter(tmp_path / "adapter", tmp_path / "merged").shard_by_shard
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert IN_MEMORY not in caplog.text
     merged = load(tmp_path / "merged")
     assert merged.config.tie_word_embeddings is False
     torch.testing.assert_close(logits(merged, seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)
@@ -138,9 +148,8 @@ def test_dora_is_merged_in_memory_and_said(
 ) -> None:
     base = save_base(tmp_path / "base", "llama", seed, base_model)
     adapter = peft_adapter(base, tmp_path / "adapter", r=3, target_modules=["q_proj"], use_dora=True)
-    report = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
-    assert not report.shard_by_shard
-    assert "merging the whole model in memory" in caplog.text and "use_dora" in caplog.text
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert IN_MEMORY in caplog.text and "use_dora" in caplog.text
     torch.testing.assert_close(logits(load(tmp_path / "merged"), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)
 
 
@@ -152,8 +161,8 @@ def test_a_base_of_pickles_is_merged_in_memory(
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
     assert model_folder(str(base)) is None
-    assert not merge_adapter(tmp_path / "adapter", tmp_path / "merged").shard_by_shard
-    assert "has no safetensors" in caplog.text
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert IN_MEMORY in caplog.text and "has no safetensors" in caplog.text
     torch.testing.assert_close(logits(load(tmp_path / "merged"), seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)
 
 
@@ -164,8 +173,8 @@ def test_a_base_with_other_names_is_merged_in_memory(
     longlora_adapter(base, tmp_path / "adapter")
     renamed = {name.removeprefix("model."): w for name, w in load_file(base / "model.safetensors").items()}
     save_file(renamed, base / "model.safetensors", metadata={"format": "pt"})  # a bare LlamaModel's names
-    assert not merge_adapter(tmp_path / "adapter", tmp_path / "merged").shard_by_shard
-    assert "under another name" in caplog.text
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert IN_MEMORY in caplog.text and "under another name" in caplog.text
 
 
 def test_without_the_comparison(base_model: Path, tmp_path: Path, seed: int) -> None:
@@ -219,7 +228,9 @@ def test_an_adapters_configuration_that_is_damaged(base_model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kept", ["model.embed_tokens.weight", "lm_head.weight", "both"])
-def test_a_base_that_stores_tied_embeddings_its_own_way(kept: str, base_model: Path, tmp_path: Path, seed: int) -> None:
+def test_a_base_that_stores_tied_embeddings_its_own_way(
+    kept: str, base_model: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     base = save_base(tmp_path / "base", "qwen3 tied", seed, base_model, shard="1GB")
     weights = load_file(base / "model.safetensors")
     embedding = weights.pop("model.embed_tokens.weight")
@@ -227,7 +238,8 @@ def test_a_base_that_stores_tied_embeddings_its_own_way(kept: str, base_model: P
     weights |= {name: embedding.clone() for name in names}
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     adapter = peft_adapter(base, tmp_path / "adapter", r=3, target_modules=["q_proj"])
-    assert merge_adapter(tmp_path / "adapter", tmp_path / "merged").shard_by_shard
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert IN_MEMORY not in caplog.text
     merged = load(tmp_path / "merged")
     assert merged.config.tie_word_embeddings is True
     torch.testing.assert_close(logits(merged, seed), logits(adapter, seed), atol=1e-4, rtol=1e-5)

@@ -22,6 +22,7 @@ from longlora.serving import serve
 from longlora.serving import server as run
 from longlora.serving.served_model import ServedModel
 from longlora.serving.server import choose_engine, command_line
+from longlora.support.choices import EngineName
 
 # Answers /health, and everything else with a stream without an end; {extra} runs first. The child shows that all that a
 # server starts is ended with it.
@@ -205,7 +206,7 @@ def test_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_choice_of_a_server(
-    monkeypatch: pytest.MonkeyPatch, wanted: run.EngineName, has_vllm: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, wanted: EngineName, has_vllm: bool, expected: str
 ) -> None:
     monkeypatch.setattr(run.shutil, "which", lambda name, path=None: "/bin/vllm" if has_vllm else None)
     assert choose_engine(wanted) == expected

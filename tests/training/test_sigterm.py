@@ -1,4 +1,4 @@
-"""SIGTERM saves, ends with 143, and the run goes on where it stopped; one process here, two in tests/distributed."""
+"""SIGTERM saves, ends with 143, and the run resumes where it stopped; one process here, two in tests/distributed."""
 
 import os
 import signal

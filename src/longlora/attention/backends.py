@@ -27,7 +27,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longlora.attention import varlen
-from longlora.attention.cuts import CutPoints
 from longlora.errors import ConfigError
 
 Backend = Literal["auto", "varlen", "by_length", "flash", "flex", "sdpa", "explicit"]
@@ -54,7 +53,6 @@ class AttentionRequest:
     has_softcap: bool = False
     has_sinks: bool = False
     has_window: bool = False
-    has_sink_tokens: bool = False
     capability: tuple[int, int] | None = None
     """Compute capability of a CUDA card, such as (9, 0)."""
 
@@ -63,13 +61,12 @@ class AttentionRequest:
         query: Float[Tensor, "N H D"],
         key: Float[Tensor, "N H_kv D"],
         value: Float[Tensor, "N H_kv D_v"],
-        cuts: CutPoints,
         *,
         softcap: float | None,
         sinks: Float[Tensor, " H"] | None,
         window: int | None,
     ) -> "AttentionRequest":
-        """Create the request for a call's tensors and cuts."""
+        """Create the request for a call's tensors and options."""
         tensors = (query, key, value, sinks)
         return AttentionRequest(
             device=query.device.type,
@@ -81,7 +78,6 @@ class AttentionRequest:
             has_softcap=softcap is not None,
             has_sinks=sinks is not None,
             has_window=window is not None,
-            has_sink_tokens=cuts.sink_tokens > 0,
             capability=torch.cuda.get_device_capability(query.device) if query.is_cuda else None,
         )
 

@@ -96,7 +96,7 @@ def attend_in_segments(
     query, key, value = in_autocast_dtype(query, key, value)
     # Projections are (B, T, H, D) in memory, so putting tokens first needs no copy.
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (N, H or H_kv, D)
-    request = AttentionRequest.of(query, key, value, cuts, softcap=softcap, sinks=sinks, window=window)
+    request = AttentionRequest.of(query, key, value, softcap=softcap, sinks=sinks, window=window)
     chosen = choose_backend(backend, request)
     if chosen == "varlen":
         output = varlen.attend(query, key, value, cuts, scale=scale, window=window)  # (N, H, D_v)

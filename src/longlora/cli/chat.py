@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longlora.cli.options import INTERRUPTED, AllowHost, Dtype, Model, unfolded
+from longlora.cli.options import INTERRUPTED, AllowHost, Dtype, Host, Model, Port, SeedOrNone, unfolded
 from longlora.errors import DataError
 from longlora.support.choices import Quantization
 
@@ -68,7 +68,7 @@ def chat(
     options: ChatOptions,
     document: Annotated[list[Path] | None, typer.Option(help="Document to talk about; may be repeated.")] = None,
     ask: Annotated[str, typer.Option(help="Answer this question on stdout and exit.")] = "",
-    seed: Annotated[int | None, typer.Option(help="Random seed for sampling.")] = None,
+    seed: SeedOrNone = None,
 ) -> None:
     """Chat with a model, optionally about a document; Ctrl-C stops an answer, /help lists commands."""
     from longlora.inference.documents import join_documents
@@ -94,8 +94,8 @@ def chat(
 def web(
     model: Model,
     options: ChatOptions,
-    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can connect.")] = "",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    host: Host = "",
+    port: Port = 7860,
     password: Annotated[
         bool, typer.Option("--password", help="Require a password: $LONGLORA_WEB_PASSWORD, or typed at the prompt.")
     ] = False,

@@ -2,12 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longlora.cli import make_qa
-from longlora.cli.options import AsJson, TextColumn, unfolded
+from longlora.cli.options import (
+    AsJson,
+    DocumentKind,
+    Documents,
+    FilesInParallel,
+    Ratio,
+    RowLength,
+    Seed,
+    TextColumn,
+    unfolded,
+)
+from longlora.support.choices import NearDuplicateRule, PdfEngine, References
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,28 +31,23 @@ corpus.command("qa-prompts")(make_qa.qa_prompts)
 
 _ROOM_FOR_QUESTIONS = 1024  # tokens of a row beside its document
 
-Engine = Literal["pdfium", "docling", "auto"]
-References = Literal["keep", "drop"]
-Kind = Literal["auto", "book", "paper"]
-NearDuplicates = Literal["drop", "mark", "keep"]
-
 
 @corpus.command("from-pdf")
 def from_pdf(
-    files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
+    files: Documents,
     out: Annotated[Path, typer.Option("--out", help="Folder for corpus.jsonl; the same command resumes.")],
     engine: Annotated[
-        Engine,
+        PdfEngine,
         typer.Option(help="PDF reader: pdfium, docling (if installed), or auto: docling if installed, else pdfium."),
     ] = "pdfium",
     references: Annotated[
         References, typer.Option(help="What to do with the references at the end of a paper.")
     ] = "drop",
-    kind: Annotated[Kind, typer.Option(help="Kind of all documents; decides what `make-qa` asks.")] = "auto",
+    kind: DocumentKind = "auto",
     near_duplicates: Annotated[
-        NearDuplicates, typer.Option(help="Near duplicates of an earlier text: drop, mark, or keep.")
+        NearDuplicateRule, typer.Option(help="Near duplicates of an earlier text: drop, mark, or keep.")
     ] = "drop",
-    processes: Annotated[int, typer.Option(min=1, help="Files to read in parallel.")] = 1,
+    processes: FilesInParallel = 1,
     texts: Annotated[bool, typer.Option("--texts", help="Also write each text to a .txt file.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -83,8 +89,8 @@ def mix_rows(
     long: Annotated[str, typer.Argument(help="Conversations about long documents: a file, folder or data set.")],
     short: Annotated[str, typer.Argument(help="Short conversations.")],
     out: Annotated[Path, typer.Option("--out", help="File for the rows: .json, or .jsonl for one row per line.")],
-    ratio: Annotated[str, typer.Option(help="Ratio of long rows to short rows.")] = "9:3",
-    seed: Annotated[int, typer.Option(help="Random seed for the choice and order of rows.")] = 0,
+    ratio: Ratio = "9:3",
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Mix as many long and short conversations as a ratio allows."""
@@ -141,7 +147,7 @@ def stats(
 def check(
     file: File,
     tokenizer: Tokenizer,
-    context: Annotated[int, typer.Option(min=1, help="Row length in training, in tokens (context_length).")],
+    context: RowLength,
     against: Annotated[
         list[str] | None, typer.Option(help="File that must not share documents or questions; may be repeated.")
     ] = None,
@@ -192,17 +198,17 @@ def _print_report(report: "CheckReport", tokenizer: "PreTrainedTokenizerBase") -
 @corpus.command()
 @unfolded
 def build(
-    files: Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")],
+    files: Documents,
     out: Annotated[Path, typer.Option("--out", help="Folder for all files; the same command resumes.")],
     tokenizer: Tokenizer,
-    context: Annotated[int, typer.Option(min=1, help="Row length in training, in tokens; documents are cut to fit.")],
+    context: RowLength,
     asking: make_qa.Asking,
-    kind: Annotated[Kind, typer.Option(help="Kind of all documents.")] = "auto",
+    kind: DocumentKind = "auto",
     short: Annotated[str | None, typer.Option(help="Short conversations to mix in.")] = None,
-    ratio: Annotated[str, typer.Option(help="Ratio of long rows to short rows.")] = "9:3",
-    processes: Annotated[int, typer.Option(min=1, help="Files to read in parallel.")] = 1,
+    ratio: Ratio = "9:3",
+    processes: FilesInParallel = 1,
 ) -> None:
-    """Build a checked training file from documents: from-pdf, make-qa, mix and check in turn."""
+    """Build a checked training file from documents, cut to fit its rows: from-pdf, make-qa, mix and check in turn."""
     from longlora.corpus.qa import choose_model
     from longlora.corpus.shelf import RECORDS_FILE
 

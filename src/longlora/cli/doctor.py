@@ -30,8 +30,16 @@ EXTRAS = {
     "web": "chat in a browser",
 }
 _SHOWN = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
-# Environment variables that affect longlora.
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LONGLORA_GROUP_SIZE", "LONGLORA_SINK_TOKENS")
+# Environment variables that affect longlora; importing their modules would need packages that may be missing.
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "LONGLORA_FULL_ATTENTION_INTERVAL",
+    "LONGLORA_GROUP_SIZE",
+    "LONGLORA_SINK_TOKENS",
+    "LONGLORA_VERIFY",
+)
+SECRETS = ("LONGLORA_API_KEY", "LONGLORA_WEB_PASSWORD")
 _WRITTEN_BYTES = 2**26
 
 
@@ -63,7 +71,7 @@ def doctor(
         ("Devices", devices()),
         ("Extras", extras()),
         ("Folders", folders(folder)),
-        ("Environment", (Finding(name, os.environ[name]) for name in _VARIABLES if name in os.environ)),
+        ("Environment", environment()),
     ):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
@@ -157,6 +165,13 @@ def folders(folder: Path) -> Iterator[Finding]:
                 "runs", f"{folder.absolute()}: {first_line(error)}", "choose another with --folder", is_fault=True
             )
     yield runs
+
+
+def environment() -> Iterator[Finding]:
+    """Report the environment variables that are set: their values, except those of secrets."""
+    for name in (*VARIABLES, *SECRETS):
+        if name in os.environ:
+            yield Finding(name, "set" if name in SECRETS else os.environ[name])
 
 
 def _needs() -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -13,7 +13,10 @@ from longlora.cli.options import (
     Chat,
     Columns,
     Data,
+    Evaluator,
+    Lengths,
     Model,
+    PromptLengths,
     Seed,
     Weights,
     existing_texts,
@@ -21,6 +24,7 @@ from longlora.cli.options import (
     unfolded,
 )
 from longlora.errors import ConfigError
+from longlora.support.choices import PasskeyForm, PerplexityProtocol
 
 if TYPE_CHECKING:
     from longlora.evaluation.haystack import Haystack
@@ -82,7 +86,7 @@ class Asking:
     model: Model
     out: Annotated[Path, typer.Option(help="Folder for trials, result and figure; the same command resumes.")]
     weights: Weights
-    lengths: Annotated[str, typer.Option(help="Comma-separated lengths in tokens, prompt and answer together.")] = ""
+    lengths: PromptLengths = ""
     seed: Seed = 0
     bar: Annotated[
         float, typer.Option(help="A length counts as read if the lower end of the share's 95 % interval reaches this.")
@@ -115,12 +119,12 @@ class Hiding:
 @unfolded
 def perplexity(
     reading: Reading,
-    lengths: Annotated[str, typer.Option(help="Comma-separated context lengths in tokens.")] = "",
+    lengths: Lengths = "",
     stride: Annotated[
         int | None, typer.Option(help="Tokens between the starts of windows; default: 256 if the lengths allow.")
     ] = None,
     protocol: Annotated[
-        Literal["same-targets", "new", "all", "original"],
+        PerplexityProtocol,
         typer.Option(
             help="same-targets: the same tokens at every length. new: every token once. all: whole windows. "
             "original: whole windows and the averages of the original's eval.py."
@@ -185,10 +189,7 @@ def positions(
 def longppl(
     reading: Reading,
     out: Annotated[Path, typer.Option(help="Folder for the chosen tokens and the result.")],
-    evaluator: Annotated[
-        str | None,
-        typer.Option(help="Model that chooses the tokens within its own context; default: an adapter's base."),
-    ] = None,
+    evaluator: Evaluator = None,
     length: Annotated[int | None, typer.Option(help="Tokens that MODEL reads; default: its context.")] = None,
     short: Annotated[
         int | None,
@@ -242,7 +243,7 @@ def passkey(
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     form: Annotated[
-        Literal["measured", "original"],
+        PasskeyForm,
         typer.Option(
             help="measured: prompt lengths counted in the model's tokens. original: the original script's prompts."
         ),
@@ -357,7 +358,7 @@ def _retrieve(asking: Asking, test: "RetrievalTest", depths: str, trials: int) -
         beyond=asking.beyond,
     )
     result = measure_retrieval(asking.model, test, sweep, loading_of(asking.weights), output=asking.out)
-    if result is not None:  # with several processes, only the first prints
+    if result is not None:  # of several processes, only the main one prints
         show(result, asking.as_json, asking.out, result_table(result), result.verdict)
 
 

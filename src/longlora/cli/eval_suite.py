@@ -1,23 +1,28 @@
 """The commands under `longlora eval` that judge a model as a whole: the suite, the base comparison, benchmarks."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from longlora.cli.eval import Reading, evaluate, loading_of, show, texts_of
 from longlora.cli.options import (
     AsJson,
+    BenchmarkLengths,
     Chat,
     Columns,
+    Evaluator,
+    HeldOutData,
     Model,
     Models,
     Seed,
+    SuiteLengths,
+    TaskFile,
     Weights,
-    existing_texts,
     parse_numbers,
     unfolded,
 )
+from longlora.support.choices import SuiteName
 
 Base = Annotated[
     str | None, typer.Option(help="Base model to compare with; an adapter records its base, a merged model does not.")
@@ -31,21 +36,11 @@ def suite(
     out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same command resumes.")],
     columns: Columns,
     weights: Weights,
-    suite: Annotated[Literal["smoke", "quick", "full"], typer.Option(help="How many questions to ask.")] = "quick",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Held-out texts, as for the other commands; default: Python's standard library.",
-            callback=existing_texts,
-        ),
-    ] = None,
+    suite: Annotated[SuiteName, typer.Option(help="How many questions to ask.")] = "quick",
+    data: HeldOutData = None,
     base: Base = None,
-    evaluator: Annotated[
-        str | None, typer.Option(help="Model that chooses LongPPL's tokens; default: the first known base.")
-    ] = None,
-    lengths: Annotated[
-        str, typer.Option(help="Comma-separated lengths in tokens; default: fractions of the longest context.")
-    ] = "",
+    evaluator: Evaluator = None,
+    lengths: SuiteLengths = "",
     beyond: Annotated[bool, typer.Option("--beyond", help="Also measure at twice the context.")] = False,
     short_tasks: Annotated[
         str,
@@ -53,7 +48,7 @@ def suite(
             help="Benchmarks for models and base, as in `eval harness --tasks`; `short` is a common selection."
         ),
     ] = "",
-    task_file: Annotated[list[Path] | None, typer.Option(help="Benchmarks given as lm-eval YAML files.")] = None,
+    task_file: TaskFile = None,
     seed: Seed = 0,
 ) -> None:
     """Run all measurements at lengths up to the model's context, and compare the models in a report.
@@ -88,7 +83,7 @@ def suite(
             base=base,
             loading=loading_of(weights),
         )
-    if records:  # with several processes, only the first has them
+    if records:  # of several processes, only the main one has them
         page = write_report([str(out)], out)
         for model in collect([str(out)]).models:
             typer.echo(lead(model))
@@ -134,10 +129,8 @@ def harness(
             "longproc, scrolls, short, or any of lm-eval's."
         ),
     ] = "",
-    task_file: Annotated[list[Path] | None, typer.Option(help="Your own task, as an lm-eval YAML file.")] = None,
-    lengths: Annotated[
-        str, typer.Option(help="Lengths in tokens for RULER and BABILong; default: all of theirs up to the context.")
-    ] = "",
+    task_file: TaskFile = None,
+    lengths: BenchmarkLengths = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Samples per task; default: all.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Few-shot examples; default: the task's.")] = None,
     max_new_tokens: Annotated[
@@ -148,7 +141,7 @@ def harness(
         bool, typer.Option("--run-code", help="Allow tasks that run code written by the model (longproc).")
     ] = False,
     chat: Chat = True,
-    seed: Annotated[int, typer.Option(help="Random seed for few-shot examples and samples.")] = 1234,
+    seed: Seed = 1234,
     as_json: AsJson = False,
 ) -> None:
     """Run published benchmarks or your own tasks through lm-evaluation-harness.

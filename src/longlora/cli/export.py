@@ -3,15 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from longlora.cli.options import INTERRUPTED, AllowHost, Model
+from longlora.cli.options import INTERRUPTED, AllowHost, Host, Model, Port, UnstatedContext
 from longlora.errors import CheckpointError, ConfigError
-from longlora.support.choices import DtypeName
+from longlora.support.choices import DtypeName, EngineName
 
-Engine = Literal["auto", "vllm", "transformers"]
 KEY_VARIABLE = "LONGLORA_API_KEY"
 
 
@@ -63,9 +62,7 @@ def import_weights(
     source: Annotated[str, typer.Argument(help="Directory or hub name of weights published by the paper's authors.")],
     output: Annotated[Path, typer.Argument(help="Directory to write the adapter or the model to.")],
     base: Annotated[str, typer.Option(help="Base model, if it is not where the weights say.")] = "",
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Context length in tokens, if nothing else states it.")
-    ] = None,
+    context: UnstatedContext = None,
     lora_only: Annotated[
         bool, typer.Option("--lora-only", help="Accept LoRA weights without embeddings and norms.")
     ] = False,
@@ -91,11 +88,9 @@ def import_weights(
 
 def serve(
     model: Model,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; by default only this machine can connect.")
-    ] = "localhost",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    engine: Annotated[Engine, typer.Option(help="Server to use; auto: vLLM if installed.")] = "auto",
+    host: Host = "localhost",
+    port: Port = 8000,
+    engine: Annotated[EngineName, typer.Option(help="Server to use; auto: vLLM if installed.")] = "auto",
     name: Annotated[str, typer.Option(help="Model name for clients; default: the folder's name.")] = "",
     api_key: Annotated[str, typer.Option(envvar=KEY_VARIABLE, help="API key that clients must send.")] = "",
     allow_host: AllowHost = None,

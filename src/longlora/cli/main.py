@@ -17,7 +17,7 @@ from longlora import __version__
 from longlora.cli import chat, doctor, export, train
 from longlora.cli.corpus import corpus
 from longlora.cli.eval_suite import evaluate
-from longlora.cli.options import INTERRUPTED, TERMINATED
+from longlora.cli.options import INTERRUPTED, TERMINATED, ReportFolder
 from longlora.distributed import tell_launcher
 from longlora.errors import ConfigError, LongLoRAError, LostProcessError, ResourceError, first_line
 
@@ -67,7 +67,7 @@ def report(
             help="Folders of `longlora eval`, a suite, lm-eval or a training run; NAME=PATH sets the model's name."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")],
+    out: ReportFolder,
 ) -> None:
     """Compare models on one page: how far each reads, by which test, at what cost."""
     from longlora.report.write import write_report
@@ -82,7 +82,7 @@ def compare(
             help="Finished evaluations: folders, or lm-eval's results_….json; NAME=PATH sets the model's name."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("comparison"),
+    out: ReportFolder = Path("comparison"),
 ) -> None:
     """Compare two or more finished evaluations, ours or lm-eval's, on the page of `longlora report`."""
     from longlora.report.collect import collect

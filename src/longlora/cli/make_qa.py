@@ -5,15 +5,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from longlora.cli.options import AsJson, MaxDocuments, Split, TextColumn, unfolded
+from longlora.cli.options import AsJson, CallSeed, DocumentKind, MaxDocuments, Split, TextColumn, unfolded
 from longlora.errors import ConfigError
-
-Kind = Literal["auto", "book", "paper"]
-Quotes = Literal["exact", "fuzzy", "off"]
+from longlora.support.choices import Quotes
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def make_qa(
     texts: Annotated[list[str], typer.Argument(help="Documents: files, folders, globs, tables or data sets.")],
     out: Annotated[Path, typer.Option(help="File for the records: .json, or .jsonl for one record per line.")],
     asking: Asking,
-    kind: Annotated[Kind, typer.Option(help="Kind of documents.")] = "auto",
+    kind: DocumentKind = "auto",
     prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompts; see `corpus qa-prompts`.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer for counting tokens; default: estimate from characters.")
@@ -50,7 +48,7 @@ def make_qa(
     reply_tokens: Annotated[int, typer.Option(help="Maximum tokens per reply.")] = 2048,
     notes_tokens: Annotated[int, typer.Option(help="Maximum tokens for the notes on a section.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
-    seed: Annotated[int, typer.Option(help="Sent with every call.")] = 0,
+    seed: CallSeed = 0,
     quote_similarity: Annotated[
         float, typer.Option(help="Share of a quotation's words that must match, for fuzzy.")
     ] = 0.85,

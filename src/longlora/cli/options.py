@@ -7,12 +7,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from longlora.errors import ConfigError
-from longlora.support.choices import DtypeName, Strategy
+from longlora.support.choices import DocumentKindOrAuto, DtypeName, Strategy
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
@@ -65,15 +66,66 @@ Data = Annotated[
     list[str],
     typer.Option(help="Texts: files, folders, globs, data sets, or one .bin of tokens.", callback=existing_texts),
 ]
+HeldOutData = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Held-out texts, as for the other commands; default: Python's standard library.", callback=existing_texts
+    ),
+]
 TextColumn = Annotated[str, typer.Option(help="Column with the text, for tabular data.")]
 Split = Annotated[str, typer.Option(help="Split, for data that has splits.")]
 MaxDocuments = Annotated[int | None, typer.Option(min=1, help="Read at most this many documents.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
+_SEED = typer.Option(help="Random seed.")
+Seed = Annotated[int, _SEED]
+SeedOrNone = Annotated[int | None, _SEED]
+CallSeed = Annotated[int, typer.Option(help="Sent with every call.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if it has one.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; by default only this machine can connect.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
 AllowHost = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Additional host name that requests may use, such as a proxy's."),
+]
+
+_CONTEXT = typer.Option(min=1, help="Context length in tokens.")
+Context = Annotated[int, _CONTEXT]
+ContextOrNone = Annotated[int | None, _CONTEXT]
+UnstatedContext = Annotated[
+    int | None, typer.Option(min=1, help="Context length in tokens, if nothing else states it.")
+]
+RowLength = Annotated[int, typer.Option(min=1, help="Row length in training, in tokens (context_length).")]
+
+Lengths = Annotated[str, typer.Option(help="Comma-separated context lengths in tokens.")]
+PromptLengths = Annotated[str, typer.Option(help="Comma-separated lengths in tokens, prompt and answer together.")]
+SuiteLengths = Annotated[
+    str, typer.Option(help="Comma-separated lengths in tokens; default: fractions of the longest context.")
+]
+BenchmarkLengths = Annotated[
+    str, typer.Option(help="Lengths in tokens for RULER and BABILong; default: all of theirs up to the context.")
+]
+Evaluator = Annotated[
+    str | None,
+    typer.Option(help="Model that chooses LongPPL's tokens, within its own context; default: the base, if known."),
+]
+TaskFile = Annotated[list[Path] | None, typer.Option(help="Your own task, as an lm-eval YAML file; may be repeated.")]
+ReportFolder = Annotated[Path, typer.Option(help="Folder for report.html and report.md.")]
+
+Documents = Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")]
+DocumentKind = Annotated[DocumentKindOrAuto, typer.Option(help="Kind of all documents; decides what `make-qa` asks.")]
+FilesInParallel = Annotated[int, typer.Option("--processes", min=1, help="Files to read in parallel.")]
+Ratio = Annotated[str, typer.Option(help="Ratio of long rows to short rows.")]
+
+StrategyOfPlan = Annotated[
+    Strategy | None,
+    typer.Option(help="Default: `single` on one GPU; on several, the recipe's hardware.strategy, or `ddp`."),
+]
+StrategyOfRun = Annotated[
+    Strategy | None,
+    typer.Option(
+        help="How processes share the work (compared in docs/engines.md); default: the recipe's hardware.strategy "
+        "if hardware.gpus are visible."
+    ),
 ]
 
 
@@ -102,10 +154,7 @@ class Machine:
     host_memory: Annotated[
         float | None, typer.Option(min=0.1, help="Host memory in GiB; not checked unless given.")
     ] = None
-    strategy: Annotated[
-        Strategy | None,
-        typer.Option(help="Default: `single` on one GPU; on several, the recipe's hardware.strategy, or `ddp`."),
-    ] = None
+    strategy: StrategyOfPlan = None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longlora.cli.options import AsJson, Data, Machine, Overrides, RecipeName, unfolded
+from longlora.cli.options import (
+    AsJson,
+    Context,
+    ContextOrNone,
+    Data,
+    Machine,
+    Overrides,
+    RecipeName,
+    StrategyOfRun,
+    unfolded,
+)
 from longlora.errors import ConfigError
-from longlora.support.choices import Strategy
 
 if TYPE_CHECKING:
     from longlora.training.draft import Hardware
@@ -44,7 +53,7 @@ def plan(
     ],
     machine: Machine,
     overrides: Overrides = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Context length in tokens.")] = None,
+    context: ContextOrNone = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the memory and time of a run without loading anything; exits with 1 if it does not fit.
@@ -120,7 +129,7 @@ def _plan_model(model: str, context: int, overrides: list[str], machine: Machine
 def init(
     model: Annotated[str, typer.Argument(help="A directory, a hub name, or a short name such as qwen3-8b.")],
     machine: Machine,
-    context: Annotated[int, typer.Option(min=1, help="Context length in tokens.")],
+    context: Context,
     data: Data,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
@@ -185,13 +194,7 @@ def _check_model(name: str) -> None:
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
-    strategy: Annotated[
-        Strategy | None,
-        typer.Option(
-            help="How processes share the work (compared in docs/engines.md); default: the recipe's hardware.strategy "
-            "if hardware.gpus are visible."
-        ),
-    ] = None,
+    strategy: StrategyOfRun = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes per node; default: one per visible GPU.")
     ] = None,

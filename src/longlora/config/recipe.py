@@ -1,13 +1,13 @@
 """The recipe: all settings of a run, each with a description and a unit."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
 from longlora.config.optimizers import DEFAULT, check_optimizer, check_schedule
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig, Section
-from longlora.support.choices import DtypeName, Quantization
+from longlora.support.choices import DtypeName, Quantization, Trainable, Tuning
 
 
 class Recipe(Section):
@@ -28,7 +28,7 @@ class Recipe(Section):
     rope: RopeConfig = RopeConfig()
     """Position scaling."""
 
-    tuning: Literal["lora+", "lora", "full"] = "lora+"
+    tuning: Tuning = "lora+"
     """`lora+`: LoRA with trainable embeddings and norms (the paper, section 3.3); `lora`: LoRA alone; `full`: every
     weight."""
     lora: LoraConfig = LoraConfig()
@@ -177,7 +177,7 @@ class Recipe(Section):
         return self.data.kind == "sft" and self.context_length <= (self.rope.base_context or readable_context)
 
     @property
-    def trainable(self) -> tuple[Literal["embed", "norm"], ...]:
+    def trainable(self) -> tuple[Trainable, ...]:
         """The fully trained modules besides the low-rank updates."""
         if self.lora.trainable is not None:
             return self.lora.trainable

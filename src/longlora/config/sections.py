@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from longlora.rope import OPTIONS, RopeType
-from longlora.support.choices import Strategy
+from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Trainable
 
 _LARGEST = 1e15  # a float represents every smaller integer exactly
 _UNWRITABLE = frozenset(map(chr, [0, *range(0xD800, 0xE000)]))
@@ -37,9 +37,9 @@ class Section(BaseModel):
 class AttentionConfig(Section):
     """Attention during training; evaluation and generation always use the model's ordinary attention."""
 
-    pattern: Literal["s2", "full"] = "s2"
+    pattern: AttentionPattern = "s2"
     """`s2`: shifted sparse attention (the paper, section 3.2); `full`: ordinary causal attention."""
-    group_ratio: float = Field(default=0.25, gt=0, le=1)
+    group_ratio: float = Field(default=DEFAULT_GROUP_RATIO, gt=0, le=1)
     """Group size as a fraction of `context_length` (the paper: 1/4)."""
     group_size: int | None = Field(default=None, ge=1)
     """Group size in tokens; overrides `group_ratio`."""
@@ -126,10 +126,10 @@ class LoraConfig(Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability for the input of the update."""
 
-    target_modules: Literal["attention", "all-linear"] | tuple[str, ...] = "attention"
+    target_modules: LoraTargets | tuple[str, ...] = "attention"
     """`attention`: every linear layer inside attention (the paper); `all-linear`: also those of the feed-forward; or a
     list of layer names, such as `[q_proj, v_proj]`."""
-    trainable: tuple[Literal["embed", "norm"], ...] | None = None
+    trainable: tuple[Trainable, ...] | None = None
     """Modules that are fully trained in addition to the low-rank updates: `embed` (the input embedding), `norm` (every
     norm); by default both with `tuning: lora+`, neither with `tuning: lora`."""
 

@@ -10,21 +10,18 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from longlora import __version__
 from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
 from longlora.errors import ConfigError, DataError
+from longlora.support.choices import DocumentKind, DocumentKindOrAuto, PdfEngine, References
 from longlora.support.digests import sha256_of
 
 if TYPE_CHECKING:
     from longlora.corpus.pdf.document import PdfText
 
 logger = logging.getLogger("longlora")
-
-Engine = Literal["pdfium", "docling", "auto"]
-References = Literal["keep", "drop"]
-Kind = Literal["book", "paper"]
 
 SUFFIXES = {
     ".pdf": "pdf",
@@ -60,9 +57,9 @@ _FROM_RIGHT_TO_LEFT = 0.05  # share of letters
 class ExtractSettings:
     """Settings that determine the text extracted from a file."""
 
-    engine: Engine = "pdfium"
+    engine: PdfEngine = "pdfium"
     references: References = "drop"
-    kind: Kind | Literal["auto"] = "auto"
+    kind: DocumentKindOrAuto = "auto"
 
     @property
     def uses_docling(self) -> bool:
@@ -78,7 +75,7 @@ class Record:
     title: str
     file: str
     kind: str  # of the file
-    document_kind: Kind  # determines which questions are asked about it
+    document_kind: DocumentKind  # determines which questions are asked about it
     pages: int  # of a PDF; parts of an e-book, else 1
     sha256: str  # of the file
     tool: str  # program, library and version that extracted the text
@@ -174,7 +171,7 @@ def extract(path: Path, settings: ExtractSettings) -> Record:
     )
 
 
-def detect_kind(text: str, *, has_references: bool = False) -> Kind:
+def detect_kind(text: str, *, has_references: bool = False) -> DocumentKind:
     """Return "paper" if a text has an abstract and references, or is short with references or citations."""
     num_words = len(text.split())
     is_short = num_words < _LONGEST_PAPER

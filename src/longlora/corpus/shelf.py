@@ -15,20 +15,19 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any
 
 from longlora.corpus.extract import ExtractSettings, Record, extract
 from longlora.corpus.near_duplicates import NearDuplicates, signature
 from longlora.errors import DataError
 from longlora.support.apart import call_apart
+from longlora.support.choices import NearDuplicateRule
 from longlora.support.digests import sha256_of
 from longlora.support.files import claim, write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
 from longlora.support.packages import require_package
 from longlora.support.progress import progress_bar
 from longlora.support.scarce_memory import thread_pool
-
-NearDuplicateRule = Literal["drop", "mark", "keep"]
 
 RECORDS_FILE = "corpus.jsonl"
 SETTINGS_FILE = "settings.json"

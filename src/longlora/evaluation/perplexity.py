@@ -31,12 +31,12 @@ from longlora.evaluation.scoring import (
     usual_stride,
 )
 from longlora.evaluation.text_results import Perplexity, PositionLoss
+from longlora.support.choices import PerplexityProtocol
 
 if TYPE_CHECKING:  # texts.py loads much that the public functions here do without
     from longlora.evaluation.texts import Material
 
 ORIGINAL_STRIDE = 256
-Protocol = Literal["same-targets", "new", "all", "original"]
 
 
 def perplexity(
@@ -271,7 +271,7 @@ def measure_perplexity(
     *,
     lengths: Sequence[int] | None = None,
     stride: int | None = None,
-    protocol: Protocol = "same-targets",
+    protocol: PerplexityProtocol = "same-targets",
     max_targets: int | None = None,
 ) -> PerplexityByLength:
     """Measure a model's perplexity at each length by one of the protocols.

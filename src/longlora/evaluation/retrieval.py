@@ -101,7 +101,7 @@ def retrieve(
 
     def finished_by_all() -> dict[TrialId, FinishedTrial]:
         processes.wait()
-        if processes.is_first:
+        if processes.is_main_process:
             gather(folder, settings, grid)
         processes.wait()
         return gather(folder, settings, grid)
@@ -111,7 +111,7 @@ def retrieve(
     missing = [trial for trial in grid if trial not in finished]
     own = missing[processes.index :: processes.count]
     completed = (len(grid) - len(missing)) // processes.count
-    show, num_right = progress and processes.is_first, 0.0
+    show, num_right = progress and processes.is_main_process, 0.0
     with (
         open_log(folder, settings, processes) as log,
         progress_bar(test.name, total=completed + len(own), completed=completed, progress=show) as advance,
@@ -129,14 +129,14 @@ def retrieve(
 def measure_retrieval(
     model_name: str, test: RetrievalTest, sweep: Sweep, loading: Loading, *, output: str | Path
 ) -> Retrieval | None:
-    """Load a model, run a retrieval test and write its result; return None in all processes but the first.
+    """Load a model, run a retrieval test and write its result; return None in all but the main process.
 
     Raises:
         CheckpointError, ConfigError, DataError: as `run_retrieval` and `load_subject`.
     """
     with joined() as processes:
         result = retrieve(load_subject(model_name, loading, processes), test, sweep, Path(output), processes)
-        if not processes.is_first:
+        if not processes.is_main_process:
             return None
         write_result(result, output)
     return result

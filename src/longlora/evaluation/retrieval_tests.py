@@ -16,7 +16,6 @@ prompt's other values, a graded signal where generation is all or nothing.
 import random
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -33,6 +32,7 @@ from longlora.evaluation.questions import (
     uses_chat,
 )
 from longlora.evaluation.word_lists import ASSOCIATIONS, FIRST_NAMES, TOPICS, TURNS
+from longlora.support.choices import PasskeyForm
 
 # From the original's passkey_retrivial.py, which took them from LongLLaMA.
 _TASK = (
@@ -42,7 +42,7 @@ _TASK = (
 _GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
-def passkey(*, form: Literal["measured", "original"] = "measured", chat: bool = True) -> RetrievalTest:
+def passkey(*, form: PasskeyForm = "measured", chat: bool = True) -> RetrievalTest:
     """Test retrieval of a key at a given depth of filler, in a prompt measured in the model's own tokens.
 
     The `original` form builds exactly the prompts of the original's script: `int(3.75 * length // 1024 * 1024)`

@@ -39,6 +39,7 @@ from longlora.evaluation.short_context import Losses, compare_losses, window_los
 from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
 from longlora.evaluation.texts import Material, Texts
 from longlora.models.load import model_source
+from longlora.support.choices import SuiteName
 from longlora.tiny.stdlib import standard_library_files
 
 logger = logging.getLogger("longlora")
@@ -57,7 +58,7 @@ class Suite:
     short_targets: int  # tokens scored at the base context, for the comparison with the base
 
 
-SUITES = {
+SUITES: dict[SuiteName, Suite] = {
     "smoke": Suite(
         parts_of_context=(4,),
         depths=(0.5,),
@@ -116,7 +117,7 @@ class _Job:
 def run_suite(
     models: Sequence[str],
     *,
-    suite: str,
+    suite: SuiteName,
     output: str | Path,
     texts: Texts | None = None,
     base: str | None = None,
@@ -131,9 +132,9 @@ def run_suite(
     Lengths are fractions of the longest context of all models, or `lengths`; each model is measured up to its own
     context, or with `beyond` at all of them and at twice the longest context. What cannot be measured (a test does not
     fit into a short prompt, the texts are too short, or the base is unknown) is left out with a warning and recorded.
-    Several processes share the retrieval questions; the first does the rest, and only it returns records. The tokens
-    that need far context (LongPPL) are chosen by `evaluator`, else by the first known base. `texts` defaults to the
-    held-out files of Python's standard library, which every machine has.
+    Several processes share the retrieval questions; the main process does the rest, and only it returns records. The
+    tokens that need far context (LongPPL) are chosen by `evaluator`, else by the first known base. `texts` defaults to
+    the held-out files of Python's standard library, which every machine has.
 
     Raises:
         ConfigError: the suite is unknown, two models would share a folder, a folder holds other results, or a length
@@ -161,14 +162,14 @@ def run_suite(
     )
     with joined() as processes:
         chooser = evaluator or next(filter(None, bases.values()), None)
-        if chooser and processes.is_first:
+        if chooser and processes.is_main_process:
             plan = replace(plan, keys=_choose_keys(chooser, plan, Path(output)))
         # A base among the models is passed as its own base: it has no other base to compare its short context with.
         records = [
             _measure(name, folder, bases[name] or (name if name in bases.values() else None), plan, processes)
             for name, folder in folders.items()
         ]
-    return records if processes.is_first else []
+    return records if processes.is_main_process else []
 
 
 def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int] | None, *, beyond: bool) -> list[int]:
@@ -217,7 +218,7 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
         record.left_out.append(f"{', '.join(longer)} tokens: beyond its {context:,} positions")
     job = _Job(plan=plan, base=base, folder=folder, record=record)
     losses = None
-    if processes.is_first:
+    if processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("\n%s: %s, %s tokens", name, plan.name, ", ".join(f"{n:,}" for n in record.lengths))
         losses = measure_curves(subject, job)
@@ -225,7 +226,7 @@ def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: 
     _ask_questions(subject, job, processes)
     del subject  # frees its memory for the base
     gc.collect()
-    if processes.is_first:
+    if processes.is_main_process:
         if losses is not None:
             _compare_with_base(losses, job)
             gc.collect()
@@ -369,7 +370,7 @@ def _ask_questions(subject: Subject, job: _Job, processes: Processes) -> None:
         if lengths := [length for length in record.lengths if length not in too_short]:
             sweep = Sweep(lengths=lengths, depths=depths, num_trials=num_trials, seed=plan.seed, beyond=plan.beyond)
             result = retrieve(subject, test, sweep, job.folder / test.name, processes)
-            if processes.is_first:
+            if processes.is_main_process:
                 write_result(result, job.folder / test.name)
 
 

@@ -83,12 +83,12 @@ class Session:
 class SessionStore:
     """One session per visitor, by the visitor's key.
 
-    Keys and values of a long document are large, so only the `num_remembered` most recent conversations keep theirs;
+    Keys and values of a long document are large, so only the `NUM_REMEMBERED` most recent conversations keep theirs;
     the others read their text again when they continue.
     """
 
-    def __init__(self, begin: Callable[[], Session], num_remembered: int = NUM_REMEMBERED) -> None:
-        self.begin, self._num_remembered = begin, num_remembered
+    def __init__(self, begin: Callable[[], Session]) -> None:
+        self.begin = begin
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
     def enter(self, key: str) -> Session:
@@ -96,7 +96,7 @@ class SessionStore:
         if key not in self._sessions:
             self._sessions[key] = self.begin()
         self._sessions.move_to_end(key)
-        for other in list(self._sessions.values())[: -self._num_remembered]:
+        for other in list(self._sessions.values())[:-NUM_REMEMBERED]:
             other.conversation.release()
         return self._sessions[key]
 

@@ -39,10 +39,9 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """How a merge was done, and how much the logits of the result, loaded from disk, differ from the adapter's."""
+    """The type of a merged model, and how much its logits, once loaded from disk, differ from the adapter's."""
 
     dtype: torch.dtype  # of most of the merged weights
-    shard_by_shard: bool  # in little memory; otherwise PEFT merged the whole model in memory
     probe_tokens: int = 0  # random tokens of the vocabulary; 0 and NaN if nothing was compared
     largest_difference: float = math.nan  # absolute, of any logit
     largest_logit: float = math.nan  # absolute, of the adapter, for comparison
@@ -104,16 +103,16 @@ def merge_adapter(
             config.get_text_config().vocab_size = extension.vocabulary_rows
     with whole_directory(output) as directory:
         try:
-            written, by_shard = _merge_by_shard(adapter, peft_config, base, config, directory, dtype), True
+            written = _merge_by_shard(adapter, peft_config, base, config, directory, dtype)
         except ShardMergeUnsupported as reason:
             logger.warning("merging the whole model in memory, since it is not possible file by file: %s", reason)
-            written, by_shard = _merge_in_memory(adapter, config, directory, dtype), False
+            written = _merge_in_memory(adapter, config, directory, dtype)
         _write_rest(adapter, base, config, directory)
         write_card(directory, adapter=adapter, base=base, extension=extension)
         if older_readers is not False:
             write_older_keys(directory, required=bool(older_readers))
         compared = _compare(adapter, directory, written) if check else {}
-        return MergeReport(dtype=written, shard_by_shard=by_shard, **compared)
+        return MergeReport(dtype=written, **compared)
 
 
 def _merge_by_shard(

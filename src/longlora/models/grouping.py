@@ -12,12 +12,12 @@ from transformers import PreTrainedConfig
 
 from longlora.errors import ConfigError
 from longlora.models.positions import readable_context
+from longlora.support.choices import DEFAULT_GROUP_RATIO
 
 GROUP_SIZE_VARIABLE = "LONGLORA_GROUP_SIZE"
 SHIFT_VARIABLE = "LONGLORA_SHIFT"
 SINK_TOKENS_VARIABLE = "LONGLORA_SINK_TOKENS"
 FULL_ATTENTION_INTERVAL_VARIABLE = "LONGLORA_FULL_ATTENTION_INTERVAL"
-DEFAULT_GROUP_RATIO = 0.25
 _ATTRIBUTE = "s2_grouping"  # on modules
 USE_FULL_ATTENTION = (
     "train it with full attention (attention.pattern: full in a recipe, another attn_implementation in a script)"

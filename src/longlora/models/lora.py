@@ -6,7 +6,6 @@ for most of the quality (the paper, table 2: perplexity 11.44 without, 8.12 with
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,8 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longlora.errors import ConfigError
-
-Trainable = Literal["embed", "norm"]
+from longlora.support.choices import LoraTargets, Trainable
 
 _PEFT_EMBEDDING = "embed_tokens"
 
@@ -28,7 +26,7 @@ def add_adapter(
     r: int,
     lora_alpha: float,
     lora_dropout: float,
-    target_modules: Literal["attention", "all-linear"] | Sequence[str],
+    target_modules: LoraTargets | Sequence[str],
     train_output: bool = False,
 ) -> PeftModel:
     """Wrap a model in a new adapter, and freeze all other parameters.
@@ -139,7 +137,7 @@ def num_parameters(model: PreTrainedModel | PeftModel) -> int:
     return model.get_base_model().num_parameters() - sum(originals.values())
 
 
-def _targets(model: PreTrainedModel, wanted: Literal["attention", "all-linear"] | Sequence[str]) -> str | list[str]:
+def _targets(model: PreTrainedModel, wanted: LoraTargets | Sequence[str]) -> str | list[str]:
     if wanted == "all-linear":
         return "all-linear"
     if wanted == "attention":

@@ -5,7 +5,7 @@ from typing import Literal
 
 from longlora.errors import ConfigError
 from longlora.planner.architecture import Architecture
-from longlora.support.choices import Strategy
+from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Tuning
 
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 """`adamw`: torch's fused AdamW. `adamw_foreach`: torch's earlier implementation. `adamw_8bit`: bitsandbytes' AdamW with
@@ -37,9 +37,9 @@ class PlannedRun:
     architecture: Architecture
     context_length: int  # tokens of a row
 
-    tuning: Literal["lora+", "lora", "full"] = "lora+"  # LoRA with embeddings and norms, LoRA alone, or every weight
+    tuning: Tuning = "lora+"  # LoRA with embeddings and norms, LoRA alone, or every weight
     lora_rank: int = 8
-    lora_targets: Literal["attention", "all-linear"] = "attention"
+    lora_targets: LoraTargets = "attention"
     train_embeddings: bool = True  # with lora+, like train_norms
     train_norms: bool = True
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of compute, and of frozen weights
@@ -53,7 +53,7 @@ class PlannedRun:
     accumulation_steps: int = 8  # micro-steps per optimizer step
     steps: int = 1000  # optimizer steps
 
-    attention: Literal["s2", "full"] = "s2"  # while training
+    attention: AttentionPattern = "s2"  # while training
     group_size: int | None = None  # tokens; None: a quarter of the context
     shift: bool = True  # whether half of the heads have groups shifted by half a group
     sink_tokens: int = 0  # first tokens of a document that each of its S²-Attn groups also sees
@@ -100,7 +100,7 @@ class PlannedRun:
     @property
     def group_tokens(self) -> int:
         """The group size of S²-Attn in tokens."""
-        return self.group_size or max(1, round(self.context_length / 4))
+        return self.group_size or max(1, round(self.context_length * DEFAULT_GROUP_RATIO))
 
     @property
     def num_unwindowed_layers(self) -> int:

@@ -4,6 +4,6 @@
 in front of transformers' server, and passes on the requests that `openai_requests.py` has checked.
 """
 
-from longlora.serving.server import EngineName, serve
+from longlora.serving.server import serve
 
-__all__ = ["EngineName", "serve"]
+__all__ = ["serve"]

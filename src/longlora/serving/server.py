@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -24,11 +24,10 @@ from longlora.errors import ConfigError
 from longlora.inference.hosts import LOCAL, Names
 from longlora.models.load import load_tokenizer
 from longlora.serving.served_model import ServedModel, servable
+from longlora.support.choices import EngineName, ServerEngine
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-
-EngineName = Literal["auto", "vllm", "transformers"]
 
 logger = logging.getLogger("longlora")
 
@@ -103,7 +102,7 @@ def serve(
         raise ConfigError(f"the server ended with status {server.returncode}; its own messages are above")
 
 
-def choose_engine(wanted: EngineName) -> Literal["vllm", "transformers"]:
+def choose_engine(wanted: EngineName) -> ServerEngine:
     """Return the requested server; "auto" is vLLM if it is installed, otherwise transformers' own server.
 
     Raises:
@@ -119,7 +118,7 @@ def choose_engine(wanted: EngineName) -> Literal["vllm", "transformers"]:
     return "transformers"
 
 
-def command_line(engine: Literal["vllm", "transformers"], model: ServedModel, *, host: str, port: int) -> list[str]:
+def command_line(engine: ServerEngine, model: ServedModel, *, host: str, port: int) -> list[str]:
     """Return the command that serves `model`, to be run in the folder around the model's."""
     address = ["--host", host, "--port", str(port)]
     if engine == "vllm":

@@ -28,6 +28,7 @@ from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner import GIB, make_plan, recognise_gpu
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
+from longlora.support.wording import shortened
 from longlora.training.callbacks import ProgressBar, peak_memory_bytes
 from longlora.training.preflight import planned_run
 from longlora.training.run_directory import RunDirectory, read_metrics, step_of
@@ -233,7 +234,8 @@ def write_samples(
         question, known = (message["content"].strip() for message in conversation.messages[-2:])
         asked = (question or "(an empty question)").splitlines()[-1]
         sections.append(f"## {asked}\n\n**The model:** {answer}\n\n**The data:** {known}\n")
-        logger.info("asked: %s\n  answered: %s", _shortened(asked), _shortened(answer))
+        shown = (shortened(text, limit=_SHOWN_CHARACTERS) for text in (asked, answer))
+        logger.info("asked: %s\n  answered: %s", *shown)
     reasons = "; ".join(f"{number} conversations {reason}" for reason, number in passed_over.items())
     if sections and reasons:
         logger.info("held-out questions skipped: %s", reasons)
@@ -253,7 +255,3 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, cont
     end = max(index for index, label in enumerate(labels) if label != IGNORED)
     begin = next((index + 1 for index in range(end, -1, -1) if labels[index] == IGNORED), 0)
     return encoded.input_ids[:begin]
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

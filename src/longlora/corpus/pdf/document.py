@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from longlora.corpus.pdf.asides import Block, split_column
 from longlora.corpus.pdf.columns import find_gutters, reading_order
@@ -15,8 +14,7 @@ from longlora.corpus.pdf.lines import Line, make_lines, parts_words, pdfium_line
 from longlora.corpus.pdf.margins import without_margins
 from longlora.corpus.pdf.paragraphs import Paragraph, ends_sentence, make_paragraphs
 from longlora.corpus.pdf.pdfium import Page, read_pages
-
-References = Literal["keep", "drop"]
+from longlora.support.choices import References
 
 # Titles that programs write if the author gave none: names of files, templates or the program.
 _NO_TITLE = re.compile(

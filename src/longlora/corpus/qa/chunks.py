@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, get_args
 
-from longlora.corpus.extract import Kind, detect_kind
+from longlora.corpus.extract import detect_kind
 from longlora.corpus.qa.calls import CHAT_TOKENS
 from longlora.corpus.qa.prompt_files import PromptSet
 from longlora.corpus.qa.qa_settings import QASettings
 from longlora.data.row_readers import ItemKind, text_kind
 from longlora.errors import ConfigError
+from longlora.support.choices import DocumentKind
 
 HEADING_TOKENS = 16  # left free for the line above each section's notes
 
@@ -68,7 +69,7 @@ class ShelfText(NamedTuple):
     """A text and, if `corpus from-pdf` extracted it, the kind of its document."""
 
     text: str
-    kind: Kind | None = None
+    kind: DocumentKind | None = None
 
 
 def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
@@ -76,7 +77,7 @@ def shelf_texts(column: str = "text") -> ItemKind[ShelfText]:
 
     def shelf_text(text: str, row: Mapping[str, Any]) -> ShelfText:
         kind = row.get("document_kind")
-        return ShelfText(text, kind if kind in get_args(Kind) else None)
+        return ShelfText(text, kind if kind in get_args(DocumentKind) else None)
 
     return replace(text_kind(column), columns=None).into(shelf_text)
 
@@ -88,7 +89,7 @@ class SectionedDocument:
     name: str
     text: str = field(repr=False)
     sha256: str  # of the text before it was cut
-    kind: Kind
+    kind: DocumentKind
     num_tokens: int
     is_cut: bool
     sections: tuple[tuple[int, int], ...]  # beginning and end of each, in characters; together they cover the text

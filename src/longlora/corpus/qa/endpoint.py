@@ -16,7 +16,7 @@ from longlora.corpus.qa.calls import Answer, Call, RefusedError, UnansweredError
 from longlora.corpus.qa.qa_settings import require
 from longlora.corpus.qa.replies import Pairs, Verdicts
 from longlora.errors import ConfigError
-from longlora.support.wording import without_credentials
+from longlora.support.wording import shortened, without_credentials
 
 logger = logging.getLogger("longlora")
 
@@ -192,4 +192,4 @@ def _count(value: Any) -> int | None:
 def _short(text: str) -> str:
     """Return a server's message as one short line for the journal, without credentials that it may repeat."""
     line = without_credentials(" ".join(text.split()), known=os.environ.get("OPENAI_API_KEY", ""))
-    return line if len(line) <= 200 else line[:199] + "…"
+    return shortened(line, limit=200)

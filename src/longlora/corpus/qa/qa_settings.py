@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from longlora.errors import ConfigError
-
-Kind = Literal["auto", "book", "paper"]
-Quotes = Literal["exact", "fuzzy", "off"]
+from longlora.support.choices import DocumentKindOrAuto, Quotes
 
 _RULES: dict[str, Callable[[float], bool]] = {
     "be at least 1": lambda value: value >= 1,
@@ -38,7 +35,7 @@ class QASettings:
 
     model: str
     window: int  # tokens that the answering model reads and writes in one call
-    kind: Kind = "auto"  # "auto" detects papers, as by an abstract and references
+    kind: DocumentKindOrAuto = "auto"  # "auto" detects papers, as by an abstract and references
     tokenizer: str | None = None  # name; None estimates tokens by `chars_per_token`
     chars_per_token: float = 3.0  # English prose has about 4: a lower value leaves a margin
     questions: int = 2  # of each kind, over each material
