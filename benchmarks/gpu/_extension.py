@@ -53,7 +53,7 @@ ARMS = {
     "S², 1 sink token": Arm(attention=S2 | {"sink_tokens": 1}),
     "full": Arm(attention={"pattern": "full"}),
     "S²": Arm(attention=S2),
-    "S², 1 sink token, one layer of six dense": Arm(attention=S2 | {"sink_tokens": 1, "full_attention_interval": 6}),
+    "no shift, one layer of six dense": Arm(attention=S2 | {"shift": False, "full_attention_interval": 6}),
     "S², 1 sink token, last 40 % dense": Arm(attention=S2 | {"sink_tokens": 1, "dense_finish": 0.4}),
 }
 

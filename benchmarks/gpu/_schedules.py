@@ -28,6 +28,7 @@ Counted = Literal["attention", "all"]
 ARMS = (
     "full",
     "S², one layer of six dense",
+    "no shift, one layer of six dense",
     "S², last 40 % dense",
     "rows of g, last 40 % dense",
     "rows of g, last 20 % dense",
