@@ -53,6 +53,15 @@ class Article:
         return words_of(" ".join(parts))
 
     @property
+    def all_text(self) -> str:
+        """All that is printed as text: title, abstract, sections, notes, captions and references."""
+        parts = [self.title, self.abstract.text]
+        for section in self.sections:
+            parts += [section.heading, *(paragraph.text for paragraph in section.paragraphs)]
+        captions = [f"Figure 1: {self.figure}", f"Table 1: {self.table}"]
+        return "\n\n".join([*parts, *self.notes, *captions, "References", *self.references])
+
+    @property
     def notes(self) -> list[str]:
         return [paragraph.note for section in self.sections for paragraph in section.paragraphs if paragraph.note]
 

@@ -1,4 +1,4 @@
-"""Which words of real PDFs are extracted, page by page, compared with pdfium and poppler?
+"""Which words of real PDFs are extracted, page by page, compared with pdfium, poppler and pdfminer.six?
 
     python benchmarks/_pdf_words.py FOLDER …              # every PDF below, by longlora's reader; a second for 20 pages
     python benchmarks/_pdf_words.py FOLDER … --name held  # into results/pdf-words-held.jsonl and .md
@@ -11,7 +11,11 @@ joins the single letters of formulas differently.
   and include those left out on purpose, which are also counted by kind.
 - *Recall*: what share of poppler's words (`pdftotext`) is in our text, with and without what is left out on purpose?
   For comparison, the share of poppler's words in pdfium's own text.
-- *Order*: what share of our runs of six words, including short words, is in poppler's text or in pdfium's?
+- *Order*: what share of our runs of six words, including short words, is in poppler's text or in pdfium's? For
+  comparison: what share of each reader's runs is in poppler's text alone? This was measured later, with 106 of the
+  136 files (`pdf-words-order.md`): the manuals that could be downloaded again, without xesearch.pdf, on which
+  pdfminer.six did not finish in two minutes of CPU time. Two made-up articles in two columns were added. Their text
+  is known, so that every reader is compared with it; one file has its lines row by row across both columns.
 """
 
 import argparse
@@ -20,14 +24,18 @@ import re
 import shutil
 import statistics
 import subprocess
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import _articles
 import _report
+import _reportlab_pages
 import pypdfium2
 import torch
 
@@ -37,6 +45,8 @@ from longlora.errors import DataError
 
 LEAST = 0.98
 RUN = 6
+ENOUGH_WORDS = 200  # of a file, for its order to count: a label has no run of six words
+PACKAGES = ("longlora", "pypdfium2", *(("pdfminer.six",) if find_spec("pdfminer") else ()))
 MOST_PAGES = 150  # a book of a thousand pages would outweigh the rest
 # Not letters: the separate accents of old TeX. Its ligatures have the codes of control characters.
 ACCENTS = dict.fromkeys(map(ord, "`´ˆ^˜~¨ˇ˘˙˚¯˝¸˛"), None)
@@ -77,6 +87,15 @@ def by_poppler(path: Path) -> str:
     return joined(done.stdout.decode("utf-8", "replace").translate({0x0C: "\n"}))
 
 
+def by_pdfminer(path: Path) -> str | None:
+    """Return the text of a PDF from pdfminer.six, with words joined across line breaks; none if it is not installed."""
+    if "pdfminer.six" not in PACKAGES:
+        return None
+    from pdfminer.high_level import extract_text
+
+    return joined(extract_text(path).replace("\f", "\n").translate(LIGATURES))
+
+
 def joined(text: str) -> str:
     """Join words across line breaks."""
     return re.sub(r"(?<=[^\W\d_])[-\u00ad\u2010]\n\s*(?=[^\W\d_])", "", text)
@@ -98,6 +117,8 @@ class Measured:
     with_left_out: float = 0.0
     of_pdfium: float = 0.0
     order: float = 0.0
+    orders: dict[str, float] = field(default_factory=dict)
+    """Share of each reader's runs of words in poppler's text, or in the known text if there is one."""
     left_out: dict[str, int] = field(default_factory=dict)
     has_note: bool = False
     refused: str = ""
@@ -115,8 +136,8 @@ class Measured:
         return f"{start} {self.words} | {100 * self.least_page:.1f} | {poor} | {values} | {kinds} |"
 
 
-def measure(path: Path) -> Measured:
-    """Read a file with longlora, pdfium and poppler."""
+def measure(path: Path, known: str | None = None) -> Measured:
+    """Read a file, perhaps one whose text is known, with longlora, pdfium, poppler and pdfminer.six."""
     plain = pdfium_pages(path)
     with pypdfium2.PdfDocument(path) as document:
         producer = document.get_metadata_value("Producer") or document.get_metadata_value("Creator")
@@ -152,6 +173,9 @@ def measure(path: Path) -> Measured:
     row.with_left_out = share(bag(read.text) + aside, bag(theirs))
     row.of_pdfium = share(bag(own), bag(theirs))
     row.order = share(runs(words_of(theirs)) | runs(words_of(own)), runs(words_of(read.text)))
+    texts = {"ours": read.text, "pdfium": own, "pdfminer.six": by_pdfminer(path), "poppler": known and theirs}
+    reference = runs(words_of(known or theirs))
+    row.orders = {name: share(reference, runs(words_of(text))) for name, text in texts.items() if text is not None}
     return row
 
 
@@ -167,7 +191,9 @@ def main() -> None:
     if arguments.folders:
         if shutil.which("pdftotext") is None:
             parser.error("pdftotext must be installed (poppler-utils)")
-        origin = _report.provenance(torch.device("cpu"), ("longlora", "pypdfium2"))
+        if "pdfminer.six" not in PACKAGES:
+            print("without pdfminer.six, which is not installed")
+        origin = _report.provenance(torch.device("cpu"), PACKAGES)
         rows = measure_all(arguments.folders)
         lines = [asdict(_report.finished(origin)), *map(asdict, rows)]
         rows_file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -185,6 +211,16 @@ def measure_all(folders: Sequence[Path]) -> list[Measured]:
         if num_pages <= MOST_PAGES:
             rows.append(measure(path))
             print(rows[-1].cells, flush=True)
+    return [*rows, *measure_articles()]
+
+
+def measure_articles() -> list[Measured]:
+    """Measure two made-up articles in two columns; the lines of the second are in the file row by row across both."""
+    article, rows = _articles.make_article(1), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, across in (("made-up-by-columns.pdf", False), ("made-up-across-columns.pdf", True)):
+            _reportlab_pages.print_article(Path(folder, name), article, columns=2, across=across)
+            rows.append(measure(Path(folder, name), article.all_text))
     return rows
 
 
@@ -233,7 +269,41 @@ def lines_of(rows: Sequence[Measured], origin: _report.Provenance) -> list[str]:
         "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
         *(row.cells for row in rows),
         "",
+        *order_lines(read),
         f"`{origin.command}`, {origin.device}, {origin.versions}, {origin.date}, commit {origin.commit}.",
+    ]
+
+
+def order_lines(rows: Sequence[Measured]) -> list[str]:
+    """Return the section that compares the orders of the readers, if they were measured."""
+    rows = [row for row in rows if row.orders]
+    if not rows:
+        return []
+    known = [row for row in rows if "poppler" in row.orders]
+    large = [row for row in rows if row not in known and row.words >= ENOUGH_WORDS]
+    readers = [name for name in ("ours", "pdfium", "pdfminer.six", "poppler") if any(name in it.orders for it in rows)]
+
+    def shares(row: Measured) -> str:
+        return " | ".join(f"{100 * row.orders[name]:.1f}" if name in row.orders else "" for name in readers)
+
+    def summary(name: str) -> str:
+        values = [row.orders[name] for row in large if name in row.orders]
+        poor = sum(value < 0.9 for value in values)
+        return f"- {name}: {100 * statistics.median(values):.1f} % at the median; {poor} files below 90 %."
+
+    return [
+        "## Order",
+        "",
+        f"Share of each reader's runs of six words that are in poppler's text, over {len(large)} files of at least "
+        f"{ENOUGH_WORDS} words. Poppler, pdfium and pdfminer.six keep running heads, notes and page numbers where they "
+        "are printed; we move or leave them out and join the text around them, so that our runs differ there:",
+        "",
+        *(summary(name) for name in readers if large and name != "poppler"),
+        "",
+        f"| file | compared with | {' | '.join(readers)} |",
+        f"| --- | --- |{' ---: |' * len(readers)}",
+        *(f"| {row.name} | {'known text' if row in known else 'poppler'} | {shares(row)} |" for row in known + large),
+        "",
     ]
 
 

@@ -159,7 +159,7 @@ def judge(model: Any, task: Task, scratch: Path, *, extends: bool) -> Row:
         longest=2 * task.context,
         stride=max(16, task.context // 64),
         max_targets=task.targets,
-        progress=False,
+        show_progress=False,
     )
     found = run_retrieval(
         model,
@@ -169,7 +169,7 @@ def judge(model: Any, task: Task, scratch: Path, *, extends: bool) -> Row:
         depths=[0.0, 0.5],
         num_trials=task.trials // 2,
         output=scratch / "passkey",
-        progress=False,
+        show_progress=False,
     )
     return {
         "perplexity": {str(length): round(value.perplexity, 4) for length, value in measured.items()},

@@ -229,7 +229,7 @@ class Bench:
             longest=sizes.context_length,
             stride=sizes.stride,
             max_targets=sizes.targets,
-            progress=False,
+            show_progress=False,
         )
         row: dict[str, Any] = {
             "perplexity": {str(length): round(value.perplexity, 4) for length, value in measured.items()},

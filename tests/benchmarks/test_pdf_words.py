@@ -1,4 +1,4 @@
-"""The script that compares our words of PDFs with those of pdfium and poppler sees what is lost."""
+"""The script that compares our words of PDFs with those of other readers sees what is lost."""
 
 import importlib
 from pathlib import Path
@@ -28,8 +28,16 @@ def test_a_file(script: ModuleType, tmp_path: Path) -> None:
     assert row.cells in report and "1 files of 1 programs" in report and "Three questions" not in report.splitlines()[0]
 
 
-def test_the_page_says_what_the_rows_say(script: ModuleType) -> None:
-    rows, page = (script._report.RESULTS / f"pdf-words.{suffix}" for suffix in ("jsonl", "md"))
+def test_the_order_of_columns(script: ModuleType) -> None:
+    by_columns, across = (row.orders for row in script.measure_articles())
+    assert min(by_columns["ours"], across["ours"]) > 0.9 > across["pdfium"]
+    assert by_columns["pdfium"] > across["pdfium"] + 0.1
+    assert by_columns.keys() - {"pdfminer.six"} == {"ours", "pdfium", "poppler"}
+
+
+@pytest.mark.parametrize("name", ["pdf-words", "pdf-words-order"])
+def test_the_page_says_what_the_rows_say(script: ModuleType, name: str) -> None:
+    rows, page = (script._report.RESULTS / f"{name}.{suffix}" for suffix in ("jsonl", "md"))
     assert page.read_text(encoding="utf-8") == script.page_of(rows)
 
 

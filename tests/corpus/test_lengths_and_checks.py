@@ -14,7 +14,7 @@ from longlora.cli.main import app
 from longlora.corpus.checking import check_file, percentiles
 from longlora.corpus.near_duplicates import RunIndex
 from longlora.data import read_conversations
-from longlora.errors import DataError
+from longlora.errors import ConfigError, DataError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.tiny import tiny_model_directory
 
@@ -230,6 +230,12 @@ def test_the_commands(tmp_path: Path) -> None:
     with Image.open(figure) as image:
         assert image.width > 800
         assert len(image.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 20
+    vector = tmp_path / "lengths.svg"
+    stats = ["corpus", "stats", str(path), "--tokenizer", "tiny", "--figure"]
+    assert CliRunner().invoke(app, [*stats, str(vector)]).exit_code == 0
+    assert "<svg" in vector.read_text(encoding="utf-8") and not list(tmp_path.glob(".*"))
+    with pytest.raises(ConfigError, match=r"must end in \.png, \.svg or \.pdf, found lengths\.txt"):
+        CliRunner().invoke(app, [*stats, str(tmp_path / "lengths.txt")], catch_exceptions=False)
     as_json = CliRunner().invoke(app, ["corpus", "stats", str(path), "--tokenizer", "tiny", "--json"])
     assert json.loads(as_json.stdout)["tokens"]["answer"]["p100"] > 1
     good = CliRunner().invoke(app, ["corpus", "check", str(path), "--tokenizer", "tiny", "--context", "99999"])

@@ -30,12 +30,14 @@ def test_the_disk_and_the_cpu_together_are_the_cpu(base_model: Path, tmp_path: P
     assert any(parameter.is_meta for parameter in spread.parameters())
     assert model_identity(spread) == model_identity(whole)
     documents = [torch.randint(3, 250, (130,)).tolist()]
-    curves = [loss_by_position(model, documents, length=64, num_buckets=3, progress=False) for model in (whole, spread)]
+    curves = [
+        loss_by_position(model, documents, length=64, num_buckets=3, show_progress=False) for model in (whole, spread)
+    ]
     assert [b.loss for b in curves[1]] == pytest.approx([b.loss for b in curves[0]], rel=1e-6)
     results = [
         run_retrieval(
             model, tokenizer, passkey(), lengths=[300], depths=[0.5], num_trials=2, beyond=True,
-            output=tmp_path / name, progress=False,
+            output=tmp_path / name, show_progress=False,
         )
         for name, model in {"whole": whole, "spread": spread}.items()
     ]  # fmt: skip
@@ -59,7 +61,7 @@ def test_other_weights_are_told_apart_on_the_disk_too(base_model: Path, tmp_path
 
 def test_an_adapter_is_spread_only_where_all_of_it_arrives(base_model: Path, adapter: Path) -> None:
     documents = [list(range(3, 70))]
-    options: dict[str, Any] = {"length": 64, "num_buckets": 3, "progress": False}
+    options: dict[str, Any] = {"length": 64, "num_buckets": 3, "show_progress": False}
     whole = loss_by_position(load_for_inference(adapter)[0], documents, **options)
     spread = loss_by_position(load_for_inference(adapter, device_map="auto")[0], documents, **options)
     assert [b.loss for b in spread] == pytest.approx([b.loss for b in whole], rel=1e-6)

@@ -61,7 +61,7 @@ def test_pieces_are_the_models_own_logits(name: str, seed: int, monkeypatch: pyt
     torch.manual_seed(seed)
     model = make()
     documents = torch.randint(1, 101, (3, 14)).tolist()
-    options: dict[str, Any] = {"length": 14, "num_buckets": 13, "batch_size_tokens": 28, "progress": False}
+    options: dict[str, Any] = {"length": 14, "num_buckets": 13, "batch_size_tokens": 28, "show_progress": False}
     whole = [bucket.loss for bucket in loss_by_position(model, documents, **options)]
     monkeypatch.setattr(logits_module, "ROWS_PER_PIECE", PIECE)
     rows: list[int] = []
@@ -78,9 +78,9 @@ def test_pieces_are_the_models_own_logits(name: str, seed: int, monkeypatch: pyt
 
 def test_perplexity_in_pieces(monkeypatch: pytest.MonkeyPatch, documents: list[tuple[int, ...]]) -> None:
     model = tiny_llama()
-    whole = perplexity(model, documents, window=9, stride=4, batch_size=3, progress=False)
+    whole = perplexity(model, documents, window=9, stride=4, batch_size=3, show_progress=False)
     monkeypatch.setattr(logits_module, "ROWS_PER_PIECE", 3)
-    pieces = perplexity(model, documents, window=9, stride=4, batch_size=3, progress=False)
+    pieces = perplexity(model, documents, window=9, stride=4, batch_size=3, show_progress=False)
     assert (pieces.loss, pieces.standard_error) == pytest.approx((whole.loss, whole.standard_error), rel=1e-6)
     assert (pieces.num_tokens, pieces.num_windows) == (whole.num_tokens, whole.num_windows)
 
@@ -90,7 +90,7 @@ def test_the_decoder_is_read_once_and_left_as_it_was(monkeypatch: pytest.MonkeyP
     model = tiny_llama()
     calls: list[int] = []
     hook = model.model.register_forward_hook(lambda *_: calls.append(1))
-    loss_by_position(model, [list(range(12))], length=12, num_buckets=2, progress=False)
+    loss_by_position(model, [list(range(12))], length=12, num_buckets=2, show_progress=False)
     hook.remove()
     assert len(calls) == 1
     assert not model.model._forward_hooks

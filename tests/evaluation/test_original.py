@@ -37,25 +37,25 @@ def test_the_original_protocol_is_the_original_s(
     path = tmp_path / "test.bin"
     write_token_file(path, [stream[:40], stream[40:]], VOCABULARY_SIZE)
     tokens = read_token_file(path, VOCABULARY_SIZE)
-    result = original_perplexity(model, [tokens], window=10, stride=3, batch_size=batch_size, progress=False)
+    result = original_perplexity(model, [tokens], window=10, stride=3, batch_size=batch_size, show_progress=False)
     expected = eval_py(model, path, seq_length=10, batch_size=batch_size, sliding_window=3)
     assert result.perplexity == pytest.approx(expected, rel=TOLERANCE)
     assert result.num_windows == len(range(0, num_tokens - 10, 3)) - 1
     assert math.isnan(result.standard_error)
     # Documents that are apart are one stream to it.
     apart = original_perplexity(
-        model, [stream[:7], stream[7:]], window=10, stride=3, batch_size=batch_size, progress=False
+        model, [stream[:7], stream[7:]], window=10, stride=3, batch_size=batch_size, show_progress=False
     )
     assert apart.loss == pytest.approx(result.loss, rel=1e-6)
 
 
 def test_how_it_differs_from_ours(model: LlamaForCausalLM, seed: int) -> None:
     stream = np.random.default_rng(seed).integers(0, VOCABULARY_SIZE, 64)
-    whole_batches = original_perplexity(model, [stream], window=10, stride=3, batch_size=1, progress=False)
-    short_last = original_perplexity(model, [stream], window=10, stride=3, batch_size=4, progress=False)
-    ours = perplexity(model, [stream], window=10, stride=3, score="all", progress=False)
+    whole_batches = original_perplexity(model, [stream], window=10, stride=3, batch_size=1, show_progress=False)
+    short_last = original_perplexity(model, [stream], window=10, stride=3, batch_size=4, show_progress=False)
+    ours = perplexity(model, [stream], window=10, stride=3, score="all", show_progress=False)
     assert ours.num_windows == whole_batches.num_windows + 2  # 64 - 10 is a multiple of the stride
-    same = perplexity(model, [stream[: 48 + 10]], window=10, stride=3, score="all", progress=False)
+    same = perplexity(model, [stream[: 48 + 10]], window=10, stride=3, score="all", show_progress=False)
     assert same.loss == pytest.approx(whole_batches.loss, rel=TOLERANCE)
     assert same.perplexity == pytest.approx(whole_batches.perplexity, rel=1e-5)
     assert same.perplexity != whole_batches.perplexity  # 2.71828 is not e
@@ -80,7 +80,7 @@ def test_windows_by_hand() -> None:
 )
 def test_mistakes(model: LlamaForCausalLM, arguments: dict[str, int], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        original_perplexity(model, [[1] * 23], progress=False, **{"window": 8, "stride": 3} | arguments)
+        original_perplexity(model, [[1] * 23], show_progress=False, **{"window": 8, "stride": 3} | arguments)
 
 
 # Token files

@@ -31,7 +31,7 @@ def test_new_equals_the_token_loop(
 ) -> None:
     expected = naive_sliding_loss(model, documents, window=window, stride=stride)
     for batch_size in (1, 3, 64):
-        result = perplexity(model, documents, window=window, stride=stride, batch_size=batch_size, progress=False)
+        result = perplexity(model, documents, window=window, stride=stride, batch_size=batch_size, show_progress=False)
         assert result.num_tokens == sum(DOCUMENT_LENGTHS) - len(DOCUMENT_LENGTHS)
         assert result.loss == pytest.approx(expected, rel=TOLERANCE)
         assert result.perplexity == pytest.approx(math.exp(expected), rel=10 * TOLERANCE)
@@ -43,20 +43,21 @@ def test_new_equals_the_token_loop_for_other_documents(
 ) -> None:
     chosen = [documents[index] for index in arrangement]
     expected = naive_sliding_loss(model, chosen, window=7, stride=4)
-    assert perplexity(model, chosen, window=7, stride=4, progress=False).loss == pytest.approx(expected, rel=TOLERANCE)
+    loss = perplexity(model, chosen, window=7, stride=4, show_progress=False).loss
+    assert loss == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_a_context_that_starts_one_token_late_is_noticed(
     model: LlamaForCausalLM, documents: list[tuple[int, ...]]
 ) -> None:
-    result = perplexity(model, documents, window=16, stride=4, progress=False)
+    result = perplexity(model, documents, window=16, stride=4, show_progress=False)
     wrong = naive_sliding_loss(model, documents, window=16, stride=4, late=1)
     assert abs(result.loss - wrong) > 100 * TOLERANCE * wrong
 
 
 def test_batch_size_changes_nothing(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     one, *others = (
-        perplexity(model, documents, window=9, stride=2, batch_size=batch_size, progress=False)
+        perplexity(model, documents, window=9, stride=2, batch_size=batch_size, show_progress=False)
         for batch_size in (1, 2, 5, 100)
     )
     for other in others:
@@ -66,9 +67,9 @@ def test_batch_size_changes_nothing(model: LlamaForCausalLM, documents: list[tup
 
 def test_across_documents_reads_one_stream(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     stream = tuple(token for document in documents for token in document)
-    joined = perplexity(model, documents, window=9, stride=4, across_documents=True, progress=False)
-    apart = perplexity(model, documents, window=9, stride=4, progress=False)
-    assert joined == perplexity(model, [stream], window=9, stride=4, progress=False)
+    joined = perplexity(model, documents, window=9, stride=4, across_documents=True, show_progress=False)
+    apart = perplexity(model, documents, window=9, stride=4, show_progress=False)
+    assert joined == perplexity(model, [stream], window=9, stride=4, show_progress=False)
     assert joined.num_tokens == len(stream) - 1
     assert joined.loss == pytest.approx(naive_sliding_loss(model, [stream], window=9, stride=4), rel=TOLERANCE)
     assert abs(joined.loss - apart.loss) > 100 * TOLERANCE
@@ -77,7 +78,7 @@ def test_across_documents_reads_one_stream(model: LlamaForCausalLM, documents: l
 def test_max_windows_takes_windows_from_everywhere(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     chosen = evenly_spread(sliding_windows(DOCUMENT_LENGTHS, window=6, stride=3), 5)
     expected = [naive_nats(model, documents[w.document], w.start, t) for w in chosen for _, t in scored_tokens([w])]
-    result = perplexity(model, documents, window=6, stride=3, max_windows=5, batch_size=2, progress=False)
+    result = perplexity(model, documents, window=6, stride=3, max_windows=5, batch_size=2, show_progress=False)
     assert (result.num_windows, result.num_tokens) == (5, len(expected))
     assert result.loss == pytest.approx(sum(expected) / len(expected), rel=TOLERANCE)
     assert {w.document for w in chosen} > {3, 4}
@@ -99,12 +100,12 @@ def test_all_is_the_original_but_for_the_weight_of_a_short_batch(
         window_means = [model(input_ids=x, labels=x).loss.item() for x in rows.split(1)]
     original = 2.71828 ** np.mean(batch_means)
 
-    fitting = perplexity(model, [stream], window=window, stride=stride, score="all", progress=False)
+    fitting = perplexity(model, [stream], window=window, stride=stride, score="all", show_progress=False)
     assert fitting.num_windows == len(starts) + (2 if (length - window) % stride == 0 else 1)
 
     only_those = stream[: starts[-1] + window]
     result = perplexity(
-        model, [only_those], window=window, stride=stride, score="all", batch_size=batch_size, progress=False
+        model, [only_those], window=window, stride=stride, score="all", batch_size=batch_size, show_progress=False
     )
     assert (result.num_windows, result.num_tokens) == (len(starts), len(starts) * (window - 1))
     assert result.loss == pytest.approx(np.mean(window_means), rel=TOLERANCE)
@@ -115,7 +116,7 @@ def test_all_is_the_original_but_for_the_weight_of_a_short_batch(
 
 
 def test_all_leaves_short_documents_out(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
-    every = perplexity(model, documents, window=20, stride=6, score="all", progress=False)
-    long = perplexity(model, [documents[3], documents[4]], window=20, stride=6, score="all", progress=False)
+    every = perplexity(model, documents, window=20, stride=6, score="all", show_progress=False)
+    long = perplexity(model, [documents[3], documents[4]], window=20, stride=6, score="all", show_progress=False)
     assert every == long
     assert (every.num_windows, every.num_tokens) == (1 + 4, 5 * 19)

@@ -17,7 +17,7 @@ from longlora.evaluation.perplexity import perplexity_by_length
 def test_by_length_equals_the_token_loop(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     stride, longest = 4, 17
     results = perplexity_by_length(
-        model, documents, lengths=[longest, 5, 8], stride=stride, batch_size_tokens=16, progress=False
+        model, documents, lengths=[longest, 5, 8], stride=stride, batch_size_tokens=16, show_progress=False
     )
     assert list(results) == [5, 8, 17]
     for length, result in results.items():
@@ -48,7 +48,13 @@ def test_by_length_scores_the_same_tokens_at_every_length(
 
     monkeypatch.setattr(model, "forward", watch)
     results = perplexity_by_length(
-        model, documents, lengths=[4, 7, 20], stride=3, batch_size_tokens=14, max_targets=max_targets, progress=False
+        model,
+        documents,
+        lengths=[4, 7, 20],
+        stride=3,
+        batch_size_tokens=14,
+        max_targets=max_targets,
+        show_progress=False,
     )
     assert seen[4] == seen[7] == seen[20]
     assert len(set(seen[4])) == len(seen[4]) == results[4].num_tokens == results[20].num_tokens
@@ -64,7 +70,7 @@ def test_by_length_result_is_independent_of_the_batch(
     model: LlamaForCausalLM, documents: list[tuple[int, ...]]
 ) -> None:
     small, large = (
-        perplexity_by_length(model, documents, lengths=[6, 12], stride=2, batch_size_tokens=size, progress=False)
+        perplexity_by_length(model, documents, lengths=[6, 12], stride=2, batch_size_tokens=size, show_progress=False)
         for size in (1, 4096)
     )
     for length in (6, 12):

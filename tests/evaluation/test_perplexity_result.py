@@ -22,7 +22,7 @@ from longlora.evaluation.text_results import Perplexity
 def test_standard_error_of_equal_windows_is_that_of_their_means(
     model: LlamaForCausalLM, documents: list[tuple[int, ...]]
 ) -> None:
-    result = perplexity_by_length(model, documents, lengths=[16], stride=3, progress=False)[16]
+    result = perplexity_by_length(model, documents, lengths=[16], stride=3, show_progress=False)[16]
     means = [
         np.mean([naive_nats(model, document, end - 16, target) for target in range(end - 3, end)])
         for document in documents
@@ -42,7 +42,7 @@ def test_standard_error_weighs_windows_by_their_tokens(
     ]
     loss = sum(nats) / 8
     residuals = [sum(nats[:4]) - 4 * loss, sum(nats[4:6]) - 2 * loss, sum(nats[6:]) - 2 * loss]
-    result = perplexity(model, [document], window=5, stride=2, progress=False)
+    result = perplexity(model, [document], window=5, stride=2, show_progress=False)
     assert result.num_windows == 3
     assert result.standard_error == pytest.approx(math.sqrt(3 / 2 * sum(r**2 for r in residuals)) / 8, rel=1e-4)
 
@@ -63,7 +63,7 @@ def test_one_window_has_no_standard_error_and_a_huge_loss_no_perplexity(document
     model = tiny_llama()
     with torch.no_grad():
         model.lm_head.weight *= 1e4
-    result = perplexity(model, [documents[4]], window=40, stride=8, progress=False)
+    result = perplexity(model, [documents[4]], window=40, stride=8, show_progress=False)
     assert math.isfinite(result.loss) and result.loss > 709
     assert math.isinf(result.perplexity)
     assert math.isnan(result.standard_error)
@@ -85,8 +85,8 @@ def test_no_progress_is_silent_even_beyond_the_trained_context(
     model: LlamaForCausalLM, documents: list[tuple[int, ...]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert model.config.max_position_embeddings < 40
-    perplexity(model, documents, window=40, stride=4, progress=False)
-    perplexity_by_length(model, documents, lengths=[9, 40], stride=4, progress=False)
+    perplexity(model, documents, window=40, stride=4, show_progress=False)
+    perplexity_by_length(model, documents, lengths=[9, 40], stride=4, show_progress=False)
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
 
@@ -106,7 +106,7 @@ def test_arguments_out_of_range(
     model: LlamaForCausalLM, documents: list[tuple[int, ...]], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        perplexity(model, documents, progress=False, **arguments)
+        perplexity(model, documents, show_progress=False, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,18 @@ def test_arguments_by_length_out_of_range(
     model: LlamaForCausalLM, documents: list[tuple[int, ...]], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        perplexity_by_length(model, documents, progress=False, **arguments)
+        perplexity_by_length(model, documents, show_progress=False, **arguments)
 
 
 def test_no_document_is_long_enough(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     with pytest.raises(
         DataError, match=r"max\(lengths\) = 41 tokens, but the longest has 40: give longer documents or set"
     ):
-        perplexity_by_length(model, documents, lengths=[8, 41], stride=4, progress=False)
+        perplexity_by_length(model, documents, lengths=[8, 41], stride=4, show_progress=False)
     with pytest.raises(DataError, match="window = 41 tokens, but the longest has 40"):
-        perplexity(model, documents, window=41, stride=4, score="all", progress=False)
+        perplexity(model, documents, window=41, stride=4, score="all", show_progress=False)
     with pytest.raises(DataError, match="every document has a single token"):
-        perplexity(model, [[3], [4]], window=8, stride=4, progress=False)
+        perplexity(model, [[3], [4]], window=8, stride=4, show_progress=False)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_no_document_is_long_enough(model: LlamaForCausalLM, documents: list[tup
 )
 def test_documents_that_are_not_token_ids(model: LlamaForCausalLM, documents: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        perplexity(model, documents, window=8, stride=4, progress=False)
+        perplexity(model, documents, window=8, stride=4, show_progress=False)
     with pytest.raises(DataError, match=message):
-        perplexity_by_length(model, documents, lengths=[8], stride=4, progress=False)
+        perplexity_by_length(model, documents, lengths=[8], stride=4, show_progress=False)
 
 
 def test_nan_names_the_window() -> None:
@@ -166,4 +166,4 @@ def test_nan_names_the_window() -> None:
     message = "The model produced NaN on tokens 12 to 19 of document 1: load it in bfloat16 or float32"
     for batch_size in (1, 8):
         with pytest.raises(CheckpointError, match=message):
-            perplexity(model, documents, window=8, stride=4, batch_size=batch_size, progress=False)
+            perplexity(model, documents, window=8, stride=4, batch_size=batch_size, show_progress=False)

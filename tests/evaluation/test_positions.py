@@ -30,7 +30,7 @@ def test_the_curve_equals_the_token_loop(model: LlamaForCausalLM, documents: lis
     )
     for batch_size_tokens in (1, 40):
         curve = loss_by_position(
-            model, documents, length=length, num_buckets=4, batch_size_tokens=batch_size_tokens, progress=False
+            model, documents, length=length, num_buckets=4, batch_size_tokens=batch_size_tokens, show_progress=False
         )
         assert [(bucket.start, bucket.end) for bucket in curve] == list(itertools.pairwise(edges))
         for bucket in curve:
@@ -45,7 +45,7 @@ def test_the_curve_equals_the_token_loop(model: LlamaForCausalLM, documents: lis
 def test_buckets_of_unequal_size_cover_every_position_once(model: LlamaForCausalLM) -> None:
     document = list(range(50))
     for num_buckets in (1, 2, 5, 9):
-        curve = loss_by_position(model, [document], length=10, num_buckets=num_buckets, progress=False)
+        curve = loss_by_position(model, [document], length=10, num_buckets=num_buckets, show_progress=False)
         assert [bucket.start for bucket in curve[1:]] == [bucket.end for bucket in curve[:-1]]
         assert (curve[0].start, curve[-1].end) == (1, 10)
         assert sum(bucket.num_tokens for bucket in curve) == 5 * 9
@@ -70,7 +70,7 @@ def header_model(visible: int) -> KnowsTheHeader:
 def test_the_curve_turns_up_where_reading_stops(visible: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     documents = [np.tile(generator.integers(0, VOCABULARY_SIZE, HEADER), 32) for _ in range(3)]
-    settings: dict[str, Any] = {"length": 256, "num_buckets": 17, "batch_size_tokens": 256, "progress": False}
+    settings: dict[str, Any] = {"length": 256, "num_buckets": 17, "batch_size_tokens": 256, "show_progress": False}
     everything = loss_by_position(header_model(EVERYTHING), documents, **settings)
     assert all(bucket.loss < 1e-6 for bucket in everything[1:])
     assert reading_stops_at(everything) is None
@@ -114,10 +114,10 @@ def test_two_standard_errors_of_a_difference() -> None:
 
 def test_windows_are_spread_over_the_texts(model: LlamaForCausalLM) -> None:
     documents = [[token] * 40 for token in range(10)]
-    some = loss_by_position(model, documents, length=8, num_buckets=1, max_windows=5, progress=False)
+    some = loss_by_position(model, documents, length=8, num_buckets=1, max_windows=5, show_progress=False)
     assert some[0].num_tokens == 5 * 7
     chosen = [documents[index][:8] for index in (1, 3, 5, 7, 9)]
-    assert loss_by_position(model, chosen, length=8, num_buckets=1, progress=False)[0].loss == pytest.approx(
+    assert loss_by_position(model, chosen, length=8, num_buckets=1, show_progress=False)[0].loss == pytest.approx(
         some[0].loss
     )
 
@@ -140,7 +140,7 @@ def test_mistakes(
     message: str,
 ) -> None:
     with pytest.raises(error, match=message):
-        loss_by_position(model, documents, progress=False, **{"length": 8, "num_buckets": 2} | arguments)
+        loss_by_position(model, documents, show_progress=False, **{"length": 8, "num_buckets": 2} | arguments)
 
 
 def test_nan(documents: list[tuple[int, ...]]) -> None:
@@ -148,7 +148,7 @@ def test_nan(documents: list[tuple[int, ...]]) -> None:
     with torch.no_grad():
         broken.lm_head.weight[0, 0] = math.nan
     with pytest.raises(CheckpointError, match="produced NaN on tokens"):
-        loss_by_position(broken, documents, length=8, num_buckets=2, progress=False)
+        loss_by_position(broken, documents, length=8, num_buckets=2, show_progress=False)
 
 
 def test_the_report(tmp_path: Path) -> None:

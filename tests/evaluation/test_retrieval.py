@@ -38,7 +38,7 @@ def evaluate(
     model: ScriptedModel, test: RetrievalTest, output: Path, *, lengths: Sequence[int] = LENGTHS, **changes: Any
 ) -> Retrieval:
     # Six questions at a length, all of them right, are surely above 60 % and no more.
-    settings: dict[str, Any] = {"depths": [0, 0.5, 1], "num_trials": 2, "bar": 0.6, "progress": False}
+    settings: dict[str, Any] = {"depths": [0, 0.5, 1], "num_trials": 2, "bar": 0.6, "show_progress": False}
     settings |= {"command": "a test"}
     settings |= {} if test.has_depths else {"num_trials": 6}
     return run_retrieval(model, model.tokenizer, test, lengths=lengths, output=output, **settings | changes)

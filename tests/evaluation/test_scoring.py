@@ -24,14 +24,14 @@ from longlora.evaluation.perplexity import perplexity, perplexity_by_length
 def test_only_the_logits_needed_are_computed(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
     rows: list[int] = []
     hook = model.lm_head.register_forward_hook(lambda _module, _inputs, output: rows.append(output.shape[1]))
-    perplexity_by_length(model, documents, lengths=[16], stride=3, progress=False)
+    perplexity_by_length(model, documents, lengths=[16], stride=3, show_progress=False)
     hook.remove()
     assert set(rows) == {4}
 
 
 def test_a_model_without_logits_to_keep(model: LlamaForCausalLM, documents: list[tuple[int, ...]]) -> None:
-    plain = perplexity(tiny_llama(PlainLlama), documents, window=9, stride=4, progress=False)
-    with_logits = perplexity(model, documents, window=9, stride=4, progress=False)
+    plain = perplexity(tiny_llama(PlainLlama), documents, window=9, stride=4, show_progress=False)
+    with_logits = perplexity(model, documents, window=9, stride=4, show_progress=False)
     assert (plain.loss, plain.standard_error) == pytest.approx((with_logits.loss, with_logits.standard_error), rel=1e-6)
     assert (plain.num_tokens, plain.num_windows) == (with_logits.num_tokens, with_logits.num_windows)
 
@@ -43,19 +43,19 @@ def test_probabilities_are_float32_in_a_bfloat16_model(documents: list[tuple[int
         logits = model(input_ids=torch.tensor([document])).logits[0, :-1]
     expected = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(document[1:])).item()
     rounded = torch.nn.functional.cross_entropy(logits, torch.tensor(document[1:])).item()
-    result = perplexity(model, [document], window=40, stride=40, progress=False)
+    result = perplexity(model, [document], window=40, stride=40, show_progress=False)
     assert result.loss == pytest.approx(expected, rel=1e-6)
     assert abs(rounded - expected) > 1e-5 * expected
 
 
 def test_dropout_is_off_and_every_module_gets_its_mode_back(documents: list[tuple[int, ...]]) -> None:
     model = tiny_llama(attention_dropout=0.5)
-    expected = perplexity(model, documents, window=9, stride=4, progress=False)
+    expected = perplexity(model, documents, window=9, stride=4, show_progress=False)
     assert not any(part.training for part in model.modules())
     model.train()
     model.model.layers[0].eval()  # a frozen part
     before = [part.training for part in model.modules()]
-    assert perplexity(model, documents, window=9, stride=4, progress=False) == expected
+    assert perplexity(model, documents, window=9, stride=4, show_progress=False) == expected
     assert [part.training for part in model.modules()] == before
     model(input_ids=torch.tensor([documents[3]]), labels=torch.tensor([documents[3]])).loss.backward()
 
@@ -65,7 +65,7 @@ def test_modes_come_back_after_an_error(documents: list[tuple[int, ...]]) -> Non
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
     with pytest.raises(CheckpointError):
-        perplexity(model, documents, window=9, stride=4, progress=False)
+        perplexity(model, documents, window=9, stride=4, show_progress=False)
     assert all(part.training for part in model.modules())
     assert torch.is_grad_enabled()
 
@@ -79,11 +79,11 @@ def test_a_peft_model_equals_its_merged_weights(model: LlamaForCausalLM, documen
     adapted.get_base_model().lm_head.register_forward_hook(
         lambda _module, _inputs, output: rows.append(output.shape[1])
     )
-    result = perplexity_by_length(adapted, documents, lengths=[7, 17], stride=3, progress=False)
+    result = perplexity_by_length(adapted, documents, lengths=[7, 17], stride=3, show_progress=False)
     assert set(rows) == {4}
     assert adapted.training
-    merged = perplexity_by_length(adapted.merge_and_unload(), documents, lengths=[7, 17], stride=3, progress=False)
-    plain = perplexity_by_length(model, documents, lengths=[7, 17], stride=3, progress=False)
+    merged = perplexity_by_length(adapted.merge_and_unload(), documents, lengths=[7, 17], stride=3, show_progress=False)
+    plain = perplexity_by_length(model, documents, lengths=[7, 17], stride=3, show_progress=False)
     for length in (7, 17):
         assert result[length].loss == pytest.approx(merged[length].loss, rel=TOLERANCE)
         assert abs(result[length].loss - plain[length].loss) > 100 * TOLERANCE
@@ -103,5 +103,5 @@ def test_a_peft_model_equals_its_merged_weights(model: LlamaForCausalLM, documen
 def test_documents_of_any_kind(
     model: LlamaForCausalLM, documents: list[tuple[int, ...]], convert: Callable[[list[tuple[int, ...]]], Any]
 ) -> None:
-    expected = perplexity(model, documents, window=9, stride=4, progress=False)
-    assert perplexity(model, convert(documents), window=9, stride=4, progress=False) == expected
+    expected = perplexity(model, documents, window=9, stride=4, show_progress=False)
+    assert perplexity(model, convert(documents), window=9, stride=4, show_progress=False) == expected

@@ -1,4 +1,4 @@
-"""Source rules that no linter checks: short files and functions, everything documented and annotated."""
+"""Source rules that no linter checks: short files and functions, everything documented, annotated and named alike."""
 
 import ast
 from collections.abc import Iterator
@@ -30,6 +30,8 @@ def violations(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: {node.name} has {num_lines} lines, {MOST_LINES_OF_A_FUNCTION} at most"
             if missing := list(_unannotated(node)):
                 yield f"{node.lineno}: {node.name} has no annotation for {', '.join(missing)}"
+            if any(_is_bool_progress(argument) for argument in (*node.args.args, *node.args.kwonlyargs)):
+                yield f"{node.lineno}: {node.name} takes `progress`; whether a bar is shown is called `show_progress`"
 
 
 def _undocumented(parent: ast.Module | ast.ClassDef) -> Iterator[str]:
@@ -52,6 +54,10 @@ def _unannotated(function: Function) -> Iterator[str]:
         yield "the result"
 
 
+def _is_bool_progress(argument: ast.arg) -> bool:
+    return argument.arg == "progress" and isinstance(argument.annotation, ast.Name) and argument.annotation.id == "bool"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_source_keeps_the_rules(path: Path) -> None:
     assert list(violations(path.read_text(encoding="utf-8"))) == []
@@ -66,6 +72,10 @@ def test_source_keeps_the_rules(path: Path) -> None:
         ('"""M."""\ndef _act(self, x: int, *y, z=1) -> None: ...\n', "2: _act has no annotation for z, y"),
         ('"""M."""\ndef _act():\n    pass\n', "2: _act has no annotation for the result"),
         ('"""M."""\ndef _act() -> None:\n' + "    pass\n" * 80, "2: _act has 81 lines, 80 at most"),
+        (
+            '"""M."""\ndef _act(*, progress: bool = True) -> None: ...\n',
+            "2: _act takes `progress`; whether a bar is shown is called `show_progress`",
+        ),
         ('"""M."""\n' + "x = 1\n" * 400, "1: 401 lines in one file, 400 at most"),
     ],
 )

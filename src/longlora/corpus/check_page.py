@@ -1,7 +1,6 @@
 """Charts of a training file's rows, and a self-contained HTML page with the results of a check."""
 
 import base64
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from longlora.corpus.checking import PERCENTILES, CheckReport, percentiles
 from longlora.corpus.quality import DEPTHS
-from longlora.support.figures import new_figure, plain
+from longlora.support.figures import new_figure, plain, png_bytes, save_figure
 from longlora.support.files import write_atomically
 from longlora.support.wording import templates
 
@@ -27,7 +26,7 @@ def draw_lengths(report: CheckReport, path: Path) -> None:
     for number, (name, values) in enumerate(columns.items()):
         _histogram(axes[0, number], values, f"tokens of the {name}", color=f"C{number}")
     figure.suptitle(f"{Path(report.file).name}: {len(report.answers):,} rows", fontsize="medium")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def write_page(report: CheckReport, path: Path) -> None:
@@ -67,9 +66,7 @@ def _picture(report: CheckReport) -> str:
     for each in axes.flat:
         plain(each, grid=each is not kinds)
         each.set_axisbelow(True)
-    with io.BytesIO() as file:
-        figure.savefig(file, dpi=130, format="png")
-        return base64.b64encode(file.getvalue()).decode("ascii")
+    return base64.b64encode(png_bytes(figure)).decode("ascii")
 
 
 def _histogram(axes: "Axes", values: list[int], label: str, *, color: str) -> None:

@@ -11,8 +11,8 @@ from functools import lru_cache
 from statistics import median
 from typing import Any
 
-from longlora.corpus.qa.replies import GRAMMAR, SHORTEST_QUOTE, Passages, normalise
 from longlora.corpus.question_rows import Row
+from longlora.corpus.quotations import GRAMMAR, SHORTEST_QUOTE, Passages, normalise
 from longlora.data.row_readers import Finding
 
 DEPTHS = 10  # equal parts of a document, from beginning to end, by which evidence is counted

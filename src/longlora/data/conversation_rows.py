@@ -115,7 +115,7 @@ def _write_conversations(
     summary = Counter(dict.fromkeys(_COUNTS, 0))
     unusable: Counter[str] = Counter()
     unread: Counter[str] = Counter()
-    with progress_bar("Tokenizing conversations", total=source.num_documents, progress=show_progress) as advance:
+    with progress_bar("Tokenizing conversations", total=source.num_documents, show_progress=show_progress) as advance:
         for name, conversation in source:
             advance(1, f"{summary['num_tokens']:,} tokens")
             try:

@@ -112,7 +112,7 @@ def _write_documents(
     writer: ArrowWriter, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, show_progress: bool
 ) -> Summary:
     summary = {"num_rows": 0, "num_tokens": 0}
-    with progress_bar("Tokenizing documents", total=source.num_documents, progress=show_progress) as advance:
+    with progress_bar("Tokenizing documents", total=source.num_documents, show_progress=show_progress) as advance:
         for names, texts in _batches(source):
             batch_ids = _tokenize(texts, tokenizer)
             writer.write_batch({"name": names, "input_ids": batch_ids})

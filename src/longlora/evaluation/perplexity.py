@@ -49,7 +49,7 @@ def perplexity(
     across_documents: bool = False,
     batch_size: int = 1,
     max_windows: int | None = None,
-    progress: bool = True,
+    show_progress: bool = True,
 ) -> Perplexity:
     """Measure the perplexity of documents with a sliding window of `window` tokens that moves by `stride`.
 
@@ -88,7 +88,7 @@ def perplexity(
         lambda nats: [(value, nats.shape[1]) for value in nats.sum(dim=1).tolist()],
         batch_size=batch_size,
         description="perplexity",
-        progress=progress,
+        show_progress=show_progress,
     )
     return perplexity_of(list(chain.from_iterable(sums)))
 
@@ -102,7 +102,7 @@ def perplexity_by_length(
     longest: int | None = None,
     batch_size_tokens: int = 8192,
     max_targets: int | None = None,
-    progress: bool = True,
+    show_progress: bool = True,
     description: str = "",
 ) -> dict[int, Perplexity]:
     """Measure the perplexity of the same targets at several context lengths, shortest first.
@@ -133,7 +133,7 @@ def perplexity_by_length(
             max_targets=max_targets,
             batch_size_tokens=batch_size_tokens,
             description=description,
-            progress=progress,
+            show_progress=show_progress,
         )
         results[length] = perplexity_of([(nats, stride) for nats in losses.sum(dim=1).tolist()], keep_windows=True)
     return results
@@ -168,7 +168,7 @@ def original_perplexity(
     window: int,
     stride: int = ORIGINAL_STRIDE,
     batch_size: int = 32,
-    progress: bool = True,
+    show_progress: bool = True,
 ) -> Perplexity:
     """Measure the perplexity of all documents joined into one stream, by the original's protocol.
 
@@ -197,7 +197,7 @@ def original_perplexity(
         windows,
         lambda nats: nats.mean().item(),
         batch_size=batch_size,
-        progress=progress,
+        show_progress=show_progress,
         description=f"{window} tokens",
     )
     loss = math.fsum(means) / len(means)
@@ -218,7 +218,7 @@ def loss_by_position(
     num_buckets: int = 32,
     max_windows: int | None = None,
     batch_size_tokens: int = 8192,
-    progress: bool = True,
+    show_progress: bool = True,
     description: str = "",
 ) -> list[PositionLoss]:
     """Average the loss over position ranges of equal size, in non-overlapping windows of `length` tokens.
@@ -249,7 +249,7 @@ def loss_by_position(
         # The first target, at 0, has one token before it.
         lambda nats: np.add.reduceat(nats.numpy(), edges[:-1] - 1, axis=1) / np.diff(edges),  # (B, buckets)
         batch_size=max(1, batch_size_tokens // length),
-        progress=progress,
+        show_progress=show_progress,
         description=f"{description} by position".lstrip(),
     )
     means = np.concatenate(batches)  # (windows, buckets)

@@ -54,7 +54,7 @@ def run_retrieval(
     model_name: str = "",
     command: str | None = None,
     processes: Processes | None = None,
-    progress: bool = True,
+    show_progress: bool = True,
 ) -> Retrieval:
     """Ask `num_trials` questions at each length and depth, and return the shares of correct answers and the verdict.
 
@@ -70,7 +70,8 @@ def run_retrieval(
     """
     sweep = Sweep(lengths=lengths, depths=depths, num_trials=num_trials, seed=seed, bar=bar, beyond=beyond)
     subject = Subject(name=model_name, model=model, tokenizer=tokenizer)
-    return retrieve(subject, test, sweep, Path(output), processes or Processes(), command=command, progress=progress)
+    processes = processes or Processes()
+    return retrieve(subject, test, sweep, Path(output), processes, command=command, show_progress=show_progress)
 
 
 def retrieve(
@@ -81,7 +82,7 @@ def retrieve(
     processes: Processes,
     *,
     command: str | None = None,
-    progress: bool = True,
+    show_progress: bool = True,
 ) -> Retrieval:
     """Run a test as `run_retrieval` does; lengths default to an eighth, a quarter, a half and the whole of the context.
 
@@ -111,10 +112,10 @@ def retrieve(
     missing = [trial for trial in grid if trial not in finished]
     own = missing[processes.index :: processes.count]
     completed = (len(grid) - len(missing)) // processes.count
-    show, num_right = progress and processes.is_main_process, 0.0
+    show, num_right = show_progress and processes.is_main_process, 0.0
     with (
         open_log(folder, settings, processes) as log,
-        progress_bar(test.name, total=completed + len(own), completed=completed, progress=show) as advance,
+        progress_bar(test.name, total=completed + len(own), completed=completed, show_progress=show) as advance,
     ):
         for num_asked, trial in enumerate(own, start=1):
             answered = _answer(subject, test, trial, beyond=sweep.beyond)

@@ -171,7 +171,7 @@ def target_losses(
     max_targets: int | None = None,
     batch_size_tokens: int = 8192,
     description: str = "",
-    progress: bool = True,
+    show_progress: bool = True,
 ) -> Tensor:
     """Return the loss of each target in nats given `length - stride` to `length - 1` tokens: (windows, stride).
 
@@ -192,7 +192,7 @@ def target_losses(
         lambda nats: nats,
         batch_size=max(1, batch_size_tokens // length),
         description=f"{description} {length} tokens".lstrip(),
-        progress=progress,
+        show_progress=show_progress,
     )
     return torch.cat(batches)
 
@@ -205,7 +205,7 @@ def score_windows(
     *,
     batch_size: int,
     description: str,
-    progress: bool,
+    show_progress: bool,
 ) -> list[T]:
     """Score windows in batches of equal shape, and return `per_batch` of each batch's losses.
 
@@ -215,7 +215,7 @@ def score_windows(
         CheckpointError: the model produces NaN.
     """
     results, total, count = list[T](), 0.0, 0
-    with evaluation_mode(model), progress_bar(description, total=len(windows), progress=progress) as advance:
+    with evaluation_mode(model), progress_bar(description, total=len(windows), show_progress=show_progress) as advance:
         for batch in batches(windows, batch_size):
             nats = _nats_of_targets(model, tokens, batch)
             results.append(per_batch(nats))

@@ -76,7 +76,7 @@ class ShardMerge:
             )
         files = sorted({weight.file for weight in self.stored.values()})
         writer = ShardWriter(directory)
-        for file in shown(files, "merging files", total=len(files), progress=len(files) > 1):
+        for file in shown(files, "merging files", total=len(files), show_progress=len(files) > 1):
             with opened(self.base / file) as reader:
                 writer.write(file, self._merged(reader, file))
         writer.finish()

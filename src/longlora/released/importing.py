@@ -128,7 +128,7 @@ def _write_model(published: Published, config: PreTrainedConfig, directory: Path
     seen: set[str] = set()
     dtype: torch.dtype | None = None
     several = len(published.files) > 1
-    for file in shown(published.files, "converting files", total=len(published.files), progress=several):
+    for file in shown(published.files, "converting files", total=len(published.files), show_progress=several):
         weights = {plain_name(name, skeleton): alone(weight) for name, weight in read_weights(file).items()}
         if any(".lora_A." in name for name in weights):
             raise CheckpointError(

@@ -1,13 +1,17 @@
 """The common style of all figures, and how they are saved."""
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longlora.errors import ConfigError
 from longlora.support.files import replaced_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+DPI = 150
 
 
 def new_figure(width: float, height: float, **subplots: Any) -> "tuple[Figure, Any]":
@@ -28,6 +32,20 @@ def plain(axes: "Axes", *, grid: bool = True) -> None:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG file atomically."""
+    """Write a figure atomically, in the format of the file's suffix.
+
+    Raises:
+        ConfigError: figures have no such format.
+    """
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix not in figure.canvas.get_supported_filetypes():
+        raise ConfigError(f"a figure's name must end in .png, .svg or .pdf, found {path.name}; choose another name")
     with replaced_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=DPI, format=suffix)
+
+
+def png_bytes(figure: "Figure") -> bytes:
+    """Return a figure as a PNG file's bytes, to be put into a page."""
+    with io.BytesIO() as file:
+        figure.savefig(file, dpi=DPI, format="png")
+        return file.getvalue()

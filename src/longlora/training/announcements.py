@@ -1,8 +1,8 @@
 """What a run logs before its first step: the model, the rows, host memory for offloading, the cost of grouping."""
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -13,13 +13,9 @@ from longlora.distributed import current_strategy, local_world_size, num_process
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.models.load import TrainingModel, compute_dtype
 from longlora.models.lora import num_parameters, trainable_parameters
-from longlora.models.probe import excuse_no_gradients
 from longlora.planner import GIB
 from longlora.planner.memory import offloaded_bytes
 from longlora.rope import describe_rope
-
-if TYPE_CHECKING:
-    from longlora.training.trainer import ExtensionTrainer
 
 logger = logging.getLogger("longlora")
 
@@ -116,7 +112,9 @@ def tell_offloading(recipe: Recipe, config: PreTrainedConfig) -> None:
 
 
 @torch.no_grad()
-def tell_cost_of_groups(trainer: "ExtensionTrainer", model: Any, inputs: dict[str, Any], grouping: Grouping) -> None:
+def tell_cost_of_groups(
+    mean_loss: Callable[[Any, dict[str, Any]], float], model: Any, inputs: dict[str, Any], grouping: Grouping
+) -> None:
     """Compare the loss on the start of a batch in groups with that under full attention, and warn if it is much higher.
 
     A pretrained model keeps an attention sink on the first token it sees. Groups that do not see that token cost some
@@ -131,13 +129,12 @@ def tell_cost_of_groups(trainer: "ExtensionTrainer", model: Any, inputs: dict[st
         if isinstance(value, torch.Tensor) and value.shape[1:2] == (num_tokens,)
     }
     model.train()  # evaluation does not group
-    excuse_no_gradients(trainer.model.config.get_text_config())
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices), trainer.compute_loss_context_manager():
+    with torch.random.fork_rng(devices):
         set_grouping(model, Grouping(group_size=None))
-        full = trainer.mean_loss(model, batch)
+        full = mean_loss(model, batch)
         set_grouping(model, grouping)
-        grouped = trainer.mean_loss(model, batch)
+        grouped = mean_loss(model, batch)
     if grouped - full > TOLD_FROM:
         remedy = "let every group see the first token of its document (attention.sink_tokens: 1; docs/sink.md)"
         logger.warning(

@@ -118,7 +118,7 @@ class ProgressBar(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         total, done = state.max_steps, state.global_step
-        bar = progress_bar("training", total=total, completed=done, progress=state.is_world_process_zero)
+        bar = progress_bar("training", total=total, completed=done, show_progress=state.is_world_process_zero)
         self._advance = self._drawing.enter_context(bar)
 
     def on_step_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -26,6 +26,7 @@ from longlora.models.grouping import Grouping
 from longlora.models.load import TrainingModel, compute_dtype, training_grouping
 from longlora.models.lora import embedding_parameters
 from longlora.models.memory_optimizations import why_not_in_pieces
+from longlora.models.probe import excuse_no_gradients
 from longlora.training.announcements import tell_cost_of_groups, tell_far_targets, tell_offloading
 from longlora.training.callbacks import (
     DenseFinish,
@@ -174,7 +175,9 @@ class ExtensionTrainer(SFTTrainer):
         """
         grouping, self.first_grouping = self.first_grouping, None
         if grouping is not None and self.state.global_step == 0:
-            tell_cost_of_groups(self, model, inputs, grouping)
+            excuse_no_gradients(self.model.config.get_text_config())
+            with self.compute_loss_context_manager():
+                tell_cost_of_groups(self.mean_loss, model, inputs, grouping)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise diverged(f"the loss became {float(loss)}", self.state, self.args)

@@ -17,7 +17,7 @@ from longlora.corpus.qa.chunks import ShelfText
 from longlora.corpus.qa.document_qa import NO_QUOTATION
 from longlora.corpus.qa.estimate import Estimate
 from longlora.corpus.qa.make import journal_path
-from longlora.corpus.qa.replies import Passages
+from longlora.corpus.quotations import Passages
 from longlora.data.sources import Source
 from longlora.errors import ConfigError, DataError
 

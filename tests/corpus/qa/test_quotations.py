@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpus.qa.conftest import WORDS, prose
 
-from longlora.corpus.qa.replies import Passages, QuestionDeduplicator, normalise
+from longlora.corpus.qa.replies import QuestionDeduplicator
+from longlora.corpus.quotations import Passages, normalise
 
 TEXT = (
     "It was the best of times — it was the worst of times. “Who’s there?” cried the well-\nknown Mr. O'Brien; an "

@@ -19,7 +19,6 @@ from longlora.corpus.qa.prompt_files import PromptSet, Template
 from longlora.corpus.qa.qa_settings import QASettings
 from longlora.corpus.qa.replies import (
     Pair,
-    Passages,
     QuestionDeduplicator,
     is_refusal,
     read_pairs,
@@ -28,6 +27,7 @@ from longlora.corpus.qa.replies import (
     speaks_of_a_part,
     without_thoughts,
 )
+from longlora.corpus.quotations import Passages
 
 NO_QUOTATION = "no quotation (--quotes off keeps such pairs)"
 Read = TypeVar("Read", bound=Sequence[Any])
