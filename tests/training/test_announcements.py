@@ -74,8 +74,11 @@ def test_the_loss_in_groups_is_that_of_the_first_step(
     assert "without gradients" not in caplog.text
 
 
-def test_with_sink_tokens_the_remedy_is_another(make_recipe: MakeRecipe, told: Any) -> None:
-    train(make_recipe(max_steps=1, attention={"sink_tokens": 1}))
+@pytest.mark.parametrize("attention", [{"sink_tokens": 1}, {"shift": False}])
+def test_where_no_sink_is_lost_the_remedy_is_another(
+    attention: dict[str, Any], make_recipe: MakeRecipe, told: Any
+) -> None:
+    train(make_recipe(max_steps=1, attention=attention))
     [message] = told()
     assert message.endswith("use larger groups (attention.group_size)")
 

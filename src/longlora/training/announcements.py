@@ -143,5 +143,5 @@ def tell_cost_of_groups(
             f"{min(num_tokens, MOST_TOKENS):,}",
             grouped,
             full,
-            "use larger groups (attention.group_size)" if grouping.sink_tokens else remedy,
+            remedy if grouping.shift and not grouping.sink_tokens else "use larger groups (attention.group_size)",
         )
