@@ -33,7 +33,7 @@ for change in draft.changes:
 if not plan.fits:
     raise SystemExit(f"{MODEL} at {CONTEXT:,} tokens does not fit on {GPU}; choose a shorter context or another GPU")
 
-# %% Train: S²-Attn in groups, with full attention in one layer of six; running this cell again resumes an interrupted run
+# %% Train: S²-Attn in groups, with full attention in one layer of six; running this cell again resumes a stopped run
 adapter = longlora.train(draft.recipe)
 
 # %% Merge: an ordinary model directory for transformers, vLLM and others
