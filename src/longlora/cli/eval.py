@@ -16,6 +16,7 @@ from longlora.cli.options import (
     Model,
     Seed,
     Weights,
+    existing_model,
     existing_texts,
     parse_numbers,
     unfolded,
@@ -187,7 +188,10 @@ def longppl(
     out: Annotated[Path, typer.Option(help="Folder for the chosen tokens and the result.")],
     evaluator: Annotated[
         str | None,
-        typer.Option(help="Model that chooses the tokens within its own context; default: an adapter's base."),
+        typer.Option(
+            help="Model that chooses the tokens within its own context; default: an adapter's base.",
+            callback=existing_model,
+        ),
     ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens that MODEL reads; default: its context.")] = None,
     short: Annotated[

@@ -14,13 +14,31 @@ from longlora.cli.options import (
     Models,
     Seed,
     Weights,
+    existing_model,
     existing_texts,
     parse_numbers,
     unfolded,
 )
 
+
+def existing_task_files(paths: list[Path] | None) -> list[Path] | None:
+    """Check that lm-eval's YAML files exist.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    from longlora.evaluation.harness_tasks import check_task_files
+
+    check_task_files(paths or ())
+    return paths
+
+
 Base = Annotated[
-    str | None, typer.Option(help="Base model to compare with; an adapter records its base, a merged model does not.")
+    str | None,
+    typer.Option(
+        help="Base model to compare with; an adapter records its base, a merged model does not.",
+        callback=existing_model,
+    ),
 ]
 
 
@@ -41,7 +59,10 @@ def suite(
     ] = None,
     base: Base = None,
     evaluator: Annotated[
-        str | None, typer.Option(help="Model that chooses LongPPL's tokens; default: the first known base.")
+        str | None,
+        typer.Option(
+            help="Model that chooses LongPPL's tokens; default: the first known base.", callback=existing_model
+        ),
     ] = None,
     lengths: Annotated[
         str, typer.Option(help="Comma-separated lengths in tokens; default: fractions of the longest context.")
@@ -53,7 +74,10 @@ def suite(
             help="Benchmarks for models and base, as in `eval harness --tasks`; `short` is a common selection."
         ),
     ] = "",
-    task_file: Annotated[list[Path] | None, typer.Option(help="Benchmarks given as lm-eval YAML files.")] = None,
+    task_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Benchmarks given as lm-eval YAML files.", callback=existing_task_files),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Run all measurements at lengths up to the model's context, and compare the models in a report.
@@ -134,7 +158,10 @@ def harness(
             "longproc, scrolls, short, or any of lm-eval's."
         ),
     ] = "",
-    task_file: Annotated[list[Path] | None, typer.Option(help="Your own task, as an lm-eval YAML file.")] = None,
+    task_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Your own task, as an lm-eval YAML file.", callback=existing_task_files),
+    ] = None,
     lengths: Annotated[
         str, typer.Option(help="Lengths in tokens for RULER and BABILong; default: all of theirs up to the context.")
     ] = "",

@@ -21,15 +21,16 @@ Number = TypeVar("Number", int, float)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def existing_model(name: str) -> str:
-    """Check that a local model exists, so that a typo is reported before torch is loaded; hub names pass.
+def existing_model(name: str | None) -> str | None:
+    """Check that a local model, if given, exists, so that a typo is reported before torch is loaded; hub names pass.
 
     Raises:
         CheckpointError: the name looks like a path, and there is no model there.
     """
     from longlora.models.checkpoint import model_source
 
-    model_source(name)
+    if name is not None:
+        model_source(name)
     return name
 
 
