@@ -38,7 +38,7 @@ NEEDED_PACKAGES = {
         "reportlab",
         "trafilatura",
     ),
-    "tests/serving/test_front.py": ("httpx", "starlette"),
+    "tests/serving/test_front.py": ("httpx", "openai", "starlette"),
     "tests/serving/test_live.py": ("fastapi", "openai", "uvicorn"),
     "tests/serving/test_server.py": ("fastapi", "httpx", "openai", "starlette", "uvicorn"),
     "tests/structure/test_requirements.py::test_every_imported_package_is_asked_for": ("beautifulsoup4",),
