@@ -38,6 +38,7 @@ NEEDED_PACKAGES = {
         "reportlab",
         "trafilatura",
     ),
+    "tests/inference/test_web_guards.py": ("httpx", "starlette"),
     "tests/serving/test_front.py": ("httpx", "openai", "starlette"),
     "tests/serving/test_live.py": ("fastapi", "openai", "uvicorn"),
     "tests/serving/test_server.py": ("fastapi", "httpx", "openai", "starlette", "uvicorn"),
