@@ -7,8 +7,9 @@ import random
 import secrets
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import tests.shapes  # noqa: F401 - jaxtyping finds it by this name
 from hypothesis import settings
 
 SEED_VARIABLE = "LONGLORA_TEST_SEED"
+KERNEL_VARIABLE = "LONGLORA_TEST_AVX512_BF16"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Distributions that test files or single tests need beyond the runtime packages. `dev` installs all of them
@@ -38,7 +40,8 @@ NEEDED_PACKAGES = {
         "reportlab",
         "trafilatura",
     ),
-    "tests/serving/test_front.py": ("httpx", "starlette"),
+    "tests/inference/test_web_guards.py": ("httpx", "starlette"),
+    "tests/serving/test_front.py": ("httpx", "openai", "starlette"),
     "tests/serving/test_live.py": ("fastapi", "openai", "uvicorn"),
     "tests/serving/test_server.py": ("fastapi", "httpx", "openai", "starlette", "uvicorn"),
     "tests/structure/test_requirements.py::test_every_imported_package_is_asked_for": ("beautifulsoup4",),
@@ -143,6 +146,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(torch.cuda, "device_count", lambda: 0)
         return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chosen_four_bit_kernel() -> Iterator[None]:
+    """With LONGLORA_TEST_AVX512_BF16=0 or 1, compute in 4 bits as on a processor without or with that kernel."""
+    chosen = os.environ.get(KERNEL_VARIABLE, "")
+    if not chosen or find_spec("bitsandbytes") is None:
+        yield
+        return
+    assert chosen in ("0", "1"), f"{KERNEL_VARIABLE} must be 0 or 1, found {chosen!r}"
+    from tests.four_bit_kernel import choose_avx512_bf16
+
+    with pytest.MonkeyPatch.context() as patch:
+        choose_avx512_bf16(patch, chosen == "1")
+        yield
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """Split a block of shell into words: of `longlora …`, and of what starts it in other ways."""
     for line in text.replace("\\\n", " ").splitlines():
         words = [word for word in shlex.split(line, comments=True) if word not in ("…", "[key=value", "…]")]
+        words = [*dropwhile(re.compile(r"[A-Z]\w*=").match, words)]  # variables of this command alone
         if "longlora.cli" in words:  # python -m, torchrun, accelerate launch
             yield words[words.index("longlora.cli") + 1 :]
         elif words[:1] == ["longlora"]:
@@ -87,10 +89,8 @@ def test_a_wrong_option_would_be_noticed(without_places: None) -> None:
         parse(whole, ["eval", "needle", "MODEL", "--output", "DIR"])
     with pytest.raises(UsageError, match="mrege"):
         parse(whole, ["mrege", "a", "b"])
-    assert [*commands("longlora train a \\\n  b=1  # c\nls\ntorchrun -m longlora.cli train r\n")] == [
-        ["train", "a", "b=1"],
-        ["train", "r"],
-    ]
+    text = "longlora train a \\\n  b=1  # c\nls\ntorchrun -m longlora.cli train r\nA_B=1 C='2 3' longlora serve d\n"
+    assert [*commands(text)] == [["train", "a", "b=1"], ["train", "r"], ["serve", "d"]]
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.place)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,19 @@ def test_what_can_be_resumed_after_a_signal_is_said_of_what_can(
 
 def _losses(run_directory: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_idle_warnings_of_libraries_are_not_shown(run: Run) -> None:
+    idle = {
+        "`gradient_checkpointing` is deprecated and will be removed": FutureWarning,
+        "`is_gradient_checkpointing` is deprecated and will be removed": FutureWarning,
+        "You are calling .generate() with inputs on cpu, but your model is on meta": UserWarning,
+    }
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert run("recipes")[0] == 0
+        for text, category in [*idle.items(), ("another", FutureWarning)]:
+            warnings.warn(text, category, stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["another"]
+    matched = [sum(re.match(pattern, text) is not None for text in idle) for pattern in cli._IDLE_WARNINGS]
+    assert matched == [1] * len(idle)

@@ -146,6 +146,9 @@ def test_a_recipe_for_a_model_that_is_not_here_runs_as_a_miniature(
         (["plan", "llama-2-7b-longlora-8"], "did you mean 'llama-2-7b-longlora-8k'?"),
         (["plan", "qwen3-8b"], "give the context length to plan for: longlora plan qwen3-8b --context 65536"),
         (["plan", "./nowhere", "--context", 9999], "there is no model directory ./nowhere"),
+        (["plan", "RUN"], "neither a recipe nor a model; it contains one: RUN/recipe.yaml"),
+        (["plan", "RUN", "--context", 65536], "neither a recipe nor a model; it contains one: RUN/recipe.yaml"),
+        (["plan", "TEXTS", "--context", 65536], "holds no model: it has neither config.json nor adapter_config.json"),
         (["plan", "qwen3-8b", "--context", 65536, "context_lenght=1"], "did you mean 'context_length'?"),
         (["plan", "qwen3-8b", "--context", 65536, "hardware.gpus=8"], "hardware.gpus cannot be overridden here"),
         (["init", "qwen3-8b", "--context", 65536, "--data", "TEXTS"], "name the GPU: --gpu-type"),
@@ -164,6 +167,8 @@ def test_a_mistake_ends_with_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.yaml").write_text("mine")
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "recipe.yaml").write_text("")
     places = {"TEXTS": texts, "HERE": tmp_path / "here.yaml"}
     assert run(monkeypatch, *(places.get(str(argument), argument) for argument in arguments)) == 2
     assert message in " ".join(capsys.readouterr().err.split())

@@ -138,14 +138,27 @@ def test_it_goes_on_after_the_last_task_and_counts_prompts_that_lost_their_begin
         run_harness(str(base_model), [], output=tmp_path, task_files=both, options=HarnessOptions(limit=3))
 
 
-def test_tasks_that_are_not_there(base_model: Path, task_file: Path, tmp_path: Path) -> None:
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("the model was loaded first")
+
+
+def test_tasks_that_are_not_there(
+    base_model: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def call(*tasks: str, files: list[Path] | None = None) -> None:
         run_harness(str(base_model), tasks, output=tmp_path, task_files=files or [])
 
-    with pytest.raises(ConfigError, match="name tasks with --tasks, or your own file"):
-        call()
-    with pytest.raises(ConfigError, match="must be an lm-eval YAML file"):
-        call(files=[task_file.parent])
+    with monkeypatch.context() as patch:
+        patch.setattr(subject, "load_for_inference", refuse)
+        patch.setattr(
+            harness_tasks, "_manager", lambda metadata, defaults=False, folder=None: Manager(defaults, metadata)
+        )
+        with pytest.raises(ConfigError, match="name tasks with --tasks, or your own file"):
+            call()
+        with pytest.raises(ConfigError, match="must be an lm-eval YAML file"):
+            call(files=[task_file.parent])
+        with pytest.raises(ConfigError, match="lm-eval has no task 'rulr'"):
+            call("rulr")
     missing = task_file.with_name("missing.yaml")
     task = yaml.safe_load(task_file.read_text()) | {"dataset_path": "nobody/has-this-one", "dataset_kwargs": {}}
     missing.write_text(yaml.safe_dump(task))
@@ -221,9 +234,6 @@ def test_each_task_gets_its_lengths_in_its_own_way(
 
 
 def test_what_ruler_needs_is_said_beforehand(monkeypatch: pytest.MonkeyPatch, base_model: Path, tmp_path: Path) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the model was loaded first")
-
     monkeypatch.setattr(subject, "load_for_inference", refuse)
     with pytest.raises(ConfigError, match="RULER begins at"):
         run_harness(str(base_model), ["ruler"], output=tmp_path)

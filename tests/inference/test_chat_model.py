@@ -1,4 +1,3 @@
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.four_bit_kernel import multiply_by_formula
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -44,8 +44,7 @@ def avx512_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
     def multiply(states: Tensor, weight: Tensor, out: Tensor | None = None, *, state: Any) -> Tensor:
         shapes.append(tuple(state.shape))
-        plain, unpacked = functional._convert_weight_packed_for_cpu_inverse(weight.data, copy.deepcopy(state))
-        return states @ functional.dequantize_4bit(plain.view(-1, 1), unpacked).to(states.dtype).T
+        return multiply_by_formula(states, weight, state=state)
 
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: request.param)
     monkeypatch.setattr(functional, "gemv_4bit", multiply)

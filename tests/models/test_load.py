@@ -184,3 +184,40 @@ def test_a_trained_output_layer_that_fsdp_divides_is_told(
     assert trainer._why_not_divided(model) is None
     monkeypatch.setattr(trainer, "current_strategy", lambda: "fsdp2")
     assert bool(trainer._why_not_divided(model)) is not is_tied
+
+
+@pytest.mark.parametrize(
+    ("is_divided", "is_tied", "quantization", "reads_once"),
+    [
+        (True, False, None, True),
+        (False, False, None, False),
+        (True, True, None, False),
+        (True, False, "nf4", False),
+    ],
+)
+def test_the_main_process_alone_reads_what_is_divided_later(
+    base_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_divided: bool,
+    is_tied: bool,
+    quantization: str | None,
+    reads_once: bool,
+) -> None:
+    class ReadError(Exception):
+        pass
+
+    def read(*positional: object, **named: object) -> None:
+        calls.append("read")
+        raise ReadError
+
+    calls: list[str] = []
+    monkeypatch.setattr(model_module, "enable_fsdp_ram_efficient_loading", lambda: calls.append("once"))
+    monkeypatch.setattr(model_module, "nf4_arguments", lambda dtype: {})
+    monkeypatch.setattr(model_module, "load_weights", read)
+    AutoConfig.from_pretrained(base_model, tie_word_embeddings=is_tied).save_pretrained(tmp_path)
+    values = {"model_name_or_path": str(tmp_path), "output_dir": str(tmp_path / "run"), "data": {"source": "x"}}
+    recipe = parse_recipe({**values, "context_length": 128, "quantization": quantization})
+    with pytest.raises(ReadError):
+        load_for_training(recipe, is_divided_later=is_divided)
+    assert calls == ["once"] * reads_once + ["read"]

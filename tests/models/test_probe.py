@@ -15,6 +15,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPTJConfig,
     LlamaConfig,
     MixtralConfig,
     PreTrainedConfig,
@@ -99,6 +100,10 @@ REFUSED = [
     (mistral(sliding_window=4), "no layer of mistral would train with S²-Attn"),
     (mistral(sliding_window=4096), "no layer of mistral would train with S²-Attn"),
     (FalconConfig(**FALCON), "no layer of falcon would train with S²-Attn: its attention does not go through"),
+    (
+        GPTJConfig(vocab_size=50, n_positions=64, n_embd=32, n_layer=1, n_head=4, rotary_dim=4),
+        "no layer of gptj would train with S²-Attn: its attention does not go through",
+    ),
     (BrokenConfig(), r"broken does not run with attn_implementation=\"s2\" \(ZeroDivisionError: division by zero\)"),
     (LlamaConfig(**SIZES, attention_dropout=0.1), "no attention dropout"),
 ]

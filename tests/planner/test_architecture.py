@@ -60,6 +60,11 @@ def windows(model: PreTrainedModel) -> int:
     return len(attentions) if model.config.to_dict().get("sliding_window") else 0
 
 
+def linear_names(model: PreTrainedModel) -> set[str]:
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return {name.rpartition(".")[2] for name in linear}
+
+
 @MODELS
 def test_a_known_model_is_that_which_transformers_makes(model: KnownModel) -> None:
     """And it has the published total, where that is known, which no wrong shape is likely to have."""
@@ -70,8 +75,10 @@ def test_a_known_model_is_that_which_transformers_makes(model: KnownModel) -> No
     assert shape.num_sliding_layers == list(getattr(config, "layer_types", None) or ()).count("sliding_attention")
     short = copy.deepcopy(model.config)  # all layers are alike, and two are quickly made
     short.get("text_config", short)["num_hidden_layers"] = 2
-    _, counts = counted_by_transformers(short)
-    assert parse_architecture(short, model.name).parameters._asdict() == counts
+    made, counts = counted_by_transformers(short)
+    shape = parse_architecture(short, model.name)
+    assert shape.parameters._asdict() == counts
+    assert {*shape.linear_names, "lm_head"} == linear_names(made)
 
 
 def test_known_models_say_where_they_are_from_and_are_many() -> None:
@@ -114,6 +121,7 @@ def test_every_family_at_odd_sizes(model_type: str, tied: bool) -> None:
     model, counts = counted_by_transformers(values)
     shape = parse_architecture(values, "odd")
     assert shape.parameters._asdict() == counts
+    assert {*shape.linear_names, "lm_head"} == linear_names(model)
     assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     if FAMILIES[model_type].sliding:
         assert shape.num_sliding_layers == windows(model) > 0

@@ -192,6 +192,9 @@ def test_it_refuses_what_training_refuses(
     ("changes", "message"),
     [
         (["sequence_parallel_size=3"], "sequence_parallel_size=3 must divide the model's 4 query heads"),
+        (["sequence_parallel_size=3", "rope.rope_type=dynamic"], "rope_type=dynamic depends on the longest document"),
+        (["lora.target_modules=[q_proj, lm_head]"], "'lm_head' is the output layer, which takes no low-rank update"),
+        (["lora.target_modules=[nonsense]"], "'nonsense' names no linear layer of tiny; its linear layers are q_proj"),
         (["model_name_or_path=WINDOWS"], "has its own window (64 tokens), so S²-Attn cannot train it"),
         (["model_name_or_path=ADAPTER"], "is an adapter: merge it first"),
     ],

@@ -3,11 +3,15 @@
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from tests.test_documentation import python_of
 from transformers import AutoTokenizer
 
 from longlora.inference.hosts import Names
@@ -64,10 +68,11 @@ def ask(inner: Inner) -> Ask:
     return asking(made(inner))
 
 
-def made(inner: Inner, **more: Any) -> Starlette:
+def made(inner: Inner, *, context_length: int = 64, **more: Any) -> Starlette:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory())
     ensure_chat_template(tokenizer)
-    translator = Translator(name="mine", context_length=64, tokenizer=tokenizer, generation={"eos_token_id": 1})
+    settings: dict[str, Any] = {"context_length": context_length, "generation": {"eos_token_id": 1}}
+    translator = Translator(name="mine", tokenizer=tokenizer, **settings)
     client = httpx.AsyncClient(transport=httpx.MockTransport(inner), base_url="http://inner")
     return build_front(translator, client, **{"api_key": "", "names": Names.of("localhost")} | more)
 
@@ -253,3 +258,18 @@ def test_failures_of_transformers_server(ask: Ask, inner: Inner, monkeypatch: py
 def test_a_body_that_is_nested_deeply_is_no_json(ask: Ask) -> None:
     answer = ask("/v1/chat/completions", "[" * 100_000)
     assert answer.status_code == 400 and "the body is not JSON" in answer.text
+
+
+def test_the_python_of_the_page_is_answered(
+    inner: Inner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With OpenAI's own client, which meets the front where it would meet a network."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "a captain"}}
+    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    inner.content = json.dumps(answer)
+    client = TestClient(made(inner, context_length=1024), base_url="http://localhost:8000")
+    monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=client))
+    page = "docs/serve.md"
+    exec(compile(python_of(page), page, "exec"), {})
+    assert capsys.readouterr().out.split("\n") == ["mine", "a captain", ""]
+    assert inner.asked[-1][1]["messages"] == [{"role": "user", "content": "Who is Ahab?"}]

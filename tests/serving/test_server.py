@@ -183,6 +183,19 @@ def test_listening_to_others_is_said(small: Small, port: int, caplog: pytest.Log
     assert "whoever" not in caplog.text
 
 
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_host_names_that_vllm_would_not_check_are_told(
+    small: Small, port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, engine: run.EngineName
+) -> None:
+    small.use()
+    monkeypatch.setattr(run, "_vllm", lambda: "/bin/vllm")
+    for names in ((), ("proxy",)):
+        with pytest.raises(KeyboardInterrupt):
+            serve("tiny", port=port, host="127.0.0.1", engine=engine, allowed_hosts=names, ready=interrupt)
+        warned = "vLLM does not check host names: --allow-host has no effect" in caplog.text
+        assert warned is (engine == "vllm" and bool(names))
+
+
 SERVED = ServedModel(folder=Path("/places/mine"), context_length=32768)
 
 

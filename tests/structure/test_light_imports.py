@@ -33,6 +33,10 @@ for command in '''
     init tiny --context 512 --memory 4 --data ./nowhere; recipes nowhere; merge ./nowhere ./out; import ./nowhere out
     eval needle ./nowhere; eval perplexity ./nowhere --data x --out y; chat ./nowhere; web ./nowhere; serve ./nowhere
     corpus from-pdf ./nowhere --out x; report ./nowhere --out x; demo --nothing; mrege a b
+    eval harness tiny --out x --task-file nowhere.yaml; eval suite tiny --out x --task-file nowhere.yaml
+    eval suite tiny --out x --base ./nowhere; eval suite tiny --out x --evaluator ./nowhere
+    eval short tiny --data README.md --out x --base ./nowhere
+    eval longppl tiny --data README.md --out x --evaluator ./nowhere
     demo --out FINISHED
 '''.replace("\\n", ";").split(";"):
     if not command.split():

@@ -51,7 +51,7 @@ def test_a_run_lowers_the_loss_and_leaves_its_story(make_recipe: MakeRecipe) -> 
     assert [(path / "adapter_model.safetensors").exists() for path in checkpoints] == [True, True]
 
 
-def test_the_adapter_holds_all_that_was_trained(make_recipe: MakeRecipe) -> None:
+def test_the_adapter_holds_all_that_was_trained(make_recipe: MakeRecipe, base_model: Path) -> None:
     from safetensors.torch import load_file
 
     adapter = train(make_recipe())
@@ -65,6 +65,10 @@ def test_the_adapter_holds_all_that_was_trained(make_recipe: MakeRecipe) -> None
     }
     model, _ = load_for_inference(adapter)
     assert model.config.max_position_embeddings == 128
+    for directory in (adapter, *adapter.parent.glob("checkpoints/checkpoint-*")):
+        card = (directory / "README.md").read_text(encoding="utf-8")
+        assert "More Information Needed" not in card and str(base_model.parent) not in card
+        assert "128 tokens" in card
 
 
 def test_peft_alone_loads_the_adapter(make_recipe: MakeRecipe, base_model: Path) -> None:

@@ -93,6 +93,11 @@ def test_what_mixes_tokens_elsewhere_is_refused() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     with pytest.raises(ConfigError, match="rope_type=dynamic depends on the longest document"):
         check_divisible(tiny_model(0, LlamaConfig(**SIZES, rope_parameters=rope)), 2)
+    by_kind = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    model = tiny_model(0)
+    model.config.rope_parameters = by_kind
+    with pytest.raises(ConfigError, match="rope_type=dynamic depends on the longest document"):
+        check_divisible(model, 2)
     with pytest.raises(ConfigError, match="the attention of llama cannot be divided"):
         check_divisible(tiny_model(0, attention="sdpa"), 2)
 

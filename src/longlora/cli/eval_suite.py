@@ -19,13 +19,18 @@ from longlora.cli.options import (
     SuiteLengths,
     TaskFile,
     Weights,
+    existing_model,
     parse_numbers,
     unfolded,
 )
 from longlora.support.choices import SuiteName
 
 Base = Annotated[
-    str | None, typer.Option(help="Base model to compare with; an adapter records its base, a merged model does not.")
+    str | None,
+    typer.Option(
+        help="Base model to compare with; an adapter records its base, a merged model does not.",
+        callback=existing_model,
+    ),
 ]
 
 

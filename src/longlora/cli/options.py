@@ -22,16 +22,29 @@ Number = TypeVar("Number", int, float)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def existing_model(name: str) -> str:
-    """Check that a local model exists, so that a typo is reported before torch is loaded; hub names pass.
+def existing_model(name: str | None) -> str | None:
+    """Check that a local model, if given, exists, so that a typo is reported before torch is loaded; hub names pass.
 
     Raises:
         CheckpointError: the name looks like a path, and there is no model there.
     """
     from longlora.models.checkpoint import model_source
 
-    model_source(name)
+    if name is not None:
+        model_source(name)
     return name
+
+
+def existing_task_files(paths: list[Path] | None) -> list[Path] | None:
+    """Check that lm-eval's YAML files exist.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    from longlora.evaluation.harness_tasks import check_task_files
+
+    check_task_files(paths or ())
+    return paths
 
 
 def existing_texts(names: list[str] | None) -> list[str] | None:
@@ -106,9 +119,15 @@ BenchmarkLengths = Annotated[
 ]
 Evaluator = Annotated[
     str | None,
-    typer.Option(help="Model that chooses LongPPL's tokens, within its own context; default: the base, if known."),
+    typer.Option(
+        help="Model that chooses LongPPL's tokens, within its own context; default: the base, if known.",
+        callback=existing_model,
+    ),
 ]
-TaskFile = Annotated[list[Path] | None, typer.Option(help="Your own task, as an lm-eval YAML file; may be repeated.")]
+TaskFile = Annotated[
+    list[Path] | None,
+    typer.Option(help="Your own task, as an lm-eval YAML file; may be repeated.", callback=existing_task_files),
+]
 ReportFolder = Annotated[Path, typer.Option(help="Folder for report.html and report.md.")]
 
 Documents = Annotated[list[str], typer.Argument(help="PDF, EPUB, HTML, Markdown and text files, or folders of them.")]

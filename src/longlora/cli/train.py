@@ -175,15 +175,22 @@ def _check_model(name: str) -> None:
     """Check that a name can be a model's before asking the hub.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, or is an adapter's.
+        CheckpointError: it is a directory without a model.
     """
     import difflib
 
+    from longlora.models.checkpoint import training_source
     from longlora.planner import find_known_model, known_models
-    from longlora.recipes import recipe_names
+    from longlora.recipes import contained_recipe, recipe_names
     from longlora.tiny import TINY_MODEL
 
-    if "/" in name or Path(name).is_dir() or find_known_model(name) or name == TINY_MODEL:
+    directory = Path(name).expanduser()
+    if directory.is_dir() and name != TINY_MODEL:
+        if not (directory / "config.json").is_file() and (hint := contained_recipe(directory)):
+            raise ConfigError(f"{name} is a directory, but neither a recipe nor a model{hint}")
+        training_source(name)
+    if "/" in name or directory.is_dir() or find_known_model(name) or name == TINY_MODEL:
         return
     known = [*recipe_names(), *(model.name for model in known_models())]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from longlora.config.recipe import Recipe
 from longlora.config.sections import UnusableValueError
 from longlora.errors import ConfigError
-from longlora.recipes import find_recipe
+from longlora.recipes import contained_recipe, find_recipe
 from longlora.support.wording import short_repr, shortened
 
 _LONGEST_PROBLEM = 600  # characters in the message about one problem
@@ -61,10 +61,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = find_recipe(path)
     if path.is_dir():
-        hint = ""
-        if (path / "recipe.yaml").is_file():
-            hint = f"; it contains one: {path / 'recipe.yaml'}"
-        elif (path / "config.json").is_file():
+        hint = contained_recipe(path)
+        if not hint and (path / "config.json").is_file():
             hint = f"; this one is a model: `longlora init {path}` writes a recipe for it"
         raise ConfigError(
             f"{path} is a directory, but a recipe is a YAML file or one of the names that `longlora recipes` "

@@ -66,25 +66,24 @@ def run_harness(
     except ImportError as error:
         raise ConfigError(f"lm-evaluation-harness is not installed ({error}): pip install 'longlora[eval]'") from error
     options = options or HarnessOptions()
-    check_ruler(tasks, options.lengths, named_context(model_name))
+    context = named_context(model_name)
+    check_ruler(tasks, options.lengths, context)
     if not options.run_code and (runs := [task for task in tasks if task.startswith("longproc")]):
         raise ConfigError(f"{', '.join(runs)} runs model-written code on this machine: allow it with --run-code")
-    subject = load_subject(model_name, loading)
-    if any(parameter.is_meta for parameter in subject.model.parameters()):
-        raise ConfigError("lm-eval cannot run a partly offloaded model: use devices with more memory")
-    folder = Path(output)
-    # Tasks and lengths may be added later; any other change would invalidate the existing results.
-    settings = {name: value for name, value in vars(options).items() if name not in ("lengths", "run_code")}
-    settings["chat"] = uses_chat(subject.tokenizer, options.chat)
-    before = finished(Harness, folder, settings, subject.weights)
-    result = Harness(**subject.about(), settings=settings, tasks=before.tasks if before else {})
-    failures = []
+    folder, failures = Path(output), []
     with tempfile.TemporaryDirectory(prefix="longlora-tokenizer-") as tokenizer_path:
+        # Before the model is loaded, for wrong names end here.
+        calls = plan_calls(tasks, task_files, lengths=options.lengths, context=context, tokenizer_path=tokenizer_path)
+        subject = load_subject(model_name, loading)
+        if any(parameter.is_meta for parameter in subject.model.parameters()):
+            raise ConfigError("lm-eval cannot run a partly offloaded model: use devices with more memory")
         # Tasks that size their prompts take the path of a tokenizer, not a loaded one.
         subject.tokenizer.save_pretrained(tokenizer_path)
-        calls = plan_calls(
-            tasks, task_files, lengths=options.lengths, context=subject.context, tokenizer_path=tokenizer_path
-        )
+        # Tasks and lengths may be added later; any other change would invalidate the existing results.
+        settings = {name: value for name, value in vars(options).items() if name not in ("lengths", "run_code")}
+        settings["chat"] = uses_chat(subject.tokenizer, options.chat)
+        before = finished(Harness, folder, settings, subject.weights)
+        result = Harness(**subject.about(), settings=settings, tasks=before.tasks if before else {})
         model = _harness_model(subject, calls, options)
         for call in calls:
             if not _is_done(call, call.name, result):

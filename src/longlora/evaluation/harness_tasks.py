@@ -51,11 +51,8 @@ def plan_calls(
     Raises:
         ConfigError: a task or file is unknown, or a task does not offer a requested length.
     """
-    calls = []
-    for path in (Path(path).expanduser() for path in task_files):
-        if not path.is_file() or path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"--task-file must be an lm-eval YAML file, and {path} is not one")
-        calls.append(Call(name=path.stem, spec=str(path), manager=_manager({}), single=False))
+    files = check_task_files(task_files)
+    calls = [Call(name=path.stem, spec=str(path), manager=_manager({}), single=False) for path in files]
     if not tasks and not calls:
         raise ConfigError("name tasks with --tasks, or your own file with --task-file")
     if not tasks:
@@ -78,6 +75,19 @@ def plan_calls(
     for size in _babilong_sizes(lengths, context) if babilong else []:
         calls += at_length(babilong, f"{size}k", f"{size}k", 1024 * size)
     return calls + [Call(name=name, spec=name, manager=known) for name in names if name not in (*ruler, *babilong)]
+
+
+def check_task_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the paths of a user's own tasks.
+
+    Raises:
+        ConfigError: one is not a YAML file.
+    """
+    files = [Path(path).expanduser() for path in paths]
+    for path in files:
+        if not path.is_file() or path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"--task-file must be an lm-eval YAML file, and {path} is not one")
+    return files
 
 
 def _manager(metadata: dict[str, Any], *, defaults: bool = False, folder: Path | None = None) -> Any:

@@ -160,6 +160,15 @@ class Architecture:
         """The number of all parameters, counting tied ones once."""
         return sum(self.parameters)
 
+    @property
+    def linear_names(self) -> tuple[str, ...]:
+        """The last parts of the names of the linear layers, without the output layer, `lm_head`."""
+        fused = self.family.fused
+        attention = ("qkv_proj", "o_proj") if fused else ("q_proj", "k_proj", "v_proj", "o_proj")
+        mlp = ("gate_up_proj", "down_proj") if fused else ("gate_proj", "up_proj", "down_proj")
+        vision = ("out_proj", "fc1", "fc2") if self.vision_parameters else ()
+        return (*attention, *(() if self.num_experts else mlp), *vision)
+
     def attention_linears(self) -> list[tuple[int, int]]:
         """Return the input and output widths of each projection in one layer's attention."""
         hidden, query, kv = self.hidden_size, self.query_size, self.kv_size

@@ -1,15 +1,35 @@
 """A training run in plain values: everything that memory and time depend on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from longlora.errors import ConfigError
 from longlora.planner.architecture import Architecture
+from longlora.rope import extended_parameters
 from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Tuning
 
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 """`adamw`: torch's fused AdamW. `adamw_foreach`: torch's earlier implementation. `adamw_8bit`: bitsandbytes' AdamW with
 8-bit state. `paged_adamw_8bit`: the same, with the state in host memory."""
+
+
+_FOLLOWS_THE_LONGEST_DOCUMENT = ("dynamic", "longrope")
+
+
+def check_position_split(sequence_parallel_size: int, rope_parameters: Mapping[str, Any]) -> None:
+    """Check that a model's positions do not depend on the whole row, which several processes share.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if sequence_parallel_size == 1:
+        return
+    if (kind := extended_parameters(rope_parameters).get("rope_type")) in _FOLLOWS_THE_LONGEST_DOCUMENT:
+        raise ConfigError(
+            f"sequence_parallel_size={sequence_parallel_size}: rope_type={kind} depends on the longest document; use "
+            "yarn, or train it with each row in one process"
+        )
 
 
 def check_head_split(sequence_parallel_size: int, num_heads: int, num_kv_heads: int) -> None:

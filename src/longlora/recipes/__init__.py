@@ -39,6 +39,12 @@ def find_recipe(name_or_path: str | Path) -> Path:
     return shipped
 
 
+def contained_recipe(directory: Path) -> str:
+    """Return the end of a message about a directory in a recipe's place: where in it a recipe is; empty if none."""
+    inside = directory / "recipe.yaml"
+    return f"; it contains one: {inside}" if inside.is_file() else ""
+
+
 def describe_recipe(name: str) -> str:
     """Return the one-line description of a bundled recipe, from its first line."""
     first = find_recipe(name).read_text(encoding="utf-8").partition("\n")[0]

@@ -66,7 +66,7 @@ def serve(
         engine: server to use; "auto" is vLLM if it is installed.
         name: model name for clients; by default the folder's name.
         api_key: key that clients must send; empty for none.
-        allowed_hosts: host names that requests may use, in addition to the machine's own.
+        allowed_hosts: host names that requests may use, in addition to the machine's own; vLLM checks none.
         ready: called once, when the server is ready, with a line that describes it.
 
     Raises:
@@ -76,6 +76,8 @@ def serve(
     chosen = choose_engine(engine)
     if host not in LOCAL and not api_key:
         logger.warning("listening on %s: whoever reaches port %s can use the model; consider --api-key", host, port)
+    if chosen == "vllm" and allowed_hosts:
+        logger.warning("vLLM does not check host names: --allow-host has no effect")
     reached, patience = _EVERYWHERE.get(host, host), _PATIENCE[chosen]
     url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as served:

@@ -17,7 +17,8 @@ from trl import SFTConfig
 
 from longlora.distributed import wait_for_everyone
 from longlora.errors import CheckpointError
-from longlora.models.checkpoint import Extension, write_extension
+from longlora.merge import write_adapter_card
+from longlora.models.checkpoint import Extension, is_adapter, write_extension
 from longlora.models.load import TrainingModel
 from longlora.support.choices import Strategy
 from longlora.support.digests import seal
@@ -53,6 +54,8 @@ class SealCheckpoints(TrainerCallback):
 def finish_checkpoint(checkpoint: Path, extension: Extension) -> None:
     """Write what makes a checkpoint an adapter or model in its own right, and seal it."""
     write_extension(checkpoint, extension)
+    if is_adapter(checkpoint):
+        write_adapter_card(checkpoint, extension)
     seal(checkpoint)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import training_source
-from longlora.planner import PlannedRun, find_architecture
+from longlora.planner import Architecture, PlannedRun, find_architecture
+from longlora.planner.job import check_position_split
 from longlora.rope import extend_rope, present_context
 from longlora.support.choices import Strategy
 from longlora.support.locate import locate
@@ -43,7 +44,8 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
 
     Raises:
         ConfigError: the model's architecture or the optimizer's memory is unknown, S²-Attn reaches no layer of the
-            model, its heads cannot be divided, or its positions cannot be extended as the recipe asks.
+            model, its heads or positions cannot be divided, its positions cannot be extended as the recipe asks, or it
+            has no layer of a name in `lora.target_modules`.
     """
     if recipe.optim not in _PLANNED_OPTIMIZERS:
         raise ConfigError(
@@ -52,6 +54,7 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
     targets = recipe.lora.target_modules
     training_source(recipe.model_name_or_path)
     architecture = find_architecture(recipe.model_name_or_path)
+    _check_targets(recipe, architecture)
     if recipe.attention.pattern == "s2" and architecture.num_sliding_layers == architecture.num_layers:
         raise ConfigError(
             f"each layer of {architecture.name} has its own window ({architecture.sliding_window:,} tokens), so "
@@ -60,7 +63,7 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         )
     positions, reach = architecture.rope_parameters, architecture.max_position_embeddings
     if not recipe.keeps_positions(present_context(positions, reach)):  # fails now if they cannot be extended
-        extend_rope(
+        positions = extend_rope(
             positions,
             max_position_embeddings=reach,
             context_length=recipe.context_length,
@@ -68,7 +71,8 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
             rope_type=recipe.rope.rope_type,
             base_context=recipe.rope.base_context,
             options=recipe.rope.options,
-        )
+        ).rope_parameters
+    check_position_split(recipe.sequence_parallel_size, positions)
     return PlannedRun(
         architecture=architecture,
         context_length=recipe.context_length,
@@ -98,3 +102,20 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
         sequence_parallel_size=recipe.sequence_parallel_size,
         strategy=strategy,
     )
+
+
+def _check_targets(recipe: Recipe, architecture: Architecture) -> None:
+    """Check the last part of each name of a layer in `lora.target_modules`."""
+    targets, known = recipe.lora.target_modules, architecture.linear_names
+    if recipe.tuning == "full" or isinstance(targets, str):
+        return
+    for last in (name.rpartition(".")[2] for name in targets):
+        if last == "lm_head":
+            raise ConfigError(
+                f"lora.target_modules: {last!r} is the output layer, which takes no low-rank update; leave it out"
+            )
+        if last not in known:
+            raise ConfigError(
+                f"lora.target_modules: {last!r} names no linear layer of {architecture.name}; its linear layers are "
+                f"{', '.join(known)}"
+            )

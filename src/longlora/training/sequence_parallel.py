@@ -23,9 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from longlora.data.encode import IGNORED
 from longlora.errors import ConfigError
-from longlora.planner.job import check_head_split
-
-_FOLLOWS_THE_LONGEST_DOCUMENT = ("dynamic", "longrope")
+from longlora.planner.job import check_head_split, check_position_split
 
 
 class SequenceParallel:
@@ -140,8 +138,7 @@ def check_divisible(model: PreTrainedModel, size: int) -> None:
         raise ConfigError(f"{asked}: the attention of {config.model_type} cannot be divided; {remedy}")
     if mixing := next((name for name, module in model.named_modules() if isinstance(module, nn.Conv1d)), None):
         raise ConfigError(f"{asked}: {mixing} of {config.model_type} mixes tokens outside attention; {remedy}")
-    if (kind := config.rope_parameters.get("rope_type")) in _FOLLOWS_THE_LONGEST_DOCUMENT:
-        raise ConfigError(f"{asked}: rope_type={kind} depends on the longest document; use yarn, or {remedy}")
+    check_position_split(size, config.rope_parameters)
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     check_head_split(size, heads, kv_heads)
