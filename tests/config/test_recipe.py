@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import get_scheduler
 
 from longlora.config import Recipe, dump_recipe, load_recipe, parse_recipe
@@ -34,6 +35,17 @@ def test_overrides_reach_sections_and_create_them(tmp_path: Path) -> None:
     assert recipe.attention.dense_finish == 0.25
     assert recipe.learning_rate == 1e-4
     assert recipe.data.source == ("x", "y")
+
+
+@pytest.mark.parametrize("written", ["max_steps", "num_train_epochs"])
+def test_an_override_replaces_the_other_length_of_a_run(tmp_path: Path, written: str) -> None:
+    override = "max_steps" if written == "num_train_epochs" else "num_train_epochs"
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, written: 3}))
+    recipe = load_recipe(path, [f"{override}=2"])
+    assert recipe.model_dump(include={"max_steps", "num_train_epochs"}, exclude_unset=True) == {override: 2}
+    with pytest.raises(ConfigError, match="max_steps=4 and num_train_epochs=2: give one"):
+        load_recipe(path, ["num_train_epochs=2", "max_steps=4"])
 
 
 def test_group_size_and_the_first_dense_step() -> None:

@@ -121,9 +121,16 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
     """Apply `section.key=value` overrides to a mapping of recipe keys, in place; values are YAML.
 
+    `max_steps` and `num_train_epochs` replace one another.
+
     Raises:
         ConfigError: an override has another form, or its value is not valid YAML.
     """
+    overrides = list(overrides)
+    lengths = {"max_steps", "num_train_epochs"}
+    if given := lengths & {override.partition("=")[0] for override in overrides}:
+        for name in lengths - given:
+            values.pop(name, None)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

@@ -138,7 +138,7 @@ def _first_values(
         "data": {"kind": "sft"} if is_sft else {},
         "attention": {} if chosen.get("attention.pattern") == "full" else attention,
         "rope": positions,
-        **({} if {"max_steps", "num_train_epochs"} & chosen.keys() else duration),
+        **duration,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": 1e-5 if large else 2e-5,
         "hardware": {"gpus": gpus, "memory_gib": hardware.memory_gib},
