@@ -31,7 +31,8 @@ def main() -> None:
     longlora.extend_positions(config, context_length=options.context_length, rope_type="yarn")
 
     model = AutoModelForCausalLM.from_pretrained(options.model, config=config, attn_implementation="s2")
-    longlora.set_group_size(model, options.context_length // 4, shift=False, full_attention_interval=6)
+    interval = min(6, config.num_hidden_layers)
+    longlora.set_group_size(model, options.context_length // 4, shift=False, full_attention_interval=interval)
 
     rows = read_rows(options.text, options.model, options.context_length)
     num_held_out = max(1, len(rows) // 10)

@@ -29,7 +29,8 @@ def main() -> None:
     # A model that is already loaded can be switched too.
     model = AutoModelForCausalLM.from_pretrained(options.model, config=config)
     model.set_attn_implementation("s2")
-    longlora.set_group_size(model, options.context_length // 4, shift=False, full_attention_interval=6)
+    interval = min(6, config.num_hidden_layers)
+    longlora.set_group_size(model, options.context_length // 4, shift=False, full_attention_interval=interval)
 
     texts = load_dataset("text", data_dir=str(options.folder), sample_by="document", split="train")
     trainer = SFTTrainer(
