@@ -64,6 +64,7 @@ FEWER_OF_MORE = (60,)
 RATE = 1e-3
 RATES = (3e-4, 3e-3)  # the other rates: each arm is judged at the best of three
 DECIDING = ("full", "S²", "S², last 40 % dense", "S², every third layer dense", "S², one layer of six dense")
+DECIDING += ("no shift, one layer of six dense",)
 DECIDING += ("rows of g, last 40 % dense",)
 OTHER_POSITIONS = ("linear", "theta", "llama3", "dynamic")
 SEEDS = 5

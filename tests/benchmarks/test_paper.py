@@ -45,6 +45,7 @@ def test_the_page_says_what_the_rows_say(load) -> None:
 
 
 SIX = {"arm": "S², one layer of six dense", "steps": 40}
+UNSHIFTED = {"arm": "no shift, one layer of six dense", "steps": 40}
 FINISH = {"arm": "S², last 40 % dense", "steps": 40}
 
 
@@ -57,6 +58,10 @@ FINISH = {"arm": "S², last 40 % dense", "steps": 40}
         (SIX, {"arm": "S², every third layer dense", "steps": 40}, "0.001 ± 0.001"),
         (SIX, {"arm": "S², first 40 % dense", "steps": 40}, "0.002 ± 0.002"),
         (SIX, {"arm": "rows of g, last 40 % dense", "steps": 40}, "0.007 ± 0.011"),
+        (UNSHIFTED, SIX, "0.0025 ± 0.0021"),
+        (UNSHIFTED, {"arm": "full", "steps": 20}, "0.022 ± 0.015"),
+        (UNSHIFTED, {"arm": "full", "steps": 30}, "0.002 ± 0.008"),
+        (UNSHIFTED, {"arm": "full", "steps": 40}, "(0.0085 ± 0.0040"),
         (FINISH, {"arm": "full", "steps": 30}, "0.024 ± 0.006"),
         (FINISH, {"arm": "full", "steps": 20}, "+0.004 ± 0.012"),
     ],
