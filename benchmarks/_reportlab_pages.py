@@ -186,15 +186,19 @@ class ArticlePrinter:
         canvas.setLineWidth(0.4)
         canvas.line(place.left, y + NOTE_LEADING, place.left + 60, y + NOTE_LEADING)
         for line in place.notes:
+            text = canvas.beginText(place.left, y)
+            text.setWordSpace(0)  # the stretch of the column's last line would push the note into the gutter
             mark, _, rest = line.partition(" ")
             if mark.isdigit() and int(mark) <= self.num_notes:
-                canvas.setFont(REGULAR, 5)
-                canvas.drawString(place.left, y + 3, mark)
-                canvas.setFont(REGULAR, NOTE_SIZE)
-                canvas.drawString(place.left + 5, y, rest)
-            else:
-                canvas.setFont(REGULAR, NOTE_SIZE)
-                canvas.drawString(place.left, y, line)
+                text.setFont(REGULAR, 5)
+                text.setRise(3)
+                text.textOut(mark)
+                text.setRise(0)
+                text.setTextOrigin(place.left + 5, y)
+                line = rest
+            text.setFont(REGULAR, NOTE_SIZE)
+            text.textOut(line)
+            canvas.drawText(text)
             y -= NOTE_LEADING
 
     def _finish_page(self) -> None:
