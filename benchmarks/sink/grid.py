@@ -41,7 +41,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BEFORE = ["full", "rows", "rows sink4", "s2", "s2 sink1", "s2 sink4", "s2 sink16", "no shift sink1"]
 BEFORE += ["s2 full3", "s2 sink1 full3", "s2 sink1 full6"]
 TRAINED = ["full", "s2", "s2 sink1", "s2 sink4", "rows", "no shift sink1", "s2 sink1 full3", "s2 sink1 full6"]
-TRAINED += ["s2 sink1 finish20"]
+TRAINED += ["s2 sink1 finish20", "rows full6"]
 TUNINGS = ["lora", "lora+"]
 
 

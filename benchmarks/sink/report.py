@@ -32,6 +32,7 @@ NAMES = {
     "s2 full3": "S², every third layer full",
     "s2 sink1 full3": "S², 1 sink token, every third layer full",
     "s2 sink1 full6": "S², 1 sink token, one layer of six full",
+    "rows full6": "no shift, one layer of six full",
     "s2 sink1 finish20": "S², 1 sink token, the last fifth of the steps full",
 }
 
@@ -94,9 +95,12 @@ def trained_table(rows: Sequence[Row]) -> str:
         for row in rows:
             if row["tuning"] == tuning:
                 by_pattern[row["pattern"]].append(row)
-        whole_gain = untrained["full"] - _mean(by_pattern.get("full", []), "loss_full_attention")
+        full = {run["seed"]: run["loss_full_attention"] for run in by_pattern.get("full", [])}
         for pattern, runs in by_pattern.items():
-            loss = _mean(runs, "loss_full_attention")
+            loss = statistics.mean(run["loss_full_attention"] for run in runs)
+            same_seeds = [run for run in runs if run["seed"] in full]
+            gain = sum(untrained["full"] - run["loss_full_attention"] for run in same_seeds)
+            whole_gain = sum(untrained["full"] - full[run["seed"]] for run in same_seeds)
             spread = statistics.stdev(run["loss_full_attention"] for run in runs) if len(runs) > 1 else 0.0
             own = [statistics.mean(run["loss_own_pattern"][end] for run in runs) for end in (0, 1)]
             lines.append(
@@ -104,7 +108,7 @@ def trained_table(rows: Sequence[Row]) -> str:
                     "LoRA+" if tuning == "lora+" else "LoRA",
                     NAMES[pattern],
                     f"{loss:.4f} ± {spread:.4f}" if len(runs) > 1 else f"{loss:.4f}",
-                    f"{(untrained['full'] - loss) / whole_gain:.0%}",
+                    f"{gain / whole_gain:.0%}",
                     f"{own[0]:.3f} → {own[1]:.3f}",
                     f"{statistics.mean(run['gradient_norms'][0] for run in runs):.1f}",
                     f"{statistics.mean(run['passkey'] for run in runs):.0%}",
@@ -113,10 +117,6 @@ def trained_table(rows: Sequence[Row]) -> str:
             )
     header = ["tuning", "trained under", "loss", "of full's gain", "own pattern", "first gradient", "passkey", "seeds"]
     return f"Full attention before training: {untrained['full']:.4f}.\n\n" + markdown_table(header, lines)
-
-
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return statistics.mean(row[key] for row in rows) if rows else float("nan")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

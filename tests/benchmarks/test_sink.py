@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +55,20 @@ def test_the_page_says_what_the_rows_say(load) -> None:
     for pattern, share in (("s2 sink1 full6", "84 %"), ("s2 sink1 full3", "90 %"), ("s2 sink1", "75 %")):
         gone = (on_cpu["s2"] - on_cpu[pattern]) / (on_cpu["s2"] - on_cpu["full"])
         assert f"{gone:.0%}".replace("%", " %") == share and share in page
+
+
+def test_the_text_says_what_leaving_the_shift_out_is_worth(load) -> None:
+    report = load("report")
+    losses = {
+        (row["pattern"], row["seed"]): row["loss_full_attention"]
+        for row in report.read_rows()
+        if (row["kind"], row["card"], row["dtype"]) == ("train", "cpu", "bfloat16")
+    }
+    gained = [losses["s2 sink1 full6", seed] - losses["rows full6", seed] for seed in range(3)]
+    half_width = 4.303 * statistics.stdev(gained) / math.sqrt(3)  # of the 95 % interval, by Student's t
+    text = f"{statistics.mean(gained):.4f} ± {half_width:.4f}"
+    for page in ("sink.md", "log.md", "decisions/0016-unshifted-groups.md"):
+        assert text in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
