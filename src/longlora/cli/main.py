@@ -193,10 +193,14 @@ def _every_interrupt() -> Iterator[None]:
     report = sys.unraisablehook
 
     def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
-        if unraisable.exc_type is KeyboardInterrupt:
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()  # now it would be dropped again
-        else:
-            report(unraisable)
+        if unraisable.exc_type is not KeyboardInterrupt:
+            return report(unraisable)
+        while True:
+            try:
+                # Later: inside this hook it would be dropped again, as if the thread starts late on a busy machine.
+                return threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            except KeyboardInterrupt:
+                continue
 
     sys.unraisablehook = repeat
     try:
