@@ -79,7 +79,7 @@ def write_report(result: DemoResult, output: Path) -> None:
         console.print(table)
     console.print(verdict, markup=False)
     console.print(f"\nreport: {output / 'report.md'}   picture: {output / 'perplexity.png'}\n")
-    console.print("Next, on your own model (after `. .venv/bin/activate`, if `make` installed longlora):")
+    console.print("Next, on your own model (`make` installs into .venv: activate it first):")
     for command in commands:
         console.print(f"  {command}", soft_wrap=True)
 
