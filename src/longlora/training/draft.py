@@ -150,7 +150,7 @@ def _first_values(
         "data.source": "conversations (docs/finetuning.md)" + "; the model already has this context" * (not positions)
         if is_sft
         else "documents longer than the old context: books, papers, code",
-        "attention.shift": "all heads have the same groups (docs/sink.md); the paper shifts those of half of them",
+        "attention.shift": "all heads have the same groups (docs/sink.md); the paper shifts half of them",
         "attention.sink_tokens": "every group sees its document's first token (docs/sink.md); the paper has 0",
         "attention.full_attention_interval": f"one layer in {interval}"
         + " without a window" * bool(architecture.num_sliding_layers)
