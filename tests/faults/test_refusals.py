@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -355,59 +354,6 @@ def test_an_error_without_a_name_is_of_memory_where_none_is_left(
     with pytest.raises(SystemError if is_left else SystemExit) as end:
         cli.main()
     assert is_left or end.value.code == 2
-
-
-def test_an_interrupt_inside_a_finalizer_is_not_lost(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Dies:
-        def __del__(self) -> None:
-            raise KeyboardInterrupt
-
-    def work() -> None:
-        Dies()
-        time.sleep(10)
-
-    before = sys.unraisablehook
-    monkeypatch.setattr(cli, "app", work)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            cli.main()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert sys.unraisablehook is before
-    assert "Exception ignored" not in capsys.readouterr().err
-
-
-def test_an_interrupt_while_its_repetition_is_prepared_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine the timer's thread may start so late that its signal finds the hook still waiting for it."""
-    starts: list[float] = []
-
-    class Late(threading.Timer):
-        def start(self) -> None:
-            starts.append(time.monotonic())
-            super().start()
-            if len(starts) == 1:
-                time.sleep(1)
-
-    class Dies:
-        def __del__(self) -> None:
-            raise KeyboardInterrupt
-
-    def work() -> None:
-        Dies()
-        time.sleep(10)
-
-    monkeypatch.setattr(cli, "app", work)
-    monkeypatch.setattr(threading, "Timer", Late)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            cli.main()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert len(starts) == 2
 
 
 # --- credentials ---
