@@ -1,4 +1,4 @@
-"""Print the tables of docs/engines.md on sequence parallelism, and draw its picture; everything is calculated.
+"""Print the tables of docs/strategies.md on sequence parallelism, and draw its picture; everything is calculated.
 
 python benchmarks/_sequence_parallel.py        # prints the tables, draws docs/sequence-parallel.png
 """

@@ -192,7 +192,7 @@ class Processes:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def joined_processes() -> Iterator[Processes]:
     """Join the `WORLD_SIZE` processes of an evaluation within the block.
 
     They only wait for one another, so gloo is sufficient on every device. Each has its own model, on the GPU with index

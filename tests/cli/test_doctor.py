@@ -120,7 +120,7 @@ def test_the_kernel_of_a_card(monkeypatch: pytest.MonkeyPatch, capability: tuple
     for name, function in card.items():
         monkeypatch.setattr(torch.cuda, name, function)
     first = next(doctor.devices())
-    assert first == doctor.Finding("cuda:0", f"NVIDIA H100, 70.0 of 80.0 GiB free; S²-Attn by {kernel}")
+    assert first == doctor.DoctorLine("cuda:0", f"NVIDIA H100, 70.0 of 80.0 GiB free; S²-Attn by {kernel}")
 
 
 def test_from_a_folder_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from longlora.errors import ConfigError, DataError
 from longlora.evaluation import harness_tasks, subject
 from longlora.evaluation.harness import HarnessOptions, run_harness
 from longlora.evaluation.harness_tasks import SHORT_TASKS, check_ruler, plan_calls
-from longlora.evaluation.results import Harness, read_lm_eval, read_metrics
+from longlora.evaluation.results import Harness, harness_metrics, read_lm_eval
 from longlora.models.load import load_for_inference
 from longlora.models.lora import add_adapter
 from longlora.tiny import tiny_model_directory
@@ -276,7 +276,7 @@ def test_metrics_are_read_with_their_errors() -> None:
         "8192,none": -1,
         "broken,none": math.nan,
     }
-    assert read_metrics(results) == {
+    assert harness_metrics(results) == {
         "acc": {"value": 0.5, "standard_error": 0.1},
         "f1 (strict)": {"value": 1.0, "standard_error": None},
         "4096": {"value": 0.25, "standard_error": None},

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from longlora.evaluation import key_tokens
 from longlora.evaluation.key_tokens import choose_key_tokens, find_key_tokens, ladder, long_perplexity
 from longlora.evaluation.subject import Subject
-from longlora.evaluation.texts import Material, Texts
+from longlora.evaluation.texts import ModelAndTexts, Texts
 
 CONTEXTS, LENGTH, LONGEST, STRIDE = [8, 16, 32], 40, 48, 4
 
@@ -25,9 +25,9 @@ def nats(model: LlamaForCausalLM, tokens: list[int]) -> float:
     return -torch.log_softmax(logits.double(), dim=-1)[tokens[-1]].item()
 
 
-def material_of(model: LlamaForCausalLM, name: str, document: list[int]) -> Material:
+def material_of(model: LlamaForCausalLM, name: str, document: list[int]) -> ModelAndTexts:
     subject = Subject(name=name, model=model, tokenizer=None)  # type: ignore[arg-type]
-    return Material(subject=subject, texts=Texts(["d"]), documents=[np.array(document)])
+    return ModelAndTexts(subject=subject, texts=Texts(["d"]), documents=[np.array(document)])
 
 
 def test_it_equals_a_naive_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

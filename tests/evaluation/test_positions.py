@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.evaluation.drawing import result_table, write_result
 from longlora.evaluation.perplexity import loss_by_position
-from longlora.evaluation.text_results import PositionLoss, Positions, reading_stops_at
+from longlora.evaluation.text_results import LossByPosition, PositionLoss, reading_stops_at
 
 HEADER = 8
 
@@ -153,7 +153,7 @@ def test_nan(documents: list[tuple[int, ...]]) -> None:
 
 def test_the_report(tmp_path: Path) -> None:
     curve = [bucket(1, 5.0), bucket(11, 2.0), bucket(21, 4.0, math.nan), bucket(31, 4.5)]
-    result = Positions(model="m", length=41, context=20, num_windows=3, curve=curve, provenance={"date": "d"})
+    result = LossByPosition(model="m", length=41, context=20, num_windows=3, curve=curve, provenance={"date": "d"})
     assert result.verdict == (
         "the loss is lowest, 2.000, after 11 to 20 tokens, and from 31 tokens on stays above that by more than two "
         "standard errors"

@@ -12,8 +12,8 @@ from longlora.evaluation.perplexity import perplexity_of
 from longlora.evaluation.results import (
     RESULT_FILES,
     Harness,
+    LossByPosition,
     PerplexityByLength,
-    Positions,
     Result,
     Retrieval,
     SuiteRecord,
@@ -187,7 +187,7 @@ def test_what_a_report_asks_of_them(tmp_path: Path) -> None:
     assert (length, value.num_tokens) == (512, 511)
     assert math.isnan(value.perplexity) and math.isnan(value.standard_error)
     positions = read(tmp_path, "positions.json")
-    assert isinstance(positions, Positions) and len(positions.curve) == 1
+    assert isinstance(positions, LossByPosition) and len(positions.curve) == 1
     assert positions.curve[0].loss == 2.5 and math.isnan(positions.curve[0].standard_error)
     harness = read(tmp_path, "harness.json")
     assert isinstance(harness, Harness) and harness.scores == [("piqa", "acc", 0.5, None, 4)]
@@ -213,7 +213,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_curve_has_at_least_one_point() -> None:
     with pytest.raises(ValueError, match="curve"):
-        Positions(model="m", length=8, num_windows=1, curve=list[PositionLoss]())
+        LossByPosition(model="m", length=8, num_windows=1, curve=list[PositionLoss]())
 
 
 def by_length(*losses: list[float]) -> PerplexityByLength:

@@ -16,7 +16,7 @@ from longlora.evaluation.results import ShortContext
 from longlora.evaluation.scoring import token_digest
 from longlora.evaluation.short_context import Losses, compare_losses, window_losses
 from longlora.evaluation.subject import Subject, base_of, named_context
-from longlora.evaluation.texts import Material, Texts
+from longlora.evaluation.texts import ModelAndTexts, Texts
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -28,7 +28,7 @@ def compare(base: np.ndarray, losses: np.ndarray) -> ShortContext:
 
 def losses_of(model: LlamaForCausalLM, documents: list[tuple[int, ...]], **options: Any) -> np.ndarray:
     subject = Subject(name="m", model=model, tokenizer=None)  # type: ignore[arg-type]
-    material = Material(subject=subject, texts=Texts(["d"]), documents=[np.array(ids) for ids in documents])
+    material = ModelAndTexts(subject=subject, texts=Texts(["d"]), documents=[np.array(ids) for ids in documents])
     return window_losses(material, stride=4, **options).losses
 
 

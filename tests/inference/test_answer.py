@@ -2,20 +2,20 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from longlora.inference.answer import Answer
+from longlora.inference.answer import StreamedAnswer
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
 from longlora.inference.reading import Memory, shared_prefix
 
 
 def answer_to(
     chat_model: ChatModel, text: str, memory: Memory, settings: ChatSettings | None = None, *, length: int = 12
-) -> Answer:
+) -> StreamedAnswer:
     settings = settings or ChatSettings()
     prompt = chat_model.tokens(text)
-    return Answer(chat_model, prompt, memory, settings, max_new_tokens=length)
+    return StreamedAnswer(chat_model, prompt, memory, settings, max_new_tokens=length)
 
 
-def whole(answer: Answer) -> str:
+def whole(answer: StreamedAnswer) -> str:
     assert "".join(answer) == answer.text
     return answer.text
 
@@ -99,7 +99,7 @@ def test_reading_can_be_stopped_between_two_pieces(chat_model: ChatModel, monkey
         if done >= 16:
             answer.stopping.set()
 
-    answer = Answer(
+    answer = StreamedAnswer(
         chat_model,
         chat_model.tokens("x" * 50),
         memory,

@@ -6,7 +6,7 @@ import pytest
 from transformers import DynamicCache
 
 from longlora.errors import ConfigError, DataError
-from longlora.inference.answer import Answer
+from longlora.inference.answer import StreamedAnswer
 from longlora.inference.chat_model import ChatModel, ChatSettings, load_chat_model
 from longlora.inference.conversation import Chat
 from longlora.inference.streaming_cache import StreamingCache
@@ -23,14 +23,14 @@ def start(chat_model: ChatModel, **settings: object) -> Chat:
     return Chat(chat_model, chosen)
 
 
-def say(conversation: Chat, question: str) -> Answer:
+def say(conversation: Chat, question: str) -> StreamedAnswer:
     answer, _ = conversation.ask(question)
     list(answer)
     conversation.finish(question, answer)
     return answer
 
 
-def prompt_text(chat_model: ChatModel, answer: Answer) -> str:
+def prompt_text(chat_model: ChatModel, answer: StreamedAnswer) -> str:
     return chat_model.tokenizer.decode(answer.prompt)
 
 

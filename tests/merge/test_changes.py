@@ -8,7 +8,7 @@ from peft import IA3Config, LoraConfig
 from tests.merge.adapters import SIZES
 from transformers import AutoConfig, PreTrainedConfig
 
-from longlora.merge.changes import Change, ShardMergeUnsupported, find_changes
+from longlora.merge.changes import ShardMergeUnsupported, WeightChange, find_changes
 
 LLAMA = {"num_key_value_heads": 2, **SIZES}
 Q_PROJ = ["base_model.model.model.layers.1.self_attn.q_proj." + part for part in ("lora_A.weight", "lora_B.weight")]
@@ -24,10 +24,10 @@ def lora(**values: Any) -> LoraConfig:
 
 def test_low_rank_updates_and_whole_modules() -> None:
     changes = find_changes(llama(), lora(modules_to_save=["norm"]), [*Q_PROJ, *NORMS])
-    assert changes.by_weight["model.layers.1.self_attn.q_proj.weight"] == Change(
+    assert changes.by_weight["model.layers.1.self_attn.q_proj.weight"] == WeightChange(
         tensors=(Q_PROJ[0], Q_PROJ[1]), scaling=1.5, transposed=False
     )
-    assert changes.by_weight["model.norm.weight"] == Change(tensors=("base_model.model.model.norm.weight",))
+    assert changes.by_weight["model.norm.weight"] == WeightChange(tensors=("base_model.model.model.norm.weight",))
     assert len(changes.by_weight) == 1 + len(NORMS)
     assert type(changes.model.model).__name__ == "LlamaForCausalLM"
     assert (changes.tied_output, changes.unties) == (None, False)
@@ -78,7 +78,7 @@ def test_embeddings_that_are_kept_tied_are_found_under_either_name(kept: str) ->
     part = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}[kept]
     adapter = lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True)
     changes = find_changes(llama(tie_word_embeddings=True), adapter, [*Q_PROJ, f"base_model.model.{part}"])
-    whole = Change(tensors=(f"base_model.model.{part}",))
+    whole = WeightChange(tensors=(f"base_model.model.{part}",))
     assert changes.by_weight["model.embed_tokens.weight"] == changes.by_weight["lm_head.weight"] == whole
     assert changes.tied_output == "lm_head.weight" and not changes.unties
 

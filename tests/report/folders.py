@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from longlora.evaluation.questions import FinishedTrial, RetrievalTest, trial_grid
-from longlora.evaluation.results import Harness, PerplexityByLength, Positions, SuiteRecord
+from longlora.evaluation.results import Harness, LossByPosition, PerplexityByLength, SuiteRecord
 from longlora.evaluation.retrieval import summarise
 from longlora.evaluation.short_context import Losses, compare_losses
 from longlora.evaluation.text_results import Perplexity, PositionLoss
@@ -107,7 +107,7 @@ def write_curves(folder: Path, model: str, *, level: float, rises_after: int, co
         )
         for index in range(context // 256)
     ]
-    curve = Positions(
+    curve = LossByPosition(
         model=model, length=context, context=context, num_windows=12, curve=buckets, provenance=PROVENANCE
     )
     curve.write(folder / "positions")  # without its picture

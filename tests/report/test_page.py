@@ -19,7 +19,7 @@ from tests.report.folders import (
 )
 
 from longlora.cli import main as cli
-from longlora.report.blocks import Cell, Chart, Code, Level, Point, Report, Section, Series, Table
+from longlora.report.blocks import Cell, Chart, Code, Level, Point, Report, ReportSection, Series, Table
 from longlora.report.charts import HEIGHT, WIDTH, line_chart, round_ticks
 from longlora.report.write import render_markdown, render_page, write_report
 
@@ -236,7 +236,7 @@ def test_ticks_are_round_and_few() -> None:
 
 def test_markdown_has_the_same_numbers_and_a_fence_that_holds() -> None:
     table = Table(caption="c_d", header=["model", "1"], rows=[[Cell(text="a|b"), Cell(text="3 %")]])
-    section = Section(anchor="a", title="T", blocks=[table, Code(caption="run", text="echo ```")])
+    section = ReportSection(anchor="a", title="T", blocks=[table, Code(caption="run", text="echo ```")])
     report = Report(title="t", lead=["l"], sections=[section], date="d")
     text = render_markdown(report)
     assert "| a\\|b | 3 % |" in text and "````sh\necho ```\n````" in text

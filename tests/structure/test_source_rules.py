@@ -1,6 +1,7 @@
 """Source rules that no linter checks: short files and functions, everything documented, annotated and named alike."""
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def _is_bool_progress(argument: ast.arg) -> bool:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_source_keeps_the_rules(path: Path) -> None:
     assert list(violations(path.read_text(encoding="utf-8"))) == []
+
+
+def test_no_two_classes_share_a_name() -> None:
+    homes = defaultdict[str, list[str]](list)
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(path.relative_to(REPOSITORY).as_posix())
+    assert len(homes) > 100
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def build(
     out: Annotated[Path, typer.Option("--out", help="Folder for all files; the same command resumes.")],
     tokenizer: Tokenizer,
     context: RowLength,
-    asking: make_qa.Asking,
+    asking: make_qa.QAOptions,
     kind: DocumentKind = "auto",
     short: Annotated[str | None, typer.Option(help="Short conversations to mix in.")] = None,
     ratio: Ratio = "9:3",

@@ -45,7 +45,7 @@ _WRITTEN_BYTES = 2**26
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorLine:
     """One line of the report."""
 
     name: str
@@ -91,20 +91,22 @@ def doctor(
         raise typer.Exit(1)
 
 
-def versions() -> Iterator[Finding]:
+def versions() -> Iterator[DoctorLine]:
     """Report Python and the required packages: the main ones, and all that are missing or too old."""
-    yield Finding("longlora", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}")
+    yield DoctorLine(
+        "longlora", f"{__version__} on Python {platform.python_version()}, {platform.platform(terse=True)}"
+    )
     if not _needs():
-        yield Finding("packages", "not checked: longlora runs from a folder and is not installed", "pip install .")
+        yield DoctorLine("packages", "not checked: longlora runs from a folder and is not installed", "pip install .")
     for needed, found, fits in _requirements(""):
         if not fits:
             state = f"{found or 'not installed'}, needs {needed.specifier}"
-            yield Finding(needed.name, state, f"pip install '{needed.name}{needed.specifier}'", is_fault=True)
+            yield DoctorLine(needed.name, state, f"pip install '{needed.name}{needed.specifier}'", is_fault=True)
         elif needed.name in _SHOWN:
-            yield Finding(needed.name, found)
+            yield DoctorLine(needed.name, found)
 
 
-def devices() -> Iterator[Finding]:
+def devices() -> Iterator[DoctorLine]:
     """Report the GPUs, with the kernel that S²-Attn uses on each, the CPU and the memory."""
     import psutil
     import torch
@@ -124,7 +126,7 @@ def devices() -> Iterator[Finding]:
         )
         state = f"{torch.cuda.get_device_name(index)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        yield Finding(
+        yield DoctorLine(
             f"cuda:{index}",
             f"{state}; S²-Attn by {choose_backend('auto', request)}",
             "" if bfloat16 else "it has no bfloat16: set dtype: float16 or float32 in the recipe",
@@ -132,21 +134,21 @@ def devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         driver = shutil.which("nvidia-smi")
         remedy = "an NVIDIA driver is installed: install a CUDA build of torch (https://pytorch.org)" if driver else ""
-        yield Finding("GPU", f"none that torch {torch.__version__} can use", remedy)
+        yield DoctorLine("GPU", f"none that torch {torch.__version__} can use", remedy)
     memory = psutil.virtual_memory()
-    yield Finding("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
+    yield DoctorLine("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    yield DoctorLine("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
 
 
-def extras() -> Iterator[Finding]:
+def extras() -> Iterator[DoctorLine]:
     """Report the purpose of each extra, and whether it is completely installed."""
     for extra, purpose in EXTRAS.items():
         missing = [needed.name for needed, _, fits in _requirements(extra) if not fits]
         state = f"missing ({', '.join(missing)})" if missing else "installed"
-        yield Finding(extra, f"{state}: {purpose}", f"pip install 'longlora[{extra}]'" if missing else "")
+        yield DoctorLine(extra, f"{state}: {purpose}", f"pip install 'longlora[{extra}]'" if missing else "")
 
 
-def folders(folder: Path) -> Iterator[Finding]:
+def folders(folder: Path) -> Iterator[DoctorLine]:
     """Report the folders of models, token caches and runs: their free space, and the write speed for runs."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -156,23 +158,23 @@ def folders(folder: Path) -> Iterator[Finding]:
     try:
         yield _room("token cache", user_cache(), "set XDG_CACHE_HOME to a writable folder")
     except LongLoRAError as error:
-        yield Finding("token cache", "none", str(error), is_fault=True)
+        yield DoctorLine("token cache", "none", str(error), is_fault=True)
     runs = _room("runs", folder, "choose another with --folder")
     if not runs.is_fault:
         try:
-            runs = Finding("runs", f"{runs.state}, written at {_write_speed(folder):,.0f} MB/s")
+            runs = DoctorLine("runs", f"{runs.state}, written at {_write_speed(folder):,.0f} MB/s")
         except OSError as error:
-            runs = Finding(
+            runs = DoctorLine(
                 "runs", f"{folder.absolute()}: {first_line(error)}", "choose another with --folder", is_fault=True
             )
     yield runs
 
 
-def environment() -> Iterator[Finding]:
+def environment() -> Iterator[DoctorLine]:
     """Report the environment variables that are set: their values, except those of secrets."""
     for name in (*VARIABLES, *SECRETS):
         if name in os.environ:
-            yield Finding(name, "set" if name in SECRETS else os.environ[name])
+            yield DoctorLine(name, "set" if name in SECRETS else os.environ[name])
 
 
 def _needs() -> list[str]:
@@ -200,12 +202,12 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _room(name: str, folder: Path, remedy: str) -> Finding:
+def _room(name: str, folder: Path, remedy: str) -> DoctorLine:
     folder = folder.absolute()
     there = _existing(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
-        return Finding(name, f"{folder} cannot be written", remedy, is_fault=True)
-    return Finding(name, f"{folder}, {shutil.disk_usage(there).free / GIB:.1f} GiB free")
+        return DoctorLine(name, f"{folder} cannot be written", remedy, is_fault=True)
+    return DoctorLine(name, f"{folder}, {shutil.disk_usage(there).free / GIB:.1f} GiB free")
 
 
 def _write_speed(folder: Path) -> float:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from longlora.evaluation.questions import RetrievalTest
     from longlora.evaluation.results import Result
     from longlora.evaluation.subject import Loading
-    from longlora.evaluation.texts import Material, Texts
+    from longlora.evaluation.texts import ModelAndTexts, Texts
 
 
 class _SuiteWhereAsked(TyperGroup):
@@ -57,7 +57,7 @@ DEPTHS = "0,0.25,0.5,0.75,1"
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextOptions:
     """A model, and the texts that it reads."""
 
     model: Model
@@ -72,7 +72,7 @@ class Reading:
         """Return the texts."""
         return texts_of(self.data, self.columns, across_documents=self.across_documents)
 
-    def material(self) -> "Material":
+    def material(self) -> "ModelAndTexts":
         """Load the model, and read the texts."""
         from longlora.evaluation.subject import load_subject
 
@@ -80,7 +80,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Asking:
+class RetrievalOptions:
     """A model, and the options common to all retrieval tests."""
 
     model: Model
@@ -118,7 +118,7 @@ class Hiding:
 @evaluate.command()
 @unfolded
 def perplexity(
-    reading: Reading,
+    reading: TextOptions,
     lengths: Lengths = "",
     stride: Annotated[
         int | None, typer.Option(help="Tokens between the starts of windows; default: 256 if the lengths allow.")
@@ -160,7 +160,7 @@ def perplexity(
 @evaluate.command()
 @unfolded
 def positions(
-    reading: Reading,
+    reading: TextOptions,
     out: Annotated[Path, typer.Option(help="Folder for the result and the figure.")],
     length: Annotated[int | None, typer.Option(help="Window length in tokens; default: the model's context.")] = None,
     buckets: Annotated[int, typer.Option(help="Number of position ranges to average over.")] = 32,
@@ -187,7 +187,7 @@ def positions(
 @evaluate.command()
 @unfolded
 def longppl(
-    reading: Reading,
+    reading: TextOptions,
     out: Annotated[Path, typer.Option(help="Folder for the chosen tokens and the result.")],
     evaluator: Evaluator = None,
     length: Annotated[int | None, typer.Option(help="Tokens that MODEL reads; default: its context.")] = None,
@@ -239,7 +239,7 @@ def tokens(
 @evaluate.command()
 @unfolded
 def passkey(
-    asking: Asking,
+    asking: RetrievalOptions,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
     form: Annotated[
@@ -258,7 +258,7 @@ def passkey(
 @evaluate.command()
 @unfolded
 def needle(
-    asking: Asking,
+    asking: RetrievalOptions,
     hiding: Hiding,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
@@ -274,7 +274,7 @@ def needle(
 @evaluate.command()
 @unfolded
 def topics(
-    asking: Asking,
+    asking: RetrievalOptions,
     trials: Trials = 50,
     num_topics: Annotated[
         int | None, typer.Option("--topics", help="Topics per conversation; default: one per 650 tokens.")
@@ -289,7 +289,7 @@ def topics(
 @evaluate.command()
 @unfolded
 def recall(
-    asking: Asking,
+    asking: RetrievalOptions,
     hiding: Hiding,
     depths: Depths = "0",
     trials: Trials = 50,
@@ -305,7 +305,7 @@ def recall(
 @evaluate.command()
 @unfolded
 def association(
-    asking: Asking,
+    asking: RetrievalOptions,
     hiding: Hiding,
     depths: Depths = DEPTHS,
     trials: Trials = 10,
@@ -321,7 +321,7 @@ def association(
 @evaluate.command()
 @unfolded
 def tracking(
-    asking: Asking,
+    asking: RetrievalOptions,
     hiding: Hiding,
     depths: Depths = "0",
     trials: Trials = 50,
@@ -337,7 +337,7 @@ def tracking(
 
 @evaluate.command()
 @unfolded
-def counting(asking: Asking, hiding: Hiding, trials: Trials = 50) -> None:
+def counting(asking: RetrievalOptions, hiding: Hiding, trials: Trials = 50) -> None:
     """Name what the whole text reports most often; the end of the text alone suggests another answer."""
     from longlora.evaluation import retrieval_tests as tests
 
@@ -345,7 +345,7 @@ def counting(asking: Asking, hiding: Hiding, trials: Trials = 50) -> None:
     _retrieve(asking, test, DEPTHS, trials)
 
 
-def _retrieve(asking: Asking, test: "RetrievalTest", depths: str, trials: int) -> None:
+def _retrieve(asking: RetrievalOptions, test: "RetrievalTest", depths: str, trials: int) -> None:
     from longlora.evaluation.drawing import result_table
     from longlora.evaluation.retrieval import Sweep, measure_retrieval
 

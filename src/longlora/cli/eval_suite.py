@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from longlora.cli.eval import Reading, evaluate, loading_of, show, texts_of
+from longlora.cli.eval import TextOptions, evaluate, loading_of, show, texts_of
 from longlora.cli.options import (
     AsJson,
     BenchmarkLengths,
@@ -98,7 +98,7 @@ def suite(
 @evaluate.command()
 @unfolded
 def short(
-    reading: Reading,
+    reading: TextOptions,
     out: Annotated[Path, typer.Option(help="Folder for short_context.json.")],
     base: Base = None,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens.")] = None,

@@ -15,7 +15,7 @@ from longlora.support.choices import Quotes
 
 
 @dataclass(frozen=True)
-class Asking:
+class QAOptions:
     """The options of `make-qa` and `build` about the model that asks, what it asks, and its cost."""
 
     model: Annotated[str, typer.Option(help="Name of the model on the server.")] = ""
@@ -37,7 +37,7 @@ class Asking:
 def make_qa(
     texts: Annotated[list[str], typer.Argument(help="Documents: files, folders, globs, tables or data sets.")],
     out: Annotated[Path, typer.Option(help="File for the records: .json, or .jsonl for one record per line.")],
-    asking: Asking,
+    asking: QAOptions,
     kind: DocumentKind = "auto",
     prompts: Annotated[Path | None, typer.Option(help="Folder of your own prompts; see `corpus qa-prompts`.")] = None,
     tokenizer: Annotated[

@@ -142,7 +142,7 @@ StrategyOfPlan = Annotated[
 StrategyOfRun = Annotated[
     Strategy | None,
     typer.Option(
-        help="How processes share the work (compared in docs/engines.md); default: the recipe's hardware.strategy "
+        help="How processes share the work (compared in docs/strategies.md); default: the recipe's hardware.strategy "
         "if hardware.gpus are visible."
     ),
 ]

@@ -100,11 +100,11 @@ def _plan_model(model: str, context: int, overrides: list[str], machine: Machine
     from rich.console import Console
 
     from longlora.planner.plan_report import plan_to_dict, print_cards, print_plan, print_source
-    from longlora.training.draft import CARDS, Draft, draft_recipe
+    from longlora.training.draft import CARDS, RecipeDraft, draft_recipe
 
     _check_model(model)
 
-    def on(machine: Machine) -> Draft:
+    def on(machine: Machine) -> RecipeDraft:
         return draft_recipe(model, context, _hardware(machine), overrides=overrides)
 
     drafts = {card: on(replace(machine, gpu_type=card, memory=None)) for card in CARDS}

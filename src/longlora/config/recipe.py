@@ -47,7 +47,7 @@ class Recipe(Section):
     """Micro-steps per optimizer step."""
     sequence_parallel_size: int = Field(default=1, ge=1)
     """Processes that share each row: each holds a part of its tokens, and in attention a part of the heads
-    (docs/engines.md)."""
+    (docs/strategies.md)."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate (the paper: 2e-5 for 7B and 13B, 1e-5 for 70B)."""

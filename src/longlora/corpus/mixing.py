@@ -13,7 +13,7 @@ logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True)
-class Part:
+class MixedPart:
     """One of the two sources."""
 
     source: str
@@ -34,7 +34,7 @@ def parse_ratio(text: str) -> tuple[int, int]:
     raise ConfigError(f"--ratio must be two whole numbers above 0, long rows to short ones, as in 9:3; got {text!r}")
 
 
-def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int = 0) -> dict[str, Part]:
+def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int = 0) -> dict[str, MixedPart]:
     """Write as many rows as the ratio allows, none twice, chosen and shuffled with `seed`; return what is in each part.
 
     Rows are written as `messages` with their `source`, whatever their original format. Both sources are held in memory.
@@ -56,7 +56,7 @@ def mix(long: str, short: str, out: Path, *, ratio: tuple[int, int], seed: int =
     for kind, (name, rows, share) in zip(("long", "short"), sources, strict=True):
         chosen = choose.sample(rows, times * share)
         characters = sum(len(message["content"]) for row in chosen for message in row.messages)
-        parts[kind] = Part(name, len(rows), len(chosen), characters)
+        parts[kind] = MixedPart(name, len(rows), len(chosen), characters)
         mixed += chosen
     choose.shuffle(mixed)
     write_rows(out, map(_record, mixed))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from longlora.evaluation.results import Positions, Retrieval
+from longlora.evaluation.results import LossByPosition, Retrieval
 from longlora.evaluation.shares import Share
 from longlora.support.figures import new_figure, plain, save_figure
 
@@ -20,14 +20,14 @@ _MEANS = {"found": "needles found", "rank": "mean rank", "margin": "margin (nats
 _GREY = "#888888"
 
 
-def write_result(result: Retrieval | Positions, output: str | Path) -> None:
+def write_result(result: Retrieval | LossByPosition, output: str | Path) -> None:
     """Write the figure, then the result file, which marks the evaluation as finished."""
     Path(output).mkdir(parents=True, exist_ok=True)
     draw(result, Path(output))
     result.write(output)
 
 
-def draw(result: Retrieval | Positions, output: Path) -> None:
+def draw(result: Retrieval | LossByPosition, output: Path) -> None:
     """Write a result's figure into a folder."""
     if isinstance(result, Retrieval):
         save_figure(retrieval_figure(result), output / f"{result.test}.png")
@@ -35,7 +35,7 @@ def draw(result: Retrieval | Positions, output: Path) -> None:
         save_figure(positions_figure(result), output / "positions.png")
 
 
-def result_table(result: Retrieval | Positions) -> Table:
+def result_table(result: Retrieval | LossByPosition) -> Table:
     """Tabulate a result."""
     return retrieval_table(result) if isinstance(result, Retrieval) else positions_table(result)
 
@@ -70,7 +70,7 @@ def _with_interval(share: Share) -> str:
     return f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%})"
 
 
-def positions_table(result: Positions) -> Table:
+def positions_table(result: LossByPosition) -> Table:
     """Tabulate the loss curve."""
     rows = [
         [
@@ -94,7 +94,7 @@ def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def positions_figure(result: Positions) -> "Figure":
+def positions_figure(result: LossByPosition) -> "Figure":
     """Plot loss over position with a band of two standard errors, marking the model's context if it is in range."""
     figure, axes = new_figure(7, 4.2)
     middles = [(bucket.start + bucket.end - 1) / 2 for bucket in result.curve]

@@ -17,10 +17,10 @@ from typing import Any
 from peft import PeftModel
 
 from longlora.errors import ConfigError, DataError, LongLoRAError, first_line
-from longlora.evaluation.harness_tasks import Call, check_ruler, plan_calls
+from longlora.evaluation.harness_tasks import HarnessCall, check_ruler, plan_calls
 from longlora.evaluation.logits import base_model
 from longlora.evaluation.questions import count_tokens, render, uses_chat
-from longlora.evaluation.results import Harness, TaskResult, finished, read_metrics
+from longlora.evaluation.results import Harness, TaskResult, finished, harness_metrics
 from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
 from longlora.support.files import write_atomically
 
@@ -118,7 +118,7 @@ def benchmark(
         run_harness(name, tasks, output=folder, task_files=task_files, loading=loading)
 
 
-def _failure(call: Call, error: Exception) -> LongLoRAError:
+def _failure(call: HarnessCall, error: Exception) -> LongLoRAError:
     """Turn an error into one that names the task, logging the traceback unless the error is ours."""
     if isinstance(error, LongLoRAError):
         return error
@@ -129,11 +129,11 @@ def _failure(call: Call, error: Exception) -> LongLoRAError:
     )
 
 
-def _is_done(call: Call, name: str, result: Harness) -> bool:
+def _is_done(call: HarnessCall, name: str, result: Harness) -> bool:
     return name in result.tasks and result.tasks[name].lengths == call.lengths
 
 
-def _harness_model(subject: Subject, calls: Sequence[Call], options: HarnessOptions) -> Any:
+def _harness_model(subject: Subject, calls: Sequence[HarnessCall], options: HarnessOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     model, tokenizer = subject.model, subject.tokenizer
@@ -150,7 +150,7 @@ def _harness_model(subject: Subject, calls: Sequence[Call], options: HarnessOpti
     )
 
 
-def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folder: Path) -> None:
+def _run(call: HarnessCall, model: Any, options: HarnessOptions, result: Harness, folder: Path) -> None:
     from lm_eval import simple_evaluate
 
     for task in _load(call):
@@ -186,7 +186,7 @@ def _run(call: Call, model: Any, options: HarnessOptions, result: Harness, folde
             )  # fmt: skip
         result.tasks[name] = TaskResult.model_validate(
             {
-                "metrics": read_metrics(measured["results"][task.task_name]),
+                "metrics": harness_metrics(measured["results"][task.task_name]),
                 "num_samples": measured["n-samples"][task.task_name]["effective"],
                 "num_cut": num_cut,
                 "lengths": call.lengths,
@@ -203,7 +203,7 @@ def _is_cut(prompt: str, second: str | dict[str, Any] = "", *, model: Any) -> bo
     return len(model.tok_encode(f"{prompt}{second}")) > model.max_length
 
 
-def _load(call: Call) -> list[Any]:
+def _load(call: HarnessCall) -> list[Any]:
     """Load a task's data.
 
     Raises:

@@ -28,7 +28,7 @@ _LONGPROC_ANSWERS = {"_0.5k": 1024, "_2k": 3072, "_8k": 9216}  # tokens that lm-
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class HarnessCall:
     """One call of the harness."""
 
     name: str  # in the results
@@ -45,14 +45,14 @@ def plan_calls(
     lengths: Sequence[int] | None,
     context: int,
     tokenizer_path: str,
-) -> list[Call]:
+) -> list[HarnessCall]:
     """Turn task names and files into calls: groups into their tasks, RULER and BABILong into a call per length.
 
     Raises:
         ConfigError: a task or file is unknown, or a task does not offer a requested length.
     """
     files = check_task_files(task_files)
-    calls = [Call(name=path.stem, spec=str(path), manager=_manager({}), single=False) for path in files]
+    calls = [HarnessCall(name=path.stem, spec=str(path), manager=_manager({}), single=False) for path in files]
     if not tasks and not calls:
         raise ConfigError("name tasks with --tasks, or your own file with --task-file")
     if not tasks:
@@ -63,18 +63,20 @@ def plan_calls(
     ruler = [name for name in names if _is_ruler(name)]
     babilong = [name for name in names if name.startswith("babilong")]
 
-    def at_length(family: list[str], size: str, wanted: Any, length: int) -> list[Call]:
+    def at_length(family: list[str], size: str, wanted: Any, length: int) -> list[HarnessCall]:
         # A manager for the task's own folder is instant; one that indexes all 14,000 tasks is slow.
         folder = Path(known.task_index[family[0]].yaml_path).parent
         manager = _manager({"max_seq_lengths": wanted, "tokenizer": tokenizer_path}, folder=folder)
-        return [Call(name=f"{name}@{size}", spec=name, manager=manager, lengths=[length]) for name in family]
+        return [HarnessCall(name=f"{name}@{size}", spec=name, manager=manager, lengths=[length]) for name in family]
 
     # One call per length: RULER concatenates its lengths, so a `limit` would keep only the shortest prompts.
     for length in _ruler_lengths(lengths, context) if ruler else []:
         calls += at_length(ruler, str(length), [length], length)
     for size in _babilong_sizes(lengths, context) if babilong else []:
         calls += at_length(babilong, f"{size}k", f"{size}k", 1024 * size)
-    return calls + [Call(name=name, spec=name, manager=known) for name in names if name not in (*ruler, *babilong)]
+    return calls + [
+        HarnessCall(name=name, spec=name, manager=known) for name in names if name not in (*ruler, *babilong)
+    ]
 
 
 def check_task_files(paths: Sequence[str | Path]) -> list[Path]:

@@ -19,7 +19,7 @@ from longlora.evaluation.results import KeyTokens, LongPerplexity, finished
 from longlora.evaluation.scoring import check_longest, target_losses, usual_stride
 from longlora.evaluation.subject import Loading, base_of, load_subject, named_context
 from longlora.evaluation.text_results import Perplexity, PositionLoss
-from longlora.evaluation.texts import Material, Texts
+from longlora.evaluation.texts import ModelAndTexts, Texts
 
 _LEAST_GAIN, _MOST_LOSS = 2.0, 2.0  # nats: the paper's alpha, and minus its beta
 _PARTS = 8  # ratio of the long context to the short one; in the paper 32,768 to 4,096 tokens
@@ -48,7 +48,7 @@ def choose_key_tokens(losses: Sequence[np.ndarray], contexts: Sequence[int]) -> 
 
 
 def find_key_tokens(
-    material: Material, *, contexts: Sequence[int], longest: int, max_targets: int, folder: Path
+    material: ModelAndTexts, *, contexts: Sequence[int], longest: int, max_targets: int, folder: Path
 ) -> KeyTokens:
     """Let an evaluator choose key tokens among the targets of windows of `longest` tokens, or read its saved choice.
 
@@ -90,7 +90,9 @@ def find_key_tokens(
     return keys
 
 
-def long_perplexity(material: Material, keys: KeyTokens, *, length: int, settings: dict[str, Any]) -> LongPerplexity:
+def long_perplexity(
+    material: ModelAndTexts, keys: KeyTokens, *, length: int, settings: dict[str, Any]
+) -> LongPerplexity:
     """Measure a model on an evaluator's key tokens in the same texts, given `length` tokens.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from longlora.errors import ConfigError, DataError
 from longlora.evaluation.logits import Model
 from longlora.evaluation.reader import check_positions
-from longlora.evaluation.results import PerplexityByLength, Positions
+from longlora.evaluation.results import LossByPosition, PerplexityByLength
 from longlora.evaluation.scoring import (
     TokenIds,
     Window,
@@ -34,7 +34,7 @@ from longlora.evaluation.text_results import Perplexity, PositionLoss
 from longlora.support.choices import PerplexityProtocol
 
 if TYPE_CHECKING:  # texts.py loads much that the public functions here do without
-    from longlora.evaluation.texts import Material
+    from longlora.evaluation.texts import ModelAndTexts
 
 ORIGINAL_STRIDE = 256
 
@@ -267,7 +267,7 @@ def loss_by_position(
 
 
 def measure_perplexity(
-    material: "Material",
+    material: "ModelAndTexts",
     *,
     lengths: Sequence[int] | None = None,
     stride: int | None = None,
@@ -314,14 +314,14 @@ def measure_perplexity(
 
 
 def measure_positions(
-    material: "Material",
+    material: "ModelAndTexts",
     *,
     length: int | None = None,
     num_buckets: int,
     max_windows: int | None,
     beyond: bool,
     settings: dict[str, Any],
-) -> Positions:
+) -> LossByPosition:
     """Measure a model's loss by position in windows of `length` tokens, by default its context.
 
     Raises:
@@ -340,7 +340,7 @@ def measure_positions(
         description=subject.name,
     )
     num_windows = curve[0].num_tokens // (curve[0].end - curve[0].start)
-    return Positions(**subject.about(), length=length, num_windows=num_windows, curve=curve, settings=settings)
+    return LossByPosition(**subject.about(), length=length, num_windows=num_windows, curve=curve, settings=settings)
 
 
 def _check_at_least(minimum: int, **values: int | None) -> None:

@@ -103,7 +103,7 @@ def trial_grid(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
+class QuestionDraft:
     """A question with an adjustable amount of filler, in units of its own: words, characters or turns.
 
     With `choices`, the right one first, `expected` and `distractors` follow from them.

@@ -2,7 +2,7 @@
 
 result.json         `Retrieval`: passkey, needle, topics, recall, association, tracking, counting
 perplexity.json     `PerplexityByLength`
-positions.json      `Positions`: loss by position
+positions.json      `LossByPosition`: loss by position
 longppl.json        `LongPerplexity`: perplexity on the tokens that need far context, chosen in key_tokens.json
 short_context.json  `ShortContext`: a paired comparison of a model and its base at the base context
 harness.json        `Harness`: tasks of lm-evaluation-harness
@@ -19,8 +19,8 @@ from pydantic import Field, computed_field, model_validator
 
 from longlora.errors import ConfigError, DataError, first_line
 from longlora.evaluation.schema import Result, Schema
-from longlora.evaluation.shares import BAR, Definition, Reading, Share, effective_length, reading, verdict, wilson
-from longlora.evaluation.text_results import KeyTokens, LongPerplexity, PerplexityByLength, Positions, ShortContext
+from longlora.evaluation.shares import BAR, Definition, ReadLength, Share, effective_length, reading, verdict, wilson
+from longlora.evaluation.text_results import KeyTokens, LongPerplexity, LossByPosition, PerplexityByLength, ShortContext
 
 R = TypeVar("R", bound=Result)
 _VERBS = {"generated": "reads", "chosen": "tells the right value from the others"}
@@ -86,7 +86,7 @@ class Retrieval(Result):
         return "\n".join(verdict(self.shares(measure), bar=self.bar, verb=_VERBS[measure]) for measure in self.chance)
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadLength:
         """How far the model reads, judged from its generated answers."""
         return reading(self.shares(), bar=self.bar)
 
@@ -177,7 +177,7 @@ class SuiteRecord(Result):
     left_out: list[str]  # what was not measured, each with its reason
 
 
-_KINDS = Retrieval, PerplexityByLength, Positions, ShortContext, LongPerplexity, KeyTokens, Harness, SuiteRecord
+_KINDS = Retrieval, PerplexityByLength, LossByPosition, ShortContext, LongPerplexity, KeyTokens, Harness, SuiteRecord
 RESULT_FILES: dict[str, type[Result]] = {kind.FILE: kind for kind in _KINDS}
 
 
@@ -207,7 +207,7 @@ def read_lm_eval(path: Path) -> Harness:
         content = json.loads(path.read_text(encoding="utf-8"))
         tasks: dict[str, Any] = {}
         for task, values in content["results"].items():
-            metrics = read_metrics(values)
+            metrics = harness_metrics(values)
             count = content.get("n-samples", {}).get(task, {}).get("effective")
             sizes = [name for name in metrics if name.isdigit()]
             for size in sizes:
@@ -226,7 +226,7 @@ def read_lm_eval(path: Path) -> Harness:
         raise DataError(f"{path} is no result of lm-evaluation-harness ({first_line(error)})") from error
 
 
-def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+def harness_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """Pair the harness's flat `metric,filter` and `metric_stderr,filter` entries into metrics with standard errors.
 
     RULER's -1, which marks a length that was not run, is left out.

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.distributed import Processes, joined
+from longlora.distributed import Processes, joined_processes
 from longlora.evaluation.drawing import write_result
 from longlora.evaluation.logits import Model
 from longlora.evaluation.questions import FinishedTrial, Question, RetrievalTest, TrialId, check_digits, trial_grid
@@ -18,7 +18,7 @@ from longlora.evaluation.reader import check_positions, read_answer
 from longlora.evaluation.results import Retrieval, RetrievalRow
 from longlora.evaluation.scoring import usual_lengths
 from longlora.evaluation.shares import BAR, Share, check_bar, wilson
-from longlora.evaluation.subject import Loading, Subject, load_subject, provenance, tokenizer_identity
+from longlora.evaluation.subject import Loading, Subject, load_subject, provenance, tokenizer_digest
 from longlora.support.files import write_atomically
 from longlora.support.journal import Journal, json_line, read_journal
 from longlora.support.progress import progress_bar
@@ -97,7 +97,7 @@ def retrieve(
     # Fail now, not after hours of work, if the longest prompt does not fit.
     _ask(subject, test, grid[-1], beyond=sweep.beyond)
     settings = {"test": test.name} | test.settings | {"seed": sweep.seed, "model": subject.name}
-    settings |= {"weights": subject.weights, "tokenizer": tokenizer_identity(subject.tokenizer)}
+    settings |= {"weights": subject.weights, "tokenizer": tokenizer_digest(subject.tokenizer)}
     folder.mkdir(parents=True, exist_ok=True)
 
     def finished_by_all() -> dict[TrialId, FinishedTrial]:
@@ -135,7 +135,7 @@ def measure_retrieval(
     Raises:
         CheckpointError, ConfigError, DataError: as `run_retrieval` and `load_subject`.
     """
-    with joined() as processes:
+    with joined_processes() as processes:
         result = retrieve(load_subject(model_name, loading, processes), test, sweep, Path(output), processes)
         if not processes.is_main_process:
             return None

@@ -1,4 +1,4 @@
-"""Seven retrieval tests; each derives a question from the trial's seed, and `Draft` fills up the prompt.
+"""Seven retrieval tests; each derives a question from the trial's seed, and `QuestionDraft` fills up the prompt.
 
 passkey      one number in repetitive filler (Mohtashami & Jaggi 2023), in the original LongLoRA's words
 needle       one or several facts in unrelated text (Kamradt 2023; RULER 2024)
@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from longlora.errors import ConfigError
 from longlora.evaluation.haystack import Haystack, Words, names, numbers
 from longlora.evaluation.questions import (
-    Draft,
     Question,
+    QuestionDraft,
     RetrievalTest,
     TrialId,
     count_tokens,
@@ -67,7 +67,7 @@ def passkey(*, form: PasskeyForm = "measured", chat: bool = True) -> RetrievalTe
     return RetrievalTest(name="passkey", ask=measured, settings={"form": form, "chat": chat})
 
 
-def _passkey(tokenizer: PreTrainedTokenizerBase, key: str, depth: float, *, chat: bool) -> Draft:
+def _passkey(tokenizer: PreTrainedTokenizerBase, key: str, depth: float, *, chat: bool) -> QuestionDraft:
     fact = f"The pass key is {key}. Remember it. {key} is the pass key."
 
     def body(num_characters: int) -> str:
@@ -75,7 +75,7 @@ def _passkey(tokenizer: PreTrainedTokenizerBase, key: str, depth: float, *, chat
         prefix = round(depth * num_characters)
         return "\n".join([_TASK, filler[:prefix], fact, filler[: num_characters - prefix]])
 
-    return Draft(
+    return QuestionDraft(
         tokenizer=tokenizer,
         chat=chat,
         body=body,
@@ -109,7 +109,7 @@ def needle(*, num_needles: int = 1, haystack: Haystack | None = None, chat: bool
         what, s, are = ", ".join(f"the {thing}" for thing in things), "", "is"
         if num_needles > 1:
             s, are = "s", "are"
-        return Draft(
+        return QuestionDraft(
             tokenizer=tokenizer,
             chat=chat,
             body=partial(_hide, facts, depths, words),
@@ -151,7 +151,7 @@ def topics(*, num_topics: int | None = None, chat: bool = True) -> RetrievalTest
         order = rng.sample(TURNS, len(TURNS))
         # In a chat, the template marks the speakers.
         speaker, replier = ("", "") if uses_chat(tokenizer, chat) else ("USER: ", "ASSISTANT: ")
-        return Draft(
+        return QuestionDraft(
             tokenizer=tokenizer,
             chat=chat,
             body=partial(_conversation, chosen, order),
@@ -207,7 +207,7 @@ def recall(*, num_pairs: int = 8, haystack: Haystack | None = None, chat: bool =
             parts = [" ".join(before.take(words_before)), "\n".join(pairs), " ".join(after.take(words_after))]
             return "\n".join(part for part in parts if part)
 
-        draft = Draft(
+        draft = QuestionDraft(
             tokenizer=tokenizer,
             chat=chat,
             body=partial(body, 0),
@@ -249,7 +249,7 @@ def association(*, num_people: int = 6, haystack: Haystack | None = None, chat: 
         depths = [depth * rng.random() for _ in range(before)] + [depth]
         depths += [depth + (1 - depth) * rng.random() for _ in others[before:]]
         facts = [*others[:before], asked, *others[before:]]
-        return Draft(
+        return QuestionDraft(
             tokenizer=tokenizer,
             chat=chat,
             body=partial(_hide, facts, sorted(depths), filler.stream(rng.randrange(2**32))),
@@ -292,7 +292,7 @@ def tracking(
             lines += [f"VAR {chains[number][hop]} = {sources[number]}" for number in order]
         asked, depth = chains[0][-1], trial.depth or 0.0
         depths = [depth] * num_chains + _evenly(depth, num_hops * num_chains + 1)[1:]
-        return Draft(
+        return QuestionDraft(
             tokenizer=tokenizer,
             chat=chat,
             body=partial(_hide, lines, depths, filler.stream(rng.randrange(2**32))),
@@ -328,7 +328,7 @@ def counting(*, haystack: Haystack | None = None, chat: bool = True) -> Retrieva
         seen = [thing for part in parts for thing in rng.sample(part, len(part))]
         reports = [f"Report {number}: the {thing} was seen" for number, thing in enumerate(seen, start=1)]
         depths = [0.0, 0.0, *_evenly(0.0, len(reports) - 2)]
-        return Draft(
+        return QuestionDraft(
             tokenizer=tokenizer,
             chat=chat,
             body=partial(_hide, reports, depths, filler.stream(rng.randrange(2**32))),

@@ -67,7 +67,7 @@ def effective_length(shares: Mapping[int, Share], *, bar: float, definition: Def
     return max(takewhile(meets, sorted(shares)), default=None)
 
 
-class Reading(NamedTuple):
+class ReadLength(NamedTuple):
     """How far a model reads by the bar, judged from its shares by length.
 
     `reads`: as far as `reached`. `cannot`: even at the shortest length the whole interval is below the bar; the task is
@@ -80,14 +80,14 @@ class Reading(NamedTuple):
     is_sure: bool  # whether the whole interval at `failed` is below the bar, rather than too wide to tell
 
 
-def reading(shares: Mapping[int, Share], *, bar: float) -> Reading:
+def reading(shares: Mapping[int, Share], *, bar: float) -> ReadLength:
     """Judge how far a model reads from its shares by length."""
     reached = effective_length(shares, bar=bar)
     failed = next((length for length in sorted(shares) if reached is None or length > reached), None)
     is_sure = failed is not None and shares[failed].high < bar
     if reached is not None:
-        return Reading("reads", reached, failed, is_sure)
-    return Reading("cannot" if is_sure else "too few", None, failed, is_sure)
+        return ReadLength("reads", reached, failed, is_sure)
+    return ReadLength("cannot" if is_sure else "too few", None, failed, is_sure)
 
 
 def questions_needed(bar: float) -> int:

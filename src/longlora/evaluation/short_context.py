@@ -10,7 +10,7 @@ from longlora.evaluation.scoring import target_losses, usual_stride
 from longlora.evaluation.shares import Z95
 from longlora.evaluation.subject import Loading, base_of, load_subject, named_context, provenance
 from longlora.evaluation.text_results import ShortContext
-from longlora.evaluation.texts import Material, Texts
+from longlora.evaluation.texts import ModelAndTexts, Texts
 
 
 class Losses(NamedTuple):
@@ -22,7 +22,7 @@ class Losses(NamedTuple):
     losses: np.ndarray  # (windows,), the mean of each window's last `stride` tokens in nats
 
 
-def window_losses(material: Material, *, length: int, stride: int, max_targets: int | None = None) -> Losses:
+def window_losses(material: ModelAndTexts, *, length: int, stride: int, max_targets: int | None = None) -> Losses:
     """Score the last `stride` tokens of each window of `length` tokens.
 
     Raises:

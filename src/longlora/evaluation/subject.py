@@ -126,7 +126,7 @@ def model_identity(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of a tokenizer's output on a sample text, its special tokens and its chat template."""
     probe = "The pass key is 9072. Amber falcon,\n USER: élan 日本 {}[] 318465"
     parts = [tokenizer(probe)["input_ids"], len(tokenizer), tokenizer.special_tokens_map, tokenizer.chat_template]

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longlora.distributed import Processes, joined
+from longlora.distributed import Processes, joined_processes
 from longlora.errors import ConfigError
 from longlora.evaluation.drawing import write_result
 from longlora.evaluation.key_tokens import find_key_tokens, ladder, long_perplexity
@@ -26,8 +26,8 @@ from longlora.evaluation.questions import RetrievalTest, TrialId
 from longlora.evaluation.results import (
     KeyTokens,
     LongPerplexity,
+    LossByPosition,
     PerplexityByLength,
-    Positions,
     ShortContext,
     SuiteRecord,
     finished,
@@ -37,7 +37,7 @@ from longlora.evaluation.retrieval_tests import association, counting, needle, p
 from longlora.evaluation.scoring import usual_stride
 from longlora.evaluation.short_context import Losses, compare_losses, window_losses
 from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
-from longlora.evaluation.texts import Material, Texts
+from longlora.evaluation.texts import ModelAndTexts, Texts
 from longlora.models.load import model_source
 from longlora.support.choices import SuiteName
 from longlora.tiny.stdlib import standard_library_files
@@ -160,7 +160,7 @@ def run_suite(
         beyond=beyond,
         loading=loading,
     )
-    with joined() as processes:
+    with joined_processes() as processes:
         chooser = evaluator or next(filter(None, bases.values()), None)
         if chooser and processes.is_main_process:
             plan = replace(plan, keys=_choose_keys(chooser, plan, Path(output)))
@@ -256,7 +256,7 @@ def measure_curves(subject: Subject, job: _Job) -> Losses | None:
     return _own_losses(subject, job)
 
 
-def _perplexity(material: Material, job: _Job, targets: dict[str, int], lengths: list[int]) -> None:
+def _perplexity(material: ModelAndTexts, job: _Job, targets: dict[str, int], lengths: list[int]) -> None:
     subject, plan, folder = material.subject, job.plan, job.folder / "perplexity"
     settings = material.about | {"targets": targets, "max_targets": plan.suite.max_targets}
     before = finished(PerplexityByLength, folder, settings, subject.weights)
@@ -282,10 +282,10 @@ def _perplexity(material: Material, job: _Job, targets: dict[str, int], lengths:
         ).write(folder)
 
 
-def _positions(material: Material, job: _Job, targets: dict[str, int], length: int) -> None:
+def _positions(material: ModelAndTexts, job: _Job, targets: dict[str, int], length: int) -> None:
     most, folder = job.plan.suite.max_windows, job.folder / "positions"
     settings = material.about | {"targets": targets, "length": length, "max_windows": most}
-    if not finished(Positions, folder, settings, material.subject.weights):
+    if not finished(LossByPosition, folder, settings, material.subject.weights):
         result = measure_positions(
             material,
             length=length,
@@ -297,7 +297,7 @@ def _positions(material: Material, job: _Job, targets: dict[str, int], length: i
         write_result(result, folder)
 
 
-def _long_perplexity(material: Material, job: _Job, length: int) -> None:
+def _long_perplexity(material: ModelAndTexts, job: _Job, length: int) -> None:
     keys, left_out, folder = job.plan.keys, job.record.left_out, job.folder / "longppl"
     if keys is None:
         left_out.append("LongPPL: no model is known to choose the tokens; name one with --evaluator")
@@ -341,13 +341,13 @@ def _compare_with_base(own: Losses, job: _Job) -> None:
     compare_losses(base, own, length=length, stride=settings["stride"], settings=settings).write(job.folder / "short")
 
 
-def _short_settings(material: Material, job: _Job, length: int) -> dict[str, Any]:
+def _short_settings(material: ModelAndTexts, job: _Job, length: int) -> dict[str, Any]:
     most = job.plan.suite.short_targets
     own = {"base": job.base, "length": length, "stride": usual_stride(length), "max_targets": most}
     return material.about | own
 
 
-def _losses(material: Material, job: _Job, length: int) -> Losses:
+def _losses(material: ModelAndTexts, job: _Job, length: int) -> Losses:
     most = job.plan.suite.short_targets
     return window_losses(material, length=length, stride=usual_stride(length), max_targets=most)
 

@@ -88,7 +88,7 @@ class PositionLoss(Schema):
     num_tokens: int
 
 
-class Positions(Result):
+class LossByPosition(Result):
     """Loss by position of one model in windows of `length` tokens."""
 
     FILE = "positions.json"

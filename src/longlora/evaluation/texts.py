@@ -77,7 +77,7 @@ def write_token_file(path: str | Path, documents: Iterable[TokenIds], vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class ModelAndTexts:
     """A model under evaluation, and the texts that it reads, as its own tokens."""
 
     subject: Subject
@@ -133,7 +133,7 @@ class Texts:
         documents: Sequence[TokenIds] = tokenize_documents(self.read(), tokenizer)["input_ids"]
         return joined(documents) if self.across_documents else documents
 
-    def read_by(self, subject: Subject, *, least: int | None = None) -> Material:
+    def read_by(self, subject: Subject, *, least: int | None = None) -> ModelAndTexts:
         """Tokenize the texts for a model, joining them if none has `least` tokens.
 
         Raises:
@@ -142,7 +142,7 @@ class Texts:
         documents = token_arrays(subject.model, self.tokens(subject.tokenizer, vocabulary_size(subject.model)))
         too_short = None if least is None else max(map(len, documents)) < least
         documents = joined(documents) if too_short else documents
-        return Material(subject=subject, texts=self, documents=documents, is_joined=too_short)
+        return ModelAndTexts(subject=subject, texts=self, documents=documents, is_joined=too_short)
 
 
 def write_tokens(model_name: str, texts: Texts, path: str | Path) -> int:

@@ -57,7 +57,7 @@ class _Tokens(SimpleQueue[Tensor | None]):
 
 
 @dataclass(eq=False)
-class Answer:
+class StreamedAnswer:
     """An answer in progress: iterate over it for the text, and read its numbers afterwards.
 
     `generate` runs in its own thread. Setting `stopping` ends it after the current token, with the memory in a

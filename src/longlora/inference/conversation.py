@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longlora.errors import DataError
-from longlora.inference.answer import Answer
+from longlora.inference.answer import StreamedAnswer
 from longlora.inference.chat_model import ChatModel, ChatSettings, Message
 from longlora.inference.documents import Document, cut_middle
 from longlora.inference.reading import Memory, Progress, SavedReadings, shared_prefix
@@ -129,7 +129,7 @@ class Chat:
             notes += self._saved.save(tokens, memory.cache, model)
         return notes
 
-    def ask(self, question: str, progress: Progress | None = None) -> tuple[Answer, list[str]]:
+    def ask(self, question: str, progress: Progress | None = None) -> tuple[StreamedAnswer, list[str]]:
         """Prepare an answer, and notes for the user; `finish` then adds it to the conversation.
 
         Raises:
@@ -145,10 +145,12 @@ class Chat:
         room = min(self._answer_length, self._context - len(prompt))
         if room < self._answer_length:
             notes.append(f"{room:,} tokens of context are left for the answer")
-        answer = Answer(self.chat_model, prompt, self.memory, self.settings, max_new_tokens=room, progress=progress)
+        answer = StreamedAnswer(
+            self.chat_model, prompt, self.memory, self.settings, max_new_tokens=room, progress=progress
+        )
         return answer, notes
 
-    def finish(self, question: str, answer: Answer) -> None:
+    def finish(self, question: str, answer: StreamedAnswer) -> None:
         """Add a question and its answer, complete or stopped, to the conversation."""
         self.turns.append(Turn(question=question, answer=answer.text))
 

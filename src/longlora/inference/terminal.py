@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from longlora.errors import DataError, LongLoRAError
-from longlora.inference.answer import Answer
+from longlora.inference.answer import StreamedAnswer
 from longlora.inference.conversation import Chat
 from longlora.inference.documents import ReadDocument, join_documents
 from longlora.support.files import write_atomically
@@ -55,7 +55,7 @@ class Terminal:
             notes = self._conversation.read_document(report, stop)
         self._say(*notes)
 
-    def ask(self, question: str, *, tell: bool = True) -> Answer:
+    def ask(self, question: str, *, tell: bool = True) -> StreamedAnswer:
         """Stream the answer to a question to stdout; Ctrl-C stops it.
 
         Raises:

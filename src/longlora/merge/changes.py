@@ -30,7 +30,7 @@ class ShardMergeUnsupported(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class WeightChange:
     """The change of one weight W: with two tensors A and B of the adapter, W + s·B·A; with one, that tensor."""
 
     tensors: tuple[str, ...]
@@ -47,7 +47,7 @@ class Change:
 class Changes:
     """An adapter's changes, by the names of the model's weights."""
 
-    by_weight: dict[str, Change]
+    by_weight: dict[str, WeightChange]
     model: Skeleton  # the merged model
 
     @property
@@ -102,19 +102,19 @@ def _check_kind(adapter: PeftConfig) -> None:
         raise ShardMergeUnsupported(f"an adapter with init_lora_weights={adapter.init_lora_weights}")
 
 
-def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
-    changes: dict[str, Change] = {}
+def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, WeightChange]:
+    changes: dict[str, WeightChange] = {}
     for path, module in wrapped.named_modules():
         name = path.removeprefix(_PREFIX)
         if isinstance(module, ModulesToSaveWrapper):
             own = [key for key in base.shapes if key.startswith(f"{name}.")]
-            changes |= {key: Change(tensors=(_PREFIX + key,)) for key in own}
+            changes |= {key: WeightChange(tensors=(_PREFIX + key,)) for key in own}
         elif isinstance(module, LoraLinear | LoraEmbedding):
             if module.lora_variant:
                 raise ShardMergeUnsupported(f"a LoRA variant in {path}")
             is_embedding = isinstance(module, LoraEmbedding)
             parts = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
-            changes[f"{name}.weight"] = Change(
+            changes[f"{name}.weight"] = WeightChange(
                 tensors=tuple(f"{path}.{part}" for part in parts),
                 scaling=float(module.scaling["default"]),
                 transposed=is_embedding or bool(module.fan_in_fan_out),
@@ -124,7 +124,7 @@ def _read_modules(wrapped: PeftModel, base: Skeleton) -> dict[str, Change]:
     return changes
 
 
-def _join(by_weight: dict[str, Change], base: Skeleton, tensors: Collection[str]) -> None:
+def _join(by_weight: dict[str, WeightChange], base: Skeleton, tensors: Collection[str]) -> None:
     """Give both tied embeddings the single tensor that PEFT trained for them; the file may contain it twice."""
     embeddings = base.input_embedding, base.output_embedding
     changes = [by_weight[name] for name in embeddings if name in by_weight]

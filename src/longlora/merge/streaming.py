@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longlora.errors import CheckpointError
-from longlora.merge.changes import Change, Changes, ShardMergeUnsupported
+from longlora.merge.changes import Changes, ShardMergeUnsupported, WeightChange
 from longlora.models.shards import ShardWriter, StoredWeight, opened
 from longlora.models.vocabulary import check_rows
 from longlora.support.progress import shown
@@ -99,7 +99,7 @@ class ShardMerge:
     def _target(self, place: StoredWeight) -> torch.dtype | None:
         return None if place.dtype is None else self.dtype or place.dtype
 
-    def _shape(self, change: Change) -> tuple[int, ...]:
+    def _shape(self, change: WeightChange) -> tuple[int, ...]:
         shapes = [tuple(self.adapter.get_slice(tensor).get_shape()) for tensor in change.tensors]
         if not change.is_low_rank:
             return shapes[0]
@@ -107,7 +107,7 @@ class ShardMerge:
         return (width, height) if change.transposed else (height, width)
 
 
-def changed(weight: Tensor, change: Change | None, adapter: Any, dtype: torch.dtype | None) -> Tensor:
+def changed(weight: Tensor, change: WeightChange | None, adapter: Any, dtype: torch.dtype | None) -> Tensor:
     """Apply a change in float32 and round once; without a change, only cast the weight."""
     if change:
         tensors = [adapter.get_tensor(tensor) for tensor in change.tensors]

@@ -203,7 +203,7 @@ def _why_not_in_segments(module: torch.nn.Module, interface_arguments: dict[str,
     return (
         'while training, attn_implementation="s2" takes whole rows with a (B, T) padding mask: neither a mask of '
         "queries by keys nor a KV cache, nor a part of a row (ring context parallelism; Ulysses is supported: "
-        "docs/engines.md); to generate or evaluate, call model.eval() first"
+        "docs/strategies.md); to generate or evaluate, call model.eval() first"
     )
 
 

@@ -18,18 +18,18 @@ from longlora.planner.compute import GIB, GPUS, Gpu, find_gpu, recognise_gpu
 from longlora.planner.job import PlannedRun
 from longlora.planner.known_models import KnownModel, find_known_model, known_models
 from longlora.planner.plan import Advice, Plan, make_plan
-from longlora.planner.savings import Change, needed_changes
+from longlora.planner.savings import RunChange, needed_changes
 
 __all__ = [
     "GIB",
     "GPUS",
     "Advice",
     "Architecture",
-    "Change",
     "Gpu",
     "KnownModel",
     "Plan",
     "PlannedRun",
+    "RunChange",
     "find_architecture",
     "find_gpu",
     "find_known_model",

@@ -221,7 +221,7 @@ def ulysses_bytes(run: PlannedRun) -> int:
     """Return the bytes that one GPU receives in one layer's forward pass from those that share its rows.
 
     These are queries, keys, values and outputs, all but the part that stays local. If there are fewer key-value heads
-    than GPUs, several GPUs receive the same head. docs/engines.md compares Ulysses with a ring and a halo.
+    than GPUs, several GPUs receive the same head. docs/strategies.md compares Ulysses with a ring and a halo.
     """
     size = run.sequence_parallel_size
     return run.compute_bytes * run.tokens * 2 * (run.architecture.query_size + run.kernel_kv_size) * (size - 1) // size

@@ -36,7 +36,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class PeakMemory:
     """The memory of a run at its peak."""
 
     items: tuple[Item, ...]  # on each GPU
@@ -65,7 +65,7 @@ class Memory:
         return processes + max(loading, sum(later))
 
 
-def plan_memory(run: PlannedRun) -> Memory:
+def plan_memory(run: PlannedRun) -> PeakMemory:
     """Add up a run's memory at each moment that may be its peak."""
     moments: dict[str, list[Item]] = {}
     for moment in (LOSS, LAYER, STEP):
@@ -80,7 +80,7 @@ def plan_memory(run: PlannedRun) -> Memory:
         Item("fragmentation", round(FRAGMENTATION * totals[worst]), f"{FRAGMENTATION:.0%} of the above"),
         Item("framework", CONTEXT_BYTES + COLLECTIVES_BYTES * several, "CUDA context" + ", NCCL" * several),
     ]
-    return Memory(items=tuple(item for item in items if item.bytes), host_items=_host(run), moments=totals)
+    return PeakMemory(items=tuple(item for item in items if item.bytes), host_items=_host(run), moments=totals)
 
 
 def offloaded_bytes(*, num_layers: int, layer_input_bytes: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from longlora.planner.compute import Duration, Gpu, plan_duration
 from longlora.planner.job import PlannedRun
-from longlora.planner.memory import Memory, plan_memory
+from longlora.planner.memory import PeakMemory, plan_memory
 from longlora.planner.savings import changed, needed_changes, part_to_keep_free
 
 LONGEST_CONTEXT = 2**24  # tokens; upper bound of the search
@@ -27,7 +27,7 @@ class Plan:
 
     run: PlannedRun
     memory_bytes: int  # of one GPU
-    memory: Memory
+    memory: PeakMemory
     host_memory_bytes: int | None  # of the machine with the GPUs; None if unknown, then it is not checked
     longest_context: int  # longest row that fits with everything else unchanged, in tokens; 0 if none does
     duration: Duration | None  # None if the GPU is unknown

@@ -12,11 +12,11 @@ from rich.text import Text
 from longlora.planner.compute import GIB, LINKS, Duration, exchange_seconds, ulysses_bytes
 from longlora.planner.known_models import find_known_model
 from longlora.planner.plan import Plan
-from longlora.planner.savings import Change
+from longlora.planner.savings import RunChange
 from longlora.support.wording import short_number
 
 
-def print_plan(plan: Plan, console: Console, changes: Sequence[Change] = ()) -> None:
+def print_plan(plan: Plan, console: Console, changes: Sequence[RunChange] = ()) -> None:
     """Print a plan as tables and sentences; `changes` are those already applied to make it fit."""
     found = [Text.assemble("Switched on: ", (str(change), "cyan")) for change in changes]
     for part in (_headline(plan), "", _memory(plan), "", _verdict(plan), *found, *_advice(plan)):
@@ -25,7 +25,7 @@ def print_plan(plan: Plan, console: Console, changes: Sequence[Change] = ()) -> 
     console.print(_facts(plan), highlight=False)
 
 
-def print_cards(cards: Mapping[str, tuple[Plan, Sequence[Change]]], console: Console) -> None:
+def print_cards(cards: Mapping[str, tuple[Plan, Sequence[RunChange]]], console: Console) -> None:
     """Print one row for each card: the run's memory and time there, with the changes that make it fit."""
     table = _columns()
     for heading in ("card", "of", "needs", "a step", "the run", "longest so"):
@@ -55,7 +55,7 @@ def print_source(model: str, console: Console) -> None:
         console.print(f"shape: {known.source}{unverified}", style="dim", highlight=False)
 
 
-def plan_to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
+def plan_to_dict(plan: Plan, changes: Sequence[RunChange] = ()) -> dict[str, Any]:
     """Convert a plan to plain values; amounts are in bytes, times in seconds, `changes` as recipe keys."""
     run, memory = plan.run, plan.memory
     return {

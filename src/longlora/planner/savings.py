@@ -29,7 +29,7 @@ _RECIPE_KEYS = {
 _RECIPE_VALUES = {"four_bit": "nf4", "train_embeddings": ["norm"]}
 
 
-class Change(NamedTuple):
+class RunChange(NamedTuple):
     """A change to a run."""
 
     name: str  # one or two words
@@ -54,14 +54,14 @@ def part_to_keep_free(run: PlannedRun) -> float:
     return KEEP_MORE_FREE if run.four_bit or not run.gradient_checkpointing else KEEP_FREE
 
 
-def changed(run: PlannedRun, changes: Sequence[Change]) -> PlannedRun:
+def changed(run: PlannedRun, changes: Sequence[RunChange]) -> PlannedRun:
     """Return the run with changes applied."""
     return reduce(lambda before, change: replace(before, **change.run), changes, run)
 
 
 def needed_changes(
     run: PlannedRun, memory_bytes: int, *, with_margin: bool = False, settled: Set[str] = frozenset()
-) -> list[Change]:
+) -> list[RunChange]:
     """Add changes, the cheapest first, until the run fits, then drop those that turned out to be unnecessary.
 
     With `with_margin`, the run must also keep `part_to_keep_free` of the memory free. Recipe keys in `settled` are not
@@ -71,7 +71,7 @@ def needed_changes(
     def fits(run: PlannedRun) -> bool:
         return plan_memory(run).total <= (1 - part_to_keep_free(run) * with_margin) * memory_bytes
 
-    taken: list[Change] = []
+    taken: list[RunChange] = []
     tried: set[str] = set()
     while not fits(current := changed(run, taken)):
         change = next((change for change in _changes(current) if change.name not in tried), None)
@@ -88,7 +88,7 @@ def needed_changes(
     return taken
 
 
-def _changes(run: PlannedRun) -> Iterator[Change]:
+def _changes(run: PlannedRun) -> Iterator[RunChange]:
     """Yield the changes that this run can still make, the cheapest first."""
     full, several = run.tuning == "full", run.num_gpus > 1
     change = partial(_change, run)
@@ -126,8 +126,8 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
         yield change("no embeddings", "norms alone trained beside LoRA, not embeddings", train_embeddings=False)
 
 
-def _change(run: PlannedRun, name: str, what: str, **fields: Any) -> Change:
+def _change(run: PlannedRun, name: str, what: str, **fields: Any) -> RunChange:
     """Return a change to fields of the run, and to the recipe keys of those that have another value there."""
     new = {field: value for field, value in fields.items() if getattr(run, field) != value}
     recipe = {_RECIPE_KEYS.get(field, field): _RECIPE_VALUES.get(field, value) for field, value in new.items()}
-    return Change(name, what, fields, recipe)
+    return RunChange(name, what, fields, recipe)

@@ -115,7 +115,7 @@ Block = Table | Chart | Code
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A heading with its blocks; each section's introduction is in `templates/notes.j2`."""
 
     anchor: str
@@ -131,5 +131,5 @@ class Report:
 
     title: str
     lead: list[str]  # the verdict, one text per model
-    sections: list[Section]
+    sections: list[ReportSection]
     date: str

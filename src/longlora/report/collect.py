@@ -17,8 +17,8 @@ from longlora.evaluation.results import (
     Harness,
     KeyTokens,
     LongPerplexity,
+    LossByPosition,
     PerplexityByLength,
-    Positions,
     Result,
     Retrieval,
     ShortContext,
@@ -63,7 +63,7 @@ class ModelResults:
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
     perplexity: PerplexityByLength | None = None
     longppl: LongPerplexity | None = None
-    positions: Positions | None = None
+    positions: LossByPosition | None = None
     short_context: ShortContext | None = None
     harness: Harness | None = None
     suite: SuiteRecord | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from longlora.evaluation.results import HarnessScore, PerplexityByLength, Retrieval
 from longlora.evaluation.shares import Share
 from longlora.evaluation.text_results import Perplexity
-from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, Section, Series, Table
+from longlora.report.blocks import NOT_MEASURED, Block, Cell, Chart, Code, Level, Point, ReportSection, Series, Table
 from longlora.report.collect import Collection, ModelResults, TrainingRun
 from longlora.report.verdict import compared_benchmarks, cost, retrieval_tests
 
@@ -18,20 +18,20 @@ _LOSS, _ERRORS = "loss (nats per token)", "± 2 standard errors"
 _MEASURES = {"generated": "answered", "chosen": "chosen"}
 
 
-def evidence(collection: Collection) -> list[Section]:
+def evidence(collection: Collection) -> list[ReportSection]:
     """Return the sections that have content, in the order of a reader's questions."""
     models = collection.models
     sections = [
-        Section("retrieval", "Retrieval", _share_charts(models), layout="charts"),
-        Section("depth", "Retrieval by depth", _heat_maps(models), layout="maps"),
-        Section("perplexity", "Perplexity by context length", _perplexity_charts(models), layout="charts"),
-        Section("far-tokens", "Perplexity where far context matters", _distance_charts(models), layout="charts"),
-        Section("positions", "Loss by position", _position_charts(models), layout="charts"),
-        Section("short-context", "Short context", _short_context_tables(models)),
-        Section("harness", "Benchmarks", _benchmark_tables(models)),
-        Section("training", "Training", _training_charts(collection), layout="charts"),
-        Section("left-out", "Left out", _left_out_tables(models)),
-        Section("settings", "Settings and commands", _settings(collection)),
+        ReportSection("retrieval", "Retrieval", _share_charts(models), layout="charts"),
+        ReportSection("depth", "Retrieval by depth", _heat_maps(models), layout="maps"),
+        ReportSection("perplexity", "Perplexity by context length", _perplexity_charts(models), layout="charts"),
+        ReportSection("far-tokens", "Perplexity where far context matters", _distance_charts(models), layout="charts"),
+        ReportSection("positions", "Loss by position", _position_charts(models), layout="charts"),
+        ReportSection("short-context", "Short context", _short_context_tables(models)),
+        ReportSection("harness", "Benchmarks", _benchmark_tables(models)),
+        ReportSection("training", "Training", _training_charts(collection), layout="charts"),
+        ReportSection("left-out", "Left out", _left_out_tables(models)),
+        ReportSection("settings", "Settings and commands", _settings(collection)),
     ]
     return [section for section in sections if section.blocks]
 

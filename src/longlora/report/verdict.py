@@ -11,7 +11,7 @@ from typing import get_args
 from longlora.evaluation.results import HarnessScore, Retrieval
 from longlora.evaluation.shares import Definition, questions_needed
 from longlora.evaluation.text_results import COLLAPSE
-from longlora.report.blocks import NOT_MEASURED, Cell, Section, Table
+from longlora.report.blocks import NOT_MEASURED, Cell, ReportSection, Table
 from longlora.report.collect import ModelResults, TrainingRun
 from longlora.support.wording import short_number
 
@@ -138,7 +138,7 @@ def compared_benchmarks(model: ModelResults, models: list[ModelResults]) -> list
     return list(pairs.values())
 
 
-def verdict_section(models: list[ModelResults]) -> Section:
+def verdict_section(models: list[ModelResults]) -> ReportSection:
     """Compare the models: a table with one row each, and one of effective lengths with a row per model and test."""
     header = ["model", "context", "reads to", "perplexity", "LongPPL", "short context", "training"]
     rows = [
@@ -160,7 +160,7 @@ def verdict_section(models: list[ModelResults]) -> Section:
         header = ["test", "model", "right at the shortest length", *_DEFINITIONS.values(), "longest tested"]
         order = {title: place for place, title in enumerate(retrieval_tests(models))}
         blocks.append(Table(caption, header, sorted(lengths, key=lambda row: order.get(str(row[0]), len(order)))))
-    return Section("verdict", "Verdict", blocks, layout="cards")
+    return ReportSection("verdict", "Verdict", blocks, layout="cards")
 
 
 def _effective_lengths(model: ModelResults) -> list[list[Cell | str]]:

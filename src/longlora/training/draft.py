@@ -13,9 +13,9 @@ from longlora.errors import ConfigError
 from longlora.planner import (
     GIB,
     Architecture,
-    Change,
     Gpu,
     Plan,
+    RunChange,
     find_architecture,
     find_known_model,
     make_plan,
@@ -47,12 +47,12 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
+class RecipeDraft:
     """A recipe found for a model, and its plan."""
 
     values: Mapping[str, Any]  # the recipe keys that were decided
     why: Mapping[str, str]  # a phrase explaining some of them, by `section.key`
-    changes: tuple[Change, ...]  # memory optimizations switched on to fit, cheapest first
+    changes: tuple[RunChange, ...]  # memory optimizations switched on to fit, cheapest first
     recipe: Recipe
     plan: Plan
 
@@ -64,7 +64,7 @@ def draft_recipe(
     *,
     data: Sequence[str] = ("data/long-texts/",),
     overrides: Sequence[str] = (),
-) -> Draft:
+) -> RecipeDraft:
     """Find a recipe that extends `model` to `context_length` tokens; `overrides` are fixed before the search.
 
     If the model already reads that many tokens, the recipe is for conversations (`data.kind: sft`). If nothing makes it
@@ -93,7 +93,7 @@ def draft_recipe(
             break
     why = {key: reason for key, reason in why.items() if key not in chosen}
     why |= {key: change.what for change in changes for key in change.recipe}
-    return Draft(values=found, why=why, changes=tuple(changes), recipe=recipe, plan=plan)
+    return RecipeDraft(values=found, why=why, changes=tuple(changes), recipe=recipe, plan=plan)
 
 
 def plan_recipe(recipe: Recipe, hardware: Hardware) -> Plan:
@@ -194,7 +194,7 @@ def _in_thousands(tokens: int) -> str:
     return f"{tokens // thousand}k" if thousand else str(tokens)
 
 
-def draft_to_yaml(draft: Draft, path: str) -> str:
+def draft_to_yaml(draft: RecipeDraft, path: str) -> str:
     """Return a draft as YAML, with a comment after each value that needs one; `path` is the file it is meant for."""
     plan, recipe = draft.plan, draft.recipe
     hardware = recipe.hardware
