@@ -39,6 +39,9 @@ COMMON = {
     "eos_token_id": None,
 }
 TOLERANCE = 1e-4  # absolute, of logits around 10: weights in float64, but rotary angles in float32
+# Errors are about log-normal: over 360 draws of three layers, log10 of the largest is -4.79 ± 0.19, so that this is nine
+# standard deviations away. One token more in sight moved a logit by 5.4 at least.
+TOLERANCE_OF_LAYERS = 1e-3
 
 
 def rope(kind: str, **more: float) -> dict[str, object]:
@@ -146,9 +149,9 @@ def test_several_layers_read_as_in_the_paper(sinks: int, seed: int) -> None:
     expected = logits_of_the_paper(model, tokens, window=11, sinks=sinks)
     rotations = key_rotations(model)
     found = streamed_logits(model, tokens, StreamingCache(rotations, window=11, num_sinks=sinks))
-    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE_OF_LAYERS, rtol=0)
     other = streamed_logits(model, tokens, StreamingCache(rotations, window=12, num_sinks=sinks))
-    assert (other - expected).abs().max() > 100 * TOLERANCE  # one token more in sight, and the test sees it
+    assert (other - expected).abs().max() > 100 * TOLERANCE_OF_LAYERS  # one token more in sight, and the test sees it
 
 
 def test_counting_positions_anew_changes_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +165,7 @@ def test_counting_positions_anew_changes_nothing(seed: int, monkeypatch: pytest.
     monkeypatch.setattr(longlora.inference.streaming_cache, "REBASE_AFTER", 17)
     cache = StreamingCache(rotations, window=11, num_sinks=2)
     found = streamed_logits(model, tokens, cache, rebase=True)
-    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE_OF_LAYERS, rtol=0)
     assert cache.get_seq_length() <= 17
 
 
