@@ -39,7 +39,7 @@ COMMON = {
     "eos_token_id": None,
 }
 TOLERANCE = 1e-4  # absolute, of logits around 10: weights in float64, but rotary angles in float32
-# Errors are about log-normal: over 360 draws of three layers, log10 of the largest is -4.79 ± 0.19, so that this is nine
+# Errors are about log-normal: over 360 draws of three layers, log10 of the largest is -4.79 ± 0.19, so this is nine
 # standard deviations away. One token more in sight moved a logit by 5.4 at least.
 TOLERANCE_OF_LAYERS = 1e-3
 
