@@ -108,7 +108,8 @@ def test_a_step_takes_as_long_as_was_measured(row: dict[str, Any]) -> None:
 
 
 def test_the_pages_say_what_was_measured_and_planned() -> None:
-    readme, explained, table = (page(name) for name in ("README.md", "docs/how-it-works.md", "docs/plan.md"))
+    pages = ("README.md", "docs/how-it-works.md", "docs/plan.md", "docs/memory.md")
+    readme, explained, table, saved = map(page, pages)
     whole = {row["pattern"]: row for row in ROWS if (row["card"], row["layers"], row["tokens"]) == EIGHT_B}
     s2, full = whole["s2"], whole["full"]
     drafted = plan_duration(replace(planned(s2), shift=False, full_attention_interval=6), gpu_of(s2)).seconds
@@ -120,6 +121,8 @@ def test_the_pages_say_what_was_measured_and_planned() -> None:
         if row["card"] == EIGHT_B[0]:
             memory = f"{row['allocated_gib']:.2f} / {allocated(row):.2f} | {row['reserved_gib']:.2f} |"
             assert f"| {row['layers']}, {row['tokens']:,}, " in table and memory in table
+            if row["pattern"] == "s2":
+                assert f"{row['allocated_gib']:.1f} GiB | {row['reserved_gib']:.1f} |" in saved
     for row in (s2, full):
         assert f" | {row['step_s']:.2f} / {plan_duration(planned(row), gpu_of(row)).seconds:.2f} |" in table
 

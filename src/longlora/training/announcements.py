@@ -50,7 +50,7 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     logger.info("attention: %s", attention)
     if recipe.trains_groups_alone:
         logger.warning(
-            "no token attends beyond its group of %s in any layer or step, so that the run trains no longer distance: "
+            "no token attends beyond its group of %s in any layer or step, as if rows were as short: "
             "set attention.full_attention_interval, such as 6, or attention.shift: true",
             f"{recipe.group_size:,} tokens",
         )
