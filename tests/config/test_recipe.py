@@ -204,5 +204,5 @@ def test_a_directory_is_no_recipe_and_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"`longlora init {tmp_path}` writes a recipe"):
         load_recipe(tmp_path)
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(ConfigError, match=rf"it contains one: {tmp_path}/recipe.yaml"):
+    with pytest.raises(ConfigError, match=rf"it contains a recipe: {tmp_path}/recipe.yaml"):
         load_recipe(tmp_path)
