@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from longlora.cli import main as cli
 from longlora.config import load_recipe, parse_recipe
+from longlora.planner import known_models
 from longlora.recipes import recipe_names
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -147,3 +148,8 @@ def test_python_runs(page: str, extended: Path, monkeypatch: pytest.MonkeyPatch)
     exec(compile(python_of(page), page, "exec"), names)
     if page == "README.md":
         assert (extended / "runs" / "mine" / "merged" / "config.json").exists()
+
+
+def test_the_readme_counts_the_known_models() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"[the {len(known_models())} models it knows]" in text

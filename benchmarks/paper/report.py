@@ -111,13 +111,15 @@ def _cost_at_scale() -> str:
             run = PlannedRun(architecture=find_architecture(name), context_length=tokens, attention="full")
             flops = row_flops(run)
             s2 = replace(run, attention="s2")
-            arms = [run, s2, replace(s2, full_attention_interval=INTERVAL), replace(s2, dense_finish=DENSE_PART)]
+            recommended = replace(s2, shift=False, full_attention_interval=INTERVAL)
+            arms = [run, s2, recommended, replace(s2, dense_finish=DENSE_PART)]
             dense, *others = (plan_duration(arm, find_gpu("h100-80gb")) for arm in arms)
             line = [name.partition("/")[2], f"{tokens:,}", f"{flops.attention / sum(flops):.0%}"]
             line += [f"{dense.tokens_per_second_per_gpu:,.0f}"]
             lines.append([*line, *(f"{dense.seconds / other.seconds:.2f}" for other in others)])
     header = ["model", "tokens", "attention's part", "tokens a second, full", "S², times as fast"]
-    return markdown_table([*header, f"one layer of {INTERVAL} dense", f"last {DENSE_PART * 100:.0f} % dense"], lines)
+    others = [f"no shift, one layer of {INTERVAL} dense", f"S², last {DENSE_PART * 100:.0f} % dense"]
+    return markdown_table([*header, *others], lines)
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:

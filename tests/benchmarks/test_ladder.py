@@ -208,6 +208,25 @@ def test_the_page_has_the_steps_that_a_budget_pays_at_the_large_size(module, tmp
     assert f"Attention is {dense.attention / sum(dense):.0%} of".replace("%", " %") in page
 
 
+def test_the_pages_say_what_the_extension_of_a_real_model_measured() -> None:
+    lines = (LADDER / "results" / "extend-h200.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["arm"]: row for row in map(json.loads, lines)}
+    full, grouped, longest = rows["full"], rows["S², 1 sink token"], "65536"
+    reached = {arm: row["perplexity"].get(longest) for arm, row in rows.items()}
+    pages = (LADDER.parents[1] / "README.md", LADDER.parents[1] / "docs" / "gpu.md")
+    readme, page = (path.read_text(encoding="utf-8").replace("\n", " ") for path in pages)
+    assert (
+        f"went from 32,768 to 65,536 tokens in {grouped['seconds']:.0f} s on one H200, with S²-Attn and a sink token: "
+        f"perplexity {reached[grouped['arm']]:.2f} there, against {reached['full']:.2f} after {full['seconds']:.0f} s "
+        f"of full attention and {reached['positions only']:.2f} with new positions alone"
+    ) in readme
+    ratios = reached[grouped["arm"]] / reached["full"] - 1, grouped["seconds"] / full["seconds"]
+    assert f"ends {100 * ratios[0]:.1f} % behind full attention in {100 * ratios[1]:.0f} % of the time" in page
+    for row in rows.values():
+        cells = [f"{row['perplexity'][length]:.2f}" for length in row["perplexity"]]
+        assert all(cell in page for cell in cells)
+
+
 def test_schedules_come_cheapest_first_and_seed_by_seed(module) -> None:
     schedules = module("_schedules")
     found = list(schedules.runs((120, 40), seeds=2))

@@ -1,6 +1,8 @@
 """The script that compares our words of PDFs with those of other readers sees what is lost."""
 
 import importlib
+import json
+import statistics
 from pathlib import Path
 from types import ModuleType
 
@@ -39,6 +41,24 @@ def test_the_order_of_columns(script: ModuleType) -> None:
 def test_the_page_says_what_the_rows_say(script: ModuleType, name: str) -> None:
     rows, page = (script._report.RESULTS / f"{name}.{suffix}" for suffix in ("jsonl", "md"))
     assert page.read_text(encoding="utf-8") == script.page_of(rows)
+
+
+def test_the_text_says_what_the_rows_say_of_order(script: ModuleType) -> None:
+    text = (BENCHMARKS.parent / "docs" / "corpus.md").read_text(encoding="utf-8").replace("\n", " ")
+    lines = (script._report.RESULTS / "pdf-words-order.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    rows = [row for row in map(json.loads, lines) if row["orders"]]
+    across = {name: 100 * share for name, share in rows[-1]["orders"].items()}
+    large = [row["orders"] for row in rows if "poppler" not in row["orders"] and row["words"] >= script.ENOUGH_WORDS]
+    middle = {name: 100 * statistics.median(orders[name] for orders in large) for name in large[0]}
+    assert f"on {len(large)} of the manuals and on two made-up articles" in text
+    assert (
+        f"{across['ours']:.1f} % of our runs of six words are in the known text, {across['pdfium']:.1f} % of pdfium's, "
+        f"{across['pdfminer.six']:.1f} % of pdfminer.six's and {across['poppler']:.1f} % of poppler's"
+    ) in text
+    assert (
+        f"{middle['ours']:.1f} % of our runs, {middle['pdfium']:.1f} % of pdfium's and {middle['pdfminer.six']:.1f} % "
+        "of pdfminer.six's"
+    ) in text
 
 
 def test_a_page_that_is_lost(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,14 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, Count]:
     return importlib.import_module("_sequence_parallel").WAYS
 
 
+def test_the_page_says_what_the_script_calculates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("_sequence_parallel")
+    page = (BENCHMARKS.parent / "docs" / "strategies.md").read_text(encoding="utf-8")
+    for table in (script.exchanges, script.contexts, script.steps):
+        assert table().strip() in page
+
+
 @pytest.fixture
 def alone() -> PlannedRun:
     llama_7b = find_architecture("meta-llama/Llama-2-7b-hf")

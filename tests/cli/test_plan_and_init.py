@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,9 +86,25 @@ def test_conversations_last_for_epochs_and_full_attention_has_no_groups() -> Non
     for override in ("max_steps=40", "num_train_epochs=2"):
         chosen = draft_recipe("llama-3.1-8b", 65536, on("h200"), overrides=[override])
         assert {"max_steps", "num_train_epochs"} & chosen.values.keys() == {override.partition("=")[0]}
-    full = draft_recipe("llama-3-8b", 65536, on("h200"), overrides=["attention.pattern=full", "tuning=lora"])
+    full = draft_recipe("llama-3-8b", 65536, on("h200"), overrides=["attention.pattern='full'", "tuning=lora"])
     assert full.values["attention"] == {"pattern": "full"}
     assert ": LoRA with full attention on 1 GPU" in draft_to_yaml(full, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected", "named"),
+    [
+        ("max_steps=2", {"shift": False, "full_attention_interval": 6}, "unshifted groups"),
+        ("attention.full_attention_interval=3", {"shift": False, "full_attention_interval": 3}, "unshifted groups"),
+        ("attention.full_attention_interval=null", {"sink_tokens": 1, "full_attention_interval": None}, "S²-Attn"),
+        ("attention.shift=true", {"shift": True, "sink_tokens": 1, "full_attention_interval": 6}, "S²-Attn"),
+    ],
+)
+def test_groups_follow_what_is_chosen(override: str, expected: dict[str, Any], named: str) -> None:
+    """Groups are shifted where no layer is dense, and have a sink token where they are shifted."""
+    draft = draft_recipe("llama-3-8b", 65536, on("h200"), overrides=[override])
+    assert draft.values["attention"] == expected
+    assert f": LoRA+ with {named} on 1 GPU" in draft_to_yaml(draft, "r.yaml")
 
 
 def test_a_model_whose_layers_all_have_windows_is_refused(tmp_path: Path) -> None:
@@ -146,8 +163,8 @@ def test_a_recipe_for_a_model_that_is_not_here_runs_as_a_miniature(
         (["plan", "llama-2-7b-longlora-8"], "did you mean 'llama-2-7b-longlora-8k'?"),
         (["plan", "qwen3-8b"], "give the context length to plan for: longlora plan qwen3-8b --context 65536"),
         (["plan", "./nowhere", "--context", 9999], "there is no model directory ./nowhere"),
-        (["plan", "RUN"], "neither a recipe nor a model; it contains one: RUN/recipe.yaml"),
-        (["plan", "RUN", "--context", 65536], "neither a recipe nor a model; it contains one: RUN/recipe.yaml"),
+        (["plan", "RUN"], "neither a recipe nor a model; it contains a recipe: RUN/recipe.yaml"),
+        (["plan", "RUN", "--context", 65536], "neither a recipe nor a model; it contains a recipe: RUN/recipe.yaml"),
         (["plan", "TEXTS", "--context", 65536], "holds no model: it has neither config.json nor adapter_config.json"),
         (["plan", "qwen3-8b", "--context", 65536, "context_lenght=1"], "did you mean 'context_length'?"),
         (["plan", "qwen3-8b", "--context", 65536, "hardware.gpus=8"], "hardware.gpus cannot be overridden here"),

@@ -48,6 +48,12 @@ def test_an_override_replaces_the_other_length_of_a_run(tmp_path: Path, written:
         load_recipe(path, ["num_train_epochs=2", "max_steps=4"])
 
 
+def test_an_override_with_null_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "max_steps": 3}))
+    assert load_recipe(path, ["num_train_epochs=null"]).max_steps == 3
+
+
 def test_group_size_and_the_first_dense_step() -> None:
     recipe = parse_recipe({**MINIMAL, "max_steps": 10, "attention": {"group_size": 100, "dense_finish": 0.3}})
     assert (recipe.group_size, recipe.first_dense_step) == (100, 7)
@@ -79,6 +85,10 @@ def test_only_rope_options_that_are_set_are_passed_on() -> None:
         ({"attention": {"pattern": "full", "dense_finish": 0.5}}, "needs attention.pattern=s2"),
         ({"attention": {"pattern": "full", "full_attention_interval": 3}}, "needs attention.pattern=s2"),
         ({"attention": {"pattern": "full", "shift": False}}, "attention.shift=False needs attention.pattern=s2"),
+        ({"attention": {"pattern": "full", "sink_tokens": 1}}, "attention.sink_tokens=1 needs attention.pattern=s2"),
+        ({"attention": {"pattern": "full", "group_size": 64}}, "without groups; leave it out"),
+        ({"attention": {"pattern": "full", "group_ratio": 0.5}}, "without groups; leave it out"),
+        ({"attention": {"shift": "maybe"}}, "attention.shift='maybe': input should be a valid boolean"),
         ({"attention": {"full_attention_interval": 1}}, "attention.full_attention_interval=1"),
         ({"attention": {"group_size": 9000}}, "must not exceed context_length=8192"),
         ({"tuning": "qlora"}, "tuning='qlora'"),
@@ -194,5 +204,5 @@ def test_a_directory_is_no_recipe_and_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"`longlora init {tmp_path}` writes a recipe"):
         load_recipe(tmp_path)
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(ConfigError, match=rf"it contains one: {tmp_path}/recipe.yaml"):
+    with pytest.raises(ConfigError, match=rf"it contains a recipe: {tmp_path}/recipe.yaml"):
         load_recipe(tmp_path)

@@ -235,7 +235,8 @@ def test_the_commands(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [*stats, str(vector)]).exit_code == 0
     assert "<svg" in vector.read_text(encoding="utf-8") and not list(tmp_path.glob(".*"))
     with pytest.raises(ConfigError, match=r"must end in \.png, \.svg or \.pdf, found lengths\.txt"):
-        CliRunner().invoke(app, [*stats, str(tmp_path / "lengths.txt")], catch_exceptions=False)
+        unread = ["corpus", "stats", "nowhere.json", "--tokenizer", "tiny", "--figure", str(tmp_path / "lengths.txt")]
+        CliRunner().invoke(app, unread, catch_exceptions=False)
     as_json = CliRunner().invoke(app, ["corpus", "stats", str(path), "--tokenizer", "tiny", "--json"])
     assert json.loads(as_json.stdout)["tokens"]["answer"]["p100"] > 1
     good = CliRunner().invoke(app, ["corpus", "check", str(path), "--tokenizer", "tiny", "--context", "99999"])

@@ -1,6 +1,7 @@
 """The demo, shortened: its numbers are worthless, its report and its files are whole."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -65,3 +66,26 @@ def test_a_finished_demo_is_refused(
 
 
 original = demo.standard_library_files
+
+
+def test_the_page_draws_its_shares_from_its_table() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page, paper = ((docs / name).read_text(encoding="utf-8").replace("\n", " ") for name in ("demo.md", "paper.md"))
+    table = {}
+    for line in (docs / "demo.md").read_text(encoding="utf-8").splitlines():
+        name, *values = line.replace("**", "").strip("| ").split(" | ")
+        if len(values) >= 7 and "." in values[0]:
+            table[re.split("[:, ]", name)[0]] = [float(value.strip("% s|")) for value in values]
+    base, positions, longlora, recommended, full = table.values()
+    [untrained] = map(float, re.findall(r"YaRN from 256: (\d+\.\d+)", page))
+    assert f" {untrained} " in (docs / "results.md").read_text(encoding="utf-8")
+    reached = recommended[3]
+    assert (
+        f"{reached / base[1]:.2f} times the base's perplexity at its own 256, {1 - reached / positions[3]:.0%} less "
+        f"than its positions alone, and {1 - reached / untrained:.0%} less than the best"
+    ).replace("%", " %") in page
+    assert (
+        f"ends {reached / full[3] - 1:.0%} above full attention for as many steps, in {recommended[7] / full[7]:.2f} of"
+    ).replace("%", " %") in page
+    recalled = f"recalls {longlora[6]:.0f} % at the trained length, untrained YaRN {positions[6]:.0f} %"
+    assert recalled in paper

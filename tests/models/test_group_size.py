@@ -160,6 +160,17 @@ def test_wrapped_models_take_a_group_size(model, seed):
     assert torch.equal(trained_logits(wrapped, seed), expected)
 
 
+def test_refuses_settings_of_groups_without_groups_and_a_shift_that_is_no_bool(model, monkeypatch):
+    for settings in ({"shift": False}, {"sink_tokens": 1}, {"full_attention_interval": 2}):
+        with pytest.raises(ConfigError, match="group_size=None is full attention, without groups: leave out shift="):
+            set_group_size(model, None, **settings)
+    with pytest.raises(ConfigError, match="shift must be True or False, got 'false'"):
+        set_group_size(model, 3, shift="false")
+    monkeypatch.setenv("LONGLORA_SHIFT", "2")
+    with pytest.raises(ConfigError, match="LONGLORA_SHIFT must be a whole number, 0 to 1, got '2'"):
+        trained_logits(model, 0)
+
+
 def test_refuses_a_model_that_attends_with_something_else(model):
     other = with_attention(model, "sdpa")
     with pytest.raises(

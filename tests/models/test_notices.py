@@ -107,6 +107,14 @@ def test_a_batch_that_nothing_cuts_is_told_once(model, batch, longest, seed, cap
     assert_close(model(tokens, use_cache=False, **batch).logits[real], full[real])
 
 
+def test_unshifted_groups_cut_no_document_that_is_shorter(model, seed, caplog):
+    for group_size in (12, 13):
+        assert "cuts no document" not in caplog.text
+        set_group_size(model, group_size, shift=False)
+        model.train()(random_tokens(seed))
+    assert NOTHING_CUT.format(12, 13) in caplog.text
+
+
 @pytest.mark.parametrize("group_size", [1, 12, 23])
 def test_a_batch_that_is_cut_for_half_of_the_heads_gets_no_warning(model, group_size, seed, caplog):
     set_group_size(model, group_size)

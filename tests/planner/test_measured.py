@@ -30,13 +30,14 @@ import pytest
 import torch
 
 from longlora.planner import GIB, Gpu, PlannedRun, activations, compute, find_architecture, find_gpu, memory
-from longlora.planner.compute import plan_duration, row_flops, traffic_bytes
+from longlora.planner.compute import head_pairs, plan_duration, row_flops, traffic_bytes
 from longlora.planner.memory import plan_memory
 
 TOLERANCE = 0.10
 FILES = sorted((Path(__file__).parent / "measured").glob("*.jsonl"))
 ROWS = [json.loads(line) for path in FILES for line in path.read_text(encoding="utf-8").splitlines()]
 TIMED = [row for row in ROWS if row["step_s"]]
+EIGHT_B = ("NVIDIA H200", 32, 32768)
 FORMER_KERNELS = {"varlen": 0.37}
 WHOLE_CHECK_BYTES = 7
 SAVERS = {
@@ -46,6 +47,11 @@ SAVERS = {
     "chunked_loss": "chunked_loss",
     "tuning": "tuning",
 }
+
+
+def page(name: str) -> str:
+    """The text of a page, with its lines joined."""
+    return (Path(__file__).parents[2] / name).read_text(encoding="utf-8").replace("\n", " ")
 
 
 def name(row: dict[str, Any]) -> str:
@@ -99,6 +105,42 @@ def test_torch_reserves_no_more_than_is_said_where_there_is_room(row: dict[str, 
 @pytest.mark.parametrize("row", TIMED, ids=name)
 def test_a_step_takes_as_long_as_was_measured(row: dict[str, Any]) -> None:
     assert plan_duration(planned(row), gpu_of(row)).seconds == pytest.approx(row["step_s"], rel=TOLERANCE)
+
+
+def test_the_pages_say_what_was_measured_and_planned() -> None:
+    pages = ("README.md", "docs/how-it-works.md", "docs/plan.md", "docs/memory.md")
+    readme, explained, table, saved = map(page, pages)
+    whole = {row["pattern"]: row for row in ROWS if (row["card"], row["layers"], row["tokens"]) == EIGHT_B}
+    s2, full = whole["s2"], whole["full"]
+    drafted = plan_duration(replace(planned(s2), shift=False, full_attention_interval=6), gpu_of(s2)).seconds
+    assert f"one H200, {s2['allocated_gib']:.1f} GiB and {s2['step_s']:.2f} s per step in the paper's pattern" in readme
+    for text in (readme, explained):
+        assert f"{s2['step_s']:.2f} s per step in the paper's pattern, against {full['step_s']:.2f} s with full" in text
+        assert f"{drafted:.1f} s by the plan for the" in text
+    for row in ROWS:
+        if row["card"] == EIGHT_B[0]:
+            memory = f"{row['allocated_gib']:.2f} / {allocated(row):.2f} | {row['reserved_gib']:.2f} |"
+            assert f"| {row['layers']}, {row['tokens']:,}, " in table and memory in table
+            if row["pattern"] == "s2":
+                assert f"{row['allocated_gib']:.1f} GiB | {row['reserved_gib']:.1f} |" in saved
+    for row in (s2, full):
+        assert f" | {row['step_s']:.2f} / {plan_duration(planned(row), gpu_of(row)).seconds:.2f} |" in table
+
+
+def test_the_page_says_what_groups_cost() -> None:
+    shape = replace(find_architecture("meta-llama/Llama-3.1-8B"), num_layers=24)
+    runs = {
+        "`shift: false`, `full_attention_interval: 6`": {"shift": False, "full_attention_interval": 6},
+        "neither": {},
+        "`pattern: full`": {"attention": "full"},
+    }
+    pairs = {
+        name: head_pairs(PlannedRun(architecture=shape, context_length=32768, **changes))
+        for name, changes in runs.items()
+    }
+    for name, count in pairs.items():
+        share = f"{count / pairs['`pattern: full`']:.0%}".replace("%", " %")
+        assert f"| {name} | {share} |" in page("docs/how-it-works.md")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from longlora.training import announcements
 from longlora.training.run import train
 from longlora.training.trainer import ExtensionTrainer
 
+CROSSING = ({"full_attention_interval": 2}, {"dense_finish": 0.1}, {"group_ratio": 1})
+
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
@@ -81,6 +83,16 @@ def test_where_no_sink_is_lost_the_remedy_is_another(
     train(make_recipe(max_steps=1, attention=attention))
     [message] = told()
     assert message.endswith("use larger groups (attention.group_size)")
+
+
+def test_runs_that_train_nothing_beyond_groups_are_warned(
+    make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "no token attends beyond its group of 32 tokens in any layer or step"
+    train(make_recipe(max_steps=1, attention={"shift": False}))
+    assert said in caplog.text
+    for attention in ({}, {"pattern": "full"}, *({"shift": False} | also for also in CROSSING)):
+        assert not make_recipe(attention=attention).trains_groups_alone
 
 
 @pytest.mark.parametrize("attention", [{"pattern": "full"}, {"dense_finish": 1.0}])

@@ -155,6 +155,10 @@ def test_started_otherwise_than_asked(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert not caplog.text
     launch.check_started(planned, None, None)
     assert "planned for fsdp2 on 4 GPUs, and these processes were started for ddp" in caplog.text
+    assert "config_file" in caplog.text
+    caplog.clear()
+    launch.check_started(load_recipe("tiny-1k", ["hardware.strategy=single"]), None, None)
+    assert "planned for single on 1 GPU," in caplog.text and "`longlora train` starts the run" in caplog.text
     caplog.clear()
     monkeypatch.setenv(distributed.LAUNCHER_VARIABLE, "1")  # `longlora train --strategy ddp` told its own processes
     launch.check_started(planned, None, None)

@@ -1,5 +1,6 @@
 """Every recipe that ships with longlora trains, for a few steps, with a random miniature of its model."""
 
+import copy
 import json
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
-from longlora.planner import find_architecture, find_known_model
+from longlora.planner import find_architecture, find_known_model, known_models
 from longlora.recipes import recipe_names
-from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, _write_tokenizer, miniature_recipe
+from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, _shrunk, _write_tokenizer, miniature_recipe
 from longlora.training.run import train
 
 
@@ -64,6 +65,17 @@ def test_a_recipe_trains_in_miniature(name, folder):
 
 def extension_base(recipe: Recipe) -> int:
     return recipe.rope.base_context or find_architecture(recipe.model_name_or_path).max_position_embeddings
+
+
+def test_a_miniature_has_layers_of_both_kinds() -> None:
+    """Otherwise those of models that end in layers with windows (Gemma 3 4B) could not train in groups."""
+    of_two_kinds = 0
+    for model in known_models():
+        original = AutoConfig.for_model(**copy.deepcopy(model.config)).get_text_config()
+        kinds = set(getattr(original, "layer_types", None) or ())
+        assert set(getattr(_shrunk(original, 8), "layer_types", None) or ()) == kinds, model.name
+        of_two_kinds += len(kinds) == 2
+    assert of_two_kinds >= 3
 
 
 @pytest.mark.parametrize(("processes", "sharing"), [(1, 1), (2, 2), (12, 4), (16, 8)])

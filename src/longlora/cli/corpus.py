@@ -129,7 +129,10 @@ def stats(
     check_installed()
     from longlora.corpus.check_page import draw_lengths
     from longlora.corpus.checking import check_file
+    from longlora.support.figures import figure_format
 
+    if figure is not None:
+        figure_format(figure)  # before the file is read, for a wrong name ends here
     report = check_file(file, _tokenizer(tokenizer), text_column=text_column)
     if figure is not None:
         draw_lengths(report, figure)

@@ -197,7 +197,7 @@ def _every_interrupt() -> Iterator[None]:
             return report(unraisable)
         while True:
             try:
-                # Later: inside this hook it would be dropped again, as if the thread starts late on a busy machine.
+                # Later: while this hook runs, it would be dropped again, and on a busy machine the thread starts late.
                 return threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
             except KeyboardInterrupt:
                 continue

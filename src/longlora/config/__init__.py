@@ -7,7 +7,15 @@ key is an error that suggests the nearest known one. `load_recipe` is the only e
 
 from longlora.config.recipe import Recipe
 from longlora.config.sections import AttentionConfig, DataConfig, HardwareConfig, LoraConfig, RopeConfig
-from longlora.config.yaml_files import apply_overrides, dump_recipe, load_recipe, parse_recipe, read_yaml, set_key
+from longlora.config.yaml_files import (
+    apply_overrides,
+    dump_recipe,
+    load_recipe,
+    parse_override,
+    parse_recipe,
+    read_yaml,
+    set_key,
+)
 
 __all__ = [
     "AttentionConfig",
@@ -19,6 +27,7 @@ __all__ = [
     "apply_overrides",
     "dump_recipe",
     "load_recipe",
+    "parse_override",
     "parse_recipe",
     "read_yaml",
     "set_key",

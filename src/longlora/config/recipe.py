@@ -122,12 +122,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
         if self.attention.pattern == "full":
-            for name in ("shift", "dense_finish", "full_attention_interval"):
-                value = getattr(self.attention, name)
-                if value != AttentionConfig.model_fields[name].default:
+            for name, field in AttentionConfig.model_fields.items():
+                if name != "pattern" and (value := getattr(self.attention, name)) != field.default:
                     raise ValueError(
                         f"attention.{name}={value} needs attention.pattern=s2: a run with pattern=full is dense in all "
-                        "steps and layers"
+                        "steps and layers, without groups; leave it out"
                     )
         if self.group_size > self.context_length:
             raise ValueError(
@@ -161,6 +160,13 @@ class Recipe(Section):
             raise ValueError(f"new_tokens={list(self.new_tokens)}: this run trains no embeddings; {remedy}")
         if len(set(self.new_tokens)) < len(self.new_tokens) or not all(map(str.strip, self.new_tokens)):
             raise ValueError(f"new_tokens={list(self.new_tokens)} must be different and not blank")
+
+    @property
+    def trains_groups_alone(self) -> bool:
+        """Whether knowledge crosses groups nowhere: not by a shift, in a layer or in a step with full attention."""
+        attention = self.attention
+        crosses = attention.shift or attention.full_attention_interval or attention.dense_finish
+        return attention.pattern == "s2" and not crosses and self.group_size < self.context_length
 
     def with_steps_for(self, num_rows: int, rows_per_step: int) -> "Recipe":
         """Return the recipe with `num_train_epochs`, if set, converted to `max_steps`.

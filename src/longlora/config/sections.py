@@ -47,7 +47,7 @@ class AttentionConfig(Section):
     shift: bool = True
     """Whether the groups of half of the heads are shifted by half a group (the paper). Without it all heads have the
     same groups, one call of a kernel serves them, and no attention sink is lost (docs/sink.md); knowledge then crosses
-    groups only in layers with full attention."""
+    groups only in layers or steps with full attention."""
     sink_tokens: int = Field(default=0, ge=0)
     """Number of tokens at the start of the document that each group also sees (0: the paper). Pretrained models keep an
     attention sink there and lose much without it; 1 recovers most of that (docs/sink.md)."""

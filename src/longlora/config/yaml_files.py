@@ -121,25 +121,33 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
     """Apply `section.key=value` overrides to a mapping of recipe keys, in place; values are YAML.
 
-    `max_steps` and `num_train_epochs` replace one another.
+    `max_steps` and `num_train_epochs` replace one another, unless the value is null.
 
     Raises:
-        ConfigError: an override has another form, or its value is not valid YAML.
+        ConfigError: as `parse_override`, or a section is a value.
     """
-    overrides = list(overrides)
+    parsed = list(map(parse_override, overrides))
     lengths = {"max_steps", "num_train_epochs"}
-    if given := lengths & {override.partition("=")[0] for override in overrides}:
-        for name in lengths - given:
+    if any(key in lengths and value is not None for key, value in parsed):
+        for name in lengths:
             values.pop(name, None)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"an override must have the form key=value, found {short_repr(override)}")
-        try:
-            value = _parse(text)
-        except ConfigError as error:
-            raise ConfigError(f"{short_repr(override)}: the value is not valid YAML") from error
+    for key, value in parsed:
         set_key(values, key, value)
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return the key and the value of a `section.key=value` override.
+
+    Raises:
+        ConfigError: it has another form, or its value is not valid YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override must have the form key=value, found {short_repr(override)}")
+    try:
+        return key, _parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{short_repr(override)}: the value is not valid YAML") from error
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:

@@ -29,7 +29,8 @@ class Grouping:
     """The settings of S²-Attn.
 
     Raises:
-        ConfigError: `group_size` is below 1, `sink_tokens` below 0, or `full_attention_interval` below 2.
+        ConfigError: `group_size` is below 1, `shift` no bool, `sink_tokens` below 0, or `full_attention_interval` below
+            2.
     """
 
     group_size: int | None
@@ -48,6 +49,8 @@ class Grouping:
     def __post_init__(self) -> None:
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(f"group_size must be at least 1 token, got {self.group_size}")
+        if not isinstance(self.shift, bool):
+            raise ConfigError(f"shift must be True or False, got {self.shift!r}")
         if self.sink_tokens < 0:
             raise ConfigError(f"sink_tokens must be 0 or more, got {self.sink_tokens}")
         if self.full_attention_interval is not None and self.full_attention_interval < 2:
@@ -109,11 +112,12 @@ def default_grouping(config: PreTrainedConfig) -> Grouping:
     `LONGLORA_FULL_ATTENTION_INTERVAL`.
 
     Raises:
-        ConfigError: a variable is not a whole number, or the configuration does not state the model's context.
+        ConfigError: a variable is not a whole number within its limits, or the configuration does not state the model's
+            context.
     """
     grouping = Grouping(
         group_size=_from_environment(GROUP_SIZE_VARIABLE, at_least=1),
-        shift=_from_environment(SHIFT_VARIABLE, at_least=0) != 0,
+        shift=_from_environment(SHIFT_VARIABLE, at_least=0, at_most=1) != 0,
         sink_tokens=_from_environment(SINK_TOKENS_VARIABLE, at_least=0) or 0,
         full_attention_interval=_from_environment(FULL_ATTENTION_INTERVAL_VARIABLE, at_least=2),
     )
@@ -129,10 +133,11 @@ def default_grouping(config: PreTrainedConfig) -> Grouping:
     return replace(grouping, group_size=max(1, round(context * DEFAULT_GROUP_RATIO)))
 
 
-def _from_environment(variable: str, *, at_least: int) -> int | None:
+def _from_environment(variable: str, *, at_least: int, at_most: int | None = None) -> int | None:
     wanted = os.environ.get(variable)
     if wanted is None:
         return None
-    if not wanted.isdecimal() or int(wanted) < at_least:
-        raise ConfigError(f"{variable} must be a whole number, at least {at_least}, got {wanted!r}")
+    if not wanted.isdecimal() or int(wanted) < at_least or (at_most is not None and int(wanted) > at_most):
+        limits = f"at least {at_least}" if at_most is None else f"{at_least} to {at_most}"
+        raise ConfigError(f"{variable} must be a whole number, {limits}, got {wanted!r}")
     return int(wanted)

@@ -249,7 +249,9 @@ def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoint
             "evaluate with ordinary attention, call model.eval() first",
         )
     assert grouping.group_size is not None
-    if "whole" not in _model(config).said and mask.longest_document(cuts) <= grouping.group_size // 2:
+    # Half a group fits into the first shifted one, and less than a group into the first unshifted one.
+    most = grouping.group_size // 2 if grouping.shift else grouping.group_size - 1
+    if "whole" not in _model(config).said and mask.longest_document(cuts) <= most:
         _warn_once(
             config,
             "whole",

@@ -44,12 +44,13 @@ def set_group_size(
     The model may be wrapped (PEFT, DDP). Without `shift`, all heads have the same groups; in the paper, those of half
     of the heads are shifted by half a group. Each group also sees the first `sink_tokens` tokens of its document, where
     pretrained models have an attention sink; the paper has 0. One layer in every `full_attention_interval` trains with
-    full attention; the paper has none. The environment variables are `LONGLORA_SHIFT` (0 or 1), `LONGLORA_SINK_TOKENS`
-    and `LONGLORA_FULL_ATTENTION_INTERVAL`.
+    full attention; the paper has none. Without `shift` and without these layers, no token attends beyond its group. The
+    environment variables are `LONGLORA_SHIFT` (0 or 1), `LONGLORA_SINK_TOKENS` and `LONGLORA_FULL_ATTENTION_INTERVAL`.
 
     Raises:
         ConfigError: the group size is below 1, the number of sink tokens below 0, the interval below 2 or above the
-            number of layers, the model uses an attention other than "s2", or no layer would train in groups.
+            number of layers, one of these or `shift` is given without a group size, the model uses an attention other
+            than "s2", or no layer would train in groups.
     """
     grouping = Grouping(
         group_size=group_size,
@@ -59,6 +60,11 @@ def set_group_size(
     )
     if group_size is not None:
         _check_it_groups(model, grouping)
+    elif grouping != Grouping(group_size=None):
+        raise ConfigError(
+            f"group_size=None is full attention, without groups: leave out shift={shift}, sink_tokens={sink_tokens} "
+            f"and full_attention_interval={full_attention_interval}, or give the size of groups"
+        )
     set_grouping(model, grouping)
 
 

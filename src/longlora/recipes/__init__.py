@@ -42,7 +42,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
 def contained_recipe(directory: Path) -> str:
     """Return the end of a message about a directory in a recipe's place: where in it a recipe is; empty if none."""
     inside = directory / "recipe.yaml"
-    return f"; it contains one: {inside}" if inside.is_file() else ""
+    return f"; it contains a recipe: {inside}" if inside.is_file() else ""
 
 
 def describe_recipe(name: str) -> str:

@@ -60,7 +60,8 @@ def extend_rope(
         base_context = present_context(rope_parameters, max_position_embeddings)
     if context_length <= base_context:
         raise ConfigError(
-            f"context_length={context_length} must exceed the {base_context} tokens that the model already reads"
+            f"context_length={context_length} must exceed the {base_context} tokens that the model already reads; "
+            "choose a longer one, train within them on conversations (data.kind: sft), or correct rope.base_context"
         )
     # "proportional" spreads the frequencies over the whole head, and sets the slow ones to zero.
     is_spread = present.get("rope_type") == "proportional"

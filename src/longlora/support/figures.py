@@ -31,17 +31,25 @@ def plain(axes: "Axes", *, grid: bool = True) -> None:
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
 
 
+def figure_format(path: Path) -> str:
+    """Return the format of a figure's file, by the name's suffix.
+
+    Raises:
+        ConfigError: figures are not written in that format.
+    """
+    if (suffix := path.suffix.removeprefix(".").lower()) not in ("png", "svg", "pdf"):
+        raise ConfigError(f"a figure's name must end in .png, .svg or .pdf, found {path.name}; choose another name")
+    return suffix
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure atomically, in the format of the file's suffix.
 
     Raises:
-        ConfigError: figures have no such format.
+        ConfigError: as `figure_format`.
     """
-    suffix = path.suffix.removeprefix(".").lower()
-    if suffix not in figure.canvas.get_supported_filetypes():
-        raise ConfigError(f"a figure's name must end in .png, .svg or .pdf, found {path.name}; choose another name")
     with replaced_file(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, format=suffix)
+        figure.savefig(temporary, dpi=DPI, format=figure_format(path))
 
 
 def png_bytes(figure: "Figure") -> bytes:

@@ -48,6 +48,13 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
         if dense_steps := recipe.max_steps - recipe.first_dense_step:
             attention += f", full attention in the last {dense_steps} of {recipe.max_steps} steps"
     logger.info("attention: %s", attention)
+    is_windowed = "sliding_attention" in (getattr(prepared.model.config.get_text_config(), "layer_types", None) or ())
+    if recipe.trains_groups_alone and not is_windowed:  # windows cross groups
+        logger.warning(
+            "no token attends beyond its group of %s in any layer or step, as if rows were as short: set "
+            "attention.full_attention_interval, such as 6, or attention.shift: true",
+            f"{recipe.group_size:,} tokens",
+        )
 
 
 def tell_rows(recipe: Recipe, num_rows: int, rows_in_step: int) -> None:

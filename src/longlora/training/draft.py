@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from longlora.config import Recipe, apply_overrides, parse_recipe, set_key
+from longlora.config import Recipe, apply_overrides, parse_override, parse_recipe, set_key
 from longlora.errors import ConfigError
 from longlora.planner import (
     GIB,
@@ -74,7 +74,7 @@ def draft_recipe(
         CheckpointError: the model's configuration cannot be loaded.
         ConfigError: its architecture is unknown, its positions cannot be extended, or an override is invalid.
     """
-    chosen = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    chosen = dict(map(parse_override, overrides))
     for key in chosen:
         if key in ("model_name_or_path", "context_length") or key.startswith("hardware."):
             raise ConfigError(f"{key} cannot be overridden here; use MODEL, --context, --gpus, --memory or --strategy")
@@ -116,7 +116,7 @@ def _first_values(
     context_length: int,
     hardware: Hardware,
     data: Sequence[str],
-    chosen: Mapping[str, str],
+    chosen: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the recipe before any memory optimization, and the reasons for its values.
 
@@ -128,15 +128,14 @@ def _first_values(
     large = architecture.num_parameters > LARGE_MODEL
     positions, why = _positions(architecture, context_length)
     is_sft = chosen.get("data.kind", "text" if positions else "sft") == "sft"
-    interval = min(FULL_ATTENTION_INTERVAL, architecture.num_layers - architecture.num_sliding_layers)
-    attention = {"shift": False, "full_attention_interval": interval} if interval > 1 else {"sink_tokens": 1}
+    attention = _attention(architecture, chosen)
     duration = {"num_train_epochs": NUM_EPOCHS} if is_sft else {"max_steps": NUM_STEPS}
     values: dict[str, Any] = {
         "model_name_or_path": model,
         "output_dir": f"runs/{model.rstrip('/').rpartition('/')[2].lower()}-{_in_thousands(context_length)}",
         "context_length": context_length,
         "data": {"kind": "sft"} if is_sft else {},
-        "attention": {} if chosen.get("attention.pattern") == "full" else attention,
+        "attention": attention,
         "rope": positions,
         **duration,
         "gradient_accumulation_steps": accumulation,
@@ -152,7 +151,7 @@ def _first_values(
         else "documents longer than the old context: books, papers, code",
         "attention.shift": "all heads have the same groups (docs/sink.md); the paper shifts half of them",
         "attention.sink_tokens": "every group sees its document's first token (docs/sink.md); the paper has 0",
-        "attention.full_attention_interval": f"one layer in {interval}"
+        "attention.full_attention_interval": f"one layer in {attention.get('full_attention_interval')}"
         + " without a window" * bool(architecture.num_sliding_layers)
         + " has full attention (docs/how-it-works.md); the paper has none",
         "num_train_epochs": "passes over the conversations; the paper has 5",
@@ -161,6 +160,16 @@ def _first_values(
         "hardware.gpus": "the hardware that `longlora plan` plans for",
     }
     return {key: value for key, value in values.items() if value != {}}, why
+
+
+def _attention(architecture: Architecture, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `attention` section: unshifted groups beside dense layers, else shifted ones with a sink token."""
+    if chosen.get("attention.pattern") == "full":
+        return {}
+    most = min(FULL_ATTENTION_INTERVAL, architecture.num_layers - architecture.num_sliding_layers)
+    interval = chosen.get("attention.full_attention_interval", most if most > 1 else None)
+    groups = {"sink_tokens": 1} if chosen.get("attention.shift", interval is None) else {"shift": False}
+    return groups | ({"full_attention_interval": interval} if interval else {})
 
 
 def _positions(architecture: Architecture, context_length: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -201,7 +210,8 @@ def draft_to_yaml(draft: RecipeDraft, path: str) -> str:
     gpus = f"{hardware.gpus} GPU{'s' * (hardware.gpus > 1)} of {hardware.memory_gib:g} GiB"
     several = f" --strategy {hardware.strategy} --processes {hardware.gpus}" if hardware.gpus > 1 else ""
     tuning = {"lora": "LoRA", "lora+": "LoRA+", "full": "full fine-tuning"}[recipe.tuning]
-    attention = "S²-Attn" if recipe.attention.pattern == "s2" else "full attention"
+    in_groups = "S²-Attn" if recipe.attention.shift else "unshifted groups"
+    attention = in_groups if recipe.attention.pattern == "s2" else "full attention"
     lines = [
         f"# {recipe.model_name_or_path} at {recipe.context_length:,} tokens: {tuning} with {attention} on {gpus}.",
         "#",

@@ -52,10 +52,12 @@ def check_started(recipe: Recipe, wanted: Strategy | None, processes: int | None
     there, hardware = current_strategy(), recipe.hardware
     by_another_launcher = LAUNCHER_VARIABLE not in os.environ and os.environ.get("RANK", "0") == "0"
     if by_another_launcher and wanted is None and hardware.strategy not in (None, there):
+        launcher = f"accelerate launch --config_file {strategy_file(hardware.strategy)}"
         logger.warning(
-            "the recipe is planned for %s on %d GPUs, and these processes were started for %s, as plain torchrun does: "
-            "without --strategy, the launcher decides; `accelerate launch --config_file %s` starts them as planned",
-            *(hardware.strategy, hardware.gpus, there, strategy_file(hardware.strategy)),
+            "the recipe is planned for %s on %d GPU%s, and these processes were started for %s, as plain torchrun "
+            "does: without --strategy, the launcher decides; `%s` starts the run as planned",
+            *(hardware.strategy, hardware.gpus, "s" * (hardware.gpus > 1), there),
+            "longlora train" if hardware.strategy == "single" else launcher,
         )
     if wanted not in (None, there):
         raise ConfigError(

@@ -141,8 +141,11 @@ def _shrunk(original: PreTrainedConfig, shrink: float) -> PreTrainedConfig:
             text.num_experts_per_tok = min(text.num_experts_per_tok, _NUM_EXPERTS)
     if values.get("head_dim"):
         text.head_dim = _HEAD_DIM
-    if values.get("layer_types"):
-        text.layer_types = values["layer_types"][-_NUM_LAYERS:]  # both kinds if windows alternate
+    if kinds := values.get("layer_types"):
+        last = len(kinds) - _NUM_LAYERS
+        mixed = (first for first in range(last, -1, -1) if len(set(kinds[first : first + _NUM_LAYERS])) > 1)
+        first = next(mixed, last)
+        text.layer_types = kinds[first : first + _NUM_LAYERS]  # both kinds if there are two
     text.max_position_embeddings = _divided(text.max_position_embeddings, shrink)
     rope_parameters = copy.deepcopy(text.rope_parameters)
     for parameters in (rope_parameters, *rope_parameters.values()):  # for all layers, or by layer type
