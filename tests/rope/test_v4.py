@@ -153,7 +153,7 @@ def test_keys_that_a_model_type_refuses_are_taken_back(
     config = LlamaConfig(**SIZES, rope_parameters={**THETA, "rope_type": "linear", "factor": 2.0})
     config.save_pretrained(tmp_path)
     before = (tmp_path / "config.json").read_text()
-    monkeypatch.setattr(positions, "v4_rope", lambda *_, **__: {"hidden_size": "none"})
+    monkeypatch.setattr(positions.rope, "v4_rope", lambda *_, **__: {"hidden_size": "none"})
     write_older_keys(tmp_path)
     assert (tmp_path / "config.json").read_text() == before
     assert "transformers 4 would misread" in caplog.text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import longlora
-from longlora.support.packages import package_versions
+from longlora.support.machine import package_versions
 
 
 def test_versions_are_those_of_the_installed_packages() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longlora.support.scarce_memory import thread_pool
+from longlora.support.machine import thread_pool
 
 
 def _under_a_limit(more_bytes: int, num_threads: int) -> None:

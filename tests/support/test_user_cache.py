@@ -7,7 +7,7 @@ import pytest
 
 from longlora.errors import ConfigError
 from longlora.serving.served_model import merged_adapter
-from longlora.support.user_cache import user_cache
+from longlora.support.machine import user_cache
 
 
 @pytest.fixture

@@ -101,20 +101,12 @@ def compare(
     typer.echo(f"written to {page}")
 
 
-for command in (
-    train.recipes,
-    train.plan,
-    train.init,
-    train.train,
-    report,
-    compare,
-    export.merge,
-    export.serve,
-    chat.chat,
-    chat.web,
-    doctor.doctor,
+for commands in (
+    (train.recipes, train.plan, train.init, train.train),
+    (report, compare, export.merge, export.serve, chat.chat, chat.web, doctor.doctor),
 ):
-    app.command()(command)
+    for command in commands:
+        app.command()(command)
 app.command("import")(export.import_weights)
 
 
@@ -210,7 +202,7 @@ def _every_interrupt() -> Iterator[None]:
 
 
 def _is_of_memory(error: Exception) -> bool:
-    from longlora.support.scarce_memory import can_allocate
+    from longlora.support.machine import can_allocate
 
     if isinstance(error, SystemError):  # CPython may lose a MemoryError on its way up
         return not can_allocate(_SCARCE_BYTES)

@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("longlora")
 
 SUFFIXES = {
-    ".pdf": "pdf",
-    ".epub": "epub",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".txt": "text",
-    ".text": "text",
+    **{".pdf": "pdf", ".epub": "epub"},
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".md", ".markdown"), "markdown"),
+    **dict.fromkeys((".txt", ".text"), "text"),
 }
 _MOST_KINDS_NAMED = 8
 _PACKAGES = ("pypdfium2", "bs4", "lxml", "datasketch", "trafilatura")

@@ -50,11 +50,7 @@ ConversationSource = Source[Conversation]
 
 
 def read_documents(
-    source: str | Sequence[str],
-    *,
-    text_column: str = "text",
-    split: str = "train",
-    max_documents: int | None = None,
+    source: str | Sequence[str], *, text_column: str = "text", split: str = "train", max_documents: int | None = None
 ) -> DocumentSource:
     """Find the documents of one or more sources, in the order given; folders and globs are sorted by path.
 

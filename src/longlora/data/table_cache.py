@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from longlora.errors import DataError
 from longlora.support.digests import find_damage, is_sealed
 from longlora.support.files import remove_partial, whole_directory
-from longlora.support.user_cache import user_cache
+from longlora.support.machine import user_cache
 
 logger = logging.getLogger("longlora")
 
@@ -37,11 +37,7 @@ _BATCH_ROWS = 100
 
 
 def cached_dataset(
-    identity: list[object],
-    fill: Callable[[ArrowWriter], Summary],
-    *,
-    features: Features,
-    cache_dir: str | Path | None,
+    identity: list[object], fill: Callable[[ArrowWriter], Summary], *, features: Features, cache_dir: str | Path | None
 ) -> tuple[Dataset, Summary]:
     """Memory-map a table from `cache_dir`, after writing it there if it is missing or damaged.
 

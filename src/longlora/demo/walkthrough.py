@@ -36,7 +36,7 @@ from longlora.models.load import (
 )
 from longlora.support.files import write_atomically
 from longlora.support.journal import read_json_lines
-from longlora.support.packages import package_versions
+from longlora.support.machine import package_versions
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.run import train

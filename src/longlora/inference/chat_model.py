@@ -115,11 +115,7 @@ class ChatModel:
 
 
 def load_chat_model(
-    name: str,
-    *,
-    dtype: DtypeName = "auto",
-    quantization: Quantization | None = None,
-    trust_remote_code: bool = False,
+    name: str, *, dtype: DtypeName = "auto", quantization: Quantization | None = None, trust_remote_code: bool = False
 ) -> ChatModel:
     """Load a model to chat with, merged or an adapter.
 

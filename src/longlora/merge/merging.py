@@ -49,12 +49,7 @@ class MergeReport:
 
 
 def merge_adapter(
-    adapter: Path,
-    output: Path,
-    *,
-    dtype: DtypeName = "auto",
-    older_readers: bool | None = None,
-    check: bool = True,
+    adapter: Path, output: Path, *, dtype: DtypeName = "auto", older_readers: bool | None = None, check: bool = True
 ) -> MergeReport:
     """Merge an adapter into its base and write the model to `output`, which appears only when complete and checked.
 

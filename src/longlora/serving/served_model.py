@@ -21,7 +21,7 @@ from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import readable_context
 from longlora.models.shards import local_folder
 from longlora.support.digests import DIGESTS_FILE
-from longlora.support.user_cache import user_cache
+from longlora.support.machine import user_cache
 from longlora.support.whole import check_whole, damage_of
 
 logger = logging.getLogger("longlora")

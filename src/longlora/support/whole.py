@@ -14,7 +14,7 @@ from typing import Any
 from longlora.errors import CheckpointError, ConfigError
 from longlora.support.digests import DIGESTS_FILE, differences, is_sealed
 from longlora.support.files import write_atomically
-from longlora.support.user_cache import user_cache
+from longlora.support.machine import user_cache
 
 # Files that users may edit: a change is logged and accepted.
 BY_HAND = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")

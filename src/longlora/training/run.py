@@ -24,12 +24,11 @@ from longlora.models.load import load_for_training
 from longlora.support.files import output_to
 from longlora.training.announcements import tell_model, tell_rows
 from longlora.training.callbacks import Sigterm, Terminated, noticing_sigterm
-from longlora.training.checkpoints import load_trained, resumable
+from longlora.training.checkpoints import Trained, load_trained, resumable, save_result
 from longlora.training.lost_processes import noticing_lost_processes
 from longlora.training.recipe_rows import read_rows
 from longlora.training.run_directory import RunDirectory, keep_to_data, open_run, step_of
 from longlora.training.run_summary import write_run_summary
-from longlora.training.saved_result import Trained, save_result
 from longlora.training.trainer import build_trainer, rows_per_step, training_arguments
 
 logger = logging.getLogger("longlora")

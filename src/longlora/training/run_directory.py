@@ -36,7 +36,7 @@ from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.support.digests import find_damage, is_sealed
 from longlora.support.files import claim, read_json, remove_partial, write_atomically
 from longlora.support.journal import json_line
-from longlora.support.packages import package_versions
+from longlora.support.machine import package_versions
 
 logger = logging.getLogger("longlora")
 

@@ -30,9 +30,9 @@ from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
 from longlora.support.wording import shortened
 from longlora.training.callbacks import ProgressBar, peak_memory_bytes
+from longlora.training.checkpoints import Trained
 from longlora.training.preflight import planned_run
 from longlora.training.run_directory import RunDirectory, read_metrics, step_of
-from longlora.training.saved_result import Trained
 
 logger = logging.getLogger("longlora")
 
@@ -164,10 +164,7 @@ def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) 
     """Let the model answer held-out questions: the answers show a reader what a loss cannot."""
     if trained is None:
         model, tokenizer = load_for_inference(
-            run.result,
-            dtype=recipe.dtype,
-            quantization=recipe.quantization,
-            trust_remote_code=recipe.trust_remote_code,
+            run.result, dtype=recipe.dtype, quantization=recipe.quantization, trust_remote_code=recipe.trust_remote_code
         )
     elif trained.weights is None:
         model, tokenizer = trained.model, trained.tokenizer

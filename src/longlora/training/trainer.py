@@ -28,14 +28,7 @@ from longlora.models.lora import embedding_parameters
 from longlora.models.memory_optimizations import why_not_in_pieces
 from longlora.models.probe import excuse_no_gradients
 from longlora.training.announcements import tell_cost_of_groups, tell_far_targets, tell_offloading
-from longlora.training.callbacks import (
-    DenseFinish,
-    FiniteGradients,
-    MetricsLog,
-    ProgressBar,
-    Sigterm,
-    diverged,
-)
+from longlora.training.callbacks import DenseFinish, FiniteGradients, MetricsLog, ProgressBar, Sigterm, diverged
 from longlora.training.checkpoints import SealCheckpoints
 from longlora.training.far_targets import bucket_weights, count_targets, extra_loss
 from longlora.training.recipe_rows import Rows
@@ -228,12 +221,7 @@ def give_own_rate(
 
 
 def build_trainer(
-    recipe: Recipe,
-    prepared: TrainingModel,
-    rows: Rows,
-    run: RunDirectory,
-    arguments: SFTConfig,
-    sigterm: Sigterm,
+    recipe: Recipe, prepared: TrainingModel, rows: Rows, run: RunDirectory, arguments: SFTConfig, sigterm: Sigterm
 ) -> ExtensionTrainer:
     """Set up the trainer: rows go in unchanged, as one flattened batch with its document boundaries.
 

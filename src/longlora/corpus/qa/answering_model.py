@@ -145,9 +145,7 @@ class LocalModel:
             with torch.random.fork_rng(), plain_generation(self._model):
                 torch.manual_seed(call.seed)
                 output = self._model.generate(
-                    **inputs,
-                    generation_config=settings,
-                    stopping_criteria=StoppingCriteriaList([self._closed]),
+                    **inputs, generation_config=settings, stopping_criteria=StoppingCriteriaList([self._closed])
                 )
         except torch.cuda.OutOfMemoryError as error:
             raise UnansweredError(f"a prompt of {prompt_tokens} tokens does not fit into GPU memory") from error

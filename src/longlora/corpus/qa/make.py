@@ -22,8 +22,8 @@ from longlora.corpus.qa.qa_settings import QASettings, Sending, Spent
 from longlora.corpus.question_rows import write_rows
 from longlora.data.sources import Source
 from longlora.errors import ConfigError
+from longlora.support.machine import thread_pool
 from longlora.support.progress import progress_bar, shown
-from longlora.support.scarce_memory import thread_pool
 
 logger = logging.getLogger("longlora")
 
