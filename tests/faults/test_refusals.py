@@ -27,11 +27,13 @@ from longlora.config import load_recipe
 from longlora.corpus import markup
 from longlora.corpus.extract import ExtractSettings, extract
 from longlora.corpus.pdf import columns, drawings, pdfium
-from longlora.data import read_conversations, read_documents, row_readers
+from longlora.data import row_readers
+from longlora.data.sources import read_conversations, read_documents
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.models import chat_template
 from longlora.models.load import load_for_inference, load_tokenizer
-from longlora.planner import GIB, make_plan
+from longlora.planner.compute import GIB
+from longlora.planner.plan import make_plan
 from longlora.released.importing import import_released
 from longlora.support import machine
 from longlora.support.apart import call_apart

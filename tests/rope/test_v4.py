@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Olmo3Con
 from longlora.errors import ConfigError
 from longlora.models import positions
 from longlora.models.positions import extend_positions, write_older_keys
-from longlora.rope import v4_rope
+from longlora.rope.other_readers import v4_rope
 
 CASES = [
     *(("llama", kind) for kind in ("linear", "theta", "dynamic", "yarn", "llama3", "longrope")),
@@ -153,7 +153,7 @@ def test_keys_that_a_model_type_refuses_are_taken_back(
     config = LlamaConfig(**SIZES, rope_parameters={**THETA, "rope_type": "linear", "factor": 2.0})
     config.save_pretrained(tmp_path)
     before = (tmp_path / "config.json").read_text()
-    monkeypatch.setattr(positions.rope, "v4_rope", lambda *_, **__: {"hidden_size": "none"})
+    monkeypatch.setattr(positions, "v4_rope", lambda *_, **__: {"hidden_size": "none"})
     write_older_keys(tmp_path)
     assert (tmp_path / "config.json").read_text() == before
     assert "transformers 4 would misread" in caplog.text

@@ -169,7 +169,7 @@ def check(
 def _print_report(report: "CheckReport", tokenizer: "PreTrainedTokenizerBase") -> None:
     from rich.console import Console
 
-    from longlora.data import show_example
+    from longlora.data.encode import show_example
 
     findings = report.describe()
     for words, finding in findings:
@@ -198,7 +198,7 @@ def build(
     processes: options.FilesInParallel = 1,
 ) -> None:
     """Build a checked training file from documents, cut to fit its rows: from-pdf, make-qa, mix and check in turn."""
-    from longlora.corpus.qa import choose_model
+    from longlora.corpus.qa.answering_model import choose_model
     from longlora.corpus.shelf import RECORDS_FILE
 
     server = {name: getattr(asking, name) for name in ("model", "base_url", "local", "window")}

@@ -71,8 +71,11 @@ def make_qa(
 ) -> None:
     """Let a language model write questions and answers about whole documents; the same command resumes."""
     options = locals() | vars(asking)
-    from longlora.corpus.qa import QASettings, Sending, choose_model, load_prompts, make_questions
+    from longlora.corpus.qa.answering_model import choose_model
     from longlora.corpus.qa.chunks import shelf_texts
+    from longlora.corpus.qa.make import make_questions
+    from longlora.corpus.qa.prompt_files import load_prompts
+    from longlora.corpus.qa.qa_settings import QASettings, Sending
     from longlora.data.sources import find_items
 
     sending = Sending(**_named(Sending.__dataclass_fields__, options))

@@ -148,7 +148,7 @@ def init(
 
 def _hardware(machine: options.Machine, gpus: int = 1, memory_gib: float = 80) -> "Hardware":
     """Return the hardware from the options, with the recipe's values as defaults."""
-    from longlora.planner import find_gpu
+    from longlora.planner.compute import find_gpu
     from longlora.training.draft import Hardware
 
     gpu = find_gpu(machine.gpu_type) if machine.gpu_type else None
@@ -171,7 +171,7 @@ def _check_model(name: str) -> None:
     import difflib
 
     from longlora.models.checkpoint import training_source
-    from longlora.planner import find_known_model, known_models
+    from longlora.planner.known_models import find_known_model, known_models
     from longlora.recipes import contained_recipe, recipe_names
     from longlora.tiny import TINY_MODEL
 

@@ -17,7 +17,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from longlora.config import Recipe, parse_recipe
-from longlora.data import read_documents, tokenize_documents
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.demo.handout import DemoResult, write_report
 from longlora.demo.recall_text import write_recall_documents
 from longlora.distributed import Processes

@@ -45,7 +45,7 @@ from longlora.models.positions import (
 from longlora.models.probe import check_s2_reaches
 from longlora.models.shards import check_indexes, opened
 from longlora.models.vocabulary import check_rows, fit_vocabulary
-from longlora.rope import RopeExtension
+from longlora.rope.extend import RopeExtension
 from longlora.support.choices import DtypeName, Quantization
 from longlora.support.machine import require_package
 from longlora.support.whole import check_whole

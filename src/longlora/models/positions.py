@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from longlora import rope
 from longlora.errors import ConfigError
+from longlora.rope.extend import FULL_ATTENTION, RopeExtension, extend_rope, extended_parameters, present_context
+from longlora.rope.other_readers import TRANSFORMERS_4, misread, v4_rope
 from longlora.support.files import write_atomically
 
 logger = logging.getLogger("longlora")
@@ -25,7 +26,7 @@ def extend_positions(
     rope_type: str = "linear",
     base_context: int | None = None,
     options: Mapping[str, Any] | None = None,
-) -> rope.RopeExtension:
+) -> RopeExtension:
     """Extend a configuration's positions to `context_length` tokens, in place, and return what changed.
 
     The arguments are those of `extend_rope`. Layers without positions (NoPE) stay without; if positions differ by kind
@@ -35,7 +36,7 @@ def extend_positions(
         ConfigError: the model has no rotary positions, already has this context, or cannot be scaled in this way.
     """
     text_config = config.get_text_config()
-    extension = rope.extend_rope(
+    extension = extend_rope(
         rotary_parameters(config),
         max_position_embeddings=_size(text_config, "max_position_embeddings"),
         context_length=context_length,
@@ -58,7 +59,7 @@ def set_positions(
     text_config = config.get_text_config()
     text_config.rope_parameters = copy.deepcopy(dict(rope_parameters))
     text_config.max_position_embeddings = max_position_embeddings
-    original = rope.extended_parameters(rope_parameters).get("original_max_position_embeddings")
+    original = extended_parameters(rope_parameters).get("original_max_position_embeddings")
     if original is not None and "original_max_position_embeddings" in text_config.to_dict():
         # Phi-3 also has it outside the parameters, and reads it there.
         text_config.original_max_position_embeddings = original
@@ -98,7 +99,7 @@ def without_dynamic_scaling(config: PreTrainedConfig) -> PreTrainedConfig:
     config = copy.deepcopy(config)
     text_config = config.get_text_config()
     rope_parameters = text_config.to_dict().get("rope_parameters") or {}
-    for parameters in (rope_parameters, rope_parameters.get(rope.FULL_ATTENTION) or {}):
+    for parameters in (rope_parameters, rope_parameters.get(FULL_ATTENTION) or {}):
         if parameters.get("rope_type") in ("dynamic", "longrope"):
             plain = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
             parameters.clear()
@@ -115,7 +116,7 @@ def readable_context(config: PreTrainedConfig) -> int:
     """
     text_config = config.get_text_config()
     parameters = text_config.to_dict().get("rope_parameters") or {}
-    return rope.present_context(parameters, _size(text_config, "max_position_embeddings"))
+    return present_context(parameters, _size(text_config, "max_position_embeddings"))
 
 
 def write_older_keys(directory: Path, *, required: bool = False) -> None:
@@ -136,14 +137,14 @@ def write_older_keys(directory: Path, *, required: bool = False) -> None:
     except (ConfigError, ValueError):
         return  # no positions to misread, or a model that only its own remote code can read
     model_type = config.get_text_config().model_type
-    missed = rope.misread(positions, model_type=model_type)
-    if rope.TRANSFORMERS_4 not in missed:
+    missed = misread(positions, model_type=model_type)
+    if TRANSFORMERS_4 not in missed:
         try:
             _add_older_keys(directory / "config.json", positions, model_type)
         except ConfigError as error:
-            missed[rope.TRANSFORMERS_4] = str(error)
-    if required and rope.TRANSFORMERS_4 in missed:
-        raise ConfigError(f"{_MISREAD % (rope.TRANSFORMERS_4, missed[rope.TRANSFORMERS_4])}; merge without --v4-rope")
+            missed[TRANSFORMERS_4] = str(error)
+    if required and TRANSFORMERS_4 in missed:
+        raise ConfigError(f"{_MISREAD % (TRANSFORMERS_4, missed[TRANSFORMERS_4])}; merge without --v4-rope")
     for reader, what in missed.items():
         logger.warning(_MISREAD, reader, what)
 
@@ -151,14 +152,14 @@ def write_older_keys(directory: Path, *, required: bool = False) -> None:
 def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -> None:
     before = path.read_text(encoding="utf-8")
     values = json.loads(before)
-    values.get("text_config", values).update(rope.v4_rope(positions, model_type=model_type))
+    values.get("text_config", values).update(v4_rope(positions, model_type=model_type))
     write_atomically(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
-    wanted = dict(rope.extended_parameters(positions))
+    wanted = dict(extended_parameters(positions))
     try:
         read = rotary_parameters(AutoConfig.from_pretrained(path.parent))
     except Exception:  # each model type validates its configuration with exceptions of its own
         read = {}
-    read = dict(rope.extended_parameters(read))
+    read = dict(extended_parameters(read))
     # transformers 5 keeps the older name of the type; Phi-3's three keys lack the factor, which the contexts imply.
     for name in ("type", *(["factor"] if model_type == "phi3" else [])):
         wanted.pop(name, None)

@@ -13,9 +13,9 @@ from longlora.distributed import current_strategy, local_world_size, num_process
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.models.load import TrainingModel, compute_dtype
 from longlora.models.lora import num_parameters, trainable_parameters
-from longlora.planner import GIB
+from longlora.planner.compute import GIB
 from longlora.planner.memory import offloaded_bytes
-from longlora.rope import describe_rope
+from longlora.rope.extend import describe_rope
 
 logger = logging.getLogger("longlora")
 

@@ -8,10 +8,14 @@ from typing import Any
 
 import yaml
 
-from longlora import planner
 from longlora.config import Recipe, apply_overrides, parse_recipe, set_key
 from longlora.errors import ConfigError
-from longlora.rope import extended_parameters, present_context
+from longlora.planner.architecture import Architecture, find_architecture
+from longlora.planner.compute import GIB, Gpu
+from longlora.planner.known_models import find_known_model
+from longlora.planner.plan import Plan, make_plan
+from longlora.planner.savings import RunChange, needed_changes
+from longlora.rope.extend import extended_parameters, present_context
 from longlora.support.choices import Strategy
 from longlora.training.preflight import planned_run
 
@@ -31,7 +35,7 @@ class Hardware:
 
     gpus: int
     memory_gib: float  # per GPU
-    gpu: planner.Gpu | None = None  # None: no time estimate
+    gpu: Gpu | None = None  # None: no time estimate
     host_memory_gib: float | None = None  # None: not checked
     strategy: Strategy | None = None  # None: the plan chooses
 
@@ -42,9 +46,9 @@ class RecipeDraft:
 
     values: Mapping[str, Any]  # the recipe keys that were decided
     why: Mapping[str, str]  # a phrase explaining some of them, by `section.key`
-    changes: tuple[planner.RunChange, ...]  # memory optimizations switched on to fit, cheapest first
+    changes: tuple[RunChange, ...]  # memory optimizations switched on to fit, cheapest first
     recipe: Recipe
-    plan: planner.Plan
+    plan: Plan
 
 
 def draft_recipe(
@@ -68,13 +72,13 @@ def draft_recipe(
     for key in chosen:
         if key in ("model_name_or_path", "context_length") or key.startswith("hardware."):
             raise ConfigError(f"{key} cannot be overridden here; use MODEL, --context, --gpus, --memory or --strategy")
-    architecture = planner.find_architecture(model)
+    architecture = find_architecture(model)
     values, why = _first_values(architecture, context_length, hardware, data, chosen)
     apply_overrides(values, overrides)
     settled = chosen.keys() | ({"hardware.strategy"} if hardware.strategy else set())
-    first, memory_bytes = plan_recipe(parse_recipe(values), hardware), int(hardware.memory_gib * planner.GIB)
+    first, memory_bytes = plan_recipe(parse_recipe(values), hardware), int(hardware.memory_gib * GIB)
     for with_margin in (True, False):  # if nothing keeps the margin, a tight fit beats giving up more
-        changes = planner.needed_changes(first.run, memory_bytes, with_margin=with_margin, settled=settled)
+        changes = needed_changes(first.run, memory_bytes, with_margin=with_margin, settled=settled)
         found = copy.deepcopy(values)
         for key, value in (setting for change in changes for setting in change.recipe.items()):
             set_key(found, key, value)
@@ -86,21 +90,21 @@ def draft_recipe(
     return RecipeDraft(values=found, why=why, changes=tuple(changes), recipe=recipe, plan=plan)
 
 
-def plan_recipe(recipe: Recipe, hardware: Hardware) -> planner.Plan:
+def plan_recipe(recipe: Recipe, hardware: Hardware) -> Plan:
     """Plan a recipe on the given GPUs, which may differ from those that it names."""
     host = hardware.host_memory_gib
-    return planner.make_plan(
+    return make_plan(
         planned_run(
             recipe, num_gpus=hardware.gpus, strategy=hardware.strategy or recipe.hardware.strategy_on(hardware.gpus)
         ),
-        memory_bytes=int(hardware.memory_gib * planner.GIB),
-        host_memory_bytes=int(host * planner.GIB) if host else None,
+        memory_bytes=int(hardware.memory_gib * GIB),
+        host_memory_bytes=int(host * GIB) if host else None,
         gpu=hardware.gpu,
     )
 
 
 def _first_values(
-    architecture: planner.Architecture,
+    architecture: Architecture,
     context_length: int,
     hardware: Hardware,
     data: Sequence[str],
@@ -151,9 +155,9 @@ def _first_values(
     return {key: value for key, value in values.items() if value != {}}, why
 
 
-def _positions(architecture: planner.Architecture, context_length: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _positions(architecture: Architecture, context_length: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the `rope` section, empty if the model already reads that far; docs/positions.md explains the choice."""
-    known = planner.find_known_model(architecture.name)
+    known = find_known_model(architecture.name)
     present, reach = architecture.rope_parameters, architecture.max_position_embeddings
     base_context = known.base_context if known else None
     if context_length <= (base_context or present_context(present, reach)):
@@ -195,8 +199,8 @@ def draft_to_yaml(draft: RecipeDraft, path: str) -> str:
         "#",
         f"# Launch  longlora train {path}{several}",
         f"# Try     longlora train {path} --miniature   (a minute, with a small random model)",
-        f"# Plan    longlora plan {path} [KEY=VALUE …]   ({plan.memory.total / planner.GIB:.1f} GiB on each GPU, "
-        f"{plan.memory.host_total / planner.GIB:.0f} GiB on the host)",
+        f"# Plan    longlora plan {path} [KEY=VALUE …]   ({plan.memory.total / GIB:.1f} GiB on each GPU, "
+        f"{plan.memory.host_total / GIB:.0f} GiB on the host)",
         *_values({key: draft.values[key] for key in Recipe.model_fields if key in draft.values}, draft.why),
     ]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from longlora.config import Recipe
 from longlora.distributed import world_size
 from longlora.models.load import load_config, model_source
 from longlora.models.positions import readable_context
-from longlora.planner import find_known_model
+from longlora.planner.known_models import find_known_model
 from longlora.support.files import whole_directory, write_atomically
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files

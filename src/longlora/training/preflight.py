@@ -5,9 +5,9 @@ from typing import Any
 from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import training_source
-from longlora.planner import Architecture, PlannedRun, find_architecture
-from longlora.planner.job import check_position_split
-from longlora.rope import extend_rope, present_context
+from longlora.planner.architecture import Architecture, find_architecture
+from longlora.planner.job import PlannedRun, check_position_split
+from longlora.rope.extend import extend_rope, present_context
 from longlora.support.choices import Strategy
 from longlora.support.locate import locate
 from longlora.training.run_directory import check_output

@@ -19,13 +19,15 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.config import Recipe
-from longlora.data import Conversation, encode_conversation, read_conversations
-from longlora.data.encode import IGNORED, UnusableConversationError
+from longlora.data.conversations import Conversation
+from longlora.data.encode import IGNORED, UnusableConversationError, encode_conversation
+from longlora.data.sources import read_conversations
 from longlora.distributed import current_strategy, num_processes
 from longlora.errors import ConfigError, LongLoRAError
 from longlora.models.generation import plain_generation, plain_settings
 from longlora.models.load import compute_dtype, load_for_inference
-from longlora.planner import GIB, make_plan, recognise_gpu
+from longlora.planner.compute import GIB, recognise_gpu
+from longlora.planner.plan import make_plan
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
 from longlora.support.wording import shortened

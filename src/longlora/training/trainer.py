@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from longlora.config import Recipe
-from longlora.data import count_tokens
+from longlora.data.document_rows import count_tokens
 from longlora.data.encode import IGNORED
 from longlora.distributed import current_strategy
 from longlora.errors import ConfigError
