@@ -1,7 +1,6 @@
 """Choose the answering model, its window and its token counter."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any
 from longlora.corpus.qa.asking import Answerer, Begin
 from longlora.corpus.qa.calls import Answer, Call, UnansweredError
 from longlora.corpus.qa.chunks import EstimatedTokens, TokenCounter, TokenizerTokens
-from longlora.errors import ConfigError
-
-logger = logging.getLogger("longlora")
+from longlora.errors import ConfigError, logger
 
 
 @dataclass(frozen=True, kw_only=True)
