@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 
 from longlora.config import dump_recipe, load_recipe
-from longlora.data import read_documents, tokenize_documents
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.demo import walkthrough as demo
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.models.load import load_for_inference, load_tokenizer, model_source

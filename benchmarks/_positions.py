@@ -12,11 +12,12 @@ import tempfile
 
 import torch
 
-from longlora.data import read_documents, tokenize_documents
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.models.load import load_config, load_tokenizer, load_weights, model_source
 from longlora.models.positions import extend_positions, readable_context
-from longlora.rope import OPTIONS
+from longlora.rope.methods import OPTIONS
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
 

@@ -13,8 +13,9 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "src")]
 
 from _report import markdown_table  # noqa: E402
 
-from longlora.planner import GIB, PlannedRun, find_architecture, find_gpu  # noqa: E402
-from longlora.planner.compute import LINKS, exchange_seconds, plan_duration, ulysses_bytes  # noqa: E402
+from longlora.planner.architecture import find_architecture  # noqa: E402
+from longlora.planner.compute import GIB, LINKS, exchange_seconds, find_gpu, plan_duration, ulysses_bytes  # noqa: E402  # noqa: E402
+from longlora.planner.job import PlannedRun  # noqa: E402
 from longlora.planner.plan import longest_context  # noqa: E402
 from longlora.planner.savings import KEEP_FREE  # noqa: E402
 from longlora.support.figures import new_figure, save_figure  # noqa: E402

@@ -33,7 +33,7 @@ from longlora.corpus.checking import check_file
 from longlora.corpus.quality import Quality
 from longlora.corpus.question_rows import Row as CheckedRow
 from longlora.corpus.question_rows import write_rows
-from longlora.data import read_documents
+from longlora.data.sources import read_documents
 from longlora.evaluation.questions import Question
 from longlora.evaluation.reader import read_answer
 from longlora.models.chat_template import ensure_chat_template

@@ -32,7 +32,8 @@ from _memory_optimizations_report import Row, write_report
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback, set_seed
 
 from longlora.config import Recipe, parse_recipe
-from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.data.document_rows import pack_rows, tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.models.load import load_for_training
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files

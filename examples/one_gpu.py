@@ -11,7 +11,7 @@
 import torch
 
 import longlora
-from longlora.planner import GIB, find_gpu
+from longlora.planner.compute import GIB, find_gpu
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.draft import Hardware, draft_recipe
 

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from longlora.attention.reference import s2_mask
-from longlora.planner import GIB, PlannedRun, find_architecture, find_gpu
+from longlora.planner.architecture import find_architecture
+from longlora.planner.compute import GIB, find_gpu
+from longlora.planner.job import PlannedRun
 from longlora.planner.memory import plan_memory
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.training.draft import CARDS

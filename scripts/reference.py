@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 import longlora
 from longlora.cli.main import app
 from longlora.config import Recipe
-from longlora.planner import find_architecture, known_models
+from longlora.planner.architecture import find_architecture
+from longlora.planner.known_models import known_models
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from longlora.cli import main as cli
 from longlora.config import load_recipe, parse_recipe
-from longlora.planner import known_models
+from longlora.planner.known_models import known_models
 from longlora.recipes import recipe_names
 
 REPOSITORY = Path(__file__).resolve().parents[1]

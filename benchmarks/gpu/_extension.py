@@ -19,7 +19,8 @@ from _session import DEVICE, OutOfTime, Row, Session, memory_held
 from _training import now
 
 from longlora.config import Recipe, parse_recipe
-from longlora.data import read_documents, tokenize_documents
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.evaluation.retrieval import run_retrieval
 from longlora.evaluation.retrieval_tests import passkey

@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 import longlora.models.load
 from longlora.config import Recipe, parse_recipe
-from longlora.planner import make_plan, recognise_gpu
+from longlora.planner.compute import recognise_gpu
+from longlora.planner.plan import make_plan
 from longlora.tiny import tiny_model_directory
 from longlora.training.callbacks import Sigterm
 from longlora.training.preflight import planned_run

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from trl import SFTConfig
 
 from longlora.config import Recipe, parse_recipe
-from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.data.document_rows import pack_rows, tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.demo.recall_text import write_recall_documents
 from longlora.demo.walkthrough import SHARED_SETTINGS
 from longlora.models.grouping import Grouping, set_grouping

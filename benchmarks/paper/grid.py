@@ -50,7 +50,7 @@ from longlora.models.load import (  # noqa: E402
     load_weights,
     model_source,
 )
-from longlora.support.packages import package_versions  # noqa: E402
+from longlora.support.machine import package_versions  # noqa: E402
 from longlora.tiny import TINY_MODEL  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

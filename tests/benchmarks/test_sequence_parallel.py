@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from longlora.attention.s2 import cut_points
-from longlora.planner import PlannedRun, find_architecture
+from longlora.planner.architecture import find_architecture
+from longlora.planner.job import PlannedRun
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 Count = Callable[[PlannedRun], int]

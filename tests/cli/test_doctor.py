@@ -138,7 +138,7 @@ def test_no_cache_and_a_disk_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_p
     def full(folder: Path) -> float:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("longlora.support.user_cache.user_cache", no_cache)
+    monkeypatch.setattr("longlora.support.machine.user_cache", no_cache)
     monkeypatch.setattr(doctor, "_write_speed", full)
     status, printed = report("--folder", str(tmp_path))
     assert status == 1

@@ -11,7 +11,8 @@ import pytest
 from longlora.cli import main as cli
 from longlora.config import load_recipe
 from longlora.errors import ConfigError
-from longlora.planner import GIB, find_gpu, find_known_model, known_models
+from longlora.planner.compute import GIB, find_gpu
+from longlora.planner.known_models import find_known_model, known_models
 from longlora.training.draft import CARDS, Hardware, draft_recipe, draft_to_yaml, plan_recipe
 
 

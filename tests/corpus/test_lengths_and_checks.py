@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from longlora.cli.main import app
 from longlora.corpus.checking import check_file, percentiles
 from longlora.corpus.near_duplicates import RunIndex
-from longlora.data import read_conversations
+from longlora.data.sources import read_conversations
 from longlora.errors import ConfigError, DataError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.tiny import tiny_model_directory

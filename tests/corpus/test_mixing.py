@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from longlora.cli.main import app
 from longlora.corpus.mixing import mix, parse_ratio
-from longlora.data import read_conversations
+from longlora.data.sources import read_conversations
 from longlora.errors import ConfigError, DataError
 
 

@@ -18,7 +18,7 @@ from longlora.cli.main import app
 from longlora.corpus import shelf
 from longlora.corpus.extract import ExtractSettings
 from longlora.corpus.shelf import read_shelf
-from longlora.data import read_documents
+from longlora.data.sources import read_documents
 from longlora.errors import ConfigError, DataError
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from longlora.data import read_documents
+from longlora.data.sources import read_documents
 
 TEXTS = ["first", "second\nwith a line", "dritte, größer"]
 ROWS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]

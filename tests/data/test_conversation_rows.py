@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from longlora.data import conversation_rows, pack_conversations, read_conversations, tokenize_conversations
+from longlora.data import conversation_rows
+from longlora.data.conversation_rows import pack_conversations, tokenize_conversations
+from longlora.data.sources import read_conversations
 from longlora.errors import DataError
 from longlora.models.chat_template import ensure_chat_template
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from longlora.data import read_conversations
+from longlora.data.sources import read_conversations
 from longlora.errors import DataError
 
 QUESTION, ANSWER = "Who sails?", "Ishmael."

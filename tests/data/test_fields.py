@@ -9,7 +9,8 @@ import pytest
 from tests.data.families import TEMPLATES, TOOLS, tokenizer_for
 from transformers import PreTrainedTokenizerFast
 
-from longlora.data import read_conversations, tokenize_conversations
+from longlora.data.conversation_rows import tokenize_conversations
+from longlora.data.sources import read_conversations
 from longlora.errors import DataError
 from longlora.models.chat_template import ensure_chat_template
 

@@ -11,7 +11,9 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from longlora.data import document_rows, pack_rows, read_documents, tokenize_documents
+from longlora.data import document_rows
+from longlora.data.document_rows import pack_rows, tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.errors import DataError
 
 SHARED_TEXTS = Path(__file__).parents[2] / "../shared/data/proofpile/validation"

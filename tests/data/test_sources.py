@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from tests.data.folders import ROWS, TEXTS, json_lines, texts_of, write_folder
 
-from longlora.data import read_documents
+from longlora.data.sources import read_documents
 from longlora.errors import DataError
 
 

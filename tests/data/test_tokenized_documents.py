@@ -14,7 +14,9 @@ import pytest
 from datasets import Dataset
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from longlora.data import DocumentSource, document_rows, read_documents, table_cache, tokenize_documents
+from longlora.data import document_rows, table_cache
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import DocumentSource, read_documents
 from longlora.errors import DataError
 
 BOS, EOS = 0, 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.data.document_rows import pack_rows, tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.demo.recall_text import vocabulary, write_recall_documents
 from longlora.evaluation.haystack import names
 from longlora.models.load import load_tokenizer

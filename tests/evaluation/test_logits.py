@@ -11,8 +11,9 @@ from torch import nn
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from longlora.evaluation import logits as logits_module
-from longlora.evaluation.logits import Model, base_model
+from longlora.evaluation.logits import Model
 from longlora.evaluation.perplexity import loss_by_position, perplexity
+from longlora.models.generation import transformers_model
 
 PIECE = 5
 SIZES: dict[str, Any] = {
@@ -65,7 +66,7 @@ def test_pieces_are_the_models_own_logits(name: str, seed: int, monkeypatch: pyt
     whole = [bucket.loss for bucket in loss_by_position(model, documents, **options)]
     monkeypatch.setattr(logits_module, "ROWS_PER_PIECE", PIECE)
     rows: list[int] = []
-    output: nn.Module = base_model(model).get_output_embeddings()
+    output: nn.Module = transformers_model(model).get_output_embeddings()
     hook = output.register_forward_hook(lambda _module, _inputs, result: rows.append(result.shape[-2]))
     pieces = [bucket.loss for bucket in loss_by_position(model, documents, **options)]
     hook.remove()

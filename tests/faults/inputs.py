@@ -26,13 +26,16 @@ from tests.faults.world import (
 
 from longlora.config import load_recipe
 from longlora.corpus.extract import ExtractSettings, extract
-from longlora.data import read_conversations, read_documents, tokenize_conversations, tokenize_documents
+from longlora.data.conversation_rows import tokenize_conversations
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import read_conversations, read_documents
 from longlora.errors import CheckpointError, LongLoRAError
 from longlora.evaluation.texts import read_token_file
 from longlora.inference.hosts import Names
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.load import load_for_inference, load_tokenizer, model_source
-from longlora.planner import GIB, make_plan
+from longlora.planner.compute import GIB
+from longlora.planner.plan import make_plan
 from longlora.recipes import find_recipe, recipe_names
 from longlora.released.importing import import_released
 from longlora.serving.front import build_front

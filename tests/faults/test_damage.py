@@ -14,7 +14,8 @@ import pytest
 from tests.faults.world import World, flip_a_byte, fresh_copy
 
 from longlora.config import Recipe
-from longlora.data import pack_rows, read_documents, tokenize_documents
+from longlora.data.document_rows import pack_rows, tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.data.table_cache import content_digest
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.merge import merge_adapter

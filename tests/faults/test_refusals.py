@@ -27,13 +27,15 @@ from longlora.config import load_recipe
 from longlora.corpus import markup
 from longlora.corpus.extract import ExtractSettings, extract
 from longlora.corpus.pdf import columns, drawings, pdfium
-from longlora.data import read_conversations, read_documents, row_readers
+from longlora.data import row_readers
+from longlora.data.sources import read_conversations, read_documents
 from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.models import chat_template
 from longlora.models.load import load_for_inference, load_tokenizer
-from longlora.planner import GIB, make_plan
+from longlora.planner.compute import GIB
+from longlora.planner.plan import make_plan
 from longlora.released.importing import import_released
-from longlora.support import scarce_memory
+from longlora.support import machine
 from longlora.support.apart import call_apart
 from longlora.support.files import replaced_file, resource_error, whole_directory
 from longlora.support.wording import without_credentials
@@ -350,7 +352,7 @@ def test_an_error_without_a_name_is_of_memory_where_none_is_left(
         raise SystemError("error return without exception set")
 
     monkeypatch.setattr(cli, "app", fail)
-    monkeypatch.setattr(scarce_memory, "can_allocate", lambda num_bytes: is_left)
+    monkeypatch.setattr(machine, "can_allocate", lambda num_bytes: is_left)
     with pytest.raises(SystemError if is_left else SystemExit) as end:
         cli.main()
     assert is_left or end.value.code == 2

@@ -15,7 +15,7 @@ import pytest
 from tests.faults.servers import answers, ask, free_port
 from tests.faults.world import World
 
-from longlora.data import read_conversations, read_documents
+from longlora.data.sources import read_conversations, read_documents
 from longlora.errors import DataError
 
 pytestmark = pytest.mark.slow

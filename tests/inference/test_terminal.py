@@ -160,6 +160,6 @@ def test_a_keyboard_interrupt_ends_the_answer_and_not_the_conversation(document:
 def test_a_script_that_is_interrupted_knows_by_the_status(
     document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("longlora.inference.answer.Answer.stopped", True)
+    monkeypatch.setattr("longlora.inference.answer.StreamedAnswer.stopped", True)
     assert run(monkeypatch, "tiny", "--document", str(document), "--ask", "def subtract(") == cli.INTERRUPTED
     assert "resumes where it stopped" not in capsys.readouterr().err

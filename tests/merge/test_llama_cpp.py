@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.models.checkpoint import save_tokenizer
 from longlora.models.positions import extend_positions, write_older_keys
-from longlora.rope import misread
+from longlora.rope.other_readers import misread
 from longlora.tiny import tiny_model_directory
 
 BUILT = Path(__file__).parents[2] / "build" / "llama-cpp"

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from longlora.merge import merge_adapter
 from longlora.models.checkpoint import save_tokenizer
 from longlora.models.positions import extend_positions, write_older_keys
-from longlora.rope import misread
+from longlora.rope.other_readers import misread
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,7 @@ import torch
 from tests.templates import CHATML, GLM, LLAMA_2, PHI_3, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from longlora.data import encode_conversation
-from longlora.data.encode import IGNORED
+from longlora.data.encode import IGNORED, encode_conversation
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.generation import (
     end_tokens,

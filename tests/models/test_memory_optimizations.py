@@ -9,8 +9,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from longlora.errors import ConfigError
 from longlora.models import memory_optimizations as memory
 from longlora.models.memory_optimizations import keep_hidden_states_in, nf4_arguments, tile_feed_forward
-from longlora.support import packages
-from longlora.support.packages import require_package
+from longlora.support import machine
+from longlora.support.machine import require_package
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
 
@@ -125,7 +125,7 @@ def test_dropout_is_the_same_when_a_tile_is_computed_again(seed: int) -> None:
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     require_package(None, wanted_by="optim=adamw_torch")
     with pytest.raises(ConfigError, match="optim=adamw_8bit needs bitsandbytes, which is not installed: pip install"):
         require_package("bitsandbytes", wanted_by="optim=adamw_8bit")

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from longlora.planner import Architecture, PlannedRun, find_architecture
+from longlora.planner.architecture import Architecture, find_architecture
+from longlora.planner.job import PlannedRun
 
 
 @pytest.fixture(scope="session")

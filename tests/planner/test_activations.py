@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.models.lora import add_adapter, trainable_parameters
 from longlora.models.memory_optimizations import keep_hidden_states_in, tile_feed_forward
-from longlora.planner import PlannedRun, activations, parse_architecture
+from longlora.planner import activations
+from longlora.planner.architecture import parse_architecture
+from longlora.planner.job import PlannedRun
 from longlora.planner.memory import plan_memory
 
 TOKENS = 320

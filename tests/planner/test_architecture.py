@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.planner import Architecture, KnownModel, find_architecture, known_models, parse_architecture
-from longlora.planner.architecture import FAMILIES
-from longlora.rope import present_context
+from longlora.planner.architecture import FAMILIES, Architecture, find_architecture, parse_architecture
+from longlora.planner.known_models import KnownModel, known_models
+from longlora.rope.extend import present_context
 from longlora.tiny import tiny_model_directory
 
 MODELS = pytest.mark.parametrize("model", known_models(), ids=lambda model: model.name)

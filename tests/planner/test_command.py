@@ -14,7 +14,7 @@ from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
 from longlora.errors import ConfigError
 from longlora.models.load import extended_config, load_config, model_source
-from longlora.planner import GIB
+from longlora.planner.compute import GIB
 from longlora.training.preflight import planned_run
 
 
@@ -238,7 +238,7 @@ def test_asking_the_hub_loads_no_torch() -> None:
     program = """
 import sys
 from longlora.errors import CheckpointError
-from longlora.planner import find_architecture
+from longlora.planner.architecture import find_architecture
 try:
     find_architecture("nobody/knows-this-model")
 except CheckpointError:

@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from longlora.attention.s2 import cut_points
 from longlora.errors import ConfigError
 from longlora.models.lora import add_adapter
-from longlora.planner import GPUS, PlannedRun, compute, find_architecture, find_gpu, parse_architecture
-from longlora.planner.compute import head_pairs, plan_duration, row_flops, traffic_bytes, window_pairs
+from longlora.planner import compute
+from longlora.planner.architecture import find_architecture, parse_architecture
+from longlora.planner.compute import GPUS, find_gpu, head_pairs, plan_duration, row_flops, traffic_bytes, window_pairs
+from longlora.planner.job import PlannedRun
 
 Original = Callable[..., PlannedRun]
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from longlora.errors import ConfigError
-from longlora.planner import Architecture, PlannedRun, find_gpu
-from longlora.planner.compute import exchange_seconds, plan_duration, ulysses_bytes
+from longlora.planner.architecture import Architecture
+from longlora.planner.compute import exchange_seconds, find_gpu, plan_duration, ulysses_bytes
+from longlora.planner.job import PlannedRun
 from longlora.planner.memory import plan_memory
 
 

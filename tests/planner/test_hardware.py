@@ -2,7 +2,7 @@
 
 import pytest
 
-from longlora.planner import GPUS, recognise_gpu
+from longlora.planner.compute import GPUS, recognise_gpu
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,10 @@ from typing import Any
 import pytest
 import torch
 
-from longlora.planner import GIB, Gpu, PlannedRun, activations, compute, find_architecture, find_gpu, memory
-from longlora.planner.compute import head_pairs, plan_duration, row_flops, traffic_bytes
+from longlora.planner import activations, compute, memory
+from longlora.planner.architecture import find_architecture
+from longlora.planner.compute import GIB, Gpu, find_gpu, head_pairs, plan_duration, row_flops, traffic_bytes
+from longlora.planner.job import PlannedRun
 from longlora.planner.memory import plan_memory
 
 TOLERANCE = 0.10

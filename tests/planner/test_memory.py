@@ -9,10 +9,12 @@ import pytest
 from trl.models.activation_offloading import OffloadActivations
 
 from longlora.errors import ConfigError
-from longlora.planner import GIB, PlannedRun, activations, find_architecture, make_plan, memory, parse_architecture
-from longlora.planner.architecture import FAMILIES
+from longlora.planner import activations, memory
+from longlora.planner.architecture import FAMILIES, find_architecture, parse_architecture
+from longlora.planner.compute import GIB
+from longlora.planner.job import PlannedRun
 from longlora.planner.memory import plan_memory
-from longlora.planner.plan import longest_context
+from longlora.planner.plan import longest_context, make_plan
 
 Original = Callable[..., PlannedRun]
 

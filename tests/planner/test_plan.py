@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from longlora.planner import GIB, GPUS, Plan, PlannedRun, find_architecture, make_plan
+from longlora.planner.architecture import find_architecture
+from longlora.planner.compute import GIB, GPUS
+from longlora.planner.job import PlannedRun
 from longlora.planner.memory import plan_memory
-from longlora.planner.plan import longest_context
+from longlora.planner.plan import Plan, longest_context, make_plan
 from longlora.planner.plan_report import plan_to_dict, print_plan
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from longlora.errors import ConfigError
-from longlora.rope import RopeExtension, describe_rope, extend_rope, present_context
+from longlora.rope.extend import RopeExtension, describe_rope, extend_rope, present_context
 
 DEFAULT = {"rope_type": "default", "rope_theta": 500_000.0}
 LLAMA_31 = {

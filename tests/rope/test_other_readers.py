@@ -7,9 +7,9 @@ from transformers import AutoConfig
 
 from longlora.config import load_recipe
 from longlora.models.load import extended_config
-from longlora.planner import find_known_model
+from longlora.planner.known_models import find_known_model
 from longlora.recipes import find_recipe, recipe_names
-from longlora.rope import misread
+from longlora.rope.other_readers import misread
 
 THETA = {"rope_type": "default", "rope_theta": 5000.0}
 LINEAR = THETA | {"rope_type": "linear", "factor": 4.0}

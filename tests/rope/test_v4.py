@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Olmo3Con
 from longlora.errors import ConfigError
 from longlora.models import positions
 from longlora.models.positions import extend_positions, write_older_keys
-from longlora.rope import v4_rope
+from longlora.rope.other_readers import v4_rope
 
 CASES = [
     *(("llama", kind) for kind in ("linear", "theta", "dynamic", "yarn", "llama3", "longrope")),

@@ -24,8 +24,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from longlora.attention import HeadShard
 from longlora.errors import ConfigError
 from longlora.models.grouping import Grouping, set_grouping
-from longlora.planner import PlannedRun, parse_architecture
+from longlora.planner.architecture import parse_architecture
 from longlora.planner.compute import ulysses_bytes
+from longlora.planner.job import PlannedRun
 from longlora.training.sequence_parallel import IGNORED, SequenceParallel
 
 RANKS, VOCABULARY = 4, 61

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from tests.training.conftest import MakeRecipe
 
 from longlora.config import Recipe
-from longlora.data import Conversation
+from longlora.data.conversations import Conversation
 from longlora.errors import ConfigError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.load import load_for_inference

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.training.conftest import STORY, MakeRecipe
 
 from longlora.config import Recipe, parse_recipe
-from longlora.data import encode_conversation
+from longlora.data.encode import encode_conversation
 from longlora.errors import ConfigError
 from longlora.models.load import load_for_inference
 from longlora.support.journal import read_json_lines

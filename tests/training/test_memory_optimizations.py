@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.models import memory_optimizations as memory
-from longlora.planner import GIB
+from longlora.planner.compute import GIB
 from longlora.training import announcements
 from longlora.training import trainer as trainer_module
 from longlora.training.run import train

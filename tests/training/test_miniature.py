@@ -16,7 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from longlora.cli import main as cli
 from longlora.config import Recipe, load_recipe
-from longlora.planner import find_architecture, find_known_model, known_models
+from longlora.planner.architecture import find_architecture
+from longlora.planner.known_models import find_known_model, known_models
 from longlora.recipes import recipe_names
 from longlora.training.miniature import CONTEXT_LENGTH, NUM_STEPS, _shrunk, _write_tokenizer, miniature_recipe
 from longlora.training.run import train

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tests.training.conftest import MakeRecipe
 
-from longlora.planner import GPUS, make_plan
+from longlora.planner.compute import GPUS
+from longlora.planner.plan import make_plan
 from longlora.training.callbacks import ProgressBar
 from longlora.training.preflight import planned_run
 from longlora.training.run_directory import RunDirectory

@@ -68,10 +68,8 @@ class _Gather(torch.autograd.Function):
 def _rows(cuts: CutPoints, device: torch.device, *, shifted: bool) -> _Rows:
     """Compute the rows on the CPU, where the cuts are, and move them to the device."""
     segments = cuts.segments(torch.device("cpu"), shifted=shifted)
-    first_token, boundaries = (
-        segments.boundaries[:-1].long(),
-        segments.key_boundaries.long(),
-    )  # (segments,), (segments + 1,)
+    first_token = segments.boundaries[:-1].long()  # (segments,)
+    boundaries = segments.key_boundaries.long()  # (segments + 1,)
     sinks, starts = (torch.tensor(numbers) for numbers in (cuts.sinks(shifted=shifted), cuts.starts(shifted=shifted)))
     segment = torch.arange(len(sinks)).repeat_interleave(boundaries.diff())  # (R,)
     place = torch.arange(int(boundaries[-1])) - boundaries[segment]  # (R,), within the segment and its sinks

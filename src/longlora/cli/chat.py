@@ -106,7 +106,7 @@ def web(
     from longlora.corpus.extract import SUFFIXES
     from longlora.inference.sessions import Session, SessionStore
     from longlora.inference.web import LOCALHOST, build_page, launch_page
-    from longlora.support.packages import require_package
+    from longlora.support.machine import require_package
 
     require_package("gradio", wanted_by="longlora web")
     secret = ""
@@ -135,14 +135,8 @@ def _load(model: str, options: ChatOptions) -> "tuple[ChatModel, Callable[[], Ch
     from longlora.inference.conversation import Chat
     from longlora.inference.reading import SavedReadings
 
-    settings = ChatSettings(
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        system=options.system,
-        cut=not options.no_cut,
-        stream_window=options.stream_window,
-    )
+    same = ("max_new_tokens", "temperature", "top_p", "system", "stream_window")
+    settings = ChatSettings(**{name: getattr(options, name) for name in same}, cut=not options.no_cut)
     chat_model = load_chat_model(
         model, dtype=options.dtype, quantization=options.quantization, trust_remote_code=options.trust_remote_code
     )

@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longlora.cli import make_qa
-from longlora.cli.options import (
-    AsJson,
-    DocumentKind,
-    Documents,
-    FilesInParallel,
-    Ratio,
-    RowLength,
-    Seed,
-    TextColumn,
-    unfolded,
-)
+from longlora.cli import make_qa, options
 from longlora.support.choices import NearDuplicateRule, PdfEngine, References
 
 if TYPE_CHECKING:
@@ -34,7 +23,7 @@ _ROOM_FOR_QUESTIONS = 1024  # tokens of a row beside its document
 
 @corpus.command("from-pdf")
 def from_pdf(
-    files: Documents,
+    files: options.Documents,
     out: Annotated[Path, typer.Option("--out", help="Folder for corpus.jsonl; the same command resumes.")],
     engine: Annotated[
         PdfEngine,
@@ -43,13 +32,13 @@ def from_pdf(
     references: Annotated[
         References, typer.Option(help="What to do with the references at the end of a paper.")
     ] = "drop",
-    kind: DocumentKind = "auto",
+    kind: options.DocumentKind = "auto",
     near_duplicates: Annotated[
         NearDuplicateRule, typer.Option(help="Near duplicates of an earlier text: drop, mark, or keep.")
     ] = "drop",
-    processes: FilesInParallel = 1,
+    processes: options.FilesInParallel = 1,
     texts: Annotated[bool, typer.Option("--texts", help="Also write each text to a .txt file.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Convert documents to one JSONL file for training; exits with 1 if none of them gave a text."""
     from longlora.corpus.extract import check_installed
@@ -89,9 +78,9 @@ def mix_rows(
     long: Annotated[str, typer.Argument(help="Conversations about long documents: a file, folder or data set.")],
     short: Annotated[str, typer.Argument(help="Short conversations.")],
     out: Annotated[Path, typer.Option("--out", help="File for the rows: .json, or .jsonl for one row per line.")],
-    ratio: Ratio = "9:3",
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    ratio: options.Ratio = "9:3",
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Mix as many long and short conversations as a ratio allows."""
     from dataclasses import asdict
@@ -120,8 +109,8 @@ def stats(
     file: File,
     tokenizer: Tokenizer,
     figure: Annotated[Path | None, typer.Option(help="Write a histogram to this .png, .svg or .pdf.")] = None,
-    text_column: TextColumn = "text",
-    as_json: AsJson = False,
+    text_column: options.TextColumn = "text",
+    as_json: options.AsJson = False,
 ) -> None:
     """Show the lengths of a file's prompts and answers in tokens, and its kinds of rows."""
     from longlora.corpus.extract import check_installed
@@ -150,13 +139,13 @@ def stats(
 def check(
     file: File,
     tokenizer: Tokenizer,
-    context: RowLength,
+    context: options.RowLength,
     against: Annotated[
         list[str] | None, typer.Option(help="File that must not share documents or questions; may be repeated.")
     ] = None,
     page: Annotated[Path | None, typer.Option(help="Write an HTML page with the findings.")] = None,
-    text_column: TextColumn = "text",
-    as_json: AsJson = False,
+    text_column: options.TextColumn = "text",
+    as_json: options.AsJson = False,
 ) -> None:
     """Report what training would cut or leave out, duplicates, leaks and missing evidence; exits with 1 if any."""
     from longlora.corpus.extract import check_installed
@@ -183,7 +172,7 @@ def check(
 def _print_report(report: "CheckReport", tokenizer: "PreTrainedTokenizerBase") -> None:
     from rich.console import Console
 
-    from longlora.data import show_example
+    from longlora.data.encode import show_example
 
     findings = report.describe()
     for words, finding in findings:
@@ -199,20 +188,20 @@ def _print_report(report: "CheckReport", tokenizer: "PreTrainedTokenizerBase") -
 
 
 @corpus.command()
-@unfolded
+@options.unfolded
 def build(
-    files: Documents,
+    files: options.Documents,
     out: Annotated[Path, typer.Option("--out", help="Folder for all files; the same command resumes.")],
     tokenizer: Tokenizer,
-    context: RowLength,
+    context: options.RowLength,
     asking: make_qa.QAOptions,
-    kind: DocumentKind = "auto",
+    kind: options.DocumentKind = "auto",
     short: Annotated[str | None, typer.Option(help="Short conversations to mix in.")] = None,
-    ratio: Ratio = "9:3",
-    processes: FilesInParallel = 1,
+    ratio: options.Ratio = "9:3",
+    processes: options.FilesInParallel = 1,
 ) -> None:
     """Build a checked training file from documents, cut to fit its rows: from-pdf, make-qa, mix and check in turn."""
-    from longlora.corpus.qa import choose_model
+    from longlora.corpus.qa.answering_model import choose_model
     from longlora.corpus.shelf import RECORDS_FILE
 
     server = {name: getattr(asking, name) for name in ("model", "base_url", "local", "window")}

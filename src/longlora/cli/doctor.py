@@ -152,7 +152,7 @@ def folders(folder: Path) -> Iterator[DoctorLine]:
     """Report the folders of models, token caches and runs: their free space, and the write speed for runs."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from longlora.support.user_cache import user_cache
+    from longlora.support.machine import user_cache
 
     yield _room("hub cache", Path(HF_HUB_CACHE), "set HF_HOME to a writable folder")
     try:

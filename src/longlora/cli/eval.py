@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longlora.cli.options import (
-    AsJson,
-    Chat,
-    Columns,
-    Data,
-    Evaluator,
-    Lengths,
-    Model,
-    PromptLengths,
-    Seed,
-    Weights,
-    existing_texts,
-    parse_numbers,
-    unfolded,
-)
+from longlora.cli import options
 from longlora.errors import ConfigError
 from longlora.support.choices import PasskeyForm, PerplexityProtocol
 
@@ -60,10 +46,10 @@ DEPTHS = "0,0.25,0.5,0.75,1"
 class TextOptions:
     """A model, and the texts that it reads."""
 
-    model: Model
-    data: Data
-    columns: Columns
-    weights: Weights
+    model: options.Model
+    data: options.Data
+    columns: options.Columns
+    weights: options.Weights
     across_documents: Annotated[
         bool, typer.Option("--across-documents", help="Join all documents into one stream first.")
     ] = False
@@ -83,27 +69,29 @@ class TextOptions:
 class RetrievalOptions:
     """A model, and the options common to all retrieval tests."""
 
-    model: Model
+    model: options.Model
     out: Annotated[Path, typer.Option(help="Folder for trials, result and figure; the same command resumes.")]
-    weights: Weights
-    lengths: PromptLengths = ""
-    seed: Seed = 0
+    weights: options.Weights
+    lengths: options.PromptLengths = ""
+    seed: options.Seed = 0
     bar: Annotated[
         float, typer.Option(help="A length counts as read if the lower end of the share's 95 % interval reaches this.")
     ] = 0.8
     beyond: Beyond = False
-    chat: Chat = True
-    as_json: AsJson = False
+    chat: options.Chat = True
+    as_json: options.AsJson = False
 
 
 @dataclass(frozen=True)
 class Hiding:
     """The texts that facts are hidden in."""
 
-    columns: Columns
+    columns: options.Columns
     haystack: Annotated[
         list[str] | None,
-        typer.Option(help="Texts to hide facts in, as for --data; default: generated text.", callback=existing_texts),
+        typer.Option(
+            help="Texts to hide facts in, as for --data; default: generated text.", callback=options.existing_texts
+        ),
     ] = None
 
     def read(self) -> "Haystack | None":
@@ -116,10 +104,10 @@ class Hiding:
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def perplexity(
     reading: TextOptions,
-    lengths: Lengths = "",
+    lengths: options.Lengths = "",
     stride: Annotated[
         int | None, typer.Option(help="Tokens between the starts of windows; default: 256 if the lengths allow.")
     ] = None,
@@ -132,20 +120,16 @@ def perplexity(
     ] = "same-targets",
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens at each length.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for perplexity.json.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure perplexity by context length, by default on the same target tokens at every length."""
     if protocol == "original" and max_targets is not None:
         raise ConfigError("the original's protocol scores all the text: leave out --max-targets, or give less text")
-    chosen = parse_numbers(lengths, "--lengths", int)
+    chosen = options.parse_numbers(lengths, "--lengths", int)
     from longlora.evaluation.perplexity import measure_perplexity
 
     result = measure_perplexity(
-        reading.material(),
-        lengths=chosen,
-        stride=stride,
-        protocol=protocol,
-        max_targets=max_targets,
+        reading.material(), lengths=chosen, stride=stride, protocol=protocol, max_targets=max_targets
     )
     if out is not None:
         result.write(out)
@@ -158,7 +142,7 @@ def perplexity(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def positions(
     reading: TextOptions,
     out: Annotated[Path, typer.Option(help="Folder for the result and the figure.")],
@@ -166,30 +150,25 @@ def positions(
     buckets: Annotated[int, typer.Option(help="Number of position ranges to average over.")] = 32,
     max_windows: Annotated[int | None, typer.Option(help="Read at most this many windows.")] = None,
     beyond: Beyond = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure loss by position in the window: the curve shows how far a model reads."""
     from longlora.evaluation.drawing import result_table, write_result
     from longlora.evaluation.perplexity import measure_positions
 
     result = measure_positions(
-        reading.material(),
-        length=length,
-        num_buckets=buckets,
-        max_windows=max_windows,
-        beyond=beyond,
-        settings={},
+        reading.material(), length=length, num_buckets=buckets, max_windows=max_windows, beyond=beyond, settings={}
     )
     write_result(result, out)
     show(result, as_json, out, result_table(result), result.verdict)
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def longppl(
     reading: TextOptions,
     out: Annotated[Path, typer.Option(help="Folder for the chosen tokens and the result.")],
-    evaluator: Evaluator = None,
+    evaluator: options.Evaluator = None,
     length: Annotated[int | None, typer.Option(help="Tokens that MODEL reads; default: its context.")] = None,
     short: Annotated[
         int | None,
@@ -198,7 +177,7 @@ def longppl(
         ),
     ] = None,
     max_targets: Annotated[int, typer.Option(help="Choose among this many tokens.")] = 16384,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure LongPPL: perplexity on tokens that need distant context, as chosen by an evaluator, and by distance."""
     from longlora.evaluation.key_tokens import measure_long_perplexity
@@ -222,12 +201,12 @@ def longppl(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def tokens(
-    model: Model,
-    data: Data,
+    model: options.Model,
+    data: options.Data,
     out: Annotated[Path, typer.Option(help="File to write; must end in .bin.")],
-    columns: Columns,
+    columns: options.Columns,
 ) -> None:
     """Tokenize texts into a .bin of token ids, the format of the original's evaluation."""
     from longlora.evaluation.texts import write_tokens
@@ -237,7 +216,7 @@ def tokens(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def passkey(
     asking: RetrievalOptions,
     depths: Depths = DEPTHS,
@@ -256,7 +235,7 @@ def passkey(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def needle(
     asking: RetrievalOptions,
     hiding: Hiding,
@@ -272,7 +251,7 @@ def needle(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def topics(
     asking: RetrievalOptions,
     trials: Trials = 50,
@@ -287,7 +266,7 @@ def topics(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def recall(
     asking: RetrievalOptions,
     hiding: Hiding,
@@ -303,7 +282,7 @@ def recall(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def association(
     asking: RetrievalOptions,
     hiding: Hiding,
@@ -319,7 +298,7 @@ def association(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def tracking(
     asking: RetrievalOptions,
     hiding: Hiding,
@@ -336,7 +315,7 @@ def tracking(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def counting(asking: RetrievalOptions, hiding: Hiding, trials: Trials = 50) -> None:
     """Name what the whole text reports most often; the end of the text alone suggests another answer."""
     from longlora.evaluation import retrieval_tests as tests
@@ -350,8 +329,8 @@ def _retrieve(asking: RetrievalOptions, test: "RetrievalTest", depths: str, tria
     from longlora.evaluation.retrieval import Sweep, measure_retrieval
 
     sweep = Sweep(
-        lengths=parse_numbers(asking.lengths, "--lengths", int),
-        depths=parse_numbers(depths, "--depths", float) or [],
+        lengths=options.parse_numbers(asking.lengths, "--lengths", int),
+        depths=options.parse_numbers(depths, "--depths", float) or [],
         num_trials=trials,
         seed=asking.seed,
         bar=asking.bar,
@@ -362,14 +341,14 @@ def _retrieve(asking: RetrievalOptions, test: "RetrievalTest", depths: str, tria
         show(result, asking.as_json, asking.out, result_table(result), result.verdict)
 
 
-def loading_of(weights: Weights) -> "Loading":
+def loading_of(weights: options.Weights) -> "Loading":
     """Return how to load a model, from the options."""
     from longlora.evaluation.subject import Loading
 
     return Loading(**vars(weights))
 
 
-def texts_of(data: list[str], columns: Columns, *, across_documents: bool = False) -> "Texts":
+def texts_of(data: list[str], columns: options.Columns, *, across_documents: bool = False) -> "Texts":
     """Return the texts given by the options."""
     from longlora.evaluation.texts import Texts
 

@@ -5,47 +5,31 @@ from typing import Annotated
 
 import typer
 
+from longlora.cli import options
 from longlora.cli.eval import TextOptions, evaluate, loading_of, show, texts_of
-from longlora.cli.options import (
-    AsJson,
-    BenchmarkLengths,
-    Chat,
-    Columns,
-    Evaluator,
-    HeldOutData,
-    Model,
-    Models,
-    Seed,
-    SuiteLengths,
-    TaskFile,
-    Weights,
-    existing_model,
-    parse_numbers,
-    unfolded,
-)
 from longlora.support.choices import SuiteName
 
 Base = Annotated[
     str | None,
     typer.Option(
         help="Base model to compare with; an adapter records its base, a merged model does not.",
-        callback=existing_model,
+        callback=options.existing_model,
     ),
 ]
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def suite(
-    models: Models,
+    models: options.Models,
     out: Annotated[Path, typer.Option(help="Folder for all results and the report; the same command resumes.")],
-    columns: Columns,
-    weights: Weights,
+    columns: options.Columns,
+    weights: options.Weights,
     suite: Annotated[SuiteName, typer.Option(help="How many questions to ask.")] = "quick",
-    data: HeldOutData = None,
+    data: options.HeldOutData = None,
     base: Base = None,
-    evaluator: Evaluator = None,
-    lengths: SuiteLengths = "",
+    evaluator: options.Evaluator = None,
+    lengths: options.SuiteLengths = "",
     beyond: Annotated[bool, typer.Option("--beyond", help="Also measure at twice the context.")] = False,
     short_tasks: Annotated[
         str,
@@ -53,8 +37,8 @@ def suite(
             help="Benchmarks for models and base, as in `eval harness --tasks`; `short` is a common selection."
         ),
     ] = "",
-    task_file: TaskFile = None,
-    seed: Seed = 0,
+    task_file: options.TaskFile = None,
+    seed: options.Seed = 0,
 ) -> None:
     """Run all measurements at lengths up to the model's context, and compare the models in a report.
 
@@ -74,19 +58,14 @@ def suite(
         texts=texts,
         base=base,
         evaluator=evaluator,
-        lengths=parse_numbers(lengths, "--lengths", int),
+        lengths=options.parse_numbers(lengths, "--lengths", int),
         seed=seed,
         beyond=beyond,
         loading=loading_of(weights),
     )
     if records and (short_tasks or task_file):
         benchmark(
-            models,
-            _words(short_tasks),
-            output=out,
-            task_files=task_file or [],
-            base=base,
-            loading=loading_of(weights),
+            models, _words(short_tasks), output=out, task_files=task_file or [], base=base, loading=loading_of(weights)
         )
     if records:  # of several processes, only the main one has them
         page = write_report([str(out)], out)
@@ -96,13 +75,13 @@ def suite(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def short(
     reading: TextOptions,
     out: Annotated[Path, typer.Option(help="Folder for short_context.json.")],
     base: Base = None,
     max_targets: Annotated[int | None, typer.Option(help="Score at most this many tokens.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare a model with its base on the same tokens, at the base's context length."""
     from longlora.evaluation.short_context import measure_short_context
@@ -122,11 +101,11 @@ def short(
 
 
 @evaluate.command()
-@unfolded
+@options.unfolded
 def harness(
-    model: Model,
+    model: options.Model,
     out: Annotated[Path, typer.Option(help="Folder for harness.json and samples; the same command resumes.")],
-    weights: Weights,
+    weights: options.Weights,
     tasks: Annotated[
         str,
         typer.Option(
@@ -134,8 +113,8 @@ def harness(
             "longproc, scrolls, short, or any of lm-eval's."
         ),
     ] = "",
-    task_file: TaskFile = None,
-    lengths: BenchmarkLengths = "",
+    task_file: options.TaskFile = None,
+    lengths: options.BenchmarkLengths = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Samples per task; default: all.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Few-shot examples; default: the task's.")] = None,
     max_new_tokens: Annotated[
@@ -145,9 +124,9 @@ def harness(
     run_code: Annotated[
         bool, typer.Option("--run-code", help="Allow tasks that run code written by the model (longproc).")
     ] = False,
-    chat: Chat = True,
-    seed: Seed = 1234,
-    as_json: AsJson = False,
+    chat: options.Chat = True,
+    seed: options.Seed = 1234,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run published benchmarks or your own tasks through lm-evaluation-harness.
 
@@ -162,7 +141,7 @@ def harness(
         output=out,
         task_files=task_file or [],
         options=HarnessOptions(
-            lengths=parse_numbers(lengths, "--lengths", int),
+            lengths=options.parse_numbers(lengths, "--lengths", int),
             limit=limit,
             num_fewshot=num_fewshot,
             max_new_tokens=max_new_tokens,

@@ -19,7 +19,7 @@ from longlora.cli.corpus import corpus
 from longlora.cli.eval_suite import evaluate
 from longlora.cli.options import INTERRUPTED, TERMINATED, ReportFolder
 from longlora.distributed import tell_launcher
-from longlora.errors import ConfigError, LongLoRAError, LostProcessError, ResourceError, first_line
+from longlora.errors import ConfigError, LongLoRAError, LostProcessError, ResourceError, first_line, logger
 
 app = typer.Typer(
     name="longlora",
@@ -101,20 +101,12 @@ def compare(
     typer.echo(f"written to {page}")
 
 
-for command in (
-    train.recipes,
-    train.plan,
-    train.init,
-    train.train,
-    report,
-    compare,
-    export.merge,
-    export.serve,
-    chat.chat,
-    chat.web,
-    doctor.doctor,
+for commands in (
+    (train.recipes, train.plan, train.init, train.train),
+    (report, compare, export.merge, export.serve, chat.chat, chat.web, doctor.doctor),
 ):
-    app.command()(command)
+    for command in commands:
+        app.command()(command)
 app.command("import")(export.import_weights)
 
 
@@ -123,7 +115,6 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed at start, as by `>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - stays open until the process ends
-    logger = logging.getLogger("longlora")
     logger.setLevel(logging.INFO)
     handler = _StderrHandler()
     logger.handlers = [handler]
@@ -210,7 +201,7 @@ def _every_interrupt() -> Iterator[None]:
 
 
 def _is_of_memory(error: Exception) -> bool:
-    from longlora.support.scarce_memory import can_allocate
+    from longlora.support.machine import can_allocate
 
     if isinstance(error, SystemError):  # CPython may lose a MemoryError on its way up
         return not can_allocate(_SCARCE_BYTES)

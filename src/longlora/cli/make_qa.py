@@ -71,22 +71,16 @@ def make_qa(
 ) -> None:
     """Let a language model write questions and answers about whole documents; the same command resumes."""
     options = locals() | vars(asking)
-    from longlora.corpus.qa import QASettings, Sending, choose_model, load_prompts, make_questions
+    from longlora.corpus.qa.answering_model import choose_model
     from longlora.corpus.qa.chunks import shelf_texts
+    from longlora.corpus.qa.make import make_questions
+    from longlora.corpus.qa.prompt_files import load_prompts
+    from longlora.corpus.qa.qa_settings import QASettings, Sending
     from longlora.data.sources import find_items
 
     sending = Sending(**_named(Sending.__dataclass_fields__, options))
-    chosen = choose_model(
-        model=asking.model,
-        base_url=asking.base_url,
-        local=asking.local,
-        window=asking.window,
-        tokenizer=tokenizer,
-        chars_per_token=chars_per_token,
-        timeout_seconds=timeout,
-        attempts=attempts,
-        is_asked=not from_journal,
-    )
+    server = ("model", "base_url", "local", "window", "tokenizer", "chars_per_token", "attempts")
+    chosen = choose_model(**_named(server, options), timeout_seconds=timeout, is_asked=not from_journal)
     measured = {"model": chosen.name, "window": chosen.window, "tokenizer": chosen.tokenizer}
     names = QASettings.__dataclass_fields__.keys() - {"tries", "duplicate_similarity"}  # these two have no option
     summary = make_questions(

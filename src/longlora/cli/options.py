@@ -71,8 +71,7 @@ Models = Annotated[
     ),
 ]
 Dtype = Annotated[
-    DtypeName,
-    typer.Option(help="Type of the weights; auto: bfloat16 on a GPU that supports it, else float32."),
+    DtypeName, typer.Option(help="Type of the weights; auto: bfloat16 on a GPU that supports it, else float32.")
 ]
 DeviceMap = Annotated[str | None, typer.Option(help="`auto` spreads a model across all GPUs and CPU memory.")]
 Data = Annotated[

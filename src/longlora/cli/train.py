@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longlora.cli.options import (
-    AsJson,
-    Context,
-    ContextOrNone,
-    Data,
-    Machine,
-    Overrides,
-    RecipeName,
-    StrategyOfRun,
-    unfolded,
-)
+from longlora.cli import options
 from longlora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +32,7 @@ def recipes(
         typer.echo(f"{known:{width}}  {describe_recipe(known)}")
 
 
-@unfolded
+@options.unfolded
 def plan(
     target: Annotated[
         str,
@@ -51,10 +41,10 @@ def plan(
             help="A recipe, or a model: a directory, a hub name, or a short name such as qwen3-8b.",
         ),
     ],
-    machine: Machine,
-    overrides: Overrides = None,
-    context: ContextOrNone = None,
-    as_json: AsJson = False,
+    machine: options.Machine,
+    overrides: options.Overrides = None,
+    context: options.ContextOrNone = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Estimate the memory and time of a run without loading anything; exits with 1 if it does not fit.
 
@@ -74,7 +64,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def _plan_recipe(name: str, overrides: list[str], machine: Machine, as_json: bool) -> bool:
+def _plan_recipe(name: str, overrides: list[str], machine: options.Machine, as_json: bool) -> bool:
     from rich.console import Console
 
     from longlora.config import load_recipe
@@ -95,7 +85,7 @@ def _plan_recipe(name: str, overrides: list[str], machine: Machine, as_json: boo
     return planned.fits
 
 
-def _plan_model(model: str, context: int, overrides: list[str], machine: Machine, as_json: bool) -> bool:
+def _plan_model(model: str, context: int, overrides: list[str], machine: options.Machine, as_json: bool) -> bool:
     """Plan the settings found for a model on the user's card, if given, and on each of four others."""
     from rich.console import Console
 
@@ -104,7 +94,7 @@ def _plan_model(model: str, context: int, overrides: list[str], machine: Machine
 
     _check_model(model)
 
-    def on(machine: Machine) -> RecipeDraft:
+    def on(machine: options.Machine) -> RecipeDraft:
         return draft_recipe(model, context, _hardware(machine), overrides=overrides)
 
     drafts = {card: on(replace(machine, gpu_type=card, memory=None)) for card in CARDS}
@@ -125,13 +115,13 @@ def _plan_model(model: str, context: int, overrides: list[str], machine: Machine
     return named.plan.fits if named else any(draft.plan.fits for draft in drafts.values())
 
 
-@unfolded
+@options.unfolded
 def init(
     model: Annotated[str, typer.Argument(help="A directory, a hub name, or a short name such as qwen3-8b.")],
-    machine: Machine,
-    context: Context,
-    data: Data,
-    overrides: Overrides = None,
+    machine: options.Machine,
+    context: options.Context,
+    data: options.Data,
+    overrides: options.Overrides = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe for a model, with the settings that `longlora plan MODEL` finds for your GPU."""
@@ -156,9 +146,9 @@ def init(
     typer.echo(f"written to {out}; to see its plan: longlora plan {out}")
 
 
-def _hardware(machine: Machine, gpus: int = 1, memory_gib: float = 80) -> "Hardware":
+def _hardware(machine: options.Machine, gpus: int = 1, memory_gib: float = 80) -> "Hardware":
     """Return the hardware from the options, with the recipe's values as defaults."""
-    from longlora.planner import find_gpu
+    from longlora.planner.compute import find_gpu
     from longlora.training.draft import Hardware
 
     gpu = find_gpu(machine.gpu_type) if machine.gpu_type else None
@@ -181,7 +171,7 @@ def _check_model(name: str) -> None:
     import difflib
 
     from longlora.models.checkpoint import training_source
-    from longlora.planner import find_known_model, known_models
+    from longlora.planner.known_models import find_known_model, known_models
     from longlora.recipes import contained_recipe, recipe_names
     from longlora.tiny import TINY_MODEL
 
@@ -199,9 +189,9 @@ def _check_model(name: str) -> None:
 
 
 def train(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    strategy: StrategyOfRun = None,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    strategy: options.StrategyOfRun = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes per node; default: one per visible GPU.")
     ] = None,
@@ -210,8 +200,7 @@ def train(
     main_address: Annotated[str | None, typer.Option(help="Address of node 0.")] = None,
     main_port: Annotated[int | None, typer.Option(min=1, help="Port on node 0; default: 29500.")] = None,
     sequence_parallel: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that share each row (sequence_parallel_size of the recipe)."),
+        int | None, typer.Option(min=1, help="Processes that share each row (sequence_parallel_size of the recipe).")
     ] = None,
     miniature: Annotated[
         bool,

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
-from longlora.rope import OPTIONS, RopeType
+from longlora.rope.methods import OPTIONS, RopeType
 from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Trainable
 
 _LARGEST = 1e15  # a float represents every smaller integer exactly

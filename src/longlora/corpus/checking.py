@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from longlora.corpus.near_duplicates import NearDuplicates, RunIndex, signature
 from longlora.corpus.quality import Quality
 from longlora.corpus.question_rows import Row, read_rows
-from longlora.data import EncodedConversation, encode_conversation
 from longlora.data.answers import check_tokenizer
-from longlora.data.encode import IGNORED, UnusableConversationError
+from longlora.data.encode import IGNORED, EncodedConversation, UnusableConversationError, encode_conversation
 from longlora.data.row_readers import Finding
 from longlora.support.progress import shown
 

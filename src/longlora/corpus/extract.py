@@ -1,6 +1,5 @@
 """Extract one record, a text with its metadata, from a file of any supported kind."""
 
-import logging
 import re
 import unicodedata
 from collections import Counter
@@ -14,25 +13,18 @@ from typing import TYPE_CHECKING
 
 from longlora import __version__
 from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
-from longlora.errors import ConfigError, DataError
+from longlora.errors import ConfigError, DataError, logger
 from longlora.support.choices import DocumentKind, DocumentKindOrAuto, PdfEngine, References
 from longlora.support.digests import sha256_of
 
 if TYPE_CHECKING:
     from longlora.corpus.pdf.document import PdfText
 
-logger = logging.getLogger("longlora")
-
 SUFFIXES = {
-    ".pdf": "pdf",
-    ".epub": "epub",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".txt": "text",
-    ".text": "text",
+    **{".pdf": "pdf", ".epub": "epub"},
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".md", ".markdown"), "markdown"),
+    **dict.fromkeys((".txt", ".text"), "text"),
 }
 _MOST_KINDS_NAMED = 8
 _PACKAGES = ("pypdfium2", "bs4", "lxml", "datasketch", "trafilatura")

@@ -97,13 +97,9 @@ class Quality:
         """Return the measures as lines of text; empty if no row asks about a document."""
         if not self.num_questions:
             return []
-        thirds = [sum(self.depths[at] for at in part) for part in (range(3), range(3, 7), range(7, 10))]
-        spread = ", ".join(
-            f"{count / max(1, self.num_found):.0%} {where}"
-            for count, where in zip(
-                thirds, ("in the first three tenths", "in the middle", "in the last three"), strict=True
-            )
-        )
+        thirds = {"in the first three tenths": (0, 3), "in the middle": (3, 7), "in the last three": (7, 10)}
+        shares = {where: sum(self.depths[slice(*ends)]) / max(1, self.num_found) for where, ends in thirds.items()}
+        spread = ", ".join(f"{share:.0%} {where}" for where, share in shares.items())
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common(8))
         return [
             f"{self.num_questions:,} questions about {len(self.documents):,} documents: {kinds}",

@@ -25,9 +25,8 @@ from longlora.support.choices import NearDuplicateRule
 from longlora.support.digests import sha256_of
 from longlora.support.files import claim, write_atomically
 from longlora.support.journal import check_same_settings, json_line, read_json_lines
-from longlora.support.packages import require_package
+from longlora.support.machine import require_package, thread_pool
 from longlora.support.progress import progress_bar
-from longlora.support.scarce_memory import thread_pool
 
 RECORDS_FILE = "corpus.jsonl"
 SETTINGS_FILE = "settings.json"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,8 @@ from longlora.data.row_readers import (
     read_part,
     text_kind,
 )
-from longlora.errors import DataError
+from longlora.errors import DataError, logger
 from longlora.support.locate import Part, files_below, locate
-
-logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +47,7 @@ ConversationSource = Source[Conversation]
 
 
 def read_documents(
-    source: str | Sequence[str],
-    *,
-    text_column: str = "text",
-    split: str = "train",
-    max_documents: int | None = None,
+    source: str | Sequence[str], *, text_column: str = "text", split: str = "train", max_documents: int | None = None
 ) -> DocumentSource:
     """Find the documents of one or more sources, in the order given; folders and globs are sorted by path.
 

@@ -5,7 +5,6 @@ datasets' own `from_generator` caches tables too, but does not detect damage or 
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +20,10 @@ from datasets.fingerprint import Hasher
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from longlora.errors import DataError
+from longlora.errors import DataError, logger
 from longlora.support.digests import find_damage, is_sealed
 from longlora.support.files import remove_partial, whole_directory
-from longlora.support.user_cache import user_cache
-
-logger = logging.getLogger("longlora")
+from longlora.support.machine import user_cache
 
 Summary = dict[str, Any]  # counts of what was written, `num_rows` among them
 
@@ -37,11 +34,7 @@ _BATCH_ROWS = 100
 
 
 def cached_dataset(
-    identity: list[object],
-    fill: Callable[[ArrowWriter], Summary],
-    *,
-    features: Features,
-    cache_dir: str | Path | None,
+    identity: list[object], fill: Callable[[ArrowWriter], Summary], *, features: Features, cache_dir: str | Path | None
 ) -> tuple[Dataset, Summary]:
     """Memory-map a table from `cache_dir`, after writing it there if it is missing or damaged.
 

@@ -41,12 +41,8 @@ def write_report(result: DemoResult, output: Path) -> None:
 
     `report.json` is written last: it marks a finished demo.
     """
-    header = [
-        "model",
-        *map(str, result.perplexity["base"]),
-        *(f"recall {n}" for n in result.recall["base"]),
-        "training",
-    ]
+    lengths = [*map(str, result.perplexity["base"]), *(f"recall {length}" for length in result.recall["base"])]
+    header = ["model", *lengths, "training"]
     rows = []
     for name, values in result.perplexity.items():
         seconds = result.seconds[name]

@@ -3,7 +3,6 @@
 Every number in the report is measured in the run.
 """
 
-import logging
 import os
 import platform
 import time
@@ -17,10 +16,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from longlora.config import Recipe, parse_recipe
-from longlora.data import read_documents, tokenize_documents
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import read_documents
 from longlora.demo.handout import DemoResult, write_report
 from longlora.demo.recall_text import write_recall_documents
 from longlora.distributed import Processes
+from longlora.errors import logger
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.evaluation.retrieval import LOG_FILE, Sweep, retrieve
 from longlora.evaluation.retrieval_tests import recall
@@ -36,12 +37,10 @@ from longlora.models.load import (
 )
 from longlora.support.files import write_atomically
 from longlora.support.journal import read_json_lines
-from longlora.support.packages import package_versions
+from longlora.support.machine import package_versions
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.run import train
-
-logger = logging.getLogger("longlora")
 
 CONTEXT_LENGTH = 1024
 LENGTHS = (128, 256, 512, 1024)

@@ -45,14 +45,8 @@ def retrieval_table(result: Retrieval) -> Table:
     depths = list(result.lengths[0].by_depth) if len(result.lengths[0].by_depth) > 1 else []
     first = next(iter(result.chance))
     means = [name for name in result.lengths[0].means if name != "found" or result.settings.get("num_needles", 1) > 1]
-    chances = [f" (chance {chance:.0%})" if chance else "" for chance in result.chance.values()]
-    headings = [
-        "length",
-        *(f"{_LABELS[measure]}{chance}" for measure, chance in zip(result.chance, chances, strict=True)),
-        *(_MEANS[name] for name in means),
-        *(f"depth {depth}" for depth in depths),
-        "trials",
-    ]
+    measures = [_LABELS[name] + (f" (chance {chance:.0%})" if chance else "") for name, chance in result.chance.items()]
+    headings = ["length", *measures, *(_MEANS[name] for name in means), *(f"depth {d}" for d in depths), "trials"]
     rows = [
         [
             f"{row.length:,}",

@@ -6,7 +6,6 @@ before the next task begins.
 """
 
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,15 +15,13 @@ from typing import Any
 
 from peft import PeftModel
 
-from longlora.errors import ConfigError, DataError, LongLoRAError, first_line
+from longlora.errors import ConfigError, DataError, LongLoRAError, first_line, logger
 from longlora.evaluation.harness_tasks import HarnessCall, check_ruler, plan_calls
-from longlora.evaluation.logits import base_model
 from longlora.evaluation.questions import count_tokens, render, uses_chat
 from longlora.evaluation.results import Harness, TaskResult, finished, harness_metrics
 from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
+from longlora.models.generation import transformers_model
 from longlora.support.files import write_atomically
-
-logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +135,7 @@ def _harness_model(subject: Subject, calls: Sequence[HarnessCall], options: Harn
 
     model, tokenizer = subject.model, subject.tokenizer
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    base_model(merged).eval()
+    transformers_model(merged).eval()
     # Task lengths do not count the chat template: leave room for it, or the harness would truncate the text's start.
     longest = max([subject.context, *(length for call in calls for length in call.lengths or [])])
     turns = render(tokenizer, "", "", chat=True) if uses_chat(tokenizer, options.chat) else ""

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from longlora.models.generation import transformers_model
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -16,19 +18,14 @@ ROWS_PER_PIECE = 1024
 _BEHIND_THE_OUTPUT = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-def base_model(model: Model) -> PreTrainedModel:
-    """Return the transformers model inside a PEFT model, or the model itself."""
-    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-
-
 def vocabulary_size(model: Model) -> int:
     """Return the number of token ids in a model's vocabulary."""
-    return base_model(model).config.get_text_config().vocab_size
+    return transformers_model(model).config.get_text_config().vocab_size
 
 
 def input_device(model: Model) -> torch.device:
     """Return the device for a model's input; if the model is spread over several, its hooks move the input on."""
-    device = base_model(model).device
+    device = transformers_model(model).device
     # Offloaded parameters are on the meta device.
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -38,9 +35,8 @@ def last_rows(model: Model, count: int) -> dict[str, int]:
 
     All logits of a long prompt take more memory than the model.
     """
-    return (
-        {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base_model(model).forward).parameters else {}
-    )
+    supported = inspect.signature(transformers_model(model).forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in supported else {}
 
 
 def logits_in_pieces(model: Model, input_ids: Tensor, *, num_rows: int) -> Callable[[int], Iterator[Tensor]]:
@@ -62,18 +58,14 @@ def logits_in_pieces(model: Model, input_ids: Tensor, *, num_rows: int) -> Calla
 
 def _states_and_output(model: Model, input_ids: Tensor) -> tuple[Tensor, nn.Module] | None:
     """Return the hidden states before the output layer and that layer, if nothing else transforms the logits."""
-    base, rows = base_model(model), last_rows(model, 1)
+    base, rows = transformers_model(model), last_rows(model, 1)
     config = base.config.get_text_config().to_dict()
     decoder, output = base.get_decoder(), base.get_output_embeddings()
     changed = any(config.get(name) is not None for name in _BEHIND_THE_OUTPUT)
     if not rows or output is None or decoder is base or changed:
         return None
-    states: list[Tensor] = []
-
-    def keep(_: nn.Module, __: Any, result: Any) -> None:
-        states.append(result[0])  # (B, T, hidden size)
-
-    hook = decoder.register_forward_hook(keep)
+    states: list[Tensor] = []  # (B, T, hidden size)
+    hook = decoder.register_forward_hook(lambda _, __, result: states.append(result[0]))
     try:
         last = model(input_ids=input_ids, use_cache=False, **rows).logits
     finally:

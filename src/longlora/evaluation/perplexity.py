@@ -12,24 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from longlora.errors import ConfigError, DataError
+from longlora.evaluation import scoring
 from longlora.evaluation.logits import Model
 from longlora.evaluation.reader import check_positions
 from longlora.evaluation.results import LossByPosition, PerplexityByLength
-from longlora.evaluation.scoring import (
-    TokenIds,
-    Window,
-    check_longest,
-    evenly_spread,
-    exp,
-    full_windows,
-    joined,
-    score_windows,
-    sliding_windows,
-    target_losses,
-    token_arrays,
-    usual_lengths,
-    usual_stride,
-)
 from longlora.evaluation.text_results import Perplexity, PositionLoss
 from longlora.support.choices import PerplexityProtocol
 
@@ -41,7 +27,7 @@ ORIGINAL_STRIDE = 256
 
 def perplexity(
     model: Model,
-    documents: Iterable[TokenIds],
+    documents: Iterable[scoring.TokenIds],
     *,
     window: int,
     stride: int,
@@ -71,20 +57,20 @@ def perplexity(
     _check_at_least(1, stride=stride, batch_size=batch_size, max_windows=max_windows)
     if score == "new" and stride > window:
         raise ConfigError(f"stride must be at most window ({window}), not {stride}, or tokens would go unscored.")
-    tokens = token_arrays(model, documents)
-    tokens = joined(tokens) if across_documents else tokens
+    tokens = scoring.token_arrays(model, documents)
+    tokens = scoring.joined(tokens) if across_documents else tokens
     sizes = [len(document) for document in tokens]
     if score == "all":
-        check_longest(tokens, "window", window)
-        windows = full_windows(sizes, window=window, stride=stride)
+        scoring.check_longest(tokens, "window", window)
+        windows = scoring.full_windows(sizes, window=window, stride=stride)
     else:
-        windows = sliding_windows(sizes, window=window, stride=stride)
+        windows = scoring.sliding_windows(sizes, window=window, stride=stride)
     if not windows:
         raise DataError("Nothing to score: every document has a single token. Join them with across_documents=True.")
-    sums = score_windows(
+    sums = scoring.score_windows(
         model,
         tokens,
-        evenly_spread(windows, max_windows or len(windows)),
+        scoring.evenly_spread(windows, max_windows or len(windows)),
         lambda nats: [(value, nats.shape[1]) for value in nats.sum(dim=1).tolist()],
         batch_size=batch_size,
         description="perplexity",
@@ -95,7 +81,7 @@ def perplexity(
 
 def perplexity_by_length(
     model: Model,
-    documents: Iterable[TokenIds],
+    documents: Iterable[scoring.TokenIds],
     *,
     lengths: Sequence[int],
     stride: int,
@@ -121,10 +107,10 @@ def perplexity_by_length(
         raise ConfigError(f"stride must be smaller than the shortest length ({min(lengths)}), not {stride}.")
     if max_targets is not None and max_targets < stride:
         raise ConfigError(f"max_targets must be at least stride ({stride}, one window's targets), not {max_targets}.")
-    tokens, longest, results = token_arrays(model, documents), max(longest or 0, *lengths), {}
-    check_longest(tokens, "max(lengths)", longest)
+    tokens, longest, results = scoring.token_arrays(model, documents), max(longest or 0, *lengths), {}
+    scoring.check_longest(tokens, "max(lengths)", longest)
     for length in sorted(set(lengths)):
-        losses = target_losses(
+        losses = scoring.target_losses(
             model,
             tokens,
             length=length,
@@ -146,7 +132,7 @@ def perplexity_of(windows: Sequence[tuple[float, int]], *, keep_windows: bool = 
     squares = sum((value - loss * count) ** 2 for value, count in windows)
     standard_error = math.sqrt(squares * num_windows / (num_windows - 1)) / num_tokens if num_windows > 1 else math.nan
     return Perplexity(
-        perplexity=exp(loss),
+        perplexity=scoring.exp(loss),
         loss=loss,
         num_tokens=num_tokens,
         num_windows=num_windows,
@@ -155,15 +141,15 @@ def perplexity_of(windows: Sequence[tuple[float, int]], *, keep_windows: bool = 
     )
 
 
-def original_windows(num_tokens: int, *, window: int, stride: int = ORIGINAL_STRIDE) -> list[Window]:
+def original_windows(num_tokens: int, *, window: int, stride: int = ORIGINAL_STRIDE) -> list[scoring.Window]:
     """Cut a stream as the original's `eval.py` does: starts are `range(0, num_tokens - window, stride)[:-1]`."""
     starts = range(0, num_tokens - window, stride)[:-1]
-    return [Window(0, start, start + window, window - 1) for start in starts]
+    return [scoring.Window(0, start, start + window, window - 1) for start in starts]
 
 
 def original_perplexity(
     model: Model,
-    documents: Sequence[TokenIds],
+    documents: Sequence[scoring.TokenIds],
     *,
     window: int,
     stride: int = ORIGINAL_STRIDE,
@@ -184,14 +170,14 @@ def original_perplexity(
     """
     _check_at_least(2, window=window)
     _check_at_least(1, stride=stride, batch_size=batch_size)
-    tokens = joined(token_arrays(model, documents))
+    tokens = scoring.joined(scoring.token_arrays(model, documents))
     windows = original_windows(len(tokens[0]), window=window, stride=stride)
     if not windows:
         raise DataError(
             f"The original's protocol needs more than window + stride = {window + stride} tokens, because it drops the "
             f"last window; all documents together have {len(tokens[0])}: give more text or a shorter window."
         )
-    means = score_windows(
+    means = scoring.score_windows(
         model,
         tokens,
         windows,
@@ -212,7 +198,7 @@ def original_perplexity(
 
 def loss_by_position(
     model: Model,
-    documents: Iterable[TokenIds],
+    documents: Iterable[scoring.TokenIds],
     *,
     length: int,
     num_buckets: int = 32,
@@ -237,12 +223,12 @@ def loss_by_position(
     _check_at_least(1, max_windows=max_windows)
     if not 1 <= num_buckets <= length - 1:
         raise ConfigError(f"num_buckets must be 1 to length - 1 ({length - 1}), not {num_buckets}.")
-    tokens = token_arrays(model, documents)
-    check_longest(tokens, "length", length)
-    windows = full_windows([len(document) for document in tokens], window=length, stride=length)
-    windows = evenly_spread(windows, max_windows or len(windows))
+    tokens = scoring.token_arrays(model, documents)
+    scoring.check_longest(tokens, "length", length)
+    windows = scoring.full_windows([len(document) for document in tokens], window=length, stride=length)
+    windows = scoring.evenly_spread(windows, max_windows or len(windows))
     edges = np.linspace(1, length, num_buckets + 1).round().astype(int)
-    batches = score_windows(
+    batches = scoring.score_windows(
         model,
         tokens,
         windows,
@@ -287,8 +273,8 @@ def measure_perplexity(
         CheckpointError: the model produces NaN.
     """
     subject, texts, documents, model = material.subject, material.texts, material.documents, material.subject.model
-    lengths = sorted(set(lengths or usual_lengths(subject.context)))
-    move = stride or (ORIGINAL_STRIDE if protocol == "original" else usual_stride(min(lengths)))
+    lengths = sorted(set(lengths or scoring.usual_lengths(subject.context)))
+    move = stride or (ORIGINAL_STRIDE if protocol == "original" else scoring.usual_stride(min(lengths)))
 
     def at_length(window: int) -> Perplexity:
         if protocol == "original":

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.evaluation.logits import Model, base_model, input_device, last_rows
+from longlora.evaluation.logits import Model, input_device, last_rows
 from longlora.evaluation.questions import Question
 from longlora.evaluation.scoring import evaluation_mode
-from longlora.models.generation import plain_generation, plain_settings
+from longlora.models.generation import plain_generation, plain_settings, transformers_model
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
@@ -134,7 +134,7 @@ def check_positions(model: Model, num_tokens: int, *, beyond: bool) -> None:
         ConfigError: they do not.
     """
     # Models without attention, such as Mamba, have no such number and no such limit.
-    positions = getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(transformers_model(model).config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and num_tokens > positions and not beyond:
         raise ConfigError(
             f"the model has {positions:,} positions, but prompt and answer take {num_tokens:,} tokens: choose shorter "

@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes
 from longlora.errors import ConfigError
-from longlora.evaluation.logits import Model, base_model
+from longlora.evaluation.logits import Model
 from longlora.models.checkpoint import base_model_of, is_adapter, read_extension
+from longlora.models.generation import transformers_model
 from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source
 from longlora.models.positions import readable_context
-from longlora.support.packages import package_versions
+from longlora.support.machine import package_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Subject:
     @property
     def context(self) -> int:
         """The model's context length in tokens, according to its configuration."""
-        return readable_context(base_model(self.model).config)
+        return readable_context(transformers_model(self.model).config)
 
     def about(self) -> dict[str, Any]:
         """Return the fields common to all results: the model and the provenance."""
@@ -112,7 +113,7 @@ def model_identity(model: Model) -> str:
     It changes if the model is trained further under the same name or loaded in another dtype, and takes seconds for
     70 B parameters.
     """
-    config = base_model(model).config.get_text_config()
+    config = transformers_model(model).config.get_text_config()
     positions = {name: config.to_dict().get(name) for name in ("max_position_embeddings", "rope_parameters")}
     digest = hashlib.sha256(repr(positions).encode())
     for name, parameter in model.named_parameters():

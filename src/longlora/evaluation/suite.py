@@ -9,29 +9,19 @@ DIR/MODEL/short/              the model compared with its base, at the base cont
 """
 
 import gc
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes, joined_processes
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, logger
+from longlora.evaluation import results
 from longlora.evaluation.drawing import write_result
 from longlora.evaluation.key_tokens import find_key_tokens, ladder, long_perplexity
 from longlora.evaluation.perplexity import measure_positions, perplexity_by_length
 from longlora.evaluation.questions import RetrievalTest, TrialId
-from longlora.evaluation.results import (
-    KeyTokens,
-    LongPerplexity,
-    LossByPosition,
-    PerplexityByLength,
-    ShortContext,
-    SuiteRecord,
-    finished,
-)
 from longlora.evaluation.retrieval import Sweep, retrieve
 from longlora.evaluation.retrieval_tests import association, counting, needle, passkey, recall, topics, tracking
 from longlora.evaluation.scoring import usual_stride
@@ -41,8 +31,6 @@ from longlora.evaluation.texts import ModelAndTexts, Texts
 from longlora.models.load import model_source
 from longlora.support.choices import SuiteName
 from longlora.tiny.stdlib import standard_library_files
-
-logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,33 +48,18 @@ class Suite:
 
 SUITES: dict[SuiteName, Suite] = {
     "smoke": Suite(
-        parts_of_context=(4,),
-        depths=(0.5,),
-        trials=1,
-        trials_without_depth=2,
-        max_targets=512,
-        max_windows=1,
-        short_targets=512,
+        parts_of_context=(4,), depths=(0.5,), trials=1, trials_without_depth=2,
+        max_targets=512, max_windows=1, short_targets=512,
     ),
     "quick": Suite(
-        parts_of_context=(4, 1),
-        depths=(0.0, 0.5, 1.0),
-        trials=9,
-        trials_without_depth=27,
-        max_targets=4096,
-        max_windows=8,
-        short_targets=8192,
+        parts_of_context=(4, 1), depths=(0.0, 0.5, 1.0), trials=9, trials_without_depth=27,
+        max_targets=4096, max_windows=8, short_targets=8192,
     ),
     "full": Suite(
-        parts_of_context=(8, 4, 2, 1),
-        depths=(0.0, 0.25, 0.5, 0.75, 1.0),
-        trials=10,
-        trials_without_depth=50,
-        max_targets=16384,
-        max_windows=32,
-        short_targets=32768,
+        parts_of_context=(8, 4, 2, 1), depths=(0.0, 0.25, 0.5, 0.75, 1.0), trials=10, trials_without_depth=50,
+        max_targets=16384, max_windows=32, short_targets=32768,
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +73,7 @@ class _Plan:
     seed: int
     beyond: bool
     loading: Loading
-    keys: KeyTokens | None = None
+    keys: results.KeyTokens | None = None
     """The tokens that need far context; None if no evaluator is known, or the texts are too short."""
 
 
@@ -111,7 +84,7 @@ class _Job:
     plan: _Plan
     base: str | None
     folder: Path
-    record: SuiteRecord
+    record: results.SuiteRecord
 
 
 def run_suite(
@@ -126,7 +99,7 @@ def run_suite(
     seed: int = 0,
     beyond: bool = False,
     loading: Loading = AS_IT_IS,
-) -> list[SuiteRecord]:
+) -> list[results.SuiteRecord]:
     """Measure each model into its own folder in `output`; a repeated call resumes where the last one stopped.
 
     Lengths are fractions of the longest context of all models, or `lengths`; each model is measured up to its own
@@ -190,7 +163,7 @@ def shared_lengths(contexts: Sequence[int], suite: Suite, lengths: Sequence[int]
     return chosen
 
 
-def _choose_keys(evaluator: str, plan: _Plan, folder: Path) -> KeyTokens | None:
+def _choose_keys(evaluator: str, plan: _Plan, folder: Path) -> results.KeyTokens | None:
     """Let an evaluator choose the tokens that need far context, or read its choice; None if the texts are too short."""
     contexts = ladder(min(named_context(evaluator), max(plan.lengths)))
     material = plan.texts.read_by(load_subject(evaluator, plan.loading), least=max(plan.lengths))
@@ -205,10 +178,10 @@ def _choose_keys(evaluator: str, plan: _Plan, folder: Path) -> KeyTokens | None:
     )
 
 
-def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: Processes) -> SuiteRecord:
+def _measure(name: str, folder: Path, base: str | None, plan: _Plan, processes: Processes) -> results.SuiteRecord:
     subject = load_subject(name, plan.loading, processes)
     context = subject.context
-    record = SuiteRecord(
+    record = results.SuiteRecord(
         **subject.about(),
         settings={"suite": plan.name, "seed": plan.seed, "data": plan.texts.description, "beyond": plan.beyond},
         lengths=[length for length in plan.lengths if length <= context or plan.beyond],
@@ -259,7 +232,7 @@ def measure_curves(subject: Subject, job: _Job) -> Losses | None:
 def _perplexity(material: ModelAndTexts, job: _Job, targets: dict[str, int], lengths: list[int]) -> None:
     subject, plan, folder = material.subject, job.plan, job.folder / "perplexity"
     settings = material.about | {"targets": targets, "max_targets": plan.suite.max_targets}
-    before = finished(PerplexityByLength, folder, settings, subject.weights)
+    before = results.finished(results.PerplexityByLength, folder, settings, subject.weights)
     measured = dict(before.perplexity) if before else {}
     for length in lengths:
         if length in measured:
@@ -273,7 +246,7 @@ def _perplexity(material: ModelAndTexts, job: _Job, targets: dict[str, int], len
             max_targets=max(targets["stride"], plan.suite.max_targets),
             description="perplexity",
         )
-        PerplexityByLength(  # written after each length, so that an interruption costs at most one
+        results.PerplexityByLength(  # written after each length, so that an interruption costs at most one
             **subject.about(),
             protocol="same-targets",
             data=plan.texts.description,
@@ -285,7 +258,7 @@ def _perplexity(material: ModelAndTexts, job: _Job, targets: dict[str, int], len
 def _positions(material: ModelAndTexts, job: _Job, targets: dict[str, int], length: int) -> None:
     most, folder = job.plan.suite.max_windows, job.folder / "positions"
     settings = material.about | {"targets": targets, "length": length, "max_windows": most}
-    if not finished(LossByPosition, folder, settings, material.subject.weights):
+    if not results.finished(results.LossByPosition, folder, settings, material.subject.weights):
         result = measure_positions(
             material,
             length=length,
@@ -306,7 +279,7 @@ def _long_perplexity(material: ModelAndTexts, job: _Job, length: int) -> None:
         left_out.append(f"LongPPL: {keys.model}, which chose the tokens, tokenizes these texts differently")
         return
     settings = keys.settings | {"length": length, "evaluator": keys.weights}
-    if not finished(LongPerplexity, folder, settings, material.subject.weights):
+    if not results.finished(results.LongPerplexity, folder, settings, material.subject.weights):
         long_perplexity(material, keys, length=length, settings=settings).write(folder)
 
 
@@ -323,9 +296,12 @@ def _own_losses(subject: Subject, job: _Job) -> Losses | None:
         note = f"short context: the text is shorter than the base's context, {length:,} tokens"
         job.record.left_out.append(note)
         return None
-    if finished(ShortContext, job.folder / "short", _short_settings(material, job, length), subject.weights):
+    windows = _short_windows(job, length)
+    if results.finished(
+        results.ShortContext, job.folder / "short", material.about | {"base": job.base} | windows, subject.weights
+    ):
         return None
-    return _losses(material, job, length)
+    return window_losses(material, **windows)
 
 
 def _compare_with_base(own: Losses, job: _Job) -> None:
@@ -337,19 +313,13 @@ def _compare_with_base(own: Losses, job: _Job) -> None:
         note = f"short context: {job.base} tokenizes the same texts differently and cannot be compared"
         job.record.left_out.append(note)
         return
-    base, settings = _losses(material, job, length), _short_settings(material, job, length)
-    compare_losses(base, own, length=length, stride=settings["stride"], settings=settings).write(job.folder / "short")
+    windows = _short_windows(job, length)
+    base, settings = window_losses(material, **windows), material.about | {"base": job.base} | windows
+    compare_losses(base, own, length=length, stride=windows["stride"], settings=settings).write(job.folder / "short")
 
 
-def _short_settings(material: ModelAndTexts, job: _Job, length: int) -> dict[str, Any]:
-    most = job.plan.suite.short_targets
-    own = {"base": job.base, "length": length, "stride": usual_stride(length), "max_targets": most}
-    return material.about | own
-
-
-def _losses(material: ModelAndTexts, job: _Job, length: int) -> Losses:
-    most = job.plan.suite.short_targets
-    return window_losses(material, length=length, stride=usual_stride(length), max_targets=most)
+def _short_windows(job: _Job, length: int) -> dict[str, int]:
+    return {"length": length, "stride": usual_stride(length), "max_targets": job.plan.suite.short_targets}
 
 
 def _ask_questions(subject: Subject, job: _Job, processes: Processes) -> None:

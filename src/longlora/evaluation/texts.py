@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data import read_documents, tokenize_documents
-from longlora.data.sources import DocumentSource
+from longlora.data.document_rows import tokenize_documents
+from longlora.data.sources import DocumentSource, read_documents
 from longlora.errors import DataError
 from longlora.evaluation.logits import vocabulary_size
 from longlora.evaluation.scoring import TokenIds, check_ids, joined, token_arrays, token_digest

@@ -19,6 +19,7 @@ from longlora.inference.answer import StreamedAnswer
 from longlora.inference.conversation import Chat
 from longlora.inference.documents import ReadDocument, join_documents
 from longlora.support.files import write_atomically
+from longlora.support.machine import handling
 from longlora.support.progress import Advance, progress_bar
 
 HELP = """\
@@ -196,11 +197,8 @@ def _interrupt(stopping: threading.Event) -> Iterator[None]:
             raise KeyboardInterrupt
         stopping.set()
 
-    before = signal.signal(signal.SIGINT, stop_or_leave)
-    try:
+    with handling(signal.SIGINT, stop_or_leave):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Wrapping:

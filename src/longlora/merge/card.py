@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 
 from longlora import __version__
 from longlora.models.checkpoint import Extension
-from longlora.rope import describe_rope
+from longlora.rope.extend import describe_rope
 from longlora.support.files import write_atomically
 from longlora.support.wording import templates
 

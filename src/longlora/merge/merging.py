@@ -1,7 +1,6 @@
 """All steps of a merge: find the changes, write the files, compare the result with the adapter, upload it."""
 
 import gc
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from longlora.errors import CheckpointError, ConfigError, first_line
+from longlora.errors import CheckpointError, ConfigError, first_line, logger
 from longlora.merge.card import write_card
 from longlora.merge.changes import ShardMergeUnsupported, find_changes
 from longlora.merge.streaming import ShardMerge
@@ -28,8 +27,6 @@ from longlora.models.shards import main_dtype, model_folder, opened, stored_weig
 from longlora.support.choices import DtypeName
 from longlora.support.files import whole_directory
 from longlora.support.whole import check_whole
-
-logger = logging.getLogger("longlora")
 
 _PROBE_TOKENS = 512
 # Root mean square of the differences, relative to that of the logits, that rounding the merged weights can cause. The
@@ -49,12 +46,7 @@ class MergeReport:
 
 
 def merge_adapter(
-    adapter: Path,
-    output: Path,
-    *,
-    dtype: DtypeName = "auto",
-    older_readers: bool | None = None,
-    check: bool = True,
+    adapter: Path, output: Path, *, dtype: DtypeName = "auto", older_readers: bool | None = None, check: bool = True
 ) -> MergeReport:
     """Merge an adapter into its base and write the model to `output`, which appears only when complete and checked.
 

@@ -5,7 +5,6 @@ base model's generation config often has another. All generation and all saved m
 """
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-logger = logging.getLogger("longlora")
+from longlora.errors import logger
 
 # Words that occur in no template.
 _QUESTION, _ANSWER, _NEXT = "0QUESTION0", "0ANSWER0", "0NEXT0"

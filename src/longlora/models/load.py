@@ -1,6 +1,5 @@
 """Load checkpoints as models: the only place that does, for training, evaluation and merging."""
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from transformers import (
 
 from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
-from longlora.errors import CheckpointError, ConfigError, first_line
+from longlora.errors import CheckpointError, ConfigError, first_line, logger
 from longlora.models.chat_template import check_template_ends
 from longlora.models.checkpoint import (
     ADAPTER_WEIGHTS,
@@ -45,12 +44,10 @@ from longlora.models.positions import (
 from longlora.models.probe import check_s2_reaches
 from longlora.models.shards import check_indexes, opened
 from longlora.models.vocabulary import check_rows, fit_vocabulary
-from longlora.rope import RopeExtension
+from longlora.rope.extend import RopeExtension
 from longlora.support.choices import DtypeName, Quantization
-from longlora.support.packages import require_package
+from longlora.support.machine import require_package
 from longlora.support.whole import check_whole
-
-logger = logging.getLogger("longlora")
 
 DeviceMap = str | dict[str, str | int]
 
@@ -139,34 +136,20 @@ def load_for_inference(
     if len(given) > 1:
         wishes = " and ".join(f"{name}={value}" for name, value in given.items())
         raise ConfigError(f"{wishes} each determine where the model goes: give only one of them")
-    name = model_source(str(name_or_path))
+    name = tokenizer_source = model_source(str(name_or_path))
     packing = nf4_arguments(compute_dtype(dtype)) if quantization else None
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not is_adapter(Path(name)):
-        config = load_config(name, trust_remote_code=trust_remote_code)
-        model = load_weights(
-            name,
-            config,
-            dtype=compute_dtype(dtype),
-            attention=None,
-            trust_remote_code=trust_remote_code,
-            device_map=device_map,
-            quantization=packing,
-        )
-        tokenizer_source = name
+    how: dict[str, Any] = {"dtype": compute_dtype(dtype), "trust_remote_code": trust_remote_code}
+    how |= {"device_map": device_map, "quantization": packing}
+    if is_adapter(Path(name)):
+        model = load_adapter(Path(name), **how)
+        if not (Path(name) / "tokenizer_config.json").exists():
+            tokenizer_source = model.config.name_or_path
     else:
-        model = load_adapter(
-            Path(name),
-            dtype=compute_dtype(dtype),
-            trust_remote_code=trust_remote_code,
-            device_map=device_map,
-            quantization=packing,
-        )
-        tokenizer_source = name if (Path(name) / "tokenizer_config.json").exists() else model.config.name_or_path
+        model = load_weights(name, load_config(name, trust_remote_code=trust_remote_code), **how)
     if packing:
         keep_to_fitting_kernels(model, trains=False)
-    if device_map is None and packing is None:  # otherwise the weights are already in place
-        model = model.to(device)
+    elif device_map is None:  # otherwise the weights are already in place
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(tokenizer_source)
     stop_at_every_end(model, tokenizer)
     return model.eval(), tokenizer
@@ -192,13 +175,7 @@ def load_adapter(
     if extension:
         apply_extension(config, extension)
     model = load_weights(
-        base,
-        config,
-        dtype=dtype,
-        attention=None,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
-        quantization=quantization,
+        base, config, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, quantization=quantization
     )
     if any(parameter.is_meta for parameter in model.parameters()):
         # PEFT 0.21 would leave out the adapter's weights for those parts, with only a warning.
@@ -263,7 +240,7 @@ def load_weights(
     config: PreTrainedConfig,
     *,
     dtype: torch.dtype,
-    attention: str | None,
+    attention: str | None = None,
     trust_remote_code: bool = False,
     quantization: dict[str, Any] | None = None,
     device_map: DeviceMap | None = None,
@@ -344,9 +321,8 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
 
 def training_grouping(recipe: Recipe) -> Grouping:
     """Return the grouping for the steps before a dense finish."""
-    if recipe.attention.pattern == "full":
+    if (attention := recipe.attention).pattern == "full":
         return Grouping(group_size=None)
-    attention = recipe.attention
     return Grouping(
         group_size=recipe.group_size,
         shift=attention.shift,

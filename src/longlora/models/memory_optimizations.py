@@ -25,7 +25,7 @@ from trl.trainer import add_fused_lm_head
 
 from longlora.errors import ConfigError
 from longlora.models.positions import without_dynamic_scaling
-from longlora.support.packages import require_package
+from longlora.support.machine import require_package
 
 _FEED_FORWARD = re.compile(r"^(?!.*(attention|norm)).*(mlp|feed_?forward|ffn|moe|experts)", re.IGNORECASE)
 _ROUTING = re.compile(r"moe|experts?$|router", re.IGNORECASE)
@@ -174,9 +174,6 @@ def nf4_arguments(dtype: torch.dtype) -> dict[str, Any]:
     require_package("bitsandbytes", wanted_by="quantization=nf4")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     return {"quantization_config": quantization, "device_map": {"": device}}

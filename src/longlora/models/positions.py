@@ -2,27 +2,16 @@
 
 import copy
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from longlora.errors import ConfigError
-from longlora.rope import (
-    FULL_ATTENTION,
-    TRANSFORMERS_4,
-    RopeExtension,
-    extend_rope,
-    extended_parameters,
-    misread,
-    present_context,
-    v4_rope,
-)
+from longlora.errors import ConfigError, logger
+from longlora.rope.extend import FULL_ATTENTION, RopeExtension, extend_rope, extended_parameters, present_context
+from longlora.rope.other_readers import TRANSFORMERS_4, misread, v4_rope
 from longlora.support.files import write_atomically
-
-logger = logging.getLogger("longlora")
 
 _MISREAD = "%s would misread the positions of this model: %s"
 
@@ -54,9 +43,7 @@ def extend_positions(
         options=options,
     )
     set_positions(
-        config,
-        rope_parameters=extension.rope_parameters,
-        max_position_embeddings=extension.max_position_embeddings,
+        config, rope_parameters=extension.rope_parameters, max_position_embeddings=extension.max_position_embeddings
     )
     _check_kept(text_config, rope_type)
     return extension

@@ -12,12 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from longlora.attention import CutPoints, HeadShard
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, logger
 from longlora.models.deferred_mask import DeferredMask
 from longlora.models.grouping import GROUP_SIZE_VARIABLE, USE_FULL_ATTENTION, Grouping
 from longlora.models.positions import without_dynamic_scaling
-
-logger = logging.getLogger("longlora")
 
 _PROBE_TOKENS = 8
 _OWN_ATTENTION = f"its attention does not go through transformers' attention interface; {USE_FULL_ATTENTION}"
@@ -118,12 +116,10 @@ def _layers(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrai
         softcapped=any(call.is_softcapped for call in calls),
         with_sinks=any(call.has_sinks for call in calls),
     )
+    if layers.windowed and not layers.grouped:
+        raise ConfigError(_why_none_is_grouped(config.get_text_config()))
     if not layers.grouped:
-        raise ConfigError(
-            _why_none_is_grouped(config.get_text_config())
-            if layers.windowed
-            else f"no layer of {config.model_type} would train with S²-Attn: {_OWN_ATTENTION}"
-        )
+        raise ConfigError(f"no layer of {config.model_type} would train with S²-Attn: {_OWN_ATTENTION}")
     return layers
 
 
@@ -242,7 +238,7 @@ def watch_layer(module: torch.nn.Module, mask: DeferredMask, grouping: Grouping,
 def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoints, grouping: Grouping) -> None:
     """Warn if a forward pass in training mode has no gradients, or cuts no document."""
     if not mask.has_gradients:
-        _warn_once(
+        _say_once(
             config,
             "no gradients",
             "this forward pass without gradients uses S²-Attn, because the model is in training mode; to generate or "
@@ -252,7 +248,7 @@ def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoint
     # Half a group fits into the first shifted one, and less than a group into the first unshifted one.
     most = grouping.group_size // 2 if grouping.shift else grouping.group_size - 1
     if "whole" not in _model(config).said and mask.longest_document(cuts) <= most:
-        _warn_once(
+        _say_once(
             config,
             "whole",
             f"S²-Attn cuts no document of this batch: the longest has {mask.longest_document(cuts):,} tokens, and "
@@ -264,9 +260,8 @@ def tell_of_forward(config: PreTrainedConfig, mask: DeferredMask, cuts: CutPoint
 
 def tell_of_gathered_rows(config: PreTrainedConfig, heads: HeadShard) -> None:
     """Log once that Ulysses sequence parallelism divides the heads of each layer."""
-    if "heads" not in _model(config).said:
-        _model(config).said.add("heads")
-        logger.info("sequence parallelism: S²-Attn cuts whole rows, 1/%s of the heads in each process", heads.count)
+    told = f"sequence parallelism: S²-Attn cuts whole rows, 1/{heads.count} of the heads in each process"
+    _say_once(config, "heads", told, level=logging.INFO)
 
 
 def excuse_no_gradients(config: PreTrainedConfig) -> None:
@@ -274,7 +269,7 @@ def excuse_no_gradients(config: PreTrainedConfig) -> None:
     _model(config).said.add("no gradients")
 
 
-def _warn_once(config: PreTrainedConfig, topic: str, message: str) -> None:
+def _say_once(config: PreTrainedConfig, topic: str, message: str, *, level: int = logging.WARNING) -> None:
     if topic not in _model(config).said:
         _model(config).said.add(topic)
-        logger.warning(message)
+        logger.log(level, message)

@@ -53,10 +53,7 @@ def set_group_size(
             than "s2", or no layer would train in groups.
     """
     grouping = Grouping(
-        group_size=group_size,
-        shift=shift,
-        sink_tokens=sink_tokens,
-        full_attention_interval=full_attention_interval,
+        group_size=group_size, shift=shift, sink_tokens=sink_tokens, full_attention_interval=full_attention_interval
     )
     if group_size is not None:
         _check_it_groups(model, grouping)

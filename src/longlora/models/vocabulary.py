@@ -1,6 +1,5 @@
 """Match the tokenizer's vocabulary with the embeddings' rows: always checked, extended only on request."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.errors import CheckpointError, ConfigError
+from longlora.errors import CheckpointError, ConfigError, logger
 from longlora.models.checkpoint import ADAPTER_CONFIG
-
-logger = logging.getLogger("longlora")
 
 
 def fit_vocabulary(

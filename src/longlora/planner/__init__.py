@@ -12,30 +12,3 @@
 
 Nothing here loads torch.
 """
-
-from longlora.planner.architecture import Architecture, find_architecture, parse_architecture
-from longlora.planner.compute import GIB, GPUS, Gpu, find_gpu, recognise_gpu
-from longlora.planner.job import PlannedRun
-from longlora.planner.known_models import KnownModel, find_known_model, known_models
-from longlora.planner.plan import Advice, Plan, make_plan
-from longlora.planner.savings import RunChange, needed_changes
-
-__all__ = [
-    "GIB",
-    "GPUS",
-    "Advice",
-    "Architecture",
-    "Gpu",
-    "KnownModel",
-    "Plan",
-    "PlannedRun",
-    "RunChange",
-    "find_architecture",
-    "find_gpu",
-    "find_known_model",
-    "known_models",
-    "make_plan",
-    "needed_changes",
-    "parse_architecture",
-    "recognise_gpu",
-]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from longlora.errors import ConfigError
 from longlora.planner.architecture import Architecture
-from longlora.rope import extended_parameters
+from longlora.rope.extend import extended_parameters
 from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Tuning
 
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]

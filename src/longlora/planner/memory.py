@@ -114,10 +114,7 @@ def _weights(run: PlannedRun) -> list[Item]:
     else:
         held, note = _split_weights(run, size * frozen), _BITS[size]
     trained = (size if run.deepspeed else 4) * run.trained_parameters
-    return [
-        Item("frozen weights", held, note),
-        Item("trained weights", _split_weights(run, trained), ", ".join(kinds)),
-    ]
+    return [Item("frozen weights", held, note), Item("trained weights", _split_weights(run, trained), ", ".join(kinds))]
 
 
 def _training_state(run: PlannedRun, moment: str) -> list[Item]:

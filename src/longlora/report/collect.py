@@ -1,7 +1,6 @@
 """Find results and training runs below the user's paths, and group them by model."""
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,23 +10,8 @@ from typing import Any
 
 import yaml
 
-from longlora.errors import ConfigError, DataError
-from longlora.evaluation.results import (
-    RESULT_FILES,
-    Harness,
-    KeyTokens,
-    LongPerplexity,
-    LossByPosition,
-    PerplexityByLength,
-    Result,
-    Retrieval,
-    ShortContext,
-    SuiteRecord,
-    read_lm_eval,
-    read_result,
-)
-
-logger = logging.getLogger("longlora")
+from longlora.errors import ConfigError, DataError, logger
+from longlora.evaluation import results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +44,15 @@ class ModelResults:
     label: str = ""  # the name without the leading folders that all models share
     style: int = 0  # of its lines in charts
     context: int | None = None
-    retrieval: dict[str, Retrieval] = field(default_factory=dict)
-    perplexity: PerplexityByLength | None = None
-    longppl: LongPerplexity | None = None
-    positions: LossByPosition | None = None
-    short_context: ShortContext | None = None
-    harness: Harness | None = None
-    suite: SuiteRecord | None = None
+    retrieval: dict[str, results.Retrieval] = field(default_factory=dict)
+    perplexity: results.PerplexityByLength | None = None
+    longppl: results.LongPerplexity | None = None
+    positions: results.LossByPosition | None = None
+    short_context: results.ShortContext | None = None
+    harness: results.Harness | None = None
+    suite: results.SuiteRecord | None = None
     run: TrainingRun | None = None
-    sources: list[Result] = field(default_factory=list)
+    sources: list[results.Result] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +85,7 @@ def collect(paths: Sequence[str]) -> Collection:
         folders = [path.parent for path in sorted(root.rglob("recipe.yaml")) if _is_run(path.parent)]
         if not files and not folders:
             raise ConfigError(
-                f"{root} holds neither results of `longlora eval` ({', '.join(RESULT_FILES)}), nor of lm-eval "
+                f"{root} holds neither results of `longlora eval` ({', '.join(results.RESULT_FILES)}), nor of lm-eval "
                 "(results_….json), nor a training run (recipe.yaml with metrics.jsonl)"
             )
         for folder in folders:
@@ -170,21 +154,21 @@ def _name_and_path(text: str) -> tuple[str, Path]:
     return name, root
 
 
-def _reader(path: Path, root: Path) -> Callable[[Path], Result] | None:
+def _reader(path: Path, root: Path) -> Callable[[Path], results.Result] | None:
     """Return the reader for a file: ours and lm-eval's by name, any file given by the user as lm-eval's; else None."""
     if any(part.startswith(".") for part in path.relative_to(root).parts):
         return None
-    kind = RESULT_FILES.get(path.name)
+    kind = results.RESULT_FILES.get(path.name)
     if kind is not None:
-        return None if kind is KeyTokens else read_result
-    return read_lm_eval if path == root or path.name.startswith("results_") else None
+        return None if kind is results.KeyTokens else results.read_result
+    return results.read_lm_eval if path == root or path.name.startswith("results_") else None
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()
 
 
-def _add(model: ModelResults, found: Result) -> None:
+def _add(model: ModelResults, found: results.Result) -> None:
     digests = {source.weights for source in (*model.sources, found) if source.weights}
     if len(digests) > 1:
         raise DataError(
@@ -193,13 +177,13 @@ def _add(model: ModelResults, found: Result) -> None:
         )
     model.sources.append(found)
     model.context = model.context or found.context
-    if isinstance(found, Retrieval):
-        before: Result | None = model.retrieval.get(found.title)
+    if isinstance(found, results.Retrieval):
+        before: results.Result | None = model.retrieval.get(found.title)
         model.retrieval[found.title] = found
     else:
         slot = Path(found.FILE).stem
         before = getattr(model, slot)
-        if isinstance(found, Harness) and isinstance(before, Harness):  # merge their tasks
+        if isinstance(found, results.Harness) and isinstance(before, results.Harness):  # merge their tasks
             found, before = found.model_copy(update={"tasks": before.tasks | found.tasks}), None
         setattr(model, slot, found)
     if before is not None:

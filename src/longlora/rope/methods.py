@@ -190,12 +190,7 @@ def longrope(positions: Positions, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 METHODS: Mapping[str, Callable[[Positions, Mapping[str, Any]], dict[str, Any]]] = {
-    "linear": linear,
-    "dynamic": dynamic,
-    "yarn": yarn,
-    "llama3": llama3,
-    "longrope": longrope,
-    "theta": theta,
+    method.__name__: method for method in (linear, dynamic, yarn, llama3, longrope, theta)
 }
 assert set(METHODS) == set(OPTIONS) == set(get_args(RopeType))
 

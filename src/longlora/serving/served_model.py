@@ -1,7 +1,6 @@
 """A model directory ready for a server: merged, with a chat template, under the name that clients use."""
 
 import hashlib
-import logging
 import re
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, logger
 from longlora.merge import merge_adapter
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.checkpoint import is_adapter
@@ -21,10 +20,8 @@ from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import readable_context
 from longlora.models.shards import local_folder
 from longlora.support.digests import DIGESTS_FILE
-from longlora.support.user_cache import user_cache
+from longlora.support.machine import user_cache
 from longlora.support.whole import check_whole, damage_of
-
-logger = logging.getLogger("longlora")
 
 # Generic folder names; the parent folder's name says which model it is.
 _UNTOLD = ("adapter", "merged", "model")

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import shutil
 import signal
@@ -16,20 +15,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, logger
 from longlora.inference.hosts import LOCAL, Names
 from longlora.models.load import load_tokenizer
 from longlora.serving.served_model import ServedModel, servable
 from longlora.support.choices import EngineName, ServerEngine
+from longlora.support.machine import handling
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-
-logger = logging.getLogger("longlora")
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _INNER = "127.0.0.1"  # where transformers' server listens, behind the front
@@ -80,7 +78,8 @@ def serve(
         logger.warning("vLLM does not check host names: --allow-host has no effect")
     reached, patience = _EVERYWHERE.get(host, host), _PATIENCE[chosen]
     url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
-    with _terminating(), _bound(host, port) as sockets, servable(model, name=name) as served:
+    # SIGTERM ends the block as Ctrl-C does, so the server is stopped too.
+    with handling(signal.SIGTERM, _leave), _bound(host, port) as sockets, servable(model, name=name) as served:
         line = f"serving {url}/v1 by {chosen}: model {served.name}, {served.context_length:,} tokens; Ctrl-C ends it"
         if chosen == "vllm":
             for taken in sockets:  # vLLM binds the port itself
@@ -257,15 +256,5 @@ def _end(server: subprocess.Popen[bytes], patience: float) -> None:
     server.wait()
 
 
-@contextmanager
-def _terminating() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so the server is stopped too."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(_TERMINATED)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(_TERMINATED)

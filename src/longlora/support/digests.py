@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from longlora.support.scarce_memory import thread_pool
+from longlora.support.machine import thread_pool
 
 DIGESTS_FILE = "digests.json"
 _FREE = {DIGESTS_FILE, "README.md"}  # users may edit the model card

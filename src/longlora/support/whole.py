@@ -5,24 +5,21 @@ these are unchanged is not read again, unless the environment variable LONGLORA_
 """
 
 import json
-import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from longlora.errors import CheckpointError, ConfigError
+from longlora.errors import CheckpointError, ConfigError, logger
 from longlora.support.digests import DIGESTS_FILE, differences, is_sealed
 from longlora.support.files import write_atomically
-from longlora.support.user_cache import user_cache
+from longlora.support.machine import user_cache
 
 # Files that users may edit: a change is logged and accepted.
 BY_HAND = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
 VERIFY_VARIABLE = "LONGLORA_VERIFY"
 _VERIFIED = "verified.json"  # in the user's cache: large files verified before
 _LARGE = 256 << 20  # bytes; smaller files are read in half a second
-
-logger = logging.getLogger("longlora")
 
 
 def check_whole(directory: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from longlora.errors import DivergenceError
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.support.files import write_atomically
 from longlora.support.journal import json_line
+from longlora.support.machine import handling
 from longlora.support.progress import progress_bar
 from longlora.training.run_directory import read_metrics
 
@@ -210,12 +211,6 @@ class Sigterm(TrainerCallback):
 @contextmanager
 def noticing_sigterm() -> Iterator[Sigterm]:
     """Turn SIGTERM into a flag within a block; outside the main thread Python allows no signal handlers."""
-    sigterm = Sigterm()
-    if threading.current_thread() is not threading.main_thread():
+    sigterm, is_main_thread = Sigterm(), threading.current_thread() is threading.main_thread()
+    with handling(signal.SIGTERM, sigterm.handle) if is_main_thread else nullcontext():
         yield sigterm
-        return
-    previous = signal.signal(signal.SIGTERM, sigterm.handle)
-    try:
-        yield sigterm
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: how they are sealed, and what a strategy can resume from.
+"""Checkpoints of a run, and its result: how they are sealed, and what a strategy can resume from.
 
 transformers' `Trainer` writes the files of `checkpoint-N`: weights through our `save_model` (`trainer.py`), then
 optimizer, schedule and random states. `SealCheckpoints` is called after that and seals the folder
@@ -7,21 +7,26 @@ resumes from neither.
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
 from longlora.distributed import wait_for_everyone
 from longlora.errors import CheckpointError
 from longlora.merge import write_adapter_card
-from longlora.models.checkpoint import Extension, is_adapter, write_extension
+from longlora.models.checkpoint import Extension, is_adapter, save_tokenizer, write_extension
+from longlora.models.generation import transformers_model
 from longlora.models.load import TrainingModel
+from longlora.models.positions import write_older_keys
 from longlora.support.choices import Strategy
 from longlora.support.digests import seal
+from longlora.support.files import whole_directory
+from longlora.training.callbacks import ProgressBar
 
 # As transformers' Trainer names them.
 _PLAIN_OPTIMIZER = "optimizer.pt"
@@ -109,3 +114,37 @@ def _unsharded(checkpoint: Path) -> Path:
     state = {numbers[name]: state for name, state in named["state"].items()}
     torch.save({"state": state, "param_groups": groups}, target / _PLAIN_OPTIMIZER)
     return target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the steps of a run produced."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    """With its chat template after fine-tuning."""
+
+    weights: dict[str, torch.Tensor] | None = None
+    """What to save, on the main process, if the strategy divides the model; None if the model holds it all."""
+
+    measured: ProgressBar | None = None
+    """Steps and speed of this start; None if it only finished what an earlier start trained."""
+
+
+def save_result(trained: Trained, extension: Extension, target: Path) -> None:
+    """Write the adapter or the whole model, with its tokenizer and the positions it was trained with."""
+    model, tokenizer = trained.model, trained.tokenizer
+    with whole_directory(target) as directory:
+        if isinstance(model, PeftModel):
+            # Trained embeddings are in it anyway; PEFT would add the base's as well if they were resized.
+            model.save_pretrained(directory, save_embedding_layers=False, state_dict=trained.weights)
+            if (generation := transformers_model(model).generation_config) is not None:
+                generation.save_pretrained(directory)
+        else:
+            model.save_pretrained(directory, state_dict=trained.weights)
+            write_older_keys(directory)
+        tokenizer.model_max_length = extension.context_length
+        save_tokenizer(tokenizer, directory)
+        write_extension(directory, extension)
+        if isinstance(model, PeftModel):
+            write_adapter_card(directory, extension)

@@ -10,18 +10,12 @@ import yaml
 
 from longlora.config import Recipe, apply_overrides, parse_override, parse_recipe, set_key
 from longlora.errors import ConfigError
-from longlora.planner import (
-    GIB,
-    Architecture,
-    Gpu,
-    Plan,
-    RunChange,
-    find_architecture,
-    find_known_model,
-    make_plan,
-    needed_changes,
-)
-from longlora.rope import extended_parameters, present_context
+from longlora.planner.architecture import Architecture, find_architecture
+from longlora.planner.compute import GIB, Gpu
+from longlora.planner.known_models import find_known_model
+from longlora.planner.plan import Plan, make_plan
+from longlora.planner.savings import RunChange, needed_changes
+from longlora.rope.extend import extended_parameters, present_context
 from longlora.support.choices import Strategy
 from longlora.training.preflight import planned_run
 
@@ -101,9 +95,7 @@ def plan_recipe(recipe: Recipe, hardware: Hardware) -> Plan:
     host = hardware.host_memory_gib
     return make_plan(
         planned_run(
-            recipe,
-            num_gpus=hardware.gpus,
-            strategy=hardware.strategy or recipe.hardware.strategy_on(hardware.gpus),
+            recipe, num_gpus=hardware.gpus, strategy=hardware.strategy or recipe.hardware.strategy_on(hardware.gpus)
         ),
         memory_bytes=int(hardware.memory_gib * GIB),
         host_memory_bytes=int(host * GIB) if host else None,

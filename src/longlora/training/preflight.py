@@ -5,9 +5,9 @@ from typing import Any
 from longlora.config import Recipe
 from longlora.errors import ConfigError
 from longlora.models.checkpoint import training_source
-from longlora.planner import Architecture, PlannedRun, find_architecture
-from longlora.planner.job import check_position_split
-from longlora.rope import extend_rope, present_context
+from longlora.planner.architecture import Architecture, find_architecture
+from longlora.planner.job import PlannedRun, check_position_split
+from longlora.rope.extend import extend_rope, present_context
 from longlora.support.choices import Strategy
 from longlora.support.locate import locate
 from longlora.training.run_directory import check_output
@@ -73,33 +73,27 @@ def planned_run(recipe: Recipe, *, num_gpus: int = 1, strategy: Strategy = "sing
             options=recipe.rope.options,
         ).rope_parameters
     check_position_split(recipe.sequence_parallel_size, positions)
+    same = "context_length tuning gradient_checkpointing chunked_loss tiled_mlp sequence_parallel_size".split()
+    same_in_attention = "shift sink_tokens dense_finish full_attention_interval".split()
     return PlannedRun(
+        **{name: getattr(recipe, name) for name in same},
+        **{name: getattr(recipe.attention, name) for name in same_in_attention},
         architecture=architecture,
-        context_length=recipe.context_length,
-        tuning=recipe.tuning,
         lora_rank=recipe.lora.r,
         # A list of names takes no more memory than all linear layers.
         lora_targets=targets if isinstance(targets, str) else "all-linear",
         train_embeddings="embed" in recipe.trainable,
         train_norms="norm" in recipe.trainable,
         dtype="bfloat16" if recipe.dtype == "auto" else recipe.dtype,
-        gradient_checkpointing=recipe.gradient_checkpointing,
         offload_checkpoints=recipe.activation_offloading,
         four_bit=recipe.quantization == "nf4",
         optimizer=_PLANNED_OPTIMIZERS[recipe.optim],
-        chunked_loss=recipe.chunked_loss,
-        tiled_mlp=recipe.tiled_mlp,
         attention=recipe.attention.pattern,
         group_size=recipe.group_size if recipe.attention.pattern == "s2" else None,
-        shift=recipe.attention.shift,
-        sink_tokens=recipe.attention.sink_tokens,
-        dense_finish=recipe.attention.dense_finish,
-        full_attention_interval=recipe.attention.full_attention_interval,
         batch_size=recipe.per_device_train_batch_size,
         accumulation_steps=recipe.gradient_accumulation_steps,
         steps=recipe.max_steps if recipe.num_train_epochs is None else 1,
         num_gpus=num_gpus,
-        sequence_parallel_size=recipe.sequence_parallel_size,
         strategy=strategy,
     )
 

@@ -1,6 +1,5 @@
 """A recipe's training rows and held-out rows, from texts or conversations."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,19 +9,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from longlora.config import Recipe
-from longlora.data import (
-    content_digest,
-    pack_conversations,
-    pack_rows,
-    read_conversations,
-    read_documents,
-    show_example,
-    tokenize_conversations,
-    tokenize_documents,
-)
+from longlora.data.conversation_rows import pack_conversations, tokenize_conversations
+from longlora.data.document_rows import pack_rows, tokenize_documents
+from longlora.data.encode import show_example
+from longlora.data.sources import read_conversations, read_documents
+from longlora.data.table_cache import content_digest
+from longlora.errors import logger
 from longlora.models.chat_template import ensure_chat_template
-
-logger = logging.getLogger("longlora")
 
 
 class Rows(NamedTuple):

@@ -4,7 +4,6 @@ All of it is made after the result is saved. It may fail without harm, and the s
 """
 
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,22 +18,22 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.config import Recipe
-from longlora.data import Conversation, encode_conversation, read_conversations
-from longlora.data.encode import IGNORED, UnusableConversationError
+from longlora.data.conversations import Conversation
+from longlora.data.encode import IGNORED, UnusableConversationError, encode_conversation
+from longlora.data.sources import read_conversations
 from longlora.distributed import current_strategy, num_processes
-from longlora.errors import ConfigError, LongLoRAError
+from longlora.errors import ConfigError, LongLoRAError, logger
 from longlora.models.generation import plain_generation, plain_settings
 from longlora.models.load import compute_dtype, load_for_inference
-from longlora.planner import GIB, make_plan, recognise_gpu
+from longlora.planner.compute import GIB, recognise_gpu
+from longlora.planner.plan import make_plan
 from longlora.support.figures import new_figure, plain, save_figure
 from longlora.support.files import write_atomically
 from longlora.support.wording import shortened
 from longlora.training.callbacks import ProgressBar, peak_memory_bytes
+from longlora.training.checkpoints import Trained
 from longlora.training.preflight import planned_run
 from longlora.training.run_directory import RunDirectory, read_metrics, step_of
-from longlora.training.saved_result import Trained
-
-logger = logging.getLogger("longlora")
 
 # The first and the last loss of a run are means over this fraction of its logged steps.
 _END_FRACTION = 0.05
@@ -164,10 +163,7 @@ def _sample_answers(recipe: Recipe, run: RunDirectory, trained: Trained | None) 
     """Let the model answer held-out questions: the answers show a reader what a loss cannot."""
     if trained is None:
         model, tokenizer = load_for_inference(
-            run.result,
-            dtype=recipe.dtype,
-            quantization=recipe.quantization,
-            trust_remote_code=recipe.trust_remote_code,
+            run.result, dtype=recipe.dtype, quantization=recipe.quantization, trust_remote_code=recipe.trust_remote_code
         )
     elif trained.weights is None:
         model, tokenizer = trained.model, trained.tokenizer

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from longlora.config import Recipe
-from longlora.data import count_tokens
+from longlora.data.document_rows import count_tokens
 from longlora.data.encode import IGNORED
 from longlora.distributed import current_strategy
-from longlora.errors import ConfigError
+from longlora.errors import ConfigError, logger
 from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
 from longlora.models.generation import transformers_model
 from longlora.models.grouping import Grouping
@@ -28,21 +28,12 @@ from longlora.models.lora import embedding_parameters
 from longlora.models.memory_optimizations import why_not_in_pieces
 from longlora.models.probe import excuse_no_gradients
 from longlora.training.announcements import tell_cost_of_groups, tell_far_targets, tell_offloading
-from longlora.training.callbacks import (
-    DenseFinish,
-    FiniteGradients,
-    MetricsLog,
-    ProgressBar,
-    Sigterm,
-    diverged,
-)
+from longlora.training.callbacks import DenseFinish, FiniteGradients, MetricsLog, ProgressBar, Sigterm, diverged
 from longlora.training.checkpoints import SealCheckpoints
 from longlora.training.far_targets import bucket_weights, count_targets, extra_loss
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory
 from longlora.training.sequence_parallel import SequenceParallel
-
-logger = logging.getLogger("longlora")
 
 
 class ExtensionTrainer(SFTTrainer):
@@ -228,12 +219,7 @@ def give_own_rate(
 
 
 def build_trainer(
-    recipe: Recipe,
-    prepared: TrainingModel,
-    rows: Rows,
-    run: RunDirectory,
-    arguments: SFTConfig,
-    sigterm: Sigterm,
+    recipe: Recipe, prepared: TrainingModel, rows: Rows, run: RunDirectory, arguments: SFTConfig, sigterm: Sigterm
 ) -> ExtensionTrainer:
     """Set up the trainer: rows go in unchanged, as one flattened batch with its document boundaries.
 

@@ -1,7 +1,6 @@
 """Choose the answering model, its window and its token counter."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any
 from longlora.corpus.qa.asking import Answerer, Begin
 from longlora.corpus.qa.calls import Answer, Call, UnansweredError
 from longlora.corpus.qa.chunks import EstimatedTokens, TokenCounter, TokenizerTokens
-from longlora.errors import ConfigError
-
-logger = logging.getLogger("longlora")
+from longlora.errors import ConfigError, logger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +142,7 @@ class LocalModel:
             with torch.random.fork_rng(), plain_generation(self._model):
                 torch.manual_seed(call.seed)
                 output = self._model.generate(
-                    **inputs,
-                    generation_config=settings,
-                    stopping_criteria=StoppingCriteriaList([self._closed]),
+                    **inputs, generation_config=settings, stopping_criteria=StoppingCriteriaList([self._closed])
                 )
         except torch.cuda.OutOfMemoryError as error:
             raise UnansweredError(f"a prompt of {prompt_tokens} tokens does not fit into GPU memory") from error

@@ -13,20 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
+from longlora.corpus.qa import replies
 from longlora.corpus.qa.calls import Ask, Call, Reply, Step
 from longlora.corpus.qa.chunks import HEADING_TOKENS, SectionedDocument, TokenCounter, spread
 from longlora.corpus.qa.prompt_files import PromptSet, Template
 from longlora.corpus.qa.qa_settings import QASettings
-from longlora.corpus.qa.replies import (
-    Pair,
-    QuestionDeduplicator,
-    is_refusal,
-    read_pairs,
-    read_verdicts,
-    says_nothing,
-    speaks_of_a_part,
-    without_thoughts,
-)
 from longlora.corpus.quotations import Passages
 
 NO_QUOTATION = "no quotation (--quotes off keeps such pairs)"
@@ -47,7 +38,7 @@ class Material:
 class Candidate:
     """A pair with the results of its checks, or a reply without any pair."""
 
-    pair: Pair | None
+    pair: replies.Pair | None
     call: Call
     reply: Reply
     scope: str
@@ -87,7 +78,7 @@ class DocumentQA:
 
         The reasons for everything else are counted in `dropped`.
         """
-        questions = QuestionDeduplicator(self.settings.duplicate_similarity)
+        questions = replies.QuestionDeduplicator(self.settings.duplicate_similarity)
         document = self.document
         for candidate in candidates:
             pair, call = candidate.pair, candidate.call
@@ -177,13 +168,13 @@ class DocumentQA:
         return Material(text=_numbered(notes), what=what, scope="notes", sections=self.document.sections)
 
     async def _text(self, call: Call) -> str | None:
-        found = await self._read(call, without_thoughts)
+        found = await self._read(call, replies.without_thoughts)
         return found[2] if found else None
 
     async def _over_material(self, template: Template, material: Material) -> list[Candidate]:
         """Ask for pairs, and check each."""
         count = self.settings.questions
-        found = await self._read(self._call("questions", template, material, count=count), read_pairs)
+        found = await self._read(self._call("questions", template, material, count=count), replies.read_pairs)
         if found is None:
             return []
         call, reply, pairs = found
@@ -195,11 +186,11 @@ class DocumentQA:
         ]
         return await self._judged(candidates, material) if self.settings.judge else candidates
 
-    def _fault(self, pair: Pair) -> str | None:
+    def _fault(self, pair: replies.Pair) -> str | None:
         is_proven = bool(pair.quotes) and self.settings.quotes != "off"
-        if is_refusal(pair.answer) or (says_nothing(pair.answer) and not is_proven):
+        if replies.is_refusal(pair.answer) or (replies.says_nothing(pair.answer) and not is_proven):
             return "refusal"
-        if speaks_of_a_part(pair.question):
+        if replies.speaks_of_a_part(pair.question):
             return "speaks of a part"
         if self.settings.quotes == "off":
             return None
@@ -219,7 +210,7 @@ class DocumentQA:
         reply = await self._ask(self._call("judge", self.prompts.judge, material, pairs=lines))
         if reply is None:
             return []
-        verdicts = read_verdicts(reply.text)
+        verdicts = replies.read_verdicts(reply.text)
         for number, (place, _) in enumerate(passed, start=1):
             found = verdicts.get(number)
             if found is not None and found.verdict == "supported":
