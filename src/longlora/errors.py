@@ -1,4 +1,4 @@
-"""What users are told: the errors that they can cause or fix, one class per kind of remedy, and `logger` for the rest.
+"""The errors that a user can cause or fix, one class per kind of remedy.
 
     LongLoRAError
     ├── ConfigError       the recipe or a command-line argument is invalid
@@ -10,11 +10,6 @@
 
 The command line prints only the message and exits with status 2, or 1 for a lost process. Any other exception is a bug.
 """
-
-import logging
-
-logger = logging.getLogger("longlora")
-"""Takes warnings, such as of a wish that is not followed, and notices."""
 
 
 class LongLoRAError(Exception):

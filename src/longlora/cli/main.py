@@ -19,7 +19,7 @@ from longlora.cli.corpus import corpus
 from longlora.cli.eval_suite import evaluate
 from longlora.cli.options import INTERRUPTED, TERMINATED, ReportFolder
 from longlora.distributed import tell_launcher
-from longlora.errors import ConfigError, LongLoRAError, LostProcessError, ResourceError, first_line, logger
+from longlora.errors import ConfigError, LongLoRAError, LostProcessError, ResourceError, first_line
 
 app = typer.Typer(
     name="longlora",
@@ -115,6 +115,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed at start, as by `>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - stays open until the process ends
+    logger = logging.getLogger("longlora")
     logger.setLevel(logging.INFO)
     handler = _StderrHandler()
     logger.handlers = [handler]

@@ -1,5 +1,6 @@
 """Extract one record, a text with its metadata, from a file of any supported kind."""
 
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from longlora import __version__
 from longlora.corpus.markup import MarkedText, read_epub, read_html, read_markdown, read_plain
-from longlora.errors import ConfigError, DataError, logger
+from longlora.errors import ConfigError, DataError
 from longlora.support.choices import DocumentKind, DocumentKindOrAuto, PdfEngine, References
 from longlora.support.digests import sha256_of
 
 if TYPE_CHECKING:
     from longlora.corpus.pdf.document import PdfText
+
+logger = logging.getLogger("longlora")
 
 SUFFIXES = {
     **{".pdf": "pdf", ".epub": "epub"},

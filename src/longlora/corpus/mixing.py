@@ -1,12 +1,15 @@
 """Mix long and short question sets in a given ratio, like LongAlpaca-12k, with nine long rows to three short ones."""
 
+import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longlora.corpus.question_rows import Row, read_rows, write_rows
-from longlora.errors import ConfigError, DataError, logger
+from longlora.errors import ConfigError, DataError
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Turn conversations into rows: token ids, labels on the answers, and the length of each conversation."""
 
+import logging
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,10 @@ from longlora.data.answers import check_tokenizer
 from longlora.data.encode import IGNORED, UnusableConversationError, encode_conversation
 from longlora.data.sources import ConversationSource
 from longlora.data.table_cache import Summary, cached_dataset, rows_beside, tokenizer_identity
-from longlora.errors import DataError, logger
+from longlora.errors import DataError
 from longlora.support.progress import progress_bar
+
+logger = logging.getLogger("longlora")
 
 # Increment when the same source, tokenizer and context produce different rows.
 FORMAT_VERSION = 2

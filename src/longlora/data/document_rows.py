@@ -1,5 +1,6 @@
 """Turn documents into rows of exactly one context length: tokenized once, then cut as one stream."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.data.sources import DocumentSource
 from longlora.data.table_cache import Summary, cached_dataset, rows_beside, tokenizer_identity
-from longlora.errors import DataError, logger
+from longlora.errors import DataError
 from longlora.support.progress import progress_bar
+
+logger = logging.getLogger("longlora")
 
 # Increment when the same source and tokenizer produce different ids or columns.
 FORMAT_VERSION = 1

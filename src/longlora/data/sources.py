@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from longlora.data.row_readers import (
     read_part,
     text_kind,
 )
-from longlora.errors import DataError, logger
+from longlora.errors import DataError
 from longlora.support.locate import Part, files_below, locate
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)

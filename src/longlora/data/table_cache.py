@@ -5,6 +5,7 @@ datasets' own `from_generator` caches tables too, but does not detect damage or 
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from datasets.fingerprint import Hasher
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from longlora.errors import DataError, logger
+from longlora.errors import DataError
 from longlora.support.digests import find_damage, is_sealed
 from longlora.support.files import remove_partial, whole_directory
 from longlora.support.machine import user_cache
+
+logger = logging.getLogger("longlora")
 
 Summary = dict[str, Any]  # counts of what was written, `num_rows` among them
 

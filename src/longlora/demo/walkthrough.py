@@ -3,6 +3,7 @@
 Every number in the report is measured in the run.
 """
 
+import logging
 import os
 import platform
 import time
@@ -21,7 +22,6 @@ from longlora.data.sources import read_documents
 from longlora.demo.handout import DemoResult, write_report
 from longlora.demo.recall_text import write_recall_documents
 from longlora.distributed import Processes
-from longlora.errors import logger
 from longlora.evaluation.perplexity import perplexity_by_length
 from longlora.evaluation.retrieval import LOG_FILE, Sweep, retrieve
 from longlora.evaluation.retrieval_tests import recall
@@ -41,6 +41,8 @@ from longlora.support.machine import package_versions
 from longlora.tiny import TINY_MODEL
 from longlora.tiny.stdlib import standard_library_files
 from longlora.training.run import train
+
+logger = logging.getLogger("longlora")
 
 CONTEXT_LENGTH = 1024
 LENGTHS = (128, 256, 512, 1024)

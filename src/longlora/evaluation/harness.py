@@ -6,6 +6,7 @@ before the next task begins.
 """
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,13 +16,15 @@ from typing import Any
 
 from peft import PeftModel
 
-from longlora.errors import ConfigError, DataError, LongLoRAError, first_line, logger
+from longlora.errors import ConfigError, DataError, LongLoRAError, first_line
 from longlora.evaluation.harness_tasks import HarnessCall, check_ruler, plan_calls
 from longlora.evaluation.questions import count_tokens, render, uses_chat
 from longlora.evaluation.results import Harness, TaskResult, finished, harness_metrics
 from longlora.evaluation.subject import AS_IT_IS, Loading, Subject, base_of, folder_name, load_subject, named_context
 from longlora.models.generation import transformers_model
 from longlora.support.files import write_atomically
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ which must fit into the context. LongBench, InfiniteBench and SCROLLS have fixed
 """
 
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from longlora.errors import ConfigError, DataError, logger
+from longlora.errors import ConfigError, DataError
+
+logger = logging.getLogger("longlora")
 
 # Standard short-context tasks that show what an extension cost; each downloads a few megabytes.
 SHORT_TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")

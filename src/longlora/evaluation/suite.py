@@ -9,6 +9,7 @@ DIR/MODEL/short/              the model compared with its base, at the base cont
 """
 
 import gc
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from longlora.distributed import Processes, joined_processes
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.evaluation import results
 from longlora.evaluation.drawing import write_result
 from longlora.evaluation.key_tokens import find_key_tokens, ladder, long_perplexity
@@ -31,6 +32,8 @@ from longlora.evaluation.texts import ModelAndTexts, Texts
 from longlora.models.load import model_source
 from longlora.support.choices import SuiteName
 from longlora.tiny.stdlib import standard_library_files
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)

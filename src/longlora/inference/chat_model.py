@@ -1,5 +1,6 @@
 """A chat model: loading, rendering messages to tokens, and the settings for its answers."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,12 +8,14 @@ from functools import cached_property
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.inference.streaming_cache import KeyRotation, key_rotations
 from longlora.models.chat_template import ensure_chat_template, render_chat
 from longlora.models.load import load_for_inference
 from longlora.models.positions import readable_context
 from longlora.support.choices import DtypeName, Quantization
+
+logger = logging.getLogger("longlora")
 
 Message = dict[str, str]
 _ANSWER_TOKENS = 512

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import threading
 import zlib
@@ -16,11 +17,13 @@ from safetensors.torch import save_file
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.inference.chat_model import ChatModel
 from longlora.inference.streaming_cache import StreamingCache
 from longlora.models.generation import transformers_model
 from longlora.support.files import replaced_file
+
+logger = logging.getLogger("longlora")
 
 PIECE_TOKENS = 2048  # per forward pass while reading: bounds the memory of activations
 _SAMPLES = 16  # evenly spread values of each weight in a model's fingerprint

@@ -1,6 +1,7 @@
 """All steps of a merge: find the changes, write the files, compare the result with the adapter, upload it."""
 
 import gc
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from longlora.errors import CheckpointError, ConfigError, first_line, logger
+from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.merge.card import write_card
 from longlora.merge.changes import ShardMergeUnsupported, find_changes
 from longlora.merge.streaming import ShardMerge
@@ -27,6 +28,8 @@ from longlora.models.shards import main_dtype, model_folder, opened, stored_weig
 from longlora.support.choices import DtypeName
 from longlora.support.files import whole_directory
 from longlora.support.whole import check_whole
+
+logger = logging.getLogger("longlora")
 
 _PROBE_TOKENS = 512
 # Root mean square of the differences, relative to that of the logits, that rounding the merged weights can cause. The

@@ -5,6 +5,7 @@ base model's generation config often has another. All generation and all saved m
 """
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.errors import logger
+logger = logging.getLogger("longlora")
 
 # Words that occur in no template.
 _QUESTION, _ANSWER, _NEXT = "0QUESTION0", "0ANSWER0", "0NEXT0"

@@ -1,5 +1,6 @@
 """Load checkpoints as models: the only place that does, for training, evaluation and merging."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import (
 
 from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
-from longlora.errors import CheckpointError, ConfigError, first_line, logger
+from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.models.chat_template import check_template_ends
 from longlora.models.checkpoint import (
     ADAPTER_WEIGHTS,
@@ -48,6 +49,8 @@ from longlora.rope.extend import RopeExtension
 from longlora.support.choices import DtypeName, Quantization
 from longlora.support.machine import require_package
 from longlora.support.whole import check_whole
+
+logger = logging.getLogger("longlora")
 
 DeviceMap = str | dict[str, str | int]
 

@@ -121,8 +121,8 @@ def trainable_parameters(model: PreTrainedModel | PeftModel) -> dict[str, int]:
     for name, parameter in model.named_parameters():  # tied ones once
         if parameter.requires_grad:
             is_norm = _is_norm(model.get_submodule(name.rpartition(".")[0]))
-            whole = "embeddings" if id(parameter) in embeddings else "norms" if is_norm else "other"
-            counts["lora" if "lora_" in name else whole] += parameter.numel()
+            other = "embeddings" if id(parameter) in embeddings else "norms" if is_norm else "other"
+            counts["lora" if "lora_" in name else other] += parameter.numel()
     return {**counts, "total": sum(counts.values())}
 
 

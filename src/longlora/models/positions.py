@@ -2,16 +2,19 @@
 
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.rope.extend import FULL_ATTENTION, RopeExtension, extend_rope, extended_parameters, present_context
 from longlora.rope.other_readers import TRANSFORMERS_4, misread, v4_rope
 from longlora.support.files import write_atomically
+
+logger = logging.getLogger("longlora")
 
 _MISREAD = "%s would misread the positions of this model: %s"
 

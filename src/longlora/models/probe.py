@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from longlora.attention import CutPoints, HeadShard
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.models.deferred_mask import DeferredMask
 from longlora.models.grouping import GROUP_SIZE_VARIABLE, USE_FULL_ATTENTION, Grouping
 from longlora.models.positions import without_dynamic_scaling
+
+logger = logging.getLogger("longlora")
 
 _PROBE_TOKENS = 8
 _OWN_ATTENTION = f"its attention does not go through transformers' attention interface; {USE_FULL_ATTENTION}"

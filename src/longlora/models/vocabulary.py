@@ -1,5 +1,6 @@
 """Match the tokenizer's vocabulary with the embeddings' rows: always checked, extended only on request."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.errors import CheckpointError, ConfigError, logger
+from longlora.errors import CheckpointError, ConfigError
 from longlora.models.checkpoint import ADAPTER_CONFIG
+
+logger = logging.getLogger("longlora")
 
 
 def fit_vocabulary(

@@ -1,5 +1,6 @@
 """All steps of an import: find the published files, their base and their context, and write the result."""
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from longlora.errors import CheckpointError, ConfigError, logger
+from longlora.errors import CheckpointError, ConfigError
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.checkpoint import ADAPTER_CONFIG, Extension, save_tokenizer, write_extension
 from longlora.models.load import load_config, load_tokenizer, model_source
@@ -29,6 +30,8 @@ from longlora.released.published_weights import (
 from longlora.released.released_models import ReleasedModel, find_released
 from longlora.support.files import read_json, whole_directory
 from longlora.support.progress import shown
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)

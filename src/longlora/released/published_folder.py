@@ -4,17 +4,20 @@ The original divides positions by ceil(context / base context), but records this
 models and no adapter, and never updates `max_position_embeddings`. If nothing states the context, the user must.
 """
 
+import logging
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longlora.errors import CheckpointError, ConfigError, logger
+from longlora.errors import CheckpointError, ConfigError
 from longlora.models.checkpoint import ADAPTER_CONFIG
 from longlora.models.shards import INDEX_FILE, PICKLED_INDEX_FILE, local_folder, read_index
 from longlora.released.released_models import find_released
 from longlora.support.files import read_json
+
+logger = logging.getLogger("longlora")
 
 TRAINABLE = "trainable_params.bin"
 _PATTERNS = ["*.json", "*.bin", "*.safetensors", "tokenizer*", "*.model"]

@@ -1,5 +1,6 @@
 """Read published weight files without executing pickled code, and combine them into one PEFT adapter."""
 
+import logging
 import pickle
 import re
 from collections.abc import Collection, Mapping
@@ -10,13 +11,15 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from longlora.errors import CheckpointError, first_line, logger
+from longlora.errors import CheckpointError, first_line
 from longlora.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from longlora.models.lora import embedding_and_norm_names
 from longlora.models.shards import check_no_pointer
 from longlora.models.skeleton import Skeleton
 from longlora.released.published_folder import TRAINABLE, Published
 from longlora.support.files import read_json
+
+logger = logging.getLogger("longlora")
 
 Shapes = Mapping[str, tuple[int, ...]]
 

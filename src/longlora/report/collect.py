@@ -1,6 +1,7 @@
 """Find results and training runs below the user's paths, and group them by model."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from longlora.errors import ConfigError, DataError, logger
+from longlora.errors import ConfigError, DataError
 from longlora.evaluation import results
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ translates requests (`openai_requests.py`), and gives answers and errors the API
 import asyncio
 import hmac
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,9 +21,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from longlora.errors import logger
 from longlora.inference.hosts import Names, OnlyByName
 from longlora.serving.openai_requests import RequestError, Translator
+
+logger = logging.getLogger("longlora")
 
 MAX_BODY_BYTES = 64 * 2**20  # several million tokens
 _FAILED = "the model's server failed; its own messages say why"

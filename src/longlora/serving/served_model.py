@@ -1,6 +1,7 @@
 """A model directory ready for a server: merged, with a chat template, under the name that clients use."""
 
 import hashlib
+import logging
 import re
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.merge import merge_adapter
 from longlora.models.chat_template import ensure_chat_template
 from longlora.models.checkpoint import is_adapter
@@ -22,6 +23,8 @@ from longlora.models.shards import local_folder
 from longlora.support.digests import DIGESTS_FILE
 from longlora.support.machine import user_cache
 from longlora.support.whole import check_whole, damage_of
+
+logger = logging.getLogger("longlora")
 
 # Generic folder names; the parent folder's name says which model it is.
 _UNTOLD = ("adapter", "merged", "model")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.inference.hosts import LOCAL, Names
 from longlora.models.load import load_tokenizer
 from longlora.serving.served_model import ServedModel, servable
@@ -28,6 +29,8 @@ from longlora.support.machine import handling
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+
+logger = logging.getLogger("longlora")
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _INNER = "127.0.0.1"  # where transformers' server listens, behind the front

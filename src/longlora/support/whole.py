@@ -5,12 +5,13 @@ these are unchanged is not read again, unless the environment variable LONGLORA_
 """
 
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from longlora.errors import CheckpointError, ConfigError, logger
+from longlora.errors import CheckpointError, ConfigError
 from longlora.support.digests import DIGESTS_FILE, differences, is_sealed
 from longlora.support.files import write_atomically
 from longlora.support.machine import user_cache
@@ -20,6 +21,8 @@ BY_HAND = ("generation_config.json", "chat_template.jinja", "tokenizer_config.js
 VERIFY_VARIABLE = "LONGLORA_VERIFY"
 _VERIFIED = "verified.json"  # in the user's cache: large files verified before
 _LARGE = 256 << 20  # bytes; smaller files are read in half a second
+
+logger = logging.getLogger("longlora")
 
 
 def check_whole(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run logs before its first step: the model, the rows, host memory for offloading, the cost of grouping."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,13 +10,14 @@ from transformers import PreTrainedConfig
 
 from longlora.config import Recipe
 from longlora.distributed import current_strategy, local_world_size, num_processes
-from longlora.errors import logger
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.models.load import TrainingModel, compute_dtype
 from longlora.models.lora import num_parameters, trainable_parameters
 from longlora.planner.compute import GIB
 from longlora.planner.memory import offloaded_bytes
 from longlora.rope.extend import describe_rope
+
+logger = logging.getLogger("longlora")
 
 MOST_TOKENS = 8192
 TOLD_FROM = 0.5  # nats per token

@@ -17,8 +17,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from longlora.config import Recipe
 from longlora.distributed import LAUNCHER_VARIABLE, current_strategy, local_world_size
-from longlora.errors import ConfigError, LostProcessError, logger
+from longlora.errors import ConfigError, LostProcessError
 from longlora.support.choices import Strategy
+
+logger = logging.getLogger("longlora")
 
 _MISTAKE, _INTERRUPTED, _TERMINATED = 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 # Seconds between SIGTERM and SIGKILL, for processes to finish the current micro-step and write a checkpoint.

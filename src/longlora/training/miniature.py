@@ -4,6 +4,7 @@ import ast
 import copy
 import glob
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -15,13 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from longlora.config import Recipe
 from longlora.distributed import world_size
-from longlora.errors import logger
 from longlora.models.load import load_config, model_source
 from longlora.models.positions import readable_context
 from longlora.planner.known_models import find_known_model
 from longlora.support.files import whole_directory, write_atomically
 from longlora.tiny import tiny_model_directory
 from longlora.tiny.stdlib import standard_library_files
+
+logger = logging.getLogger("longlora")
 
 CONTEXT_LENGTH = 512  # tokens that every miniature is extended to
 NUM_STEPS = 4

@@ -1,5 +1,6 @@
 """A recipe's training rows and held-out rows, from texts or conversations."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from longlora.data.document_rows import pack_rows, tokenize_documents
 from longlora.data.encode import show_example
 from longlora.data.sources import read_conversations, read_documents
 from longlora.data.table_cache import content_digest
-from longlora.errors import logger
 from longlora.models.chat_template import ensure_chat_template
+
+logger = logging.getLogger("longlora")
 
 
 class Rows(NamedTuple):

@@ -1,5 +1,6 @@
 """All steps of a run, from a recipe to an extended model. Read it top to bottom."""
 
+import logging
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,6 @@ from longlora.distributed import (
     silence_other_ranks,
     wait_for_everyone,
 )
-from longlora.errors import logger
 from longlora.models.generation import make_lasting
 from longlora.models.load import load_for_training
 from longlora.support.files import output_to
@@ -30,6 +30,8 @@ from longlora.training.recipe_rows import read_rows
 from longlora.training.run_directory import RunDirectory, keep_to_data, open_run, step_of
 from longlora.training.run_summary import write_run_summary
 from longlora.training.trainer import build_trainer, rows_per_step, training_arguments
+
+logger = logging.getLogger("longlora")
 
 
 def train(recipe: Recipe, *, merge_follows: bool = False) -> Path:

@@ -16,6 +16,7 @@ Damaged parts are set aside as `damaged-…` with a warning, or stop the start w
 """
 
 import json
+import logging
 import math
 import os
 import platform
@@ -31,11 +32,13 @@ from typing import Any
 import yaml
 
 from longlora.config import Recipe, dump_recipe, read_yaml
-from longlora.errors import CheckpointError, ConfigError, DataError, logger
+from longlora.errors import CheckpointError, ConfigError, DataError
 from longlora.support.digests import find_damage, is_sealed
 from longlora.support.files import claim, read_json, remove_partial, write_atomically
 from longlora.support.journal import json_line
 from longlora.support.machine import package_versions
+
+logger = logging.getLogger("longlora")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Only their product with the number of processes matters: the rows per optimizer step.

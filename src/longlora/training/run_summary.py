@@ -4,6 +4,7 @@ All of it is made after the result is saved. It may fail without harm, and the s
 """
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from longlora.data.conversations import Conversation
 from longlora.data.encode import IGNORED, UnusableConversationError, encode_conversation
 from longlora.data.sources import read_conversations
 from longlora.distributed import current_strategy, num_processes
-from longlora.errors import ConfigError, LongLoRAError, logger
+from longlora.errors import ConfigError, LongLoRAError
 from longlora.models.generation import plain_generation, plain_settings
 from longlora.models.load import compute_dtype, load_for_inference
 from longlora.planner.compute import GIB, recognise_gpu
@@ -34,6 +35,8 @@ from longlora.training.callbacks import ProgressBar, peak_memory_bytes
 from longlora.training.checkpoints import Trained
 from longlora.training.preflight import planned_run
 from longlora.training.run_directory import RunDirectory, read_metrics, step_of
+
+logger = logging.getLogger("longlora")
 
 # The first and the last loss of a run are means over this fraction of its logged steps.
 _END_FRACTION = 0.05

@@ -19,7 +19,7 @@ from longlora.config import Recipe
 from longlora.data.document_rows import count_tokens
 from longlora.data.encode import IGNORED
 from longlora.distributed import current_strategy
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.models.compat import allow_fsdp_on_cpu, checkpointing_arguments, use_one_gpu
 from longlora.models.generation import transformers_model
 from longlora.models.grouping import Grouping
@@ -34,6 +34,8 @@ from longlora.training.far_targets import bucket_weights, count_targets, extra_l
 from longlora.training.recipe_rows import Rows
 from longlora.training.run_directory import RunDirectory
 from longlora.training.sequence_parallel import SequenceParallel
+
+logger = logging.getLogger("longlora")
 
 
 class ExtensionTrainer(SFTTrainer):

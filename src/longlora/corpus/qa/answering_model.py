@@ -1,6 +1,7 @@
 """Choose the answering model, its window and its token counter."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 from longlora.corpus.qa.asking import Answerer, Begin
 from longlora.corpus.qa.calls import Answer, Call, UnansweredError
 from longlora.corpus.qa.chunks import EstimatedTokens, TokenCounter, TokenizerTokens
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
+
+logger = logging.getLogger("longlora")
 
 
 @dataclass(frozen=True, kw_only=True)

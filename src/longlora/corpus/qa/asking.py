@@ -1,6 +1,7 @@
 """Send calls that have no reply yet: concurrently, within rate limits and the budget, and into the journal."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,8 +14,9 @@ from typing import Protocol
 from longlora.corpus.qa.calls import CHAT_TOKENS, Answer, Call, CallJournal, RefusedError, Reply, UnansweredError
 from longlora.corpus.qa.chunks import TokenCounter
 from longlora.corpus.qa.qa_settings import Sending, Spent
-from longlora.errors import logger
 from longlora.support.progress import Advance
+
+logger = logging.getLogger("longlora")
 
 _SECONDS_OF_SILENCE = 60.0  # before a notice that a call is still waiting
 

@@ -1,6 +1,7 @@
 """Ask a model through OpenAI's chat completions API: vLLM, `transformers serve`, llama.cpp, or a hosted service."""
 
 import json
+import logging
 import os
 import re
 from contextvars import ContextVar
@@ -14,8 +15,10 @@ from longlora.corpus.qa.asking import Begin
 from longlora.corpus.qa.calls import Answer, Call, RefusedError, UnansweredError
 from longlora.corpus.qa.qa_settings import require
 from longlora.corpus.qa.replies import Pairs, Verdicts
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.support.wording import shortened, without_credentials
+
+logger = logging.getLogger("longlora")
 
 _REFUSED = {401, 402, 403, 404, 405}
 _CONNECT_SECONDS = 10.0  # a busy server is slow to answer, not to connect

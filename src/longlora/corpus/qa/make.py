@@ -4,6 +4,7 @@ Read `make_questions` from top to bottom.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,9 +21,11 @@ from longlora.corpus.qa.prompt_files import PromptSet, prompts_digest
 from longlora.corpus.qa.qa_settings import QASettings, Sending, Spent
 from longlora.corpus.question_rows import write_rows
 from longlora.data.sources import Source
-from longlora.errors import ConfigError, logger
+from longlora.errors import ConfigError
 from longlora.support.machine import thread_pool
 from longlora.support.progress import progress_bar, shown
+
+logger = logging.getLogger("longlora")
 
 _INTERRUPTED = "interrupted"
 _MOST_REASONS_SHOWN = 5
