@@ -44,8 +44,8 @@ def random_tokens(seed: int, batch_size: int = 1, num_tokens: int = NUM_TOKENS) 
     return torch.randint(3, VOCABULARY, (batch_size, num_tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def assert_close(actual: Tensor, expected: Tensor, message: str = "") -> None:
-    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
+def assert_close(actual: Tensor, expected: Tensor, message: str = "", *, tolerance: float = TOLERANCE) -> None:
+    allowed = tolerance * max(1.0, expected.abs().max().item())
     error = (actual - expected).abs().max().item()
     assert error <= allowed, f"differs by {error:.2e}, {allowed:.2e} allowed: {message}"
 
@@ -122,7 +122,11 @@ def test_generation_with_a_cache_says_what_it_would_say_without(family, seed):
         for use_cache in (True, False)
     )
     assert torch.equal(cached.sequences, uncached.sequences)
-    assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), f"seed {seed}")
+    # Linear attention computes rows in chunks, and single tokens by recurrence: over 150 draws, log10 of the error is
+    # -6.0 ± 0.33, and eight standard deviations are allowed.
+    tolerance = 16 * TOLERANCE if family.model_type in LINEAR_ATTENTION else TOLERANCE
+    found, expected = torch.stack(cached.logits), torch.stack(uncached.logits)
+    assert_close(found, expected, f"seed {seed}", tolerance=tolerance)
 
 
 def test_a_packed_row_trains_as_its_documents_alone(family, seed):
