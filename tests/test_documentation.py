@@ -67,7 +67,7 @@ def parse(command: TyperCommand | TyperGroup, words: list[str], parent: Any = No
 @pytest.fixture
 def without_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the models and texts of the examples be anywhere."""
-    monkeypatch.setattr("longlora.models.checkpoint.model_source", lambda name: name)
+    monkeypatch.setattr("longlora.models.directories.model_source", lambda name: name)
     monkeypatch.setattr("longlora.support.locate.locate", lambda name: [])
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from longlora.merge import write_adapter_card
 from longlora.merge.card import write_card
-from longlora.models.checkpoint import Extension, save_tokenizer, write_extension
+from longlora.models.directories import Extension, save_tokenizer, write_extension
 from longlora.models.load import load_for_inference
 
 ROPE = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from longlora.cli.main import app
 from longlora.merge import merge_adapter
-from longlora.models.checkpoint import Extension, save_tokenizer, write_extension
+from longlora.models.directories import Extension, save_tokenizer, write_extension
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 # What is not ours to run here: the server, llama.cpp's programs, and the test that the page names.

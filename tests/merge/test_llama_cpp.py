@@ -16,8 +16,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from longlora.models.checkpoint import save_tokenizer
-from longlora.models.positions import extend_positions, write_older_keys
+from longlora.models.directories import save_tokenizer
+from longlora.models.older_keys import write_older_keys
+from longlora.models.positions import extend_positions
 from longlora.rope.other_readers import misread
 from longlora.tiny import tiny_model_directory
 

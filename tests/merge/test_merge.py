@@ -17,8 +17,8 @@ from longlora.cli.main import app
 from longlora.config import parse_recipe
 from longlora.errors import CheckpointError, ConfigError
 from longlora.merge import merge_adapter, streaming
-from longlora.models import positions
-from longlora.models.checkpoint import Extension, write_extension
+from longlora.models import older_keys
+from longlora.models.directories import Extension, write_extension
 from longlora.models.load import load_for_inference
 from longlora.training.run import train
 
@@ -82,7 +82,7 @@ def test_older_keys_that_would_change_what_is_read_are_not_written(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}
-    monkeypatch.setattr(positions, "v4_rope", lambda *_, **__: wrong)
+    monkeypatch.setattr(older_keys, "older_keys", lambda *_, **__: wrong)
     with pytest.raises(ConfigError, match="would be read with positions"):
         merge_adapter(adapter, tmp_path / "merged", older_readers=True)
     assert list(tmp_path.iterdir()) == []

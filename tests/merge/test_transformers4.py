@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from longlora.merge import merge_adapter
-from longlora.models.checkpoint import save_tokenizer
-from longlora.models.positions import extend_positions, write_older_keys
+from longlora.models.directories import save_tokenizer
+from longlora.models.older_keys import write_older_keys
+from longlora.models.positions import extend_positions
 from longlora.rope.other_readers import misread
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from longlora.cli.main import app
 from longlora.errors import CheckpointError, ConfigError
-from longlora.models.checkpoint import read_extension
+from longlora.models.directories import read_extension
 from longlora.models.load import load_for_inference
 from longlora.released import import_released
 

@@ -12,7 +12,7 @@ from tests.released.published import Original, full_weights, publish, publish_mo
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.models.checkpoint import read_extension
+from longlora.models.directories import read_extension
 from longlora.released import import_released
 
 

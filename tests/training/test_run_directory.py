@@ -9,7 +9,7 @@ import torch
 from tests.training.conftest import MakeRecipe
 
 from longlora.errors import ConfigError
-from longlora.models.checkpoint import Extension, read_extension
+from longlora.models.directories import Extension, read_extension
 from longlora.training.checkpoints import finish_checkpoint
 from longlora.training.run import train
 from longlora.training.run_directory import RunDirectory, open_run, step_of

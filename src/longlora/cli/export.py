@@ -36,7 +36,7 @@ def merge(
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
 ) -> None:
     """Merge an adapter into its base model, file by file, and check the result against the adapter."""
-    from longlora.models.checkpoint import check_adapter
+    from longlora.models.directories import check_adapter
     from longlora.support.files import check_absent
 
     if private and not push_to_hub:

@@ -28,7 +28,7 @@ def existing_model(name: str | None) -> str | None:
     Raises:
         CheckpointError: the name looks like a path, and there is no model there.
     """
-    from longlora.models.checkpoint import model_source
+    from longlora.models.directories import model_source
 
     if name is not None:
         model_source(name)

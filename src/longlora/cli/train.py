@@ -170,7 +170,7 @@ def _check_model(name: str) -> None:
     """
     import difflib
 
-    from longlora.models.checkpoint import training_source
+    from longlora.models.directories import training_source
     from longlora.planner.known_models import find_known_model, known_models
     from longlora.recipes import contained_recipe, recipe_names
     from longlora.tiny import TINY_MODEL

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from longlora.distributed import Processes
 from longlora.errors import ConfigError
 from longlora.evaluation.logits import Model
-from longlora.models.checkpoint import base_model_of, is_adapter, read_extension
+from longlora.models.directories import base_model_of, is_adapter, read_extension
 from longlora.models.generation import transformers_model
 from longlora.models.load import DtypeName, apply_extension, load_config, load_for_inference, model_source
 from longlora.models.positions import readable_context

@@ -25,6 +25,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from longlora.errors import ConfigError
+from longlora.rope.methods import LENGTH_DEPENDENT
 
 NUM_SINKS = 4  # section 3.2 and table 2 of the paper: more do not help, one or two are too few
 # Beyond this position, angles in float32 (position × frequency) are coarser than bfloat16's 8 bits.
@@ -32,7 +33,6 @@ REBASE_AFTER = 2**16
 
 _PROBE_TOKENS, _PROBE_SHIFT = 3, 100_003  # far enough for the slowest frequencies and position-dependent scales to show
 _FITS = 0.1  # relative error; low precision gives a few hundredths, a different rotation at least a few tenths
-_CHANGING_ROPE = {"dynamic", "longrope"}
 
 
 class KeyRotation:
@@ -114,7 +114,7 @@ def _check_layers(config: PreTrainedConfig) -> None:
         )
     parameters = config.to_dict().get("rope_parameters") or {}
     by_kind_of_layer = [each for each in parameters.values() if isinstance(each, dict)]
-    changing = _CHANGING_ROPE.intersection(each.get("rope_type") for each in (parameters, *by_kind_of_layer))
+    changing = LENGTH_DEPENDENT.intersection(each.get("rope_type") for each in (parameters, *by_kind_of_layer))
     if changing:
         raise ConfigError(
             f"rotary positions of type {', '.join(sorted(changing))} change with the length of the text, and keys in a "

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from longlora import __version__
-from longlora.models.checkpoint import Extension
+from longlora.models.directories import Extension
 from longlora.rope.extend import describe_rope
 from longlora.support.files import write_atomically
 from longlora.support.wording import templates

@@ -19,11 +19,11 @@ from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.merge.card import write_card
 from longlora.merge.changes import ShardMergeUnsupported, find_changes
 from longlora.merge.streaming import ShardMerge
-from longlora.models.checkpoint import ADAPTER_WEIGHTS, base_model_of, check_adapter, read_extension, save_tokenizer
 from longlora.models.compat import ordinary_attention
+from longlora.models.directories import ADAPTER_WEIGHTS, base_model_of, check_adapter, read_extension, save_tokenizer
 from longlora.models.generation import lasting_settings, saved_settings
 from longlora.models.load import apply_extension, load_adapter, load_config, load_tokenizer, model_source
-from longlora.models.positions import write_older_keys
+from longlora.models.older_keys import write_older_keys
 from longlora.models.shards import main_dtype, model_folder, opened, stored_weights
 from longlora.support.choices import DtypeName
 from longlora.support.files import whole_directory

@@ -21,7 +21,8 @@ from longlora.config import Recipe
 from longlora.config.optimizers import PACKAGES
 from longlora.errors import CheckpointError, ConfigError, first_line
 from longlora.models.chat_template import check_template_ends
-from longlora.models.checkpoint import (
+from longlora.models.compat import keep_to_fitting_kernels, ordinary_attention
+from longlora.models.directories import (
     ADAPTER_WEIGHTS,
     Extension,
     base_model_of,
@@ -30,7 +31,6 @@ from longlora.models.checkpoint import (
     read_extension,
     training_source,
 )
-from longlora.models.compat import keep_to_fitting_kernels, ordinary_attention
 from longlora.models.generation import stop_at_every_end
 from longlora.models.grouping import Grouping, set_grouping
 from longlora.models.lora import add_adapter

@@ -1,22 +1,17 @@
 """Read and extend the rotary positions in a model's configuration."""
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from longlora.errors import ConfigError
 from longlora.rope.extend import FULL_ATTENTION, RopeExtension, extend_rope, extended_parameters, present_context
-from longlora.rope.other_readers import TRANSFORMERS_4, misread, v4_rope
-from longlora.support.files import write_atomically
+from longlora.rope.methods import LENGTH_DEPENDENT
 
 logger = logging.getLogger("longlora")
-
-_MISREAD = "%s would misread the positions of this model: %s"
 
 
 def extend_positions(
@@ -100,7 +95,7 @@ def without_dynamic_scaling(config: PreTrainedConfig) -> PreTrainedConfig:
     text_config = config.get_text_config()
     rope_parameters = text_config.to_dict().get("rope_parameters") or {}
     for parameters in (rope_parameters, rope_parameters.get(FULL_ATTENTION) or {}):
-        if parameters.get("rope_type") in ("dynamic", "longrope"):
+        if parameters.get("rope_type") in LENGTH_DEPENDENT:
             plain = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
             parameters.clear()
             parameters.update(plain, rope_type="default")
@@ -117,58 +112,6 @@ def readable_context(config: PreTrainedConfig) -> int:
     text_config = config.get_text_config()
     parameters = text_config.to_dict().get("rope_parameters") or {}
     return present_context(parameters, _size(text_config, "max_position_embeddings"))
-
-
-def write_older_keys(directory: Path, *, required: bool = False) -> None:
-    """Add transformers 4's keys for a saved model's positions, and warn of readers that misread the positions.
-
-    Verifies that transformers 5 still reads the same positions from the file with both sets of keys.
-
-    Args:
-        directory: contains `config.json`, as saved by transformers 5.
-        required: raise for positions that the older keys cannot express, instead of omitting the keys with a warning.
-
-    Raises:
-        ConfigError: the keys are required, but cannot express the model's positions.
-    """
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        positions = rotary_parameters(config)
-    except (ConfigError, ValueError):
-        return  # no positions to misread, or a model that only its own remote code can read
-    model_type = config.get_text_config().model_type
-    missed = misread(positions, model_type=model_type)
-    if TRANSFORMERS_4 not in missed:
-        try:
-            _add_older_keys(directory / "config.json", positions, model_type)
-        except ConfigError as error:
-            missed[TRANSFORMERS_4] = str(error)
-    if required and TRANSFORMERS_4 in missed:
-        raise ConfigError(f"{_MISREAD % (TRANSFORMERS_4, missed[TRANSFORMERS_4])}; merge without --v4-rope")
-    for reader, what in missed.items():
-        logger.warning(_MISREAD, reader, what)
-
-
-def _add_older_keys(path: Path, positions: Mapping[str, Any], model_type: str) -> None:
-    before = path.read_text(encoding="utf-8")
-    values = json.loads(before)
-    values.get("text_config", values).update(v4_rope(positions, model_type=model_type))
-    write_atomically(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
-    wanted = dict(extended_parameters(positions))
-    try:
-        read = rotary_parameters(AutoConfig.from_pretrained(path.parent))
-    except Exception:  # each model type validates its configuration with exceptions of its own
-        read = {}
-    read = dict(extended_parameters(read))
-    # transformers 5 keeps the older name of the type; Phi-3's three keys lack the factor, which the contexts imply.
-    for name in ("type", *(["factor"] if model_type == "phi3" else [])):
-        wanted.pop(name, None)
-        read.pop(name, None)
-    if read != wanted:
-        write_atomically(path, before)
-        raise ConfigError(
-            f"with transformers 4's keys added, {model_type} would be read with positions {read} instead of {wanted}"
-        )
 
 
 def _head_dim(text_config: PreTrainedConfig) -> int:

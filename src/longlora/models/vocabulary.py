@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.models.checkpoint import ADAPTER_CONFIG
+from longlora.models.directories import ADAPTER_CONFIG
 
 logger = logging.getLogger("longlora")
 

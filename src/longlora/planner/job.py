@@ -7,14 +7,12 @@ from typing import Any, Literal
 from longlora.errors import ConfigError
 from longlora.planner.architecture import Architecture
 from longlora.rope.extend import extended_parameters
+from longlora.rope.methods import LENGTH_DEPENDENT
 from longlora.support.choices import DEFAULT_GROUP_RATIO, AttentionPattern, LoraTargets, Strategy, Tuning
 
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw_8bit"]
 """`adamw`: torch's fused AdamW. `adamw_foreach`: torch's earlier implementation. `adamw_8bit`: bitsandbytes' AdamW with
 8-bit state. `paged_adamw_8bit`: the same, with the state in host memory."""
-
-
-_FOLLOWS_THE_LONGEST_DOCUMENT = ("dynamic", "longrope")
 
 
 def check_position_split(sequence_parallel_size: int, rope_parameters: Mapping[str, Any]) -> None:
@@ -25,7 +23,7 @@ def check_position_split(sequence_parallel_size: int, rope_parameters: Mapping[s
     """
     if sequence_parallel_size == 1:
         return
-    if (kind := extended_parameters(rope_parameters).get("rope_type")) in _FOLLOWS_THE_LONGEST_DOCUMENT:
+    if (kind := extended_parameters(rope_parameters).get("rope_type")) in LENGTH_DEPENDENT:
         raise ConfigError(
             f"sequence_parallel_size={sequence_parallel_size}: rope_type={kind} depends on the longest document; use "
             "yarn, or train it with each row in one process"

@@ -12,9 +12,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from longlora.errors import CheckpointError, ConfigError
 from longlora.models.chat_template import ensure_chat_template
-from longlora.models.checkpoint import ADAPTER_CONFIG, Extension, save_tokenizer, write_extension
+from longlora.models.directories import ADAPTER_CONFIG, Extension, save_tokenizer, write_extension
 from longlora.models.load import load_config, load_tokenizer, model_source
-from longlora.models.positions import rotary_parameters, set_positions, write_older_keys
+from longlora.models.older_keys import write_older_keys
+from longlora.models.positions import rotary_parameters, set_positions
 from longlora.models.shards import ShardWriter
 from longlora.models.skeleton import Skeleton, make_skeleton
 from longlora.released.published_folder import Context, Published, find_folder, infer_context, read_folder

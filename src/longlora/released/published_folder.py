@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from longlora.errors import CheckpointError, ConfigError
-from longlora.models.checkpoint import ADAPTER_CONFIG
+from longlora.models.directories import ADAPTER_CONFIG
 from longlora.models.shards import INDEX_FILE, PICKLED_INDEX_FILE, local_folder, read_index
 from longlora.released.released_models import find_released
 from longlora.support.files import read_json

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longlora.errors import CheckpointError, first_line
-from longlora.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from longlora.models.directories import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from longlora.models.lora import embedding_and_norm_names
 from longlora.models.shards import check_no_pointer
 from longlora.models.skeleton import Skeleton

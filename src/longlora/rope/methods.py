@@ -28,6 +28,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor", "attention_factor"),
     "theta": ("rope_theta",),
 }
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""The types whose angles depend on the longest document at hand."""
 # The keys that an extension replaces; the others are not part of the scaling.
 _SCALING_KEYS = {"type", "rope_type", "factor", "original_max_position_embeddings"} | {
     key for keys in OPTIONS.values() for key in keys if key != "rope_theta"

@@ -12,6 +12,7 @@ from typing import Any
 
 from longlora.errors import ConfigError
 from longlora.rope.extend import FULL_ATTENTION, extended_parameters
+from longlora.rope.methods import LENGTH_DEPENDENT
 
 TRANSFORMERS_4 = "transformers 4"
 # Options of YaRN, with the defaults of the readers.
@@ -35,7 +36,7 @@ def misread(rope_parameters: Mapping[str, Any], *, model_type: str) -> dict[str,
     parameters = extended_parameters(rope_parameters)
     found = {"llama.cpp": _by_llama_cpp(parameters, model_type), "vLLM": _by_vllm(parameters)}
     try:
-        v4_rope(rope_parameters, model_type=model_type)
+        older_keys(rope_parameters, model_type=model_type)
     except ConfigError as error:
         found = {TRANSFORMERS_4: str(error).removeprefix(f"{TRANSFORMERS_4} "), **found}
     return {reader: missed for reader, missed in found.items() if missed}
@@ -48,7 +49,7 @@ def _by_llama_cpp(parameters: Mapping[str, Any], model_type: str) -> str:
         return "" if is_plain else f"its converter omits the positions of {model_type}"
     if rope_type == "llama3":
         return "" if model_type in _LLAMA3_READ else f"llama3 scaling of {model_type} is lost"
-    if rope_type in ("dynamic", "longrope"):
+    if rope_type in LENGTH_DEPENDENT:
         return f"{rope_type} scaling is lost"
     others = [name for name, usual in _YARN_DEFAULTS.items() if parameters.get(name, usual) != usual]
     return _of_yarn(parameters, (*others, *_ATTENTION), "read wrongly or not at all")
@@ -69,7 +70,7 @@ def _of_yarn(parameters: Mapping[str, Any], names: tuple[str, ...], how: str) ->
     return f"{', '.join(given)} of yarn {'is' if len(given) == 1 else 'are'} {how}"
 
 
-def v4_rope(rope_parameters: Mapping[str, Any], *, model_type: str) -> dict[str, Any]:
+def older_keys(rope_parameters: Mapping[str, Any], *, model_type: str) -> dict[str, Any]:
     """Return the keys to add to a `config.json` for transformers 4; `rope_scaling` has both `rope_type` and `type`.
 
     - transformers 5 reads the same positions from a file with both sets of keys, plus `type`.

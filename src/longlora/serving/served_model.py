@@ -15,7 +15,7 @@ from filelock import FileLock
 from longlora.errors import ConfigError
 from longlora.merge import merge_adapter
 from longlora.models.chat_template import ensure_chat_template
-from longlora.models.checkpoint import is_adapter
+from longlora.models.directories import is_adapter
 from longlora.models.generation import lasting_settings, names_every_end, saved_settings
 from longlora.models.load import load_config, load_tokenizer, model_source
 from longlora.models.positions import readable_context

@@ -16,6 +16,7 @@ from longlora.models.lora import num_parameters, trainable_parameters
 from longlora.planner.compute import GIB
 from longlora.planner.memory import offloaded_bytes
 from longlora.rope.extend import describe_rope
+from longlora.rope.methods import LENGTH_DEPENDENT
 
 logger = logging.getLogger("longlora")
 
@@ -28,7 +29,7 @@ def tell_model(recipe: Recipe, prepared: TrainingModel) -> None:
     extension = prepared.extension
     contexts = f"{extension.base_context:,} -> {extension.context_length:,}"
     logger.info("%s: %s tokens (rope %s)", extension.base_model, contexts, describe_rope(extension.rope_parameters))
-    if recipe.rope.rope_type in ("dynamic", "longrope") and not recipe.data.cross_document_attention:
+    if recipe.rope.rope_type in LENGTH_DEPENDENT and not recipe.data.cross_document_attention:
         logger.warning(
             "rope.rope_type=%s depends on the longest document in a row: short ones do not train the positions that "
             "long texts use; use long documents, or data.cross_document_attention: true",

@@ -19,10 +19,10 @@ from trl import SFTConfig
 from longlora.distributed import wait_for_everyone
 from longlora.errors import CheckpointError
 from longlora.merge import write_adapter_card
-from longlora.models.checkpoint import Extension, is_adapter, save_tokenizer, write_extension
+from longlora.models.directories import Extension, is_adapter, save_tokenizer, write_extension
 from longlora.models.generation import transformers_model
 from longlora.models.load import TrainingModel
-from longlora.models.positions import write_older_keys
+from longlora.models.older_keys import write_older_keys
 from longlora.support.choices import Strategy
 from longlora.support.digests import seal
 from longlora.support.files import whole_directory

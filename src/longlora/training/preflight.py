@@ -4,7 +4,7 @@ from typing import Any
 
 from longlora.config import Recipe
 from longlora.errors import ConfigError
-from longlora.models.checkpoint import training_source
+from longlora.models.directories import training_source
 from longlora.planner.architecture import Architecture, find_architecture
 from longlora.planner.job import PlannedRun, check_position_split
 from longlora.rope.extend import extend_rope, present_context

@@ -11,10 +11,11 @@ from tests.models.test_positions import FAMILIES, LONG, NEW, ORIGINAL, SHORT, SI
 from tests.rope import formulas
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Olmo3Config
 
+import longlora.models.older_keys
 from longlora.errors import ConfigError
-from longlora.models import positions
-from longlora.models.positions import extend_positions, write_older_keys
-from longlora.rope.other_readers import v4_rope
+from longlora.models.older_keys import write_older_keys
+from longlora.models.positions import extend_positions
+from longlora.rope.other_readers import older_keys
 
 CASES = [
     *(("llama", kind) for kind in ("linear", "theta", "dynamic", "yarn", "llama3", "longrope")),
@@ -65,7 +66,7 @@ def test_both_spellings_say_the_same(
     model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    values |= v4_rope(config.rope_parameters, model_type=config.model_type)
+    values |= older_keys(config.rope_parameters, model_type=config.model_type)
     path.write_text(json.dumps(values))
 
     tokens = torch.randint(40, (1, NEW), generator=torch.Generator().manual_seed(seed))
@@ -109,7 +110,7 @@ def test_olmo3_scales_full_attention_and_shares_theta() -> None:
         rope_parameters={"full_attention": {**THETA}, "sliding_attention": {**THETA}},
     )
     extend_positions(config, context_length=NEW, rope_type="yarn")
-    keys = v4_rope(config.rope_parameters, model_type="olmo3")
+    keys = older_keys(config.rope_parameters, model_type="olmo3")
     assert (keys["rope_theta"], keys["rope_scaling"]["type"]) == (5000.0, "yarn")
     read = Olmo3Config.from_dict({**config.to_dict(), **keys}).rope_parameters
     read["full_attention"].pop("type")
@@ -136,7 +137,7 @@ def test_olmo3_scales_full_attention_and_shares_theta() -> None:
 )
 def test_positions_without_older_keys(parameters: dict[str, Any], model_type: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        v4_rope(parameters, model_type=model_type)
+        older_keys(parameters, model_type=model_type)
 
 
 def test_a_model_of_its_own_code_is_left_as_it_is(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_keys_that_a_model_type_refuses_are_taken_back(
     config = LlamaConfig(**SIZES, rope_parameters={**THETA, "rope_type": "linear", "factor": 2.0})
     config.save_pretrained(tmp_path)
     before = (tmp_path / "config.json").read_text()
-    monkeypatch.setattr(positions, "v4_rope", lambda *_, **__: {"hidden_size": "none"})
+    monkeypatch.setattr(longlora.models.older_keys, "older_keys", lambda *_, **__: {"hidden_size": "none"})
     write_older_keys(tmp_path)
     assert (tmp_path / "config.json").read_text() == before
     assert "transformers 4 would misread" in caplog.text

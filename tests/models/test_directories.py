@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from longlora.errors import CheckpointError
-from longlora.models.checkpoint import Extension, read_extension, save_tokenizer, write_extension
+from longlora.models.directories import Extension, read_extension, save_tokenizer, write_extension
 from longlora.support.files import whole_directory, write_atomically
 
 EXTENSION = Extension(
