@@ -101,12 +101,20 @@ def compare(
     typer.echo(f"written to {page}")
 
 
-for commands in (
-    (train.recipes, train.plan, train.init, train.train),
-    (report, compare, export.merge, export.serve, chat.chat, chat.web, doctor.doctor),
+for command in (
+    train.recipes,
+    train.plan,
+    train.init,
+    train.train,
+    report,
+    compare,
+    export.merge,
+    export.serve,
+    chat.chat,
+    chat.web,
+    doctor.doctor,
 ):
-    for command in commands:
-        app.command()(command)
+    app.command()(command)
 app.command("import")(export.import_weights)
 
 
