@@ -176,10 +176,11 @@ def test_another_kind_of_adapter(original: Original, tmp_path: Path, config: dic
         import_released(str(folder), tmp_path / "out", base=str(original.base))
 
 
-def test_a_configuration_without_its_rank(original: Original, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "error"), [("", "KeyError"), (', "r": 1e999', "OverflowError")])
+def test_a_configuration_without_a_usable_rank(original: Original, tmp_path: Path, rank: str, error: str) -> None:
     folder = publish(original, tmp_path / "x-1k")
-    (folder / "adapter_config.json").write_text(json.dumps({"target_modules": ["q_proj"]}))
-    with pytest.raises(CheckpointError, match="is incomplete: KeyError"):
+    (folder / "adapter_config.json").write_text(f'{{"target_modules": ["q_proj"]{rank}}}')
+    with pytest.raises(CheckpointError, match=f"is incomplete or damaged: {error}"):
         import_released(str(folder), tmp_path / "out", base=str(original.base))
 
 

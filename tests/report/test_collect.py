@@ -127,7 +127,14 @@ def test_a_damaged_result_is_named(tmp_path: Path, content: str) -> None:
         collect([str(tmp_path)])
 
 
-@pytest.mark.parametrize(("name", "text"), [("metrics.jsonl", '{"loss"\n'), ("recipe.yaml", "a: [")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", '{"loss"\n'),
+        ("metrics.jsonl", '{"loss": 1.0, "step": 1e999}\n'),
+        ("recipe.yaml", "a: ["),
+    ],
+)
 def test_a_damaged_run_is_named(tmp_path: Path, name: str, text: str) -> None:
     write_run(tmp_path / "run", num_steps=3)
     (tmp_path / "run" / name).write_text(text)

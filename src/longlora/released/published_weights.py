@@ -192,8 +192,8 @@ def _config(folder: Path, base: str) -> LoraConfig:
             use_rslora=bool(values.get("use_rslora", False)),
             target_modules=targets,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is incomplete: {error!r}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path} is incomplete or damaged: {error!r}") from error
 
 
 def _low_rank_shapes(config: LoraConfig, skeleton: Skeleton) -> Shapes:

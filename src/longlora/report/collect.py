@@ -127,7 +127,7 @@ def read_run(folder: Path, name: str = "") -> TrainingRun:
             hours=_hours(starts, metrics.stat().st_mtime),
             starts=starts,
         )
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, yaml.YAMLError) as error:
         raise DataError(f"{folder} holds no readable training run ({type(error).__name__}: {error})") from error
 
 

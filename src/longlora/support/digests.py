@@ -60,7 +60,7 @@ def differences(
     except FileNotFoundError:
         yield DIGESTS_FILE, f"{DIGESTS_FILE} is missing"
         return
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         yield DIGESTS_FILE, f"{DIGESTS_FILE} is damaged"
         return
     if not expected:

@@ -220,8 +220,8 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
 def _metrics_line(line: bytes) -> dict[str, Any] | None:
     try:
         values = json.loads(line)
-        numbers = [values["step"], *(values[name] for name in ("loss", "eval_loss", "learning_rate") if name in values)]
-        is_usable = all(isinstance(number, (int, float)) for number in numbers)
+        numbers = [values[name] for name in ("loss", "eval_loss", "learning_rate") if name in values]
+        is_usable = isinstance(values["step"], int) and all(isinstance(number, (int, float)) for number in numbers)
         json_line(values).encode()  # half a surrogate pair is valid JSON, but cannot be written
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
