@@ -156,7 +156,9 @@ def test_phases_set_the_groups_of_each_step(load) -> None:
         set_grouping(layer, Grouping(group_size=256))
         phases = arms.Phases(arms.ARMS[name], arms.TINY)
         phases.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=10), None, layer)
-        return grouping_of(layer, Grouping(group_size=1)).group_size
+        grouping = grouping_of(layer)
+        assert grouping is not None
+        return grouping.group_size
 
     assert [group_size("S², first 40 % dense", step) for step in (0, 3, 4, 9)] == [None, None, 256, 256]
     assert [group_size("S², growing groups", step) for step in (0, 3, 5, 9)] == [128, 256, 512, None]

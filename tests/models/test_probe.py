@@ -9,6 +9,7 @@ from tests.models.small_models import SIZES, mistral, random_tokens, tiny_model
 from torch import Tensor
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     BartConfig,
@@ -98,6 +99,8 @@ FALCON = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_atte
 REFUSED = [
     (OwnAttentionConfig(), "no layer of own-attention would train with S²-Attn"),
     (mistral(sliding_window=4), "no layer of mistral would train with S²-Attn"),
+    # Its configuration states no context.
+    (AutoConfig.for_model("recurrent_gemma", num_hidden_layers=3), "each has a window of its own"),
     (mistral(sliding_window=4096), "no layer of mistral would train with S²-Attn"),
     (FalconConfig(**FALCON), "no layer of falcon would train with S²-Attn: its attention does not go through"),
     (

@@ -100,9 +100,9 @@ def set_grouping(model: torch.nn.Module, grouping: Grouping) -> None:
         setattr(module, _ATTRIBUTE, grouping)
 
 
-def grouping_of(module: torch.nn.Module, default: Grouping) -> Grouping:
-    """Return the settings set on a model's module, or the default if none were set."""
-    return getattr(module, _ATTRIBUTE, default)
+def grouping_of(module: torch.nn.Module) -> Grouping | None:
+    """Return the settings set on a model's module; None if none were set."""
+    return getattr(module, _ATTRIBUTE, None)
 
 
 def default_grouping(config: PreTrainedConfig) -> Grouping:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from longlora.attention import CutPoints, HeadShard
 from longlora.errors import ConfigError
 from longlora.models.deferred_mask import DeferredMask
-from longlora.models.grouping import GROUP_SIZE_VARIABLE, USE_FULL_ATTENTION, Grouping
+from longlora.models.grouping import GROUP_SIZE_VARIABLE, USE_FULL_ATTENTION, Grouping, set_grouping
 from longlora.models.positions import without_dynamic_scaling
 
 logger = logging.getLogger("longlora")
@@ -132,6 +132,7 @@ def _run_without_weights(
     # `make` returns bfloat16: torch has no grouped matrix product (mixtures of experts) for float32 on "meta".
     with torch.device("meta"):
         model = make(without_dynamic_scaling(config)).train()
+        set_grouping(model, Grouping(group_size=_PROBE_TOKENS))  # a configuration may state no context for a default
         tokens = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long)
         try:
             # With a cache, transformers does not search for packed documents, and without a mask, linear attention does

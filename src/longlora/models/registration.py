@@ -161,7 +161,7 @@ def _trains_in_segments(module: torch.nn.Module, mask: DeferredMask, query: Tens
 
     Also records which layers have groups, if the model has groups.
     """
-    grouping = grouping_of(module, mask.default_grouping)
+    grouping = grouping_of(module) or mask.default_grouping
     if not mask.is_meta and grouping.group_size is not None:
         probe.watch_layer(module, mask, grouping, is_grouped=mask.window is None)
     keys_are_the_row = query.shape[2] == key.shape[2]
@@ -221,7 +221,7 @@ def _attend_in_segments(
     scores: dict[str, Any],
 ) -> Tensor:
     is_grouped = module.training and mask.window is None
-    grouping = grouping_of(module, mask.default_grouping).of_layer(module) if is_grouped else _DOCUMENTS
+    grouping = (grouping_of(module) or mask.default_grouping).of_layer(module) if is_grouped else _DOCUMENTS
     cuts = mask.cuts(query.shape[2], grouping=grouping, **documents)
     if grouping.group_size is not None and not mask.is_meta:
         probe.tell_of_forward(module.config, mask, cuts, grouping)
