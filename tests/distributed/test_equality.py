@@ -138,8 +138,8 @@ def test_half_the_rows_would_be_noticed(recipe_values: dict[str, Any], tmp_path:
         {"tuning": "full", "learning_rate": 1e-3},
         {"tuning": "lora", "gradient_checkpointing": True},
         {"new_tokens": ["<one>", "<two>"], "embedding_learning_rate": 2e-2},
-        # Adam divides a gradient near zero by its own size: on some processors one process that takes these rows one by
-        # one moves a weight by 4e-5. SGD keeps rounding small: 2e-7, where half of the rows move weights by 0.03.
+        # Adam divides a gradient near zero by its own size: on some processors, one process differs from itself by 3e-5
+        # if it takes these rows one by one. SGD keeps rounding at 2e-7; half of the rows make a difference of 0.03.
         {"per_device_train_batch_size": 2, "attention": {"dense_finish": 0.5}, "optim": "sgd", "learning_rate": 0.1},
     ],
     ids=["full", "lora", "tokens", "batch"],
